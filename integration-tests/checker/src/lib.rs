@@ -1,0 +1,1 @@
+//! Judges a recorded history of reads and writes.

@@ -1,0 +1,1 @@
+//! Deploy a service and migrate its database without downtime.
