@@ -1,1 +1,5 @@
 //! Deploy a service and migrate its database without downtime.
+
+pub mod health;
+pub mod metrics;
+pub mod release;
