@@ -149,9 +149,8 @@ impl Ledger {
 async fn install(tx: &mut PgTransaction<'static>, role: &str) -> Result<(), LedgerError> {
     sqlx::query("select pg_advisory_xact_lock($1)").bind(INSTALL_LOCK).execute(&mut **tx).await?;
     // Another process may have been faster.
-    let installed: bool = sqlx::query_scalar("select to_regclass('cutover.ledger') is not null")
-        .fetch_one(&mut **tx)
-        .await?;
+    let installed: bool =
+        sqlx::query_scalar("select to_regclass('cutover.ledger') is not null").fetch_one(&mut **tx).await?;
     if installed {
         return Ok(());
     }

@@ -15,4 +15,5 @@ mod ledger;
 
 pub use instance::{Fleet, FleetOptions, Membership};
 pub use lease::Lease;
-pub use ledger::{LedgerError, Ledger, SCHEMA_VERSION};
+pub(crate) use ledger::sql_state;
+pub use ledger::{Ledger, LedgerError, SCHEMA_VERSION};

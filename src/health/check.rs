@@ -20,9 +20,8 @@ impl From<()> for Observed {
     }
 }
 
-pub(super) type Probe = Arc<
-    dyn Fn() -> Pin<Box<dyn Future<Output = Result<Observed, CheckError>> + Send>> + Send + Sync,
->;
+pub(super) type Probe =
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Observed, CheckError>> + Send>> + Send + Sync>;
 
 /// A probe of a dependency and the rules of judging it, for
 /// [`Health::check`](super::Health::check).
@@ -139,14 +138,10 @@ impl Check {
             problems.push(format!("check {name:?}: time_limit must be above zero"));
         }
         if self.failures == 0 {
-            problems.push(format!(
-                "check {name:?}: failing_after needs at least 1 failure"
-            ));
+            problems.push(format!("check {name:?}: failing_after needs at least 1 failure"));
         }
         if self.successes == 0 {
-            problems.push(format!(
-                "check {name:?}: passing_after needs at least 1 success"
-            ));
+            problems.push(format!("check {name:?}: passing_after needs at least 1 success"));
         }
         HealthError::check(problems)
     }

@@ -101,10 +101,7 @@ impl Component {
     /// What was last said, with the status that the criticality makes of it.
     pub(super) fn shown(&self) -> State {
         let mut state = State::clone(&self.state.load());
-        if state.status == Status::Fail
-            && self.criticality == Criticality::Degrades
-            && self.reached()
-        {
+        if state.status == Status::Fail && self.criticality == Criticality::Degrades && self.reached() {
             state.status = Status::Warn;
         }
         state

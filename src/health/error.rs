@@ -8,11 +8,7 @@ pub struct HealthError {
 
 impl HealthError {
     pub(super) fn check(problems: Vec<String>) -> Result<(), Self> {
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(Self { problems })
-        }
+        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
     }
 
     /// One sentence per problem.

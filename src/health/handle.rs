@@ -73,20 +73,14 @@ impl Health {
     /// A startup step: not ready until the [`Latch`] (and every other) was dropped.
     pub fn latch(&self, name: impl Into<Arc<str>>) -> Latch {
         let component = Component::new(name.into(), Criticality::Critical, "not done yet");
-        Latch {
-            component: self.shared.add(component),
-            shared: Arc::clone(&self.shared),
-        }
+        Latch { component: self.shared.add(component), shared: Arc::clone(&self.shared) }
     }
 
     /// A state that somebody pushes. It blocks readiness until it was well for the first
     /// time, and from then on as `criticality` says.
     pub fn signal(&self, name: impl Into<Arc<str>>, criticality: Criticality) -> Signal {
         let component = Component::new(name.into(), criticality, "not reported yet");
-        Signal {
-            component: self.shared.add(component),
-            shared: Arc::clone(&self.shared),
-        }
+        Signal { component: self.shared.add(component), shared: Arc::clone(&self.shared) }
     }
 
     /// Probes in the background, at once and then at the check's interval. It blocks
@@ -248,8 +242,7 @@ impl Signal {
     }
 
     fn say(&self, status: Status, output: Option<&str>) {
-        self.shared
-            .set(&self.component, State::new(status, output, None));
+        self.shared.set(&self.component, State::new(status, output, None));
     }
 }
 

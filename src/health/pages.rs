@@ -43,9 +43,7 @@ fn shown(health: &Health, keep: impl Fn(&str) -> bool) -> Shown {
 
 fn not_excluded(pairs: &[(String, String)]) -> impl Fn(&str) -> bool {
     move |name| {
-        !pairs
-            .iter()
-            .any(|(key, value)| key == "exclude" && value.split(',').any(|v| v.trim() == name))
+        !pairs.iter().any(|(key, value)| key == "exclude" && value.split(',').any(|v| v.trim() == name))
     }
 }
 
@@ -94,10 +92,7 @@ fn ready_page(shown: &Shown, verbose: bool) -> Response {
 }
 
 fn text(code: StatusCode, page: String) -> Response {
-    let headers = [
-        (CONTENT_TYPE, "text/plain; charset=utf-8"),
-        (CACHE_CONTROL, "no-store"),
-    ];
+    let headers = [(CONTENT_TYPE, "text/plain; charset=utf-8"), (CACHE_CONTROL, "no-store")];
     (code, headers, page).into_response()
 }
 
@@ -135,16 +130,10 @@ async fn healthz(Handle(health): Handle<Health>, Query(pairs): Pairs) -> Respons
             output: state.output,
         });
     }
-    let document = Document {
-        status: status.as_str(),
-        checks,
-    };
+    let document = Document { status: status.as_str(), checks };
     match serde_json::to_string(&document) {
         Ok(page) => {
-            let headers = [
-                (CONTENT_TYPE, "application/health+json"),
-                (CACHE_CONTROL, "no-store"),
-            ];
+            let headers = [(CONTENT_TYPE, "application/health+json"), (CACHE_CONTROL, "no-store")];
             (code(status), headers, page).into_response()
         }
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
@@ -158,16 +147,11 @@ fn rfc3339(time: SystemTime) -> String {
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     format!(
         "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",

@@ -20,10 +20,7 @@ impl Check {
     }
 }
 
-async fn probe(
-    pool: PgPool,
-    idle: Arc<Mutex<Option<PgConnection>>>,
-) -> Result<Observed, CheckError> {
+async fn probe(pool: PgPool, idle: Arc<Mutex<Option<PgConnection>>>) -> Result<Observed, CheckError> {
     // Taken out while in use: a probe that fails or is cancelled drops the connection.
     let kept = idle.lock().await.take();
     let mut connection = match kept {
@@ -39,9 +36,7 @@ async fn probe(
 
     let limit = pool.options().get_max_connections();
     if pool.num_idle() == 0 && pool.size() >= limit {
-        return Ok(Observed::Warn(format!(
-            "reachable, but all {limit} connections of the pool are in use"
-        )));
+        return Ok(Observed::Warn(format!("reachable, but all {limit} connections of the pool are in use")));
     }
     Ok(Observed::Pass)
 }

@@ -60,10 +60,7 @@ mod tests {
             redact("connect to postgres://me:pw@db:5432/app: refused"),
             "connect to postgres://***@db:5432/app: refused"
         );
-        assert_eq!(
-            redact("mail a@b about http://x/"),
-            "mail a@b about http://x/"
-        );
+        assert_eq!(redact("mail a@b about http://x/"), "mail a@b about http://x/");
     }
 
     #[test]

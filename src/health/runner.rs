@@ -23,16 +23,8 @@ pub(super) async fn run(check: Check, component: Arc<Component>, shared: Arc<Sha
             Ok(Observed::Pass) => None,
             Ok(Observed::Warn(text)) | Err(text) => Some(text.as_str()),
         };
-        shared.set(
-            &component,
-            State::new(status, output, Some(started.elapsed())),
-        );
-        sleep(if component.reached() {
-            check.interval
-        } else {
-            check.interval.min(STARTUP_INTERVAL)
-        })
-        .await;
+        shared.set(&component, State::new(status, output, Some(started.elapsed())));
+        sleep(if component.reached() { check.interval } else { check.interval.min(STARTUP_INTERVAL) }).await;
     }
 }
 
@@ -113,10 +105,6 @@ impl Judge {
             self.failing = true;
         }
         // A failure below the thresholds is shown, but takes nobody out.
-        if self.failing {
-            Status::Fail
-        } else {
-            Status::Warn
-        }
+        if self.failing { Status::Fail } else { Status::Warn }
     }
 }

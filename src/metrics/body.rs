@@ -44,21 +44,14 @@ impl<B: Body> MetricsBody<B> {
         let bodiless = head.status.is_informational()
             || head.status == StatusCode::NO_CONTENT
             || head.status == StatusCode::NOT_MODIFIED
-            || ticket
-                .as_ref()
-                .is_some_and(|t| METHODS[usize::from(t.method())] == "HEAD");
+            || ticket.as_ref().is_some_and(|t| METHODS[usize::from(t.method())] == "HEAD");
         let owed = if bodiless {
             Some(0)
         } else {
             let length = head.headers.get(CONTENT_LENGTH);
             length.and_then(|v| v.to_str().ok()?.parse().ok())
         };
-        Self {
-            inner,
-            status: head.status.as_u16(),
-            owed,
-            ticket,
-        }
+        Self { inner, status: head.status.as_u16(), owed, ticket }
     }
 }
 
@@ -101,8 +94,6 @@ impl<B: Body> Body for MetricsBody<B> {
 
 impl<B: Body> fmt::Debug for MetricsBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MetricsBody")
-            .field("status", &self.status)
-            .finish_non_exhaustive()
+        f.debug_struct("MetricsBody").field("status", &self.status).finish_non_exhaustive()
     }
 }

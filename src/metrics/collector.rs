@@ -54,11 +54,7 @@ impl HttpCollector {
                 Desc::new((*name).into(), (*help).into(), labels, HashMap::new())
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self {
-            http,
-            version: version.to_owned(),
-            descriptions,
-        })
+        Ok(Self { http, version: version.to_owned(), descriptions })
     }
 }
 
@@ -135,13 +131,7 @@ fn histogram(names: &[&str], values: &[&str], snapshot: &Snapshot) -> Metric {
         bucket
     };
     let mut histogram = Histogram::default();
-    histogram.set_bucket(
-        BOUNDS
-            .into_iter()
-            .zip(snapshot.cumulative)
-            .map(bucket)
-            .collect(),
-    );
+    histogram.set_bucket(BOUNDS.into_iter().zip(snapshot.cumulative).map(bucket).collect());
     histogram.set_sample_count(snapshot.count);
     histogram.set_sample_sum(snapshot.seconds);
     let mut metric = labelled(names, values);

@@ -15,9 +15,8 @@ use super::series::{Gauge, Series};
 pub(super) const UNMATCHED: &str = "unmatched";
 
 /// The methods that have a label of their own, the most frequent first.
-pub(super) const METHODS: [&str; 10] = [
-    "GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE", "other",
-];
+pub(super) const METHODS: [&str; 10] =
+    ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE", "other"];
 const OTHER: u8 = 9;
 
 /// Index into [`METHODS`]; anything a client made up is `other`.
@@ -47,12 +46,7 @@ pub(super) enum Abort {
 }
 
 impl Abort {
-    pub(super) const ALL: [Self; 4] = [
-        Self::Dropped,
-        Self::Panic,
-        Self::BodyError,
-        Self::ServiceError,
-    ];
+    pub(super) const ALL: [Self; 4] = [Self::Dropped, Self::Panic, Self::BodyError, Self::ServiceError];
 
     pub(super) fn reason(self) -> &'static str {
         match self {
@@ -110,11 +104,7 @@ impl Route {
         let mut entries = Vec::clone(&self.entries.load());
         for status in [200, 500, status] {
             if find(&entries, method, status).is_none() {
-                entries.push(Entry {
-                    method,
-                    status,
-                    series: Arc::default(),
-                });
+                entries.push(Entry { method, status, series: Arc::default() });
             }
         }
         let entries = Arc::new(entries);
@@ -140,9 +130,7 @@ impl Route {
 }
 
 fn find(entries: &[Entry], method: u8, status: u16) -> Option<&Entry> {
-    entries
-        .iter()
-        .find(|entry| entry.method == method && entry.status == status)
+    entries.iter().find(|entry| entry.method == method && entry.status == status)
 }
 
 /// Every route seen so far. A router has a fixed number of them.
@@ -154,11 +142,7 @@ pub(super) struct Http {
 
 impl Http {
     pub(super) fn new() -> Self {
-        let http = Self {
-            in_flight: Arc::default(),
-            routes: ArcSwap::default(),
-            grow: Mutex::default(),
-        };
+        let http = Self { in_flight: Arc::default(), routes: ArcSwap::default(), grow: Mutex::default() };
         // Zero series from the first scrape on, before any request.
         http.route(UNMATCHED).with(0, 200, |_| ());
         http

@@ -38,10 +38,7 @@ impl<S> Layer<S> for MetricsLayer {
     type Service = MetricsService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        MetricsService {
-            inner,
-            http: Arc::clone(&self.http),
-        }
+        MetricsService { inner, http: Arc::clone(&self.http) }
     }
 }
 
@@ -54,9 +51,7 @@ pub struct MetricsService<S> {
 
 impl<S: fmt::Debug> fmt::Debug for MetricsService<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MetricsService")
-            .field("inner", &self.inner)
-            .finish_non_exhaustive()
+        f.debug_struct("MetricsService").field("inner", &self.inner).finish_non_exhaustive()
     }
 }
 
@@ -75,15 +70,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let route = request.extensions().get::<MatchedPath>();
-        let route = self
-            .http
-            .route(route.map_or(UNMATCHED, MatchedPath::as_str));
+        let route = self.http.route(route.map_or(UNMATCHED, MatchedPath::as_str));
         let mut ticket = Ticket::new(route, method_index(request.method()));
         let inner = ticket.run(|| self.inner.call(request));
-        ResponseFuture {
-            inner,
-            ticket: Some(ticket),
-        }
+        ResponseFuture { inner, ticket: Some(ticket) }
     }
 }
 

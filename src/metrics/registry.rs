@@ -61,11 +61,7 @@ impl Metrics {
         let http = Arc::new(Http::new());
         let collector = HttpCollector::new(Arc::clone(&http), release.version())?;
         registry.register(Box::new(collector))?;
-        Ok(Self {
-            registry,
-            release: release.clone(),
-            http,
-        })
+        Ok(Self { registry, release: release.clone(), http })
     }
 
     /// Where families are registered. Families that a canary is judged by need the label
@@ -82,26 +78,19 @@ impl Metrics {
     /// The layer that counts requests; every layer of one `Metrics` counts into the same
     /// series, so a request must pass only one of them.
     pub fn layer(&self) -> MetricsLayer {
-        MetricsLayer {
-            http: Arc::clone(&self.http),
-        }
+        MetricsLayer { http: Arc::clone(&self.http) }
     }
 
     /// `GET /metrics` in Prometheus' text format, for the admin listener.
     pub fn router(&self) -> Router {
         let registry = self.registry.clone();
-        Router::new().route(
-            "/metrics",
-            get(move || async move { exposition(&registry) }),
-        )
+        Router::new().route("/metrics", get(move || async move { exposition(&registry) }))
     }
 }
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics")
-            .field("release", &self.release)
-            .finish_non_exhaustive()
+        f.debug_struct("Metrics").field("release", &self.release).finish_non_exhaustive()
     }
 }
 

@@ -5,9 +5,8 @@ use std::{
 };
 
 /// Upper bounds of the duration buckets, in seconds.
-pub(super) const BOUNDS: [f64; 14] = [
-    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-];
+pub(super) const BOUNDS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 /// The same in nanoseconds: comparing integers keeps floats off the request path.
 const BOUNDS_NANOS: [u64; 14] = [
     5_000_000,
@@ -75,10 +74,7 @@ pub(super) struct Snapshot {
 impl Series {
     pub(super) fn record(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS_NANOS
-            .iter()
-            .position(|bound| nanos <= *bound)
-            .unwrap_or(BOUNDS_NANOS.len());
+        let bucket = BOUNDS_NANOS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS_NANOS.len());
         let shard = self.0.own();
         shard.buckets[bucket].fetch_add(1, Relaxed);
         shard.nanos.fetch_add(nanos, Relaxed);

@@ -16,13 +16,7 @@ pub(super) struct Ticket {
 impl Ticket {
     pub(super) fn new(route: Arc<Route>, method: u8) -> Self {
         route.in_flight.add(1);
-        Self {
-            route,
-            method,
-            started: Instant::now(),
-            running: false,
-            counted: false,
-        }
+        Self { route, method, started: Instant::now(), running: false, counted: false }
     }
 
     /// Runs the service's own code, so that a panic in it is recognised.
@@ -45,8 +39,7 @@ impl Ticket {
         if !self.counted {
             self.counted = true;
             let duration = self.started.elapsed();
-            self.route
-                .with(self.method, status, |series| series.record(duration));
+            self.route.with(self.method, status, |series| series.record(duration));
             self.route.in_flight.add(-1);
         }
     }
@@ -61,10 +54,6 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.aborted(if self.running {
-            Abort::Panic
-        } else {
-            Abort::Dropped
-        });
+        self.aborted(if self.running { Abort::Panic } else { Abort::Dropped });
     }
 }

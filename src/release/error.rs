@@ -8,11 +8,7 @@ pub struct ReleaseError {
 
 impl ReleaseError {
     pub(super) fn check(problems: Vec<String>) -> Result<(), Self> {
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(Self { problems })
-        }
+        if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
     }
 
     /// One sentence per problem, each naming the field or the environment variable.

@@ -75,12 +75,7 @@ impl Release {
             None => default_instance(&read("HOSTNAME", &kernel_host_name)).into(),
         };
         let service = checked("service", service, &mut problems);
-        ReleaseError::check(problems).map(|()| Self {
-            service,
-            version,
-            revision,
-            instance,
-        })
+        ReleaseError::check(problems).map(|()| Self { service, version, revision, instance })
     }
 
     /// The same identity with another build revision (a commit or an image digest).
@@ -128,11 +123,7 @@ impl Release {
 
 impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {} ({}) as {}",
-            self.service, self.version, self.revision, self.instance
-        )
+        write!(f, "{} {} ({}) as {}", self.service, self.version, self.revision, self.instance)
     }
 }
 
@@ -140,14 +131,9 @@ fn checked(name: &str, value: &str, problems: &mut Vec<String>) -> Arc<str> {
     if value.trim().is_empty() {
         problems.push(format!("{name} is empty: give it a value or leave it out"));
     } else if value.len() > MAX_LEN {
-        problems.push(format!(
-            "{name} is {} bytes long: at most {MAX_LEN} are allowed",
-            value.len()
-        ));
+        problems.push(format!("{name} is {} bytes long: at most {MAX_LEN} are allowed", value.len()));
     } else if value.chars().any(char::is_control) {
-        problems.push(format!(
-            "{name} holds a control character (a line break?): {value:?}"
-        ));
+        problems.push(format!("{name} holds a control character (a line break?): {value:?}"));
     }
     Arc::from(value)
 }
@@ -155,11 +141,7 @@ fn checked(name: &str, value: &str, problems: &mut Vec<String>) -> Arc<str> {
 fn kernel_host_name() -> String {
     let name = rustix::system::uname();
     let name = name.nodename().to_string_lossy();
-    if name.trim().is_empty() {
-        "localhost".to_owned()
-    } else {
-        name.into_owned()
-    }
+    if name.trim().is_empty() { "localhost".to_owned() } else { name.into_owned() }
 }
 
 /// Two processes of one host (or of two containers that share a host name) differ by pid.
@@ -173,10 +155,7 @@ mod tests {
 
     fn from(pairs: &[(&str, &str)]) -> Result<Release, ReleaseError> {
         Release::from_variables("payments", |name| {
-            pairs
-                .iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, v)| OsString::from(v))
+            pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v))
         })
     }
 
@@ -200,12 +179,9 @@ mod tests {
     #[test]
     fn every_bad_variable_is_named_at_once() {
         let long = "x".repeat(MAX_LEN + 1);
-        let error = from(&[
-            ("CUTOVER_VERSION", ""),
-            ("CUTOVER_REVISION", "a\nb"),
-            ("CUTOVER_INSTANCE", &long),
-        ])
-        .unwrap_err();
+        let error =
+            from(&[("CUTOVER_VERSION", ""), ("CUTOVER_REVISION", "a\nb"), ("CUTOVER_INSTANCE", &long)])
+                .unwrap_err();
         assert_eq!(error.problems().len(), 3);
         for name in ["CUTOVER_VERSION", "CUTOVER_REVISION", "CUTOVER_INSTANCE"] {
             assert!(error.to_string().contains(name), "{error}");
@@ -218,11 +194,7 @@ mod tests {
         let release = Release::new("a", "b").unwrap();
         assert!(release.clone().with_revision("\u{7}").is_err());
         assert!(release.clone().with_instance("").is_err());
-        let release = release
-            .with_revision("r")
-            .unwrap()
-            .with_instance("i")
-            .unwrap();
+        let release = release.with_revision("r").unwrap().with_instance("i").unwrap();
         assert_eq!(release.to_string(), "a b (r) as i");
     }
 }

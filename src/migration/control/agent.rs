@@ -399,7 +399,7 @@ impl Follower {
             .await?;
         }
         tx.commit().await?;
-        self.acknowledged.extend(ready);
+        self.acknowledged.extend(ready.iter().copied());
         Ok(())
     }
 

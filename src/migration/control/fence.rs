@@ -2,13 +2,11 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use sqlx::pool::PoolConnection;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, SqlSafeStr, TransactionManager};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, PgTransaction};
 
-use super::gate::{Gate, Pin};
+use super::gate::{Gate, Held};
 use super::{Error, Migration};
-
-type Manager = <Postgres as sqlx::Database>::TransactionManager;
+use crate::migration::phase::{Percent, Phase};
 
 /// How a pinned transaction is isolated from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,33 +22,24 @@ pub enum Isolation {
 }
 
 impl Isolation {
-    fn begin(self) -> &'static str {
+    const fn name(self) -> &'static str {
         match self {
-            Isolation::ReadCommitted => "begin isolation level read committed",
-            Isolation::RepeatableRead => "begin isolation level repeatable read",
-            Isolation::Serializable => "begin isolation level serializable",
+            Isolation::ReadCommitted => "read committed",
+            Isolation::RepeatableRead => "repeatable read",
+            Isolation::Serializable => "serializable",
         }
     }
 }
 
 /// A transaction that is pinned to an epoch and has passed the fence.
 ///
-/// Dereferences to the connection, so queries run on `&mut *tx`. A repository that takes this type can't be
+/// Dereferences to the connection, so queries run on `&mut **tx`. A repository that takes this type can't be
 /// called with an unpinned connection. Dropped without [`PinnedTx::commit`] it is rolled back.
 #[must_use = "a transaction that is dropped is rolled back"]
 pub struct PinnedTx {
-    connection: PoolConnection<Postgres>,
-    state: State,
+    tx: PgTransaction<'static>,
     // Declared last, dropped last: until the rollback has been queued, the operation counts.
-    pin: Pin<Arc<Gate>>,
-}
-
-#[derive(PartialEq, Eq)]
-enum State {
-    /// What the server made of it isn't known yet.
-    Beginning,
-    Open,
-    Finished,
+    pin: Held<Arc<Gate>>,
 }
 
 impl PinnedTx {
@@ -59,35 +48,42 @@ impl PinnedTx {
         pool: &PgPool,
         isolation: Isolation,
         migration: &Migration,
-        pin: Pin<Arc<Gate>>,
+        pin: Held<Arc<Gate>>,
     ) -> Result<Self, Error> {
-        let connection = pool.acquire().await?;
-        let mut tx = Self { connection, state: State::Beginning, pin };
-        // Only numbers and a phase's name go into this text. One simple-query message carries both commands,
-        // so the fence costs no round trip.
+        // One simple-query message carries everything, so the fence costs no round trip. The server runs such
+        // a message as one transaction, which the `begin` at its end turns into one that stays open. `begin`
+        // comes last so that a refusal leaves the connection outside of any transaction: `sqlx` would take it
+        // for clean in either case. Only numbers and names of our own go into the text.
         let statement = format!(
-            "{}; select cutover.fence({}, {}, '{}')",
-            isolation.begin(),
+            "set transaction isolation level {}; select cutover.fence({}, {}, '{}'); begin",
+            isolation.name(),
             migration.id(),
-            tx.pin.epoch(),
-            tx.pin.phase()
+            pin.epoch(),
+            pin.phase()
         );
-        match Manager::begin(&mut tx.connection, Some(AssertSqlSafe(statement).into_sql_str())).await {
-            Ok(()) => tx.state = State::Open,
-            Err(error) => {
-                // The server is inside a failed transaction that the pool would take for a clean connection.
-                if sqlx::raw_sql("rollback").execute(&mut *tx.connection).await.is_ok() {
-                    tx.state = State::Finished;
-                }
-                return Err(Error::from_fence(error));
-            }
-        }
-        Ok(tx)
+        let pool = pool.clone();
+        // In a task of its own, because `sqlx` does not notice when it is dropped between sending `begin` and
+        // the answer: the connection would go back to the pool inside a transaction. The task always ends.
+        let begun = tokio::spawn(async move {
+            let tx = pool.begin_with(AssertSqlSafe(statement)).await.map_err(Error::from_fence)?;
+            Ok(Self { tx, pin })
+        });
+        begun.await.unwrap_or(Err(Error::NotInFleet))
     }
 
-    /// The epoch, and its phase, that the transaction runs at.
-    pub fn pin(&self) -> &Pin<Arc<Gate>> {
-        &self.pin
+    /// The phase that the transaction runs at.
+    pub fn phase(&self) -> Phase {
+        self.pin.phase()
+    }
+
+    /// The epoch that the transaction runs at.
+    pub fn epoch(&self) -> i32 {
+        self.pin.epoch()
+    }
+
+    /// The share of keys to read from the new side in [`Phase::Ramp`].
+    pub fn ramp(&self) -> Percent {
+        self.pin.ramp()
     }
 
     /// Commits.
@@ -99,10 +95,10 @@ impl PinnedTx {
     /// # Cancel safety
     ///
     /// Not cancel safe: whether a dropped commit took place isn't known.
-    pub async fn commit(mut self) -> Result<(), Error> {
-        Manager::commit(&mut self.connection).await?;
-        self.state = State::Finished;
-        Ok(())
+    pub async fn commit(self) -> Result<(), Error> {
+        // The pin lives until the answer is there.
+        let Self { tx, pin: _pin } = self;
+        Ok(tx.commit().await?)
     }
 
     /// Rolls back and waits until that has happened.
@@ -114,10 +110,9 @@ impl PinnedTx {
     /// # Cancel safety
     ///
     /// Safe: a dropped rollback is done before the connection is used again.
-    pub async fn rollback(mut self) -> Result<(), Error> {
-        Manager::rollback(&mut self.connection).await?;
-        self.state = State::Finished;
-        Ok(())
+    pub async fn rollback(self) -> Result<(), Error> {
+        let Self { tx, pin: _pin } = self;
+        Ok(tx.rollback().await?)
     }
 }
 
@@ -125,23 +120,13 @@ impl Deref for PinnedTx {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
-        &self.connection
+        &self.tx
     }
 }
 
 impl DerefMut for PinnedTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.connection
-    }
-}
-
-impl Drop for PinnedTx {
-    fn drop(&mut self) {
-        match self.state {
-            State::Beginning => self.connection.close_on_drop(),
-            State::Open => Manager::start_rollback(&mut self.connection),
-            State::Finished => {}
-        }
+        &mut self.tx
     }
 }
 

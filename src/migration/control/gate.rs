@@ -79,11 +79,6 @@ impl Gate {
         word.phase().map(|phase| (word.epoch(), phase))
     }
 
-    /// The share of keys to read from the new side in `ramp`.
-    pub(super) fn ramp(&self) -> Percent {
-        self.word().ramp()
-    }
-
     /// Lets operations enter at this epoch from now on. Only the agent calls this.
     pub(super) fn open(&self, epoch: i32, phase: Phase, ramp: Percent) {
         let generation = self.word().generation();
@@ -146,12 +141,47 @@ struct Ticket {
 /// [`Migration::read`](super::Migration::read), which does): a process that was paused in the middle may find
 /// that the fleet has moved on without it, and then must not return what it read.
 #[must_use = "an operation is pinned only while this is held"]
-pub struct Pin<G: Borrow<Gate>> {
+#[derive(Debug)]
+pub struct Pin<'m>(Held<&'m Gate>);
+
+impl<'m> Pin<'m> {
+    #[inline]
+    pub(super) fn enter(gate: &'m Gate) -> Option<Self> {
+        Held::enter(gate).map(Self)
+    }
+
+    /// The epoch's phase.
+    #[inline]
+    pub fn phase(&self) -> Phase {
+        self.0.phase()
+    }
+
+    /// The epoch.
+    pub fn epoch(&self) -> i32 {
+        self.0.epoch()
+    }
+
+    /// The share of keys to read from the new side in [`Phase::Ramp`].
+    #[inline]
+    pub fn ramp(&self) -> Percent {
+        self.0.ramp()
+    }
+
+    /// Whether this instance was alive in the fleet's eyes all the while, so that what was read may be
+    /// returned.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        self.0.holds()
+    }
+}
+
+/// What a pin is made of, over any way to keep the gate alive.
+pub(super) struct Held<G: Borrow<Gate>> {
     gate: G,
     ticket: Ticket,
 }
 
-impl<G: Borrow<Gate>> Pin<G> {
+impl<G: Borrow<Gate>> Held<G> {
     /// Enters through `gate`; `None` while it is shut.
     #[inline]
     pub(super) fn enter(gate: G) -> Option<Self> {
@@ -159,42 +189,37 @@ impl<G: Borrow<Gate>> Pin<G> {
         Some(Self { gate, ticket })
     }
 
-    /// The epoch's phase.
     #[inline]
-    pub fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> Phase {
         self.ticket.phase
     }
 
-    /// The epoch.
-    pub fn epoch(&self) -> i32 {
+    pub(super) fn epoch(&self) -> i32 {
         self.ticket.word.epoch()
     }
 
-    /// The share of keys to read from the new side in [`Phase::Ramp`].
     #[inline]
-    pub fn ramp(&self) -> Percent {
+    pub(super) fn ramp(&self) -> Percent {
         self.ticket.word.ramp()
     }
 
-    /// Whether this instance was alive in the fleet's eyes all the while, so that what was read may be
-    /// returned.
     #[inline]
-    pub fn holds(&self) -> bool {
+    pub(super) fn holds(&self) -> bool {
         let gate = self.gate.borrow();
         gate.lease.holds() && gate.word().generation() == self.ticket.word.generation()
     }
 }
 
-impl<G: Borrow<Gate>> Drop for Pin<G> {
+impl<G: Borrow<Gate>> Drop for Held<G> {
     #[inline]
     fn drop(&mut self) {
         self.gate.borrow().leave(&self.ticket);
     }
 }
 
-impl<G: Borrow<Gate>> fmt::Debug for Pin<G> {
+impl<G: Borrow<Gate>> fmt::Debug for Held<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pin").field("epoch", &self.epoch()).field("phase", &self.phase()).finish()
+        f.debug_struct("Held").field("epoch", &self.epoch()).field("phase", &self.phase()).finish()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 
 use super::fence::Isolation;
-use super::gate::{Gate, Pin};
+use super::gate::{Gate, Held, Pin};
 use super::plan::{DesiredPhase, FromLedger, Plan};
 use super::{Error, PinnedTx};
 use crate::fleet::{Lease, Ledger};
@@ -97,8 +97,8 @@ impl Migration {
     ///
     /// [`Error::NotInFleet`] while this instance has no lease or has not been admitted.
     #[inline]
-    pub fn pin(&self) -> Result<Pin<&Gate>, Error> {
-        Pin::enter(&*self.inner.gate).ok_or(Error::NotInFleet)
+    pub fn pin(&self) -> Result<Pin<'_>, Error> {
+        Pin::enter(&self.inner.gate).ok_or(Error::NotInFleet)
     }
 
     /// Runs a read under a pin and returns what it read only if this instance was in the fleet all the while.
@@ -110,13 +110,13 @@ impl Migration {
     /// # Cancel safety
     ///
     /// Safe: the pin is given back.
-    pub async fn read<T, E, F>(&self, read: impl FnOnce(Phase) -> F) -> Result<T, E>
+    pub async fn read<T, E, F>(&self, read: impl FnOnce(&Pin<'_>) -> F) -> Result<T, E>
     where
         F: Future<Output = Result<T, E>>,
         E: From<Error>,
     {
         let pin = self.pin()?;
-        let value = read(pin.phase()).await?;
+        let value = read(&pin).await?;
         if pin.holds() { Ok(value) } else { Err(Error::NotInFleet.into()) }
     }
 
@@ -143,7 +143,7 @@ impl Migration {
     ///
     /// As [`Migration::begin`].
     pub async fn begin_isolated(&self, pool: &PgPool, isolation: Isolation) -> Result<PinnedTx, Error> {
-        let pin = Pin::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
+        let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
         PinnedTx::begin(pool, isolation, self, pin).await
     }
 
@@ -200,6 +200,9 @@ impl Migration {
 
 impl fmt::Debug for Migration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Migration").field("name", &self.name()).field("at", &self.at()).finish_non_exhaustive()
+        f.debug_struct("Migration")
+            .field("name", &self.name())
+            .field("at", &self.at())
+            .finish_non_exhaustive()
     }
 }

@@ -146,18 +146,14 @@ impl Turn<'_> {
     /// The desired phase is reached: only the percentage of `ramp` may still differ.
     async fn rest(&self, station: Station) -> Result<Outcome, sqlx::Error> {
         match self.aim(&station).wish {
-            Wish::Go(desired)
-                if station.view.phase == Phase::Ramp && desired.ramp.get() != station.ramp =>
-            {
+            Wish::Go(desired) if station.view.phase == Phase::Ramp && desired.ramp.get() != station.ramp => {
                 let mut tx = self.ledger.begin().await?;
-                sqlx::query(
-                    "update cutover.migrations set ramp_percent = $2 where id = $1 and epoch = $3",
-                )
-                .bind(station.id)
-                .bind(i16::from(desired.ramp.get()))
-                .bind(station.view.epoch)
-                .execute(&mut *tx)
-                .await?;
+                sqlx::query("update cutover.migrations set ramp_percent = $2 where id = $1 and epoch = $3")
+                    .bind(station.id)
+                    .bind(i16::from(desired.ramp.get()))
+                    .bind(station.view.epoch)
+                    .execute(&mut *tx)
+                    .await?;
                 notify(&mut tx, self.fleet).await?;
                 tx.commit().await?;
                 Ok(Outcome::Stepped)
@@ -169,7 +165,8 @@ impl Turn<'_> {
 
     /// Writes down what the migration waits for, when that has changed.
     async fn stay(&self, station: Station, reason: String) -> Result<Outcome, sqlx::Error> {
-        let reasons: Vec<&str> = [&*reason].into_iter().chain(self.failure).filter(|text| !text.is_empty()).collect();
+        let reasons: Vec<&str> =
+            [&*reason].into_iter().chain(self.failure).filter(|text| !text.is_empty()).collect();
         let waits_for = Some(reasons.join("; ")).filter(|text| !text.is_empty());
         if station.waits_for != waits_for {
             let mut tx = self.ledger.begin().await?;

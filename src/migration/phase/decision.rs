@@ -20,10 +20,7 @@ impl Completeness {
 
     /// What is still complete once `phase` has been entered: a side that is not written has gaps at once.
     pub fn on_entering(self, phase: Phase) -> Completeness {
-        Completeness {
-            old: self.old && phase.writes(Side::Old),
-            new: self.new && phase.writes(Side::New),
-        }
+        Completeness { old: self.old && phase.writes(Side::Old), new: self.new && phase.writes(Side::New) }
     }
 
     /// Whether every side that `phase` may read is complete.
@@ -138,9 +135,13 @@ impl fmt::Display for Blocked {
                 f.write_str("the old side has gaps until the reverse backfill ends")
             }
             Blocked::NotScanned => f.write_str("no clean scan of both sides since the last backfill"),
-            Blocked::NoWayBack => f.write_str("the mapping from new back to old has not been proven on the data"),
+            Blocked::NoWayBack => {
+                f.write_str("the mapping from new back to old has not been proven on the data")
+            }
             Blocked::NotApproved => f.write_str("nobody has approved the drop of the old side"),
-            Blocked::Soaking(left) => write!(f, "`retire` has to soak for another {} s", left.as_secs().max(1)),
+            Blocked::Soaking(left) => {
+                write!(f, "`retire` has to soak for another {} s", left.as_secs().max(1))
+            }
         }
     }
 }

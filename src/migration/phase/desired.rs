@@ -114,10 +114,7 @@ mod tests {
 
     #[test]
     fn a_percentage_belongs_to_ramp_only() {
-        assert_eq!(
-            "ramp:25".parse(),
-            Ok(Desired { phase: Phase::Ramp, ramp: Percent(25) })
-        );
+        assert_eq!("ramp:25".parse(), Ok(Desired { phase: Phase::Ramp, ramp: Percent(25) }));
         assert_eq!("ramp".parse(), Ok(Desired::from(Phase::Ramp)));
         for bad in ["ramp:101", "ramp:", "ramp:-1", "switch:5", "sideways", ""] {
             assert!(bad.parse::<Desired>().is_err(), "{bad}");

@@ -118,9 +118,7 @@ impl Phase {
     pub fn towards(self, target: Phase) -> Option<Phase> {
         match self.cmp(&target) {
             std::cmp::Ordering::Less => Self::from_index(self as u8 + 1),
-            std::cmp::Ordering::Greater if self != Phase::Contract => {
-                Self::from_index(self as u8 - 1)
-            }
+            std::cmp::Ordering::Greater if self != Phase::Contract => Self::from_index(self as u8 - 1),
             _ => None,
         }
     }
@@ -139,9 +137,7 @@ impl fmt::Display for Phase {
 
 /// A text that names no phase.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is not a phase: use off, expand, backfill, verify, ramp, switch, retire or contract"
-)]
+#[error("{0:?} is not a phase: use off, expand, backfill, verify, ramp, switch, retire or contract")]
 pub struct ParsePhaseError(String);
 
 impl FromStr for Phase {
