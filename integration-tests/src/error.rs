@@ -7,9 +7,7 @@ use std::{io, path::Path, process::ExitStatus, time::Duration};
 #[non_exhaustive]
 pub enum KitError {
     /// The program is neither on this machine nor in the repository's `.cache`.
-    #[error(
-        "{program} was not found on this machine or in {cache}; `scripts/servers {server}` gets it"
-    )]
+    #[error("{program} was not found on this machine or in {cache}; `scripts/servers {server}` gets it")]
     Missing {
         /// The program that was looked for.
         program: &'static str,

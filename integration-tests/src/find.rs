@@ -58,9 +58,5 @@ fn major(bin: &Path) -> Option<u32> {
 }
 
 pub(crate) fn missing(server: &'static str, program: &'static str) -> KitError {
-    KitError::Missing {
-        program,
-        server,
-        cache: cache().display().to_string(),
-    }
+    KitError::Missing { program, server, cache: cache().display().to_string() }
 }

@@ -124,21 +124,14 @@ impl Process {
     /// # Errors
     ///
     /// [`KitError::Io`]. A program that can't be executed ends with status 126 or 127.
-    pub fn spawn(
-        folder: &Folder,
-        name: &str,
-        stop: Signal,
-        command: &Command,
-    ) -> Result<Self, KitError> {
+    pub fn spawn(folder: &Folder, name: &str, stop: Signal, command: &Command) -> Result<Self, KitError> {
         let log = folder.path().join(format!("{name}.log"));
         let output = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(&log)
             .map_err(KitError::io(format!("open {}", log.display())))?;
-        let errors = output
-            .try_clone()
-            .map_err(KitError::io(format!("open {}", log.display())))?;
+        let errors = output.try_clone().map_err(KitError::io(format!("open {}", log.display())))?;
         let mut wrapped = Command::new("sh");
         wrapped
             .args(["-c", ENTER, name])
@@ -157,9 +150,7 @@ impl Process {
                 None => wrapped.env_remove(key),
             };
         }
-        let child = wrapped
-            .spawn()
-            .map_err(KitError::io(format!("start {name}")))?;
+        let child = wrapped.spawn().map_err(KitError::io(format!("start {name}")))?;
         Ok(Self {
             name: name.to_owned(),
             pid: Pid::from_child(&child),
@@ -184,11 +175,7 @@ impl Process {
     ) -> Result<(), KitError> {
         let process = Self::spawn(folder, name, Signal::KILL, command)?;
         let status = process.wait(limit).await?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(process.ended(status))
-        }
+        if status.success() { Ok(()) } else { Err(process.ended(status)) }
     }
 
     /// Its process id, which is also the id of its process group.
@@ -219,12 +206,7 @@ impl Process {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         let status = child.try_wait().ok().flatten()?;
         // From here on the pid may belong to somebody else.
-        let _ = fs::remove_file(
-            self.folder
-                .path()
-                .join("running")
-                .join(self.pid().to_string()),
-        );
+        let _ = fs::remove_file(self.folder.path().join("running").join(self.pid().to_string()));
         Some(status)
     }
 
@@ -237,9 +219,8 @@ impl Process {
         if self.exited().is_some() {
             return Ok(());
         }
-        kill_process(self.pid, signal).map_err(|errno| {
-            KitError::io(format!("send {signal:?} to {}", self.name))(errno.into())
-        })
+        kill_process(self.pid, signal)
+            .map_err(|errno| KitError::io(format!("send {signal:?} to {}", self.name))(errno.into()))
     }
 
     /// Waits until it has ended.
@@ -308,11 +289,7 @@ impl Process {
     }
 
     fn ended(&self, status: ExitStatus) -> KitError {
-        KitError::Exited {
-            name: self.name.clone(),
-            status,
-            log: self.log_tail(),
-        }
+        KitError::Exited { name: self.name.clone(), status, log: self.log_tail() }
     }
 }
 
@@ -342,10 +319,7 @@ pub(crate) fn children_of(pid: u32) -> Vec<Pid> {
 
 /// True while `pid` runs; a zombie does not.
 pub(crate) fn runs(pid: Pid) -> bool {
-    Path::new("/proc")
-        .join(pid.as_raw_nonzero().to_string())
-        .join("cwd")
-        .exists()
+    Path::new("/proc").join(pid.as_raw_nonzero().to_string()).join("cwd").exists()
 }
 
 /// The parent's pid is the second field after the name, which is in parentheses and may hold any

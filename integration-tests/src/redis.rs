@@ -38,9 +38,7 @@ impl Redis {
             // Otherwise the first replica waits five seconds for others to share its sync.
             .args(["--repl-diskless-sync-delay", "0"]);
         let process = Process::spawn(&folder, "redis", Signal::KILL, &command)?;
-        process
-            .wait_ready(Duration::from_secs(20), || ping(port))
-            .await?;
+        process.wait_ready(Duration::from_secs(20), || ping(port)).await?;
         Ok(Self { process, port })
     }
 

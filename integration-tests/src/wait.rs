@@ -53,11 +53,7 @@ where
             Err(_) => {}
         }
         if Instant::now() >= deadline {
-            return Err(KitError::TimedOut {
-                what: what.to_owned(),
-                limit,
-                last,
-            });
+            return Err(KitError::TimedOut { what: what.to_owned(), limit, last });
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -81,9 +77,7 @@ pub fn free_port() -> Result<u16, KitError> {
             return Ok(port);
         }
     }
-    Err(KitError::Misuse(
-        "no free port between 10000 and 32000 on 127.0.0.1".to_owned(),
-    ))
+    Err(KitError::Misuse("no free port between 10000 and 32000 on 127.0.0.1".to_owned()))
 }
 
 /// Starts a server on a free port, on another one when somebody else was quicker to take it.
@@ -120,10 +114,7 @@ mod tests {
             }
         })
         .await;
-        assert_eq!(
-            outcome.unwrap_err().to_string(),
-            "never: not within 200ms; last answer: refused"
-        );
+        assert_eq!(outcome.unwrap_err().to_string(), "never: not within 200ms; last answer: refused");
     }
 
     #[test]

@@ -8,9 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cutover_testkit::{
-    Folder, KitError, Postgres, PostgresOptions, Process, Redis, Signal, wait_until,
-};
+use cutover_testkit::{Folder, KitError, Postgres, PostgresOptions, Process, Redis, Signal, wait_until};
 use sqlx::{Connection, PgConnection};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -23,13 +21,9 @@ async fn every_test_has_a_database_of_its_own() -> Outcome {
     let mut mine = PgConnection::connect(&mine?).await?;
     let mut other = PgConnection::connect(&other?).await?;
     for connection in [&mut mine, &mut other] {
-        sqlx::query("create table t as select 7 as n")
-            .execute(&mut *connection)
-            .await?;
+        sqlx::query("create table t as select 7 as n").execute(&mut *connection).await?;
     }
-    let n: i32 = sqlx::query_scalar("select n from t")
-        .fetch_one(&mut mine)
-        .await?;
+    let n: i32 = sqlx::query_scalar("select n from t").fetch_one(&mut mine).await?;
     assert_eq!(n, 7);
     Ok(())
 }
@@ -59,9 +53,7 @@ async fn settings_reach_postgres() -> Outcome {
 async fn a_killed_postgres_keeps_what_was_committed() -> Outcome {
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     let mut session = PgConnection::connect(&postgres.admin_url()).await?;
-    sqlx::query("create table t as select 1 as n")
-        .execute(&mut session)
-        .await?;
+    sqlx::query("create table t as select 1 as n").execute(&mut session).await?;
     postgres.kill9().await?;
     assert!(session.ping().await.is_err());
     postgres.restart().await?;
@@ -114,10 +106,7 @@ async fn a_program_that_ends_early_is_told_with_its_log() -> Outcome {
     let mut command = Command::new("sh");
     command.args(["-c", "echo all is lost; exit 3"]);
     let process = Process::spawn(&folder, "early", Signal::TERM, &command)?;
-    let error = process
-        .wait_ready(SOON, async || Ok::<_, KitError>(false))
-        .await
-        .unwrap_err();
+    let error = process.wait_ready(SOON, async || Ok::<_, KitError>(false)).await.unwrap_err();
     assert!(error.to_string().contains("all is lost"), "{error}");
     Ok(())
 }
@@ -146,16 +135,8 @@ async fn victim() -> Outcome {
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     let redis = Redis::start().await?;
     Postgres::shared().await?;
-    for process in [
-        &*postgres.process(),
-        redis.process(),
-        &*Postgres::shared().await?.process(),
-    ] {
-        let folder = process
-            .log_path()
-            .parent()
-            .unwrap_or(Path::new(""))
-            .display();
+    for process in [&*postgres.process(), redis.process(), &*Postgres::shared().await?.process()] {
+        let folder = process.log_path().parent().unwrap_or(Path::new("")).display();
         println!("\nstarted {} {folder}", process.pid());
     }
     println!("\nwaiting");
@@ -199,10 +180,7 @@ fn ends_without_a_trace(end: &str) {
     let mut started: Vec<(u32, PathBuf)> = Vec::new();
     let lines = BufReader::new(victim.stdout.take().unwrap()).lines();
     for line in lines.map_while(Result::ok) {
-        if let Some((pid, folder)) = line
-            .strip_prefix("started ")
-            .and_then(|l| l.split_once(' '))
-        {
+        if let Some((pid, folder)) = line.strip_prefix("started ").and_then(|l| l.split_once(' ')) {
             let pid = pid.parse().unwrap();
             started.push((pid, folder.into()));
             // A victim that ends by itself may be gone by now.
@@ -212,28 +190,16 @@ fn ends_without_a_trace(end: &str) {
             break;
         }
     }
-    assert!(
-        started.len() >= 3,
-        "the victim did not get far: {started:?}"
-    );
+    assert!(started.len() >= 3, "the victim did not get far: {started:?}");
     if end.starts_with("kill") {
-        assert!(
-            started
-                .iter()
-                .all(|(pid, folder)| runs(*pid) && folder.exists())
-        );
+        assert!(started.iter().all(|(pid, folder)| runs(*pid) && folder.exists()));
         victim.kill().unwrap();
     }
     victim.wait().unwrap();
     let deadline = Instant::now() + SOON;
-    while started
-        .iter()
-        .any(|(pid, folder)| runs(*pid) || folder.exists())
-    {
-        let left: Vec<_> = started
-            .iter()
-            .map(|(pid, folder)| (pid, runs(*pid), folder, folder.exists()))
-            .collect();
+    while started.iter().any(|(pid, folder)| runs(*pid) || folder.exists()) {
+        let left: Vec<_> =
+            started.iter().map(|(pid, folder)| (pid, runs(*pid), folder, folder.exists())).collect();
         assert!(Instant::now() < deadline, "left behind: {left:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -247,17 +213,11 @@ fn runs(pid: u32) -> bool {
 fn children_of(pid: u32) -> impl Iterator<Item = u32> {
     let file = format!("/proc/{pid}/task/{pid}/children");
     let text = fs::read_to_string(file).unwrap_or_default();
-    let pids: Vec<u32> = text
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect();
+    let pids: Vec<u32> = text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
     pids.into_iter()
 }
 
 async fn show(postgres: &Postgres, setting: &str) -> Result<String, sqlx::Error> {
     let mut session = PgConnection::connect(&postgres.admin_url()).await?;
-    sqlx::query_scalar("select current_setting($1)")
-        .bind(setting)
-        .fetch_one(&mut session)
-        .await
+    sqlx::query_scalar("select current_setting($1)").bind(setting).fetch_one(&mut session).await
 }

@@ -121,7 +121,7 @@ impl Ledger {
         let row = tx
             .fetch_one(
                 "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \
-                 current_user::text as role, to_regclass('cutover.ledger') is not null as installed",
+                 current_user::text as role",
             )
             .await?;
         let (server, role): (i32, String) = (row.try_get("server")?, row.try_get("role")?);
@@ -131,7 +131,7 @@ impl Ledger {
         if row.try_get("standby")? {
             return Err(LedgerError::ReadOnly);
         }
-        if !row.try_get::<bool, _>("installed")? {
+        if !installed(&mut tx).await? {
             install(&mut tx, &role).await?;
         }
         let found: (i32, i32) = sqlx::query_as("select version, compatible_from from cutover.ledger")
@@ -146,12 +146,19 @@ impl Ledger {
     }
 }
 
+/// Reads the catalogue's table: `to_regclass` would answer from what the session remembers.
+async fn installed(tx: &mut PgTransaction<'static>) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'ledger')",
+    )
+    .fetch_one(&mut **tx)
+    .await
+}
+
 async fn install(tx: &mut PgTransaction<'static>, role: &str) -> Result<(), LedgerError> {
     sqlx::query("select pg_advisory_xact_lock($1)").bind(INSTALL_LOCK).execute(&mut **tx).await?;
     // Another process may have been faster.
-    let installed: bool =
-        sqlx::query_scalar("select to_regclass('cutover.ledger') is not null").fetch_one(&mut **tx).await?;
-    if installed {
+    if installed(tx).await? {
         return Ok(());
     }
     tx.execute(SCHEMA).await.map_err(|error| match sql_state(&error).as_deref() {

@@ -13,9 +13,7 @@ create table cutover.ledger (
 
 -- The set of instances that have to agree. Its row is what admission and moves lock against each other.
 create table cutover.fleets (
-    name text primary key check (name <> '' and length(name) <= 63),
-    driver bigint,
-    driver_until timestamptz
+    name text primary key check (name <> '' and length(name) <= 63)
 );
 
 -- One life of one process. A restarted process is a new row.
@@ -48,6 +46,9 @@ create table cutover.migrations (
     -- What a person asked for by SQL or command line; null: nothing.
     desired text,
     desired_by text,
+    -- Which instance moves it at the moment; it is an office, not a safeguard.
+    driver bigint,
+    driver_until timestamptz,
     -- What the driver waits for, for people to read.
     waits_for text,
     waits_since timestamptz,

@@ -219,7 +219,11 @@ impl Follower {
             match now {
                 Membership::Out => self.go_out(),
                 Membership::Joined(id) => {
-                    let done = timeout(POLL * 4, self.follow(id)).await;
+                    // A ledger that doesn't answer must not keep the gates open after the lease.
+                    let done = tokio::select! {
+                        done = timeout(POLL * 4, self.follow(id)) => done,
+                        _ = membership.wait_for(|now| *now == Membership::Out) => continue,
+                    };
                     if let Err(error) = done.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                         tracing::warn!(%error, "could not follow the ledger");
                     }

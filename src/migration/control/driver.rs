@@ -36,7 +36,7 @@ const AT_REST: Duration = Duration::from_millis(250);
 /// After a failed piece of work or an unreachable database.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// Moves the fleet's migrations towards what is desired, while this instance holds the office.
+/// Moves the fleet's migrations towards what is desired, as far as this instance holds their offices.
 pub(super) struct Driver {
     fleet: Fleet,
     migrations: Arc<[(Spec, Migration)]>,
@@ -52,7 +52,7 @@ enum Job {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.abandon_work();
+        self.abandon_all();
     }
 }
 
@@ -67,7 +67,7 @@ impl Driver {
             let now = *membership.borrow_and_update();
             let pause = match now {
                 Membership::Out => {
-                    self.abandon_work();
+                    self.abandon_all();
                     if membership.changed().await.is_err() {
                         return;
                     }
@@ -79,29 +79,29 @@ impl Driver {
         }
     }
 
-    /// Serves for a part of a term, if the office can be had. Returns how long to stay away.
+    /// Serves for a part of a term at every migration whose office can be had. Returns how long to stay away.
     async fn serve(&mut self, id: i64) -> Duration {
-        match self.take_office(id).await {
-            Ok(true) => {}
-            Ok(false) => {
-                self.abandon_work();
-                return self.options.term / 5;
+        let mut mine = Vec::new();
+        for (spec, migration) in self.migrations.clone().iter() {
+            match self.take_office(id, migration).await {
+                Ok(true) => mine.push((spec.clone(), migration.clone())),
+                Ok(false) => self.abandon(&spec.name),
+                Err(error) => {
+                    tracing::warn!(%error, "the driver can't reach the ledger");
+                    return AFTER_FAILURE;
+                }
             }
-            Err(error) => {
-                tracing::warn!(%error, "the driver can't reach the ledger");
-                return AFTER_FAILURE;
-            }
+        }
+        if mine.is_empty() {
+            return self.options.term / 5;
         }
         let renew = Instant::now() + self.options.term / 3;
         while Instant::now() < renew {
             let mut pause = AT_REST;
-            for (spec, migration) in self.migrations.clone().iter() {
+            for (spec, migration) in &mine {
                 match self.turn(spec, migration).await {
                     Ok(wish) => pause = pause.min(wish),
-                    Err(error) => {
-                        tracing::warn!(%error, migration = spec.name, "a turn failed");
-                        pause = pause.min(AT_REST);
-                    }
+                    Err(error) => tracing::warn!(%error, migration = spec.name, "a turn failed"),
                 }
             }
             sleep(pause).await;
@@ -109,18 +109,19 @@ impl Driver {
         Duration::ZERO
     }
 
-    /// Holding the office only spares the others the work: every step is safe with two drivers too.
-    async fn take_office(&self, id: i64) -> Result<bool, sqlx::Error> {
+    /// Holding the office only spares the others the work: every step is safe with two drivers too. Each
+    /// migration has an office of its own, because not every build knows every migration.
+    async fn take_office(&self, id: i64, migration: &Migration) -> Result<bool, sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
         let taken = sqlx::query(
-            "update cutover.fleets set driver = $2, \
+            "update cutover.migrations set driver = $2, \
                     driver_until = clock_timestamp() + make_interval(secs => $3) \
-             where name = $1 \
+             where id = $1 \
                and exists (select 1 from cutover.instances where id = $2 and admitted) \
                and (driver is null or driver = $2 or driver_until < clock_timestamp() \
                     or not exists (select 1 from cutover.instances where id = driver))",
         )
-        .bind(self.fleet.name())
+        .bind(migration.id())
         .bind(id)
         .bind(self.options.term.as_secs_f64())
         .execute(&mut *tx)
@@ -164,9 +165,7 @@ impl Driver {
             Some(Job::Failed { again, .. }) if needed.is_some() && Instant::now() < *again => return,
             _ => None,
         };
-        if let Some(Job::Running(_, handle)) = self.jobs.remove(&spec.name) {
-            handle.abort();
-        }
+        self.abandon(&spec.name);
         let failure = match finished {
             Some((task, Ok(Err(error)))) => Some(format!("{task:?} failed: {error}")),
             Some((task, Err(error))) => Some(format!("{task:?} failed: {error}")),
@@ -183,11 +182,15 @@ impl Driver {
         }
     }
 
-    fn abandon_work(&mut self) {
-        for (_, job) in self.jobs.drain() {
-            if let Job::Running(_, handle) = job {
-                handle.abort();
-            }
+    fn abandon(&mut self, name: &str) {
+        if let Some(Job::Running(_, handle)) = self.jobs.remove(name) {
+            handle.abort();
+        }
+    }
+
+    fn abandon_all(&mut self) {
+        for (spec, _) in self.migrations.clone().iter() {
+            self.abandon(&spec.name);
         }
     }
 }

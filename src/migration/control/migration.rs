@@ -1,5 +1,4 @@
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,11 +109,10 @@ impl Migration {
     /// # Cancel safety
     ///
     /// Safe: the pin is given back.
-    pub async fn read<T, E, F>(&self, read: impl FnOnce(&Pin<'_>) -> F) -> Result<T, E>
-    where
-        F: Future<Output = Result<T, E>>,
-        E: From<Error>,
-    {
+    pub async fn read<T, E: From<Error>>(
+        &self,
+        read: impl AsyncFnOnce(&Pin<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         let pin = self.pin()?;
         let value = read(&pin).await?;
         if pin.holds() { Ok(value) } else { Err(Error::NotInFleet.into()) }
