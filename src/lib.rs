@@ -1,5 +1,6 @@
 //! Deploy a service and migrate its database without downtime.
 
+pub mod drain;
 pub mod fleet;
 pub mod health;
 pub mod metrics;

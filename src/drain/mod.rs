@@ -1,0 +1,44 @@
+//! Leaving without dropping a request: one sequence for SIGTERM, preStop and code.
+//!
+//! **Hazard.** Kubernetes takes a pod out of its endpoints at the same moment at which it
+//! signals it, and proxies learn of it seconds later. A server that stops accepting at once
+//! refuses requests that are still being sent to it; one that closes idle connections at
+//! once resets requests that are on their way; and one that waits without bound for a
+//! half-sent request head is killed in the middle of everything else.
+//!
+//! **What happens**, once, whoever asks first ([`Drain::begin`]):
+//!
+//! 1. Readiness goes down. Connections are still accepted. Every HTTP/1 response says
+//!    `Connection: close`; HTTP/2 connections that were open get a GOAWAY.
+//! 2. After [`propagation`](DrainOptions::propagation): no more connections are accepted,
+//!    idle ones are closed, requests go on to the end of their bodies, [`Work`] to its end.
+//! 3. At the deadline, which is [`grace`](DrainOptions::grace) less
+//!    [`hook_time`](DrainOptions::hook_time) and [`margin`](DrainOptions::margin): what is
+//!    left is closed by force and listed in the [`DrainReport`].
+//! 4. Hooks run ([`Drain::on_drain`]); then [`Drain::serve`] returns the report. The
+//!    process is never exited from here.
+//!
+//! **Differences from axum's `with_graceful_shutdown`.** That one refuses connections from
+//! the first moment and has no deadline: a half-sent head or a mute HTTP/2 client holds it
+//! up for ever.
+//!
+//! **Deployment caveat.** `grace` has to be the pod's `terminationGracePeriodSeconds`: a
+//! preStop hook spends from the same period. Connections that were upgraded (WebSocket)
+//! belong to the handler; give them a [`Work`] and end them on [`Drain::begun`], which is
+//! also how a long stream learns that it should end.
+
+mod connection;
+mod handle;
+mod in_flight;
+mod options;
+mod registry;
+mod report;
+mod sequence;
+mod serve;
+
+pub use handle::{Drain, Work};
+pub use options::{DrainError, DrainOptions};
+pub use report::{Cut, CutPhase, DrainReport, HookEnd, HookReport};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
+
+use futures_util::task::AtomicWaker;
+use http::{Method, Version, uri::PathAndQuery};
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    Cut, CutPhase,
+    handle::{Inner, Stage},
+};
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Everything that a drain waits for. Requests are kept per connection, so that two
+/// connections share nothing while they serve.
+#[derive(Default)]
+pub(super) struct Registry {
+    members: Mutex<Members>,
+    left: Notify,
+}
+
+#[derive(Default)]
+struct Members {
+    next: u64,
+    listeners: usize,
+    connections: HashMap<u64, Arc<Connection>>,
+    work: HashMap<u64, (Arc<str>, Instant)>,
+}
+
+impl Members {
+    fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+impl Registry {
+    pub(super) fn add_listener(&self) {
+        locked(&self.members).listeners += 1;
+    }
+
+    pub(super) fn remove_listener(&self) {
+        locked(&self.members).listeners -= 1;
+        self.left.notify_waiters();
+    }
+
+    pub(super) fn add_connection(&self, peer: SocketAddr) -> (u64, Arc<Connection>) {
+        let connection = Arc::new(Connection::new(peer));
+        let mut members = locked(&self.members);
+        let id = members.id();
+        members.connections.insert(id, Arc::clone(&connection));
+        (id, connection)
+    }
+
+    pub(super) fn remove_connection(&self, id: u64) {
+        locked(&self.members).connections.remove(&id);
+        self.left.notify_waiters();
+    }
+
+    pub(super) fn add_work(&self, name: Arc<str>) -> u64 {
+        let mut members = locked(&self.members);
+        let id = members.id();
+        members.work.insert(id, (name, Instant::now()));
+        id
+    }
+
+    pub(super) fn remove_work(&self, id: u64) {
+        locked(&self.members).work.remove(&id);
+        self.left.notify_waiters();
+    }
+
+    /// Waits until nothing is left: no listener that may still add, no connection, no work.
+    pub(super) async fn empty(&self) {
+        self.until(|m| m.listeners == 0 && m.connections.is_empty() && m.work.is_empty())
+            .await;
+    }
+
+    /// Waits until no connection is left.
+    pub(super) async fn disconnected(&self) {
+        self.until(|m| m.connections.is_empty()).await;
+    }
+
+    async fn until(&self, done: impl Fn(&Members) -> bool) {
+        loop {
+            // Registered before looking, so that a removal in between isn't missed.
+            let left = self.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            if done(&locked(&self.members)) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// Has every connection's task look at the stage again.
+    pub(super) fn wake_connections(&self) {
+        for connection in locked(&self.members).connections.values() {
+            connection.task.wake();
+        }
+    }
+
+    /// What is there now, the oldest first.
+    pub(super) fn list(&self) -> Vec<Cut> {
+        let members = locked(&self.members);
+        let mut cut: Vec<_> = members
+            .connections
+            .values()
+            .flat_map(|c| c.list())
+            .collect();
+        cut.extend(members.work.values().map(|(name, since)| Cut {
+            what: name.to_string(),
+            age: since.elapsed(),
+            phase: CutPhase::Work,
+        }));
+        drop(members);
+        cut.sort_by_key(|cut| std::cmp::Reverse(cut.age));
+        cut
+    }
+}
+
+/// One connection and its requests in flight (more than one on HTTP/2 only).
+pub(super) struct Connection {
+    pub(super) peer: SocketAddr,
+    opened: Instant,
+    http2: AtomicBool,
+    requests: Mutex<Requests>,
+    first_request: Notify,
+    /// A waker of its own: with a channel, every connection would take the channel's lock
+    /// each time it is polled.
+    task: AtomicWaker,
+}
+
+#[derive(Default)]
+struct Requests {
+    next: u64,
+    open: Vec<Request>,
+}
+
+struct Request {
+    id: u64,
+    method: Method,
+    target: Option<PathAndQuery>,
+    started: Instant,
+    phase: CutPhase,
+}
+
+impl Connection {
+    fn new(peer: SocketAddr) -> Self {
+        Self {
+            peer,
+            opened: Instant::now(),
+            http2: AtomicBool::new(false),
+            requests: Mutex::default(),
+            first_request: Notify::new(),
+            task: AtomicWaker::new(),
+        }
+    }
+
+    pub(super) fn start<B>(&self, request: &http::Request<B>) -> u64 {
+        let mut requests = locked(&self.requests);
+        requests.next += 1;
+        let id = requests.next;
+        requests.open.push(Request {
+            id,
+            method: request.method().clone(),
+            target: request.uri().path_and_query().cloned(),
+            started: Instant::now(),
+            phase: CutPhase::Head,
+        });
+        drop(requests);
+        if id == 1 {
+            let http2 = request.version() == Version::HTTP_2;
+            self.http2.store(http2, Ordering::Release);
+            self.first_request.notify_one();
+        }
+        id
+    }
+
+    pub(super) fn head_sent(&self, id: u64) {
+        let mut requests = locked(&self.requests);
+        if let Some(request) = requests.open.iter_mut().find(|r| r.id == id) {
+            request.phase = CutPhase::Body;
+        }
+    }
+
+    pub(super) fn end(&self, id: u64) {
+        let mut requests = locked(&self.requests);
+        if let Some(index) = requests.open.iter().position(|r| r.id == id) {
+            requests.open.swap_remove(index);
+        }
+    }
+
+    /// Waits for `stage`; only the connection's own task may.
+    pub(super) async fn reached(&self, inner: &Inner, stage: Stage) {
+        poll_fn(|cx| {
+            // Registered before looking, so that a change in between isn't missed.
+            self.task.register(cx.waker());
+            if inner.is_at(stage) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    /// Known from the first request on.
+    pub(super) fn is_http2(&self) -> bool {
+        self.http2.load(Ordering::Acquire)
+    }
+
+    /// Waits for the first request, at most `limit`.
+    pub(super) async fn used(&self, limit: Duration) {
+        if locked(&self.requests).next == 0 {
+            let _ = tokio::time::timeout(limit, self.first_request.notified()).await;
+        }
+    }
+
+    fn list(&self) -> Vec<Cut> {
+        let requests = locked(&self.requests);
+        if requests.open.is_empty() {
+            return vec![Cut {
+                what: self.peer.to_string(),
+                age: self.opened.elapsed(),
+                phase: CutPhase::Connection,
+            }];
+        }
+        let cut = |request: &Request| Cut {
+            what: format!(
+                "{} {}",
+                request.method,
+                request.target.as_ref().map_or("*", PathAndQuery::path)
+            ),
+            age: request.started.elapsed(),
+            phase: request.phase,
+        };
+        requests.open.iter().map(cut).collect()
+    }
+}

@@ -1,0 +1,74 @@
+use std::{fmt, sync::Arc, time::Duration};
+
+/// How a drain went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainReport {
+    /// What was still running at the deadline and was closed by force, the oldest first.
+    pub cut: Vec<Cut>,
+    /// From the begin until the last request had ended or was cut.
+    pub waited: Duration,
+    /// How each hook ended, in the order in which they were added.
+    pub hooks: Vec<HookReport>,
+}
+
+/// One thing that had not ended at the deadline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cut {
+    /// Method and path (without the query) of a request, the peer's address of a connection
+    /// without request, or the name of a [`Work`](super::Work).
+    pub what: String,
+    /// How long it had been running.
+    pub age: Duration,
+    /// How far it had come.
+    pub phase: CutPhase,
+}
+
+/// How far something had come when it was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CutPhase {
+    /// A connection without a request: half of a head, or an HTTP/2 client that is mute.
+    Connection,
+    /// The response head was not there yet.
+    Head,
+    /// The response body had not ended.
+    Body,
+    /// Work beside requests. It can't be closed by force: it ends with the process.
+    Work,
+}
+
+impl fmt::Display for CutPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connection => "connection",
+            Self::Head => "head",
+            Self::Body => "body",
+            Self::Work => "work",
+        })
+    }
+}
+
+/// How one hook ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HookReport {
+    /// The name it was added under.
+    pub name: Arc<str>,
+    /// How it ended.
+    pub end: HookEnd,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+/// How a hook ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookEnd {
+    /// By itself.
+    Done,
+    /// The time was over.
+    TimedOut,
+    /// It panicked.
+    Panicked,
+}
