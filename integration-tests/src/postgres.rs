@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     Folder, KitError, Process, Signal, find,
-    process::{children_of, runs},
+    process::{Current, children_of, runs},
     wait::on_free_port,
     wait_until,
 };
@@ -42,7 +42,7 @@ pub struct PostgresOptions {
 /// Every method takes `&self`, so that one task can injure the server while others use it.
 #[derive(Debug)]
 pub struct Postgres {
-    process: Mutex<Arc<Process>>,
+    process: Current,
     folder: Folder,
     programs: PathBuf,
     options: PostgresOptions,
@@ -61,7 +61,19 @@ impl Postgres {
         let folder = Folder::new("postgres")?;
         let data = data_folder(&folder)?;
         let mut initdb = unprivileged(&programs.join("initdb"));
-        initdb.args(["-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-U", "postgres", "-D"]).arg(&data);
+        initdb
+            .args([
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "-N",
+                "-U",
+                "postgres",
+                "-D",
+            ])
+            .arg(&data);
         Process::run(&folder, "initdb", START, &initdb).await?;
         Self::start_in(folder, programs, options).await
     }
@@ -134,8 +146,13 @@ impl Postgres {
     /// [`KitError::Sql`].
     pub async fn execute(&self, statement: &str) -> Result<(), KitError> {
         let failed = |source| KitError::sql(format!("run `{statement}`"))(source);
-        let mut connection = PgConnection::connect(&self.admin_url()).await.map_err(failed)?;
-        connection.execute(AssertSqlSafe(statement)).await.map_err(failed)?;
+        let mut connection = PgConnection::connect(&self.admin_url())
+            .await
+            .map_err(failed)?;
+        connection
+            .execute(AssertSqlSafe(statement))
+            .await
+            .map_err(failed)?;
         connection.close().await.map_err(failed)
     }
 
@@ -152,9 +169,16 @@ impl Postgres {
         let folder = Folder::new("standby")?;
         let data = data_folder(&folder)?;
         let mut copy = unprivileged(&program);
-        copy.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres"])
-            .args(["-R", "-X", "stream", "-c", "fast", "-D"])
-            .arg(&data);
+        copy.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &self.port.to_string(),
+            "-U",
+            "postgres",
+        ])
+        .args(["-R", "-X", "stream", "-c", "fast", "-D"])
+        .arg(&data);
         Process::run(&folder, "pg_basebackup", START, &copy).await?;
         Self::start_in(folder, self.programs.clone(), self.options.clone()).await
     }
@@ -236,23 +260,50 @@ impl Postgres {
     pub async fn restart(&self) -> Result<(), KitError> {
         self.stop().await?;
         let process = launch(&self.folder, &self.programs, &self.options, self.port).await?;
-        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(process);
+        self.process.set(process);
         Ok(())
     }
 
     /// The server's process (the postmaster).
     pub fn process(&self) -> Arc<Process> {
-        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&process)
+        self.process.get()
     }
 
-    async fn start_in(folder: Folder, programs: PathBuf, options: PostgresOptions) -> Result<Self, KitError> {
+    async fn start_in(
+        folder: Folder,
+        programs: PathBuf,
+        options: PostgresOptions,
+    ) -> Result<Self, KitError> {
         let (port, process) = on_free_port(async |port| {
             let process = launch(&folder, &programs, &options, port).await?;
             Ok((port, process))
         })
         .await?;
-        Ok(Self { process: Mutex::new(Arc::new(process)), folder, programs, options, port })
+        Ok(Self {
+            process: Current::new(process),
+            folder,
+            programs,
+            options,
+            port,
+        })
+    }
+}
+
+impl Drop for Postgres {
+    /// A server that was killed and not started again leaves a few bytes of shared memory, of
+    /// which a system has only a few thousand; their id ends the seventh line of the pid file.
+    fn drop(&mut self) {
+        if self.process().exited().is_none() {
+            // A frozen session would keep the server from ending.
+            let _ = self.resume();
+            return;
+        }
+        let file = self.folder.path().join("data/postmaster.pid");
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let line = text.lines().nth(6).unwrap_or_default();
+        if let Some(id) = line.split_whitespace().nth(1) {
+            let _ = Command::new("ipcrm").args(["-m", id]).output();
+        }
     }
 }
 
@@ -295,8 +346,8 @@ async fn launch(
     Ok(process)
 }
 
-/// `program` as somebody whom Postgres accepts.
-fn unprivileged(program: &Path) -> Command {
+/// `program` as somebody whom Postgres and PgBouncer accept.
+pub(crate) fn unprivileged(program: &Path) -> Command {
     if !geteuid().is_root() {
         return Command::new(program);
     }
