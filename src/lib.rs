@@ -1,1 +1,3 @@
 //! Deploy a service and migrate its database without downtime.
+
+pub mod flags;

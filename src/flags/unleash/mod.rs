@@ -1,0 +1,11 @@
+//! Flags from an Unleash server.
+
+mod backup;
+mod options;
+mod poller;
+mod state;
+mod transport;
+
+pub use options::UnleashOptions;
+pub(super) use poller::Poller;
+pub(super) use state::Unleash;
