@@ -168,7 +168,7 @@ impl Collector for Families {
         let mut defaults = Vec::new();
         for (flag, series) in all.iter() {
             for (enabled, count) in [("true", &series.enabled), ("false", &series.disabled)] {
-                decisions.push(counter(&[("flag", flag), ("enabled", enabled)], count));
+                decisions.push(counter(&[("enabled", enabled), ("flag", flag)], count));
             }
             defaults.push(counter(&[("flag", flag)], &series.defaulted));
         }

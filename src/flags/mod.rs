@@ -25,6 +25,8 @@ mod layer;
 mod names;
 mod source;
 mod subject;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "unleash")]
 mod unleash;
 

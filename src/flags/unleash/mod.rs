@@ -4,6 +4,8 @@ mod backup;
 mod options;
 mod poller;
 mod state;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use options::UnleashOptions;
