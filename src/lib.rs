@@ -2,7 +2,10 @@
 
 pub mod drain;
 pub mod fleet;
+pub mod flags;
 pub mod health;
 pub mod metrics;
 pub mod migration;
 pub mod release;
+#[cfg(feature = "redis")]
+pub mod session;

@@ -1,0 +1,169 @@
+//! Decisions of one request.
+
+use std::{
+    fmt,
+    future::Future,
+    str::FromStr,
+    sync::{Arc, OnceLock},
+};
+
+use super::{
+    flag::{Flag, Variant},
+    handle::Flags,
+    names::Name,
+    subject::Subject,
+};
+
+/// The flag decisions of one request: the first answer for a flag counts until the request ends,
+/// whatever happens to the flag meanwhile.
+///
+/// [`FlagsLayer`](super::FlagsLayer) puts one into each request's extensions, handlers take it as
+/// an axum extractor. Clones are the same decisions, so it can go into tasks that a request
+/// spawns. Nothing is evaluated before it is asked for, and nothing is locked.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use cutover::flags::{Decisions, FixedFlag, Flag, Flags, FlagsLayer};
+///
+/// const NEW_FLOW: Flag = Flag::new("payment-new-flow", false);
+///
+/// async fn pay(decisions: Decisions) -> &'static str {
+///     decisions
+///         .gate(&NEW_FLOW, async || "new", async || "legacy")
+///         .await
+/// }
+///
+/// let flags = Flags::fixed([("payment-new-flow", FixedFlag::ON)]);
+/// let app: Router = Router::new().route("/pay", get(pay)).layer(FlagsLayer::new(flags));
+/// ```
+#[derive(Clone)]
+pub struct Decisions(Arc<Pinned>);
+
+struct Pinned {
+    flags: Flags,
+    subject: Subject,
+    first: Segment,
+}
+
+/// Answers in the order in which they were asked for; a request asks for few.
+#[derive(Default)]
+struct Segment {
+    slots: [OnceLock<(Name<'static>, Answer)>; 4],
+    next: OnceLock<Box<Segment>>,
+}
+
+enum Answer {
+    Enabled(bool),
+    Variant(Option<Box<Variant>>),
+}
+
+impl Decisions {
+    /// Decisions about this subject, for a unit of work that is not an HTTP request.
+    pub fn new(flags: Flags, subject: Subject) -> Self {
+        Self(Arc::new(Pinned {
+            flags,
+            subject,
+            first: Segment::default(),
+        }))
+    }
+
+    /// Whether the flag is on for this request.
+    pub fn decide(&self, flag: &Flag) -> bool {
+        let decided = self.pin(
+            &flag.name,
+            |_| true,
+            |_| Answer::Enabled(self.0.flags.decide(flag, &self.0.subject)),
+        );
+        match decided {
+            Answer::Enabled(enabled) => *enabled,
+            Answer::Variant(Some(variant)) => variant.enabled,
+            Answer::Variant(None) => flag.default,
+        }
+    }
+
+    /// The flag's value for this request; see [`Flags::value`].
+    pub fn value<T: FromStr + Clone>(&self, flag: &Flag<T>) -> T {
+        self.0.flags.read(flag, self.variant_of(&flag.name))
+    }
+
+    /// What the flag says to this request; see [`Flags::variant`].
+    pub fn variant(&self, name: &'static str) -> Option<&Variant> {
+        self.variant_of(&Name::new(name))
+    }
+
+    /// Runs `new` if the flag is on for this request, else `legacy`. Only the chosen one is called.
+    ///
+    /// Cancel safety: that of the chosen future.
+    pub async fn gate<N, L>(
+        &self,
+        flag: &Flag,
+        new: impl FnOnce() -> N,
+        legacy: impl FnOnce() -> L,
+    ) -> N::Output
+    where
+        N: Future,
+        L: Future<Output = N::Output>,
+    {
+        if self.decide(flag) {
+            new().await
+        } else {
+            legacy().await
+        }
+    }
+
+    /// Whom the request's decisions are about.
+    pub fn subject(&self) -> &Subject {
+        &self.0.subject
+    }
+
+    fn variant_of(&self, name: &Name<'static>) -> Option<&Variant> {
+        let has_variant = |answer: &Answer| matches!(answer, Answer::Variant(_));
+        let answer = self.pin(name, has_variant, |before| {
+            Answer::Variant(match before {
+                // Decided without a variant: what is said now must not contradict that.
+                Some(Answer::Enabled(false)) => Some(Box::new(Variant::plain(false))),
+                Some(Answer::Enabled(true)) => {
+                    let now = self.0.flags.variant_of(name, &self.0.subject);
+                    let now = now.filter(|variant| variant.enabled);
+                    Some(Box::new(now.unwrap_or_else(|| Variant::plain(true))))
+                }
+                _ => self.0.flags.variant_of(name, &self.0.subject).map(Box::new),
+            })
+        });
+        match answer {
+            Answer::Variant(variant) => variant.as_deref(),
+            Answer::Enabled(_) => None,
+        }
+    }
+
+    /// The first answer for `name` that `fits`, or else what `evaluate` makes of the one before. Of two threads that evaluate at once, one is first and both take its answer.
+    fn pin(
+        &self,
+        name: &Name<'static>,
+        fits: impl Fn(&Answer) -> bool,
+        evaluate: impl Fn(Option<&Answer>) -> Answer,
+    ) -> &Answer {
+        let mut before = None;
+        let mut segment = &self.0.first;
+        loop {
+            for slot in &segment.slots {
+                let (other, answer) = slot.get_or_init(|| (*name, evaluate(before)));
+                if other == name {
+                    if fits(answer) {
+                        return answer;
+                    }
+                    before = Some(answer);
+                }
+            }
+            segment = segment.next.get_or_init(Box::default);
+        }
+    }
+}
+
+impl fmt::Debug for Decisions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decisions")
+            .field("subject", &self.0.subject)
+            .finish()
+    }
+}

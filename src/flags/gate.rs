@@ -1,0 +1,165 @@
+//! Two services, one flag.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use http::Request;
+use pin_project_lite::pin_project;
+use tower::{ServiceExt, util::Oneshot};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{decisions::Decisions, flag::Flag};
+
+/// Sends a request to a new service if a flag is on for it, else to the legacy one.
+///
+/// The layer holds the new service and goes around the legacy one, so that removing it is what
+/// remains to be done at the end, or the other way round: [`Gate::new`] takes both.
+///
+/// It asks the request's [`Decisions`], so a [`FlagsLayer`](super::FlagsLayer) has to be around it;
+/// without one the flag's declared default counts, and the log says so once. Only the service that
+/// was chosen has to be ready: a new path that is jammed does not hold up the legacy one.
+///
+/// ```
+/// use axum::{Router, routing::post};
+/// use cutover::flags::{Flag, Flags, FlagsLayer, GateLayer};
+///
+/// const NEW_FLOW: Flag = Flag::new("payment-new-flow", false);
+///
+/// let new: Router = Router::new().route("/pay", post(async || "new"));
+/// let legacy: Router = Router::new().route("/pay", post(async || "legacy"));
+/// # let flags = Flags::fixed::<&str>([]);
+/// let app = legacy
+///     .layer(GateLayer::new(NEW_FLOW, new))
+///     .layer(FlagsLayer::new(flags));
+/// ```
+#[derive(Clone, Debug)]
+pub struct GateLayer<N> {
+    flag: Flag,
+    new: N,
+}
+
+impl<N> GateLayer<N> {
+    /// A fork before the service that this layer is put around.
+    pub fn new(flag: Flag, new: N) -> Self {
+        Self { flag, new }
+    }
+}
+
+impl<N: Clone, L> Layer<L> for GateLayer<N> {
+    type Service = Gate<N, L>;
+
+    fn layer(&self, legacy: L) -> Self::Service {
+        Gate::new(self.flag, self.new.clone(), legacy)
+    }
+}
+
+/// The service that [`GateLayer`] makes.
+#[derive(Clone, Debug)]
+pub struct Gate<N, L> {
+    flag: Flag,
+    new: N,
+    legacy: L,
+    warned: Arc<AtomicBool>,
+}
+
+impl<N, L> Gate<N, L> {
+    /// A fork between two services.
+    pub fn new(flag: Flag, new: N, legacy: L) -> Self {
+        Self {
+            flag,
+            new,
+            legacy,
+            warned: Arc::default(),
+        }
+    }
+
+    fn decide<B>(&self, request: &Request<B>) -> bool {
+        match request.extensions().get::<Decisions>() {
+            Some(decisions) => decisions.decide(&self.flag),
+            None => {
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        flag = self.flag.name(),
+                        "a gate without a `FlagsLayer` around it: the flag's default counts"
+                    );
+                }
+                self.flag.default
+            }
+        }
+    }
+}
+
+impl<N, L, B> Service<Request<B>> for Gate<N, L>
+where
+    N: Service<Request<B>> + Clone,
+    L: Service<Request<B>, Response = N::Response, Error = N::Error> + Clone,
+{
+    type Response = N::Response;
+    type Error = N::Error;
+    type Future = GateFuture<N, L, B>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // Which of the two has to be ready depends on the request.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let chosen = if self.decide(&request) {
+            Chosen::New {
+                future: self.new.clone().oneshot(request),
+            }
+        } else {
+            Chosen::Legacy {
+                future: self.legacy.clone().oneshot(request),
+            }
+        };
+        GateFuture { chosen }
+    }
+}
+
+pin_project! {
+    /// The response of the service that was chosen.
+    pub struct GateFuture<N, L, B>
+    where
+        N: Service<Request<B>>,
+        L: Service<Request<B>>,
+    {
+        #[pin]
+        chosen: Chosen<N, L, B>,
+    }
+}
+
+pin_project! {
+    #[project = ChosenProjection]
+    enum Chosen<N, L, B>
+    where
+        N: Service<Request<B>>,
+        L: Service<Request<B>>,
+    {
+        New { #[pin] future: Oneshot<N, Request<B>> },
+        Legacy { #[pin] future: Oneshot<L, Request<B>> },
+    }
+}
+
+impl<N, L, B> Future for GateFuture<N, L, B>
+where
+    N: Service<Request<B>>,
+    L: Service<Request<B>, Response = N::Response, Error = N::Error>,
+{
+    type Output = Result<N::Response, N::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().chosen.project() {
+            ChosenProjection::New { future } => future.poll(cx),
+            ChosenProjection::Legacy { future } => future.poll(cx),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The handle on the flags.
+
+use std::{fmt, future::Future, str::FromStr, sync::Arc};
+
+use tokio::sync::watch;
+
+#[cfg(feature = "unleash")]
+use super::unleash::{Poller, UnleashOptions};
+use super::{
+    counters::{Families, Tally},
+    error::FlagsError,
+    fixed::{Fixed, FixedFlag},
+    flag::{Flag, Switch, Variant},
+    names::Name,
+    source::{Gap, Source},
+    subject::Subject,
+};
+
+/// The flags of a service: a cheap handle, cloned into whoever decides.
+///
+/// Deciding is synchronous, asks no server, takes no lock and allocates nothing beyond what the
+/// source does (Unleash's client has a lock around its engine). It never fails: without anything
+/// known the default of the [`Flag`] counts, with the server away the last known state.
+///
+/// Within a request ask its [`Decisions`](super::Decisions) instead, which stay the same until it
+/// ends.
+///
+/// ```
+/// use cutover::flags::{FixedFlag, Flag, Flags, Subject};
+///
+/// const NEW_FLOW: Flag = Flag::new("payment-new-flow", false);
+///
+/// let flags = Flags::fixed([("payment-new-flow", FixedFlag::OFF)]);
+/// assert!(!flags.decide(&NEW_FLOW, &Subject::new()));
+/// flags.set("payment-new-flow", FixedFlag::ON)?;
+/// assert!(flags.decide(&NEW_FLOW, &Subject::new()));
+/// # Ok::<(), cutover::flags::FlagsError>(())
+/// ```
+#[derive(Clone)]
+pub struct Flags(Arc<Inner>);
+
+struct Inner {
+    source: Source,
+    tally: Arc<Tally>,
+    revision: watch::Sender<u64>,
+    #[cfg(feature = "unleash")]
+    poller: Option<Poller>,
+}
+
+impl Flags {
+    /// Flags that say the same to everybody, for tests and for running without a server;
+    /// [`set`](Self::set) changes them.
+    pub fn fixed<N: AsRef<str>>(flags: impl IntoIterator<Item = (N, FixedFlag)>) -> Self {
+        Self(Arc::new(Inner {
+            source: Source::Fixed(Fixed::new(flags.into_iter().collect())),
+            tally: Arc::default(),
+            revision: watch::Sender::new(0),
+            #[cfg(feature = "unleash")]
+            poller: None,
+        }))
+    }
+
+    /// Flags from an Unleash server, polled in the background from now on.
+    ///
+    /// Returns at once, whether or not the server is there; [`ready`](Self::ready) waits for it.
+    /// Polling ends with [`close`](Self::close), or when the last clone is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`FlagsError::Options`] with everything that is wrong with the options, and
+    /// [`FlagsError::NoRuntime`] outside of a Tokio runtime.
+    #[cfg(feature = "unleash")]
+    pub fn unleash(options: UnleashOptions) -> Result<Self, FlagsError> {
+        let revision = watch::Sender::new(0);
+        let (unleash, poller) = Poller::start(options, revision.clone())?;
+        Ok(Self(Arc::new(Inner {
+            source: Source::Unleash(unleash),
+            tally: Arc::default(),
+            revision,
+            poller: Some(poller),
+        })))
+    }
+
+    /// Registers what this room counts: `feature_flag_decisions_total{flag,enabled}`,
+    /// `feature_flag_defaults_total{flag}` (the default in the code had to do), and for a server
+    /// `feature_flags_fetches_total{result}` and `feature_flags_last_success_timestamp_seconds`.
+    ///
+    /// # Errors
+    ///
+    /// [`FlagsError::Metrics`] when the registry already has such families.
+    pub fn register(&self, registry: &prometheus::Registry) -> Result<(), FlagsError> {
+        let families = Families::new(self.0.tally.clone(), self.fetches())?;
+        Ok(registry.register(Box::new(families))?)
+    }
+
+    fn fetches(&self) -> Option<Arc<super::counters::Fetches>> {
+        match &self.0.source {
+            Source::Fixed(_) => None,
+            #[cfg(feature = "unleash")]
+            Source::Unleash(unleash) => Some(unleash.freshness.fetches.clone()),
+        }
+    }
+
+    /// Whether the flag is on for this subject, now.
+    pub fn decide(&self, flag: &Flag, subject: &Subject) -> bool {
+        let known = self.0.source.enabled(&flag.name, subject);
+        let enabled = known.unwrap_or(flag.default);
+        self.count(&flag.name, known.is_some(), enabled);
+        enabled
+    }
+
+    /// The flag's value for this subject, now: the payload of its variant if the flag is on and the
+    /// payload can be read as `T`, else the declared default.
+    pub fn value<T: FromStr + Clone>(&self, flag: &Flag<T>, subject: &Subject) -> T {
+        self.read(flag, self.variant_of(&flag.name, subject).as_ref())
+    }
+
+    /// What the flag says to this subject, now; `None` when the source was never reached or does
+    /// not have the flag.
+    ///
+    /// `name` is a constant of the code, because it becomes the label of a metric.
+    pub fn variant(&self, name: &'static str, subject: &Subject) -> Option<Variant> {
+        self.variant_of(&Name::new(name), subject)
+    }
+
+    /// The state of a flag that steers the whole fleet rather than a request.
+    ///
+    /// All instances get the same answer: it is asked for one made-up subject whose user and
+    /// session are the flag's name. Roll such a flag out to 100 % all the same; a strategy with
+    /// random stickiness is random here too.
+    pub fn switch(&self, name: &str) -> Switch {
+        self.0.source.switch(name)
+    }
+
+    /// Runs `new` if the flag is on for this subject, else `legacy`. Only the chosen one is called.
+    ///
+    /// Cancel safety: that of the chosen future.
+    pub async fn gate<N, L>(
+        &self,
+        flag: &Flag,
+        subject: &Subject,
+        new: impl FnOnce() -> N,
+        legacy: impl FnOnce() -> L,
+    ) -> N::Output
+    where
+        N: Future,
+        L: Future<Output = N::Output>,
+    {
+        if self.decide(flag, subject) {
+            new().await
+        } else {
+            legacy().await
+        }
+    }
+
+    /// Changes a flag made by [`fixed`](Self::fixed), or adds it.
+    ///
+    /// # Errors
+    ///
+    /// [`FlagsError::NotFixed`] when a server owns the flags.
+    pub fn set(&self, name: &str, flag: FixedFlag) -> Result<(), FlagsError> {
+        match &self.0.source {
+            Source::Fixed(fixed) => fixed.set(name, &flag),
+            #[cfg(feature = "unleash")]
+            Source::Unleash(_) => return Err(FlagsError::NotFixed),
+        }
+        self.0.revision.send_modify(|revision| *revision += 1);
+        Ok(())
+    }
+
+    /// A number that grows whenever the flags change, to wait on.
+    ///
+    /// It does not move when the server becomes unreachable: whoever minds asks
+    /// [`is_fresh`](Self::is_fresh) or [`switch`](Self::switch) from time to time as well.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.0.revision.subscribe()
+    }
+
+    /// Whether any state is there: from the server, or kept from before.
+    pub fn is_ready(&self) -> bool {
+        self.0.source.is_loaded()
+    }
+
+    /// Waits until [`is_ready`](Self::is_ready). Put a time limit around it: a server that is away
+    /// is no reason not to start, since defaults are there.
+    ///
+    /// Cancel safety: safe, it only waits.
+    pub async fn ready(&self) {
+        let mut changed = self.changed();
+        // The sender lives as long as `self`, so this can't end early.
+        let _ = changed.wait_for(|_| self.is_ready()).await;
+    }
+
+    /// Whether the source answered recently enough; always true for [`fixed`](Self::fixed).
+    pub fn is_fresh(&self) -> bool {
+        self.0.source.is_fresh()
+    }
+
+    /// Declared flags that the source lacks or that are stale there; empty before
+    /// [`is_ready`](Self::is_ready), because then nothing can be said.
+    pub fn coverage<'a>(&self, declared: impl IntoIterator<Item = &'a str>) -> Vec<Gap> {
+        let lacking = |flag: &'a str| {
+            let lack = self.0.source.lack(&Name::new(flag))?;
+            let flag = flag.to_owned();
+            Some(Gap { flag, lack })
+        };
+        declared.into_iter().filter_map(lacking).collect()
+    }
+
+    /// The state in use as the server sent it, for [`UnleashOptions::bootstrap`] of an instance to
+    /// come; `None` when there is none, and for [`fixed`](Self::fixed). It names no user except
+    /// those that strategies name.
+    #[cfg(feature = "unleash")]
+    pub fn snapshot(&self) -> Option<bytes::Bytes> {
+        match &self.0.source {
+            Source::Fixed(_) => None,
+            Source::Unleash(unleash) => unleash.body(),
+        }
+    }
+
+    /// Stops polling and sends the server what was counted since the last time. Takes no longer
+    /// than the source's time limit; decisions go on with the last state.
+    ///
+    /// Cancel safety: when dropped, polling still ends, but counts may be lost. A second call
+    /// does nothing.
+    pub async fn close(&self) {
+        #[cfg(feature = "unleash")]
+        if let Some(poller) = &self.0.poller {
+            poller.close().await;
+        }
+    }
+
+    pub(super) fn variant_of(&self, name: &Name<'static>, subject: &Subject) -> Option<Variant> {
+        let variant = self.0.source.variant(name, subject);
+        let enabled = variant.as_ref().is_some_and(|variant| variant.enabled);
+        self.count(name, variant.is_some(), enabled);
+        variant
+    }
+
+    pub(super) fn read<T: FromStr + Clone>(&self, flag: &Flag<T>, variant: Option<&Variant>) -> T {
+        let payload = variant
+            .filter(|variant| variant.enabled)
+            .and_then(|variant| variant.payload.as_deref());
+        let Some(payload) = payload else {
+            return flag.default.clone();
+        };
+        payload.parse().unwrap_or_else(|_| {
+            self.0.tally.defaulted(&flag.name);
+            flag.default.clone()
+        })
+    }
+
+    fn count(&self, name: &Name<'static>, known: bool, enabled: bool) {
+        self.0.tally.decided(name, enabled);
+        if !known {
+            self.0.tally.defaulted(name);
+        }
+    }
+}
+
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = match &self.0.source {
+            Source::Fixed(_) => "fixed",
+            #[cfg(feature = "unleash")]
+            Source::Unleash(_) => "unleash",
+        };
+        f.debug_struct("Flags")
+            .field("source", &source)
+            .field("ready", &self.is_ready())
+            .field("fresh", &self.is_fresh())
+            .finish()
+    }
+}

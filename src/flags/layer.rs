@@ -1,0 +1,137 @@
+//! Puts [`Decisions`] into requests.
+
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
+};
+
+use axum::{
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::{IntoResponse, Response},
+};
+use http::{Request, StatusCode, request::Parts};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{decisions::Decisions, handle::Flags, subject::Subject};
+
+/// Gives every request its [`Decisions`].
+///
+/// By default they are about nobody in particular, so that flags rolled out to some draw lots per
+/// request. Say whom a request is about:
+///
+/// ```
+/// use axum::{Router, http::request::Parts};
+/// use cutover::flags::{Flags, FlagsLayer, Subject};
+///
+/// fn subject(head: &Parts) -> Subject {
+///     match head.headers.get("x-user").and_then(|user| user.to_str().ok()) {
+///         Some(user) => Subject::new().user(user),
+///         None => Subject::new(),
+///     }
+/// }
+///
+/// # let flags = Flags::fixed::<&str>([]);
+/// let app: Router = Router::new().layer(FlagsLayer::new(flags).subject(subject));
+/// ```
+///
+/// The function runs for every request and sees what outer layers put into the extensions. A
+/// request that already has decisions keeps them.
+#[derive(Clone, Debug)]
+pub struct FlagsLayer<E = fn(&Parts) -> Subject> {
+    flags: Flags,
+    subject: E,
+}
+
+impl FlagsLayer {
+    /// Decisions about nobody in particular.
+    pub fn new(flags: Flags) -> Self {
+        Self {
+            flags,
+            subject: |_| Subject::new(),
+        }
+    }
+}
+
+impl<E> FlagsLayer<E> {
+    /// Decisions about whom `subject` finds in the request's head.
+    pub fn subject<F>(self, subject: F) -> FlagsLayer<F>
+    where
+        F: Fn(&Parts) -> Subject,
+    {
+        FlagsLayer {
+            flags: self.flags,
+            subject,
+        }
+    }
+}
+
+impl<S, E: Clone> Layer<S> for FlagsLayer<E> {
+    type Service = FlagsService<S, E>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        FlagsService {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
+
+/// The service that [`FlagsLayer`] makes.
+#[derive(Clone, Debug)]
+pub struct FlagsService<S, E = fn(&Parts) -> Subject> {
+    inner: S,
+    layer: FlagsLayer<E>,
+}
+
+impl<S, E, B> Service<Request<B>> for FlagsService<S, E>
+where
+    S: Service<Request<B>>,
+    E: Fn(&Parts) -> Subject,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let (mut head, body) = request.into_parts();
+        if head.extensions.get::<Decisions>().is_none() {
+            let subject = (self.layer.subject)(&head);
+            let decisions = Decisions::new(self.layer.flags.clone(), subject);
+            head.extensions.insert(decisions);
+        }
+        self.inner.call(Request::from_parts(head, body))
+    }
+}
+
+/// A handler asked for [`Decisions`] on a route that no [`FlagsLayer`] is around; answered with 500.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("no flag decisions in this request: put a `FlagsLayer` around the router")]
+pub struct MissingDecisions;
+
+impl IntoResponse for MissingDecisions {
+    fn into_response(self) -> Response {
+        tracing::error!("{self}");
+        (StatusCode::INTERNAL_SERVER_ERROR, "flags are not set up").into_response()
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Decisions {
+    type Rejection = MissingDecisions;
+
+    async fn from_request_parts(head: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        head.extensions.get().cloned().ok_or(MissingDecisions)
+    }
+}
+
+impl<S: Sync> OptionalFromRequestParts<S> for Decisions {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(head: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
+        Ok(head.extensions.get().cloned())
+    }
+}

@@ -1,0 +1,96 @@
+//! Where decisions come from: one function per question, whatever the source.
+
+#[cfg(feature = "unleash")]
+use std::sync::Arc;
+
+#[cfg(feature = "unleash")]
+use super::unleash::Unleash;
+use super::{
+    fixed::Fixed,
+    flag::{Switch, Variant},
+    names::Name,
+    subject::Subject,
+};
+
+pub(super) enum Source {
+    Fixed(Fixed),
+    #[cfg(feature = "unleash")]
+    Unleash(Arc<Unleash>),
+}
+
+/// A declared flag that the source does not have as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The flag's name.
+    pub flag: String,
+    /// What is wrong with it.
+    pub lack: Lack,
+}
+
+/// What is wrong with a declared flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Lack {
+    /// The source does not have it: never created, archived, or of another project or environment
+    /// than the token's. Its declared default counts.
+    Missing,
+    /// Its owners marked it as stale: it is about to be removed there, so remove it from the code.
+    Stale,
+}
+
+impl Source {
+    /// `None`: the source can't say, so the declared default counts.
+    pub(super) fn enabled(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
+        match self {
+            Self::Fixed(fixed) => fixed.enabled(name),
+            #[cfg(feature = "unleash")]
+            Self::Unleash(unleash) => unleash.enabled(name, subject),
+        }
+    }
+
+    /// `None`: the source can't say.
+    pub(super) fn variant(&self, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
+        match self {
+            Self::Fixed(fixed) => fixed.variant(name),
+            #[cfg(feature = "unleash")]
+            Self::Unleash(unleash) => unleash.variant(name, subject),
+        }
+    }
+
+    pub(super) fn is_fresh(&self) -> bool {
+        match self {
+            Self::Fixed(_) => true,
+            #[cfg(feature = "unleash")]
+            Self::Unleash(unleash) => unleash.freshness.is_fresh(),
+        }
+    }
+
+    pub(super) fn is_loaded(&self) -> bool {
+        match self {
+            Self::Fixed(_) => true,
+            #[cfg(feature = "unleash")]
+            Self::Unleash(unleash) => unleash.is_loaded(),
+        }
+    }
+
+    pub(super) fn switch(&self, name: &str) -> Switch {
+        if !self.is_fresh() {
+            return Switch::Unknown;
+        }
+        // A subject of its own, so that the instances agree even on a flag that is rolled out to
+        // some only.
+        let subject = Subject::new().user(name).session(name);
+        match self.variant(&Name::new(name), &subject) {
+            Some(variant) if variant.enabled => Switch::On(variant.payload),
+            _ => Switch::Off,
+        }
+    }
+
+    pub(super) fn lack(&self, name: &Name<'_>) -> Option<Lack> {
+        match self {
+            Self::Fixed(fixed) => fixed.enabled(name).is_none().then_some(Lack::Missing),
+            #[cfg(feature = "unleash")]
+            Self::Unleash(unleash) => unleash.lack(name),
+        }
+    }
+}
