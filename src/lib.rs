@@ -1,11 +1,15 @@
 //! Deploy a service and migrate its database without downtime.
 
+mod front;
+
 pub mod drain;
-pub mod fleet;
 pub mod flags;
+pub mod fleet;
 pub mod health;
 pub mod metrics;
 pub mod migration;
 pub mod release;
 #[cfg(feature = "redis")]
 pub mod session;
+
+pub use front::{Cutover, Instance, StartError};

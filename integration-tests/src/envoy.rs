@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{
-    Folder, KitError, Process, Signal, error::write, find, free_port, http, wait::on_free_port,
-    wait_until,
+    Folder, KitError, Process, Signal, error::write, find, free_port, http, wait::on_free_port, wait_until,
 };
 
 /// Envoy applies a changed file within a tenth of a second; more is a refusal.
@@ -77,45 +76,25 @@ impl Envoy {
     /// # Errors
     ///
     /// As [`start`](Self::start).
-    pub async fn start_with(
-        clusters: Vec<Cluster>,
-        options: EnvoyOptions,
-    ) -> Result<Self, KitError> {
+    pub async fn start_with(clusters: Vec<Cluster>, options: EnvoyOptions) -> Result<Self, KitError> {
         let Some(first) = clusters.first() else {
-            return Err(KitError::Misuse(
-                "Envoy needs at least one cluster".to_owned(),
-            ));
+            return Err(KitError::Misuse("Envoy needs at least one cluster".to_owned()));
         };
         let folder = Folder::new("envoy")?;
-        let names: Vec<_> = clusters
-            .iter()
-            .map(|cluster| cluster.name.clone())
-            .collect();
+        let names: Vec<_> = clusters.iter().map(|cluster| cluster.name.clone()).collect();
         let weights = [(first.name.as_str(), 100)];
         folder.subfolder("routes")?;
-        put(
-            &folder,
-            "routes/routes.json",
-            &routes(0, &names, &weights, options),
-        )?;
+        put(&folder, "routes/routes.json", &routes(0, &names, &weights, options))?;
         for cluster in &clusters {
             folder.subfolder(&cluster.name)?;
             let file = format!("{}/endpoints.json", cluster.name);
-            put(
-                &folder,
-                &file,
-                &endpoints(0, &cluster.name, &cluster.endpoints),
-            )?;
+            put(&folder, &file, &endpoints(0, &cluster.name, &cluster.endpoints))?;
         }
         let client = http::client()?;
         let (port, admin, process) = on_free_port(async |port| {
             let admin_port = free_port()?;
             let admin = format!("http://127.0.0.1:{admin_port}");
-            put(
-                &folder,
-                "envoy.json",
-                &bootstrap(&folder, port, admin_port, &names),
-            )?;
+            put(&folder, "envoy.json", &bootstrap(&folder, port, admin_port, &names))?;
             let process = launch(&folder, &client, &admin).await?;
             Ok((port, admin, process))
         })
@@ -166,9 +145,7 @@ impl Envoy {
         put(&self.folder, "routes/routes.json", &table)?;
         let version = version.to_string();
         wait_until("weights applied", APPLY, async || {
-            let dump = self
-                .ask("config_dump?resource=dynamic_route_configs")
-                .await?;
+            let dump = self.ask("config_dump?resource=dynamic_route_configs").await?;
             Ok::<_, KitError>(dump["configs"][0]["version_info"] == version.as_str())
         })
         .await
@@ -184,11 +161,7 @@ impl Envoy {
     pub async fn set_endpoints(&self, cluster: &str, list: Vec<Endpoint>) -> Result<(), KitError> {
         self.known(cluster)?;
         let file = format!("{cluster}/endpoints.json");
-        put(
-            &self.folder,
-            &file,
-            &endpoints(self.next_version(), cluster, &list),
-        )?;
+        put(&self.folder, &file, &endpoints(self.next_version(), cluster, &list))?;
         let mut wanted: Vec<_> = list.iter().map(|endpoint| endpoint.addr).collect();
         wanted.sort();
         wait_until("endpoints applied", APPLY, async || {
@@ -207,10 +180,7 @@ impl Envoy {
     /// [`KitError::Http`] when Envoy does not answer.
     pub async fn healthy(&self, cluster: &str) -> Result<Vec<SocketAddr>, KitError> {
         let hosts = self.hosts(cluster).await?;
-        Ok(hosts
-            .into_iter()
-            .filter_map(|(addr, healthy)| healthy.then_some(addr))
-            .collect())
+        Ok(hosts.into_iter().filter_map(|(addr, healthy)| healthy.then_some(addr)).collect())
     }
 
     async fn hosts(&self, cluster: &str) -> Result<Vec<(SocketAddr, bool)>, KitError> {
@@ -234,10 +204,7 @@ impl Envoy {
         if self.clusters.iter().any(|name| name == cluster) {
             return Ok(());
         }
-        Err(KitError::Misuse(format!(
-            "Envoy has no cluster {cluster:?}, only {:?}",
-            self.clusters
-        )))
+        Err(KitError::Misuse(format!("Envoy has no cluster {cluster:?}, only {:?}", self.clusters)))
     }
 
     fn next_version(&self) -> u64 {
@@ -349,12 +316,7 @@ fn watched(folder: &Folder, subfolder: &str, file: &str) -> Value {
     })
 }
 
-fn routes(
-    version: u64,
-    clusters: &[String],
-    weights: &[(&str, u32)],
-    options: EnvoyOptions,
-) -> Value {
+fn routes(version: u64, clusters: &[String], weights: &[(&str, u32)], options: EnvoyOptions) -> Value {
     let to = |mut action: Value| {
         action["timeout"] = json!("15s");
         if options.retry {
@@ -377,10 +339,8 @@ fn routes(
             "route": to(json!({ "cluster": "canary" })),
         }));
     }
-    let shares: Vec<_> = weights
-        .iter()
-        .map(|(name, weight)| json!({ "name": name, "weight": weight }))
-        .collect();
+    let shares: Vec<_> =
+        weights.iter().map(|(name, weight)| json!({ "name": name, "weight": weight })).collect();
     table.push(json!({
         "match": { "prefix": "/" },
         "route": to(json!({ "weighted_clusters": { "clusters": shares } })),

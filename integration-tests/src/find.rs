@@ -26,11 +26,7 @@ pub(crate) fn program(server: &'static str, program: &'static str) -> Result<Pat
 }
 
 /// `file` of a server that is always the cache's, in the version that `scripts/servers` names.
-pub(crate) fn cached(
-    server: &'static str,
-    program: &'static str,
-    file: &str,
-) -> Result<PathBuf, KitError> {
+pub(crate) fn cached(server: &'static str, program: &'static str, file: &str) -> Result<PathBuf, KitError> {
     let path = cache().join(server).join(file);
     // The version is written last.
     if path.is_file() && cache().join(server).join("version").is_file() {

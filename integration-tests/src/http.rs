@@ -16,11 +16,7 @@ pub(crate) fn client() -> Result<Client, KitError> {
 }
 
 /// Sends a request whose answer must be a success or one of `also`.
-pub(crate) async fn send(
-    doing: &str,
-    request: RequestBuilder,
-    also: &[u16],
-) -> Result<Response, KitError> {
+pub(crate) async fn send(doing: &str, request: RequestBuilder, also: &[u16]) -> Result<Response, KitError> {
     let response = request.send().await.map_err(KitError::http(doing))?;
     let status = response.status();
     if status.is_success() || also.contains(&status.as_u16()) {
@@ -34,10 +30,7 @@ pub(crate) async fn send(
 }
 
 /// [`send`], with the answer's body as JSON.
-pub(crate) async fn json(
-    doing: &str,
-    request: RequestBuilder,
-) -> Result<serde_json::Value, KitError> {
+pub(crate) async fn json(doing: &str, request: RequestBuilder) -> Result<serde_json::Value, KitError> {
     let response = send(doing, request, &[]).await?;
     response.json().await.map_err(KitError::http(doing))
 }

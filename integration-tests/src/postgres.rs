@@ -61,19 +61,7 @@ impl Postgres {
         let folder = Folder::new("postgres")?;
         let data = data_folder(&folder)?;
         let mut initdb = unprivileged(&programs.join("initdb"));
-        initdb
-            .args([
-                "-A",
-                "trust",
-                "-E",
-                "UTF8",
-                "--locale=C",
-                "-N",
-                "-U",
-                "postgres",
-                "-D",
-            ])
-            .arg(&data);
+        initdb.args(["-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-U", "postgres", "-D"]).arg(&data);
         Process::run(&folder, "initdb", START, &initdb).await?;
         Self::start_in(folder, programs, options).await
     }
@@ -146,13 +134,8 @@ impl Postgres {
     /// [`KitError::Sql`].
     pub async fn execute(&self, statement: &str) -> Result<(), KitError> {
         let failed = |source| KitError::sql(format!("run `{statement}`"))(source);
-        let mut connection = PgConnection::connect(&self.admin_url())
-            .await
-            .map_err(failed)?;
-        connection
-            .execute(AssertSqlSafe(statement))
-            .await
-            .map_err(failed)?;
+        let mut connection = PgConnection::connect(&self.admin_url()).await.map_err(failed)?;
+        connection.execute(AssertSqlSafe(statement)).await.map_err(failed)?;
         connection.close().await.map_err(failed)
     }
 
@@ -169,16 +152,9 @@ impl Postgres {
         let folder = Folder::new("standby")?;
         let data = data_folder(&folder)?;
         let mut copy = unprivileged(&program);
-        copy.args([
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &self.port.to_string(),
-            "-U",
-            "postgres",
-        ])
-        .args(["-R", "-X", "stream", "-c", "fast", "-D"])
-        .arg(&data);
+        copy.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres"])
+            .args(["-R", "-X", "stream", "-c", "fast", "-D"])
+            .arg(&data);
         Process::run(&folder, "pg_basebackup", START, &copy).await?;
         Self::start_in(folder, self.programs.clone(), self.options.clone()).await
     }
@@ -269,23 +245,13 @@ impl Postgres {
         self.process.get()
     }
 
-    async fn start_in(
-        folder: Folder,
-        programs: PathBuf,
-        options: PostgresOptions,
-    ) -> Result<Self, KitError> {
+    async fn start_in(folder: Folder, programs: PathBuf, options: PostgresOptions) -> Result<Self, KitError> {
         let (port, process) = on_free_port(async |port| {
             let process = launch(&folder, &programs, &options, port).await?;
             Ok((port, process))
         })
         .await?;
-        Ok(Self {
-            process: Current::new(process),
-            folder,
-            programs,
-            options,
-            port,
-        })
+        Ok(Self { process: Current::new(process), folder, programs, options, port })
     }
 }
 

@@ -32,10 +32,7 @@ impl Prometheus {
     ///
     /// [`KitError::Missing`] when it is not installed, [`KitError::Exited`] or
     /// [`KitError::TimedOut`] when it does not come up.
-    pub async fn start(
-        targets: Vec<SocketAddr>,
-        scrape_interval: Duration,
-    ) -> Result<Self, KitError> {
+    pub async fn start(targets: Vec<SocketAddr>, scrape_interval: Duration) -> Result<Self, KitError> {
         let folder = Folder::new("prometheus")?;
         let interval = format!("{}ms", scrape_interval.as_millis());
         let config = json!({
@@ -53,12 +50,7 @@ impl Prometheus {
         let client = http::client()?;
         let (port, process) =
             on_free_port(async |port| Ok((port, launch(&folder, &client, port).await?))).await?;
-        Ok(Self {
-            process,
-            folder,
-            port,
-            client,
-        })
+        Ok(Self { process, folder, port, client })
     }
 
     /// `http://127.0.0.1:port`.
@@ -95,9 +87,7 @@ impl Prometheus {
             return Ok(sample(&json!({}), &data["result"]).into_iter().collect());
         }
         let series = data["result"].as_array().into_iter().flatten();
-        Ok(series
-            .filter_map(|one| sample(&one["metric"], &one["value"]))
-            .collect())
+        Ok(series.filter_map(|one| sample(&one["metric"], &one["value"])).collect())
     }
 }
 

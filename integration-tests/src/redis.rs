@@ -26,13 +26,8 @@ impl Redis {
     /// [`KitError::TimedOut`] when it does not come up.
     pub async fn start() -> Result<Self, KitError> {
         let folder = Folder::new("redis")?;
-        let (port, process) =
-            on_free_port(async |port| Ok((port, launch(&folder, port).await?))).await?;
-        Ok(Self {
-            process: Current::new(process),
-            folder,
-            port,
-        })
+        let (port, process) = on_free_port(async |port| Ok((port, launch(&folder, port).await?))).await?;
+        Ok(Self { process: Current::new(process), folder, port })
     }
 
     /// `redis://127.0.0.1:port/`.
@@ -67,9 +62,7 @@ async fn launch(folder: &Folder, port: u16) -> Result<Process, KitError> {
         // Otherwise the first replica waits five seconds for others to share its sync.
         .args(["--repl-diskless-sync-delay", "0"]);
     let process = Process::spawn(folder, "redis", Signal::KILL, &command)?;
-    process
-        .wait_ready(Duration::from_secs(20), || ping(port))
-        .await?;
+    process.wait_ready(Duration::from_secs(20), || ping(port)).await?;
     Ok(process)
 }
 

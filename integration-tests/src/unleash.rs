@@ -67,14 +67,7 @@ impl Unleash {
             Ok((port, process))
         })
         .await?;
-        Ok(Self {
-            process: Current::new(process),
-            folder,
-            port,
-            environment,
-            admin_token,
-            backend_token,
-        })
+        Ok(Self { process: Current::new(process), folder, port, environment, admin_token, backend_token })
     }
 
     /// `http://127.0.0.1:port`; the client API is at `/api` below.
@@ -113,13 +106,7 @@ impl Unleash {
     /// As [`start`](Self::start).
     pub async fn restart(&self) -> Result<(), KitError> {
         self.process().kill().await?;
-        let process = launch(
-            &self.folder,
-            self.port,
-            &self.environment,
-            &self.backend_token,
-        )
-        .await?;
+        let process = launch(&self.folder, self.port, &self.environment, &self.backend_token).await?;
         self.process.set(process);
         Ok(())
     }
@@ -127,9 +114,7 @@ impl Unleash {
 
 impl fmt::Debug for Unleash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unleash")
-            .field("url", &self.url())
-            .finish_non_exhaustive()
+        f.debug_struct("Unleash").field("url", &self.url()).finish_non_exhaustive()
     }
 }
 
@@ -141,11 +126,7 @@ async fn launch(
 ) -> Result<Process, KitError> {
     let mut command = Command::new(find::cached("unleash", "node", "bin/node")?);
     command
-        .arg(find::cached(
-            "unleash",
-            "unleash-server",
-            "node_modules/unleash-server/dist/server.js",
-        )?)
+        .arg(find::cached("unleash", "unleash-server", "node_modules/unleash-server/dist/server.js")?)
         // It prefers this to the parts, and it is usually the service's own.
         .env_remove("DATABASE_URL")
         .envs(environment.iter().map(|(key, value)| (key, value)))

@@ -42,9 +42,8 @@ impl UnleashAdmin {
     /// [`KitError::Http`], [`KitError::Refused`]; so do all calls below, which also refuse a flag
     /// that does not exist.
     pub async fn ensure_flag(&self, name: &str) -> Result<(), KitError> {
-        let request = self
-            .request(Method::POST, &self.features)
-            .json(&json!({ "name": name, "type": "release" }));
+        let request =
+            self.request(Method::POST, &self.features).json(&json!({ "name": name, "type": "release" }));
         let answer = http::send(&format!("make flag {name}"), request, &[409]).await?;
         // 409 is also the answer for a name in the archive; only a flag in use is good.
         if answer.status().as_u16() == 409 {
@@ -62,9 +61,7 @@ impl UnleashAdmin {
     /// [`KitError::Misuse`] for more than 100.
     pub async fn set_rollout(&self, name: &str, percent: u8) -> Result<(), KitError> {
         if percent > 100 {
-            return Err(KitError::Misuse(format!(
-                "rollout of {name}: {percent} % is more than 100 %"
-            )));
+            return Err(KitError::Misuse(format!("rollout of {name}: {percent} % is more than 100 %")));
         }
         self.set_strategy(name, percent, "userId", json!([])).await
     }
@@ -83,8 +80,7 @@ impl UnleashAdmin {
             "payload": { "type": "string", "value": payload },
         });
         // Sticky by `userId` would leave out whoever asks without a user.
-        self.set_strategy(name, 100, "default", json!([variant]))
-            .await
+        self.set_strategy(name, 100, "default", json!([variant])).await
     }
 
     /// Switches it on.
@@ -168,16 +164,12 @@ impl UnleashAdmin {
     }
 
     fn request(&self, method: Method, url: &str) -> RequestBuilder {
-        self.client
-            .request(method, url)
-            .header("Authorization", &self.token)
+        self.client.request(method, url).header("Authorization", &self.token)
     }
 }
 
 impl fmt::Debug for UnleashAdmin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("UnleashAdmin")
-            .field("features", &self.features)
-            .finish_non_exhaustive()
+        f.debug_struct("UnleashAdmin").field("features", &self.features).finish_non_exhaustive()
     }
 }

@@ -25,15 +25,8 @@ pub(super) type Server = Builder<TokioExecutor>;
 
 pub(super) fn server(head_timeout: Duration) -> Server {
     let mut server = Builder::new(TokioExecutor::new());
-    server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout);
-    server
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(HTTP2_PING)
-        .keep_alive_timeout(HTTP2_PING);
+    server.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
+    server.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING).keep_alive_timeout(HTTP2_PING);
     server
 }
 
@@ -47,11 +40,7 @@ pub(super) struct Registered {
 impl Registered {
     pub(super) fn new(inner: Arc<Inner>, peer: SocketAddr) -> Self {
         let (id, connection) = inner.registry.add_connection(peer);
-        Self {
-            inner,
-            id,
-            connection,
-        }
+        Self { inner, id, connection }
     }
 }
 
@@ -69,11 +58,7 @@ pub(super) async fn public(server: Server, stream: TcpStream, app: Router, regis
     let inner = &registered.inner;
     let connection = &registered.connection;
     let opened_before = !inner.is_at(Stage::Propagating);
-    let service = Tracked {
-        app,
-        inner: Arc::clone(inner),
-        connection: Arc::clone(connection),
-    };
+    let service = Tracked { app, inner: Arc::clone(inner), connection: Arc::clone(connection) };
     let mut served = pin!(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
 
     tokio::select! {

@@ -37,10 +37,7 @@ pub(super) enum Stage {
     Finished,
 }
 
-pub(super) type Hook = (
-    Arc<str>,
-    Box<dyn FnOnce(Duration) -> BoxFuture<'static, ()> + Send>,
-);
+pub(super) type Hook = (Arc<str>, Box<dyn FnOnce(Duration) -> BoxFuture<'static, ()> + Send>);
 
 pub(super) struct Inner {
     pub(super) options: DrainOptions,
@@ -138,10 +135,7 @@ impl Drain {
 
     /// Begins the drain and returns at once. A second call joins the first.
     pub fn begin(&self) {
-        let first = self
-            .inner
-            .now
-            .fetch_max(Stage::Propagating as u8, Ordering::AcqRel);
+        let first = self.inner.now.fetch_max(Stage::Propagating as u8, Ordering::AcqRel);
         if first != Stage::Serving as u8 {
             return;
         }
@@ -174,10 +168,7 @@ impl Drain {
     /// Work beside requests (a pinned transaction, a job) that the drain has to wait for
     /// until the guard is dropped.
     pub fn work(&self, name: impl Into<Arc<str>>) -> Work {
-        Work {
-            id: self.inner.registry.add_work(name.into()),
-            inner: Arc::clone(&self.inner),
-        }
+        Work { id: self.inner.registry.add_work(name.into()), inner: Arc::clone(&self.inner) }
     }
 
     /// Runs `hook` after requests and work have ended (or were cut) and before
@@ -192,11 +183,7 @@ impl Drain {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let name = name.into();
-        let mut hooks = self
-            .inner
-            .hooks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut hooks = self.inner.hooks.lock().unwrap_or_else(PoisonError::into_inner);
         match hooks.as_mut() {
             Some(hooks) => hooks.push((name, Box::new(|left| Box::pin(hook(left))))),
             None => tracing::warn!(%name, "hook added after the drain's hooks were started"),
@@ -301,8 +288,6 @@ impl Drop for Work {
 
 impl fmt::Debug for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Work")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Work").field("id", &self.id).finish_non_exhaustive()
     }
 }

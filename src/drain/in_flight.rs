@@ -40,10 +40,8 @@ impl hyper::service::Service<http::Request<Incoming>> for Tracked {
     type Future = TrackedFuture;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        let in_flight = InFlight {
-            id: self.connection.start(&request),
-            connection: Arc::clone(&self.connection),
-        };
+        let in_flight =
+            InFlight { id: self.connection.start(&request), connection: Arc::clone(&self.connection) };
         let http1 = request.version() < Version::HTTP_2;
         TrackedFuture {
             response: call_app(&self.app, request, self.connection.peer),
@@ -93,9 +91,7 @@ impl Future for TrackedFuture {
         let this = self.project();
         let Ok(mut response) = ready!(this.response.poll(cx));
         let draining = |inner: &Arc<Inner>| inner.is_at(Stage::Propagating);
-        if this.inner.as_ref().is_some_and(draining)
-            && response.status() != StatusCode::SWITCHING_PROTOCOLS
-        {
+        if this.inner.as_ref().is_some_and(draining) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }

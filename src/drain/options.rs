@@ -41,10 +41,7 @@ impl Default for DrainOptions {
 impl DrainOptions {
     pub(super) fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let kept = self
-            .propagation
-            .saturating_add(self.hook_time)
-            .saturating_add(self.margin);
+        let kept = self.propagation.saturating_add(self.hook_time).saturating_add(self.margin);
         if kept >= self.grace {
             problems.push(format!(
                 "propagation {:?}, hook_time {:?} and margin {:?} must leave some of grace {:?} \

@@ -83,8 +83,7 @@ impl Registry {
 
     /// Waits until nothing is left: no listener that may still add, no connection, no work.
     pub(super) async fn empty(&self) {
-        self.until(|m| m.listeners == 0 && m.connections.is_empty() && m.work.is_empty())
-            .await;
+        self.until(|m| m.listeners == 0 && m.connections.is_empty() && m.work.is_empty()).await;
     }
 
     /// Waits until no connection is left.
@@ -115,11 +114,7 @@ impl Registry {
     /// What is there now, the oldest first.
     pub(super) fn list(&self) -> Vec<Cut> {
         let members = locked(&self.members);
-        let mut cut: Vec<_> = members
-            .connections
-            .values()
-            .flat_map(|c| c.list())
-            .collect();
+        let mut cut: Vec<_> = members.connections.values().flat_map(|c| c.list()).collect();
         cut.extend(members.work.values().map(|(name, since)| Cut {
             what: name.to_string(),
             age: since.elapsed(),
@@ -208,11 +203,7 @@ impl Connection {
         poll_fn(|cx| {
             // Registered before looking, so that a change in between isn't missed.
             self.task.register(cx.waker());
-            if inner.is_at(stage) {
-                Poll::Ready(())
-            } else {
-                Poll::Pending
-            }
+            if inner.is_at(stage) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -239,11 +230,7 @@ impl Connection {
             }];
         }
         let cut = |request: &Request| Cut {
-            what: format!(
-                "{} {}",
-                request.method,
-                request.target.as_ref().map_or("*", PathAndQuery::path)
-            ),
+            what: format!("{} {}", request.method, request.target.as_ref().map_or("*", PathAndQuery::path)),
             age: request.started.elapsed(),
             phase: request.phase,
         };

@@ -36,11 +36,7 @@ pub(super) async fn run(inner: Arc<Inner>, began: Instant) {
     }
     let waited = began.elapsed();
 
-    let hooks = inner
-        .hooks
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
+    let hooks = inner.hooks.lock().unwrap_or_else(PoisonError::into_inner).take();
     let end = began + inner.options.hooks_end();
     let hooks = join_all(hooks.into_iter().flatten().map(|hook| run_hook(hook, end))).await;
 
@@ -62,9 +58,5 @@ async fn run_hook((name, hook): Hook, end: Instant) -> HookReport {
     if end != HookEnd::Done {
         tracing::warn!(%name, ?end, "drain hook did not come to its end");
     }
-    HookReport {
-        name,
-        end,
-        took: started.elapsed(),
-    }
+    HookReport { name, end, took: started.elapsed() }
 }

@@ -66,13 +66,7 @@ pub(super) async fn admin(inner: Arc<Inner>, listener: impl Accept, app: Router)
     accept_until(inner.reached(Stage::Finished), &listener, |stream, peer| {
         while connections.try_join_next().is_some() {}
         let inner = Arc::clone(&inner);
-        connections.spawn(connection::admin(
-            server.clone(),
-            stream,
-            app.clone(),
-            inner,
-            peer,
-        ));
+        connections.spawn(connection::admin(server.clone(), stream, app.clone(), inner, peer));
     })
     .await;
     while connections.join_next().await.is_some() {}
@@ -116,8 +110,6 @@ async fn accept_until(
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
     )
 }

@@ -113,32 +113,19 @@ pub(super) struct Families {
     descs: Vec<Desc>,
 }
 
-const DECISIONS: (&str, &str) = (
-    "feature_flag_decisions_total",
-    "Decisions by flag and outcome; a request that asks twice counts once.",
-);
-const DEFAULTS: (&str, &str) = (
-    "feature_flag_defaults_total",
-    "Decisions for which the default in the code had to do.",
-);
-const FETCHES: (&str, &str) = (
-    "feature_flags_fetches_total",
-    "Requests to the flag server by result.",
-);
+const DECISIONS: (&str, &str) =
+    ("feature_flag_decisions_total", "Decisions by flag and outcome; a request that asks twice counts once.");
+const DEFAULTS: (&str, &str) =
+    ("feature_flag_defaults_total", "Decisions for which the default in the code had to do.");
+const FETCHES: (&str, &str) = ("feature_flags_fetches_total", "Requests to the flag server by result.");
 const LAST_SUCCESS: (&str, &str) = (
     "feature_flags_last_success_timestamp_seconds",
     "When the flag server last answered, in seconds since 1970; 0 for never.",
 );
 
 impl Families {
-    pub(super) fn new(
-        tally: Arc<Tally>,
-        fetches: Option<Arc<Fetches>>,
-    ) -> prometheus::Result<Self> {
-        let mut families = vec![
-            (DECISIONS, vec!["flag", "enabled"]),
-            (DEFAULTS, vec!["flag"]),
-        ];
+    pub(super) fn new(tally: Arc<Tally>, fetches: Option<Arc<Fetches>>) -> prometheus::Result<Self> {
+        let mut families = vec![(DECISIONS, vec!["flag", "enabled"]), (DEFAULTS, vec!["flag"])];
         if fetches.is_some() {
             families.extend([(FETCHES, vec!["result"]), (LAST_SUCCESS, vec![])]);
         }
@@ -149,11 +136,7 @@ impl Families {
                 Desc::new(name.to_owned(), help.to_owned(), labels, Default::default())
             })
             .collect::<prometheus::Result<_>>()?;
-        Ok(Self {
-            tally,
-            fetches,
-            descs,
-        })
+        Ok(Self { tally, fetches, descs })
     }
 }
 

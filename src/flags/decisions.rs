@@ -60,20 +60,13 @@ enum Answer {
 impl Decisions {
     /// Decisions about this subject, for a unit of work that is not an HTTP request.
     pub fn new(flags: Flags, subject: Subject) -> Self {
-        Self(Arc::new(Pinned {
-            flags,
-            subject,
-            first: Segment::default(),
-        }))
+        Self(Arc::new(Pinned { flags, subject, first: Segment::default() }))
     }
 
     /// Whether the flag is on for this request.
     pub fn decide(&self, flag: &Flag) -> bool {
-        let decided = self.pin(
-            &flag.name,
-            |_| true,
-            |_| Answer::Enabled(self.0.flags.decide(flag, &self.0.subject)),
-        );
+        let decided =
+            self.pin(&flag.name, |_| true, |_| Answer::Enabled(self.0.flags.decide(flag, &self.0.subject)));
         match decided {
             Answer::Enabled(enabled) => *enabled,
             Answer::Variant(Some(variant)) => variant.enabled,
@@ -104,11 +97,7 @@ impl Decisions {
         N: Future,
         L: Future<Output = N::Output>,
     {
-        if self.decide(flag) {
-            new().await
-        } else {
-            legacy().await
-        }
+        if self.decide(flag) { new().await } else { legacy().await }
     }
 
     /// Whom the request's decisions are about.
@@ -162,8 +151,6 @@ impl Decisions {
 
 impl fmt::Debug for Decisions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Decisions")
-            .field("subject", &self.0.subject)
-            .finish()
+        f.debug_struct("Decisions").field("subject", &self.0.subject).finish()
     }
 }

@@ -13,9 +13,7 @@ pub enum FlagsError {
     #[error("flags from a server are polled in the background: call this inside a Tokio runtime")]
     NoRuntime,
     /// [`Flags::set`](super::Flags::set) on flags that a server owns.
-    #[error(
-        "only flags made by `Flags::fixed` can be set from code: change this one on its server"
-    )]
+    #[error("only flags made by `Flags::fixed` can be set from code: change this one on its server")]
     NotFixed,
     /// The metric families could not be registered.
     #[error("metrics of the flags: {0}")]

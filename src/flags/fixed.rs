@@ -16,23 +16,14 @@ pub struct FixedFlag {
 
 impl FixedFlag {
     /// On, without a payload.
-    pub const ON: Self = Self {
-        enabled: true,
-        payload: None,
-    };
+    pub const ON: Self = Self { enabled: true, payload: None };
 
     /// Off.
-    pub const OFF: Self = Self {
-        enabled: false,
-        payload: None,
-    };
+    pub const OFF: Self = Self { enabled: false, payload: None };
 
     /// On, with a variant that carries this payload.
     pub fn payload(payload: impl Into<String>) -> Self {
-        Self {
-            enabled: true,
-            payload: Some(payload.into()),
-        }
+        Self { enabled: true, payload: Some(payload.into()) }
     }
 }
 

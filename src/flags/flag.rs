@@ -34,10 +34,7 @@ pub struct Flag<T = bool> {
 impl<T> Flag<T> {
     /// Declares a flag. `name` is its name in the source, for Unleash the toggle's.
     pub const fn new(name: &'static str, default: T) -> Self {
-        Self {
-            name: Name::new(name),
-            default,
-        }
+        Self { name: Name::new(name), default }
     }
 
     /// The flag's name.
@@ -64,11 +61,7 @@ pub struct Variant {
 
 impl Variant {
     pub(super) fn plain(enabled: bool) -> Self {
-        Self {
-            enabled,
-            name: None,
-            payload: None,
-        }
+        Self { enabled, name: None, payload: None }
     }
 }
 

@@ -73,12 +73,7 @@ pub struct Gate<N, L> {
 impl<N, L> Gate<N, L> {
     /// A fork between two services.
     pub fn new(flag: Flag, new: N, legacy: L) -> Self {
-        Self {
-            flag,
-            new,
-            legacy,
-            warned: Arc::default(),
-        }
+        Self { flag, new, legacy, warned: Arc::default() }
     }
 
     fn decide<B>(&self, request: &Request<B>) -> bool {
@@ -113,13 +108,9 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let chosen = if self.decide(&request) {
-            Chosen::New {
-                future: self.new.clone().oneshot(request),
-            }
+            Chosen::New { future: self.new.clone().oneshot(request) }
         } else {
-            Chosen::Legacy {
-                future: self.legacy.clone().oneshot(request),
-            }
+            Chosen::Legacy { future: self.legacy.clone().oneshot(request) }
         };
         GateFuture { chosen }
     }

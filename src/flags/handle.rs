@@ -146,11 +146,7 @@ impl Flags {
         N: Future,
         L: Future<Output = N::Output>,
     {
-        if self.decide(flag, subject) {
-            new().await
-        } else {
-            legacy().await
-        }
+        if self.decide(flag, subject) { new().await } else { legacy().await }
     }
 
     /// Changes a flag made by [`fixed`](Self::fixed), or adds it.
@@ -238,9 +234,8 @@ impl Flags {
     }
 
     pub(super) fn read<T: FromStr + Clone>(&self, flag: &Flag<T>, variant: Option<&Variant>) -> T {
-        let payload = variant
-            .filter(|variant| variant.enabled)
-            .and_then(|variant| variant.payload.as_deref());
+        let payload =
+            variant.filter(|variant| variant.enabled).and_then(|variant| variant.payload.as_deref());
         let Some(payload) = payload else {
             return flag.default.clone();
         };

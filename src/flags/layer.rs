@@ -46,10 +46,7 @@ pub struct FlagsLayer<E = fn(&Parts) -> Subject> {
 impl FlagsLayer {
     /// Decisions about nobody in particular.
     pub fn new(flags: Flags) -> Self {
-        Self {
-            flags,
-            subject: |_| Subject::new(),
-        }
+        Self { flags, subject: |_| Subject::new() }
     }
 }
 
@@ -59,10 +56,7 @@ impl<E> FlagsLayer<E> {
     where
         F: Fn(&Parts) -> Subject,
     {
-        FlagsLayer {
-            flags: self.flags,
-            subject,
-        }
+        FlagsLayer { flags: self.flags, subject }
     }
 }
 
@@ -70,10 +64,7 @@ impl<S, E: Clone> Layer<S> for FlagsLayer<E> {
     type Service = FlagsService<S, E>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        FlagsService {
-            inner,
-            layer: self.clone(),
-        }
+        FlagsService { inner, layer: self.clone() }
     }
 }
 

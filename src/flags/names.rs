@@ -64,10 +64,7 @@ impl<V> Default for NameMap<V> {
 
 impl<V> NameMap<V> {
     pub(super) fn get(&self, name: &Name<'_>) -> Option<&V> {
-        self.0
-            .get(&name.hash)
-            .filter(|(text, _)| **text == *name.text)
-            .map(|(_, value)| value)
+        self.0.get(&name.hash).filter(|(text, _)| **text == *name.text).map(|(_, value)| value)
     }
 
     pub(super) fn insert(&mut self, name: &str, value: V) {
@@ -99,10 +96,7 @@ mod tests {
         const ONE: Name<'static> = Name::new("one");
         assert_eq!(map.get(&ONE), Some(&1));
         assert_eq!(map.get(&Name::new("three")), None);
-        let forged = Name {
-            text: "three",
-            hash: ONE.hash,
-        };
+        let forged = Name { text: "three", hash: ONE.hash };
         assert_eq!(map.get(&forged), None);
         assert_eq!(map.iter().count(), 2);
     }

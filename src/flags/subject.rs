@@ -123,10 +123,7 @@ mod tests {
 
     #[test]
     fn debug_keeps_ids_to_itself() {
-        let subject = Subject::new()
-            .user("alice")
-            .session("s3cret")
-            .property("card", "4111");
+        let subject = Subject::new().user("alice").session("s3cret").property("card", "4111");
         let text = format!("{subject:?}");
         for hidden in ["alice", "s3cret", "4111"] {
             assert!(!text.contains(hidden), "{text}");

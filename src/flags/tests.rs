@@ -31,9 +31,7 @@ fn an_unknown_flag_gets_its_default_and_is_counted() {
     assert_eq!(flags.value(&LIMIT, &Subject::new()), 8);
     flags.set("limit", FixedFlag::payload("many")).unwrap();
     assert_eq!(flags.value(&LIMIT, &Subject::new()), 7);
-    let text = prometheus::TextEncoder::new()
-        .encode_to_string(&registry.gather())
-        .unwrap();
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
     for line in [
         r#"feature_flag_decisions_total{enabled="true",flag="a"} 1"#,
         r#"feature_flag_decisions_total{enabled="false",flag="a"} 0"#,
@@ -44,10 +42,7 @@ fn an_unknown_flag_gets_its_default_and_is_counted() {
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
-    assert!(matches!(
-        flags.register(&registry),
-        Err(FlagsError::Metrics(_))
-    ));
+    assert!(matches!(flags.register(&registry), Err(FlagsError::Metrics(_))));
 }
 
 #[test]
@@ -78,10 +73,7 @@ fn a_flag_and_its_variant_do_not_contradict_each_other() {
 
     flags.set("a", FixedFlag::payload("x")).unwrap();
     let by_variant = Decisions::new(flags.clone(), Subject::new());
-    assert_eq!(
-        by_variant.variant("a").unwrap().payload.as_deref(),
-        Some("x")
-    );
+    assert_eq!(by_variant.variant("a").unwrap().payload.as_deref(), Some("x"));
     flags.set("a", FixedFlag::OFF).unwrap();
     assert!(by_variant.decide(&A));
 }
@@ -114,10 +106,7 @@ fn threads_of_one_request_get_one_answer() {
             scope.spawn(flip);
             askers.map(|asker| asker.join().unwrap())
         });
-        assert!(
-            answers.iter().all(|answer| *answer == answers[0]),
-            "{answers:?}"
-        );
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
     }
 }
 
@@ -140,13 +129,7 @@ async fn changes_are_told() {
     changed.changed().await.unwrap();
     assert_eq!(flags.switch("b"), Switch::On(Some("ramp:25".into())));
     assert_eq!(flags.switch("a"), Switch::On(None));
-    assert_eq!(
-        flags.coverage(["a", "c"]),
-        [Gap {
-            flag: "c".into(),
-            lack: Lack::Missing
-        }]
-    );
+    assert_eq!(flags.coverage(["a", "c"]), [Gap { flag: "c".into(), lack: Lack::Missing }]);
     flags.ready().await;
 }
 
@@ -154,10 +137,7 @@ async fn answer(
     app: impl Service<Request<Body>, Response = axum::response::Response, Error = Infallible>,
 ) -> String {
     let request = Request::get("/").header("x-user", "u1");
-    let response = app
-        .oneshot(request.body(Body::empty()).unwrap())
-        .await
-        .unwrap();
+    let response = app.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     String::from_utf8(body.into()).unwrap()
 }
@@ -174,9 +154,7 @@ async fn a_layer_pins_a_router_and_its_gate() {
     let flags = Flags::fixed([("a", FixedFlag::ON)]);
     let new = Router::new().route("/", get(user));
     let legacy = Router::new().route("/", get(async || "legacy"));
-    let app = legacy
-        .layer(GateLayer::new(A, new))
-        .layer(FlagsLayer::new(flags.clone()).subject(subject));
+    let app = legacy.layer(GateLayer::new(A, new)).layer(FlagsLayer::new(flags.clone()).subject(subject));
     assert_eq!(answer(app.clone()).await, r#"new Some("u1")"#);
     flags.set("a", FixedFlag::OFF).unwrap();
     assert_eq!(answer(app).await, "legacy");
@@ -202,10 +180,7 @@ async fn without_a_layer_a_gate_takes_the_default_and_a_handler_fails() {
 
     let handler = Router::new().route("/", get(async |_: Decisions| "fine"));
     let response = handler.oneshot(Request::get("/").body(Body::empty()).unwrap());
-    assert_eq!(
-        response.await.unwrap().status(),
-        StatusCode::INTERNAL_SERVER_ERROR
-    );
+    assert_eq!(response.await.unwrap().status(), StatusCode::INTERNAL_SERVER_ERROR);
 }
 
 /// A service that is never ready.

@@ -20,9 +20,7 @@ pub(super) async fn run(check: Check, component: Arc<Component>, shared: Arc<Sha
         let seen = probe(&check).await;
         let status = judge.judge(&seen, Instant::now());
         let output = match &seen {
-            Ok(Observed::Pass) if status == Status::Fail => {
-                Some("passed, but not yet often enough")
-            }
+            Ok(Observed::Pass) if status == Status::Fail => Some("passed, but not yet often enough"),
             Ok(Observed::Pass) => None,
             Ok(Observed::Warn(text)) | Err(text) => Some(text.as_str()),
         };

@@ -60,14 +60,7 @@ pub(super) struct Conflict;
 
 impl Envelope {
     pub(super) fn new(data: Data, expires: OffsetDateTime) -> Self {
-        Self {
-            v: VERSION,
-            rev: 1,
-            recent: Vec::new(),
-            expires: millis(expires),
-            data,
-            unknown: Map::new(),
-        }
+        Self { v: VERSION, rev: 1, recent: Vec::new(), expires: millis(expires), data, unknown: Map::new() }
     }
 
     pub(super) fn decode(stored: &[u8]) -> Result<Self, Error> {
@@ -101,10 +94,7 @@ impl Envelope {
 
     /// The data for a request, which remembers what it was.
     pub(super) fn into_data(self) -> Result<Data, Error> {
-        let base = Base {
-            by: token(),
-            keys: hashes(&self.data),
-        };
+        let base = Base { by: token(), keys: hashes(&self.data) };
         let mut data = self.data;
         base.put(&mut data)?;
         Ok(data)
@@ -133,12 +123,7 @@ impl Envelope {
         Ok(())
     }
 
-    fn merge(
-        &mut self,
-        mut ours: Data,
-        base: &Base,
-        refuse_same_key: bool,
-    ) -> Result<(), Conflict> {
+    fn merge(&mut self, mut ours: Data, base: &Base, refuse_same_key: bool) -> Result<(), Conflict> {
         let before = self.recent.iter().find(|writer| writer.by == base.by);
         let before: HashSet<_> = before.into_iter().flat_map(|w| w.keys.clone()).collect();
         let keys: HashSet<_> = ours.keys().chain(base.keys.keys()).cloned().collect();
@@ -164,10 +149,7 @@ impl Envelope {
             changed.insert(key);
         }
         self.recent.retain(|writer| writer.by != base.by);
-        self.recent.push(Writer {
-            by: base.by.clone(),
-            keys: changed.into_iter().collect(),
-        });
+        self.recent.push(Writer { by: base.by.clone(), keys: changed.into_iter().collect() });
         let forget = self.recent.len().saturating_sub(RECENT);
         self.recent.drain(..forget);
         Ok(())
@@ -183,10 +165,7 @@ impl Envelope {
 impl Base {
     /// Of a record that was written just now.
     pub(super) fn of(envelope: &Envelope) -> Self {
-        Self {
-            by: token(),
-            keys: hashes(&envelope.data),
-        }
+        Self { by: token(), keys: hashes(&envelope.data) }
     }
 
     pub(super) fn put(&self, data: &mut Data) -> Result<(), Error> {
@@ -202,9 +181,7 @@ impl Base {
 }
 
 fn hashes(data: &Data) -> HashMap<String, u64> {
-    data.iter()
-        .map(|(key, value)| (key.clone(), hash(value)))
-        .collect()
+    data.iter().map(|(key, value)| (key.clone(), hash(value))).collect()
 }
 
 /// Compared within one process only, so it need not be the same in the next build.

@@ -50,10 +50,7 @@ pub struct Keep<T> {
 impl<T> Keep<T> {
     /// A new value, nothing unknown yet.
     pub fn new(value: T) -> Self {
-        Self {
-            value,
-            unknown: Unknown::default(),
-        }
+        Self { value, unknown: Unknown::default() }
     }
 
     /// The value alone.

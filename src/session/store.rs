@@ -41,11 +41,7 @@ pub struct RedisStoreOptions {
 
 impl Default for RedisStoreOptions {
     fn default() -> Self {
-        Self {
-            prefix: "session:".to_owned(),
-            time_limit: Duration::from_secs(1),
-            same_key: SameKey::Refuse,
-        }
+        Self { prefix: "session:".to_owned(), time_limit: Duration::from_secs(1), same_key: SameKey::Refuse }
     }
 }
 
@@ -141,9 +137,7 @@ impl RedisStore {
         let limit = self.options.time_limit;
         match tokio::time::timeout(limit, operation).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Error::Backend(format!(
-                "{what} a session: Redis did not answer within {limit:?}"
-            ))),
+            Err(_) => Err(Error::Backend(format!("{what} a session: Redis did not answer within {limit:?}"))),
         }
     }
 
@@ -168,13 +162,9 @@ impl RedisStore {
                 ));
             };
             let mut envelope = Envelope::decode(&before)?;
-            envelope
-                .update(data.clone(), base.as_ref(), record.expiry_date, refuse)
-                .map_err(|_| {
-                    Error::Backend(
-                        "another request changed the same key of the session: not saved".to_owned(),
-                    )
-                })?;
+            envelope.update(data.clone(), base.as_ref(), record.expiry_date, refuse).map_err(|_| {
+                Error::Backend("another request changed the same key of the session: not saved".to_owned())
+            })?;
             let swapped: bool = ask(
                 &mut connection,
                 cmd("EVAL")
@@ -236,11 +226,7 @@ impl SessionStore for RedisStore {
                 return Ok(None);
             };
             let envelope = Envelope::decode(&stored)?;
-            Ok(Some(Record {
-                id: *id,
-                expiry_date: envelope.expires()?,
-                data: envelope.into_data()?,
-            }))
+            Ok(Some(Record { id: *id, expiry_date: envelope.expires()?, data: envelope.into_data()? }))
         };
         self.within("loading", load).await
     }
@@ -257,9 +243,7 @@ impl SessionStore for RedisStore {
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the pool: its address may have a password in it.
-        f.debug_struct("RedisStore")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("RedisStore").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -272,9 +256,7 @@ async fn ask<T: FromRedisValue>(
 }
 
 fn busy() -> Error {
-    Error::Backend(format!(
-        "a session that others write all the time: gave up after {TRIES} tries"
-    ))
+    Error::Backend(format!("a session that others write all the time: gave up after {TRIES} tries"))
 }
 
 /// In milliseconds. Redis refuses zero and what doesn't fit its clock.

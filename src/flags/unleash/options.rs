@@ -90,13 +90,9 @@ impl UnleashOptions {
         if let Err(text) = &endpoint {
             problem("url", text);
         }
-        let header =
-            |text: &str| !text.trim().is_empty() && http::HeaderValue::from_str(text).is_ok();
+        let header = |text: &str| !text.trim().is_empty() && http::HeaderValue::from_str(text).is_ok();
         if !header(&self.token) {
-            problem(
-                "token",
-                "must be a backend token of the server, on one line",
-            );
+            problem("token", "must be a backend token of the server, on one line");
         }
         if !header(&self.app_name) {
             problem("app_name", "must be a name, on one line");
@@ -127,10 +123,7 @@ impl fmt::Debug for UnleashOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Only what can't hold a secret: a URL that was refused may have a password in it.
         f.debug_struct("UnleashOptions")
-            .field(
-                "url",
-                &Endpoint::parse(&self.url).map(|endpoint| endpoint.api),
-            )
+            .field("url", &Endpoint::parse(&self.url).map(|endpoint| endpoint.api))
             .field("app_name", &self.app_name)
             .field("instance_id", &self.instance_id)
             .field("interval", &self.interval)
@@ -150,9 +143,8 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     fn parse(url: &str) -> Result<Self, &'static str> {
-        let uri: Uri = url
-            .parse()
-            .map_err(|_| "is not a URL: it should look like `http://unleash:4242/api`")?;
+        let uri: Uri =
+            url.parse().map_err(|_| "is not a URL: it should look like `http://unleash:4242/api`")?;
         let tls = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
@@ -191,10 +183,7 @@ mod tests {
             panic!("accepted");
         };
         let fields: Vec<_> = problems.iter().map(|problem| problem.field).collect();
-        assert_eq!(
-            fields,
-            ["url", "token", "instance_id", "interval", "stale_after"]
-        );
+        assert_eq!(fields, ["url", "token", "instance_id", "interval", "stale_after"]);
     }
 
     #[test]
@@ -208,14 +197,7 @@ mod tests {
             assert_eq!(endpoint.api, api);
             assert_eq!(endpoint.tls, url.starts_with("https"));
         }
-        for url in [
-            "",
-            "h:4242",
-            "ftp://h/api",
-            "http://u:p@h/api",
-            "http:///api",
-            "http://h/?a",
-        ] {
+        for url in ["", "h:4242", "ftp://h/api", "http://u:p@h/api", "http:///api", "http://h/?a"] {
             assert!(Endpoint::parse(url).is_err(), "{url}");
         }
     }

@@ -69,10 +69,7 @@ impl Poller {
             interval: options.interval,
             metrics_interval: options.metrics_interval,
         };
-        let poller = Self {
-            stop: stop.drop_guard(),
-            task: Mutex::new(Some(runtime.spawn(task.run()))),
-        };
+        let poller = Self { stop: stop.drop_guard(), task: Mutex::new(Some(runtime.spawn(task.run()))) };
         Ok((unleash, poller))
     }
 
@@ -140,11 +137,7 @@ impl Task {
             .map_err(|error| format!("{error:#}"))
     }
 
-    async fn apply(
-        &self,
-        fetched: Result<(), String>,
-        asked: Instant,
-    ) -> Result<Option<Metrics>, String> {
+    async fn apply(&self, fetched: Result<(), String>, asked: Instant) -> Result<Option<Metrics>, String> {
         fetched?;
         let mut counted = None;
         let was_fresh = self.unleash.freshness.is_fresh();
@@ -159,9 +152,7 @@ impl Task {
                 fetches.changed.add_one();
             }
             None if !self.unleash.is_loaded() => {
-                return Err(
-                    "the server says that nothing changed, but has sent nothing yet".into(),
-                );
+                return Err("the server says that nothing changed, but has sent nothing yet".into());
             }
             same => {
                 if let Some(features) = same {
@@ -210,10 +201,7 @@ impl Task {
         };
         let endpoint = Metrics::endpoint(&self.api);
         let http = &self.unleash.client.http;
-        match http
-            .post_json(&endpoint, &counted, Some(self.interval_ms()))
-            .await
-        {
+        match http.post_json(&endpoint, &counted, Some(self.interval_ms())).await {
             Ok(true) => {}
             Ok(false) => tracing::debug!("the flag server refused a report"),
             Err(error) => tracing::debug!("no report to the flag server: {error:#}"),
@@ -231,9 +219,7 @@ impl Task {
     }
 
     fn pause(&self, failures: u32) -> Duration {
-        let factor = 1_u32
-            .checked_shl(failures.saturating_sub(1))
-            .unwrap_or(u32::MAX);
+        let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
         let pause = self.interval.saturating_mul(factor).min(self.slowest);
         // Instances that began together, or lost the server together, must not ask together.
         pause.mul_f64(0.9 + 0.2 * fastrand::f64())

@@ -66,16 +66,10 @@ struct Listed {
 }
 
 impl Unleash {
-    pub(super) fn new(
-        options: &UnleashOptions,
-        api: &str,
-        http: Arc<Http>,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn new(options: &UnleashOptions, api: &str, http: Arc<Http>) -> anyhow::Result<Self> {
         let interval = u64::try_from(options.interval.as_millis()).unwrap_or(u64::MAX);
-        let client = ClientBuilder::default()
-            .enable_string_features()
-            .interval(interval)
-            .into_client_with_transport(
+        let client =
+            ClientBuilder::default().enable_string_features().interval(interval).into_client_with_transport(
                 api,
                 &options.app_name,
                 &options.instance_id,
@@ -95,27 +89,19 @@ impl Unleash {
     pub(super) fn load(&self, body: Bytes) -> Result<Option<Metrics>, String> {
         let listing: Listing = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let features = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-        let counted = self
-            .client
-            .memoize(features)
-            .map_err(|error| error.to_string())?;
+        let counted = self.client.memoize(features).map_err(|error| error.to_string())?;
         let flags = listing.features.into_iter();
         self.loaded.store(Some(Arc::new(Loaded {
             mentions_app: contains(&body, b"\"appName\""),
             body,
-            flags: flags
-                .map(|flag| (flag.name, flag.stale == Some(true)))
-                .collect(),
+            flags: flags.map(|flag| (flag.name, flag.stale == Some(true))).collect(),
         })));
         Ok(counted)
     }
 
     /// The state that is in use, as the server sent it.
     pub(in crate::flags) fn body(&self) -> Option<Bytes> {
-        self.loaded
-            .load()
-            .as_ref()
-            .map(|loaded| loaded.body.clone())
+        self.loaded.load().as_ref().map(|loaded| loaded.body.clone())
     }
 
     pub(in crate::flags) fn is_loaded(&self) -> bool {
@@ -131,8 +117,7 @@ impl Unleash {
             let context = subject.context_in(&self.app_name);
             self.client.is_enabled_str(name.text, Some(&context), false)
         } else {
-            self.client
-                .is_enabled_str(name.text, Some(subject.context()), false)
+            self.client.is_enabled_str(name.text, Some(subject.context()), false)
         })
     }
 
@@ -140,17 +125,11 @@ impl Unleash {
         let loaded = self.loaded.load();
         let loaded = loaded.as_ref()?;
         loaded.flags.get(name)?;
-        let in_app = loaded
-            .mentions_app
-            .then(|| subject.context_in(&self.app_name));
+        let in_app = loaded.mentions_app.then(|| subject.context_in(&self.app_name));
         let context = in_app.as_ref().unwrap_or(subject.context());
         let mut variant = self.client.get_variant_str(name.text, context);
         Some(if variant.enabled {
-            Variant {
-                enabled: true,
-                name: Some(variant.name),
-                payload: variant.payload.remove("value"),
-            }
+            Variant { enabled: true, name: Some(variant.name), payload: variant.payload.remove("value") }
         } else {
             // No variant: the flag is off, or on without any.
             Variant::plain(self.client.is_enabled_str(name.text, Some(context), false))
@@ -182,35 +161,21 @@ pub(in crate::flags) struct Freshness {
 
 impl Freshness {
     fn new(stale_after: Duration) -> Self {
-        Self {
-            start: Instant::now(),
-            stale_after,
-            answered: AtomicU64::new(0),
-            fetches: Arc::default(),
-        }
+        Self { start: Instant::now(), stale_after, answered: AtomicU64::new(0), fetches: Arc::default() }
     }
 
     /// The server answered a request that was sent at `asked`: that is how old the state is.
     pub(super) fn answered(&self, asked: Instant) {
         let since_start = millis(asked.saturating_duration_since(self.start));
-        self.answered
-            .store(since_start.saturating_add(1), Ordering::Release);
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        self.fetches
-            .last_success
-            .store(millis(now), Ordering::Relaxed);
+        self.answered.store(since_start.saturating_add(1), Ordering::Release);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.fetches.last_success.store(millis(now), Ordering::Relaxed);
     }
 
     pub(in crate::flags) fn is_fresh(&self) -> bool {
         let answered = self.answered.load(Ordering::Acquire);
         answered > 0
-            && self
-                .start
-                .elapsed()
-                .saturating_sub(Duration::from_millis(answered - 1))
-                <= self.stale_after
+            && self.start.elapsed().saturating_sub(Duration::from_millis(answered - 1)) <= self.stale_after
     }
 }
 

@@ -47,11 +47,7 @@ impl Http {
         let provider = rustls::crypto::ring::default_provider();
         let builder = hyper_rustls::HttpsConnectorBuilder::new();
         let connector = if tls {
-            builder
-                .with_provider_and_native_roots(provider)?
-                .https_only()
-                .enable_http1()
-                .build()
+            builder.with_provider_and_native_roots(provider)?.https_only().enable_http1().build()
         } else {
             // No certificate is ever looked at, and a machine may have none.
             let config = rustls::ClientConfig::builder_with_provider(provider.into())
@@ -59,11 +55,7 @@ impl Http {
                 .map_err(std::io::Error::other)?
                 .with_root_certificates(rustls::RootCertStore::empty())
                 .with_no_client_auth();
-            builder
-                .with_tls_config(config)
-                .https_or_http()
-                .enable_http1()
-                .build()
+            builder.with_tls_config(config).https_or_http().enable_http1().build()
         };
         Ok(Self {
             client: Client::builder(TokioExecutor::new()).build(connector),
@@ -87,12 +79,10 @@ impl Http {
     }
 
     async fn send(&self, request: Request) -> Result<Response, anyhow::Error> {
-        let mut builder = http::Request::builder()
-            .uri(&request.url)
-            .method(match request.method {
-                Method::Get => http::Method::GET,
-                Method::Post => http::Method::POST,
-            });
+        let mut builder = http::Request::builder().uri(&request.url).method(match request.method {
+            Method::Get => http::Method::GET,
+            Method::Post => http::Method::POST,
+        });
         for (name, value) in &request.headers {
             let mut value = HeaderValue::from_str(value)?;
             value.set_sensitive(name.eq_ignore_ascii_case("authorization"));
@@ -112,16 +102,10 @@ impl Http {
         let body = Limited::new(body, MAX_BODY).collect().await;
         let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
         if !is_get {
-            return Ok(Response {
-                status: head.status.as_u16(),
-                body: body.into(),
-            });
+            return Ok(Response { status: head.status.as_u16(), body: body.into() });
         }
         let features = match head.status {
-            StatusCode::OK => Some(Features {
-                body,
-                etag: head.headers.get(header::ETAG).cloned(),
-            }),
+            StatusCode::OK => Some(Features { body, etag: head.headers.get(header::ETAG).cloned() }),
             StatusCode::NOT_MODIFIED => None,
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 anyhow::bail!("the server refused the token ({status})")
@@ -129,10 +113,7 @@ impl Http {
             status => anyhow::bail!("the server answered {status}"),
         };
         self.kept().features = features;
-        Ok(Response {
-            status: StatusCode::OK.as_u16(),
-            body: b"null".into(),
-        })
+        Ok(Response { status: StatusCode::OK.as_u16(), body: b"null".into() })
     }
 }
 

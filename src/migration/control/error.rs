@@ -1,3 +1,6 @@
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
 use crate::fleet::sql_state;
 
 /// Why an operation could not run, or its result can't be used.
@@ -37,6 +40,19 @@ impl Error {
             Some("ZC001") => Error::EpochClosed,
             Some("ZC002") => Error::EpochUnknown,
             _ => Error::Database(error),
+        }
+    }
+}
+
+/// 503 with `Retry-After` where another attempt or instance can succeed, else 500. Details stay in the log.
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        if self.is_retryable() || matches!(self, Error::NotInFleet) {
+            let again = [(header::RETRY_AFTER, "1")];
+            (StatusCode::SERVICE_UNAVAILABLE, again, "try again\n").into_response()
+        } else {
+            tracing::error!(error = %self, "an operation failed");
+            (StatusCode::INTERNAL_SERVER_ERROR, "internal error\n").into_response()
         }
     }
 }
