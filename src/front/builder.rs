@@ -1,12 +1,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::http::request::Parts;
 use sqlx::PgPool;
 
 use super::desired::FromFlag;
+use super::instance::SubjectOf;
 use super::{Instance, StartError};
 use crate::drain::{Drain, DrainOptions};
-use crate::flags::Flags;
+use crate::flags::{Flags, Subject};
 use crate::fleet::{Fleet, FleetOptions, Ledger};
 use crate::health::{Check, Health};
 use crate::metrics::Metrics;
@@ -16,7 +18,6 @@ use crate::release::Release;
 /// Composes an instance of a service. See the crate's front page for the smallest real one.
 ///
 /// Nothing happens before [`Cutover::start`], which reports everything that is wrong at once.
-#[derive(Debug)]
 #[must_use = "nothing happens before start"]
 pub struct Cutover {
     service: String,
@@ -30,6 +31,7 @@ pub struct Cutover {
     #[cfg(feature = "redis")]
     redis: Option<deadpool_redis::Pool>,
     flags: Option<Flags>,
+    subject: SubjectOf,
     checks: Vec<Check>,
     migrations: Vec<(Spec, Option<String>)>,
 }
@@ -50,6 +52,7 @@ impl Cutover {
             #[cfg(feature = "redis")]
             redis: None,
             flags: None,
+            subject: Arc::new(|_| Subject::new()),
             checks: Vec::new(),
             migrations: Vec::new(),
         }
@@ -108,6 +111,13 @@ impl Cutover {
     /// Where flags come from, instead of the server at `UNLEASH_URL`.
     pub fn flags(mut self, flags: Flags) -> Self {
         self.flags = Some(flags);
+        self
+    }
+
+    /// Whom a request's flag decisions are about. Without it strategies that look at user, session or properties
+    /// have nobody to look at.
+    pub fn subject(mut self, subject: impl Fn(&Parts) -> Subject + Send + Sync + 'static) -> Self {
+        self.subject = Arc::new(subject);
         self
     }
 
@@ -176,8 +186,11 @@ impl Cutover {
         else {
             return Err(StartError::Configuration(problems));
         };
-        let agent = self.join(&release, &health, &flags, from_server).await?;
-        Ok(Instance::new(release, listen, admin, health, metrics, drain, flags, agent))
+        let subject = self.subject.clone();
+        let agent = self.join(&release, &health, &flags, from_server).await?.map(Arc::new);
+        let instance = Instance { release, listen, admin, health, metrics, drain, flags, subject, agent };
+        instance.leave_when_drained();
+        Ok(instance)
     }
 
     /// The flags, and whether somebody turns them outside of this process.
@@ -266,5 +279,20 @@ fn address(name: &str, port: u16, problems: &mut Vec<String>) -> Option<SocketAd
                 problems.push(format!("{name}: {text:?} is no address; use one like 0.0.0.0:{port}"))
             })
             .ok(),
+    }
+}
+
+impl std::fmt::Debug for Cutover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cutover")
+            .field("service", &self.service)
+            .field("release", &self.release)
+            .field("listen", &self.listen)
+            .field("admin", &self.admin)
+            .field("drain", &self.drain)
+            .field("fleet", &self.fleet)
+            .field("driver", &self.driver)
+            .field("migrations", &self.migrations)
+            .finish_non_exhaustive()
     }
 }

@@ -1,53 +1,58 @@
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::http::request::Parts;
 use tokio::net::TcpListener;
 
 use crate::drain::{Drain, DrainReport};
-use crate::flags::{Flags, FlagsLayer};
+use crate::flags::{Flags, FlagsLayer, Subject};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::migration::control::{Agent, Migration};
 use crate::release::Release;
 
+/// Whom a request's decisions are about.
+pub(super) type SubjectOf = Arc<dyn Fn(&Parts) -> Subject + Send + Sync>;
+
 /// A started instance of the service: its parts, and what serves.
-#[derive(Debug)]
 pub struct Instance {
-    release: Release,
-    listen: SocketAddr,
-    admin: SocketAddr,
-    health: Health,
-    metrics: Metrics,
-    drain: Drain,
-    flags: Flags,
-    agent: Option<Arc<Agent>>,
+    pub(super) release: Release,
+    pub(super) listen: SocketAddr,
+    pub(super) admin: SocketAddr,
+    pub(super) health: Health,
+    pub(super) metrics: Metrics,
+    pub(super) drain: Drain,
+    pub(super) flags: Flags,
+    pub(super) subject: SubjectOf,
+    pub(super) agent: Option<Arc<Agent>>,
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instance")
+            .field("release", &self.release)
+            .field("listen", &self.listen)
+            .field("admin", &self.admin)
+            .field("drain", &self.drain)
+            .field("agent", &self.agent)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Instance {
-    #[expect(clippy::too_many_arguments, reason = "the builder hands over every part, once")]
-    pub(super) fn new(
-        release: Release,
-        listen: SocketAddr,
-        admin: SocketAddr,
-        health: Health,
-        metrics: Metrics,
-        drain: Drain,
-        flags: Flags,
-        agent: Option<Agent>,
-    ) -> Self {
-        let agent = agent.map(Arc::new);
-        let (leaving, closing) = (agent.clone(), flags.clone());
-        drain.on_drain("fleet", move |_| async move {
-            if let Some(agent) = leaving
+    pub(super) fn leave_when_drained(&self) {
+        let (agent, flags) = (self.agent.clone(), self.flags.clone());
+        self.drain.on_drain("fleet", move |_| async move {
+            if let Some(agent) = agent
                 && let Err(error) = agent.leave().await
             {
                 tracing::warn!(%error, "could not leave the fleet; the lease runs out by itself");
             }
         });
-        drain.on_drain("flags", move |_| async move { closing.close().await });
-        Self { release, listen, admin, health, metrics, drain, flags, agent }
+        self.drain.on_drain("flags", move |_| async move { flags.close().await });
     }
 
     /// What runs here.
@@ -96,7 +101,9 @@ impl Instance {
         let public = bind("LISTEN_ADDR", self.listen).await?;
         let admin = bind("ADMIN_ADDR", self.admin).await?;
         tracing::info!(release = %self.release, listen = %self.listen, admin = %self.admin, "serving");
-        let app = app.layer(FlagsLayer::new(self.flags.clone())).layer(self.metrics.layer());
+        let subject = self.subject.clone();
+        let flags = FlagsLayer::new(self.flags.clone()).subject(move |request: &Parts| subject(request));
+        let app = app.layer(flags).layer(self.metrics.layer());
         let pages = self.health.router().merge(self.metrics.router()).merge(self.drain.router());
         let (report, ()) =
             tokio::try_join!(self.drain.serve(public, app), self.drain.serve_admin(admin, pages))?;

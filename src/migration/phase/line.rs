@@ -174,6 +174,12 @@ impl PhaseRange {
         (lowest <= highest).then_some(Self { lowest, highest })
     }
 
+    /// From this phase to the end of the line: a build that has no code for the old side runs
+    /// `PhaseRange::starting(Phase::Retire)`.
+    pub const fn starting(lowest: Phase) -> Self {
+        Self { lowest, highest: Phase::Contract }
+    }
+
     /// The first phase of the range.
     pub const fn lowest(self) -> Phase {
         self.lowest

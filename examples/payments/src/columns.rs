@@ -1,0 +1,109 @@
+//! The two columns, each behind the same trait.
+
+use cutover::migration::control::PinnedTx;
+use sqlx::{PgConnection, PgPool, Row};
+
+use crate::status::Status;
+use crate::{Error, Flow, Order};
+
+/// Where an order's payment status lives.
+#[cutover::dual_write]
+pub trait PaymentStatus {
+    /// An order with its status; `None` when there is none of this number.
+    #[read(key = id)]
+    async fn find(&self, id: i64) -> Result<Option<Order>, Error>;
+
+    /// Sets an order's status; `false` when there is none of this number.
+    #[write]
+    async fn set(&self, tx: &mut PinnedTx, id: i64, status: Status) -> Result<bool, Error>;
+}
+
+/// `orders.old_payment_status`: free text.
+#[derive(Debug, Clone)]
+pub struct OldColumn(pub PgPool);
+
+/// `orders.new_payment_status`: one of eight words.
+#[derive(Debug, Clone)]
+pub struct NewColumn(pub PgPool);
+
+impl PaymentStatus for OldColumn {
+    async fn find(&self, id: i64) -> Result<Option<Order>, Error> {
+        let query = "select customer, amount_cents, old_payment_status as status from orders where id = $1";
+        find(&self.0, query, id, Status::from_legacy).await
+    }
+
+    async fn set(&self, tx: &mut PinnedTx, id: i64, status: Status) -> Result<bool, Error> {
+        Ok(set_old(tx, id, status).await?)
+    }
+}
+
+impl PaymentStatus for NewColumn {
+    async fn find(&self, id: i64) -> Result<Option<Order>, Error> {
+        let query = "select customer, amount_cents, new_payment_status as status from orders where id = $1";
+        find(&self.0, query, id, Status::from_name).await
+    }
+
+    async fn set(&self, tx: &mut PinnedTx, id: i64, status: Status) -> Result<bool, Error> {
+        let done = sqlx::query("update orders set new_payment_status = $2 where id = $1")
+            .bind(id)
+            .bind(status.name())
+            .execute(&mut **tx)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+}
+
+/// Shared with the release that knows no other column, and so no pinned transaction.
+pub(crate) async fn set_old(tx: &mut PgConnection, id: i64, status: Status) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query("update orders set old_payment_status = $2 where id = $1")
+        .bind(id)
+        .bind(status.legacy_name())
+        .execute(tx)
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+async fn find(
+    pool: &PgPool,
+    query: &'static str,
+    id: i64,
+    read: fn(Option<&str>) -> Status,
+) -> Result<Option<Order>, Error> {
+    let Some(row) = sqlx::query(query).bind(id).fetch_optional(pool).await? else { return Ok(None) };
+    let status: Option<String> = row.try_get("status")?;
+    Ok(Some(Order {
+        id,
+        customer: row.try_get("customer")?,
+        amount_cents: row.try_get("amount_cents")?,
+        status: read(status.as_deref()),
+    }))
+}
+
+/// A new order, as yet without a status.
+pub(crate) async fn insert(
+    tx: &mut PgConnection,
+    customer: &str,
+    amount_cents: i64,
+) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("insert into orders (customer, amount_cents) values ($1, $2) returning id")
+        .bind(customer)
+        .bind(amount_cents)
+        .fetch_one(tx)
+        .await
+}
+
+/// What was done about an order's payment, by which flow.
+pub(crate) async fn book(
+    tx: &mut PgConnection,
+    id: i64,
+    status: Status,
+    flow: Flow,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("insert into payments (order_id, status, flow) values ($1, $2, $3)")
+        .bind(id)
+        .bind(status.name())
+        .bind(flow.name())
+        .execute(tx)
+        .await?;
+    Ok(())
+}

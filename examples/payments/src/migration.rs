@@ -1,0 +1,39 @@
+//! The migration, as the releases declare it.
+
+use std::time::Duration;
+
+use cutover::migration::control::Spec;
+use cutover::migration::data::{ColumnMigration, InvalidPlan};
+use cutover::migration::{Phase, PhaseRange};
+use sqlx::PgPool;
+
+use crate::status::{BACKWARD, FORWARD};
+
+/// Its name in the ledger.
+pub const NAME: &str = "payment_status";
+
+/// The flag whose payload names the desired phase.
+pub const FLAG: &str = "payment-status";
+
+/// The migration in a build that can run these phases.
+///
+/// # Errors
+///
+/// [`InvalidPlan`], with everything that is wrong with the description.
+pub fn declare(pool: PgPool, range: PhaseRange, soak: Duration) -> Result<Spec, InvalidPlan> {
+    let plan = ColumnMigration::new(pool, "orders")
+        .key("id")
+        .column("old_payment_status", "new_payment_status", "text")
+        .forward(FORWARD)
+        .backward(BACKWARD)
+        .build()?;
+    let mut spec = Spec::new(NAME, range);
+    spec.plan = Some(std::sync::Arc::new(plan));
+    spec.soak = soak;
+    Ok(spec)
+}
+
+/// What a build without code for the old column can run.
+pub fn new_only() -> PhaseRange {
+    PhaseRange::starting(Phase::Retire)
+}

@@ -1,0 +1,85 @@
+//! How an instance starts, the same in all releases.
+
+use std::error::Error;
+use std::time::Duration;
+
+use axum::Router;
+use cutover::drain::DrainOptions;
+use cutover::flags::Subject;
+use cutover::migration::PhaseRange;
+use cutover::session::{RedisStore, RedisStoreOptions, SameKey};
+use cutover::{Cutover, Instance};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tower_sessions::SessionManagerLayer;
+
+use crate::http;
+use crate::migration;
+
+/// What stands between an instance and its first request.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// Starts an instance, serves the routes that `routes` makes, and returns when the instance has been drained.
+///
+/// `range` is what this build can run of the migration; `None` in the build that doesn't know it.
+///
+/// # Errors
+///
+/// What is wrong with the environment, or can't be reached.
+pub async fn run(
+    range: Option<PhaseRange>,
+    routes: impl FnOnce(PgPool, &Instance) -> Option<Router>,
+) -> Result<(), Failure> {
+    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    let pool = PgPoolOptions::new()
+        .max_connections(number("POOL_SIZE", 10)?)
+        .acquire_timeout(Duration::from_secs(5))
+        .max_lifetime(Duration::from_secs(30 * 60))
+        .connect(&variable("DATABASE_URL")?)
+        .await?;
+    let redis = deadpool_redis::Config::from_url(variable("REDIS_URL")?)
+        .create_pool(Some(deadpool_redis::Runtime::Tokio1))?;
+    let seconds = |name, default| number(name, default).map(|n| Duration::from_secs(n.into()));
+    let mut service = Cutover::service("payments")
+        .postgres(pool.clone())
+        .redis(redis.clone())
+        .subject(|request| match request.headers.get("x-user").map(|user| user.to_str()) {
+            Some(Ok(user)) => Subject::new().user(user),
+            _ => Subject::new(),
+        })
+        .drain(DrainOptions {
+            grace: seconds("GRACE_SECONDS", 30)?,
+            propagation: seconds("PROPAGATION_SECONDS", 5)?,
+            ..DrainOptions::default()
+        });
+    if let Some(range) = range {
+        let soak = seconds("SOAK_SECONDS", 24 * 60 * 60)?;
+        service = service.migration_by_flag(migration::declare(pool.clone(), range, soak)?, migration::FLAG);
+    }
+    let instance = service.start().await?;
+    let Some(routes) = routes(pool, &instance) else {
+        return Err(format!("this build did not declare the migration {:?}", migration::NAME).into());
+    };
+    let store =
+        RedisStore::new(redis, RedisStoreOptions { same_key: SameKey::LastWins, ..Default::default() })?;
+    let sessions = SessionManagerLayer::new(store).with_secure(false);
+    let report = instance.serve(routes.layer(sessions)).await?;
+    tracing::info!(?report, "drained");
+    Ok(())
+}
+
+/// The routes over these orders.
+pub fn routes(orders: impl crate::Orders) -> Option<Router> {
+    Some(http::router(orders))
+}
+
+fn variable(name: &str) -> Result<String, Failure> {
+    std::env::var(name).map_err(|error| format!("{name}: {error}").into())
+}
+
+fn number(name: &str, default: u32) -> Result<u32, Failure> {
+    match std::env::var(name) {
+        Err(_) => Ok(default),
+        Ok(text) => text.parse().map_err(|_| format!("{name}: {text:?} is not a whole number").into()),
+    }
+}
