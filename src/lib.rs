@@ -1,4 +1,4 @@
-//! Deploy a service and migrate its database without downtime.
+#![doc = include_str!("../README.md")]
 
 mod front;
 

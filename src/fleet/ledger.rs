@@ -21,10 +21,15 @@ pub enum LedgerError {
     /// The database did not answer, or refused a statement.
     #[error("the ledger's database: {0}")]
     Database(#[from] sqlx::Error),
+    /// The schema isn't there.
+    #[error(
+        "schema `cutover` is not installed in this database: `cutover install` does it, or the first start of a service whose role may create it"
+    )]
+    Missing,
     /// The schema isn't there and this role may not create it.
     #[error(
-        "schema `cutover` is not installed and role {role:?} may not create it: install it once with a role \
-         that has CREATE on the database, and grant this role its use"
+        "schema `cutover` is not installed and role {role:?} may not create it: run `cutover install --grant-to \
+         {role}` once with a role that has CREATE on the database"
     )]
     NotInstalled {
         /// The role that was refused.
@@ -90,6 +95,23 @@ impl Ledger {
     ///
     /// Dropping the future rolls the installation back.
     pub async fn open(options: PgConnectOptions) -> Result<Self, LedgerError> {
+        Self::connect(options, true).await
+    }
+
+    /// Like [`Ledger::open`], but a missing schema is [`LedgerError::Missing`].
+    ///
+    /// # Errors
+    ///
+    /// Any [`LedgerError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: reads only.
+    pub async fn existing(options: PgConnectOptions) -> Result<Self, LedgerError> {
+        Self::connect(options, false).await
+    }
+
+    async fn connect(options: PgConnectOptions, install: bool) -> Result<Self, LedgerError> {
         // One connection listens, one renews the lease; the driver adds one that waits for locks and one
         // that works on the data. Idle ones are given back.
         let pool = PgPoolOptions::new()
@@ -100,8 +122,33 @@ impl Ledger {
             .max_lifetime(Duration::from_secs(30 * 60))
             .connect_lazy_with(options.statement_cache_capacity(0));
         let ledger = Self { pool };
-        ledger.ensure().await?;
+        ledger.ensure(install).await?;
         Ok(ledger)
+    }
+
+    /// Lets a role use the ledger: what an instance needs at run time, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Database`] when there is no such role, or this one may not grant.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: all or nothing.
+    pub async fn grant(&self, role: &str) -> Result<(), LedgerError> {
+        let role = format!("\"{}\"", role.replace('"', "\"\""));
+        let mut tx = self.begin().await?;
+        tx.execute(sqlx::AssertSqlSafe(format!(
+            "grant usage on schema cutover to {role}; \
+             grant select, insert, update, delete on all tables in schema cutover to {role}; \
+             grant usage on all sequences in schema cutover to {role}; \
+             grant execute on all functions in schema cutover to {role}; \
+             revoke insert, update, delete on cutover.ledger from {role}; \
+             revoke update, delete on cutover.history from {role}"
+        )))
+        .await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     /// Begins a transaction on the ledger.
@@ -116,7 +163,7 @@ impl Ledger {
         &self.pool
     }
 
-    async fn ensure(&self) -> Result<(), LedgerError> {
+    async fn ensure(&self, may_install: bool) -> Result<(), LedgerError> {
         let mut tx = self.begin().await?;
         let row = tx
             .fetch_one(
@@ -132,6 +179,9 @@ impl Ledger {
             return Err(LedgerError::ReadOnly);
         }
         if !installed(&mut tx).await? {
+            if !may_install {
+                return Err(LedgerError::Missing);
+            }
             install(&mut tx, &role).await?;
         }
         let found: (i32, i32) = sqlx::query_as("select version, compatible_from from cutover.ledger")

@@ -8,6 +8,7 @@ mod error;
 mod fence;
 mod gate;
 mod migration;
+mod people;
 mod plan;
 mod turn;
 mod view;
@@ -18,4 +19,7 @@ pub use error::Error;
 pub use fence::{Isolation, PinnedTx};
 pub use gate::Pin;
 pub use migration::{Migration, Spec};
+pub use people::{
+    AskError, Event, InstanceReport, MigrationReport, WorkReport, approve, desire, history, report,
+};
 pub use plan::{DesiredPhase, Facts, FromLedger, Plan, PlanError, Task};

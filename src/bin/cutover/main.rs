@@ -1,0 +1,165 @@
+//! The command line: what a person at a terminal, or a pipeline, asks of the ledger.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks on its terminal")]
+
+mod text;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use cutover::fleet::Ledger;
+use cutover::migration::Desired;
+use cutover::migration::control::{AskError, approve, desire, history, report};
+use serde::Serialize;
+use sqlx::postgres::PgConnectOptions;
+
+/// Looks after migrations that a fleet of instances agrees on.
+///
+/// Exit status: 0 done; 1 refused, or nothing of that name; 2 wrong usage; 3 the ledger can't be used.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The database whose ledger it is
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true)]
+    database_url: Option<String>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Who is named in the history
+    #[arg(long, env = "USER", default_value = "unknown", global = true)]
+    actor: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install or upgrade schema `cutover`, with a role that may create it
+    Install {
+        /// Grant the use of the ledger to this role, the one that the service runs as
+        #[arg(long)]
+        grant_to: Option<String>,
+    },
+    /// Show migrations, their instances and what they wait for
+    Status {
+        /// Only this one: `name` or `fleet/name`
+        migration: Option<String>,
+        /// Show it anew every second, until interrupted
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Say in sentences what migrations wait for, for how long and on whom
+    Explain {
+        /// Only this one: `name` or `fleet/name`
+        migration: Option<String>,
+    },
+    /// Ask for a phase: off, expand, backfill, verify, ramp[:percent], switch, retire or contract
+    Desired {
+        /// `name` or `fleet/name`
+        migration: String,
+        /// Where it shall go, one step at a time
+        phase: Desired,
+    },
+    /// Approve that the old side of a migration in `retire` is dropped
+    Approve {
+        /// `name` or `fleet/name`
+        migration: String,
+        /// Why, for the history
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// Show what happened, the latest first
+    History {
+        /// Only this one: `name` or `fleet/name`
+        migration: Option<String>,
+        /// How many events
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let Some(url) = &arguments.database_url else {
+        eprintln!("cutover: no database: set DATABASE_URL or give --database-url");
+        return ExitCode::from(2);
+    };
+    let options = match url.parse::<PgConnectOptions>() {
+        Ok(options) => options.application_name("cutover command line"),
+        Err(error) => {
+            // The address itself may hold a password.
+            eprintln!(
+                "cutover: the database's address can't be read ({error}); it looks like postgres://user@host/name"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    match run(&arguments, options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(AskError::Ledger(error)) => {
+            eprintln!("cutover: {error}");
+            ExitCode::from(3)
+        }
+        Err(error) => {
+            eprintln!("cutover: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), AskError> {
+    if let Command::Install { grant_to } = &arguments.command {
+        let ledger = Ledger::open(options).await?;
+        if let Some(role) = grant_to {
+            ledger.grant(role).await?;
+        }
+        let granted = grant_to.as_deref().map(|role| format!(" and granted to {role}")).unwrap_or_default();
+        say(arguments, &"installed", || format!("schema cutover is installed{granted}\n"));
+        return Ok(());
+    }
+    // Only `install` installs.
+    let ledger = Ledger::existing(options).await?;
+    match &arguments.command {
+        Command::Install { .. } => {}
+        Command::Status { migration, watch } => loop {
+            let reports = report(&ledger, migration.as_deref()).await?;
+            if *watch && !arguments.json {
+                print!("\x1b[H\x1b[2J");
+            }
+            say(arguments, &reports, || text::status(&reports));
+            if !watch {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        },
+        Command::Explain { migration } => {
+            let reports = report(&ledger, migration.as_deref()).await?;
+            say(arguments, &reports, || reports.iter().map(text::explain).collect());
+        }
+        Command::Desired { migration, phase } => {
+            desire(&ledger, migration, *phase, &arguments.actor).await?;
+            say(arguments, &phase.to_string(), || format!("{migration}: asked for {phase}\n"));
+        }
+        Command::Approve { migration, reason } => {
+            approve(&ledger, migration, &arguments.actor, reason).await?;
+            say(arguments, &"approved", || format!("{migration}: the drop of its old side is approved\n"));
+        }
+        Command::History { migration, limit } => {
+            let events = history(&ledger, migration.as_deref(), *limit).await?;
+            say(arguments, &events, || text::history(&events));
+        }
+    }
+    Ok(())
+}
+
+fn say<T: Serialize>(arguments: &Arguments, value: &T, text: impl FnOnce() -> String) {
+    if arguments.json {
+        match serde_json::to_string_pretty(value) {
+            Ok(json) => println!("{json}"),
+            Err(error) => eprintln!("cutover: {error}"),
+        }
+    } else {
+        print!("{}", text());
+    }
+}

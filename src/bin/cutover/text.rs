@@ -1,0 +1,147 @@
+//! Reports as text.
+
+use std::fmt::Write;
+
+use cutover::migration::control::{Event, InstanceReport, MigrationReport, WorkReport};
+
+pub(crate) fn status(reports: &[MigrationReport]) -> String {
+    if reports.is_empty() {
+        return "no migration has been declared yet\n".into();
+    }
+    let mut text = String::new();
+    for report in reports {
+        let _ = writeln!(
+            text,
+            "{}/{}  {} (epoch {}, for {})",
+            report.fleet,
+            report.name,
+            report.phase,
+            report.epoch,
+            age(report.phase_age_seconds)
+        );
+        if let Some(desired) = &report.desired {
+            let _ = writeln!(text, "  desired   {desired}");
+        }
+        if let Some(waits) = &report.waits_for {
+            let _ = writeln!(text, "  waits     {waits} (for {})", age(report.waits_seconds.unwrap_or(0.0)));
+        }
+        if let Some(work) = &report.work {
+            let _ = writeln!(text, "  work      {}", progress(work));
+        }
+        let rows = report.instances.iter().map(|one| instance(one, report)).collect::<Vec<_>>();
+        text.push_str(&table(&["instance", "version", "range", "epoch", "lease", "state"], &rows));
+        text.push('\n');
+    }
+    text
+}
+
+fn instance(one: &InstanceReport, report: &MigrationReport) -> [String; 6] {
+    let state = match (&one.refusal, one.admitted) {
+        (Some(reason), _) => format!("refused: {reason}"),
+        (None, false) => "joining".into(),
+        (None, true) if report.driver.as_deref() == Some(&one.name) => "serving, drives".into(),
+        (None, true) => "serving".into(),
+    };
+    [
+        one.name.clone(),
+        one.version.clone(),
+        one.range.clone().unwrap_or_else(|| "unaware".into()),
+        one.acknowledged.map(|epoch| epoch.to_string()).unwrap_or_default(),
+        if one.lease_seconds > 0.0 { age(one.lease_seconds) } else { "expired".into() },
+        state,
+    ]
+}
+
+fn progress(work: &WorkReport) -> String {
+    let rate = work.rows_done as f64 / work.seconds.max(0.001);
+    let end = match work.seconds_left() {
+        Some(left) => format!("{} left", age(left)),
+        None if work.finished => format!("done in {}", age(work.seconds)),
+        None => "starting".into(),
+    };
+    format!(
+        "{}: {} of {} rows, {} changed, {} differ, {rate:.0} rows/s, {end}",
+        work.kind, work.rows_done, work.rows_total, work.rows_changed, work.differences
+    )
+}
+
+pub(crate) fn explain(report: &MigrationReport) -> String {
+    let mut text = format!(
+        "{}/{} is in `{}` at epoch {} for {}.\n",
+        report.fleet,
+        report.name,
+        report.phase,
+        report.epoch,
+        age(report.phase_age_seconds)
+    );
+    match &report.waits_for {
+        Some(waits) => {
+            let _ =
+                writeln!(text, "It waits, for {} now: {waits}.", age(report.waits_seconds.unwrap_or(0.0)));
+        }
+        None => text.push_str("It waits for nothing.\n"),
+    }
+    for one in &report.instances {
+        if let Some(reason) = &one.refusal {
+            let _ = writeln!(text, "Instance {} is not admitted: {reason}.", one.name);
+        } else if let (Some(at), Some(open)) = (one.acknowledged, one.older_open)
+            && at < report.epoch
+        {
+            let _ = writeln!(
+                text,
+                "Instance {} is at epoch {at}, its lease holds for {}, {open} operations of an older epoch open since {}.",
+                one.name,
+                age(one.lease_seconds.max(0.0)),
+                age(one.waits_seconds.unwrap_or(0.0))
+            );
+        }
+    }
+    if report.driver.is_none() {
+        text.push_str("No instance drives it at the moment.\n");
+    }
+    text
+}
+
+pub(crate) fn history(events: &[Event]) -> String {
+    let rows: Vec<[String; 6]> = events
+        .iter()
+        .map(|event| {
+            [
+                event.at.clone(),
+                format!("{}/{}", event.fleet, event.migration.as_deref().unwrap_or("-")),
+                event.event.clone(),
+                event.epoch.map(|epoch| epoch.to_string()).unwrap_or_default(),
+                event.actor.clone(),
+                event.reason.clone(),
+            ]
+        })
+        .collect();
+    table(&["at", "migration", "event", "epoch", "actor", "reason"], &rows)
+}
+
+fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([head[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |cells: [&str; N]| {
+        let padded: Vec<String> =
+            cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("  {}\n", padded.join("  ").trim_end())
+    };
+    let mut text = line(*head);
+    for row in rows {
+        text.push_str(&line(row.each_ref().map(String::as_str)));
+    }
+    text
+}
+
+fn age(seconds: f64) -> String {
+    match seconds {
+        s if s < 10.0 => format!("{s:.1} s"),
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.0} h", s / 3600.0),
+    }
+}

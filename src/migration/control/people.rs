@@ -1,0 +1,357 @@
+//! What people ask of the ledger: where a migration shall go, that its end is approved, and what is going on.
+
+use serde::Serialize;
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, PgConnection, Row};
+
+use crate::fleet::{Ledger, LedgerError};
+use crate::migration::phase::{Desired, Phase};
+
+/// Why something could not be asked of a migration. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// There is no migration of this name.
+    #[error("there is no migration {name:?}{}", listed(.known))]
+    UnknownMigration {
+        /// What was asked for.
+        name: String,
+        /// What there is, as `fleet/name`.
+        known: Vec<String>,
+    },
+    /// Several fleets have a migration of this name.
+    #[error("several fleets have a migration {name:?}: name the fleet too, as in {first:?}")]
+    Ambiguous {
+        /// What was asked for.
+        name: String,
+        /// One of them, as `fleet/name`.
+        first: String,
+    },
+    /// An approval was given too early or too late.
+    #[error("migration {name:?} is in `{phase}`: the drop of its old side can be approved in `retire` only")]
+    NotInRetire {
+        /// Which one.
+        name: String,
+        /// Where it is.
+        phase: String,
+    },
+    /// The ledger's.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+impl From<sqlx::Error> for AskError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Ledger(error.into())
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => "; none has been declared yet: it appears with the first build that declares it".into(),
+        names => format!("; there are {}", names.join(", ")),
+    }
+}
+
+/// Asks for a phase: the driver goes there one step at a time, as far as the gates let it.
+///
+/// It counts for builds that take the desired phase from the ledger; one that takes it from a flag goes by the
+/// flag.
+///
+/// # Errors
+///
+/// [`AskError`].
+///
+/// # Cancel safety
+///
+/// Safe: asked or not asked.
+pub async fn desire(ledger: &Ledger, migration: &str, to: Desired, actor: &str) -> Result<(), AskError> {
+    let mut tx = ledger.begin().await?;
+    let found = find(&mut tx, migration).await?;
+    sqlx::query("update cutover.migrations set desired = $2, desired_by = $3 where id = $1")
+        .bind(found.id)
+        .bind(to.to_string())
+        .bind(actor)
+        .execute(&mut *tx)
+        .await?;
+    record(&mut tx, &found, &format!("desired {to}"), actor, "").await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Approves that the old side of a migration in `retire` is dropped. The approval is for this stay in `retire`.
+///
+/// # Errors
+///
+/// [`AskError`].
+///
+/// # Cancel safety
+///
+/// Safe: approved or not approved.
+pub async fn approve(ledger: &Ledger, migration: &str, actor: &str, reason: &str) -> Result<(), AskError> {
+    let mut tx = ledger.begin().await?;
+    let found = find(&mut tx, migration).await?;
+    if found.phase != Phase::Retire.name() {
+        return Err(AskError::NotInRetire { name: migration.to_owned(), phase: found.phase });
+    }
+    sqlx::query(
+        "insert into cutover.approvals (migration_id, phase, actor, reason) values ($1, 'contract', $2, $3) \
+         on conflict do nothing",
+    )
+    .bind(found.id)
+    .bind(actor)
+    .bind(reason)
+    .execute(&mut *tx)
+    .await?;
+    record(&mut tx, &found, "contract approved", actor, reason).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+#[derive(FromRow)]
+struct Found {
+    id: i32,
+    fleet: String,
+    name: String,
+    phase: String,
+    epoch: i32,
+}
+
+/// By name, or by `fleet/name`. Locked, so that what is found stays true until the commit.
+async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found, AskError> {
+    let mut found: Vec<Found> = sqlx::query_as(
+        "select id, fleet, name, phase, epoch from cutover.migrations \
+         where name = $1 or fleet || '/' || name = $1 order by id for no key update",
+    )
+    .bind(migration)
+    .fetch_all(&mut *tx)
+    .await?;
+    match (found.pop(), found.first()) {
+        (Some(found), None) => Ok(found),
+        (Some(_), Some(first)) => Err(AskError::Ambiguous {
+            name: migration.to_owned(),
+            first: format!("{}/{}", first.fleet, first.name),
+        }),
+        (None, _) => Err(AskError::UnknownMigration {
+            name: migration.to_owned(),
+            known: sqlx::query_scalar("select fleet || '/' || name from cutover.migrations order by id")
+                .fetch_all(tx)
+                .await?,
+        }),
+    }
+}
+
+async fn record(
+    tx: &mut PgConnection,
+    migration: &Found,
+    event: &str,
+    actor: &str,
+    reason: &str,
+) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
+         values ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(&migration.fleet)
+    .bind(&migration.name)
+    .bind(event)
+    .bind(migration.epoch)
+    .bind(actor)
+    .bind(reason)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Where a migration is, what it waits for, and on whom.
+#[derive(Debug, Clone, Serialize)]
+pub struct MigrationReport {
+    /// The fleet that it belongs to.
+    pub fleet: String,
+    /// Its name.
+    pub name: String,
+    /// The current epoch.
+    pub epoch: i32,
+    /// Its phase.
+    pub phase: String,
+    /// Seconds since the epoch was opened.
+    pub phase_age_seconds: f64,
+    /// What was asked for by SQL or command line.
+    pub desired: Option<String>,
+    /// What it waits for, in words.
+    pub waits_for: Option<String>,
+    /// Seconds since it waits for that.
+    pub waits_seconds: Option<f64>,
+    /// The instance that drives it.
+    pub driver: Option<String>,
+    /// The fleet's instances.
+    pub instances: Vec<InstanceReport>,
+    /// The last piece of long work.
+    pub work: Option<WorkReport>,
+}
+
+/// An instance, as the ledger sees it.
+#[derive(Debug, Clone, Serialize, FromRow)]
+pub struct InstanceReport {
+    /// Its name.
+    pub name: String,
+    /// The version it runs, as canary analysis knows it.
+    pub version: String,
+    /// Whether it serves.
+    pub admitted: bool,
+    /// Why it isn't admitted.
+    pub refusal: Option<String>,
+    /// The phases its build can run; `None` where it doesn't know the migration.
+    pub range: Option<String>,
+    /// The epoch it acknowledged last.
+    pub acknowledged: Option<i32>,
+    /// Its operations at older epochs, as last reported.
+    pub older_open: Option<i32>,
+    /// Seconds since it waits for them.
+    pub waits_seconds: Option<f64>,
+    /// Seconds until its lease runs out; below zero once it has.
+    pub lease_seconds: f64,
+}
+
+/// How far a piece of long work is.
+#[derive(Debug, Clone, Serialize, FromRow)]
+pub struct WorkReport {
+    /// `backfill`, `reverse_backfill` or `scan`.
+    pub kind: String,
+    /// Rows seen.
+    pub rows_done: i64,
+    /// Rows there are, as counted or estimated at its beginning.
+    pub rows_total: i64,
+    /// Rows changed.
+    pub rows_changed: i64,
+    /// Rows whose sides differ.
+    pub differences: i64,
+    /// Seconds since its beginning, or that it took.
+    pub seconds: f64,
+    /// Whether it has come to its end.
+    pub finished: bool,
+}
+
+impl WorkReport {
+    /// Seconds that are left at the rate so far; `None` when there is nothing to reckon with.
+    pub fn seconds_left(&self) -> Option<f64> {
+        let open = !self.finished && self.rows_done > 0;
+        open.then(|| (self.rows_total - self.rows_done).max(0) as f64 * self.seconds / self.rows_done as f64)
+    }
+}
+
+/// Every migration in the ledger, or the one of this name (`name` or `fleet/name`).
+///
+/// # Errors
+///
+/// [`AskError`]; an unknown name is one.
+///
+/// # Cancel safety
+///
+/// Safe: reads only.
+pub async fn report(ledger: &Ledger, only: Option<&str>) -> Result<Vec<MigrationReport>, AskError> {
+    let mut tx = ledger.begin().await?;
+    if let Some(name) = only {
+        find(&mut tx, name).await?;
+    }
+    let rows = sqlx::query(
+        "select m.id, m.fleet, m.name, m.epoch, m.phase, m.desired, m.waits_for, i.name as driver, \
+                extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
+                extract(epoch from clock_timestamp() - m.waits_since)::float8 as waits \
+         from cutover.migrations m \
+         join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \
+         left join cutover.instances i on i.id = m.driver and m.driver_until > clock_timestamp() \
+         where $1::text is null or m.name = $1 or m.fleet || '/' || m.name = $1 order by m.fleet, m.name",
+    )
+    .bind(only)
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut reports = Vec::new();
+    for row in rows {
+        reports.push(migration_report(&mut tx, &row).await?);
+    }
+    Ok(reports)
+}
+
+async fn migration_report(tx: &mut PgConnection, row: &PgRow) -> Result<MigrationReport, sqlx::Error> {
+    let (id, fleet): (i32, String) = (row.try_get("id")?, row.try_get("fleet")?);
+    let instances = sqlx::query_as(
+        "select i.name, i.version, i.admitted, i.refusal, \
+                case when a.lowest = a.highest then a.lowest else a.lowest || '..=' || a.highest end as range, \
+                a.epoch as acknowledged, a.older_open, \
+                extract(epoch from clock_timestamp() - a.waits_since)::float8 as waits_seconds, \
+                extract(epoch from i.lease_until - clock_timestamp())::float8 as lease_seconds \
+         from cutover.instances i \
+         left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
+         where i.fleet = $1 order by i.name, i.id",
+    )
+    .bind(&fleet)
+    .bind(id)
+    .fetch_all(&mut *tx)
+    .await?;
+    let work = sqlx::query_as(
+        "select kind, rows_done, rows_total, rows_changed, differences, finished_at is not null as finished, \
+                extract(epoch from coalesce(finished_at, clock_timestamp()) - started_at)::float8 as seconds \
+         from cutover.jobs where migration_id = $1 order by id desc limit 1",
+    )
+    .bind(id)
+    .fetch_optional(&mut *tx)
+    .await?;
+    Ok(MigrationReport {
+        fleet,
+        name: row.try_get("name")?,
+        epoch: row.try_get("epoch")?,
+        phase: row.try_get("phase")?,
+        phase_age_seconds: row.try_get("age")?,
+        desired: row.try_get("desired")?,
+        waits_for: row.try_get("waits_for")?,
+        waits_seconds: row.try_get("waits")?,
+        driver: row.try_get("driver")?,
+        instances,
+        work,
+    })
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize, FromRow)]
+pub struct Event {
+    /// When, in the database's format and time zone.
+    pub at: String,
+    /// In which fleet.
+    pub fleet: String,
+    /// To which migration.
+    pub migration: Option<String>,
+    /// What.
+    pub event: String,
+    /// The epoch that it led to, or happened at.
+    pub epoch: Option<i32>,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What happened lately, the latest first.
+///
+/// # Errors
+///
+/// [`AskError`]; an unknown migration is one.
+///
+/// # Cancel safety
+///
+/// Safe: reads only.
+pub async fn history(ledger: &Ledger, only: Option<&str>, limit: u32) -> Result<Vec<Event>, AskError> {
+    let mut tx = ledger.begin().await?;
+    if let Some(name) = only {
+        find(&mut tx, name).await?;
+    }
+    Ok(sqlx::query_as(
+        "select to_char(at, 'YYYY-MM-DD\"T\"HH24:MI:SS.MSOF') as at, fleet, migration, event, epoch, actor, reason \
+         from cutover.history where $1::text is null or migration = $1 or fleet || '/' || migration = $1 \
+         order by id desc limit $2",
+    )
+    .bind(only)
+    .bind(i64::from(limit))
+    .fetch_all(&mut *tx)
+    .await?)
+}
