@@ -5,3 +5,5 @@ pub mod health;
 pub mod metrics;
 pub mod migration;
 pub mod release;
+
+pub use cutover_macros::dual_write;
