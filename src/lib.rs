@@ -12,4 +12,5 @@ pub mod release;
 #[cfg(feature = "redis")]
 pub mod session;
 
+pub use cutover_macros::dual_write;
 pub use front::{Cutover, Instance, StartError};

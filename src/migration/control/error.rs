@@ -18,6 +18,10 @@ pub enum Error {
     /// was written. Try again; the instance goes back to what the ledger says.
     #[error("the ledger is behind this instance: try again")]
     EpochUnknown,
+    /// The transaction was begun at another migration, so its phase says nothing about this one. Nothing was
+    /// written. Begin it with the migration that the data belongs to.
+    #[error("the transaction was begun at another migration: begin it with the one that the data belongs to")]
+    OtherMigration,
     /// The database's own error.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
@@ -29,7 +33,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::EpochClosed | Error::EpochUnknown => true,
-            Error::NotInFleet => false,
+            Error::NotInFleet | Error::OtherMigration => false,
             Error::Database(error) => matches!(sql_state(error).as_deref(), Some("40001" | "40P01")),
         }
     }

@@ -86,6 +86,11 @@ impl PinnedTx {
         self.pin.ramp()
     }
 
+    /// Whether the transaction was begun at this migration, so that its phase is this one's.
+    pub fn is_of(&self, migration: &Migration) -> bool {
+        std::ptr::eq(self.pin.gate(), migration.gate())
+    }
+
     /// Commits.
     ///
     /// # Errors

@@ -189,6 +189,10 @@ impl<G: Borrow<Gate>> Held<G> {
         Some(Self { gate, ticket })
     }
 
+    pub(super) fn gate(&self) -> &Gate {
+        self.gate.borrow()
+    }
+
     #[inline]
     pub(super) fn phase(&self) -> Phase {
         self.ticket.phase

@@ -1,1 +1,24 @@
-//! The two sides.
+//! The two sides of a migration: writing both, reading the right one, and making one complete from the other.
+//!
+//! # The hazard
+//!
+//! A dual write that some instances do and others don't loses data without a sound, and so does a backfill
+//! that overwrites what was written meanwhile, skips rows because they look filled, or believes that it came
+//! to its end. Here the sides of every operation follow from the epoch that it is pinned to, and every batch of
+//! long work is a fenced transaction like any other write: it compares instead of looking for gaps, and its
+//! checkpoint commits with it.
+
+mod column;
+mod ddl;
+mod dual;
+mod job;
+mod key;
+mod options;
+mod pace;
+mod sql;
+mod sweep;
+
+pub use column::{ColumnMigration, ColumnMigrationBuilder};
+pub use dual::{DualWrite, Reading, Reads, Writes};
+pub use key::Key;
+pub use options::{BatchOptions, InvalidPlan, Problem};

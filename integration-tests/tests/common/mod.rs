@@ -1,0 +1,157 @@
+//! A table `orders` in a database of its own, and instances of a fleet that migrate a column of it.
+#![allow(dead_code)] // Each test binary uses a part of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cutover::fleet::{Fleet as Membership, FleetOptions, Ledger};
+use cutover::health::Health;
+use cutover::migration::PhaseRange;
+use cutover::migration::control::{Agent, DriverOptions, Migration, Spec};
+use cutover::migration::data::{ColumnMigration, ColumnMigrationBuilder, InvalidPlan};
+use cutover::release::Release;
+use cutover_testkit::{KitError, Postgres, wait_until};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Executor, PgPool};
+
+pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// The database and the table, before anybody has joined.
+pub(crate) struct World {
+    pub(crate) pool: PgPool,
+    options: PgConnectOptions,
+}
+
+/// One instance.
+pub(crate) struct Fleet {
+    pub(crate) migration: Migration,
+    /// Another migration, that stays in `off`.
+    pub(crate) other: Migration,
+    pub(crate) agent: Agent,
+}
+
+impl World {
+    pub(crate) async fn new(rows: i64) -> Outcome<Self> {
+        let options: PgConnectOptions = Postgres::fresh_database().await?.parse()?;
+        let pool = PgPoolOptions::new().max_connections(12).connect_with(options.clone()).await?;
+        pool.execute(
+            "create table orders (id bigint generated always as identity primary key, note text, old_status text)",
+        )
+        .await?;
+        let world = Self { pool, options };
+        world.fill(rows).await?;
+        Ok(world)
+    }
+
+    /// Rows whose old status is ` LEGACY<id> `.
+    pub(crate) async fn fill(&self, rows: i64) -> Outcome {
+        sqlx::query("insert into orders (old_status) select '' from generate_series(1, $1)")
+            .bind(rows)
+            .execute(&self.pool)
+            .await?;
+        self.pool
+            .execute("update orders set old_status = format(' LEGACY%s ', id) where old_status = ''")
+            .await?;
+        Ok(())
+    }
+
+    pub(crate) fn describe(&self) -> ColumnMigrationBuilder {
+        ColumnMigration::new(self.pool.clone(), "orders")
+            .key("id")
+            .column("old_status", "new_status", "text")
+            .forward("lower(trim(old_status))")
+            .backward("upper(new_status)")
+    }
+
+    pub(crate) fn plan(&self) -> Result<ColumnMigration, InvalidPlan> {
+        self.describe().build()
+    }
+
+    /// An instance that takes part, once it has been admitted.
+    pub(crate) async fn instance(&self, name: &str, plan: &ColumnMigration) -> Outcome<Fleet> {
+        let health = Health::new();
+        let ledger = Ledger::open(self.options.clone()).await?;
+        let release = Release::new("shop", "1")?.with_instance(name)?;
+        let fleet = Membership::join(ledger, &release, FleetOptions::default(), &health).await?;
+        let mut spec = Spec::new("status", PhaseRange::FULL);
+        spec.plan = Some(Arc::new(plan.clone()));
+        spec.soak = Duration::ZERO;
+        let specs = vec![spec, Spec::new("other", PhaseRange::FULL)];
+        let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
+        let migration = |name| agent.migration(name).ok_or("declared");
+        let (migration, other) = (migration("status")?, migration("other")?);
+        self.until("admitted", async || migration.at().is_some() && other.at().is_some()).await?;
+        Ok(Fleet { migration, other, agent })
+    }
+
+    /// Asks for a phase and waits until the fleet is there, with nothing left at the epoch before.
+    pub(crate) async fn go(&self, wish: &str) -> Outcome {
+        self.ask(wish).await?;
+        let phase = wish.split(':').next().unwrap_or(wish);
+        wait_until(&format!("arrival at {wish}"), SOON, async || self.arrived(phase).await).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn ask(&self, wish: &str) -> Outcome {
+        sqlx::query("update cutover.migrations set desired = $1 where name = 'status'")
+            .bind(wish)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    async fn arrived(&self, phase: &str) -> Result<bool, String> {
+        let (at, waits_for, settled): (String, Option<String>, bool) = sqlx::query_as(
+            "select m.phase, m.waits_for, not exists (select 1 from cutover.epochs e where e.migration_id = m.id \
+                and e.epoch < m.epoch and e.drained_at is null) from cutover.migrations m where name = 'status'",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(|error| error.to_string())?;
+        if at == phase && settled { Ok(true) } else { Err(format!("at {at}, waits for {waits_for:?}")) }
+    }
+
+    /// Waits until the driver waits for something whose text contains `part`.
+    pub(crate) async fn waits_for(&self, part: &str) -> Outcome<String> {
+        let waits = async || -> Result<Option<String>, sqlx::Error> {
+            sqlx::query_scalar("select waits_for from cutover.migrations where name = 'status'")
+                .fetch_one(&self.pool)
+                .await
+        };
+        wait_until(&format!("a wait for {part:?}"), SOON, async || match waits().await {
+            Ok(Some(text)) if text.contains(part) => Ok(true),
+            other => Err(format!("{other:?}")),
+        })
+        .await?;
+        Ok(waits().await?.unwrap_or_default())
+    }
+
+    pub(crate) async fn until(&self, what: &str, ask: impl AsyncFn() -> bool) -> Result<(), KitError> {
+        wait_until(what, SOON, async || Ok::<_, KitError>(ask().await)).await
+    }
+
+    pub(crate) async fn approve(&self) -> Outcome {
+        self.pool
+            .execute(
+                "insert into cutover.approvals (migration_id, phase, actor, reason) \
+                 select id, 'contract', 'test', 'test' from cutover.migrations where name = 'status'",
+            )
+            .await?;
+        Ok(())
+    }
+
+    pub(crate) async fn has_column(&self, name: &str) -> bool {
+        let query = "select exists (select 1 from pg_attribute \
+            where attrelid = 'orders'::regclass and attname = $1 and not attisdropped)";
+        sqlx::query_scalar(query).bind(name).fetch_one(&self.pool).await.unwrap_or(true)
+    }
+
+    pub(crate) async fn row(&self, id: i64) -> Outcome<(Option<String>, Option<String>)> {
+        // Either column may be missing.
+        let query =
+            "select to_jsonb(o) ->> 'old_status', to_jsonb(o) ->> 'new_status' from orders o where id = $1";
+        Ok(sqlx::query_as(query).bind(id).fetch_one(&self.pool).await?)
+    }
+}

@@ -1,0 +1,277 @@
+//! A whole migration of a column under writers that go through the generated repository.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use common::{Fleet, Outcome, World};
+use cutover::migration::Phase;
+use cutover::migration::control::{Error, PinnedTx};
+use cutover::migration::data::DualWrite;
+use sqlx::PgPool;
+
+#[cutover::dual_write]
+trait Statuses: Send + Sync {
+    /// Returns what is there afterwards, as the side spells it.
+    #[write]
+    async fn set(&self, tx: &mut PinnedTx, id: i64, status: String) -> Result<String, Error>;
+
+    #[read(key = id)]
+    async fn get(&self, id: i64) -> Result<Option<String>, Error>;
+
+    #[read(key = id)]
+    async fn get_within(&self, id: i64, tx: &mut PinnedTx) -> Result<Option<String>, Error>;
+
+    #[read]
+    async fn side(&self) -> Result<&'static str, Error>;
+
+    async fn get_or(&self, id: i64, otherwise: &str) -> Result<String, Error> {
+        Ok(self.get(id).await?.unwrap_or_else(|| otherwise.to_owned()))
+    }
+}
+
+#[derive(Clone)]
+struct Old(PgPool);
+
+impl Statuses for Old {
+    async fn set(&self, tx: &mut PinnedTx, id: i64, status: String) -> Result<String, Error> {
+        let statement = "update orders set old_status = upper($2) where id = $1 returning old_status";
+        Ok(sqlx::query_scalar(statement).bind(id).bind(status).fetch_one(&mut **tx).await?)
+    }
+
+    async fn get(&self, id: i64) -> Result<Option<String>, Error> {
+        let query = sqlx::query_scalar("select lower(old_status) from orders where id = $1").bind(id);
+        Ok(query.fetch_optional(&self.0).await?)
+    }
+
+    async fn get_within(&self, id: i64, tx: &mut PinnedTx) -> Result<Option<String>, Error> {
+        let query = sqlx::query_scalar("select lower(old_status) from orders where id = $1").bind(id);
+        Ok(query.fetch_optional(&mut **tx).await?)
+    }
+
+    async fn side(&self) -> Result<&'static str, Error> {
+        Ok("old")
+    }
+}
+
+#[derive(Clone)]
+struct New(PgPool);
+
+impl Statuses for New {
+    async fn set(&self, tx: &mut PinnedTx, id: i64, status: String) -> Result<String, Error> {
+        let statement = "update orders set new_status = $2 where id = $1 returning new_status";
+        Ok(sqlx::query_scalar(statement).bind(id).bind(status).fetch_one(&mut **tx).await?)
+    }
+
+    async fn get(&self, id: i64) -> Result<Option<String>, Error> {
+        let query = sqlx::query_scalar("select new_status from orders where id = $1").bind(id);
+        Ok(query.fetch_optional(&self.0).await?)
+    }
+
+    async fn get_within(&self, id: i64, tx: &mut PinnedTx) -> Result<Option<String>, Error> {
+        let query = sqlx::query_scalar("select new_status from orders where id = $1").bind(id);
+        Ok(query.fetch_optional(&mut **tx).await?)
+    }
+
+    async fn side(&self) -> Result<&'static str, Error> {
+        Ok("new")
+    }
+}
+
+const WRITERS: i64 = 4;
+const KEYS: i64 = 400;
+
+/// Writes keys that are its own, and reads each back through another instance: whatever was committed before
+/// the read began has to be seen, from whichever side.
+async fn write_and_read(
+    number: i64,
+    pool: PgPool,
+    mine: DualWrite<Old, New>,
+    other: DualWrite<Old, New>,
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicU64>,
+) -> Result<HashMap<i64, String>, Error> {
+    let mut written = HashMap::new();
+    let mut round = 0_u64;
+    while !stop.load(Ordering::Relaxed) {
+        round += 1;
+        let id = 1 + number + WRITERS * fastrand::i64(0..KEYS / WRITERS);
+        let status = format!("w{number}r{round}");
+        loop {
+            match set(&pool, &mine, id, &status).await {
+                Ok(()) => break,
+                Err(error) if error.is_retryable() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let seen = other.get(id).await?;
+        assert_eq!(seen.as_deref(), Some(&*status), "stale read of {id} at {:?}", other.migration().at());
+        written.insert(id, status);
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(written)
+}
+
+async fn set(pool: &PgPool, repository: &DualWrite<Old, New>, id: i64, status: &str) -> Result<(), Error> {
+    let mut tx = repository.migration().begin(pool).await?;
+    repository.set(&mut tx, id, status.to_owned()).await?;
+    let seen = repository.get_within(id, &mut tx).await?;
+    assert_eq!(seen.as_deref(), Some(status), "own write not seen at {}", tx.phase());
+    tx.commit().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
+    let world = World::new(20_000).await?;
+    let (a, b) = (world.instance("a", &world.plan()?).await?, world.instance("b", &world.plan()?).await?);
+    let repository = |fleet: &Fleet| {
+        DualWrite::new(fleet.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()))
+    };
+    let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|number| {
+            let (mine, other) = if number % 2 == 0 { (&a, &b) } else { (&b, &a) };
+            tokio::spawn(write_and_read(
+                number,
+                world.pool.clone(),
+                repository(mine),
+                repository(other),
+                stop.clone(),
+                count.clone(),
+            ))
+        })
+        .collect();
+    assert_eq!(repository(&a).side().await?, "old");
+    for step in ["backfill", "ramp:40", "ramp:100", "switch", "retire", "switch", "ramp", "verify", "switch"]
+    {
+        world.go(step).await?;
+        let before = count.load(Ordering::Relaxed);
+        world.until("writers go on", async || count.load(Ordering::Relaxed) > before + 50).await?;
+    }
+    world.go("retire").await?;
+    assert_eq!(repository(&b).side().await?, "new");
+    world.approve().await?;
+    world.go("contract").await?;
+    world.until("the old column is gone", async || !world.has_column("old_status").await).await?;
+    let before = count.load(Ordering::Relaxed);
+    world.until("writers go on", async || count.load(Ordering::Relaxed) > before + 50).await?;
+    stop.store(true, Ordering::Relaxed);
+    let mut written = HashMap::new();
+    for writer in writers {
+        written.extend(writer.await??);
+    }
+    let rows: Vec<(i64, Option<String>)> =
+        sqlx::query_as("select id, new_status from orders order by id").fetch_all(&world.pool).await?;
+    assert_eq!(rows.len(), 20_000);
+    for (id, status) in rows {
+        // What nobody wrote is what the backfill made of the legacy value.
+        let expected = written.get(&id).cloned().unwrap_or_else(|| format!("legacy{id}"));
+        assert_eq!(status, Some(expected), "{id}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_transaction_of_another_migration_is_refused() -> Outcome {
+    let world = World::new(1).await?;
+    let a = world.instance("a", &world.plan()?).await?;
+    let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
+    let other = a.other.clone();
+    let mut tx = other.begin(&world.pool).await?;
+    let error = repository.set(&mut tx, 1, "paid".into()).await.expect_err("refused");
+    assert!(matches!(error, Error::OtherMigration), "{error}");
+    tx.rollback().await?;
+    let mut tx = a.migration.begin(&world.pool).await?;
+    assert_eq!(repository.set(&mut tx, 1, "paid".into()).await?, "PAID");
+    tx.commit().await?;
+    assert_eq!(repository.get_or(1, "none").await?, "paid");
+    assert_eq!(repository.get_or(99, "none").await?, "none");
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_phase_writes_and_returns_what_it_should() -> Outcome {
+    let world = World::new(1).await?;
+    let a = world.instance("a", &world.plan()?).await?;
+    let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
+    for phase in Phase::ALL.into_iter().filter(|phase| *phase < Phase::Contract) {
+        world.go(phase.name()).await?;
+        let status = format!("s{}", phase as u8);
+        let mut tx = a.migration.begin(&world.pool).await?;
+        assert_eq!(tx.phase(), phase);
+        let returned = repository.set(&mut tx, 1, status.clone()).await?;
+        tx.commit().await?;
+        let authoritative = if phase <= Phase::Ramp { status.to_uppercase() } else { status.clone() };
+        assert_eq!(returned, authoritative, "{phase}");
+        let row = world.row(1).await?;
+        let old = if phase < Phase::Retire { status.to_uppercase() } else { "S5".to_owned() };
+        let new = if phase > Phase::Off { Some(status) } else { None };
+        assert_eq!(row, (Some(old), new), "{phase}");
+    }
+    Ok(())
+}
+
+/// The same with boxed futures, and a generic trait.
+mod other_shapes {
+    use super::*;
+
+    #[cutover::dual_write]
+    #[async_trait::async_trait]
+    trait Boxed {
+        #[write]
+        async fn add(&self, tx: &mut PinnedTx, names: &[String]) -> Result<usize, Error>;
+        #[read(key = name)]
+        async fn find(&self, name: &str) -> Result<String, Error>;
+    }
+
+    struct Left;
+
+    #[async_trait::async_trait]
+    impl Boxed for Left {
+        async fn add(&self, _: &mut PinnedTx, names: &[String]) -> Result<usize, Error> {
+            Ok(names.len())
+        }
+        async fn find(&self, name: &str) -> Result<String, Error> {
+            Ok(format!("left {name}"))
+        }
+    }
+
+    #[cutover::dual_write]
+    trait Generic<T: Clone> {
+        #[write]
+        async fn put<'a>(&self, value: T, tx: &mut PinnedTx, _: &'a str) -> Result<T, Error>
+        where
+            T: 'a;
+        #[read]
+        async fn all(&self, like: impl Into<String> + Clone) -> Result<Vec<String>, Error>;
+    }
+
+    impl<T: Clone> Generic<T> for Left {
+        async fn put<'a>(&self, value: T, _: &mut PinnedTx, _: &'a str) -> Result<T, Error>
+        where
+            T: 'a,
+        {
+            Ok(value)
+        }
+        async fn all(&self, like: impl Into<String> + Clone) -> Result<Vec<String>, Error> {
+            Ok(vec![like.into()])
+        }
+    }
+
+    #[tokio::test]
+    async fn boxed_and_generic_traits_work_too() -> Outcome {
+        let world = World::new(1).await?;
+        let a = world.instance("a", &world.plan()?).await?;
+        let boxed: Arc<dyn Boxed + Send + Sync> = Arc::new(DualWrite::new(a.migration.clone(), Left, Left));
+        let found = tokio::spawn(async move { boxed.find("x").await }).await??;
+        assert_eq!(found, "left x");
+        let pair = DualWrite::new(a.migration.clone(), Left, Left);
+        assert_eq!(Generic::<u8>::all(&pair, "x").await?, ["x"]);
+        let mut tx = a.migration.begin(&world.pool).await?;
+        assert_eq!(pair.put(7, &mut tx, "x").await?, 7);
+        assert_eq!(pair.add(&mut tx, &[String::new()]).await?, 1);
+        Ok(())
+    }
+}

@@ -1,0 +1,196 @@
+//! Changes of the schema under load, and the checks before them.
+//!
+//! `ALTER TABLE` waits for every transaction on the table, and everybody else waits behind it. So it waits only
+//! for a moment, goes away, and comes back.
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+use tokio::time::sleep;
+
+use super::ColumnMigration;
+use super::sweep::{Sweep, begin};
+use crate::fleet::sql_state;
+use crate::migration::control::{Migration, PlanError};
+use crate::migration::phase::Phase;
+
+/// How long others may have to wait behind a statement that waits for its lock.
+const LOCK_TIMEOUT: &str = "set local lock_timeout = '200ms'";
+/// How often it comes back before it is given back to the driver, which says what it waits for and tries again.
+const ATTEMPTS: u32 = 8;
+/// Between attempts: from, to; a random part is added.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+pub(super) fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    sql_state(error).as_deref() == Some("55P03")
+}
+
+/// Adds the new column.
+pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
+    let mut tx = begin(plan, Phase::Off, migration).await?;
+    inspect(plan, &mut tx).await?;
+    tx.execute(AssertSqlSafe(plan.sql.explain_forward())).await?;
+    tx.rollback().await?;
+    alter(plan, migration, Phase::Off, &plan.sql.expand()).await
+}
+
+/// Drops the old column, unless something depends on it.
+pub(super) async fn contract(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
+    let mut tx = begin(plan, Phase::Contract, migration).await?;
+    let dependents = dependents(plan, &mut tx).await?;
+    tx.rollback().await?;
+    if !dependents.is_empty() {
+        return Err(PlanError::Refused(format!(
+            "column {} of {} can't be dropped while these depend on it: {}",
+            plan.sql.old,
+            plan.sql.table,
+            dependents.join(", ")
+        )));
+    }
+    alter(plan, migration, Phase::Contract, &plan.sql.contract()).await
+}
+
+/// Looks at the table before work on its rows begins. Returns the old column's type.
+pub(super) async fn check(
+    plan: &ColumnMigration,
+    sweep: Sweep,
+    migration: &Migration,
+) -> Result<String, PlanError> {
+    let mut tx = migration.begin(&plan.pool).await?;
+    let old_type = inspect(plan, &mut tx).await?;
+    if sweep != Sweep::Forward {
+        // Nobody should learn that the way back does not work when it is needed.
+        tx.execute(AssertSqlSafe(plan.sql.explain_way_back())).await?;
+    }
+    tx.rollback().await?;
+    Ok(old_type)
+}
+
+/// Whether the table is as a column migration needs it; every problem at once. Returns the old column's type.
+async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<String, PlanError> {
+    let row = sqlx::query(
+        "select t.oid is not null as table_there, k.attnum is not null as key_there, \
+                coalesce(k.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype), false) as key_integer, \
+                coalesce(k.attnotnull, false) as key_not_null, \
+                exists (select 1 from pg_index i where i.indrelid = t.oid and i.indisunique and i.indisvalid \
+                    and i.indnkeyatts = 1 and i.indkey[0] = k.attnum \
+                    and i.indpred is null and i.indexprs is null) as key_unique, \
+                format_type(o.atttypid, o.atttypmod) as old_type, \
+                coalesce(o.attnotnull and not o.atthasdef, false) as old_required \
+         from (select to_regclass($1) as oid) as t \
+         left join pg_attribute k on k.attrelid = t.oid and k.attname = $2 and not k.attisdropped \
+         left join pg_attribute o on o.attrelid = t.oid and o.attname = $3 and not o.attisdropped",
+    )
+    .bind(&plan.sql.table)
+    .bind(&plan.names.key)
+    .bind(&plan.names.old)
+    .fetch_one(tx)
+    .await?;
+    let (table, key, old) = (&plan.sql.table, &plan.sql.key, &plan.sql.old);
+    if !row.try_get("table_there")? {
+        return Err(PlanError::Refused(format!(
+            "table {table} does not exist, or is not on the search_path"
+        )));
+    }
+    let mut problems = Vec::new();
+    if !row.try_get("key_there")? {
+        problems.push(format!("key column {key} does not exist"));
+    } else {
+        for (property, problem) in [
+            ("key_integer", "is no smallint, integer or bigint"),
+            ("key_not_null", "can be null"),
+            ("key_unique", "has no unique index of its own"),
+        ] {
+            if !row.try_get::<bool, _>(property)? {
+                problems.push(format!("key column {key} {problem}"));
+            }
+        }
+    }
+    if row.try_get("old_required")? {
+        problems.push(format!(
+            "column {old} is NOT NULL without a default, so nothing could be inserted from `retire` on: run \
+             `alter table {table} alter column {old} drop not null` first"
+        ));
+    }
+    match row.try_get::<Option<String>, _>("old_type")? {
+        Some(old_type) if problems.is_empty() => Ok(old_type),
+        Some(_) => Err(PlanError::Refused(format!("{table}: {}", problems.join("; ")))),
+        None => {
+            problems.push(format!("column {old} does not exist"));
+            Err(PlanError::Refused(format!("{table}: {}", problems.join("; "))))
+        }
+    }
+}
+
+/// What would stand in the way of the drop, or would go with it unasked: everything that refers to the column,
+/// but for its own default and for indexes and constraints that concern no other column.
+async fn dependents(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select distinct case when d.classid = 'pg_rewrite'::regclass then \
+                    (select pg_describe_object('pg_class'::regclass, r.ev_class, 0) \
+                     from pg_rewrite r where r.oid = d.objid) \
+                else pg_describe_object(d.classid, d.objid, d.objsubid) end as name \
+         from pg_attribute a \
+         join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = a.attrelid \
+             and d.refobjsubid = a.attnum \
+         where a.attrelid = to_regclass($1) and a.attname = $2 and not a.attisdropped \
+           and (d.deptype = 'n' or exists ( \
+                select 1 from pg_depend other where other.classid = d.classid and other.objid = d.objid \
+                    and other.refclassid = d.refclassid and other.refobjid = d.refobjid \
+                    and other.refobjsubid not in (0, a.attnum) and d.classid <> 'pg_attrdef'::regclass)) \
+         order by name",
+    )
+    .bind(&plan.sql.table)
+    .bind(&plan.names.old)
+    .fetch_all(tx)
+    .await
+}
+
+async fn alter(
+    plan: &ColumnMigration,
+    migration: &Migration,
+    phase: Phase,
+    statement: &str,
+) -> Result<(), PlanError> {
+    let mut backoff = BACKOFF.0;
+    for _ in 0..ATTEMPTS {
+        let mut tx = begin(plan, phase, migration).await?;
+        tx.execute(LOCK_TIMEOUT).await?;
+        match tx.execute(AssertSqlSafe(statement)).await {
+            Ok(_) => return Ok(tx.commit().await?),
+            Err(error) if is_lock_timeout(&error) => tx.rollback().await?,
+            Err(error) if sql_state(&error).as_deref() == Some("42501") => {
+                return Err(PlanError::Refused(format!(
+                    "this role may not change {} ({error}): let its owner run `{statement}`",
+                    plan.sql.table
+                )));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tracing::info!(statement, "the lock was not to be had in 200 ms; trying again");
+        sleep(backoff + Duration::from_millis(fastrand::u64(0..100))).await;
+        backoff = (backoff * 2).min(BACKOFF.1);
+    }
+    let mut tx = begin(plan, phase, migration).await?;
+    let holders = holders(plan, &mut tx).await?;
+    tx.rollback().await?;
+    Err(PlanError::Refused(format!(
+        "`{statement}` did not get its lock within 200 ms in {ATTEMPTS} attempts; transactions on the table: {}",
+        if holders.is_empty() { "none any more".to_owned() } else { holders.join(", ") }
+    )))
+}
+
+/// Whose transactions hold a lock on the table, the oldest first.
+async fn holders(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select format('pid %s (%s) for %s s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), \
+                extract(epoch from clock_timestamp() - a.xact_start)::bigint) \
+         from pg_locks l join pg_stat_activity a on a.pid = l.pid \
+         where l.relation = to_regclass($1) and l.granted \
+           and l.database = (select oid from pg_database where datname = current_database()) \
+         group by a.pid, a.application_name, a.xact_start order by a.xact_start limit 5",
+    )
+    .bind(&plan.sql.table)
+    .fetch_all(tx)
+    .await
+}

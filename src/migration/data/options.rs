@@ -1,0 +1,66 @@
+use std::fmt;
+use std::time::Duration;
+
+/// How long work on the data is cut into batches, each a transaction of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchOptions {
+    /// How long a batch should take, and so how long a writer may have to wait for one of its rows. The number
+    /// of rows follows from it. Default 75 ms.
+    pub target: Duration,
+    /// The fewest rows in a batch. Default 500.
+    pub min_rows: u32,
+    /// The most rows in a batch. Default 20,000.
+    pub max_rows: u32,
+}
+
+impl Default for BatchOptions {
+    fn default() -> Self {
+        Self { target: Duration::from_millis(75), min_rows: 500, max_rows: 20_000 }
+    }
+}
+
+impl BatchOptions {
+    pub(super) fn check(&self, problems: &mut Vec<Problem>) {
+        if self.target.is_zero() {
+            problems.push(Problem::new("batches.target", "has to be longer than nothing"));
+        }
+        if self.min_rows == 0 || self.min_rows > self.max_rows {
+            problems.push(Problem::new(
+                "batches.min_rows",
+                format!("{} has to be between 1 and max_rows ({})", self.min_rows, self.max_rows),
+            ));
+        }
+    }
+}
+
+/// One thing that is wrong with a plan's description.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The field's name.
+    pub field: &'static str,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+impl Problem {
+    pub(super) fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self { field, problem: problem.into() }
+    }
+}
+
+/// A plan whose description makes no sense, with every reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct InvalidPlan {
+    /// What is wrong, field by field.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for InvalidPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, Problem { field, problem }) in self.problems.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "; " };
+            write!(f, "{separator}{field}: {problem}")?;
+        }
+        Ok(())
+    }
+}
