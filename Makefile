@@ -9,6 +9,12 @@ export CARGO_TERM_COLOR ?= auto
 # Tests always use throwaway servers of their own, never those of whoever runs them.
 SERVERS_FOR_TESTS = env -u DATABASE_URL -u REDIS_URL -u UNLEASH_URL scripts/servers
 
+# Tests of a server that could not be had are skipped, with a warning, unless told otherwise.
+ifdef REQUIRE
+SERVERS_FOR_TESTS += --require
+export CUTOVER_REQUIRE_SERVERS = 1
+endif
+
 # A heading per stage, with the time since the start.
 START := $(shell date +%s)
 stage = @printf '\n=== [%3d s] %s\n' $$(( $$(date +%s) - $(START) )) '$(1)'
@@ -20,6 +26,7 @@ help:
 	@echo '             BREAK=rule             take one safety rule out, to see the damage being found'
 	@echo '             ARGS="…"               anything else for target/release/demo (see --help)'
 	@echo 'make test    everything: format, lints, units, documentation, real servers'
+	@echo '             REQUIRE=1              fail where a server can only be skipped otherwise'
 	@echo 'make check   format and lints only'
 	@echo 'make bench   measurements side by side with peers'
 
