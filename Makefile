@@ -45,14 +45,19 @@ check: cargo
 	$(call stage,lints)
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
-# Cheapest first, so that a mistake shows early.
+# Cheapest first, so that a mistake shows early; always the same features, so that nothing is
+# compiled twice.
+CARGO_TEST = cargo test --workspace --all-features
+
 test: check
-	$(call stage,units and documentation)
-	cargo test --workspace --all-features --exclude cutover-testkit
+	$(call stage,units)
+	$(CARGO_TEST) --lib --bins
+	$(call stage,documentation)
+	$(CARGO_TEST) --doc
 	$(call stage,servers)
 	$(SERVERS_FOR_TESTS)
 	$(call stage,real servers)
-	cargo test -p cutover-testkit
+	$(CARGO_TEST) --test '*'
 	$(call stage,done)
 
 bench: cargo
