@@ -100,7 +100,7 @@ impl Inner {
 /// ```
 #[derive(Clone)]
 pub struct Drain {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 impl Drain {
