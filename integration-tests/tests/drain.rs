@@ -331,10 +331,9 @@ async fn http2_gets_a_goaway_at_once_and_its_requests_end() {
     assert_eq!(running.report().await.cut, []);
 }
 
-/// On one thread nothing runs between the begin and the first await, so that the kernel has
-/// the connections and the server has not.
+/// One has its request on the way, the other sends it later than the listener closes.
 #[tokio::test]
-async fn connections_that_wait_in_the_backlog_are_served() {
+async fn connections_made_at_the_last_moment_are_served() {
     let now = DrainOptions {
         propagation: Duration::ZERO,
         ..options()
@@ -419,6 +418,26 @@ async fn every_caller_of_drain_joins_the_same_one() {
     assert_eq!(report.hooks[0].end, HookEnd::Done);
     timeout(LIMIT, serving).await.unwrap().unwrap().unwrap();
     assert!(TcpStream::connect(admin_address).await.is_err());
+}
+
+/// As the documentation of `head_timeout` says, which is why its default is that long.
+#[tokio::test]
+async fn the_head_timeout_ends_half_heads_and_idle_connections() {
+    let impatient = DrainOptions {
+        head_timeout: Duration::from_millis(200),
+        ..options()
+    };
+    let running = start(impatient, hello()).await;
+    let half_head = running.raw(b"GET / HTTP/1.1\r\nhost: te").await;
+    let idle = running.raw(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await;
+    for mut stream in [half_head, idle] {
+        let mut answer = Vec::new();
+        let read = timeout(LIMIT, stream.read_to_end(&mut answer))
+            .await
+            .unwrap();
+        read.unwrap();
+    }
+    assert!(!running.drain.draining());
 }
 
 #[tokio::test]

@@ -100,7 +100,10 @@ async fn start_postgres() -> Postgres {
 #[tokio::test]
 async fn a_pool_that_is_used_up_is_a_warning_and_a_server_that_is_gone_a_failure() {
     let postgres = start_postgres().await;
-    let pool = PgPoolOptions::new().max_connections(1).connect_lazy(&postgres.admin_url()).unwrap();
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .connect_lazy(&postgres.admin_url())
+        .unwrap();
     let busy = pool.acquire().await.unwrap();
     let health = Health::new();
     let check = quick(Check::postgres(&pool)).criticality(Criticality::Critical);
@@ -149,7 +152,9 @@ async fn a_transaction_pooler_is_no_trouble_for_the_probe() {
     let pool = PgPool::connect_lazy(&bouncer.url("postgres")).unwrap();
     let health = Health::new();
     let check = quick(Check::postgres(&pool)).failing_after(1, Duration::ZERO);
-    health.check(check.criticality(Criticality::Critical)).unwrap();
+    health
+        .check(check.criticality(Criticality::Critical))
+        .unwrap();
     until_ready(&health, true).await;
     let mut changes = health.changes();
     let unready = changes.wait_for(|now| !now);

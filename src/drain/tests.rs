@@ -9,6 +9,7 @@ use std::{
 };
 
 use axum::{Router, routing::get};
+use futures_util::FutureExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -18,7 +19,7 @@ use tokio::{
 
 use super::{
     CutPhase, Drain, DrainOptions, HookEnd,
-    handle::Inner,
+    handle::{Inner, Stage},
     serve::{self, Accept},
 };
 use crate::health::Health;
@@ -49,8 +50,14 @@ async fn a_second_begin_does_not_start_the_clock_again() {
     sleep(4 * SECOND).await;
     drain.clone().begin();
     drain.begun().await;
-    drain.finished().await;
+    let report = drain.finished().await;
     assert_eq!(began.elapsed(), 5 * SECOND);
+    drain.begin();
+    assert_eq!(
+        drain.finished().now_or_never(),
+        Some(report),
+        "nothing starts over"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,4 +213,52 @@ async fn a_listener_that_only_fails_does_not_hold_up_the_drain() {
     drain.begin();
     end.await.unwrap();
     assert_eq!(drain.finished().await.waited, 5 * SECOND);
+}
+
+/// Leaves connections in the kernel's queue until propagation has passed.
+struct Late {
+    listener: TcpListener,
+    inner: Arc<Inner>,
+}
+
+impl Accept for Late {
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        if !self.inner.is_at(Stage::Closing) {
+            std::future::pending::<()>().await;
+        }
+        self.listener.accept().await
+    }
+}
+
+#[tokio::test]
+async fn connections_that_the_kernel_has_accepted_are_served_before_the_listener_closes() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let options = DrainOptions {
+        propagation: Duration::from_millis(50),
+        ..DrainOptions::default()
+    };
+    let drain = Drain::new(&Health::new(), options).unwrap();
+    let late = Late {
+        listener,
+        inner: inner(&drain),
+    };
+    let app = Router::new().route("/", get(|| async { "hello" }));
+    tokio::spawn(serve::public(inner(&drain), late, app));
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(TcpStream::connect(address).await.unwrap());
+    }
+    drain.begin();
+    drain.inner.reached(Stage::Closing).await;
+    for mut stream in streams {
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("hello"), "{answer:?}");
+    }
+    assert_eq!(drain.finished().await.cut, []);
 }
