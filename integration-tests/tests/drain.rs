@@ -1,5 +1,11 @@
 //! Drains against real sockets.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests fail the test"
+)]
+
 use std::{
     convert::Infallible,
     future::pending,

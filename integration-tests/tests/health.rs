@@ -1,5 +1,7 @@
 //! Checks of real servers: there, busy, frozen, gone, and back.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::{net::SocketAddr, str::FromStr, time::Duration};
 
 use cutover::{

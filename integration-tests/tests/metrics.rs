@@ -1,5 +1,7 @@
 //! Endings that only a real connection has, as the metrics page shows them.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::{
     convert::Infallible,
     net::SocketAddr,
