@@ -97,7 +97,7 @@ impl Inner {
 /// ```
 #[derive(Clone)]
 pub struct Drain {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 impl Drain {
@@ -196,13 +196,13 @@ impl Drain {
     ///
     /// # Errors
     ///
-    /// The handlers can't be installed.
+    /// The handlers can't be installed; a later call tries again.
     pub fn on_signals(&self) -> io::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
         if self.inner.signals.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let drain = self.clone();
         self.inner.runtime.spawn(async move {
             let name = tokio::select! {

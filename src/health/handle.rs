@@ -1,7 +1,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -48,9 +48,6 @@ pub(super) struct Shared {
     ready: AtomicBool,
     changes: watch::Sender<bool>,
     components: ArcSwap<Vec<Arc<Component>>>,
-    /// Held while readiness is worked out, so that the last one to change a component is
-    /// also the last to say what that means.
-    judging: Mutex<()>,
 }
 
 impl Health {
@@ -63,7 +60,6 @@ impl Health {
                 ready: AtomicBool::new(true),
                 changes: watch::Sender::new(true),
                 components: ArcSwap::default(),
-                judging: Mutex::default(),
             }),
             _end_with_last_clone: Arc::new(tasks.clone().drop_guard()),
             tasks,
@@ -162,30 +158,36 @@ impl Shared {
 
     pub(super) fn set(&self, component: &Component, state: State) {
         component.set(state);
-        self.judge(|_| ());
+        self.judge();
     }
 
     fn add(&self, component: Component) -> Arc<Component> {
         let component = Arc::new(component);
-        self.judge(|components| components.push(Arc::clone(&component)));
+        self.components.rcu(|components| {
+            let mut components = Vec::clone(components);
+            components.push(Arc::clone(&component));
+            components
+        });
+        self.judge();
         component
     }
 
     fn remove(&self, component: &Arc<Component>) {
-        self.judge(|components| components.retain(|c| !Arc::ptr_eq(c, component)));
+        self.components.rcu(|components| {
+            let mut components = Vec::clone(components);
+            components.retain(|c| !Arc::ptr_eq(c, component));
+            components
+        });
+        self.judge();
     }
 
-    fn judge(&self, change: impl FnOnce(&mut Vec<Arc<Component>>)) {
-        let _judging = self.judging.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.components.load_full();
-        let mut components = Vec::clone(&before);
-        change(&mut components);
-        let ready = !components.iter().any(|component| component.blocks());
-        if components.len() != before.len() {
-            self.components.store(Arc::new(components));
-        }
-        self.ready.store(ready, Ordering::Release);
+    /// Works readiness out inside the channel's lock, so that the last one to change a
+    /// component is also the last to say what that means.
+    fn judge(&self) {
         self.changes.send_if_modified(|last| {
+            let components = self.components.load();
+            let ready = !components.iter().any(|component| component.blocks());
+            self.ready.store(ready, Ordering::Release);
             let changed = *last != ready;
             *last = ready;
             changed

@@ -99,7 +99,7 @@ fn text(code: StatusCode, page: String) -> Response {
 #[derive(Serialize)]
 struct Document {
     status: &'static str,
-    checks: BTreeMap<Arc<str>, Vec<Entry>>,
+    checks: BTreeMap<String, Vec<Entry>>,
 }
 
 #[derive(Serialize)]
@@ -113,7 +113,7 @@ struct Entry {
     #[serde(rename = "observedUnit", skip_serializing_if = "Option::is_none")]
     unit: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    output: Option<Arc<str>>,
+    output: Option<String>,
 }
 
 async fn healthz(Handle(health): Handle<Health>, Query(pairs): Pairs) -> Response {
@@ -121,13 +121,13 @@ async fn healthz(Handle(health): Handle<Health>, Query(pairs): Pairs) -> Respons
     let status = verdict(&shown);
     let mut checks: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (name, state) in shown {
-        checks.entry(name).or_default().push(Entry {
+        checks.entry(name.to_string()).or_default().push(Entry {
             status: state.status.as_str(),
             time: rfc3339(state.time),
             age: state.at.elapsed().as_secs_f64(),
             took: state.took.as_ref().map(Duration::as_secs_f64),
             unit: state.took.map(|_| "s"),
-            output: state.output,
+            output: state.output.as_deref().map(str::to_owned),
         });
     }
     let document = Document { status: status.as_str(), checks };

@@ -1,1 +1,268 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
+use axum::body::Body;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use tokio::time::{advance, sleep};
+use tower::ServiceExt;
+
+use super::{Check, CheckError, Criticality, Health, Observed};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn page(health: &Health, path: &str) -> (StatusCode, String) {
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    let response = health.router().oneshot(request).await.unwrap();
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+/// A probe whose answer the test sets: 0 well, 1 failing, 2 warning, 3 panic, 4 hangs.
+#[derive(Clone, Default)]
+struct Dependency(Arc<AtomicU32>);
+
+impl Dependency {
+    fn now(&self, answer: u32) {
+        self.0.store(answer, Ordering::SeqCst);
+    }
+
+    fn check(&self) -> Check {
+        let answer = Arc::clone(&self.0);
+        Check::new("db", move || {
+            let answer = answer.load(Ordering::SeqCst);
+            async move {
+                match answer {
+                    0 => Ok(Observed::Pass),
+                    1 => Err(CheckError::from("postgres://me:secret@db refused")),
+                    2 => Ok(Observed::Warn("saturated".into())),
+                    3 => panic!("boom"),
+                    _ => std::future::pending().await,
+                }
+            }
+        })
+        .interval(SECOND)
+        .failing_after(3, 5 * SECOND)
+    }
+}
+
+/// Probes run at whole seconds; the test looks half a second later.
+async fn half_past() {
+    sleep(SECOND / 2).await;
+}
+
+#[test]
+fn latches_and_signals_make_readiness() {
+    let health = Health::new();
+    let mut changes = health.changes();
+    assert!(*changes.borrow_and_update());
+    let (a, b) = (health.latch("a"), health.latch("b"));
+    drop(a);
+    assert!(!health.is_ready());
+    drop(b);
+    assert!(health.is_ready());
+    assert!(*changes.borrow_and_update());
+
+    let critical = health.signal("lease", Criticality::Critical);
+    assert!(!health.is_ready(), "not reported yet");
+    critical.warn("late");
+    assert!(health.is_ready());
+    changes.mark_unchanged();
+    critical.fail("lost");
+    assert!(!health.is_ready());
+    assert!(changes.has_changed().unwrap());
+    assert!(!*changes.borrow_and_update());
+    critical.ok();
+    assert!(*changes.borrow());
+
+    let degrades = health.signal("flags", Criticality::Degrades);
+    degrades.fail("unreachable");
+    assert!(!health.is_ready(), "never reached: a bad deploy stops");
+    degrades.ok();
+    degrades.fail("lost");
+    assert!(health.is_ready(), "reached and lost: reported only");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dependency_that_was_never_reached_blocks_and_one_that_is_lost_degrades() {
+    for (criticality, ready_when_lost) in [
+        (Criticality::Degrades, true),
+        (Criticality::Critical, false),
+    ] {
+        let health = Health::new();
+        let dependency = Dependency::default();
+        dependency.now(1);
+        health
+            .check(dependency.check().criticality(criticality))
+            .unwrap();
+        assert!(!health.is_ready(), "not probed yet");
+        sleep(60 * SECOND).await;
+        assert!(!health.is_ready(), "never reached");
+
+        dependency.now(0);
+        sleep(SECOND).await;
+        assert!(health.is_ready());
+        dependency.now(1);
+        sleep(60 * SECOND).await;
+        assert_eq!(health.is_ready(), ready_when_lost, "{criticality:?}");
+        let (code, text) = page(&health, "/readyz?verbose").await;
+        assert_eq!(code.is_success(), ready_when_lost);
+        assert!(text.contains("postgres://***@db refused"), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failing_takes_several_failures_and_some_time() {
+    let health = Health::new();
+    let dependency = Dependency::default();
+    let critical = dependency.check().criticality(Criticality::Critical);
+    health.check(critical).unwrap();
+    half_past().await;
+    assert!(health.is_ready());
+
+    // Failures at 1, 2, 3, 4 and 5 s: enough of them, but not yet 5 s since the first.
+    dependency.now(1);
+    sleep(5 * SECOND).await;
+    assert!(health.is_ready());
+    sleep(SECOND).await;
+    assert!(!health.is_ready());
+
+    // One success brings it back and starts the count anew.
+    dependency.now(0);
+    sleep(SECOND).await;
+    assert!(health.is_ready());
+    dependency.now(1);
+    sleep(5 * SECOND).await;
+    assert!(health.is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_alone_does_not_make_a_failure() {
+    let health = Health::new();
+    let dependency = Dependency::default();
+    let check = dependency.check().interval(10 * SECOND);
+    health
+        .check(check.criticality(Criticality::Critical))
+        .unwrap();
+    half_past().await;
+    dependency.now(1);
+    sleep(20 * SECOND).await;
+    assert!(health.is_ready(), "two failures in 20 s");
+    sleep(10 * SECOND).await;
+    assert!(!health.is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn coming_back_can_take_several_successes() {
+    let health = Health::new();
+    let dependency = Dependency::default();
+    let check = dependency.check().passing_after(3);
+    health.check(check).unwrap();
+    half_past().await;
+    sleep(SECOND).await;
+    assert!(!health.is_ready(), "two successes");
+    sleep(SECOND).await;
+    assert!(health.is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn panics_and_hangs_are_failures_and_end_neither_probe_nor_page() {
+    let health = Health::new();
+    let dependency = Dependency::default();
+    dependency.now(3);
+    health.check(dependency.check()).unwrap();
+    half_past().await;
+    let (_, text) = page(&health, "/readyz").await;
+    assert_eq!(text, "not ready\nfail db: the probe panicked: boom\n");
+
+    dependency.now(4);
+    sleep(4 * SECOND).await;
+    let (_, text) = page(&health, "/readyz").await;
+    assert_eq!(text, "not ready\nfail db: no answer within 2s\n");
+
+    dependency.now(2);
+    sleep(4 * SECOND).await;
+    assert!(health.is_ready());
+    let (_, text) = page(&health, "/readyz/db").await;
+    assert_eq!(text, "ready\nwarn db: saturated\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn probing_ends_with_the_last_clone() {
+    let health = Health::new();
+    let runs = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&runs);
+    let check = Check::new("count", move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(Ok::<_, CheckError>(()))
+    });
+    health.check(check.interval(SECOND)).unwrap();
+    let clone = health.clone();
+    drop(health);
+    half_past().await;
+    sleep(3 * SECOND).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 4);
+    drop(clone);
+    advance(10 * SECOND).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 4);
+    assert_eq!(
+        Arc::strong_count(&runs),
+        1,
+        "the task and its probe are gone"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_document_tells_state_age_and_duration() {
+    let health = Health::new();
+    let dependency = Dependency::default();
+    health.check(dependency.check()).unwrap();
+    let _latch = health.latch("warm-up");
+    half_past().await;
+
+    let (code, text) = page(&health, "/healthz").await;
+    assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(document["status"], "fail");
+    assert_eq!(document["checks"]["warm-up"][0]["status"], "fail");
+    let db = &document["checks"]["db"][0];
+    assert_eq!(db["status"], "pass");
+    assert_eq!(db["age"], 0.5);
+    assert_eq!(db["observedUnit"], "s");
+    assert!(db["time"].as_str().unwrap().ends_with('Z'));
+
+    let (code, text) = page(&health, "/healthz?exclude=other,warm-up").await;
+    assert_eq!(code, StatusCode::OK);
+    assert!(text.starts_with(r#"{"status":"pass""#), "{text}");
+    let (code, _) = page(&health, "/readyz?exclude=other&exclude=warm-up").await;
+    assert_eq!(code, StatusCode::OK);
+    assert_eq!(page(&health, "/readyz/db").await.0, StatusCode::OK);
+    assert_eq!(page(&health, "/readyz/none").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(
+        page(&health, "/livez").await.0,
+        StatusCode::OK,
+        "whatever fails"
+    );
+}
+
+#[test]
+fn an_unusable_check_is_refused_with_every_problem() {
+    let check = Check::new("a/b", || std::future::ready(Ok::<_, CheckError>(())))
+        .interval(Duration::ZERO)
+        .time_limit(Duration::ZERO)
+        .failing_after(0, SECOND)
+        .passing_after(0);
+    let error = Health::new().check(check).unwrap_err();
+    assert_eq!(error.problems().len(), 5, "{error}");
+
+    let check = Check::new("db", || std::future::ready(Ok::<_, CheckError>(())));
+    let error = Health::new().check(check).unwrap_err();
+    assert!(error.to_string().contains("Tokio runtime"), "{error}");
+}

@@ -1,6 +1,6 @@
 //! Writes that are pinned to an epoch, the same for releases 2 and 3.
 
-use cutover::migration::control::{Migration, PinnedTx};
+use cutover::migration::control::Migration;
 use sqlx::PgPool;
 
 use crate::columns::{PaymentStatus, book, insert};
@@ -14,13 +14,11 @@ pub(crate) async fn create(
     customer: &str,
     amount_cents: i64,
 ) -> Result<i64, Error> {
-    migration
-        .transaction(pool, async |tx: &mut PinnedTx| {
-            let id = insert(tx, customer, amount_cents).await?;
-            statuses.set(tx, id, Status::Pending).await?;
-            Ok(id)
-        })
-        .await
+    let mut tx = migration.begin(pool).await?;
+    let id = insert(&mut tx, customer, amount_cents).await?;
+    statuses.set(&mut tx, id, Status::Pending).await?;
+    tx.commit().await?;
+    Ok(id)
 }
 
 pub(crate) async fn pay(
@@ -31,13 +29,11 @@ pub(crate) async fn pay(
     status: Status,
     flow: Flow,
 ) -> Result<bool, Error> {
-    migration
-        .transaction(pool, async |tx: &mut PinnedTx| {
-            let known = statuses.set(tx, id, status).await?;
-            if known {
-                book(tx, id, status, flow).await?;
-            }
-            Ok(known)
-        })
-        .await
+    let mut tx = migration.begin(pool).await?;
+    if !statuses.set(&mut tx, id, status).await? {
+        return Ok(false);
+    }
+    book(&mut tx, id, status, flow).await?;
+    tx.commit().await?;
+    Ok(true)
 }

@@ -11,8 +11,8 @@ use super::{Error, PinnedTx};
 use crate::fleet::{Lease, Ledger};
 use crate::migration::phase::{Phase, PhaseRange};
 
-/// How often [`Migration::transaction`] begins again before it gives up.
-const ATTEMPTS: u32 = 5;
+/// How often [`Migration::begin`] tries before it gives up: half a second in all.
+const ATTEMPTS: u32 = 14;
 
 /// What a build declares about a migration.
 #[derive(Debug, Clone)]
@@ -120,13 +120,16 @@ impl Migration {
 
     /// Begins a transaction at the current epoch, with the fence in the same message as `BEGIN`.
     ///
+    /// A refusal because the migration has just moved on is no error: the transaction is begun again at the new
+    /// epoch, a few times at most. Nothing of the caller's has run by then.
+    ///
     /// # Errors
     ///
-    /// Any [`Error`]. After [`Error::EpochClosed`] begin again, or use [`Migration::transaction`].
+    /// [`Error::NotInFleet`], [`Error::Database`], and the fence's refusals when they don't end.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a connection on which something was under way is closed.
+    /// Safe: a transaction that nobody waits for any more is rolled back.
     pub async fn begin(&self, pool: &PgPool) -> Result<PinnedTx, Error> {
         self.begin_isolated(pool, Isolation::default()).await
     }
@@ -141,57 +144,17 @@ impl Migration {
     ///
     /// As [`Migration::begin`].
     pub async fn begin_isolated(&self, pool: &PgPool, isolation: Isolation) -> Result<PinnedTx, Error> {
-        let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
-        PinnedTx::begin(pool, isolation, self, pin).await
-    }
-
-    /// Runs `work` in a pinned transaction and commits. Begins again, a few times at most, when the epoch moved
-    /// on before the transaction began, or when the commit failed because of a concurrent transaction.
-    ///
-    /// `work` may run more than once, so it must not do anything that a rollback can't undo.
-    ///
-    /// ```no_run
-    /// # use cutover::migration::control::{Error, Migration};
-    /// # async fn f(migration: Migration, pool: sqlx::PgPool) -> Result<(), Error> {
-    /// migration
-    ///     .transaction(&pool, async |tx| {
-    ///         sqlx::query("update orders set note = 'paid'").execute(&mut **tx).await?;
-    ///         Ok::<_, Error>(())
-    ///     })
-    ///     .await
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// The work's own, or the last attempt's.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe up to the commit; see [`PinnedTx::commit`].
-    pub async fn transaction<T, E: From<Error>>(
-        &self,
-        pool: &PgPool,
-        work: impl AsyncFn(&mut PinnedTx) -> Result<T, E>,
-    ) -> Result<T, E> {
         let mut attempt = 1;
         loop {
-            let refused = match self.begin(pool).await {
-                Ok(mut tx) => {
-                    let value = work(&mut tx).await?;
-                    match tx.commit().await {
-                        Ok(()) => return Ok(value),
-                        Err(error) => error,
-                    }
+            let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
+            match PinnedTx::begin(pool, isolation, self, pin).await {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    // The next epoch is on its way to this instance already.
+                    tokio::time::sleep(Duration::from_millis(5) * attempt).await;
+                    attempt += 1;
                 }
-                Err(error) => error,
-            };
-            if attempt == ATTEMPTS || !refused.is_retryable() {
-                return Err(refused.into());
+                outcome => return outcome,
             }
-            // The next epoch is on its way to this instance already.
-            tokio::time::sleep(Duration::from_millis(5) * attempt).await;
-            attempt += 1;
         }
     }
 }

@@ -1,0 +1,204 @@
+//! Checks of real servers: there, busy, frozen, gone, and back.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::{net::SocketAddr, str::FromStr, time::Duration};
+
+use cutover::{
+    drain::{Drain, DrainOptions},
+    health::{Check, Criticality, Health},
+};
+use cutover_testkit::{PgBouncer, Postgres, PostgresOptions, Redis, Signal};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use tokio::net::TcpListener;
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+async fn admin(health: &Health) -> String {
+    let drain = Drain::new(health, DrainOptions::default()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let pages = health.router();
+    tokio::spawn(async move { drain.serve_admin(listener, pages).await });
+    format!("http://{address}")
+}
+
+fn pool(address: SocketAddr) -> PgPool {
+    let url = format!("postgres://me:hunter2@{address}/app");
+    let options = PgConnectOptions::from_str(&url).unwrap();
+    PgPoolOptions::new()
+        .max_connections(1)
+        .connect_lazy_with(options)
+}
+
+/// Asks until the page says `text`.
+async fn page_with(url: &str, text: &str) -> (u16, String) {
+    let asking = async {
+        loop {
+            let response = reqwest::get(url).await.unwrap();
+            let (status, page) = (response.status().as_u16(), response.text().await.unwrap());
+            if page.contains(text) {
+                return (status, page);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, asking).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_blocks_readiness_but_not_liveness() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let health = Health::new();
+    health.check(Check::postgres(&pool(address))).unwrap();
+    let admin = admin(&health).await;
+
+    let (status, page) = page_with(&format!("{admin}/readyz"), "refused").await;
+    assert_eq!(status, 503);
+    assert!(!page.contains("hunter2"), "{page}");
+    let (status, _) = page_with(&format!("{admin}/livez"), "alive").await;
+    assert_eq!(status, 200);
+    let (status, page) = page_with(&format!("{admin}/healthz"), "postgres").await;
+    assert_eq!(status, 503);
+    assert!(!page.contains("hunter2"), "{page}");
+}
+
+#[tokio::test]
+async fn a_database_that_accepts_and_says_nothing_is_a_failure_in_bounded_time() {
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let health = Health::new();
+    let check = Check::postgres(&pool(mute.local_addr().unwrap()));
+    health
+        .check(check.time_limit(Duration::from_millis(200)))
+        .unwrap();
+    let admin = admin(&health).await;
+    let (status, page) = page_with(&format!("{admin}/readyz"), "no answer within 200ms").await;
+    assert_eq!((status, health.is_ready()), (503, false), "{page}");
+}
+
+fn quick(check: Check) -> Check {
+    check
+        .interval(Duration::from_millis(50))
+        .time_limit(Duration::from_millis(500))
+        .failing_after(2, Duration::from_millis(100))
+}
+
+async fn until_ready(health: &Health, ready: bool) {
+    let mut changes = health.changes();
+    let change = changes.wait_for(|now| *now == ready);
+    tokio::time::timeout(LIMIT, change).await.unwrap().unwrap();
+}
+
+async fn start_postgres() -> Postgres {
+    let options = PostgresOptions {
+        fsync: false,
+        ..PostgresOptions::default()
+    };
+    Postgres::start(options).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_pool_that_is_used_up_is_a_warning_and_a_server_that_is_gone_a_failure() {
+    let postgres = start_postgres().await;
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .connect_lazy(&postgres.admin_url())
+        .unwrap();
+    let busy = pool.acquire().await.unwrap();
+    let health = Health::new();
+    let check = quick(Check::postgres(&pool)).criticality(Criticality::Critical);
+    health.check(check).unwrap();
+    let admin = admin(&health).await;
+    until_ready(&health, true).await;
+    let url = format!("{admin}/readyz/postgres");
+    let (status, page) = page_with(&url, "in use").await;
+    assert_eq!((status, page.lines().next()), (200, Some("ready")));
+    drop(busy);
+    page_with(&url, "pass postgres: ok").await;
+
+    postgres.stop().await.unwrap();
+    until_ready(&health, false).await;
+    postgres.restart().await.unwrap();
+    until_ready(&health, true).await;
+
+    postgres.pause().unwrap();
+    until_ready(&health, false).await;
+    page_with(&url, "no answer within 500ms").await;
+    postgres.resume().unwrap();
+    until_ready(&health, true).await;
+}
+
+#[tokio::test]
+async fn one_connection_is_kept_for_the_probe_and_not_one_per_probe() {
+    let postgres = start_postgres().await;
+    let pool = PgPool::connect(&postgres.admin_url()).await.unwrap();
+    let health = Health::new();
+    health.check(quick(Check::postgres(&pool))).unwrap();
+    until_ready(&health, true).await;
+    let count = async || -> Vec<i32> {
+        let all = "select pid from pg_stat_activity where application_name = 'cutover-health'";
+        sqlx::query_scalar(all).fetch_all(&pool).await.unwrap()
+    };
+    let before = count().await;
+    assert_eq!(before.len(), 1);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(count().await, before, "about ten probes later");
+}
+
+#[tokio::test]
+async fn a_transaction_pooler_is_no_trouble_for_the_probe() {
+    let postgres = start_postgres().await;
+    let bouncer = PgBouncer::start(&postgres, 2).await.unwrap();
+    let pool = PgPool::connect_lazy(&bouncer.url("postgres")).unwrap();
+    let health = Health::new();
+    let check = quick(Check::postgres(&pool)).failing_after(1, Duration::ZERO);
+    health
+        .check(check.criticality(Criticality::Critical))
+        .unwrap();
+    until_ready(&health, true).await;
+    let mut changes = health.changes();
+    let unready = changes.wait_for(|now| !now);
+    let stays = tokio::time::timeout(Duration::from_millis(500), unready).await;
+    assert!(stays.is_err(), "about ten probes, none failed");
+}
+
+#[tokio::test]
+async fn redis_frozen_gone_and_back() {
+    let redis = Redis::start().await.unwrap();
+    let config = deadpool_redis::Config::from_url(redis.url());
+    let pool = config
+        .builder()
+        .unwrap()
+        .max_size(1)
+        .runtime(deadpool_redis::Runtime::Tokio1)
+        .build()
+        .unwrap();
+    let busy = pool.get().await.unwrap();
+    let waiting = tokio::spawn({
+        let pool = pool.clone();
+        async move { drop(pool.get().await) }
+    });
+    let health = Health::new();
+    let check = quick(Check::redis(&pool)).criticality(Criticality::Critical);
+    health.check(check).unwrap();
+    let admin = admin(&health).await;
+    until_ready(&health, true).await;
+    let url = format!("{admin}/readyz/redis");
+    page_with(&url, "1 wait for one of the pool's 1 connections").await;
+    drop(busy);
+    waiting.await.unwrap();
+    page_with(&url, "pass redis: ok").await;
+
+    redis.process().signal(Signal::STOP).unwrap();
+    until_ready(&health, false).await;
+    redis.process().signal(Signal::CONT).unwrap();
+    until_ready(&health, true).await;
+    redis.restart().await.unwrap();
+    page_with(&url, "pass redis: ok").await;
+    redis.process().kill().await.unwrap();
+    until_ready(&health, false).await;
+    redis.restart().await.unwrap();
+    until_ready(&health, true).await;
+}
