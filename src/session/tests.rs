@@ -84,8 +84,9 @@ fn a_request_that_saves_twice_is_not_in_its_own_way() {
     let (_, base) = load(&record);
     let (_, other) = load(&record);
     let (_, third) = load(&record);
-    let save =
-        |record: &mut Envelope, base, value| record.update(data(value), Some(base), later(), true);
+    let save = |record: &mut Envelope, base: &Base, value: Value| {
+        record.update(data(value), Some(base), later(), true)
+    };
     save(&mut record, &base, json!({"k": 2, "lock": true})).unwrap();
     save(&mut record, &other, json!({"k": 1, "l": 1})).unwrap();
     save(&mut record, &base, json!({"k": 3, "lock": true})).unwrap();
