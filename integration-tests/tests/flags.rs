@@ -13,7 +13,12 @@ fn options(unleash: &Unleash) -> UnleashOptions {
         interval: Duration::from_millis(200),
         time_limit: Duration::from_millis(500),
         stale_after: Duration::from_secs(2),
-        ..UnleashOptions::new(unleash.url(), unleash.backend_token(), "payments", "payments-1")
+        ..UnleashOptions::new(
+            unleash.url(),
+            unleash.backend_token(),
+            "payments",
+            "payments-1",
+        )
     }
 }
 
@@ -46,7 +51,10 @@ async fn a_rollout_a_phase_and_an_outage() {
     assert_eq!(flags.switch("payment-nothing"), Switch::Off);
     assert_eq!(
         flags.coverage(["payment-new-flow", "payment-nothing"]),
-        [Gap { flag: "payment-nothing".into(), lack: Lack::Missing }]
+        [Gap {
+            flag: "payment-nothing".into(),
+            lack: Lack::Missing
+        }]
     );
 
     // A share of the users, always the same ones, and a request keeps what it had.
@@ -70,7 +78,10 @@ async fn a_rollout_a_phase_and_an_outage() {
 
     // The phase of a migration, told to who waits for it.
     let mut changed = flags.changed();
-    admin.set_variant("payment-status", "ramp:25").await.unwrap();
+    admin
+        .set_variant("payment-status", "ramp:25")
+        .await
+        .unwrap();
     admin.enable("payment-status").await.unwrap();
     let ramp = Switch::On(Some("ramp:25".into()));
     let told = async {
@@ -97,7 +108,11 @@ async fn a_rollout_a_phase_and_an_outage() {
     // A restart while it is away begins with what another instance knows.
     let bootstrap = flags.snapshot();
     process.kill().await.unwrap();
-    let third = Flags::unleash(UnleashOptions { bootstrap, ..options(&unleash) }).unwrap();
+    let third = Flags::unleash(UnleashOptions {
+        bootstrap,
+        ..options(&unleash)
+    })
+    .unwrap();
     assert!(third.is_ready() && !third.is_fresh());
     let variant = third.variant("payment-status", &Subject::new()).unwrap();
     assert_eq!(variant.payload.as_deref(), Some("ramp:25"));

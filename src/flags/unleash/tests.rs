@@ -261,6 +261,10 @@ async fn what_did_not_change_is_not_downloaded_and_not_announced() {
     assert!(seconds.parse::<f64>().unwrap() > 1.7e9, "{seconds}");
 
     let seen = server.seen.lock().unwrap();
+    let mut asked = seen
+        .iter()
+        .filter_map(|seen| seen.headers.get(header::IF_NONE_MATCH));
+    assert!(asked.next().is_some());
     let poll = &seen[0];
     assert_eq!(poll.path, "/api/client/features");
     assert_eq!(poll.headers[header::AUTHORIZATION], "token");
@@ -372,6 +376,9 @@ async fn strategies_that_look_at_the_application_see_it() {
     let server = Server::start(Reply::Features(text.to_string())).await;
     let flags = start(&server).await;
     assert!(flags.decide(&A, &Subject::new()));
+    // There is a state, but not for this one.
+    assert!(flags.decide(&Flag::new("b", true), &Subject::new()));
+    assert!(flags.variant("b", &Subject::new()).is_none());
     let gap = |flag: &str, lack| Gap {
         flag: flag.into(),
         lack,
