@@ -1,10 +1,6 @@
 //! Drains against real sockets.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "helpers of tests fail the test"
-)]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail the test")]
 
 use std::{
     convert::Infallible,
@@ -62,21 +58,12 @@ async fn start(options: DrainOptions, app: Router) -> Running {
         let drain = drain.clone();
         async move { drain.serve(listener, app).await }
     });
-    Running {
-        health,
-        drain,
-        address,
-        serving,
-    }
+    Running { health, drain, address, serving }
 }
 
 impl Running {
     async fn report(self) -> DrainReport {
-        timeout(LIMIT, self.serving)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap()
+        timeout(LIMIT, self.serving).await.unwrap().unwrap().unwrap()
     }
 
     async fn raw(&self, text: &[u8]) -> TcpStream {
@@ -112,18 +99,12 @@ fn request(path: &str) -> Request<Empty<Bytes>> {
 }
 
 async fn text(response: Response<Incoming>) -> String {
-    let bytes = timeout(LIMIT, response.into_body().collect())
-        .await
-        .unwrap()
-        .unwrap();
+    let bytes = timeout(LIMIT, response.into_body().collect()).await.unwrap().unwrap();
     String::from_utf8(bytes.to_bytes().to_vec()).unwrap()
 }
 
 fn says_close(response: &Response<Incoming>) -> bool {
-    response
-        .headers()
-        .get("connection")
-        .is_some_and(|v| v == "close")
+    response.headers().get("connection").is_some_and(|v| v == "close")
 }
 
 /// A route `/stream` that sends what the test gives it, and `/slow` that never answers.
@@ -139,9 +120,7 @@ fn streaming() -> (Router, mpsc::UnboundedSender<&'static str>) {
             }))
         }
     };
-    let app = hello()
-        .route("/stream", get(body))
-        .route("/slow", get(pending::<&'static str>));
+    let app = hello().route("/stream", get(body)).route("/slow", get(pending::<&'static str>));
     (app, sender)
 }
 
@@ -163,10 +142,7 @@ async fn connections_are_accepted_until_propagation_has_passed() {
     assert!(says_close(&response));
     assert_eq!(text(response).await, "hello");
     timeout(LIMIT, driver).await.unwrap().unwrap().unwrap();
-    assert!(
-        began.elapsed() < PROPAGATION,
-        "closed by the header, not by the drain"
-    );
+    assert!(began.elapsed() < PROPAGATION, "closed by the header, not by the drain");
 
     let address = running.address;
     let report = running.report().await;
@@ -232,12 +208,8 @@ async fn what_does_not_end_is_cut_at_the_deadline_and_listed() {
     let half_head = running.raw(b"GET / HTTP/1.1\r\nhost: te").await;
     let half_head_peer = half_head.local_addr().unwrap().to_string();
     let silent = running.raw(b"").await;
-    let no_answer = running
-        .raw(b"GET /slow?token=x HTTP/1.1\r\nhost: t\r\n\r\n")
-        .await;
-    let mut half_body = running
-        .raw(b"GET /stream HTTP/1.1\r\nhost: t\r\n\r\n")
-        .await;
+    let no_answer = running.raw(b"GET /slow?token=x HTTP/1.1\r\nhost: t\r\n\r\n").await;
+    let mut half_body = running.raw(b"GET /stream HTTP/1.1\r\nhost: t\r\n\r\n").await;
     half_body.read_u8().await.unwrap();
     let job = running.drain.work("nightly job");
 
@@ -246,11 +218,7 @@ async fn what_does_not_end_is_cut_at_the_deadline_and_listed() {
     let report = running.report().await;
     let took = began.elapsed();
 
-    let mut cut: Vec<_> = report
-        .cut
-        .iter()
-        .map(|c| (c.what.as_str(), c.phase))
-        .collect();
+    let mut cut: Vec<_> = report.cut.iter().map(|c| (c.what.as_str(), c.phase)).collect();
     cut.sort_by_key(|(what, _)| *what);
     assert_eq!(
         cut,
@@ -267,10 +235,7 @@ async fn what_does_not_end_is_cut_at_the_deadline_and_listed() {
     assert!(took >= deadline && took < options().grace, "{took:?}");
     for mut stream in [half_head, silent, no_answer] {
         let read = timeout(LIMIT, stream.read(&mut [0; 64])).await.unwrap();
-        assert!(
-            !matches!(read, Ok(1..)),
-            "closed without an answer: {read:?}"
-        );
+        assert!(!matches!(read, Ok(1..)), "closed without an answer: {read:?}");
     }
     drop(job);
 }
@@ -301,10 +266,7 @@ async fn http2_gets_a_goaway_at_once_and_its_requests_end() {
     let (app, chunks) = streaming();
     let running = start(options(), app).await;
     let (mut sender, driver) = http2(running.address).await;
-    let response = sender
-        .send_request(request("http://t/stream"))
-        .await
-        .unwrap();
+    let response = sender.send_request(request("http://t/stream")).await.unwrap();
 
     let began = Instant::now();
     running.drain.begin();
@@ -319,10 +281,7 @@ async fn http2_gets_a_goaway_at_once_and_its_requests_end() {
     })
     .await
     .unwrap();
-    assert!(
-        began.elapsed() < PROPAGATION,
-        "no GOAWAY before the listener closed"
-    );
+    assert!(began.elapsed() < PROPAGATION, "no GOAWAY before the listener closed");
 
     // New connections are accepted meanwhile, and can be used more than once.
     let (mut late, _late_driver) = http2(running.address).await;
@@ -340,26 +299,13 @@ async fn http2_gets_a_goaway_at_once_and_its_requests_end() {
 /// One has its request on the way, the other sends it later than the listener closes.
 #[tokio::test]
 async fn connections_made_at_the_last_moment_are_served() {
-    let now = DrainOptions {
-        propagation: Duration::ZERO,
-        ..options()
-    };
+    let now = DrainOptions { propagation: Duration::ZERO, ..options() };
     let running = start(now, hello()).await;
-    text(
-        http1(running.address)
-            .await
-            .0
-            .send_request(request("/"))
-            .await
-            .unwrap(),
-    )
-    .await;
+    text(http1(running.address).await.0.send_request(request("/")).await.unwrap()).await;
 
     running.drain.begin();
     let mut prompt = std::net::TcpStream::connect(running.address).unwrap();
-    prompt
-        .write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n")
-        .unwrap();
+    prompt.write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").unwrap();
     let mut late = std::net::TcpStream::connect(running.address).unwrap();
     let answers = tokio::task::spawn_blocking(move || {
         let mut answers = [String::new(), String::new()];
@@ -370,10 +316,7 @@ async fn connections_made_at_the_last_moment_are_served() {
     });
     for answer in timeout(LIMIT, answers).await.unwrap().unwrap().unwrap() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
-        assert!(
-            answer.to_lowercase().contains("connection: close"),
-            "{answer:?}"
-        );
+        assert!(answer.to_lowercase().contains("connection: close"), "{answer:?}");
     }
     assert_eq!(running.report().await.cut, []);
 }
@@ -396,14 +339,8 @@ async fn every_caller_of_drain_joins_the_same_one() {
     let began = Instant::now();
     let (mut first, _a) = http1(admin_address).await;
     let (mut second, _b) = http1(admin_address).await;
-    let post = Request::post("/drain")
-        .header("host", "t")
-        .body(Empty::new())
-        .unwrap();
-    let (get, post) = tokio::join!(
-        first.send_request(request("/drain")),
-        second.send_request(post)
-    );
+    let post = Request::post("/drain").header("host", "t").body(Empty::new()).unwrap();
+    let (get, post) = tokio::join!(first.send_request(request("/drain")), second.send_request(post));
     assert_eq!(get.unwrap().status(), StatusCode::OK);
     let post = post.unwrap();
     assert_eq!(post.status(), StatusCode::OK);
@@ -429,18 +366,13 @@ async fn every_caller_of_drain_joins_the_same_one() {
 /// As the documentation of `head_timeout` says, which is why its default is that long.
 #[tokio::test]
 async fn the_head_timeout_ends_half_heads_and_idle_connections() {
-    let impatient = DrainOptions {
-        head_timeout: Duration::from_millis(200),
-        ..options()
-    };
+    let impatient = DrainOptions { head_timeout: Duration::from_millis(200), ..options() };
     let running = start(impatient, hello()).await;
     let half_head = running.raw(b"GET / HTTP/1.1\r\nhost: te").await;
     let idle = running.raw(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await;
     for mut stream in [half_head, idle] {
         let mut answer = Vec::new();
-        let read = timeout(LIMIT, stream.read_to_end(&mut answer))
-            .await
-            .unwrap();
+        let read = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
         read.unwrap();
     }
     assert!(!running.drain.draining());
@@ -453,10 +385,7 @@ async fn handlers_know_the_peer() {
     let mut stream = running.raw(b"GET / HTTP/1.0\r\n\r\n").await;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(
-        answer.ends_with(&stream.local_addr().unwrap().to_string()),
-        "{answer}"
-    );
+    assert!(answer.ends_with(&stream.local_addr().unwrap().to_string()), "{answer}");
 }
 
 const CHILD: &str = "CUTOVER_TEST_SIGNAL_CHILD";
@@ -492,15 +421,7 @@ fn signalled_child() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let running = start(options(), hello()).await;
-        text(
-            http1(running.address)
-                .await
-                .0
-                .send_request(request("/"))
-                .await
-                .unwrap(),
-        )
-        .await;
+        text(http1(running.address).await.0.send_request(request("/")).await.unwrap()).await;
         println!("\nserving");
         println!("drained, cut {}", running.report().await.cut.len());
     });

@@ -26,9 +26,7 @@ async fn admin(health: &Health) -> String {
 fn pool(address: SocketAddr) -> PgPool {
     let url = format!("postgres://me:hunter2@{address}/app");
     let options = PgConnectOptions::from_str(&url).unwrap();
-    PgPoolOptions::new()
-        .max_connections(1)
-        .connect_lazy_with(options)
+    PgPoolOptions::new().max_connections(1).connect_lazy_with(options)
 }
 
 /// Asks until the page says `text`.
@@ -70,9 +68,7 @@ async fn a_database_that_accepts_and_says_nothing_is_a_failure_in_bounded_time()
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let health = Health::new();
     let check = Check::postgres(&pool(mute.local_addr().unwrap()));
-    health
-        .check(check.time_limit(Duration::from_millis(200)))
-        .unwrap();
+    health.check(check.time_limit(Duration::from_millis(200))).unwrap();
     let admin = admin(&health).await;
     let (status, page) = page_with(&format!("{admin}/readyz"), "no answer within 200ms").await;
     assert_eq!((status, health.is_ready()), (503, false), "{page}");
@@ -92,20 +88,14 @@ async fn until_ready(health: &Health, ready: bool) {
 }
 
 async fn start_postgres() -> Postgres {
-    let options = PostgresOptions {
-        fsync: false,
-        ..PostgresOptions::default()
-    };
+    let options = PostgresOptions { fsync: false, ..PostgresOptions::default() };
     Postgres::start(options).await.unwrap()
 }
 
 #[tokio::test]
 async fn a_pool_that_is_used_up_is_a_warning_and_a_server_that_is_gone_a_failure() {
     let postgres = start_postgres().await;
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .connect_lazy(&postgres.admin_url())
-        .unwrap();
+    let pool = PgPoolOptions::new().max_connections(1).connect_lazy(&postgres.admin_url()).unwrap();
     let busy = pool.acquire().await.unwrap();
     let health = Health::new();
     let check = quick(Check::postgres(&pool)).criticality(Criticality::Critical);
@@ -154,9 +144,7 @@ async fn a_transaction_pooler_is_no_trouble_for_the_probe() {
     let pool = PgPool::connect_lazy(&bouncer.url("postgres")).unwrap();
     let health = Health::new();
     let check = quick(Check::postgres(&pool)).failing_after(1, Duration::ZERO);
-    health
-        .check(check.criticality(Criticality::Critical))
-        .unwrap();
+    health.check(check.criticality(Criticality::Critical)).unwrap();
     until_ready(&health, true).await;
     let mut changes = health.changes();
     let unready = changes.wait_for(|now| !now);
@@ -168,13 +156,8 @@ async fn a_transaction_pooler_is_no_trouble_for_the_probe() {
 async fn redis_frozen_gone_and_back() {
     let redis = Redis::start().await.unwrap();
     let config = deadpool_redis::Config::from_url(redis.url());
-    let pool = config
-        .builder()
-        .unwrap()
-        .max_size(1)
-        .runtime(deadpool_redis::Runtime::Tokio1)
-        .build()
-        .unwrap();
+    let pool =
+        config.builder().unwrap().max_size(1).runtime(deadpool_redis::Runtime::Tokio1).build().unwrap();
     let busy = pool.get().await.unwrap();
     let waiting = tokio::spawn({
         let pool = pool.clone();

@@ -15,8 +15,8 @@ use std::{
 
 use axum::{Router, http::StatusCode, routing::get};
 use cutover_testkit::{
-    Cluster, Endpoint, Envoy, Folder, KitError, PgBouncer, Postgres, PostgresOptions, Process,
-    Prometheus, Redis, Signal, Unleash, if_installed, wait_until,
+    Cluster, Endpoint, Envoy, Folder, KitError, PgBouncer, Postgres, PostgresOptions, Process, Prometheus,
+    Redis, Signal, Unleash, if_installed, wait_until,
 };
 use sqlx::{Connection, PgConnection, Row};
 
@@ -30,13 +30,9 @@ async fn every_test_has_a_database_of_its_own() -> Outcome {
     let mut mine = PgConnection::connect(&mine?).await?;
     let mut other = PgConnection::connect(&other?).await?;
     for connection in [&mut mine, &mut other] {
-        sqlx::query("create table t as select 7 as n")
-            .execute(&mut *connection)
-            .await?;
+        sqlx::query("create table t as select 7 as n").execute(&mut *connection).await?;
     }
-    let n: i32 = sqlx::query_scalar("select n from t")
-        .fetch_one(&mut mine)
-        .await?;
+    let n: i32 = sqlx::query_scalar("select n from t").fetch_one(&mut mine).await?;
     assert_eq!(n, 7);
     Ok(())
 }
@@ -66,9 +62,7 @@ async fn settings_reach_postgres() -> Outcome {
 async fn a_killed_postgres_keeps_what_was_committed() -> Outcome {
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     let mut session = PgConnection::connect(&postgres.admin_url()).await?;
-    sqlx::query("create table t as select 1 as n")
-        .execute(&mut session)
-        .await?;
+    sqlx::query("create table t as select 1 as n").execute(&mut session).await?;
     postgres.kill9().await?;
     assert!(session.ping().await.is_err());
     postgres.restart().await?;
@@ -91,10 +85,7 @@ async fn a_paused_postgres_keeps_sessions_waiting() -> Outcome {
     let (pid, dropped) = (postgres.process().pid(), Instant::now());
     let sessions: Vec<_> = children_of(pid).collect();
     drop(postgres);
-    assert!(
-        dropped.elapsed() < Duration::from_secs(2),
-        "a frozen one ends slowly"
-    );
+    assert!(dropped.elapsed() < Duration::from_secs(2), "a frozen one ends slowly");
     assert!(!sessions.into_iter().chain([pid]).any(runs));
     Ok(())
 }
@@ -161,8 +152,7 @@ async fn a_flag_that_is_flipped_shows_on_the_client_api() -> Outcome {
     admin.set_variant("flow", "ramp:25").await?;
     shows("variant", |flag| {
         let strategy = &flag["strategies"][0];
-        strategy["variants"][0]["payload"]["value"] == "ramp:25"
-            && strategy["parameters"]["rollout"] == "100"
+        strategy["variants"][0]["payload"]["value"] == "ramp:25" && strategy["parameters"]["rollout"] == "100"
     })
     .await?;
     admin.disable("flow").await?;
@@ -171,19 +161,13 @@ async fn a_flag_that_is_flipped_shows_on_the_client_api() -> Outcome {
     shows("off after a restart", |flag| flag["enabled"] == false).await?;
     admin.remove("flow").await?;
     let gone = admin.enable("flow").await;
-    assert!(
-        matches!(gone, Err(KitError::Refused { status: 404, .. })),
-        "{gone:?}"
-    );
+    assert!(matches!(gone, Err(KitError::Refused { status: 404, .. })), "{gone:?}");
     Ok(())
 }
 
 #[tokio::test]
 async fn weights_change_without_an_error_under_requests() -> Outcome {
-    let (stable, canary) = (
-        Backend::start("stable").await?,
-        Backend::start("canary").await?,
-    );
+    let (stable, canary) = (Backend::start("stable").await?, Backend::start("canary").await?);
     let envoy = Envoy::start(vec![stable.cluster(), canary.cluster()]).await;
     let Some(envoy) = if_installed(envoy)? else {
         return Ok(());
@@ -206,11 +190,7 @@ async fn weights_change_without_an_error_under_requests() -> Outcome {
         request.send().await?.error_for_status()?.text().await
     };
     assert_eq!(who(None).await?, "stable");
-    assert_eq!(
-        who(Some("1")).await?,
-        "canary",
-        "the header goes before the weights"
-    );
+    assert_eq!(who(Some("1")).await?, "canary", "the header goes before the weights");
 
     let (over, answered) = (AtomicBool::new(false), AtomicU32::new(0));
     let load = async {
@@ -238,12 +218,7 @@ async fn weights_change_without_an_error_under_requests() -> Outcome {
     flipped?;
 
     let second = Backend::start("second").await?;
-    envoy
-        .set_endpoints(
-            "stable",
-            vec![stable.endpoint.clone(), second.endpoint.clone()],
-        )
-        .await?;
+    envoy.set_endpoints("stable", vec![stable.endpoint.clone(), second.endpoint.clone()]).await?;
     let mut both = [stable.endpoint.addr, second.endpoint.addr];
     if envoy.healthy("stable").await?.first() == Some(&second.endpoint.addr) {
         both.reverse();
@@ -274,10 +249,7 @@ async fn prometheus_scrapes_and_answers() -> Outcome {
     assert_eq!(prometheus.query("1 + 1").await?[0].value, 2.0);
     assert!(prometheus.query("scalar(nothing)").await?[0].value.is_nan());
     let wrong = prometheus.query("sum(").await;
-    assert!(
-        matches!(wrong, Err(KitError::Refused { status: 400, .. })),
-        "{wrong:?}"
-    );
+    assert!(matches!(wrong, Err(KitError::Refused { status: 400, .. })), "{wrong:?}");
     Ok(())
 }
 
@@ -291,9 +263,7 @@ async fn pgbouncer_serves_two_clients_by_one_session() -> Outcome {
     let mut clients = Vec::new();
     for _ in 0..2 {
         let mut client = PgConnection::connect(&pooler.url("postgres")).await?;
-        let row = sqlx::raw_sql("select pg_backend_pid()")
-            .fetch_one(&mut client)
-            .await?;
+        let row = sqlx::raw_sql("select pg_backend_pid()").fetch_one(&mut client).await?;
         pids.push(row.try_get::<i32, _>(0)?);
         clients.push(client);
     }
@@ -307,10 +277,7 @@ async fn a_program_that_ends_early_is_told_with_its_log() -> Outcome {
     let mut command = Command::new("sh");
     command.args(["-c", "echo all is lost; exit 3"]);
     let process = Process::spawn(&folder, "early", Signal::TERM, &command)?;
-    let error = process
-        .wait_ready(SOON, async || Ok::<_, KitError>(false))
-        .await
-        .unwrap_err();
+    let error = process.wait_ready(SOON, async || Ok::<_, KitError>(false)).await.unwrap_err();
     assert!(error.to_string().contains("all is lost"), "{error}");
     Ok(())
 }
@@ -362,11 +329,7 @@ async fn victim() -> Outcome {
     let redis = Redis::start().await?;
     let shared = Postgres::shared().await?;
     for process in [postgres.process(), redis.process(), shared.process()] {
-        let folder = process
-            .log_path()
-            .parent()
-            .unwrap_or(Path::new(""))
-            .display();
+        let folder = process.log_path().parent().unwrap_or(Path::new("")).display();
         println!("\nstarted {} {folder}", process.pid());
     }
     println!("\nwaiting");
@@ -412,10 +375,7 @@ fn ends_without_a_trace(end: &str) -> Outcome {
     let mut started: Vec<(u32, PathBuf)> = Vec::new();
     let lines = BufReader::new(victim.stdout.take().ok_or("no output")?).lines();
     for line in lines.map_while(Result::ok) {
-        if let Some((pid, folder)) = line
-            .strip_prefix("started ")
-            .and_then(|l| l.split_once(' '))
-        {
+        if let Some((pid, folder)) = line.strip_prefix("started ").and_then(|l| l.split_once(' ')) {
             let pid = pid.parse()?;
             started.push((pid, folder.into()));
             // A victim that ends by itself may be gone by now.
@@ -425,10 +385,7 @@ fn ends_without_a_trace(end: &str) -> Outcome {
             break;
         }
     }
-    assert!(
-        started.len() >= 3,
-        "the victim did not get far: {started:?}"
-    );
+    assert!(started.len() >= 3, "the victim did not get far: {started:?}");
     if end.starts_with("kill") {
         // Sessions come and go; what was running a moment ago is all that matters.
         started.retain(|(pid, _)| runs(*pid));
@@ -437,14 +394,9 @@ fn ends_without_a_trace(end: &str) -> Outcome {
     }
     victim.wait()?;
     let deadline = Instant::now() + SOON;
-    while started
-        .iter()
-        .any(|(pid, folder)| runs(*pid) || folder.exists())
-    {
-        let left: Vec<_> = started
-            .iter()
-            .map(|(pid, folder)| (pid, runs(*pid), folder, folder.exists()))
-            .collect();
+    while started.iter().any(|(pid, folder)| runs(*pid) || folder.exists()) {
+        let left: Vec<_> =
+            started.iter().map(|(pid, folder)| (pid, runs(*pid), folder, folder.exists())).collect();
         assert!(Instant::now() < deadline, "left behind: {left:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -459,19 +411,13 @@ fn runs(pid: u32) -> bool {
 fn children_of(pid: u32) -> impl Iterator<Item = u32> {
     let file = format!("/proc/{pid}/task/{pid}/children");
     let text = fs::read_to_string(file).unwrap_or_default();
-    let pids: Vec<u32> = text
-        .split_whitespace()
-        .filter_map(|pid| pid.parse().ok())
-        .collect();
+    let pids: Vec<u32> = text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
     pids.into_iter()
 }
 
 async fn show(postgres: &Postgres, setting: &str) -> Result<String, sqlx::Error> {
     let mut session = PgConnection::connect(&postgres.admin_url()).await?;
-    sqlx::query_scalar("select current_setting($1)")
-        .bind(setting)
-        .fetch_one(&mut session)
-        .await
+    sqlx::query_scalar("select current_setting($1)").bind(setting).fetch_one(&mut session).await
 }
 
 /// An HTTP server that says its name, is ready or not, and has one metric.
@@ -497,17 +443,11 @@ impl Backend {
         // Health on a port of its own, as services do.
         let health = serve(Router::new().route("/readyz", get(readyz))).await?;
         let name = name.to_owned();
-        Ok(Self {
-            endpoint: Endpoint { name, addr, health },
-            ready,
-        })
+        Ok(Self { endpoint: Endpoint { name, addr, health }, ready })
     }
 
     fn cluster(&self) -> Cluster {
-        Cluster {
-            name: self.endpoint.name.clone(),
-            endpoints: vec![self.endpoint.clone()],
-        }
+        Cluster { name: self.endpoint.name.clone(), endpoints: vec![self.endpoint.clone()] }
     }
 }
 

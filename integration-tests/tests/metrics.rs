@@ -52,10 +52,7 @@ async fn start() -> Running {
     let sized = || {
         let chunks = stream::iter(["half", "half"]).map(Ok::<_, Infallible>);
         let body = Body::from_stream(chunks.chain(stream::pending()));
-        Response::builder()
-            .header("content-length", 8)
-            .body(body)
-            .unwrap()
+        Response::builder().header("content-length", 8).body(body).unwrap()
     };
     let panics = async |headers: HeaderMap| -> &'static str {
         assert!(headers.is_empty(), "this handler always fails");
@@ -73,11 +70,7 @@ async fn start() -> Running {
     let address = listener.local_addr().unwrap();
     let serving = drain.clone();
     tokio::spawn(async move { serving.serve(listener, app).await });
-    Running {
-        metrics,
-        drain,
-        address,
-    }
+    Running { metrics, drain, address }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -97,21 +90,14 @@ impl Running {
             let handshake = conn::http2::handshake(TokioExecutor::new(), io);
             let (mut sender, connection) = handshake.await.unwrap();
             let connection = tokio::spawn(async move { drop(connection.await) });
-            (
-                tokio::spawn(async move { sender.send_request(request).await }),
-                connection,
-            )
+            (tokio::spawn(async move { sender.send_request(request).await }), connection)
         } else {
             let (mut sender, connection) = conn::http1::handshake(io).await.unwrap();
             let connection = tokio::spawn(async move { drop(connection.await) });
-            (
-                tokio::spawn(async move { sender.send_request(request).await }),
-                connection,
-            )
+            (tokio::spawn(async move { sender.send_request(request).await }), connection)
         };
         if leave == Leave::BeforeTheHead {
-            self.wait("http_requests_in_flight{version=\"canary\"} 1")
-                .await;
+            self.wait("http_requests_in_flight{version=\"canary\"} 1").await;
             response.abort();
             connection.abort();
             return false;
@@ -125,10 +111,7 @@ impl Running {
             connection.abort();
             return false;
         }
-        tokio::time::timeout(LIMIT, body.collect())
-            .await
-            .unwrap()
-            .is_ok()
+        tokio::time::timeout(LIMIT, body.collect()).await.unwrap().is_ok()
     }
 
     fn page(&self) -> String {
@@ -151,24 +134,16 @@ impl Running {
             "http_requests_total{{method=\"GET\",route=\"{route}\",status=\"{status}\",version=\"canary\"}} 1"
         ))
         .await;
-        self.wait("http_requests_in_flight{version=\"canary\"} 0")
-            .await;
+        self.wait("http_requests_in_flight{version=\"canary\"} 0").await;
         let page = self.page();
         let counted: Vec<_> = page
             .lines()
             .filter(|l| l.starts_with("http_requests_") && l.contains("_total{"))
             .filter(|l| !l.ends_with(" 0"))
             .collect();
-        assert_eq!(
-            counted.len(),
-            1 + usize::from(reason.is_some()),
-            "{counted:#?}"
-        );
+        assert_eq!(counted.len(), 1 + usize::from(reason.is_some()), "{counted:#?}");
         if let Some(reason) = reason {
-            assert!(
-                page.contains(&format!("reason=\"{reason}\",route=\"{route}\"")),
-                "{page}"
-            );
+            assert!(page.contains(&format!("reason=\"{reason}\",route=\"{route}\"")), "{page}");
         }
     }
 }
@@ -180,21 +155,11 @@ async fn each_ending_is_counted_once_on_both_protocols() {
             ("/fine", Leave::AtTheEnd, true, "200", None),
             ("/panics", Leave::AtTheEnd, false, "500", Some("panic")),
             ("/broken", Leave::AtTheEnd, false, "500", Some("body_error")),
-            (
-                "/hangs",
-                Leave::BeforeTheHead,
-                false,
-                "499",
-                Some("dropped"),
-            ),
+            ("/hangs", Leave::BeforeTheHead, false, "499", Some("dropped")),
             ("/endless", Leave::InTheBody, false, "499", Some("dropped")),
         ] {
             let running = start().await;
-            assert_eq!(
-                running.get(http2, path, leave).await,
-                whole,
-                "{path} {http2}"
-            );
+            assert_eq!(running.get(http2, path, leave).await, whole, "{path} {http2}");
             running.ended(path, status, reason).await;
         }
     }
@@ -214,9 +179,7 @@ async fn a_panic_takes_nobody_else_with_it() {
     assert!(running.get(false, "/fine", Leave::AtTheEnd).await);
     // Nor does it leave anything behind that a drain would wait for.
     running.drain.begin();
-    let report = tokio::time::timeout(LIMIT, running.drain.finished())
-        .await
-        .unwrap();
+    let report = tokio::time::timeout(LIMIT, running.drain.finished()).await.unwrap();
     assert_eq!(report.cut, []);
 }
 
@@ -243,7 +206,5 @@ async fn cores_that_count_at_once_lose_nothing() {
     running
         .wait("http_request_duration_seconds_count{method=\"GET\",route=\"/fine\",status=\"200\",version=\"canary\"} 400")
         .await;
-    running
-        .wait("http_requests_in_flight{version=\"canary\"} 0")
-        .await;
+    running.wait("http_requests_in_flight{version=\"canary\"} 0").await;
 }

@@ -126,7 +126,8 @@ impl Envelope {
     fn merge(&mut self, mut ours: Data, base: &Base, refuse_same_key: bool) -> Result<(), Conflict> {
         let before = self.recent.iter().find(|writer| writer.by == base.by);
         let before: HashSet<_> = before.into_iter().flat_map(|w| w.keys.clone()).collect();
-        let keys: HashSet<_> = ours.keys().chain(base.keys.keys()).cloned().collect();
+        let loaded = base.keys.keys();
+        let keys: HashSet<_> = ours.keys().chain(loaded).chain(&before).cloned().collect();
         let mut changed = before.clone();
         for key in keys {
             let was = base.keys.get(&key).copied();

@@ -8,7 +8,7 @@ use crate::{Error, Flow, Order};
 
 /// Where an order's payment status lives.
 #[cutover::dual_write]
-pub trait PaymentStatus {
+pub(crate) trait PaymentStatus {
     /// An order with its status; `None` when there is none of this number.
     #[read(key = id)]
     async fn find(&self, id: i64) -> Result<Option<Order>, Error>;
@@ -20,11 +20,11 @@ pub trait PaymentStatus {
 
 /// `orders.old_payment_status`: free text.
 #[derive(Debug, Clone)]
-pub struct OldColumn(pub PgPool);
+pub(crate) struct OldColumn(pub(crate) PgPool);
 
 /// `orders.new_payment_status`: one of eight words.
 #[derive(Debug, Clone)]
-pub struct NewColumn(pub PgPool);
+pub(crate) struct NewColumn(pub(crate) PgPool);
 
 impl PaymentStatus for OldColumn {
     async fn find(&self, id: i64) -> Result<Option<Order>, Error> {

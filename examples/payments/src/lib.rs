@@ -12,7 +12,7 @@
 //! What they share is what did not change: the routes ([`http`]), the words ([`status`]) and the start
 //! ([`start`]).
 
-pub mod columns;
+mod columns;
 pub mod http;
 pub mod migration;
 mod pinned;

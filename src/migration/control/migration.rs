@@ -8,7 +8,7 @@ use super::fence::Isolation;
 use super::gate::{Gate, Held, Pin};
 use super::plan::{DesiredPhase, FromLedger, Plan};
 use super::{Error, PinnedTx};
-use crate::fleet::{Lease, Ledger};
+use crate::fleet::Lease;
 use crate::migration::phase::{Phase, PhaseRange};
 
 /// How often [`Migration::begin`] tries before it gives up: half a second in all.
@@ -55,14 +55,13 @@ struct Inner {
     name: String,
     id: i32,
     gate: Arc<Gate>,
-    ledger: Ledger,
 }
 
 impl Migration {
-    pub(super) fn new(name: &str, id: i32, ledger: Ledger, lease: Lease) -> Self {
+    pub(super) fn new(name: &str, id: i32, lease: Lease) -> Self {
         let shards = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
         let gate = Arc::new(Gate::new(lease, shards));
-        Self { inner: Arc::new(Inner { name: name.to_owned(), id, gate, ledger }) }
+        Self { inner: Arc::new(Inner { name: name.to_owned(), id, gate }) }
     }
 
     /// The migration's name.
@@ -77,11 +76,6 @@ impl Migration {
 
     pub(super) fn gate(&self) -> &Gate {
         &self.inner.gate
-    }
-
-    /// The ledger that gives out its epochs.
-    pub(crate) fn ledger(&self) -> &Ledger {
-        &self.inner.ledger
     }
 
     /// The epoch and phase at which operations begin at this moment; `None` while this instance is out of the

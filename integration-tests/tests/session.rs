@@ -1,0 +1,316 @@
+//! Sessions on a real Redis, several builds and several requests at once.
+
+use std::time::Duration;
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode, header},
+    routing::get,
+};
+use cutover::session::{Keep, RedisStore, RedisStoreOptions, SameKey};
+use cutover_testkit::{KitError, Redis, wait_until};
+use deadpool_redis::{Pool, redis::cmd};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tower::ServiceExt;
+use tower_sessions::{
+    Session, SessionManagerLayer, SessionStore,
+    session::{Id, Record},
+    session_store::Error,
+};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn pool(redis: &Redis) -> Pool {
+    let config = deadpool_redis::Config::from_url(redis.url());
+    config.create_pool(None).unwrap()
+}
+
+fn store(redis: &Redis) -> RedisStore {
+    RedisStore::new(pool(redis), RedisStoreOptions::default()).unwrap()
+}
+
+fn record(data: Value) -> Record {
+    Record {
+        id: Id::default(),
+        data: serde_json::from_value(data).unwrap(),
+        expiry_date: OffsetDateTime::now_utc() + Duration::from_secs(3600),
+    }
+}
+
+async fn raw(redis: &Redis, id: &Id) -> Option<Value> {
+    let mut connection = pool(redis).get().await.unwrap();
+    let text: Option<String> =
+        cmd("GET").arg(format!("session:{id}")).query_async(&mut connection).await.unwrap();
+    text.map(|text| serde_json::from_str(&text).unwrap())
+}
+
+async fn put(redis: &Redis, id: &Id, value: &str) {
+    let mut connection = pool(redis).get().await.unwrap();
+    let () = cmd("SET").arg(format!("session:{id}")).arg(value).query_async(&mut connection).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_comes_back_until_it_is_deleted() {
+    let redis = Redis::start().await.unwrap();
+    let store = store(&redis);
+    let mut made = record(json!({"user": "u1", "n": 1}));
+    store.create(&mut made).await.unwrap();
+    let mut loaded = store.load(&made.id).await.unwrap().unwrap();
+    assert_eq!(loaded.id, made.id);
+    assert_eq!(loaded.data["user"], "u1");
+    let lag = made.expiry_date - loaded.expiry_date;
+    assert!(lag.abs() < Duration::from_millis(2), "{lag}");
+
+    loaded.data.insert("n".into(), json!(2));
+    loaded.data.remove("user");
+    store.save(&loaded).await.unwrap();
+    let kept = raw(&redis, &made.id).await.unwrap();
+    assert_eq!((&kept["v"], &kept["rev"]), (&json!(1), &json!(2)));
+    // Nothing of the bookkeeping of a loaded record is stored.
+    assert_eq!(kept["data"], json!({"n": 2}));
+
+    store.delete(&made.id).await.unwrap();
+    assert!(store.load(&made.id).await.unwrap().is_none());
+    // Somebody logged out: a request that was under way doesn't undo that.
+    let error = store.save(&loaded).await.unwrap_err();
+    assert!(matches!(&error, Error::Backend(text) if text.contains("deleted")), "{error}");
+    assert!(store.load(&made.id).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_expired_record_is_gone() {
+    let redis = Redis::start().await.unwrap();
+    let store = store(&redis);
+    let mut short = record(json!({"k": 1}));
+    short.expiry_date = OffsetDateTime::now_utc() + Duration::from_millis(300);
+    let mut long = record(json!({"k": 1}));
+    store.create(&mut short).await.unwrap();
+    store.create(&mut long).await.unwrap();
+    assert!(store.load(&short.id).await.unwrap().is_some());
+    let gone = async || {
+        let found = store.load(&short.id).await?;
+        Ok::<_, Error>(found.is_none())
+    };
+    wait_until("the end of a session", LIMIT, gone).await.unwrap();
+
+    // A save moves the end, in both directions.
+    let mut loaded = store.load(&long.id).await.unwrap().unwrap();
+    loaded.expiry_date = OffsetDateTime::now_utc() - Duration::from_secs(1);
+    store.save(&loaded).await.unwrap();
+    let gone = async || {
+        let found = store.load(&long.id).await?;
+        Ok::<_, Error>(found.is_none())
+    };
+    wait_until("the end of a session", LIMIT, gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn creating_never_overwrites() {
+    let redis = Redis::start().await.unwrap();
+    let store = store(&redis);
+    let mut first = record(json!({"owner": "first"}));
+    store.create(&mut first).await.unwrap();
+    let mut second = record(json!({"owner": "second"}));
+    second.id = first.id;
+    store.create(&mut second).await.unwrap();
+    assert_ne!(second.id, first.id);
+    for (made, owner) in [(&first, "first"), (&second, "second")] {
+        let loaded = store.load(&made.id).await.unwrap().unwrap();
+        assert_eq!(loaded.data["owner"], owner);
+    }
+}
+
+#[tokio::test]
+async fn two_saves_at_once_lose_nothing() {
+    let redis = Redis::start().await.unwrap();
+    let patient = RedisStoreOptions { time_limit: LIMIT, ..RedisStoreOptions::default() };
+    let store = RedisStore::new(pool(&redis), patient).unwrap();
+    let mut made = record(json!({}));
+    store.create(&mut made).await.unwrap();
+    let id = made.id;
+    let writers: Vec<_> = (0..8)
+        .map(|writer| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for n in 0..20 {
+                    let mut record = store.load(&id).await.unwrap().unwrap();
+                    record.data.insert(format!("k{writer}"), json!(n));
+                    store.save(&record).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let kept = raw(&redis, &id).await.unwrap();
+    assert_eq!(kept["rev"], 1 + 8 * 20);
+    let all: Value = (0..8).map(|writer| (format!("k{writer}"), json!(19))).collect();
+    assert_eq!(kept["data"], all);
+}
+
+#[tokio::test]
+async fn two_changes_of_one_key_are_not_both_accepted() {
+    let redis = Redis::start().await.unwrap();
+    let refuse = store(&redis);
+    let last_wins = RedisStoreOptions { same_key: SameKey::LastWins, ..RedisStoreOptions::default() };
+    let last_wins = RedisStore::new(pool(&redis), last_wins).unwrap();
+    let mut made = record(json!({"visits": 1}));
+    refuse.create(&mut made).await.unwrap();
+    let mut one = refuse.load(&made.id).await.unwrap().unwrap();
+    let mut two = refuse.load(&made.id).await.unwrap().unwrap();
+    one.data.insert("visits".into(), json!(2));
+    two.data.insert("visits".into(), json!(3));
+    refuse.save(&one).await.unwrap();
+    let error = refuse.save(&two).await.unwrap_err();
+    assert!(error.to_string().contains("same key"), "{error}");
+    assert_eq!(raw(&redis, &made.id).await.unwrap()["data"]["visits"], 2);
+    last_wins.save(&two).await.unwrap();
+    assert_eq!(raw(&redis, &made.id).await.unwrap()["data"]["visits"], 3);
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct OldCart {
+    items: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct NewCart {
+    items: u32,
+    coupon: Option<String>,
+}
+
+#[tokio::test]
+async fn an_older_build_keeps_what_a_newer_one_wrote() {
+    let redis = Redis::start().await.unwrap();
+    let (newer, older) = (store(&redis), store(&redis));
+    let session = |id, store: &RedisStore| Session::new(id, store.clone().into(), None);
+
+    // Build N writes a field, a key, and one more field into the envelope.
+    let at_n = session(None, &newer);
+    let cart = NewCart { items: 1, coupon: Some("SPRING".into()) };
+    at_n.insert("cart", Keep::new(cart)).await.unwrap();
+    at_n.insert("locale", "de").await.unwrap();
+    at_n.save().await.unwrap();
+    let id = at_n.id().unwrap();
+    let mut stored = raw(&redis, &id).await.unwrap();
+    stored["region"] = json!("eu");
+    put(&redis, &id, &stored.to_string()).await;
+
+    // Build N-1 knows neither, changes the cart and adds a key of its own.
+    let at_old = session(Some(id), &older);
+    let mut cart: Keep<OldCart> = at_old.get("cart").await.unwrap().unwrap();
+    cart.items += 1;
+    at_old.insert("cart", cart).await.unwrap();
+    at_old.insert("theme", "dark").await.unwrap();
+    at_old.save().await.unwrap();
+
+    // Build N finds everything.
+    let at_n = session(Some(id), &newer);
+    let cart: Keep<NewCart> = at_n.get("cart").await.unwrap().unwrap();
+    assert_eq!((cart.items, cart.coupon.as_deref()), (2, Some("SPRING")));
+    assert_eq!(at_n.get("locale").await.unwrap(), Some("de".to_owned()));
+    assert_eq!(at_n.get("theme").await.unwrap(), Some("dark".to_owned()));
+    assert_eq!(raw(&redis, &id).await.unwrap()["region"], "eu");
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_format_is_refused_and_left_alone() {
+    let redis = Redis::start().await.unwrap();
+    let store = store(&redis);
+    let mut made = record(json!({"k": 1}));
+    store.create(&mut made).await.unwrap();
+    let newer = json!({"v": 2, "sealed": "…"});
+    put(&redis, &made.id, &newer.to_string()).await;
+    for outcome in [store.load(&made.id).await.map(|_| ()), store.save(&made).await] {
+        let error = outcome.unwrap_err();
+        assert!(matches!(&error, Error::Decode(text) if text.contains("format 2")), "{error}");
+    }
+    assert_eq!(raw(&redis, &made.id).await, Some(newer));
+    // Logging out works all the same.
+    store.delete(&made.id).await.unwrap();
+    assert_eq!(raw(&redis, &made.id).await, None);
+}
+
+/// Counts visits, through tower-sessions as a service uses it.
+fn app(store: RedisStore) -> Router {
+    let visit = async |session: Session| {
+        let visits = session.get::<u32>("visits").await.unwrap().unwrap_or(0) + 1;
+        session.insert("visits", visits).await.unwrap();
+        visits.to_string()
+    };
+    let set = async |session: Session| session.insert("x", 1).await.map_err(|_| StatusCode::BAD_GATEWAY);
+    Router::new()
+        .route("/visit", get(visit))
+        .route("/set", get(set))
+        .layer(SessionManagerLayer::new(store).with_secure(false))
+}
+
+async fn ask(app: &Router, path: &str, cookie: Option<&str>) -> (StatusCode, Option<String>, String) {
+    let mut request = Request::get(path);
+    if let Some(cookie) = cookie {
+        request = request.header(header::COOKIE, cookie);
+    }
+    let request = request.body(Body::empty()).unwrap();
+    let response = app.clone().oneshot(request).await.unwrap();
+    let status = response.status();
+    let cookie = response.headers().get(header::SET_COOKIE);
+    let cookie = cookie.map(|cookie| {
+        let cookie = cookie.to_str().unwrap();
+        cookie.split(';').next().unwrap().to_owned()
+    });
+    let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+    (status, cookie, String::from_utf8(body.into()).unwrap())
+}
+
+#[tokio::test]
+async fn a_save_that_fails_is_an_answer_that_fails() {
+    let redis = Redis::start().await.unwrap();
+    let app = app(store(&redis));
+    let (status, cookie, body) = ask(&app, "/visit", None).await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, "1"));
+    let (status, _, body) = ask(&app, "/visit", cookie.as_deref()).await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, "2"));
+
+    redis.process().kill().await.unwrap();
+    let (status, cookie, _) = ask(&app, "/set", None).await;
+    assert_eq!((status, cookie), (StatusCode::INTERNAL_SERVER_ERROR, None));
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_is_given_up() {
+    let redis = Redis::start().await.unwrap();
+    let options =
+        RedisStoreOptions { time_limit: Duration::from_millis(200), ..RedisStoreOptions::default() };
+    let store = RedisStore::new(pool(&redis), options).unwrap();
+    let mut made = record(json!({"k": 1}));
+    store.create(&mut made).await.unwrap();
+    let mut loaded = store.load(&made.id).await.unwrap().unwrap();
+    loaded.data.insert("k".into(), json!(2));
+
+    redis.process().signal(cutover_testkit::Signal::STOP).unwrap();
+    let saved = tokio::time::timeout(LIMIT, store.save(&loaded)).await.unwrap();
+    let error = saved.unwrap_err().to_string();
+    assert!(error.contains("saving") && error.contains("200ms"), "{error}");
+    assert!(!error.contains(&made.id.to_string()), "{error}");
+
+    redis.process().signal(cutover_testkit::Signal::CONT).unwrap();
+    let back = async || Ok::<_, KitError>(store.save(&loaded).await.is_ok());
+    wait_until("Redis to go on", LIMIT, back).await.unwrap();
+    assert_eq!(raw(&redis, &made.id).await.unwrap()["data"]["k"], 2);
+}
+
+#[tokio::test]
+async fn bad_options_are_told_all_at_once() {
+    let config = deadpool_redis::Config::from_url("redis://:s3cret@127.0.0.1/");
+    let pool = config.create_pool(None).unwrap();
+    let store = RedisStore::new(pool.clone(), RedisStoreOptions::default()).unwrap();
+    assert!(!format!("{store:?}").contains("s3cret"));
+    let options =
+        RedisStoreOptions { prefix: String::new(), time_limit: Duration::ZERO, same_key: SameKey::Refuse };
+    let error = RedisStore::new(pool, options).unwrap_err();
+    assert_eq!(error.problems().len(), 2, "{error}");
+}
