@@ -53,11 +53,7 @@ async fn a_second_begin_does_not_start_the_clock_again() {
     let report = drain.finished().await;
     assert_eq!(began.elapsed(), 5 * SECOND);
     drain.begin();
-    assert_eq!(
-        drain.finished().now_or_never(),
-        Some(report),
-        "nothing starts over"
-    );
+    assert_eq!(drain.finished().now_or_never(), Some(report), "nothing starts over");
 }
 
 #[tokio::test(start_paused = true)]
@@ -117,15 +113,8 @@ async fn hooks_run_after_the_work_with_the_time_that_is_left() {
     drop(work);
     let report = drain.finished().await;
     assert_eq!(began.elapsed(), 29 * SECOND, "the margin is left");
-    assert_eq!(
-        *order.lock().unwrap(),
-        ["work ended", "hook", "hook", "hook", "hook"]
-    );
-    let ends: Vec<_> = report
-        .hooks
-        .iter()
-        .map(|h| (&*h.name, h.end, h.took))
-        .collect();
+    assert_eq!(*order.lock().unwrap(), ["work ended", "hook", "hook", "hook", "hook"]);
+    let ends: Vec<_> = report.hooks.iter().map(|h| (&*h.name, h.end, h.took)).collect();
     assert_eq!(
         ends,
         [
@@ -139,11 +128,8 @@ async fn hooks_run_after_the_work_with_the_time_that_is_left() {
 
 #[test]
 fn unusable_options_are_refused_with_every_problem() {
-    let options = DrainOptions {
-        propagation: 27 * SECOND,
-        head_timeout: Duration::ZERO,
-        ..DrainOptions::default()
-    };
+    let options =
+        DrainOptions { propagation: 27 * SECOND, head_timeout: Duration::ZERO, ..DrainOptions::default() };
     let error = Drain::new(&Health::new(), options).unwrap_err();
     assert_eq!(error.problems().len(), 3, "{error}");
     for word in ["propagation", "head_timeout", "Tokio runtime"] {
@@ -176,10 +162,7 @@ fn inner(drain: &Drain) -> Arc<Inner> {
 async fn accept_goes_on_after_too_many_open_files() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let exhausted = Exhausted {
-        listener,
-        failures: AtomicU32::new(3),
-    };
+    let exhausted = Exhausted { listener, failures: AtomicU32::new(3) };
     let drain = drain();
     let app = Router::new().route("/", get(|| async { "hello" }));
     let started = Instant::now();
@@ -189,10 +172,7 @@ async fn accept_goes_on_after_too_many_open_files() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with("hello"), "{answer}");
-    assert!(
-        started.elapsed() >= Duration::from_millis(10 + 20 + 40),
-        "no busy loop"
-    );
+    assert!(started.elapsed() >= Duration::from_millis(10 + 20 + 40), "no busy loop");
 }
 
 /// Accepting fails for good: the drain must still end.
@@ -234,15 +214,9 @@ impl Accept for Late {
 async fn connections_that_the_kernel_has_accepted_are_served_before_the_listener_closes() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let options = DrainOptions {
-        propagation: Duration::from_millis(50),
-        ..DrainOptions::default()
-    };
+    let options = DrainOptions { propagation: Duration::from_millis(50), ..DrainOptions::default() };
     let drain = Drain::new(&Health::new(), options).unwrap();
-    let late = Late {
-        listener,
-        inner: inner(&drain),
-    };
+    let late = Late { listener, inner: inner(&drain) };
     let app = Router::new().route("/", get(|| async { "hello" }));
     tokio::spawn(serve::public(inner(&drain), late, app));
     let mut streams = Vec::new();
@@ -252,10 +226,7 @@ async fn connections_that_the_kernel_has_accepted_are_served_before_the_listener
     drain.begin();
     drain.inner.reached(Stage::Closing).await;
     for mut stream in streams {
-        stream
-            .write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n")
-            .await
-            .unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.ends_with("hello"), "{answer:?}");

@@ -92,16 +92,11 @@ fn latches_and_signals_make_readiness() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dependency_that_was_never_reached_blocks_and_one_that_is_lost_degrades() {
-    for (criticality, ready_when_lost) in [
-        (Criticality::Degrades, true),
-        (Criticality::Critical, false),
-    ] {
+    for (criticality, ready_when_lost) in [(Criticality::Degrades, true), (Criticality::Critical, false)] {
         let health = Health::new();
         let dependency = Dependency::default();
         dependency.now(1);
-        health
-            .check(dependency.check().criticality(criticality))
-            .unwrap();
+        health.check(dependency.check().criticality(criticality)).unwrap();
         assert!(!health.is_ready(), "not probed yet");
         sleep(60 * SECOND).await;
         assert!(!health.is_ready(), "never reached");
@@ -148,9 +143,7 @@ async fn time_alone_does_not_make_a_failure() {
     let health = Health::new();
     let dependency = Dependency::default();
     let check = dependency.check().interval(10 * SECOND);
-    health
-        .check(check.criticality(Criticality::Critical))
-        .unwrap();
+    health.check(check.criticality(Criticality::Critical)).unwrap();
     half_past().await;
     dependency.now(1);
     sleep(20 * SECOND).await;
@@ -212,11 +205,7 @@ async fn probing_ends_with_the_last_clone() {
     drop(clone);
     advance(10 * SECOND).await;
     assert_eq!(runs.load(Ordering::SeqCst), 4);
-    assert_eq!(
-        Arc::strong_count(&runs),
-        1,
-        "the task and its probe are gone"
-    );
+    assert_eq!(Arc::strong_count(&runs), 1, "the task and its probe are gone");
 }
 
 #[tokio::test(start_paused = true)]
@@ -245,11 +234,7 @@ async fn the_document_tells_state_age_and_duration() {
     assert_eq!(code, StatusCode::OK);
     assert_eq!(page(&health, "/readyz/db").await.0, StatusCode::OK);
     assert_eq!(page(&health, "/readyz/none").await.0, StatusCode::NOT_FOUND);
-    assert_eq!(
-        page(&health, "/livez").await.0,
-        StatusCode::OK,
-        "whatever fails"
-    );
+    assert_eq!(page(&health, "/livez").await.0, StatusCode::OK, "whatever fails");
 }
 
 #[test]

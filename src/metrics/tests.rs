@@ -70,8 +70,7 @@ enum Reader {
     Leaves,
 }
 
-type Frames =
-    std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Bytes>, &'static str>> + Send>>;
+type Frames = std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Bytes>, &'static str>> + Send>>;
 
 fn body(tail: Tail) -> StreamBody<Frames> {
     let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"data")))]);
@@ -108,9 +107,7 @@ async fn exchange(metrics: &Metrics, head: Head, tail: Tail, reader: Reader) {
         }
     };
     // Polled once by hand and dropped: nothing here waits for anything but `Never`.
-    let _ = AssertUnwindSafe(async { whole.now_or_never() })
-        .catch_unwind()
-        .await;
+    let _ = AssertUnwindSafe(async { whole.now_or_never() }).catch_unwind().await;
 }
 
 fn expected(head: Head, tail: Tail, reader: Reader) -> (&'static str, Option<&'static str>) {
@@ -127,13 +124,7 @@ fn expected(head: Head, tail: Tail, reader: Reader) -> (&'static str, Option<&'s
 
 #[tokio::test]
 async fn every_ending_is_counted_once_as_what_it_was() {
-    let heads = [
-        Head::Answers,
-        Head::Fails,
-        Head::Never,
-        Head::Panics,
-        Head::PanicsInCall,
-    ];
+    let heads = [Head::Answers, Head::Fails, Head::Never, Head::Panics, Head::PanicsInCall];
     for head in heads {
         for tail in [Tail::Ends, Tail::Fails, Tail::Never, Tail::Panics] {
             for reader in [Reader::ToTheEnd, Reader::Leaves] {
@@ -151,10 +142,7 @@ async fn every_ending_is_counted_once_as_what_it_was() {
                 ));
                 let case = format!("{head:?} {tail:?} {reader:?}");
                 assert_eq!(counted(&metrics).await, lines, "{case}");
-                assert!(
-                    has(&metrics, "http_requests_in_flight{version=\"canary\"} 0").await,
-                    "{case}"
-                );
+                assert!(has(&metrics, "http_requests_in_flight{version=\"canary\"} 0").await, "{case}");
             }
         }
     }
@@ -164,9 +152,9 @@ async fn every_ending_is_counted_once_as_what_it_was() {
 #[tokio::test]
 async fn a_bystander_of_a_panic_is_not_a_panic() {
     let metrics = metrics();
-    let mut service = metrics.layer().layer(service_fn(|_: Request<()>| async {
-        pending::<Result<Response<Body>, Infallible>>().await
-    }));
+    let mut service = metrics
+        .layer()
+        .layer(service_fn(|_: Request<()>| async { pending::<Result<Response<Body>, Infallible>>().await }));
     let mut hanging = Box::pin(service.call(Request::new(())));
     assert!((&mut hanging).now_or_never().is_none());
     let unwound = std::panic::catch_unwind(AssertUnwindSafe(move || {
@@ -181,9 +169,9 @@ async fn a_bystander_of_a_panic_is_not_a_panic() {
 async fn in_flight_lasts_to_the_end_of_the_body() {
     let metrics = metrics();
     let gauge = |n| format!("http_requests_in_flight{{version=\"canary\"}} {n}");
-    let mut service = metrics.layer().layer(service_fn(|_: Request<()>| async {
-        Ok::<_, Infallible>(Response::new(body(Tail::Never)))
-    }));
+    let mut service = metrics
+        .layer()
+        .layer(service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(body(Tail::Never))) }));
     let future = service.call(Request::new(()));
     assert!(has(&metrics, &gauge(1)).await);
     let response = future.await.unwrap();
@@ -206,9 +194,9 @@ async fn a_body_that_need_not_be_read_is_complete() {
     };
     let finish = async |method: &str, response: Response<_>, read: bool| {
         let mut response = Some(response);
-        let mut service = metrics.layer().layer(service_fn(move |_: Request<()>| {
-            ready(Ok::<_, Infallible>(response.take().unwrap()))
-        }));
+        let mut service = metrics
+            .layer()
+            .layer(service_fn(move |_: Request<()>| ready(Ok::<_, Infallible>(response.take().unwrap()))));
         let request = Request::builder().method(method).body(()).unwrap();
         let body: MetricsBody<_> = service.call(request).await.unwrap().into_body();
         let mut body = pin!(body);
@@ -230,15 +218,11 @@ async fn a_body_that_need_not_be_read_is_complete() {
 #[tokio::test]
 async fn the_route_is_the_matched_one_and_methods_are_few() {
     let metrics = metrics();
-    let app = Router::new()
-        .route("/orders/{id}", any(|| async { StatusCode::CREATED }))
-        .layer(metrics.layer());
-    for (method, path) in [
-        ("POST", "/orders/1"),
-        ("POST", "/orders/2"),
-        ("BREW", "/orders/3"),
-        ("GET", "/nothing/4"),
-    ] {
+    let app =
+        Router::new().route("/orders/{id}", any(|| async { StatusCode::CREATED })).layer(metrics.layer());
+    for (method, path) in
+        [("POST", "/orders/1"), ("POST", "/orders/2"), ("BREW", "/orders/3"), ("GET", "/nothing/4")]
+    {
         let request = Request::builder().method(method).uri(path);
         let request = request.body(Body::empty()).unwrap();
         app.clone().oneshot(request).await.unwrap();
@@ -287,11 +271,7 @@ fn durations_fall_into_their_bucket_from_any_thread() {
         }
     });
     let snapshot = series.snapshot();
-    assert_eq!(
-        snapshot.cumulative[..2],
-        [8, 16],
-        "a bound belongs to its bucket"
-    );
+    assert_eq!(snapshot.cumulative[..2], [8, 16], "a bound belongs to its bucket");
     assert_eq!(snapshot.cumulative[12..], [16, 32]);
     assert_eq!(snapshot.count, 40);
     assert!((snapshot.seconds - 8.0 * 80.01).abs() < 1e-6);

@@ -57,9 +57,7 @@ fn every_pair_of_changes() {
             let mut record = Envelope::new(made(was), later());
             let (_, base_1) = load(&record);
             let (_, base_2) = load(&record);
-            record
-                .update(made(first), Some(&base_1), later(), refuse)
-                .unwrap();
+            record.update(made(first), Some(&base_1), later(), refuse).unwrap();
             let outcome = record.update(made(second), Some(&base_2), later(), refuse);
             let case = format!("{was:?} {first:?} {second:?} {refuse}");
             let left = match (&left, refuse) {
@@ -98,12 +96,7 @@ fn a_request_that_saves_twice_is_not_in_its_own_way() {
     assert_eq!(save(&mut record, &base, json!({"k": 6})), Err(Conflict));
     for _ in 0..10 {
         let (_, another) = load(&record);
-        save(
-            &mut record,
-            &another,
-            json!({"k": fastrand::u8(..), "l": 1}),
-        )
-        .unwrap();
+        save(&mut record, &another, json!({"k": fastrand::u8(..), "l": 1})).unwrap();
     }
     assert!(record.encode().unwrap().len() < 400);
 }
@@ -111,9 +104,7 @@ fn a_request_that_saves_twice_is_not_in_its_own_way() {
 #[test]
 fn a_cleared_session_is_cleared() {
     let mut record = stored(json!({"k": 1, "l": 2}));
-    record
-        .update(data(json!({"m": 1})), None, later(), true)
-        .unwrap();
+    record.update(data(json!({"m": 1})), None, later(), true).unwrap();
     assert_eq!(record.data, data(json!({"m": 1})));
 }
 

@@ -93,9 +93,7 @@ impl Server {
         let reply = self.reply.lock().unwrap().clone();
         match reply {
             Reply::Mute => std::future::pending().await,
-            Reply::Status(status, text) => {
-                (status, [(header::ETAG, "\"bad\"")], text).into_response()
-            }
+            Reply::Status(status, text) => (status, [(header::ETAG, "\"bad\"")], text).into_response(),
             Reply::Features(text) => {
                 let etag = format!("\"{}\"", text.len());
                 if asked.is_some_and(|asked| asked.as_bytes() == etag.as_bytes()) {
@@ -121,9 +119,7 @@ impl Server {
 
     fn polls(&self) -> usize {
         let seen = self.seen.lock().unwrap();
-        seen.iter()
-            .filter(|seen| seen.method == Method::GET)
-            .count()
+        seen.iter().filter(|seen| seen.method == Method::GET).count()
     }
 
     async fn polled_again(&self) {
@@ -135,8 +131,7 @@ impl Server {
     fn bodies(&self, path: &str) -> Vec<serde_json::Value> {
         let seen = self.seen.lock().unwrap();
         let sent = seen.iter().filter(|seen| seen.path == path);
-        sent.map(|seen| serde_json::from_str(&seen.body).unwrap())
-            .collect()
+        sent.map(|seen| serde_json::from_str(&seen.body).unwrap()).collect()
     }
 }
 
@@ -196,9 +191,7 @@ async fn only_a_whole_good_answer_is_applied() {
     server.reply(Reply::Features(off));
     until("the good answer", || !flags.decide(&A, &Subject::new())).await;
     let seen = server.seen.lock().unwrap();
-    let mut asked = seen
-        .iter()
-        .filter_map(|seen| seen.headers.get(header::IF_NONE_MATCH));
+    let mut asked = seen.iter().filter_map(|seen| seen.headers.get(header::IF_NONE_MATCH));
     assert!(asked.all(|etag| etag != "\"bad\""));
 }
 
@@ -218,10 +211,7 @@ async fn a_mute_server_is_given_up_and_its_state_grows_stale() {
 
     server.reply(features(&[("a", true, "ramp:25")]));
     // Nothing changed but that it is known again, and that is told too.
-    tokio::time::timeout(LIMIT, changed.changed())
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(LIMIT, changed.changed()).await.unwrap().unwrap();
     assert_eq!(flags.switch("a"), Switch::On(Some("ramp:25".into())));
 }
 
@@ -237,23 +227,12 @@ async fn what_did_not_change_is_not_downloaded_and_not_announced() {
     server.polled_again().await;
     assert!(!changed.has_changed().unwrap());
     server.reply(features(&[("a", false, ""), ("b", true, "")]));
-    tokio::time::timeout(LIMIT, changed.changed())
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(LIMIT, changed.changed()).await.unwrap().unwrap();
     assert!(!flags.decide(&A, &Subject::new()));
 
-    let text = prometheus::TextEncoder::new()
-        .encode_to_string(&registry.gather())
-        .unwrap();
-    assert!(
-        text.contains(r#"feature_flags_fetches_total{result="changed"} 2"#),
-        "{text}"
-    );
-    assert!(
-        !text.contains(r#"feature_flags_fetches_total{result="unchanged"} 0"#),
-        "{text}"
-    );
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+    assert!(text.contains(r#"feature_flags_fetches_total{result="changed"} 2"#), "{text}");
+    assert!(!text.contains(r#"feature_flags_fetches_total{result="unchanged"} 0"#), "{text}");
     let seconds = text
         .lines()
         .find_map(|line| line.strip_prefix("feature_flags_last_success_timestamp_seconds "))
@@ -261,9 +240,7 @@ async fn what_did_not_change_is_not_downloaded_and_not_announced() {
     assert!(seconds.parse::<f64>().unwrap() > 1.7e9, "{seconds}");
 
     let seen = server.seen.lock().unwrap();
-    let mut asked = seen
-        .iter()
-        .filter_map(|seen| seen.headers.get(header::IF_NONE_MATCH));
+    let mut asked = seen.iter().filter_map(|seen| seen.headers.get(header::IF_NONE_MATCH));
     assert!(asked.next().is_some());
     let poll = &seen[0];
     assert_eq!(poll.path, "/api/client/features");
@@ -276,19 +253,13 @@ async fn what_did_not_change_is_not_downloaded_and_not_announced() {
 async fn closing_sends_the_last_counts() {
     let server = Server::start(features(&[("a", true, "")])).await;
     let flags = start(&server).await;
-    until("registered", || {
-        !server.bodies("/api/client/register").is_empty()
-    })
-    .await;
+    until("registered", || !server.bodies("/api/client/register").is_empty()).await;
     for _ in 0..3 {
         flags.decide(&A, &Subject::new());
     }
     tokio::time::timeout(LIMIT, flags.close()).await.unwrap();
     let sent = server.bodies("/api/client/metrics");
-    let yes: u64 = sent
-        .iter()
-        .filter_map(|sent| sent["bucket"]["toggles"]["a"]["yes"].as_u64())
-        .sum();
+    let yes: u64 = sent.iter().filter_map(|sent| sent["bucket"]["toggles"]["a"]["yes"].as_u64()).sum();
     assert_eq!(yes, 3, "{sent:?}");
     assert_eq!(sent[0]["appName"], "app");
 
@@ -335,10 +306,7 @@ async fn polling_ends_with_the_last_handle() {
 async fn a_restart_while_the_server_is_away_begins_with_the_last_state() {
     let server = Server::start(features(&[("a", true, "")])).await;
     let path = std::env::temp_dir().join(format!("flags-backup-{}", std::process::id()));
-    let options = UnleashOptions {
-        backup: Some(path.clone()),
-        ..server.options()
-    };
+    let options = UnleashOptions { backup: Some(path.clone()), ..server.options() };
     let flags = Flags::unleash(options.clone()).unwrap();
     until("fresh", || flags.is_fresh()).await;
     let snapshot = flags.snapshot();
@@ -346,21 +314,14 @@ async fn a_restart_while_the_server_is_away_begins_with_the_last_state() {
 
     server.reply(Reply::Mute);
     let again = Flags::unleash(options).unwrap();
-    let elsewhere = Flags::unleash(UnleashOptions {
-        bootstrap: snapshot,
-        ..server.options()
-    })
-    .unwrap();
+    let elsewhere = Flags::unleash(UnleashOptions { bootstrap: snapshot, ..server.options() }).unwrap();
     for flags in [again, elsewhere] {
         assert!(flags.is_ready() && !flags.is_fresh());
         assert!(flags.decide(&A, &Subject::new()));
         assert_eq!(flags.switch("a"), Switch::Unknown);
     }
     std::fs::write(&path, "not JSON").unwrap();
-    let broken = Flags::unleash(UnleashOptions {
-        backup: Some(path.clone()),
-        ..server.options()
-    });
+    let broken = Flags::unleash(UnleashOptions { backup: Some(path.clone()), ..server.options() });
     assert!(!broken.unwrap().is_ready());
     std::fs::remove_file(path).unwrap();
 }
@@ -379,25 +340,13 @@ async fn strategies_that_look_at_the_application_see_it() {
     // There is a state, but not for this one.
     assert!(flags.decide(&Flag::new("b", true), &Subject::new()));
     assert!(flags.variant("b", &Subject::new()).is_none());
-    let gap = |flag: &str, lack| Gap {
-        flag: flag.into(),
-        lack,
-    };
-    assert_eq!(
-        flags.coverage(["a", "b"]),
-        [gap("a", Lack::Stale), gap("b", Lack::Missing)]
-    );
-    assert!(matches!(
-        flags.set("a", FixedFlag::OFF),
-        Err(FlagsError::NotFixed)
-    ));
+    let gap = |flag: &str, lack| Gap { flag: flag.into(), lack };
+    assert_eq!(flags.coverage(["a", "b"]), [gap("a", Lack::Stale), gap("b", Lack::Missing)]);
+    assert!(matches!(flags.set("a", FixedFlag::OFF), Err(FlagsError::NotFixed)));
 }
 
 #[test]
 fn without_a_runtime_it_says_so() {
     let options = UnleashOptions::new("http://localhost", "token", "app", "one");
-    assert!(matches!(
-        Flags::unleash(options),
-        Err(FlagsError::NoRuntime)
-    ));
+    assert!(matches!(Flags::unleash(options), Err(FlagsError::NoRuntime)));
 }
