@@ -1,1 +1,19 @@
+//! The live demonstration behind `make demo`.
+
+mod args;
+mod balancer;
+mod client;
+mod csv_orders;
+mod customers;
+mod dataset;
+mod failure;
+mod load;
+#[cfg(test)]
+mod load_tests;
+mod proxy;
+mod stats;
+mod status;
+#[cfg(test)]
+mod stub;
+
 fn main() {}

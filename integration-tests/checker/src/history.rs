@@ -139,10 +139,15 @@ impl History {
     }
 
     fn intern(&mut self, raw: &str) -> u32 {
-        if raw == Self::ABSENT {
-            self.values.intern(raw)
-        } else {
-            self.values.intern(&(self.canonical)(raw))
-        }
+        self.values.intern(&canonical(&self.canonical, raw))
+    }
+}
+
+/// [`History::ABSENT`] means the same to everybody and is not mapped.
+pub(crate) fn canonical(map: &Canonical, raw: &str) -> String {
+    if raw == History::ABSENT {
+        raw.to_owned()
+    } else {
+        map(raw)
     }
 }

@@ -5,7 +5,7 @@ use std::{
 
 use crate::{
     History,
-    history::{Canonical, Op, Values},
+    history::{Canonical, Op, Values, canonical},
 };
 
 /// Collects operations from many workers at once.
@@ -22,12 +22,12 @@ pub struct Recorder {
 impl Recorder {
     /// A recorder with `logs` logs (at least one).
     ///
-    /// `canonical` maps a value as it was sent or answered to the value that is compared; it runs once
+    /// `map` turns a value as it was sent or answered into the value that is compared; it runs once
     /// per operation and must be the caller's own, not the code under test.
-    pub fn new(logs: usize, canonical: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+    pub fn new(logs: usize, map: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         Self {
             began: Instant::now(),
-            canonical: Arc::new(canonical),
+            canonical: Arc::new(map),
             values: RwLock::default(),
             logs: (0..logs.max(1)).map(|_| Mutex::default()).collect(),
         }
@@ -75,7 +75,7 @@ impl Recorder {
     }
 
     fn value(&self, raw: &str) -> u32 {
-        let canonical = (self.canonical)(raw);
+        let canonical = canonical(&self.canonical, raw);
         let known = self
             .values
             .read()

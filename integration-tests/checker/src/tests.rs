@@ -367,7 +367,7 @@ fn threads_record_at_once_and_keys_are_judged_apart() {
         .into_iter()
         .for_each(|key| history.last(key, "Paid"));
     history.last(8, "pending");
-    history.last(9, History::ABSENT);
+    history.last(9, History::ABSENT); // mapped, it would be another value
     let verdict = history.check();
     let expected = Verdict {
         lost_writes: 2,
