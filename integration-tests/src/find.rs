@@ -1,0 +1,66 @@
+//! Where the servers' programs are.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::KitError;
+
+/// The repository's own folder of programs, filled by `scripts/servers`.
+pub(crate) fn cache() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).join(".cache")
+}
+
+/// `program` on the `PATH` or in the folders for servers, else at `cached` below the cache.
+pub(crate) fn program(
+    server: &'static str,
+    program: &'static str,
+    cached: &str,
+) -> Result<PathBuf, KitError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .chain([cache().join(cached)])
+        .find(|file| file.is_file())
+        .ok_or_else(|| missing(server, program))
+}
+
+/// The folder of Postgres's server programs.
+///
+/// They are not on the `PATH` of Debian and its like: `pg_config` knows, or the newest of the
+/// folders where distributions put them.
+pub(crate) fn postgres_programs() -> Result<PathBuf, KitError> {
+    let told = Command::new("pg_config").arg("--bindir").output().ok();
+    let told = told.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    let mut usual: Vec<_> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("bin"))
+        .collect();
+    usual.sort_by_key(|path| std::cmp::Reverse(major(path)));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    told.into_iter()
+        .chain(usual)
+        .chain(std::env::split_paths(&path))
+        .chain([cache().join("postgres/bin")])
+        .find(|folder| folder.join("postgres").is_file() && folder.join("initdb").is_file())
+        .ok_or_else(|| missing("postgres", "postgres"))
+}
+
+/// 15 for `/usr/lib/postgresql/15/bin`.
+fn major(bin: &Path) -> Option<u32> {
+    bin.parent()?.file_name()?.to_str()?.parse().ok()
+}
+
+pub(crate) fn missing(server: &'static str, program: &'static str) -> KitError {
+    KitError::Missing {
+        program,
+        server,
+        cache: cache().display().to_string(),
+    }
+}

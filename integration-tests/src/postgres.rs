@@ -1,0 +1,362 @@
+//! A throwaway Postgres, its standbys, and the faults it can have.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use rustix::process::{geteuid, kill_process};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tokio::sync::OnceCell;
+
+use crate::{
+    Folder, KitError, Process, Signal, find,
+    process::{children_of, runs},
+    wait::on_free_port,
+    wait_until,
+};
+
+/// Postgres refuses to run as root; this is whom it runs as then: `nobody` and `nogroup`.
+const NOBODY: u32 = 65534;
+const START: Duration = Duration::from_secs(60);
+
+/// How a [`Postgres`] is started.
+#[derive(Clone, Debug, Default)]
+pub struct PostgresOptions {
+    /// Whether commits wait for the disk. Off, a crash of the *server* still loses nothing, only
+    /// one of the machine does. Turn it on to measure.
+    pub fsync: bool,
+    /// Settings as in `postgresql.conf`.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A Postgres server on a free loopback port, with one superuser `postgres` who needs no password.
+///
+/// Every method takes `&self`, so that one task can injure the server while others use it.
+#[derive(Debug)]
+pub struct Postgres {
+    process: Mutex<Arc<Process>>,
+    folder: Folder,
+    programs: PathBuf,
+    options: PostgresOptions,
+    port: u16,
+}
+
+impl Postgres {
+    /// Makes a cluster, starts it and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Missing`] when there is no Postgres, [`KitError::Exited`] or
+    /// [`KitError::TimedOut`] when it does not come up.
+    pub async fn start(options: PostgresOptions) -> Result<Self, KitError> {
+        let programs = find::postgres_programs()?;
+        let folder = Folder::new("postgres")?;
+        let data = data_folder(&folder)?;
+        let mut initdb = unprivileged(&programs.join("initdb"));
+        initdb
+            .args([
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "-N",
+                "-U",
+                "postgres",
+                "-D",
+            ])
+            .arg(&data);
+        Process::run(&folder, "initdb", START, &initdb).await?;
+        Self::start_in(folder, programs, options).await
+    }
+
+    /// The one server of this test process; started on first use, gone when the process ends.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn shared() -> Result<&'static Self, KitError> {
+        static SHARED: OnceCell<Postgres> = OnceCell::const_new();
+        let options = PostgresOptions {
+            settings: vec![("max_connections".to_owned(), "300".to_owned())],
+            ..PostgresOptions::default()
+        };
+        SHARED.get_or_try_init(|| Self::start(options)).await
+    }
+
+    /// Makes an empty database on the [`shared`](Self::shared) server and returns its URL: what
+    /// most tests want.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start) and [`create_database`](Self::create_database).
+    pub async fn fresh_database() -> Result<String, KitError> {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let name = format!("test_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        Self::shared().await?.create_database(&name).await
+    }
+
+    /// The URL of one of its databases.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The URL of the maintenance database `postgres`.
+    pub fn admin_url(&self) -> String {
+        self.url("postgres")
+    }
+
+    /// Its TCP port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its `cluster_name`: what `synchronous_standby_names` of a primary calls this standby.
+    pub fn name(&self) -> String {
+        format!("postgres_{}", self.port)
+    }
+
+    /// Makes an empty database and returns its URL.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Misuse`] for a name other than letters, digits and `_`; [`KitError::Sql`].
+    pub async fn create_database(&self, name: &str) -> Result<String, KitError> {
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(KitError::Misuse(format!(
+                "database name {name:?}: only letters, digits and _ are taken"
+            )));
+        }
+        self.execute(&format!("create database \"{name}\"")).await?;
+        Ok(self.url(name))
+    }
+
+    /// Runs one statement as superuser in the database `postgres`.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Sql`].
+    pub async fn execute(&self, statement: &str) -> Result<(), KitError> {
+        let failed = |source| KitError::sql(format!("run `{statement}`"))(source);
+        let mut connection = PgConnection::connect(&self.admin_url())
+            .await
+            .map_err(failed)?;
+        connection
+            .execute(AssertSqlSafe(statement))
+            .await
+            .map_err(failed)?;
+        connection.close().await.map_err(failed)
+    }
+
+    /// Copies it and starts the copy as a hot standby that streams from it.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start); also when there is no `pg_basebackup`.
+    pub async fn standby(&self) -> Result<Self, KitError> {
+        let program = self.programs.join("pg_basebackup");
+        if !program.is_file() {
+            return Err(find::missing("postgres", "pg_basebackup"));
+        }
+        let folder = Folder::new("standby")?;
+        let data = data_folder(&folder)?;
+        let mut copy = unprivileged(&program);
+        copy.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &self.port.to_string(),
+            "-U",
+            "postgres",
+        ])
+        .args(["-R", "-X", "stream", "-c", "fast", "-D"])
+        .arg(&data);
+        Process::run(&folder, "pg_basebackup", START, &copy).await?;
+        Self::start_in(folder, self.programs.clone(), self.options.clone()).await
+    }
+
+    /// Makes a standby a primary and waits until it takes writes.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Sql`], [`KitError::TimedOut`].
+    pub async fn promote(&self) -> Result<(), KitError> {
+        self.execute("select pg_promote(true, 30)").await?;
+        // A statement that a standby refuses.
+        wait_until("standby promoted", START, async || {
+            self.execute("select pg_current_wal_lsn()").await?;
+            Ok::<_, KitError>(true)
+        })
+        .await
+    }
+
+    /// Freezes the server and all of its sessions (SIGSTOP): connections stay, nothing answers.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Io`].
+    pub fn pause(&self) -> Result<(), KitError> {
+        let process = self.process();
+        // The postmaster first, so that it starts no further session.
+        process.signal(Signal::STOP)?;
+        signal_all(&children_of(process.pid()), Signal::STOP);
+        Ok(())
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Io`].
+    pub fn resume(&self) -> Result<(), KitError> {
+        let process = self.process();
+        signal_all(&children_of(process.pid()), Signal::CONT);
+        process.signal(Signal::CONT)
+    }
+
+    /// Kills the server and all of its sessions at once, as a power cut would.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::TimedOut`] when something of it is still there after 10 s.
+    pub async fn kill9(&self) -> Result<(), KitError> {
+        let process = self.process();
+        process.signal(Signal::STOP)?;
+        let sessions = children_of(process.pid());
+        process.kill().await?;
+        signal_all(&sessions, Signal::KILL);
+        // A session that lives on holds the shared memory, and the next start is refused.
+        wait_until("sessions gone", Duration::from_secs(10), || {
+            let gone = !sessions.iter().any(|pid| runs(*pid));
+            async move { Ok::<_, KitError>(gone) }
+        })
+        .await
+    }
+
+    /// Stops it in order, closing its sessions (`pg_ctl stop -m fast`).
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::TimedOut`] when it takes longer than 60 s.
+    pub async fn stop(&self) -> Result<(), KitError> {
+        let process = self.process();
+        process.signal(Signal::INT)?;
+        process.wait(START).await.map(|_| ())
+    }
+
+    /// Starts it again on its old port and data, stopping it first if it runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn restart(&self) -> Result<(), KitError> {
+        self.stop().await?;
+        let process = launch(&self.folder, &self.programs, &self.options, self.port).await?;
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(process);
+        Ok(())
+    }
+
+    /// The server's process (the postmaster).
+    pub fn process(&self) -> Arc<Process> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&process)
+    }
+
+    async fn start_in(
+        folder: Folder,
+        programs: PathBuf,
+        options: PostgresOptions,
+    ) -> Result<Self, KitError> {
+        let (port, process) = on_free_port(async |port| {
+            let process = launch(&folder, &programs, &options, port).await?;
+            Ok((port, process))
+        })
+        .await?;
+        Ok(Self {
+            process: Mutex::new(Arc::new(process)),
+            folder,
+            programs,
+            options,
+            port,
+        })
+    }
+}
+
+/// Starts the server program in the foreground, as our own child, and waits until it answers.
+async fn launch(
+    folder: &Folder,
+    programs: &Path,
+    options: &PostgresOptions,
+    port: u16,
+) -> Result<Process, KitError> {
+    let data = folder.path().join("data");
+    let mut command = unprivileged(&programs.join("postgres"));
+    command.arg("-D").arg(&data).arg("-k").arg(&data);
+    let mut set = |name: &str, value: &str| {
+        command.arg("-c").arg(format!("{name}={value}"));
+    };
+    set("listen_addresses", "127.0.0.1");
+    set("port", &port.to_string());
+    set("cluster_name", &format!("postgres_{port}"));
+    // In a file of the folder, not in /dev/shm, where a killed server would leave it.
+    set("dynamic_shared_memory_type", "mmap");
+    if !options.fsync {
+        // synchronous_commit stays on: without it a killed server loses commits.
+        set("fsync", "off");
+        set("full_page_writes", "off");
+    }
+    for (name, value) in &options.settings {
+        set(name, value);
+    }
+    // QUIT: at once, but with the shared memory given back.
+    let process = Process::spawn(folder, "postgres", Signal::QUIT, &command)?;
+    let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+    process
+        .wait_ready(START, async || {
+            let connection = PgConnection::connect(&url).await?;
+            connection.close().await?;
+            Ok::<_, sqlx::Error>(true)
+        })
+        .await?;
+    Ok(process)
+}
+
+/// `program` as somebody whom Postgres accepts.
+fn unprivileged(program: &Path) -> Command {
+    if !geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .arg(format!("--reuid={NOBODY}"))
+        .arg(format!("--regid={NOBODY}"))
+        .arg("--clear-groups")
+        .arg(program);
+    command
+}
+
+/// An empty folder `data` with the owner and the mode that Postgres insists on.
+fn data_folder(folder: &Folder) -> Result<PathBuf, KitError> {
+    let data = folder.subfolder("data")?;
+    let doing = || format!("hand {} to Postgres's user", data.display());
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).map_err(KitError::io(doing()))?;
+    if geteuid().is_root() {
+        chown(&data, Some(NOBODY), Some(NOBODY)).map_err(KitError::io(doing()))?;
+    }
+    Ok(data)
+}
+
+fn signal_all(pids: &[rustix::process::Pid], signal: Signal) {
+    for pid in pids {
+        // One that has just ended needs no signal.
+        let _ = kill_process(*pid, signal);
+    }
+}

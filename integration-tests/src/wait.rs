@@ -1,0 +1,134 @@
+//! Waiting by asking, and ports that stay free.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Display,
+    future::Future,
+    net::TcpListener,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::KitError;
+
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Asks again and again until the answer is `Ok(true)`.
+///
+/// `Ok(false)` and errors both mean "not yet"; the last one is part of the error when `limit` has
+/// passed. A question that hangs is given up at the deadline.
+///
+/// # Errors
+///
+/// [`KitError::TimedOut`].
+///
+/// ```
+/// # use std::time::Duration;
+/// # use cutover_testkit::{KitError, wait_until};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), KitError> {
+/// let mut asked = 0;
+/// wait_until("third time lucky", Duration::from_secs(1), || {
+///     asked += 1;
+///     let done = asked == 3;
+///     async move { Ok::<_, KitError>(done) }
+/// })
+/// .await
+/// # }
+/// ```
+pub async fn wait_until<A, F, E>(what: &str, limit: Duration, mut ask: A) -> Result<(), KitError>
+where
+    A: FnMut() -> F,
+    F: Future<Output = Result<bool, E>>,
+    E: Display,
+{
+    let deadline = Instant::now() + limit;
+    let mut last = String::from("none");
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(left.max(PAUSE), ask()).await {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Ok(false)) => last = String::from("no"),
+            Ok(Err(error)) => last = error.to_string(),
+            Err(_) => {}
+        }
+        if Instant::now() >= deadline {
+            return Err(KitError::TimedOut {
+                what: what.to_owned(),
+                limit,
+                last,
+            });
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// A loopback port on which nobody listens, never the same twice in one process.
+///
+/// It lies below the range from which systems take the ports of outgoing connections (32768 on
+/// Linux), so that a server that is stopped and started again gets its port back.
+///
+/// # Errors
+///
+/// [`KitError::Misuse`] when a thousand tries found none.
+pub fn free_port() -> Result<u16, KitError> {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..1000 {
+        let port = fastrand::u16(10_000..32_000);
+        if !given.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            given.insert(port);
+            return Ok(port);
+        }
+    }
+    Err(KitError::Misuse(
+        "no free port between 10000 and 32000 on 127.0.0.1".to_owned(),
+    ))
+}
+
+/// Starts a server on a free port, on another one when somebody else was quicker to take it.
+pub(crate) async fn on_free_port<S, F, T>(mut start: S) -> Result<T, KitError>
+where
+    S: FnMut(u16) -> F,
+    F: Future<Output = Result<T, KitError>>,
+{
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match start(free_port()?).await {
+            Err(error) if error.is_port_taken() && tries < 5 => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_that_hangs_is_given_up_and_the_last_answer_told() {
+        let mut asked = 0;
+        let outcome = wait_until("never", Duration::from_millis(200), || {
+            asked += 1;
+            let hangs = asked > 2;
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+                Err::<bool, _>("refused")
+            }
+        })
+        .await;
+        assert_eq!(
+            outcome.unwrap_err().to_string(),
+            "never: not within 200ms; last answer: refused"
+        );
+    }
+
+    #[test]
+    fn ports_are_not_given_twice() {
+        let ports: BTreeSet<_> = (0..50).map(|_| free_port().unwrap()).collect();
+        assert_eq!(ports.len(), 50);
+    }
+}
