@@ -5,8 +5,10 @@ mod balancer;
 mod client;
 mod csv_orders;
 mod customers;
+mod database;
 mod dataset;
 mod failure;
+mod ledger;
 mod load;
 #[cfg(test)]
 mod load_tests;
