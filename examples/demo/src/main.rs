@@ -2,6 +2,7 @@
 
 mod args;
 mod balancer;
+mod board;
 mod client;
 mod csv_orders;
 mod customers;
@@ -13,6 +14,8 @@ mod load;
 #[cfg(test)]
 mod load_tests;
 mod proxy;
+mod report;
+mod screen;
 mod stats;
 mod status;
 #[cfg(test)]
