@@ -1,0 +1,58 @@
+# One command each; `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench check cargo
+
+SHELL := /bin/bash
+export CARGO_NET_RETRY ?= 5
+export CARGO_TERM_COLOR ?= auto
+
+# Tests always use throwaway servers of their own, never those of whoever runs them.
+SERVERS_FOR_TESTS = env -u DATABASE_URL -u REDIS_URL -u UNLEASH_URL scripts/servers
+
+# A heading per stage, with the time since the start.
+START := $(shell date +%s)
+stage = @printf '\n=== [%3d s] %s\n' $$(( $$(date +%s) - $(START) )) '$(1)'
+
+help:
+	@echo 'make demo    a payments service is deployed and migrated under load, on real servers, live on screen'
+	@echo '             ROWS=100000 RATE=200   size of the table, requests per second'
+	@echo '             ORDERS=file.csv        your own table of orders instead of a generated one'
+	@echo '             BREAK=rule             take one safety rule out, to see the damage being found'
+	@echo '             ARGS="…"               anything else for target/release/demo (see --help)'
+	@echo 'make test    everything: format, lints, units, documentation, real servers'
+	@echo 'make check   format and lints only'
+	@echo 'make bench   measurements side by side with peers'
+
+demo: cargo
+	scripts/servers postgres redis unleash envoy
+	cargo build --release -p payments -p demo
+ifdef BREAK
+	RUSTFLAGS='$(RUSTFLAGS) --cfg cutover_break="$(BREAK)"' CARGO_TARGET_DIR=target/broken cargo build --release -p payments
+endif
+	target/release/demo $(if $(ORDERS),--orders '$(ORDERS)') $(if $(RATE),--rate '$(RATE)') \
+		$(if $(ROWS),--rows '$(ROWS)') $(if $(BREAK),--break '$(BREAK)' --bin-dir target/broken/release) $(ARGS)
+
+check: cargo
+	$(call stage,format)
+	cargo fmt --all --check
+	$(call stage,lints)
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+# Cheapest first, so that a mistake shows early.
+test: check
+	$(call stage,units and documentation)
+	cargo test --workspace --all-features --exclude cutover-testkit
+	$(call stage,servers)
+	$(SERVERS_FOR_TESTS)
+	$(call stage,real servers)
+	cargo test -p cutover-testkit
+	$(call stage,done)
+
+bench: cargo
+	$(call stage,servers)
+	$(SERVERS_FOR_TESTS) postgres redis unleash
+	$(call stage,measurements)
+	cargo run --release -p cutover-benches -- $(ARGS)
+
+cargo:
+	@scripts/cargo-is-new-enough

@@ -1,0 +1,77 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::clock;
+
+/// How long this process may still believe that it is alive in the fleet's eyes.
+///
+/// A cheap handle. [`Lease::holds`] is one clock reading and one atomic load, and is the check that an
+/// operation makes at its end: a process that was stopped in the middle finds that its lease has run out,
+/// whatever it read before.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    // Nanoseconds of `clock::now`; 0 while there is no lease.
+    deadline: Arc<AtomicU64>,
+}
+
+impl Lease {
+    pub(super) fn none() -> Self {
+        Self { deadline: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// A lease that never runs out, for a process that is its own fleet and for tests.
+    pub fn unlimited() -> Self {
+        Self { deadline: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+
+    /// Whether the lease still holds by this process's own clock.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        nanos(clock::now()) < self.deadline.load(Ordering::Acquire)
+    }
+
+    /// How long it still holds; zero when it does not.
+    pub fn remaining(&self) -> Duration {
+        let deadline = Duration::from_nanos(self.deadline.load(Ordering::Acquire));
+        deadline.saturating_sub(clock::now())
+    }
+
+    /// Extends the lease to `lasting` from the moment `asked` at which the database was asked for it.
+    pub(super) fn extend(&self, asked: Duration, lasting: Duration) {
+        self.deadline.store(nanos(asked + lasting), Ordering::Release);
+    }
+
+    pub(super) fn end(&self) {
+        self.deadline.store(0, Ordering::Release);
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_counts_from_when_it_was_asked_for() {
+        let lease = Lease::none();
+        assert!(!lease.holds());
+        lease.extend(clock::now(), Duration::from_secs(60));
+        assert!(lease.holds() && lease.remaining() <= Duration::from_secs(60));
+        // The answer took longer than the lease lasts.
+        lease.extend(clock::now(), Duration::ZERO);
+        assert!(!lease.holds());
+        assert_eq!(lease.remaining(), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_ended_lease_does_not_hold() {
+        let lease = Lease::unlimited();
+        assert!(lease.holds());
+        lease.end();
+        assert!(!lease.holds());
+    }
+}

@@ -1,0 +1,180 @@
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Executor, PgTransaction, Row};
+
+/// The version of the ledger's schema that this library was written for.
+pub const SCHEMA_VERSION: i32 = 1;
+
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// Serialises installation between processes: "cutover" read as a number.
+const INSTALL_LOCK: i64 = 0x0063_7574_6f76_6572;
+
+/// The oldest server whose features the ledger uses.
+const OLDEST_SERVER: i32 = 130_000;
+
+/// What can be wrong with the ledger.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedgerError {
+    /// The database did not answer, or refused a statement.
+    #[error("the ledger's database: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The schema isn't there and this role may not create it.
+    #[error(
+        "schema `cutover` is not installed and role {role:?} may not create it: install it once with a role \
+         that has CREATE on the database, and grant this role its use"
+    )]
+    NotInstalled {
+        /// The role that was refused.
+        role: String,
+    },
+    /// This role lacks a right on an installed ledger.
+    #[error("role {role:?} lacks rights on schema `cutover`: {message}")]
+    NoRights {
+        /// The role that was refused.
+        role: String,
+        /// What the server said.
+        message: String,
+    },
+    /// A newer library installed a ledger that this one can't work with.
+    #[error(
+        "the ledger has version {found} and needs a library for version {needs} or newer; this one is for \
+         {SCHEMA_VERSION}: deploy a build with a newer `cutover`"
+    )]
+    Newer {
+        /// The ledger's version.
+        found: i32,
+        /// The oldest version it still works with.
+        needs: i32,
+    },
+    /// The connection leads to a standby.
+    #[error("the ledger's database is a read-only standby: connect to the primary")]
+    ReadOnly,
+    /// The server is too old.
+    #[error("the server is PostgreSQL {0}: 13 or newer is needed")]
+    ServerTooOld(i32),
+    /// An option makes no sense.
+    #[error("{field}: {problem}")]
+    Option {
+        /// The option's name.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+/// The tables in schema `cutover` that hold who is alive, which epoch is current, and the history.
+///
+/// It lives in the same database as the data, so that both come back from the same write-ahead log after a
+/// failover. It has a few connections of its own, derived from the service's options: asking for an
+/// extension of a lease must not wait in the queue of a busy pool.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    pool: PgPool,
+}
+
+impl Ledger {
+    /// Connects with `options`, installs or upgrades the schema where it is missing or old, and checks that
+    /// this library can work with it.
+    ///
+    /// Two versions of the library may do so at once. A role without the right to create a schema is enough
+    /// where the schema is installed already.
+    ///
+    /// # Errors
+    ///
+    /// Any [`LedgerError`]. Nothing was changed then.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future rolls the installation back.
+    pub async fn open(options: PgConnectOptions) -> Result<Self, LedgerError> {
+        // One connection listens, one renews the lease; the driver adds one that waits for locks and one
+        // that works on the data. Idle ones are given back.
+        let pool = PgPoolOptions::new()
+            .max_connections(4)
+            .min_connections(0)
+            .acquire_timeout(Duration::from_secs(5))
+            .idle_timeout(Duration::from_secs(30))
+            .max_lifetime(Duration::from_secs(30 * 60))
+            .connect_lazy_with(options.statement_cache_capacity(0));
+        let ledger = Self { pool };
+        ledger.ensure().await?;
+        Ok(ledger)
+    }
+
+    /// Begins a transaction on the ledger.
+    ///
+    /// Everything asked of the ledger runs in a transaction, also a single query: behind a pooler in
+    /// transaction mode the preparation of a statement and its execution could else reach different servers.
+    pub(crate) async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
+        self.pool.begin().await
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    async fn ensure(&self) -> Result<(), LedgerError> {
+        let mut tx = self.begin().await?;
+        let row = tx
+            .fetch_one(
+                "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \
+                 current_user::text as role, to_regclass('cutover.ledger') is not null as installed",
+            )
+            .await?;
+        let (server, role): (i32, String) = (row.try_get("server")?, row.try_get("role")?);
+        if server < OLDEST_SERVER {
+            return Err(LedgerError::ServerTooOld(server / 10_000));
+        }
+        if row.try_get("standby")? {
+            return Err(LedgerError::ReadOnly);
+        }
+        if !row.try_get::<bool, _>("installed")? {
+            install(&mut tx, &role).await?;
+        }
+        let found: (i32, i32) = sqlx::query_as("select version, compatible_from from cutover.ledger")
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(|error| no_rights(error, &role))?;
+        if found.1 > SCHEMA_VERSION {
+            return Err(LedgerError::Newer { found: found.0, needs: found.1 });
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+async fn install(tx: &mut PgTransaction<'static>, role: &str) -> Result<(), LedgerError> {
+    sqlx::query("select pg_advisory_xact_lock($1)").bind(INSTALL_LOCK).execute(&mut **tx).await?;
+    // Another process may have been faster.
+    let installed: bool =
+        sqlx::query_scalar("select to_regclass('cutover.ledger') is not null").fetch_one(&mut **tx).await?;
+    if installed {
+        return Ok(());
+    }
+    tx.execute(SCHEMA).await.map_err(|error| match sql_state(&error).as_deref() {
+        Some("42501") => LedgerError::NotInstalled { role: role.to_owned() },
+        _ => error.into(),
+    })?;
+    sqlx::query("insert into cutover.ledger (version, compatible_from) values ($1, 1)")
+        .bind(SCHEMA_VERSION)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+fn no_rights(error: sqlx::Error, role: &str) -> LedgerError {
+    match &error {
+        sqlx::Error::Database(refusal) if refusal.code().as_deref() == Some("42501") => {
+            LedgerError::NoRights { role: role.to_owned(), message: refusal.message().to_owned() }
+        }
+        _ => error.into(),
+    }
+}
+
+/// The SQLSTATE of an error that the server sent.
+pub(crate) fn sql_state(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(|refusal| refusal.code()).map(|code| code.into_owned())
+}

@@ -1,0 +1,19 @@
+//! Who is alive: the ledger in schema `cutover`, the instances in it, and their leases.
+//!
+//! # The hazard
+//!
+//! "All instances run the new code" is a hope unless somebody counts them. A process that was killed, paused
+//! or cut off looks the same from outside; only the paused one comes back and goes on with what it was doing.
+//! Liveness is therefore a lease on the database's clock. An instance measures its own lease on a clock that
+//! goes on while the machine is suspended, from before it asked, less a margin, so that it stops trusting
+//! itself before anybody else stops counting it.
+
+mod clock;
+mod instance;
+mod lease;
+mod ledger;
+
+pub use instance::{Fleet, FleetOptions, Membership};
+pub use lease::Lease;
+pub(crate) use ledger::sql_state;
+pub use ledger::{Ledger, LedgerError, SCHEMA_VERSION};

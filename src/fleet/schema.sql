@@ -1,0 +1,184 @@
+-- The ledger. Everything of it lives in schema `cutover`; constraints make an illegal row impossible
+-- where SQL can say so.
+
+create schema if not exists cutover;
+
+create table cutover.ledger (
+    only_row boolean primary key default true check (only_row),
+    version integer not null,
+    -- The oldest library schema version that can still work with this ledger.
+    compatible_from integer not null check (compatible_from <= version),
+    installed_at timestamptz not null default clock_timestamp()
+);
+
+-- The set of instances that have to agree. Its row is what admission and moves lock against each other.
+create table cutover.fleets (
+    name text primary key check (name <> '' and length(name) <= 63),
+    driver bigint,
+    driver_until timestamptz
+);
+
+-- One life of one process. A restarted process is a new row.
+create table cutover.instances (
+    id bigint generated always as identity primary key,
+    fleet text not null references cutover.fleets,
+    name text not null,
+    service text not null,
+    version text not null,
+    revision text not null,
+    joined_at timestamptz not null default clock_timestamp(),
+    lease_until timestamptz not null,
+    -- Only an admitted instance serves, and only admitted instances are waited for.
+    admitted boolean not null default false,
+    -- Why it is not admitted.
+    refusal text
+) with (fillfactor = 50);
+create index instances_by_fleet on cutover.instances (fleet);
+
+create table cutover.migrations (
+    -- Part of the advisory lock's key.
+    id integer generated always as identity primary key check (id between 1 and 65535),
+    fleet text not null references cutover.fleets,
+    name text not null check (name <> '' and length(name) <= 63),
+    epoch integer not null default 1,
+    phase text not null default 'off',
+    old_complete boolean not null default true,
+    new_complete boolean not null default false,
+    ramp_percent smallint not null default 100 check (ramp_percent between 0 and 100),
+    -- What a person asked for by SQL or command line; null: nothing.
+    desired text,
+    desired_by text,
+    -- What the driver waits for, for people to read.
+    waits_for text,
+    waits_since timestamptz,
+    unique (fleet, name),
+    check (old_complete or phase not in ('off', 'expand', 'backfill', 'verify', 'ramp')),
+    check (new_complete or phase not in ('ramp', 'switch', 'retire', 'contract')),
+    check (not (old_complete and phase in ('retire', 'contract'))),
+    check (not (new_complete and phase = 'off'))
+);
+
+-- Every phase change there ever was.
+create table cutover.epochs (
+    migration_id integer not null references cutover.migrations,
+    epoch integer not null check (epoch > 0),
+    phase text not null check (phase in
+        ('off', 'expand', 'backfill', 'verify', 'ramp', 'switch', 'retire', 'contract')),
+    previous_epoch integer generated always as (nullif(epoch - 1, 0)) stored,
+    previous_phase text,
+    opened_at timestamptz not null default clock_timestamp(),
+    -- From here on the fence refuses it.
+    closed_at timestamptz,
+    -- From here on no transaction of it is left.
+    drained_at timestamptz,
+    actor text not null,
+    reason text not null,
+    primary key (migration_id, epoch),
+    unique (migration_id, epoch, phase),
+    foreign key (migration_id, previous_epoch, previous_phase)
+        references cutover.epochs (migration_id, epoch, phase),
+    check ((epoch = 1) = (previous_phase is null)),
+    check (drained_at is null or closed_at is not null),
+    -- One step along the line, either way; none out of `contract`.
+    check (previous_phase is null or (previous_phase, phase) in (
+        ('off', 'expand'), ('expand', 'backfill'), ('backfill', 'verify'), ('verify', 'ramp'),
+        ('ramp', 'switch'), ('switch', 'retire'), ('retire', 'contract'),
+        ('expand', 'off'), ('backfill', 'expand'), ('verify', 'backfill'), ('ramp', 'verify'),
+        ('switch', 'ramp'), ('retire', 'switch')))
+);
+-- Epochs follow one another without a gap, so this allows two neighbours in use and never a third.
+create unique index at_most_two_epochs_in_use
+    on cutover.epochs (migration_id, (epoch % 2)) where drained_at is null;
+
+alter table cutover.migrations add foreign key (id, epoch, phase)
+    references cutover.epochs (migration_id, epoch, phase) deferrable initially deferred;
+
+-- What an instance declared about a migration, and how far it has come.
+create table cutover.acknowledgements (
+    instance_id bigint not null references cutover.instances on delete cascade,
+    migration_id integer not null references cutover.migrations,
+    lowest text not null,
+    highest text not null,
+    -- Nothing of the instance runs at an older epoch than this.
+    epoch integer not null default 0,
+    -- Operations at older epochs, as last reported, and since when it waits for them.
+    older_open integer not null default 0,
+    waits_since timestamptz,
+    primary key (instance_id, migration_id)
+);
+
+create table cutover.approvals (
+    migration_id integer not null references cutover.migrations,
+    phase text not null check (phase = 'contract'),
+    actor text not null check (actor <> ''),
+    reason text not null default '',
+    given_at timestamptz not null default clock_timestamp(),
+    primary key (migration_id, phase)
+);
+
+-- Long work on the data: checkpoints that commit with the batch they describe.
+create table cutover.jobs (
+    id bigint generated always as identity primary key,
+    migration_id integer not null references cutover.migrations,
+    kind text not null check (kind in ('backfill', 'reverse_backfill', 'scan')),
+    -- The epoch at which it began.
+    epoch integer not null,
+    rows_total bigint not null default 0,
+    rows_done bigint not null default 0,
+    rows_changed bigint not null default 0,
+    -- Rows whose sides differ (scan).
+    differences bigint not null default 0,
+    -- Last key done and last key to do, as text.
+    checkpoint text,
+    upper_bound text,
+    started_at timestamptz not null default clock_timestamp(),
+    updated_at timestamptz not null default clock_timestamp(),
+    finished_at timestamptz
+);
+create unique index one_open_job on cutover.jobs (migration_id, kind) where finished_at is null;
+
+-- Who asked for, approved or did what, when and why.
+create table cutover.history (
+    id bigint generated always as identity primary key,
+    at timestamptz not null default clock_timestamp(),
+    fleet text not null,
+    migration text,
+    event text not null,
+    epoch integer,
+    actor text not null,
+    reason text not null default ''
+);
+
+-- The fence: the first thing in every write transaction.
+--
+-- The shared lock comes first and the look at the epoch second, as statements of their own: under READ
+-- COMMITTED the second one then sees every close that was committed before the lock was granted. Under
+-- REPEATABLE READ and SERIALIZABLE the snapshot may be older than the close, so there the row itself is
+-- locked, which fails with 40001 when it has changed since the snapshot.
+--
+-- The phase is compared too: after a failover to a standby that lagged, the same number can come to stand for
+-- another phase.
+create function cutover.fence(p_migration integer, p_epoch integer, p_phase text) returns void
+language plpgsql as $$
+declare
+    v_closed timestamptz;
+begin
+    perform pg_advisory_xact_lock_shared(1129644032 + p_migration, p_epoch);
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+        select closed_at into v_closed from cutover.epochs
+            where migration_id = p_migration and epoch = p_epoch and phase = p_phase for share;
+    else
+        select closed_at into v_closed from cutover.epochs
+            where migration_id = p_migration and epoch = p_epoch and phase = p_phase;
+    end if;
+    if not found then
+        raise exception using errcode = 'ZC002',
+            message = format('epoch %s (%s) of migration %s is not in the ledger', p_epoch, p_phase, p_migration),
+            hint = 'The database was restored or failed over to an older state. Rejoin and try again.';
+    elsif v_closed is not null then
+        raise exception using errcode = 'ZC001',
+            message = format('epoch %s of migration %s is closed', p_epoch, p_migration),
+            hint = 'The migration has moved on. Try again at the current epoch.';
+    end if;
+end
+$$;

@@ -1,0 +1,42 @@
+use std::sync::Arc;
+
+use sqlx::{Connection, PgConnection, PgPool};
+use tokio::sync::Mutex;
+
+use super::{Check, CheckError, Observed};
+
+impl Check {
+    /// A check named `postgres` of the server that `pool` connects to.
+    ///
+    /// The probe has one connection of its own, made from the pool's current options: it
+    /// doesn't wait in the pool's queue, so a pool that is used up isn't taken for a server
+    /// that is gone. It shows as a warning then. Count one more connection per instance.
+    ///
+    /// It sends an empty simple query, which also works through a transaction pooler.
+    pub fn postgres(pool: &PgPool) -> Self {
+        let pool = pool.clone();
+        let idle = Arc::new(Mutex::new(None));
+        Self::new("postgres", move || probe(pool.clone(), Arc::clone(&idle)))
+    }
+}
+
+async fn probe(pool: PgPool, idle: Arc<Mutex<Option<PgConnection>>>) -> Result<Observed, CheckError> {
+    // Taken out while in use: a probe that fails or is cancelled drops the connection.
+    let kept = idle.lock().await.take();
+    let mut connection = match kept {
+        Some(connection) => connection,
+        None => {
+            let options = pool.connect_options();
+            let options = (*options).clone().application_name("cutover-health");
+            PgConnection::connect_with(&options).await?
+        }
+    };
+    connection.ping().await?;
+    *idle.lock().await = Some(connection);
+
+    let limit = pool.options().get_max_connections();
+    if pool.num_idle() == 0 && pool.size() >= limit {
+        return Ok(Observed::Warn(format!("reachable, but all {limit} connections of the pool are in use")));
+    }
+    Ok(Observed::Pass)
+}

@@ -1,0 +1,99 @@
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use ::http::{StatusCode, header::CONTENT_LENGTH, response::Parts};
+use bytes::Buf;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::{
+    http::{Abort, METHODS},
+    ticket::Ticket,
+};
+
+pin_project! {
+    /// A response body that counts its request when it ends, by whatever end.
+    pub struct MetricsBody<B: Body> {
+        #[pin]
+        inner: B,
+        status: u16,
+        // Bytes still owed under a `Content-Length`. A server stops polling when it has
+        // sent them, without asking the body for its end.
+        owed: Option<u64>,
+        ticket: Option<Ticket>,
+    }
+
+    impl<B: Body> PinnedDrop for MetricsBody<B> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let Some(ticket) = this.ticket
+                && !ticket.panicked()
+                && (*this.owed == Some(0) || this.inner.is_end_stream())
+            {
+                ticket.completed(*this.status);
+            }
+        }
+    }
+}
+
+impl<B: Body> MetricsBody<B> {
+    pub(super) fn new(inner: B, head: &Parts, ticket: Option<Ticket>) -> Self {
+        let bodiless = head.status.is_informational()
+            || head.status == StatusCode::NO_CONTENT
+            || head.status == StatusCode::NOT_MODIFIED
+            || ticket.as_ref().is_some_and(|t| METHODS[usize::from(t.method())] == "HEAD");
+        let owed = if bodiless {
+            Some(0)
+        } else {
+            let length = head.headers.get(CONTENT_LENGTH);
+            length.and_then(|v| v.to_str().ok()?.parse().ok())
+        };
+        Self { inner, status: head.status.as_u16(), owed, ticket }
+    }
+}
+
+impl<B: Body> Body for MetricsBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let mut this = self.project();
+        let frame = match this.ticket {
+            Some(ticket) => ready!(ticket.run(|| this.inner.as_mut().poll_frame(cx))),
+            None => ready!(this.inner.poll_frame(cx)),
+        };
+        if let Some(ticket) = this.ticket {
+            match &frame {
+                None => ticket.completed(*this.status),
+                Some(Err(_)) => ticket.aborted(Abort::BodyError),
+                Some(Ok(frame)) => {
+                    if let (Some(owed), Some(data)) = (&mut *this.owed, frame.data_ref()) {
+                        let sent = u64::try_from(data.remaining()).unwrap_or(u64::MAX);
+                        *owed = owed.saturating_sub(sent);
+                    }
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl<B: Body> fmt::Debug for MetricsBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricsBody").field("status", &self.status).finish_non_exhaustive()
+    }
+}

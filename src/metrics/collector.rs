@@ -1,0 +1,140 @@
+use std::{collections::HashMap, sync::Arc};
+
+use prometheus::{
+    core::{Collector, Desc},
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+use super::{
+    http::{Abort, Http, METHODS},
+    series::{BOUNDS, Snapshot},
+};
+
+/// Name, help, type and labels (in the alphabet's order) of each family.
+const FAMILIES: [(&str, &str, MetricType, &[&str]); 4] = [
+    (
+        "http_requests_total",
+        "Requests by the time their response body ended.",
+        MetricType::COUNTER,
+        &["method", "route", "status", "version"],
+    ),
+    (
+        "http_request_duration_seconds",
+        "Time from the request to the end of its response body.",
+        MetricType::HISTOGRAM,
+        &["method", "route", "status", "version"],
+    ),
+    (
+        "http_requests_aborted_total",
+        "Requests whose response did not get to its end, by reason.",
+        MetricType::COUNTER,
+        &["method", "reason", "route", "version"],
+    ),
+    (
+        "http_requests_in_flight",
+        "Requests whose response body has not ended.",
+        MetricType::GAUGE,
+        &["version"],
+    ),
+];
+
+/// Shows the sharded series of [`Http`] to a Prometheus registry.
+pub(super) struct HttpCollector {
+    http: Arc<Http>,
+    version: String,
+    descriptions: Vec<Desc>,
+}
+
+impl HttpCollector {
+    pub(super) fn new(http: Arc<Http>, version: &str) -> prometheus::Result<Self> {
+        let descriptions = FAMILIES
+            .iter()
+            .map(|(name, help, _, labels)| {
+                let labels = labels.iter().map(|label| (*label).to_owned()).collect();
+                Desc::new((*name).into(), (*help).into(), labels, HashMap::new())
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { http, version: version.to_owned(), descriptions })
+    }
+}
+
+impl Collector for HttpCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let version = self.version.as_str();
+        let (mut counts, mut durations, mut aborts) = (Vec::new(), Vec::new(), Vec::new());
+        for route in self.http.routes() {
+            for entry in route.entries().iter() {
+                let method = METHODS[usize::from(entry.method)];
+                let status = entry.status.to_string();
+                let values = [method, &route.name, &status, version];
+                let snapshot = entry.series.snapshot();
+                counts.push(counter(FAMILIES[0].3, &values, snapshot.count));
+                durations.push(histogram(FAMILIES[1].3, &values, &snapshot));
+            }
+            for (index, method) in (0..).zip(METHODS) {
+                for abort in Abort::ALL {
+                    let count = route.aborts(index, abort);
+                    if count > 0 {
+                        let values = [method, abort.reason(), &route.name, version];
+                        aborts.push(counter(FAMILIES[2].3, &values, count));
+                    }
+                }
+            }
+        }
+        let mut gauge = Gauge::default();
+        gauge.set_value(self.http.in_flight.get() as f64);
+        let mut in_flight = labelled(FAMILIES[3].3, &[version]);
+        in_flight.set_gauge(gauge);
+
+        FAMILIES
+            .iter()
+            .zip([counts, durations, aborts, vec![in_flight]])
+            .map(|((name, help, kind, _), metrics)| {
+                let mut family = MetricFamily::default();
+                family.set_name((*name).into());
+                family.set_help((*help).into());
+                family.set_field_type(*kind);
+                family.set_metric(metrics);
+                family
+            })
+            .collect()
+    }
+}
+
+fn labelled(names: &[&str], values: &[&str]) -> Metric {
+    let label = |(name, value): (&&str, &&str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).into());
+        pair.set_value((*value).into());
+        pair
+    };
+    Metric::from_label(names.iter().zip(values).map(label).collect())
+}
+
+fn counter(names: &[&str], values: &[&str], count: u64) -> Metric {
+    let mut counter = Counter::default();
+    counter.set_value(count as f64);
+    let mut metric = labelled(names, values);
+    metric.set_counter(counter);
+    metric
+}
+
+fn histogram(names: &[&str], values: &[&str], snapshot: &Snapshot) -> Metric {
+    let bucket = |(bound, count): (f64, u64)| {
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(bound);
+        bucket.set_cumulative_count(count);
+        bucket
+    };
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(BOUNDS.into_iter().zip(snapshot.cumulative).map(bucket).collect());
+    histogram.set_sample_count(snapshot.count);
+    histogram.set_sample_sum(snapshot.seconds);
+    let mut metric = labelled(names, values);
+    metric.set_histogram(histogram);
+    metric
+}

@@ -1,0 +1,37 @@
+//! What a canary judge reads: request counts and durations, each request counted once.
+//!
+//! **Hazard.** A layer that counts at the response head calls a stream that broke half way
+//! a success, never sees a handler that panicked or a client that hung up, and leaves its
+//! in-flight gauge above zero for ever; a layer that labels by path explodes. A judge that
+//! reads those numbers promotes a broken build. Here a request is classified at the end of
+//! its response body, under the route that matched, and a series starts at zero, so that
+//! an empty result can't pass for a healthy one.
+//!
+//! **Differences from other metrics layers.** Duration is the time to the end of the body,
+//! not to the head. Every ending counts, with these values in the usual labels:
+//!
+//! | ending | `status` | also counted in `http_requests_aborted_total{reason}` |
+//! |---|---|---|
+//! | body sent to its end | the response's | – |
+//! | inner service answered with an error | `500` | `service_error` |
+//! | handler or body panicked | `500` | `panic` |
+//! | body failed half way | `500` | `body_error` |
+//! | dropped before the head or in mid-body: client gone, or cut by a drain | `499` | `dropped` |
+//!
+//! So `status=~"5.."` finds every failure that is the service's own, and nothing else.
+
+mod body;
+mod collector;
+mod http;
+mod layer;
+mod registry;
+mod series;
+mod ticket;
+
+pub use body::MetricsBody;
+pub use layer::{MetricsLayer, MetricsService, ResponseFuture};
+pub use prometheus;
+pub use registry::Metrics;
+
+#[cfg(test)]
+mod tests;

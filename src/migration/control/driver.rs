@@ -1,0 +1,210 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::Migration;
+use super::migration::Spec;
+use super::plan::{PlanError, Task};
+use super::turn::{Outcome, Turn};
+use super::view::Station;
+use crate::fleet::{Fleet, Membership};
+use crate::migration::phase::{Phase, Previous};
+
+/// How the driver goes about its work.
+#[derive(Debug, Clone)]
+pub struct DriverOptions {
+    /// How long a transaction of a closed epoch may stay open before its backend is terminated, where this role
+    /// may do that. Default 30 s. A paused or partitioned process can hold a migration up for this long.
+    pub transaction_limit: Duration,
+    /// How long the driver's office lasts when it says nothing. Default 5 s.
+    pub term: Duration,
+}
+
+impl Default for DriverOptions {
+    fn default() -> Self {
+        Self { transaction_limit: Duration::from_secs(30), term: Duration::from_secs(5) }
+    }
+}
+
+/// Between turns: while an acknowledgement is awaited, while the migration is on its way, and at rest.
+const AWAITING: Duration = Duration::from_millis(10);
+const UNDER_WAY: Duration = Duration::from_millis(50);
+const AT_REST: Duration = Duration::from_millis(250);
+/// After a failed piece of work or an unreachable database.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// Moves the fleet's migrations towards what is desired, while this instance holds the office.
+pub(super) struct Driver {
+    fleet: Fleet,
+    migrations: Arc<[(Spec, Migration)]>,
+    options: DriverOptions,
+    jobs: HashMap<String, Job>,
+}
+
+/// A piece of work under way, or the failure of the last one.
+enum Job {
+    Running(Task, JoinHandle<Result<(), PlanError>>),
+    Failed { what: String, again: Instant },
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.abandon_work();
+    }
+}
+
+impl Driver {
+    pub(super) fn new(fleet: Fleet, migrations: Arc<[(Spec, Migration)]>, options: DriverOptions) -> Self {
+        Self { fleet, migrations, options, jobs: HashMap::new() }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut membership = self.fleet.membership();
+        loop {
+            let now = *membership.borrow_and_update();
+            let pause = match now {
+                Membership::Out => {
+                    self.abandon_work();
+                    if membership.changed().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                Membership::Joined(id) => self.serve(id).await,
+            };
+            sleep(pause).await;
+        }
+    }
+
+    /// Serves for a part of a term, if the office can be had. Returns how long to stay away.
+    async fn serve(&mut self, id: i64) -> Duration {
+        match self.take_office(id).await {
+            Ok(true) => {}
+            Ok(false) => {
+                self.abandon_work();
+                return self.options.term / 5;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the driver can't reach the ledger");
+                return AFTER_FAILURE;
+            }
+        }
+        let renew = Instant::now() + self.options.term / 3;
+        while Instant::now() < renew {
+            let mut pause = AT_REST;
+            for (spec, migration) in self.migrations.clone().iter() {
+                match self.turn(spec, migration).await {
+                    Ok(wish) => pause = pause.min(wish),
+                    Err(error) => {
+                        tracing::warn!(%error, migration = spec.name, "a turn failed");
+                        pause = pause.min(AT_REST);
+                    }
+                }
+            }
+            sleep(pause).await;
+        }
+        Duration::ZERO
+    }
+
+    /// Holding the office only spares the others the work: every step is safe with two drivers too.
+    async fn take_office(&self, id: i64) -> Result<bool, sqlx::Error> {
+        let mut tx = self.fleet.ledger().begin().await?;
+        let taken = sqlx::query(
+            "update cutover.fleets set driver = $2, \
+                    driver_until = clock_timestamp() + make_interval(secs => $3) \
+             where name = $1 \
+               and exists (select 1 from cutover.instances where id = $2 and admitted) \
+               and (driver is null or driver = $2 or driver_until < clock_timestamp() \
+                    or not exists (select 1 from cutover.instances where id = driver))",
+        )
+        .bind(self.fleet.name())
+        .bind(id)
+        .bind(self.options.term.as_secs_f64())
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+        tx.commit().await?;
+        Ok(taken == 1)
+    }
+
+    /// Takes turns until nothing more can be done now; returns how long to wait for the next.
+    async fn turn(&mut self, spec: &Spec, migration: &Migration) -> Result<Duration, sqlx::Error> {
+        let failure = match self.jobs.get(&spec.name) {
+            Some(Job::Failed { what, .. }) => Some(what.clone()),
+            _ => None,
+        };
+        let turn = Turn {
+            ledger: self.fleet.ledger(),
+            fleet: self.fleet.name(),
+            spec,
+            options: &self.options,
+            failure: failure.as_deref(),
+        };
+        match turn.take().await? {
+            Outcome::Stepped => Ok(Duration::ZERO),
+            Outcome::Still(station, target) => {
+                self.see_to_work(spec, migration, needed(&station, target)).await;
+                Ok(match station.view.previous {
+                    Previous::Open | Previous::Closed => AWAITING,
+                    Previous::Drained if station.view.phase == target => AT_REST,
+                    Previous::Drained => UNDER_WAY,
+                })
+            }
+        }
+    }
+
+    /// Starts the work that is needed, keeps it going, and drops what is needed no more.
+    async fn see_to_work(&mut self, spec: &Spec, migration: &Migration, needed: Option<Task>) {
+        let finished = match self.jobs.get_mut(&spec.name) {
+            Some(Job::Running(task, handle)) if handle.is_finished() => Some((*task, handle.await)),
+            Some(Job::Running(task, _)) if Some(*task) == needed => return,
+            Some(Job::Failed { again, .. }) if needed.is_some() && Instant::now() < *again => return,
+            _ => None,
+        };
+        if let Some(Job::Running(_, handle)) = self.jobs.remove(&spec.name) {
+            handle.abort();
+        }
+        let failure = match finished {
+            Some((task, Ok(Err(error)))) => Some(format!("{task:?} failed: {error}")),
+            Some((task, Err(error))) => Some(format!("{task:?} failed: {error}")),
+            Some((_, Ok(Ok(())))) | None => None,
+        };
+        if let Some(what) = failure {
+            tracing::warn!(migration = spec.name, what);
+            self.jobs.insert(spec.name.clone(), Job::Failed { what, again: Instant::now() + AFTER_FAILURE });
+        } else if let (Some(task), Some(plan)) = (needed, spec.plan.clone()) {
+            let migration = migration.clone();
+            tracing::info!(migration = spec.name, ?task, "work begins");
+            let handle = tokio::spawn(async move { plan.run(task, &migration).await });
+            self.jobs.insert(spec.name.clone(), Job::Running(task, handle));
+        }
+    }
+
+    fn abandon_work(&mut self) {
+        for (_, job) in self.jobs.drain() {
+            if let Job::Running(_, handle) = job {
+                handle.abort();
+            }
+        }
+    }
+}
+
+/// The work that has to be done before a migration can go on towards `target`.
+fn needed(station: &Station, target: Phase) -> Option<Task> {
+    let view = &station.view;
+    if view.previous != Previous::Drained {
+        // Some instance may still work by other rules.
+        return None;
+    }
+    match view.phase {
+        Phase::Off if target != Phase::Off && !station.facts.expanded => Some(Task::Expand),
+        Phase::Backfill if !view.complete.new => Some(Task::Backfill),
+        Phase::Verify if !view.evidence.scanned => Some(Task::Scan),
+        Phase::Switch if !view.complete.old => Some(Task::ReverseBackfill),
+        Phase::Contract if !station.facts.contracted => Some(Task::Contract),
+        _ => None,
+    }
+}

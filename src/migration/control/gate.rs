@@ -1,0 +1,290 @@
+use std::borrow::Borrow;
+use std::fmt;
+
+use super::atomics::{AtomicU64, Ordering};
+use crate::fleet::Lease;
+use crate::migration::phase::{Percent, Phase};
+
+/// What a gate lets through at a moment, packed so that one load reads all of it.
+///
+/// From the low end: 4 bits phase (15: shut), 8 bits ramp percentage, 20 bits generation, 32 bits epoch.
+/// The generation counts how often the gate was shut: a pin from before doesn't count after.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Word(u64);
+
+const SHUT: u64 = 15;
+const GENERATIONS: u64 = 1 << 20;
+
+impl Word {
+    fn new(epoch: i32, generation: u64, at: Option<(Phase, Percent)>) -> Self {
+        let (phase, ramp) = at.map_or((SHUT, 0), |(phase, ramp)| (phase as u64, u64::from(ramp.get())));
+        Word(u64::from(epoch.unsigned_abs()) << 32 | (generation % GENERATIONS) << 12 | ramp << 4 | phase)
+    }
+
+    fn phase(self) -> Option<Phase> {
+        Phase::from_index((self.0 & 15) as u8)
+    }
+
+    fn ramp(self) -> Percent {
+        Percent::new((self.0 >> 4) as u8).unwrap_or(Percent::ALL)
+    }
+
+    fn generation(self) -> u64 {
+        (self.0 >> 12) % GENERATIONS
+    }
+
+    fn epoch(self) -> i32 {
+        (self.0 >> 32) as i32
+    }
+
+    /// Which of the two counters this epoch uses. Two are enough: at most two neighbours are in use.
+    fn parity(self) -> usize {
+        (self.0 >> 32 & 1) as usize
+    }
+}
+
+/// The operations begun by some of the threads, by parity of their epoch. On cache lines of its own, so that
+/// two cores don't pass one back and forth.
+#[repr(align(128))]
+struct Shard([AtomicU64; 2]);
+
+/// Where operations of this instance enter a migration, each at the epoch in use at that moment.
+///
+/// Entering is one load, one counter up and one more load; leaving is one counter down. The second load
+/// makes it exact: whoever counted himself in before the gate moved on is seen by the count that the
+/// acknowledgement waits for, and whoever did so after goes back and enters at the new epoch.
+pub(super) struct Gate {
+    word: AtomicU64,
+    shards: Box<[Shard]>,
+    lease: Lease,
+}
+
+impl Gate {
+    pub(super) fn new(lease: Lease, shards: usize) -> Self {
+        let shard = || Shard([AtomicU64::new(0), AtomicU64::new(0)]);
+        Self {
+            word: AtomicU64::new(Word::new(0, 0, None).0),
+            shards: (0..shards.max(1)).map(|_| shard()).collect(),
+            lease,
+        }
+    }
+
+    fn word(&self) -> Word {
+        Word(self.word.load(Ordering::SeqCst))
+    }
+
+    /// The epoch and phase at which operations enter; `None` while the gate is shut.
+    pub(super) fn at(&self) -> Option<(i32, Phase)> {
+        let word = self.word();
+        word.phase().map(|phase| (word.epoch(), phase))
+    }
+
+    /// Lets operations enter at this epoch from now on. Only the agent calls this.
+    pub(super) fn open(&self, epoch: i32, phase: Phase, ramp: Percent) {
+        let generation = self.word().generation();
+        self.word.store(Word::new(epoch, generation, Some((phase, ramp))).0, Ordering::SeqCst);
+    }
+
+    /// Lets nobody enter, and makes every pin that is out worthless. Only the agent calls this.
+    pub(super) fn shut(&self) {
+        let now = self.word();
+        self.word.store(Word::new(now.epoch(), now.generation() + 1, None).0, Ordering::SeqCst);
+    }
+
+    /// How many operations are running at epochs older than the current one.
+    pub(super) fn older_open(&self) -> u64 {
+        let other = 1 - self.word().parity();
+        self.shards.iter().map(|shard| shard.0[other].load(Ordering::SeqCst)).sum()
+    }
+
+    /// Counts the caller in; `None` while the gate is shut.
+    #[inline]
+    fn enter(&self, shard: usize) -> Option<Ticket> {
+        // Never out of bounds: the remainder is below the length, which is at least one.
+        let shard = shard % self.shards.len();
+        loop {
+            let word = self.word();
+            let phase = word.phase()?;
+            let count = &self.shards[shard].0[word.parity()];
+            count.fetch_add(1, Ordering::SeqCst);
+            if self.word() == word {
+                return Some(Ticket { word, phase, shard });
+            }
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    #[inline]
+    fn leave(&self, ticket: &Ticket) {
+        self.shards[ticket.shard].0[ticket.word.parity()].fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("at", &self.at()).finish_non_exhaustive()
+    }
+}
+
+struct Ticket {
+    word: Word,
+    phase: Phase,
+    shard: usize,
+}
+
+/// The epoch that one operation runs at, from its beginning to its end.
+///
+/// While a pin is held, its instance doesn't acknowledge the next epoch, so the phase that the pin names stays
+/// valid for the whole operation. Hold it no longer than the operation: a migration waits for it.
+///
+/// A read has to end with [`Pin::holds`] (or go through
+/// [`Migration::read`](super::Migration::read), which does): a process that was paused in the middle may find
+/// that the fleet has moved on without it, and then must not return what it read.
+#[must_use = "an operation is pinned only while this is held"]
+#[derive(Debug)]
+pub struct Pin<'m>(Held<&'m Gate>);
+
+impl<'m> Pin<'m> {
+    #[inline]
+    pub(super) fn enter(gate: &'m Gate) -> Option<Self> {
+        Held::enter(gate).map(Self)
+    }
+
+    /// The epoch's phase.
+    #[inline]
+    pub fn phase(&self) -> Phase {
+        self.0.phase()
+    }
+
+    /// The epoch.
+    pub fn epoch(&self) -> i32 {
+        self.0.epoch()
+    }
+
+    /// The share of keys to read from the new side in [`Phase::Ramp`].
+    #[inline]
+    pub fn ramp(&self) -> Percent {
+        self.0.ramp()
+    }
+
+    /// Whether this instance was alive in the fleet's eyes all the while, so that what was read may be
+    /// returned.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        self.0.holds()
+    }
+}
+
+/// What a pin is made of, over any way to keep the gate alive.
+pub(super) struct Held<G: Borrow<Gate>> {
+    gate: G,
+    ticket: Ticket,
+}
+
+impl<G: Borrow<Gate>> Held<G> {
+    /// Enters through `gate`; `None` while it is shut.
+    #[inline]
+    pub(super) fn enter(gate: G) -> Option<Self> {
+        let ticket = gate.borrow().enter(thread_number())?;
+        Some(Self { gate, ticket })
+    }
+
+    #[inline]
+    pub(super) fn phase(&self) -> Phase {
+        self.ticket.phase
+    }
+
+    pub(super) fn epoch(&self) -> i32 {
+        self.ticket.word.epoch()
+    }
+
+    #[inline]
+    pub(super) fn ramp(&self) -> Percent {
+        self.ticket.word.ramp()
+    }
+
+    #[inline]
+    pub(super) fn holds(&self) -> bool {
+        let gate = self.gate.borrow();
+        gate.lease.holds() && gate.word().generation() == self.ticket.word.generation()
+    }
+}
+
+impl<G: Borrow<Gate>> Drop for Held<G> {
+    #[inline]
+    fn drop(&mut self) {
+        self.gate.borrow().leave(&self.ticket);
+    }
+}
+
+impl<G: Borrow<Gate>> fmt::Debug for Held<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("epoch", &self.epoch()).field("phase", &self.phase()).finish()
+    }
+}
+
+/// A small number that differs between the threads that run at the same time.
+#[inline]
+fn thread_number() -> usize {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed));
+    // While a thread ends its locals are gone; any shard is right, this one is merely shared.
+    NUMBER.try_with(|number| *number).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate() -> Gate {
+        Gate::new(Lease::unlimited(), 4)
+    }
+
+    #[test]
+    fn a_word_holds_what_was_packed() {
+        for phase in Phase::ALL {
+            let word = Word::new(i32::MAX, GENERATIONS + 5, Some((phase, Percent::new(37).unwrap())));
+            assert_eq!((word.phase(), word.ramp().get()), (Some(phase), 37));
+            assert_eq!((word.epoch(), word.generation()), (i32::MAX, 5));
+        }
+        assert_eq!(Word::new(3, 0, None).phase(), None);
+    }
+
+    #[test]
+    fn a_shut_gate_lets_nobody_in() {
+        let gate = gate();
+        assert!(Pin::enter(&gate).is_none());
+        gate.open(1, Phase::Off, Percent::ALL);
+        assert_eq!(Pin::enter(&gate).expect("open").phase(), Phase::Off);
+        gate.shut();
+        assert!(Pin::enter(&gate).is_none());
+    }
+
+    #[test]
+    fn operations_at_the_older_epoch_are_counted_until_they_end() {
+        let gate = gate();
+        gate.open(1, Phase::Off, Percent::ALL);
+        let old = Pin::enter(&gate).expect("open");
+        gate.open(2, Phase::Expand, Percent::ALL);
+        let new = Pin::enter(&gate).expect("open");
+        assert_eq!((old.phase(), new.phase()), (Phase::Off, Phase::Expand));
+        assert_eq!(gate.older_open(), 1);
+        drop(new);
+        assert_eq!(gate.older_open(), 1);
+        drop(old);
+        assert_eq!(gate.older_open(), 0);
+    }
+
+    #[test]
+    fn a_pin_from_before_a_lapse_does_not_hold_after_it() {
+        let gate = gate();
+        gate.open(1, Phase::Off, Percent::ALL);
+        let pin = Pin::enter(&gate).expect("open");
+        assert!(pin.holds());
+        gate.shut();
+        gate.open(1, Phase::Off, Percent::ALL);
+        assert!(!pin.holds());
+        assert!(Pin::enter(&gate).expect("open").holds());
+    }
+}

@@ -1,0 +1,104 @@
+use std::fmt;
+
+use async_trait::async_trait;
+use sqlx::PgConnection;
+
+use super::Migration;
+use crate::migration::phase::Wish;
+
+/// Where a migration's desired phase comes from.
+///
+/// Asked by the driver several times a second, so it has to answer from memory.
+pub trait DesiredPhase: Send + Sync + fmt::Debug {
+    /// What a person wants at this moment, or `None` to leave it to what was asked for in the ledger by SQL
+    /// or command line.
+    fn wish(&self) -> Option<Wish>;
+
+    /// Who is named in the history as the one who wanted it.
+    fn actor(&self) -> &str;
+}
+
+/// Leaves the desired phase to the ledger: column `desired` of `cutover.migrations`, set by SQL or from the
+/// command line.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FromLedger;
+
+impl DesiredPhase for FromLedger {
+    fn wish(&self) -> Option<Wish> {
+        None
+    }
+
+    fn actor(&self) -> &str {
+        "ledger"
+    }
+}
+
+/// Work on the schema or the data that a phase needs before the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Task {
+    /// Make the new side exist. Runs in `off`, before `expand`.
+    Expand,
+    /// Make the new side complete. Runs in `backfill`.
+    Backfill,
+    /// Make the old side complete again. Runs in `switch`, after a return from `retire`.
+    ReverseBackfill,
+    /// Compare all of both sides. Runs in `verify`.
+    Scan,
+    /// Drop the old side. Runs in `contract`.
+    Contract,
+}
+
+/// What a look at the schema says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The new side exists.
+    pub expanded: bool,
+    /// The old side is gone.
+    pub contracted: bool,
+}
+
+/// Why a piece of work did not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The migration left the phase that the work belongs to; it is taken up again when the phase comes back.
+    #[error("the migration has left the phase that this work belongs to")]
+    PhaseLeft,
+    /// The work can't be done as it is described.
+    #[error("{0}")]
+    Refused(String),
+    /// An operation at the current epoch failed.
+    #[error(transparent)]
+    Operation(#[from] super::Error),
+}
+
+impl From<sqlx::Error> for PlanError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Operation(error.into())
+    }
+}
+
+/// What a migration does to schema and data. The driver says when.
+#[async_trait]
+pub trait Plan: Send + Sync + fmt::Debug {
+    /// Looks at the schema.
+    ///
+    /// # Errors
+    ///
+    /// The database's.
+    async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error>;
+
+    /// Does a piece of work, or goes on with it where an earlier attempt stopped, on this instance or another.
+    ///
+    /// Every transaction on the data has to be one of `migration`'s, and the last one records the outcome in
+    /// the ledger. Two instances may be at it at once for a short while when one was taken for dead.
+    ///
+    /// # Errors
+    ///
+    /// A [`PlanError`]; the driver tries again later.
+    ///
+    /// # Cancel safety
+    ///
+    /// Must be safe to drop at any await: it is when the instance stops being the driver.
+    async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError>;
+}

@@ -1,0 +1,294 @@
+//! One turn of the driver at one migration: look, decide, and do at most one step, each in one transaction.
+//!
+//! Any instance can do any turn, and two at once are harmless: a step is decided again under the fleet's row
+//! lock, and the new epoch's row can be inserted only once.
+
+use sqlx::{Executor, PgConnection, Row};
+
+use super::driver::DriverOptions;
+use super::migration::Spec;
+use super::view::Station;
+use crate::fleet::{Ledger, sql_state};
+use crate::migration::phase::{Phase, Step, Wish, next_step};
+
+/// The first half of the advisory lock's key, as in the fence.
+const LOCK_CLASS: i32 = 0x4355_0000;
+
+/// What a turn came to.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// A step was made; the next one may be possible at once.
+    Stepped,
+    /// Nothing to do, or nothing that can be done now, on the way to this phase.
+    Still(Station, Phase),
+}
+
+pub(super) struct Turn<'a> {
+    pub(super) ledger: &'a Ledger,
+    pub(super) fleet: &'a str,
+    pub(super) spec: &'a Spec,
+    pub(super) options: &'a DriverOptions,
+    /// Why the work that the phase needs failed last.
+    pub(super) failure: Option<&'a str>,
+}
+
+/// Where a migration shall go, and on whose word.
+struct Aim {
+    wish: Wish,
+    actor: String,
+}
+
+impl Turn<'_> {
+    pub(super) async fn take(&self) -> Result<Outcome, sqlx::Error> {
+        let mut tx = self.ledger.begin().await?;
+        let station = Station::load(&mut tx, self.fleet, self.spec).await?;
+        let step = next_step(&station.view, self.aim(&station).wish.target(station.view.phase));
+        tx.commit().await?;
+        match step {
+            Step::Close | Step::Move(_) => self.step(step).await,
+            Step::Drain => match self.drain(&station).await? {
+                None => Ok(Outcome::Stepped),
+                Some(holders) => self.stay(station, holders).await,
+            },
+            Step::Wait(reasons) => {
+                let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+                self.stay(station, reasons.join("; ")).await
+            }
+            Step::Rest => self.rest(station).await,
+        }
+    }
+
+    fn aim(&self, station: &Station) -> Aim {
+        let nothing = || Wish::Hold("no phase was asked for".into());
+        match self.spec.desired.wish() {
+            Some(wish) => Aim { wish, actor: self.spec.desired.actor().to_owned() },
+            None => Aim {
+                wish: station.desired.clone().unwrap_or_else(nothing),
+                actor: station.desired_by.clone(),
+            },
+        }
+    }
+
+    /// Closes the previous epoch or opens the next one.
+    async fn step(&self, decided: Step) -> Result<Outcome, sqlx::Error> {
+        let mut tx = self.ledger.begin().await?;
+        // From here to the commit nobody is admitted to the fleet and no other driver decides.
+        sqlx::query("select name from cutover.fleets where name = $1 for no key update")
+            .bind(self.fleet)
+            .execute(&mut *tx)
+            .await?;
+        // Who is dead now stays dead, also should the server's clock be set back.
+        sqlx::query("delete from cutover.instances where fleet = $1 and lease_until < clock_timestamp()")
+            .bind(self.fleet)
+            .execute(&mut *tx)
+            .await?;
+        let station = Station::load(&mut tx, self.fleet, self.spec).await?;
+        let aim = self.aim(&station);
+        let step = next_step(&station.view, aim.wish.target(station.view.phase));
+        if step != decided {
+            // The world changed since; the next turn looks again.
+            return Ok(Outcome::Stepped);
+        }
+        match step {
+            Step::Close => {
+                sqlx::query(
+                    "update cutover.epochs set closed_at = clock_timestamp() \
+                     where migration_id = $1 and epoch = $2 and closed_at is null",
+                )
+                .bind(station.id)
+                .bind(station.view.epoch - 1)
+                .execute(&mut *tx)
+                .await?;
+            }
+            Step::Move(to) => open_epoch(&mut tx, self.fleet, self.spec, &station, to, &aim).await?,
+            _ => return Ok(Outcome::Stepped),
+        }
+        tx.commit().await?;
+        tracing::info!(migration = %self.spec.name, epoch = station.view.epoch, ?step, "step made");
+        Ok(Outcome::Stepped)
+    }
+
+    /// Waits until no transaction of the closed epoch is left; after the time limit its backends are
+    /// terminated. Returns who is still there.
+    async fn drain(&self, station: &Station) -> Result<Option<String>, sqlx::Error> {
+        let closed = station.view.epoch - 1;
+        let mut tx = self.ledger.begin().await?;
+        tx.execute("set local lock_timeout = '500ms'").await?;
+        let granted = sqlx::query("select pg_advisory_xact_lock($1, $2)")
+            .bind(LOCK_CLASS + station.id)
+            .bind(closed)
+            .execute(&mut *tx)
+            .await;
+        match granted {
+            Ok(_) => {
+                sqlx::query(
+                    "update cutover.epochs set drained_at = clock_timestamp() \
+                     where migration_id = $1 and epoch = $2 and drained_at is null and closed_at is not null",
+                )
+                .bind(station.id)
+                .bind(closed)
+                .execute(&mut *tx)
+                .await?;
+                tx.commit().await?;
+                Ok(None)
+            }
+            Err(error) if sql_state(&error).as_deref() == Some("55P03") => {
+                tx.rollback().await?;
+                let mut tx = self.ledger.begin().await?;
+                let holders = end_old_holders(&mut tx, LOCK_CLASS + station.id, closed, self.options).await?;
+                tx.commit().await?;
+                Ok(Some(holders))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The desired phase is reached: only the percentage of `ramp` may still differ.
+    async fn rest(&self, station: Station) -> Result<Outcome, sqlx::Error> {
+        match self.aim(&station).wish {
+            Wish::Go(desired) if station.view.phase == Phase::Ramp && desired.ramp.get() != station.ramp => {
+                let mut tx = self.ledger.begin().await?;
+                sqlx::query("update cutover.migrations set ramp_percent = $2 where id = $1 and epoch = $3")
+                    .bind(station.id)
+                    .bind(i16::from(desired.ramp.get()))
+                    .bind(station.view.epoch)
+                    .execute(&mut *tx)
+                    .await?;
+                notify(&mut tx, self.fleet).await?;
+                tx.commit().await?;
+                Ok(Outcome::Stepped)
+            }
+            Wish::Hold(reason) => self.stay(station, reason).await,
+            _ => self.stay(station, String::new()).await,
+        }
+    }
+
+    /// Writes down what the migration waits for, when that has changed.
+    async fn stay(&self, station: Station, reason: String) -> Result<Outcome, sqlx::Error> {
+        let reasons: Vec<&str> =
+            [&*reason].into_iter().chain(self.failure).filter(|text| !text.is_empty()).collect();
+        let waits_for = Some(reasons.join("; ")).filter(|text| !text.is_empty());
+        if station.waits_for != waits_for {
+            let mut tx = self.ledger.begin().await?;
+            sqlx::query(
+                "update cutover.migrations set waits_for = $2, waits_since = \
+                 case when $2 is null then null else clock_timestamp() end where id = $1",
+            )
+            .bind(station.id)
+            .bind(&waits_for)
+            .execute(&mut *tx)
+            .await?;
+            tx.commit().await?;
+        }
+        let target = self.aim(&station).wish.target(station.view.phase);
+        Ok(Outcome::Still(station, target))
+    }
+}
+
+async fn open_epoch(
+    tx: &mut PgConnection,
+    fleet: &str,
+    spec: &Spec,
+    station: &Station,
+    to: Phase,
+    aim: &Aim,
+) -> Result<(), sqlx::Error> {
+    let (from, epoch) = (station.view.phase, station.view.epoch + 1);
+    let complete = station.view.complete.on_entering(to);
+    let reason = match &aim.wish {
+        Wish::Go(desired) => format!("towards {desired}"),
+        Wish::Back => "switched off: back to reading old".to_owned(),
+        Wish::Hold(reason) => reason.clone(),
+    };
+    sqlx::query(
+        "insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason) \
+         values ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(station.id)
+    .bind(epoch)
+    .bind(to.name())
+    .bind(from.name())
+    .bind(&aim.actor)
+    .bind(&reason)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "update cutover.migrations set epoch = $2, phase = $3, old_complete = $4, new_complete = $5, \
+         ramp_percent = $6, waits_for = null, waits_since = null where id = $1 and epoch = $2 - 1",
+    )
+    .bind(station.id)
+    .bind(epoch)
+    .bind(to.name())
+    .bind(complete.old)
+    .bind(complete.new)
+    .bind(match &aim.wish {
+        Wish::Go(desired) => i16::from(desired.ramp.get()),
+        _ => 100,
+    })
+    .execute(&mut *tx)
+    .await?;
+    if from == Phase::Retire {
+        // An approval is for one stay in `retire`.
+        sqlx::query("delete from cutover.approvals where migration_id = $1 and phase = 'contract'")
+            .bind(station.id)
+            .execute(&mut *tx)
+            .await?;
+    }
+    sqlx::query(
+        "insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
+         values ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(fleet)
+    .bind(&spec.name)
+    .bind(format!("{from} to {to}"))
+    .bind(epoch)
+    .bind(&aim.actor)
+    .bind(&reason)
+    .execute(&mut *tx)
+    .await?;
+    notify(tx, fleet).await
+}
+
+/// Tells the fleet's instances to look at the ledger now instead of at their next poll.
+async fn notify(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("select pg_notify('cutover', $1)").bind(fleet).execute(tx).await?;
+    Ok(())
+}
+
+/// Terminates the backends whose transaction has held the closed epoch's lock for too long, where this role
+/// may, and names all that hold it.
+async fn end_old_holders(
+    tx: &mut PgConnection,
+    class: i32,
+    epoch: i32,
+    options: &DriverOptions,
+) -> Result<String, sqlx::Error> {
+    let holders = sqlx::query(
+        "with holder as ( \
+             select a.pid, coalesce(a.application_name, '') as application, \
+                    extract(epoch from clock_timestamp() - a.xact_start)::bigint as age, \
+                    pg_has_role(a.usesysid, 'usage') or pg_has_role('pg_signal_backend', 'usage') as may_end \
+             from pg_locks l join pg_stat_activity a on a.pid = l.pid \
+             where l.locktype = 'advisory' and l.classid::bigint = $1 and l.objid::bigint = $2 \
+               and l.objsubid = 2 and l.granted and l.mode = 'ShareLock' \
+               and l.database = (select oid from pg_database where datname = current_database())) \
+         select pid, application, age, \
+                case when may_end and age >= $3 then pg_terminate_backend(pid) else false end as ended \
+         from holder order by age desc",
+    )
+    .bind(i64::from(class))
+    .bind(i64::from(epoch))
+    .bind(i64::try_from(options.transaction_limit.as_secs()).unwrap_or(i64::MAX))
+    .fetch_all(tx)
+    .await?;
+    let mut named = Vec::new();
+    for holder in holders {
+        let (pid, application): (i32, String) = (holder.try_get("pid")?, holder.try_get("application")?);
+        let age: i64 = holder.try_get::<Option<i64>, _>("age")?.unwrap_or(0);
+        if holder.try_get("ended")? {
+            tracing::warn!(pid, application, age, epoch, "ended a transaction of a closed epoch");
+        }
+        named.push(format!("a transaction of epoch {epoch}, open for {age} s (pid {pid}, {application:?})"));
+    }
+    Ok(named.join("; "))
+}

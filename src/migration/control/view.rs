@@ -1,0 +1,128 @@
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
+
+use super::migration::Spec;
+use super::plan::Facts;
+use crate::migration::phase::{Completeness, Evidence, Member, Phase, PhaseRange, Previous, View, Wish};
+
+/// A migration as the ledger has it: what decides about its next step, and what else a driver needs.
+#[derive(Debug)]
+pub(super) struct Station {
+    pub(super) id: i32,
+    pub(super) view: View,
+    pub(super) ramp: u8,
+    /// What was asked for by SQL or command line.
+    pub(super) desired: Option<Wish>,
+    pub(super) desired_by: String,
+    pub(super) waits_for: Option<String>,
+    pub(super) facts: Facts,
+}
+
+fn parse_phase(row: &PgRow, column: &str) -> Result<Phase, sqlx::Error> {
+    let text: String = row.try_get(column)?;
+    text.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
+impl Station {
+    /// Reads a migration's state. Which members count as alive is decided on the database's clock.
+    pub(super) async fn load(
+        connection: &mut PgConnection,
+        fleet: &str,
+        spec: &Spec,
+    ) -> Result<Self, sqlx::Error> {
+        let row = sqlx::query(
+            "select m.id, m.epoch, m.phase, m.old_complete, m.new_complete, m.ramp_percent, m.desired, \
+                    coalesce(m.desired_by, 'ledger') as desired_by, m.waits_for, \
+                    p.epoch is null or p.drained_at is not null as drained, p.closed_at is not null as closed, \
+                    exists (select 1 from cutover.approvals a where a.migration_id = m.id) as approved, \
+                    extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
+                    coalesce((select s.differences = 0 and not exists ( \
+                            select 1 from cutover.jobs b where b.migration_id = m.id \
+                                and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
+                        from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
+                            and s.finished_at is not null order by s.id desc limit 1), false) as scanned \
+             from cutover.migrations m \
+             join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \
+             left join cutover.epochs p on p.migration_id = m.id and p.epoch = m.epoch - 1 \
+             where m.fleet = $1 and m.name = $2",
+        )
+        .bind(fleet)
+        .bind(&spec.name)
+        .fetch_one(&mut *connection)
+        .await?;
+        let id: i32 = row.try_get("id")?;
+        let phase = parse_phase(&row, "phase")?;
+        let facts = match &spec.plan {
+            Some(plan) => plan.facts(connection).await?,
+            // Somebody else looks after the schema.
+            None => Facts { expanded: true, contracted: true },
+        };
+        let scanned = row.try_get("scanned")?;
+        let age = Duration::try_from_secs_f64(row.try_get("age")?).unwrap_or_default();
+        let previous = match (row.try_get("drained")?, row.try_get("closed")?) {
+            (true, _) => Previous::Drained,
+            (false, true) => Previous::Closed,
+            (false, false) => Previous::Open,
+        };
+        Ok(Self {
+            id,
+            view: View {
+                epoch: row.try_get("epoch")?,
+                phase,
+                previous,
+                members: members(connection, fleet, id).await?,
+                complete: Completeness {
+                    old: row.try_get("old_complete")?,
+                    new: row.try_get("new_complete")?,
+                },
+                evidence: Evidence {
+                    expanded: facts.expanded,
+                    scanned,
+                    // The scan maps every value back and forth.
+                    way_back: scanned,
+                    approved: row.try_get("approved")?,
+                    soak_left: spec.soak.saturating_sub(age),
+                },
+            },
+            ramp: u8::try_from(row.try_get::<i16, _>("ramp_percent")?).unwrap_or(100),
+            desired: row.try_get::<Option<String>, _>("desired")?.map(|text| Wish::from_text(&text)),
+            desired_by: row.try_get("desired_by")?,
+            waits_for: row.try_get("waits_for")?,
+            facts,
+        })
+    }
+}
+
+async fn members(connection: &mut PgConnection, fleet: &str, id: i32) -> Result<Vec<Member>, sqlx::Error> {
+    let rows = sqlx::query(
+        "select i.name, a.lowest, a.highest, coalesce(a.epoch, 0) as epoch, coalesce(a.older_open, 0) as older_open, \
+                extract(epoch from clock_timestamp() - a.waits_since)::bigint as waits \
+         from cutover.instances i \
+         left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
+         where i.fleet = $1 and i.admitted and i.lease_until > clock_timestamp() \
+         order by i.id",
+    )
+    .bind(fleet)
+    .bind(id)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(member).collect()
+}
+
+fn member(row: &PgRow) -> Result<Member, sqlx::Error> {
+    let mut name: String = row.try_get("name")?;
+    if row.try_get::<Option<String>, _>("lowest")?.is_none() {
+        // Admitted while the migration was in `off` by a build that has never heard of it. It touches only
+        // the old side, as everybody does in `off`, and nothing of it can be at an older epoch.
+        return Ok(Member { name, range: PhaseRange::UNAWARE, acknowledged: i32::MAX });
+    }
+    let (open, waits): (i32, Option<i64>) = (row.try_get("older_open")?, row.try_get("waits")?);
+    if let (1.., Some(waits)) = (open, waits) {
+        name = format!("{name} with {open} operations of an older epoch still open after {waits} s,");
+    }
+    let range = PhaseRange::new(parse_phase(row, "lowest")?..=parse_phase(row, "highest")?)
+        .unwrap_or(PhaseRange::UNAWARE);
+    Ok(Member { name, range, acknowledged: row.try_get("epoch")? })
+}

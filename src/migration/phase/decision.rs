@@ -1,0 +1,326 @@
+use std::fmt;
+use std::time::Duration;
+
+use super::{Phase, PhaseRange, Side};
+
+/// Which sides hold every row's current value.
+///
+/// A side may be read only while it is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Completeness {
+    /// The old side holds every row's current value.
+    pub old: bool,
+    /// The new side holds every row's current value.
+    pub new: bool,
+}
+
+impl Completeness {
+    /// At the start only the old side has the data.
+    pub const INITIAL: Completeness = Completeness { old: true, new: false };
+
+    /// What is still complete once `phase` has been entered: a side that is not written has gaps at once.
+    pub fn on_entering(self, phase: Phase) -> Completeness {
+        Completeness { old: self.old && phase.writes(Side::Old), new: self.new && phase.writes(Side::New) }
+    }
+
+    /// Whether every side that `phase` may read is complete.
+    pub fn allows_reads_of(self, phase: Phase) -> bool {
+        (self.old || !phase.may_read(Side::Old)) && (self.new || !phase.may_read(Side::New))
+    }
+}
+
+/// An instance as the ledger knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// The name to show to a person.
+    pub name: String,
+    /// The phases its build can run.
+    pub range: PhaseRange,
+    /// The epoch below which nothing of it is running any more; 0 when it has said nothing yet.
+    pub acknowledged: i32,
+}
+
+/// The epoch before the current one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Previous {
+    /// Operations may still begin and commit at it.
+    Open,
+    /// No operation can begin at it, but a transaction that passed the fence earlier may still run.
+    Closed,
+    /// Nothing at it runs or ever will again.
+    Drained,
+}
+
+/// What is known about the data besides its completeness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Evidence {
+    /// The schema that the expand phase needs is there.
+    pub expanded: bool,
+    /// A whole scan found no difference, and it is newer than the last backfill.
+    pub scanned: bool,
+    /// The mapping back from new to old was tried on the data and lost nothing.
+    pub way_back: bool,
+    /// A person approved that the old side is dropped.
+    pub approved: bool,
+    /// How much longer `retire` has to last before the old side may be dropped.
+    pub soak_left: Duration,
+}
+
+/// Everything that decides about a migration's next step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// The current epoch.
+    pub epoch: i32,
+    /// Its phase.
+    pub phase: Phase,
+    /// The epoch before it.
+    pub previous: Previous,
+    /// Every instance that is alive and admitted.
+    pub members: Vec<Member>,
+    /// Which sides are complete.
+    pub complete: Completeness,
+    /// What else is known about the data.
+    pub evidence: Evidence,
+}
+
+/// A reason why a migration stays where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blocked {
+    /// An instance still has, or may have, operations at an older epoch.
+    Unacknowledged {
+        /// Who.
+        instance: String,
+        /// What it acknowledged last.
+        at: i32,
+    },
+    /// A build can't run the phase.
+    OutOfRange {
+        /// Who.
+        instance: String,
+        /// What it can run.
+        range: PhaseRange,
+        /// What it would have to run.
+        to: Phase,
+    },
+    /// The schema lacks the new side.
+    NotExpanded,
+    /// The side that would be read has gaps.
+    Incomplete(Side),
+    /// No clean scan since the last backfill.
+    NotScanned,
+    /// Nothing shows that the old side can be rebuilt from the new one.
+    NoWayBack,
+    /// Nobody approved the drop of the old side.
+    NotApproved,
+    /// `retire` has not lasted long enough.
+    Soaking(Duration),
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Blocked::Unacknowledged { instance, at: 0 } => {
+                write!(f, "instance {instance} has acknowledged no epoch yet")
+            }
+            Blocked::Unacknowledged { instance, at } => write!(f, "instance {instance} at epoch {at}"),
+            Blocked::OutOfRange { instance, range, to } if *range == PhaseRange::UNAWARE => {
+                write!(f, "instance {instance} runs a build that can't leave `off` for `{to}`")
+            }
+            Blocked::OutOfRange { instance, range, to } => {
+                write!(f, "instance {instance} runs a build for {range}, which lacks `{to}`")
+            }
+            Blocked::NotExpanded => f.write_str("the schema lacks the new side: the expand DDL has not run"),
+            Blocked::Incomplete(Side::New) => f.write_str("the new side has gaps until the backfill ends"),
+            Blocked::Incomplete(Side::Old) => {
+                f.write_str("the old side has gaps until the reverse backfill ends")
+            }
+            Blocked::NotScanned => f.write_str("no clean scan of both sides since the last backfill"),
+            Blocked::NoWayBack => {
+                f.write_str("the mapping from new back to old has not been proven on the data")
+            }
+            Blocked::NotApproved => f.write_str("nobody has approved the drop of the old side"),
+            Blocked::Soaking(left) => {
+                write!(f, "`retire` has to soak for another {} s", left.as_secs().max(1))
+            }
+        }
+    }
+}
+
+/// What the driver does next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// The desired phase is reached and only the current epoch is in use.
+    Rest,
+    /// Make every epoch below the current one unusable.
+    Close,
+    /// Wait until no transaction of the closed epoch is left.
+    Drain,
+    /// Open the next epoch with this phase.
+    Move(Phase),
+    /// Wait, for all of these reasons.
+    Wait(Vec<Blocked>),
+}
+
+/// Decides the next step of a migration towards `target`.
+///
+/// At most two neighbouring epochs are ever in use: a move needs the previous epoch drained, and closing it
+/// needs every member's acknowledgement of the current one. The shape is that of Google's F1 schema changes
+/// (Rae et al., "Online, Asynchronous Schema Change in F1", VLDB 2013).
+pub fn next_step(view: &View, target: Phase) -> Step {
+    match view.previous {
+        Previous::Open => {
+            let late = unacknowledged(view);
+            if late.is_empty() { Step::Close } else { Step::Wait(late) }
+        }
+        Previous::Closed => Step::Drain,
+        Previous::Drained => match view.phase.towards(target) {
+            None => Step::Rest,
+            Some(to) => {
+                let reasons = gates(view, to);
+                if reasons.is_empty() { Step::Move(to) } else { Step::Wait(reasons) }
+            }
+        },
+    }
+}
+
+fn unacknowledged(view: &View) -> Vec<Blocked> {
+    view.members
+        .iter()
+        .filter(|member| member.acknowledged < view.epoch)
+        .map(|member| Blocked::Unacknowledged { instance: member.name.clone(), at: member.acknowledged })
+        .collect()
+}
+
+/// Every reason against entering `to` from the view's phase.
+fn gates(view: &View, to: Phase) -> Vec<Blocked> {
+    let mut reasons: Vec<Blocked> = view
+        .members
+        .iter()
+        .filter(|member| !member.range.contains(to))
+        .map(|member| Blocked::OutOfRange { instance: member.name.clone(), range: member.range, to })
+        .collect();
+    for side in [Side::Old, Side::New] {
+        let complete = if side == Side::Old { view.complete.old } else { view.complete.new };
+        // `verify` reads only the old side but compares it with a new one that must be whole.
+        let needed = to.may_read(side) || (to == Phase::Verify && side == Side::New);
+        if needed && !complete {
+            reasons.push(Blocked::Incomplete(side));
+        }
+    }
+    let evidence = view.evidence;
+    match (view.phase, to) {
+        (Phase::Off, Phase::Expand) if !evidence.expanded => reasons.push(Blocked::NotExpanded),
+        (Phase::Verify, Phase::Ramp) if !evidence.scanned => reasons.push(Blocked::NotScanned),
+        (Phase::Ramp, Phase::Switch) if !evidence.way_back => reasons.push(Blocked::NoWayBack),
+        (Phase::Retire, Phase::Contract) => {
+            if !evidence.approved {
+                reasons.push(Blocked::NotApproved);
+            }
+            if !evidence.soak_left.is_zero() {
+                reasons.push(Blocked::Soaking(evidence.soak_left));
+            }
+        }
+        _ => {}
+    }
+    reasons
+}
+
+/// Whether an instance with `older` operations still running at older epochs may acknowledge.
+pub fn may_acknowledge(older: u64) -> bool {
+    older == 0
+}
+
+/// Whether a build may join while epochs of these phases are in use.
+pub fn may_join(range: PhaseRange, in_use: impl IntoIterator<Item = Phase>) -> bool {
+    in_use.into_iter().all(|phase| range.contains(phase))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(phase: Phase) -> View {
+        View {
+            epoch: 7,
+            phase,
+            previous: Previous::Drained,
+            members: vec![Member { name: "a".into(), range: PhaseRange::FULL, acknowledged: 7 }],
+            complete: Completeness { old: true, new: true },
+            evidence: Evidence {
+                expanded: true,
+                scanned: true,
+                way_back: true,
+                approved: true,
+                soak_left: Duration::ZERO,
+            },
+        }
+    }
+
+    #[test]
+    fn nothing_moves_while_two_epochs_are_in_use() {
+        for phase in Phase::ALL {
+            for target in Phase::ALL {
+                for previous in [Previous::Open, Previous::Closed] {
+                    let step = next_step(&View { previous, ..view(phase) }, target);
+                    assert!(!matches!(step, Step::Move(_)), "{phase} → {target}: {step:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_late_member_holds_the_close() {
+        let mut view = View { previous: Previous::Open, ..view(Phase::Ramp) };
+        view.members.push(Member { name: "b".into(), range: PhaseRange::FULL, acknowledged: 6 });
+        assert_eq!(
+            next_step(&view, Phase::Switch),
+            Step::Wait(vec![Blocked::Unacknowledged { instance: "b".into(), at: 6 }])
+        );
+    }
+
+    #[test]
+    fn every_gate_holds_its_own_step() {
+        type Spoil = fn(&mut View);
+        let gates: [(Phase, Phase, Spoil); 9] = [
+            (Phase::Off, Phase::Expand, |v| v.evidence.expanded = false),
+            (Phase::Backfill, Phase::Verify, |v| v.complete.new = false),
+            (Phase::Verify, Phase::Ramp, |v| v.complete.new = false),
+            (Phase::Verify, Phase::Ramp, |v| v.evidence.scanned = false),
+            (Phase::Ramp, Phase::Switch, |v| v.evidence.way_back = false),
+            (Phase::Switch, Phase::Ramp, |v| v.complete.old = false),
+            (Phase::Retire, Phase::Contract, |v| v.evidence.approved = false),
+            (Phase::Retire, Phase::Contract, |v| v.evidence.soak_left = Duration::from_secs(9)),
+            (Phase::Off, Phase::Expand, |v| v.members[0].range = PhaseRange::UNAWARE),
+        ];
+        for (from, to, spoil) in gates {
+            assert_eq!(next_step(&view(from), to), Step::Move(to), "{from} → {to}");
+            let mut spoilt = view(from);
+            spoil(&mut spoilt);
+            assert!(matches!(next_step(&spoilt, to), Step::Wait(_)), "{from} → {to}");
+        }
+    }
+
+    #[test]
+    fn the_way_from_retire_back_to_switch_is_always_open() {
+        let mut view = view(Phase::Retire);
+        view.complete.old = false;
+        view.evidence = Evidence {
+            expanded: false,
+            scanned: false,
+            way_back: false,
+            approved: false,
+            soak_left: Duration::from_secs(1),
+        };
+        assert_eq!(next_step(&view, Phase::Off), Step::Move(Phase::Switch));
+    }
+
+    #[test]
+    fn an_unwritten_side_is_incomplete_at_once() {
+        let whole = Completeness { old: true, new: true };
+        assert_eq!(whole.on_entering(Phase::Retire), Completeness { old: false, new: true });
+        assert_eq!(whole.on_entering(Phase::Off), Completeness { old: true, new: false });
+        for phase in [Phase::Expand, Phase::Backfill, Phase::Verify, Phase::Ramp, Phase::Switch] {
+            assert_eq!(whole.on_entering(phase), whole);
+        }
+    }
+}

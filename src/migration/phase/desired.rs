@@ -1,0 +1,135 @@
+use std::fmt;
+use std::str::FromStr;
+
+use super::{ParsePhaseError, Phase};
+
+/// A share of keys, in whole per cent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Percent(u8);
+
+impl Percent {
+    /// All keys.
+    pub const ALL: Percent = Percent(100);
+
+    /// `None` above 100.
+    pub const fn new(percent: u8) -> Option<Self> {
+        if percent <= 100 { Some(Self(percent)) } else { None }
+    }
+
+    /// The number, 0 to 100.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+/// The phase that a person wants a migration to be in.
+///
+/// Written as the phase's name; `ramp` may carry the share of keys to read from the new side: `ramp:25`.
+/// `ramp` alone is `ramp:100`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Desired {
+    /// Where to go.
+    pub phase: Phase,
+    /// The share of keys read from the new side while in [`Phase::Ramp`].
+    pub ramp: Percent,
+}
+
+impl From<Phase> for Desired {
+    fn from(phase: Phase) -> Self {
+        Self { phase, ramp: Percent::ALL }
+    }
+}
+
+impl fmt::Display for Desired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.phase {
+            Phase::Ramp => write!(f, "ramp:{}", self.ramp.get()),
+            phase => phase.fmt(f),
+        }
+    }
+}
+
+/// A text that is no desired phase.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParseDesiredError {
+    /// The phase's name is unknown.
+    #[error(transparent)]
+    Phase(#[from] ParsePhaseError),
+    /// The percentage is no whole number from 0 to 100, or stands behind a phase other than `ramp`.
+    #[error("{0:?}: only `ramp` takes a percentage, a whole number from 0 to 100, as in ramp:25")]
+    Percent(String),
+}
+
+impl FromStr for Desired {
+    type Err = ParseDesiredError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let Some((name, percent)) = text.split_once(':') else {
+            return Ok(text.parse::<Phase>()?.into());
+        };
+        match (name.parse()?, percent.parse().ok().and_then(Percent::new)) {
+            (Phase::Ramp, Some(ramp)) => Ok(Self { phase: Phase::Ramp, ramp }),
+            _ => Err(ParseDesiredError::Percent(text.chars().take(40).collect())),
+        }
+    }
+}
+
+/// What the source of the desired phase says at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// A person wants this.
+    Go(Desired),
+    /// A person switched the migration off: reads go back to the old side, writes go on to both.
+    Back,
+    /// The source can't be asked, has nothing to say, or says something that is no phase: stay.
+    Hold(String),
+}
+
+impl Wish {
+    /// Reads a wish from text; what is no phase becomes [`Wish::Hold`] with the reason.
+    pub fn from_text(text: &str) -> Wish {
+        match text.trim().parse() {
+            Ok(desired) => Wish::Go(desired),
+            Err(error) => Wish::Hold(error.to_string()),
+        }
+    }
+
+    /// The phase to go to from `current`.
+    ///
+    /// Switched off means "read old again", not "forget the new side": it leads back to [`Phase::Verify`],
+    /// where both sides are still written, so that going forward again costs no backfill. Whoever wants the
+    /// new side to be abandoned says `off`.
+    pub fn target(&self, current: Phase) -> Phase {
+        match self {
+            Wish::Go(desired) => desired.phase,
+            Wish::Back => current.min(Phase::Verify),
+            Wish::Hold(_) => current,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentage_belongs_to_ramp_only() {
+        assert_eq!("ramp:25".parse(), Ok(Desired { phase: Phase::Ramp, ramp: Percent(25) }));
+        assert_eq!("ramp".parse(), Ok(Desired::from(Phase::Ramp)));
+        for bad in ["ramp:101", "ramp:", "ramp:-1", "switch:5", "sideways", ""] {
+            assert!(bad.parse::<Desired>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn switched_off_goes_back_to_reading_old_and_no_further() {
+        assert_eq!(Wish::Back.target(Phase::Retire), Phase::Verify);
+        assert_eq!(Wish::Back.target(Phase::Expand), Phase::Expand);
+        assert_eq!(Wish::Hold(String::new()).target(Phase::Ramp), Phase::Ramp);
+    }
+
+    #[test]
+    fn nonsense_holds_and_says_so() {
+        assert!(matches!(Wish::from_text("forward!"), Wish::Hold(reason) if reason.contains("forward!")));
+    }
+}

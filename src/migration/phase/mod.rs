@@ -1,0 +1,14 @@
+//! The words of a migration and the rules about them: phases, which sides they touch, which moves are allowed.
+//!
+//! Everything here is a pure function of its arguments. The running code and the model check call the
+//! same functions, so that what was proven is what runs.
+
+mod decision;
+mod desired;
+mod line;
+
+pub use decision::{
+    Blocked, Completeness, Evidence, Member, Previous, Step, View, may_acknowledge, may_join, next_step,
+};
+pub use desired::{Desired, ParseDesiredError, Percent, Wish};
+pub use line::{ParsePhaseError, Phase, PhaseRange, Reads, Side};
