@@ -61,35 +61,23 @@ struct Backend {
 impl Balancer {
     /// Listens on a free port of 127.0.0.1. The first of `clusters` has all the weight.
     pub(crate) async fn start(clusters: &[&str]) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .during("opening the balancer's port")?;
+        let listener = TcpListener::bind("127.0.0.1:0").await.during("opening the balancer's port")?;
         let address = listener.local_addr()?;
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_secs(1)));
-        let upstream = Legacy::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .build(connector);
+        let upstream = Legacy::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector);
         let cluster = |(at, name): (usize, &&str)| Cluster {
             name: (*name).to_owned(),
             weight: if at == 0 { 100 } else { 0 },
             backends: Vec::new(),
         };
         let clusters = Mutex::new(clusters.iter().enumerate().map(cluster).collect());
-        let shared = Arc::new(Shared {
-            clusters,
-            turn: AtomicUsize::new(0),
-            upstream,
-        });
+        let shared = Arc::new(Shared { clusters, turn: AtomicUsize::new(0), upstream });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, Arc::clone(&shared)));
         tasks.spawn(poll(Arc::clone(&shared)));
-        Ok(Self {
-            shared,
-            address,
-            _tasks: tasks,
-        })
+        Ok(Self { shared, address, _tasks: tasks })
     }
 
     pub(crate) fn url(&self) -> String {
@@ -114,10 +102,7 @@ impl Balancer {
             let backend = |endpoint: &Endpoint| {
                 let old = known.iter().find(|backend| backend.endpoint == *endpoint);
                 old.cloned().unwrap_or_else(|| {
-                    Arc::new(Backend {
-                        endpoint: endpoint.clone(),
-                        is_ready: AtomicBool::new(false),
-                    })
+                    Arc::new(Backend { endpoint: endpoint.clone(), is_ready: AtomicBool::new(false) })
                 })
             };
             cluster.backends = endpoints.iter().map(backend).collect();
@@ -127,9 +112,7 @@ impl Balancer {
     /// Whether the instance with this name gets requests.
     pub(crate) fn is_serving(&self, name: &str) -> bool {
         let backends = self.shared.backends();
-        backends
-            .iter()
-            .any(|backend| backend.endpoint.name == name && backend.is_ready())
+        backends.iter().any(|backend| backend.endpoint.name == name && backend.is_ready())
     }
 }
 
@@ -145,10 +128,7 @@ impl Shared {
     }
 
     fn backends(&self) -> Vec<Arc<Backend>> {
-        self.clusters()
-            .iter()
-            .flat_map(|cluster| cluster.backends.clone())
-            .collect()
+        self.clusters().iter().flat_map(|cluster| cluster.backends.clone()).collect()
     }
 
     /// Whom to ask, best first: the ready ones of the cluster whose turn it is, then all other ready ones.
@@ -172,10 +152,7 @@ impl Shared {
         };
         let mut order: Vec<usize> = chosen.into_iter().collect();
         order.extend((0..clusters.len()).filter(|at| Some(*at) != chosen));
-        order
-            .into_iter()
-            .flat_map(|at| ready(&clusters[at]))
-            .collect()
+        order.into_iter().flat_map(|at| ready(&clusters[at])).collect()
     }
 
     async fn handle(&self, request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
@@ -183,22 +160,17 @@ impl Shared {
         let body = body.collect().await?.to_bytes();
         for backend in self.candidates() {
             let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-            let Ok(uri) = format!("http://{}{path}", backend.endpoint.address).parse::<Uri>()
-            else {
+            let Ok(uri) = format!("http://{}{path}", backend.endpoint.address).parse::<Uri>() else {
                 return Ok(refusal(StatusCode::BAD_REQUEST));
             };
             let mut request = Request::new(Full::new(body.clone()));
             *request.method_mut() = head.method.clone();
             *request.uri_mut() = uri;
             let passed_on = head.headers.iter().filter(|(name, _)| !is_hop_by_hop(name));
-            request
-                .headers_mut()
-                .extend(passed_on.map(|(name, value)| (name.clone(), value.clone())));
+            request.headers_mut().extend(passed_on.map(|(name, value)| (name.clone(), value.clone())));
             match self.upstream.request(request).await {
                 Ok(response) => return Ok(relay(response)),
-                Err(error) if error.is_connect() => {
-                    backend.is_ready.store(false, Ordering::Relaxed)
-                }
+                Err(error) if error.is_connect() => backend.is_ready.store(false, Ordering::Relaxed),
                 Err(_) => return Ok(refusal(StatusCode::BAD_GATEWAY)),
             }
         }
@@ -221,13 +193,7 @@ fn refusal(status: StatusCode) -> Response<Body> {
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::CONTENT_LENGTH,
-        header::HOST,
-    ]
-    .contains(name)
+    [header::CONNECTION, header::TRANSFER_ENCODING, header::CONTENT_LENGTH, header::HOST].contains(name)
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
@@ -246,9 +212,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 async move { shared.handle(request).await }
             });
             // A client that goes away is its own affair.
-            let _ = http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
@@ -261,9 +225,7 @@ async fn poll(shared: Arc<Shared>) {
         let asked = shared.backends().into_iter().map(|backend| {
             let client = client.clone();
             async move {
-                let answer = client
-                    .get(&format!("http://{}/readyz", backend.endpoint.health))
-                    .await;
+                let answer = client.get(&format!("http://{}/readyz", backend.endpoint.health)).await;
                 let is_ready = answer.is_ok_and(|answer| answer.status.is_success());
                 backend.is_ready.store(is_ready, Ordering::Relaxed);
             }
@@ -280,11 +242,7 @@ mod tests {
     use crate::stub::Stub;
 
     async fn endpoint(name: &str, stub: &Stub) -> Endpoint {
-        Endpoint {
-            name: name.to_owned(),
-            address: stub.address,
-            health: stub.address,
-        }
+        Endpoint { name: name.to_owned(), address: stub.address, health: stub.address }
     }
 
     async fn until(what: impl Fn() -> bool) {
@@ -300,39 +258,24 @@ mod tests {
         let client = Client::new(Duration::from_secs(5));
         let mut shares = HashMap::new();
         for _ in 0..requests {
-            let answer = client
-                .get(&format!("{}/who", balancer.url()))
-                .await
-                .unwrap();
+            let answer = client.get(&format!("{}/who", balancer.url())).await.unwrap();
             assert_eq!(answer.status, StatusCode::OK);
-            *shares
-                .entry(String::from_utf8(answer.body.to_vec()).unwrap())
-                .or_default() += 1;
+            *shares.entry(String::from_utf8(answer.body.to_vec()).unwrap()).or_default() += 1;
         }
         shares
     }
 
     #[tokio::test]
     async fn clusters_get_their_weights_and_instances_take_turns() {
-        let stubs = [
-            Stub::start("a").await,
-            Stub::start("b").await,
-            Stub::start("c").await,
-        ];
+        let stubs = [Stub::start("a").await, Stub::start("b").await, Stub::start("c").await];
         let balancer = Balancer::start(&["stable", "canary"]).await.unwrap();
-        let stable = [
-            endpoint("a", &stubs[0]).await,
-            endpoint("b", &stubs[1]).await,
-        ];
+        let stable = [endpoint("a", &stubs[0]).await, endpoint("b", &stubs[1]).await];
         balancer.set_endpoints("stable", &stable);
         balancer.set_endpoints("canary", &[endpoint("c", &stubs[2]).await]);
         until(|| ["a", "b", "c"].iter().all(|name| balancer.is_serving(name))).await;
         let all_stable = shares(&balancer, 100).await;
         assert_eq!(all_stable.get("c"), None, "{all_stable:?}");
-        assert!(
-            all_stable["a"] >= 40 && all_stable["b"] >= 40,
-            "{all_stable:?}"
-        );
+        assert!(all_stable["a"] >= 40 && all_stable["b"] >= 40, "{all_stable:?}");
         balancer.set_weights(&[("stable", 75), ("canary", 25)]);
         assert_eq!(shares(&balancer, 200).await["c"], 50);
     }
@@ -341,27 +284,15 @@ mod tests {
     async fn an_instance_that_is_not_ready_gets_nothing() {
         let stubs = [Stub::start("a").await, Stub::start("b").await];
         let balancer = Balancer::start(&["stable"]).await.unwrap();
-        balancer.set_endpoints(
-            "stable",
-            &[
-                endpoint("a", &stubs[0]).await,
-                endpoint("b", &stubs[1]).await,
-            ],
-        );
+        balancer.set_endpoints("stable", &[endpoint("a", &stubs[0]).await, endpoint("b", &stubs[1]).await]);
         until(|| balancer.is_serving("a") && balancer.is_serving("b")).await;
         stubs[0].set_ready(false);
         until(|| !balancer.is_serving("a")).await;
-        assert_eq!(
-            shares(&balancer, 20).await,
-            HashMap::from([("b".to_owned(), 20)])
-        );
+        assert_eq!(shares(&balancer, 20).await, HashMap::from([("b".to_owned(), 20)]));
         stubs[0].set_ready(true);
         until(|| balancer.is_serving("a")).await;
         balancer.set_endpoints("stable", &[endpoint("a", &stubs[0]).await]);
-        assert_eq!(
-            shares(&balancer, 20).await,
-            HashMap::from([("a".to_owned(), 20)])
-        );
+        assert_eq!(shares(&balancer, 20).await, HashMap::from([("a".to_owned(), 20)]));
     }
 
     #[tokio::test]
@@ -369,16 +300,8 @@ mod tests {
         let good = Stub::start("good").await;
         let balancer = Balancer::start(&["stable"]).await.unwrap();
         // Its health is fine, but nobody listens where requests go.
-        let nobody = TcpListener::bind("127.0.0.1:0")
-            .await
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let dead = Endpoint {
-            name: "dead".to_owned(),
-            address: nobody,
-            health: good.address,
-        };
+        let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let dead = Endpoint { name: "dead".to_owned(), address: nobody, health: good.address };
         balancer.set_endpoints("stable", &[dead, endpoint("good", &good).await]);
         until(|| balancer.is_serving("good")).await;
         assert_eq!(shares(&balancer, 50).await["good"], 50);
@@ -392,17 +315,10 @@ mod tests {
                 stream.readable().await.unwrap();
             }
         });
-        let rude = Endpoint {
-            name: "rude".to_owned(),
-            address,
-            health: good.address,
-        };
+        let rude = Endpoint { name: "rude".to_owned(), address, health: good.address };
         balancer.set_endpoints("stable", &[rude]);
         until(|| balancer.is_serving("rude")).await;
-        let answer = Client::new(Duration::from_secs(5))
-            .get(&balancer.url())
-            .await
-            .unwrap();
+        let answer = Client::new(Duration::from_secs(5)).get(&balancer.url()).await.unwrap();
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
     }
 }

@@ -54,15 +54,8 @@ impl Board {
     const NOTES: usize = 8;
 
     pub(crate) fn new(title: String) -> Self {
-        let view = View {
-            title,
-            ..View::default()
-        };
-        Self {
-            began: Instant::now(),
-            view: Mutex::new(view),
-            unprinted: Mutex::default(),
-        }
+        let view = View { title, ..View::default() };
+        Self { began: Instant::now(), view: Mutex::new(view), unprinted: Mutex::default() }
     }
 
     pub(crate) fn elapsed(&self) -> Duration {
@@ -70,10 +63,7 @@ impl Board {
     }
 
     pub(crate) fn view(&self) -> View {
-        View {
-            elapsed: self.elapsed(),
-            ..self.lock().clone()
-        }
+        View { elapsed: self.elapsed(), ..self.lock().clone() }
     }
 
     /// Changes what is shown.
@@ -90,10 +80,7 @@ impl Board {
 
     pub(crate) fn note(&self, text: impl Into<String>) {
         let (at, text) = (self.elapsed(), text.into());
-        let mut unprinted = self
-            .unprinted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut unprinted = self.unprinted.lock().unwrap_or_else(PoisonError::into_inner);
         unprinted.push(format!("[{:6.1} s] {text}", at.as_secs_f64()));
         drop(unprinted);
         let mut view = self.lock();
@@ -105,12 +92,7 @@ impl Board {
 
     /// The notes since the last call, each as a line.
     pub(crate) fn take_unprinted(&self) -> Vec<String> {
-        std::mem::take(
-            &mut *self
-                .unprinted
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        std::mem::take(&mut *self.unprinted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn set_instance(&self, name: &str, state: InstanceState) {

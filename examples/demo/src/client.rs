@@ -95,17 +95,9 @@ impl Client {
                 false => NoAnswer::Broken,
             })?;
             let (head, body) = response.into_parts();
-            let body = body
-                .collect()
-                .await
-                .map_err(|_| NoAnswer::Broken)?
-                .to_bytes();
+            let body = body.collect().await.map_err(|_| NoAnswer::Broken)?.to_bytes();
             let cookie = head.headers.get(header::SET_COOKIE).and_then(pair);
-            Ok(Answer {
-                status: head.status,
-                cookie,
-                body,
-            })
+            Ok(Answer { status: head.status, cookie, body })
         });
         answer.await.unwrap_or(Err(NoAnswer::TimedOut))
     }

@@ -31,16 +31,9 @@ pub(crate) fn read_file(path: &Path) -> Result<Import> {
 }
 
 fn read(source: impl Read) -> Result<Import> {
-    let mut reader = csv::ReaderBuilder::new()
-        .trim(csv::Trim::Headers)
-        .flexible(true)
-        .from_reader(source);
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).flexible(true).from_reader(source);
     let columns = Columns::find(reader.headers()?)?;
-    let mut import = Import {
-        orders: Vec::new(),
-        bad_rows: 0,
-        first_bad: Vec::new(),
-    };
+    let mut import = Import { orders: Vec::new(), bad_rows: 0, first_bad: Vec::new() };
     let mut ids = HashSet::new();
     for (number, record) in (1..).zip(reader.records()) {
         let (line, order) = match record {
@@ -49,16 +42,11 @@ fn read(source: impl Read) -> Result<Import> {
                 (line, columns.order(&record, number))
             }
             Err(error) if error.is_io_error() => return Err(error.into()),
-            Err(error) => (
-                error.position().map_or(0, csv::Position::line),
-                Err(error.to_string()),
-            ),
+            Err(error) => (error.position().map_or(0, csv::Position::line), Err(error.to_string())),
         };
         let order = order.and_then(|order| {
             let is_new = ids.insert(order.id);
-            is_new
-                .then_some(order.clone())
-                .ok_or(format!("id {} was used before", order.id))
+            is_new.then_some(order.clone()).ok_or(format!("id {} was used before", order.id))
         });
         match order {
             Ok(order) => import.orders.push(order),
@@ -72,10 +60,7 @@ fn read(source: impl Read) -> Result<Import> {
     }
     if import.orders.is_empty() {
         let shown = import.first_bad.join("; ");
-        return Err(Failure::new(format!(
-            "no row could be used ({} bad rows: {shown})",
-            import.bad_rows
-        )));
+        return Err(Failure::new(format!("no row could be used ({} bad rows: {shown})", import.bad_rows)));
     }
     Ok(import)
 }
@@ -89,22 +74,15 @@ struct Columns {
 
 impl Columns {
     fn find(header: &StringRecord) -> Result<Self> {
-        let header = header
-            .iter()
-            .map(|name| name.trim_start_matches('\u{feff}').to_lowercase());
+        let header = header.iter().map(|name| name.trim_start_matches('\u{feff}').to_lowercase());
         let header: Vec<String> = header.collect();
         let find = |name: &str| header.iter().position(|column| column == name);
-        let missing = ["customer", "amount_cents", "status"]
-            .into_iter()
-            .filter(|name| find(name).is_none());
+        let missing = ["customer", "amount_cents", "status"].into_iter().filter(|name| find(name).is_none());
         let missing: Vec<&str> = missing.collect();
         match (find("customer"), find("amount_cents"), find("status")) {
-            (Some(customer), Some(amount_cents), Some(status)) => Ok(Self {
-                id: find("id"),
-                customer,
-                amount_cents,
-                status,
-            }),
+            (Some(customer), Some(amount_cents), Some(status)) => {
+                Ok(Self { id: find("id"), customer, amount_cents, status })
+            }
             _ => Err(Failure::new(format!(
                 "the first line must name the columns customer, amount_cents and status (id may be there too); \
                  missing: {}",
@@ -120,10 +98,7 @@ impl Columns {
             None => number,
             Some(at) => {
                 let text = field(at, "id")?.trim();
-                let id = text
-                    .parse()
-                    .ok()
-                    .filter(|id| (1..=i64::MAX as u64 / 2).contains(id));
+                let id = text.parse().ok().filter(|id| (1..=i64::MAX as u64 / 2).contains(id));
                 id.ok_or(format!("id is {text:?}, not a positive whole number"))?
             }
         };
@@ -133,21 +108,15 @@ impl Columns {
         }
         let amount = field(self.amount_cents, "amount_cents")?.trim();
         let amount_cents = amount.parse().ok().filter(|cents| *cents >= 0);
-        let amount_cents = amount_cents.ok_or(format!(
-            "amount_cents is {amount:?}, not a whole number of cents"
-        ))?;
+        let amount_cents =
+            amount_cents.ok_or(format!("amount_cents is {amount:?}, not a whole number of cents"))?;
         // The status stays as it is: dirt is what the migration is about. Postgres has no text with NUL.
         let status = field(self.status, "status")?;
         if status.contains('\0') || customer.contains('\0') {
             return Err("a field has a NUL in it".to_owned());
         }
         let status = (!status.is_empty()).then(|| status.to_owned());
-        Ok(Order {
-            id,
-            customer: customer.to_owned(),
-            amount_cents,
-            status,
-        })
+        Ok(Order { id, customer: customer.to_owned(), amount_cents, status })
     }
 }
 
@@ -157,21 +126,14 @@ mod tests {
 
     #[test]
     fn columns_are_found_by_name_and_ids_are_counted_where_there_are_none() {
-        let import =
-            read("status, customer ,amount_cents\n Paid ,ann,1250\n,bob,0\n".as_bytes()).unwrap();
+        let import = read("status, customer ,amount_cents\n Paid ,ann,1250\n,bob,0\n".as_bytes()).unwrap();
         let order = |id, customer: &str, amount_cents, status: Option<&str>| Order {
             id,
             customer: customer.to_owned(),
             amount_cents,
             status: status.map(str::to_owned),
         };
-        assert_eq!(
-            import.orders,
-            [
-                order(1, "ann", 1250, Some(" Paid ")),
-                order(2, "bob", 0, None)
-            ]
-        );
+        assert_eq!(import.orders, [order(1, "ann", 1250, Some(" Paid ")), order(2, "bob", 0, None)]);
         assert_eq!(import.bad_rows, 0);
     }
 
@@ -188,14 +150,7 @@ mod tests {
             -8,mallory,1,PAID\n\
             9,zoe,-5,PAID\n";
         let import = read(file.as_bytes()).unwrap();
-        assert_eq!(
-            import
-                .orders
-                .iter()
-                .map(|order| order.id)
-                .collect::<Vec<_>>(),
-            [1, 4]
-        );
+        assert_eq!(import.orders.iter().map(|order| order.id).collect::<Vec<_>>(), [1, 4]);
         assert_eq!(import.bad_rows, 7);
         assert_eq!(
             import.first_bad,
@@ -211,16 +166,9 @@ mod tests {
 
     #[test]
     fn a_file_without_a_usable_row_or_column_is_refused() {
-        let error = read("id,customer,amount_cents,status\n1,,x,\n".as_bytes())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("no row could be used (1 bad rows: line 2: customer is empty)"),
-            "{error}"
-        );
-        let error = read("kunde,amount_cents\na,1\n".as_bytes())
-            .unwrap_err()
-            .to_string();
+        let error = read("id,customer,amount_cents,status\n1,,x,\n".as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("no row could be used (1 bad rows: line 2: customer is empty)"), "{error}");
+        let error = read("kunde,amount_cents\na,1\n".as_bytes()).unwrap_err().to_string();
         assert!(error.ends_with("missing: customer, status"), "{error}");
         let error = read("".as_bytes()).unwrap_err().to_string();
         assert!(error.contains("must name the columns"), "{error}");
@@ -228,12 +176,8 @@ mod tests {
 
     #[test]
     fn text_that_is_not_utf8_is_one_bad_row() {
-        let import =
-            read(&b"customer,amount_cents,status\nann,1,paid\n\xff\xfe,1,x\nbob,2,\n"[..]).unwrap();
+        let import = read(&b"customer,amount_cents,status\nann,1,paid\n\xff\xfe,1,x\nbob,2,\n"[..]).unwrap();
         assert_eq!((import.orders.len(), import.bad_rows), (2, 1));
-        assert_eq!(
-            import.orders[1].id, 3,
-            "a row's number is its place in the file"
-        );
+        assert_eq!(import.orders[1].id, 3, "a row's number is its place in the file");
     }
 }

@@ -79,8 +79,8 @@ impl Customers {
     pub(crate) async fn log_in(&self) -> Result<()> {
         for session in &self.sessions {
             let state = self.new_session(&session.user).await;
-            let state = state
-                .map_err(|why| Failure::new(format!("POST /login of {}: {why}", session.user)))?;
+            let state =
+                state.map_err(|why| Failure::new(format!("POST /login of {}: {why}", session.user)))?;
             session.set(state);
         }
         Ok(())
@@ -88,10 +88,8 @@ impl Customers {
 
     /// The request with this number: the same again for the same seed.
     pub(crate) async fn one_request(&self, number: u64, due: Instant) {
-        let mut rng = fastrand::Rng::with_seed(
-            self.seed
-                .wrapping_add(number.wrapping_mul(0x2545_F491_4F6C_DD1D)),
-        );
+        let mut rng =
+            fastrand::Rng::with_seed(self.seed.wrapping_add(number.wrapping_mul(0x2545_F491_4F6C_DD1D)));
         let worker = number as usize;
         let choice = rng.u8(0..100);
         let outcome = match choice {
@@ -114,21 +112,14 @@ impl Customers {
 
     async fn read_order(&self, worker: usize, id: u64) -> Result<(), String> {
         let start = self.recorder.now();
-        let answer = self
-            .send(Method::GET, &format!("/orders/{id}"), None, None)
-            .await;
+        let answer = self.send(Method::GET, &format!("/orders/{id}"), None, None).await;
         let end = self.recorder.now();
-        if answer
-            .as_ref()
-            .is_ok_and(|answer| answer.status == StatusCode::NOT_FOUND)
-        {
+        if answer.as_ref().is_ok_and(|answer| answer.status == StatusCode::NOT_FOUND) {
             self.recorder.read(worker, id, History::ABSENT, start, end);
         }
         let answer = expect("GET order", answer)?;
         let found = answer.json();
-        let status = found["status"]
-            .as_str()
-            .ok_or("GET order: answer without a status")?;
+        let status = found["status"].as_str().ok_or("GET order: answer without a status")?;
         self.recorder.read(worker, id, status, start, end);
         match found["id"].as_u64() == Some(id) {
             true => Ok(()),
@@ -139,18 +130,10 @@ impl Customers {
     async fn pay(&self, worker: usize, id: u64, status: &str) -> Result<(), String> {
         let start = self.recorder.now();
         let body = json!({ "status": status });
-        let answer = self
-            .send(
-                Method::PUT,
-                &format!("/orders/{id}/payment"),
-                None,
-                Some(&body),
-            )
-            .await;
+        let answer = self.send(Method::PUT, &format!("/orders/{id}/payment"), None, Some(&body)).await;
         match &answer {
             Ok(answer) if answer.status.is_success() => {
-                self.recorder
-                    .write(worker, id, status, start, Some(self.recorder.now()));
+                self.recorder.write(worker, id, status, start, Some(self.recorder.now()));
             }
             Err(NoAnswer::Unsent) => {}
             // Refused or failed: it should not have been carried out, but nobody can be sure.
@@ -169,19 +152,11 @@ impl Customers {
             "customer": format!("customer-{}", rng.u32(1..=50_000)),
             "amount_cents": rng.u32(100..100_000),
         });
-        let answer = expect(
-            "POST order",
-            self.send(Method::POST, "/orders", None, Some(&body)).await,
-        )?
-        .json();
-        let id = answer["id"]
-            .as_u64()
-            .ok_or("POST order: answer without an id")?;
-        let status = answer["status"]
-            .as_str()
-            .ok_or("POST order: answer without a status")?;
-        self.recorder
-            .write(worker, id, status, start, Some(self.recorder.now()));
+        let answer =
+            expect("POST order", self.send(Method::POST, "/orders", None, Some(&body)).await)?.json();
+        let id = answer["id"].as_u64().ok_or("POST order: answer without an id")?;
+        let status = answer["status"].as_str().ok_or("POST order: answer without a status")?;
+        self.recorder.write(worker, id, status, start, Some(self.recorder.now()));
         lock(&self.made).push(id);
         Ok(())
     }
@@ -189,21 +164,14 @@ impl Customers {
     /// Each visit is counted in the session, so a session that was lost, or fell back, shows.
     async fn visit(&self, session: Turn<'_>) -> Result<(), String> {
         let mut state = session.0.get();
-        let answer = self
-            .send(Method::GET, "/me", state.cookie.as_ref(), None)
-            .await;
-        if answer
-            .as_ref()
-            .is_ok_and(|answer| answer.status == StatusCode::UNAUTHORIZED)
-        {
+        let answer = self.send(Method::GET, "/me", state.cookie.as_ref(), None).await;
+        if answer.as_ref().is_ok_and(|answer| answer.status == StatusCode::UNAUTHORIZED) {
             self.stats.session_lost();
             let fresh = self.new_session(&session.0.user).await;
             session.0.set(fresh.unwrap_or_default());
         }
         let answer = expect("GET me", answer)?;
-        let visits = answer.json()["visits"]
-            .as_u64()
-            .ok_or("GET me: answer without visits")?;
+        let visits = answer.json()["visits"].as_u64().ok_or("GET me: answer without visits")?;
         let fell_back = visits <= state.visits;
         state.visits = visits;
         state.cookie = answer.cookie.or(state.cookie);
@@ -216,16 +184,9 @@ impl Customers {
     }
 
     async fn new_session(&self, user: &str) -> Result<SessionState, String> {
-        let answer = self
-            .send(Method::POST, "/login", None, Some(&json!({ "user": user })))
-            .await;
-        let cookie = expect("POST login", answer)?
-            .cookie
-            .ok_or("POST login: answer without a cookie")?;
-        Ok(SessionState {
-            cookie: Some(cookie),
-            visits: 0,
-        })
+        let answer = self.send(Method::POST, "/login", None, Some(&json!({ "user": user }))).await;
+        let cookie = expect("POST login", answer)?.cookie.ok_or("POST login: answer without a cookie")?;
+        Ok(SessionState { cookie: Some(cookie), visits: 0 })
     }
 
     /// Four of five times a hot order, and among those the first ones far more often than the last.
@@ -256,8 +217,7 @@ impl Customers {
         let first = rng.usize(0..self.sessions.len());
         let all = self.sessions[first..].iter().chain(&self.sessions[..first]);
         let mut all = all;
-        all.find(|session| !session.is_busy.swap(true, Ordering::Acquire))
-            .map(Turn)
+        all.find(|session| !session.is_busy.swap(true, Ordering::Acquire)).map(Turn)
     }
 
     async fn send(
@@ -267,9 +227,7 @@ impl Customers {
         cookie: Option<&HeaderValue>,
         json: Option<&Value>,
     ) -> Result<Answer, NoAnswer> {
-        self.client
-            .send(method, &format!("{}{path}", self.url), cookie, json)
-            .await
+        self.client.send(method, &format!("{}{path}", self.url), cookie, json).await
     }
 }
 

@@ -51,9 +51,7 @@ impl Database {
     pub(crate) async fn prepare(url: &str, is_own: bool) -> Result<Self> {
         let what = "DATABASE_URL";
         let options = PgConnectOptions::from_str(url).during(what)?;
-        let mut lock = PgConnection::connect_with(&options)
-            .await
-            .during("connecting to the database")?;
+        let mut lock = PgConnection::connect_with(&options).await.during("connecting to the database")?;
         let server_version = check_server(&mut lock).await?;
         let url = if is_own {
             claim(&mut lock).await?;
@@ -62,17 +60,8 @@ impl Database {
             url.to_owned()
         };
         let options = PgConnectOptions::from_str(&url).during(what)?;
-        let pool = PgPoolOptions::new()
-            .max_connections(2)
-            .connect_with(options)
-            .await?;
-        Ok(Self {
-            url,
-            pool,
-            server_version,
-            is_own,
-            _lock: lock,
-        })
+        let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await?;
+        Ok(Self { url, pool, server_version, is_own, _lock: lock })
     }
 
     /// Makes the orders table as release 1 knows it and fills it; returns how many rows it has.
@@ -95,9 +84,7 @@ impl Database {
         for (number, order) in (1..).zip(orders.all()) {
             copy_line(&mut chunk, &order);
             if chunk.len() > 1 << 18 {
-                copy.send(std::mem::take(&mut chunk).into_bytes())
-                    .await
-                    .during(what)?;
+                copy.send(std::mem::take(&mut chunk).into_bytes()).await.during(what)?;
                 progress(number);
             }
         }
@@ -113,17 +100,15 @@ impl Database {
     /// Compares both columns of every row while both are complete, by the demo's own mapping. Each
     /// row is seen at one moment, so writes going on don't matter.
     pub(crate) async fn compare_columns(&self) -> Result<Rows> {
-        let mut rows = sqlx::query("select id, old_payment_status, new_payment_status from orders")
-            .fetch(&self.pool);
+        let mut rows =
+            sqlx::query("select id, old_payment_status, new_payment_status from orders").fetch(&self.pool);
         let mut found = Rows::default();
         while let Some(row) = rows.try_next().await.during("comparing both columns")? {
             let (id, old, new): (i64, Option<&str>, Option<&str>) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
             found.seen += 1;
             if new != Some(status::canonical(old)) {
-                found.add(format!(
-                    "order {id}: old column {old:?}, new column {new:?}"
-                ));
+                found.add(format!("order {id}: old column {old:?}, new column {new:?}"));
             }
         }
         Ok(found)
@@ -151,22 +136,15 @@ impl Database {
             } else if let Some(first) = orders.first_status(id) {
                 untouched += 1;
                 if new != Some(first) {
-                    found.add(format!(
-                        "order {id}: loaded as '{first}', never written, now {new:?}"
-                    ));
+                    found.add(format!("order {id}: loaded as '{first}', never written, now {new:?}"));
                 }
             }
         }
-        let touched = keys
-            .iter()
-            .filter(|key| orders.first_status(**key).is_some())
-            .count() as u64;
+        let touched = keys.iter().filter(|key| orders.first_status(**key).is_some()).count() as u64;
         let gone = orders.len().saturating_sub(touched + untouched);
         if gone > 0 {
             found.wrong += gone;
-            found
-                .examples
-                .push(format!("{gone} orders that nobody wrote are gone"));
+            found.examples.push(format!("{gone} orders that nobody wrote are gone"));
         }
         Ok(found)
     }
@@ -182,9 +160,9 @@ impl Database {
     /// Drops what was made. A throwaway database goes with its server.
     pub(crate) async fn clear(&self) -> Result<()> {
         match self.is_own {
-            true => drop_schemas(&mut *self.pool.acquire().await?)
-                .await
-                .during("dropping the demo's schemas"),
+            true => {
+                drop_schemas(&mut *self.pool.acquire().await?).await.during("dropping the demo's schemas")
+            }
             false => Ok(()),
         }
     }
@@ -212,9 +190,7 @@ async fn check_server(connection: &mut PgConnection) -> Result<String> {
     let (user, database): (String, String) = (row.try_get(4)?, row.try_get(5)?);
     let mut problems = Vec::new();
     if number < 130_000 {
-        problems.push(format!(
-            "it is Postgres {version}, and 13 or later is needed"
-        ));
+        problems.push(format!("it is Postgres {version}, and 13 or later is needed"));
     }
     if is_standby {
         problems.push("it is a standby, which takes no writes; name the primary".to_owned());
@@ -226,23 +202,16 @@ async fn check_server(connection: &mut PgConnection) -> Result<String> {
     }
     match problems.is_empty() {
         true => Ok(version),
-        false => Err(Failure::new(format!(
-            "the database can't be used: {}",
-            problems.join("; ")
-        ))),
+        false => Err(Failure::new(format!("the database can't be used: {}", problems.join("; ")))),
     }
 }
 
 /// Makes sure that nothing of anybody else's is in the way, and makes the demo's schema.
 async fn claim(connection: &mut PgConnection) -> Result<()> {
-    let is_alone: bool = sqlx::query_scalar("select pg_try_advisory_lock($1)")
-        .bind(LOCK)
-        .fetch_one(&mut *connection)
-        .await?;
+    let is_alone: bool =
+        sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await?;
     if !is_alone {
-        return Err(Failure::new(
-            "another demo runs in this database; wait for it or use another database",
-        ));
+        return Err(Failure::new("another demo runs in this database; wait for it or use another database"));
     }
     let mark: Option<Option<String>> = sqlx::query_scalar(
         "select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1",
@@ -264,14 +233,9 @@ async fn claim(connection: &mut PgConnection) -> Result<()> {
             "schema cutover is there already and not from a demo: somebody's ledger. Use another database",
         ));
     }
-    drop_schemas(connection)
-        .await
-        .during("dropping what an interrupted demo left")?;
+    drop_schemas(connection).await.during("dropping what an interrupted demo left")?;
     let made = format!("create schema {SCHEMA}; comment on schema {SCHEMA} is '{MARK}'");
-    connection
-        .execute(AssertSqlSafe(made))
-        .await
-        .during("making the demo's schema")?;
+    connection.execute(AssertSqlSafe(made)).await.during("making the demo's schema")?;
     Ok(())
 }
 
@@ -283,16 +247,13 @@ async fn ledger_is_ours(connection: &mut PgConnection) -> Result<bool> {
     if !has_fleets {
         return Ok(true);
     }
-    let others =
-        sqlx::query_scalar("select not exists (select from cutover.fleets where name <> $1)");
+    let others = sqlx::query_scalar("select not exists (select from cutover.fleets where name <> $1)");
     Ok(others.bind(FLEET).fetch_one(connection).await?)
 }
 
 async fn drop_schemas(connection: &mut PgConnection) -> Result<()> {
     let statement = format!("drop schema if exists {SCHEMA}, cutover cascade");
-    connection
-        .execute("set client_min_messages = warning")
-        .await?;
+    connection.execute("set client_min_messages = warning").await?;
     connection.execute(AssertSqlSafe(statement)).await?;
     Ok(())
 }

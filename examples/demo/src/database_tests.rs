@@ -4,12 +4,7 @@ use cutover_testkit::Postgres;
 use super::*;
 
 fn order(id: u64, status: Option<&str>) -> Order {
-    Order {
-        id,
-        customer: "a\tb\\c\nd".to_owned(),
-        amount_cents: 5,
-        status: status.map(str::to_owned),
-    }
+    Order { id, customer: "a\tb\\c\nd".to_owned(), amount_cents: 5, status: status.map(str::to_owned) }
 }
 
 async fn fresh() -> String {
@@ -32,22 +27,14 @@ async fn schemas(url: &str) -> Vec<String> {
 }
 
 async fn refusal(url: &str) -> String {
-    Database::prepare(url, true)
-        .await
-        .err()
-        .expect("must be refused")
-        .to_string()
+    Database::prepare(url, true).await.err().expect("must be refused").to_string()
 }
 
 #[tokio::test]
 async fn rows_are_loaded_as_they_are_and_new_ids_come_after_them() {
     let url = fresh().await;
     let database = Database::prepare(&url, false).await.unwrap();
-    let orders = Orders::imported(vec![
-        order(7, None),
-        order(900, Some(" pa\\id\t")),
-        order(3, Some("")),
-    ]);
+    let orders = Orders::imported(vec![order(7, None), order(900, Some(" pa\\id\t")), order(3, Some(""))]);
     assert_eq!(database.load(&orders, |_| ()).await.unwrap(), 3);
     let rows: Vec<(i64, String, Option<String>)> =
         sqlx::query_as("select id, customer, old_payment_status from orders order by id")
@@ -55,15 +42,13 @@ async fn rows_are_loaded_as_they_are_and_new_ids_come_after_them() {
             .await
             .unwrap();
     let expected = [(3, Some("")), (7, None), (900, Some(" pa\\id\t"))];
-    let expected =
-        expected.map(|(id, status)| (id, "a\tb\\c\nd".to_owned(), status.map(str::to_owned)));
+    let expected = expected.map(|(id, status)| (id, "a\tb\\c\nd".to_owned(), status.map(str::to_owned)));
     assert_eq!(rows, expected);
-    let next: i64 = sqlx::query_scalar(
-        "insert into orders (customer, amount_cents) values ('x', 1) returning id",
-    )
-    .fetch_one(&database.pool)
-    .await
-    .unwrap();
+    let next: i64 =
+        sqlx::query_scalar("insert into orders (customer, amount_cents) values ('x', 1) returning id")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
     assert_eq!(next, 901);
     assert!(database.has_column("old_payment_status").await.unwrap());
     assert!(!database.has_column("new_payment_status").await.unwrap());
@@ -77,26 +62,12 @@ async fn columns_that_differ_and_rows_that_changed_by_themselves_are_found() {
     database.load(&orders, |_| ()).await.unwrap();
     run(&url, "alter table orders add new_payment_status text").await;
     let mut copy = String::from("update orders set new_payment_status = case id");
-    (1..=100).for_each(|id| {
-        copy.push_str(&format!(
-            " when {id} then '{}'",
-            orders.first_status(id).unwrap()
-        ))
-    });
+    (1..=100)
+        .for_each(|id| copy.push_str(&format!(" when {id} then '{}'", orders.first_status(id).unwrap())));
     run(&url, &format!("{copy} end")).await;
-    assert_eq!(
-        database.compare_columns().await.unwrap(),
-        Rows {
-            seen: 100,
-            ..Rows::default()
-        }
-    );
+    assert_eq!(database.compare_columns().await.unwrap(), Rows { seen: 100, ..Rows::default() });
 
-    run(
-        &url,
-        "update orders set new_payment_status = 'strange' where id in (5, 6, 7)",
-    )
-    .await;
+    run(&url, "update orders set new_payment_status = 'strange' where id in (5, 6, 7)").await;
     run(&url, "delete from orders where id in (8, 9)").await;
     assert_eq!(database.compare_columns().await.unwrap().wrong, 3);
     // 5 was written as it is now, 6 as something else, 9 was deleted after a write; 7 and 8 nobody touched.
@@ -107,10 +78,7 @@ async fn columns_that_differ_and_rows_that_changed_by_themselves_are_found() {
     let mut history = recorder.history();
     let rows = database.last_values(&orders, &mut history).await.unwrap();
     assert_eq!((rows.wrong, rows.seen), (2, 98), "{rows:?}");
-    assert!(
-        rows.examples[0].starts_with("order 7: loaded as "),
-        "{rows:?}"
-    );
+    assert!(rows.examples[0].starts_with("order 7: loaded as "), "{rows:?}");
     let verdict = history.check();
     assert_eq!(verdict.lost_writes, 2, "{verdict:?}");
 }
@@ -118,69 +86,40 @@ async fn columns_that_differ_and_rows_that_changed_by_themselves_are_found() {
 #[tokio::test]
 async fn somebody_s_database_is_left_as_it_was() {
     let url = fresh().await;
-    run(
-        &url,
-        "create table orders (mine text); insert into orders values ('precious')",
-    )
-    .await;
+    run(&url, "create table orders (mine text); insert into orders values ('precious')").await;
     let database = Database::prepare(&url, true).await.unwrap();
-    database
-        .load(&Orders::Seeded { seed: 1, rows: 10 }, |_| ())
-        .await
-        .unwrap();
-    run(
-        &url,
-        "create schema cutover; create table cutover.fleets (name text)",
-    )
-    .await;
+    database.load(&Orders::Seeded { seed: 1, rows: 10 }, |_| ()).await.unwrap();
+    run(&url, "create schema cutover; create table cutover.fleets (name text)").await;
     assert!(refusal(&url).await.contains("another demo runs"));
     database.clear().await.unwrap();
     drop(database);
     assert_eq!(schemas(&url).await, ["public"]);
-    run(
-        &url,
-        "do $$ begin assert (select mine = 'precious' from public.orders); end $$",
-    )
-    .await;
+    run(&url, "do $$ begin assert (select mine = 'precious' from public.orders); end $$").await;
 }
 
 #[tokio::test]
 async fn what_a_killed_demo_left_is_cleared_and_what_others_made_is_not() {
     let url = fresh().await;
     let killed = Database::prepare(&url, true).await.unwrap();
-    run(
-        &url,
-        "create schema cutover; create table cutover.fleets (name text)",
-    )
-    .await;
+    run(&url, "create schema cutover; create table cutover.fleets (name text)").await;
     run(&url, "insert into cutover.fleets values ('payments')").await;
     drop(killed);
     // The server lets go of the lock when it notices that the connection is gone.
-    let again =
-        cutover_testkit::wait_until("lock free", std::time::Duration::from_secs(10), || async {
-            Database::prepare(&url, true).await.map(drop).map(|()| true)
-        });
+    let again = cutover_testkit::wait_until("lock free", std::time::Duration::from_secs(10), || async {
+        Database::prepare(&url, true).await.map(drop).map(|()| true)
+    });
     again.await.unwrap();
     assert_eq!(schemas(&url).await, ["cutover_demo", "public"]);
 
-    run(
-        &url,
-        "create schema cutover; create table cutover.fleets (name text)",
-    )
-    .await;
+    run(&url, "create schema cutover; create table cutover.fleets (name text)").await;
     run(&url, "insert into cutover.fleets values ('somebody')").await;
-    let refused =
-        cutover_testkit::wait_until("refusal", std::time::Duration::from_secs(10), || async {
-            Ok::<_, Failure>(refusal(&url).await.contains("somebody's ledger"))
-        });
+    let refused = cutover_testkit::wait_until("refusal", std::time::Duration::from_secs(10), || async {
+        Ok::<_, Failure>(refusal(&url).await.contains("somebody's ledger"))
+    });
     refused.await.unwrap();
     run(&url, "drop schema cutover_demo cascade").await;
     assert!(refusal(&url).await.contains("somebody's ledger"));
-    run(
-        &url,
-        "drop schema cutover cascade; create schema cutover_demo",
-    )
-    .await;
+    run(&url, "drop schema cutover cascade; create schema cutover_demo").await;
     assert!(refusal(&url).await.contains("did not make it"));
     assert_eq!(schemas(&url).await, ["cutover_demo", "public"]);
 }

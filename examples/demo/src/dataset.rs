@@ -19,19 +19,12 @@ pub(crate) enum Orders {
     /// Any row can be worked out from seed and id, so a million of them take no memory.
     Seeded { seed: u64, rows: u64 },
     /// In the order of the file, and each id's place.
-    Imported {
-        orders: Vec<Order>,
-        places: HashMap<u64, usize>,
-    },
+    Imported { orders: Vec<Order>, places: HashMap<u64, usize> },
 }
 
 impl Orders {
     pub(crate) fn imported(orders: Vec<Order>) -> Self {
-        let places = orders
-            .iter()
-            .enumerate()
-            .map(|(place, order)| (order.id, place))
-            .collect();
+        let places = orders.iter().enumerate().map(|(place, order)| (order.id, place)).collect();
         Self::Imported { orders, places }
     }
 
@@ -64,12 +57,12 @@ impl Orders {
     /// The canonical status that order `id` was loaded with; `None` if it was not loaded.
     pub(crate) fn first_status(&self, id: u64) -> Option<&'static str> {
         match self {
-            Self::Seeded { seed, rows } => (1..=*rows)
-                .contains(&id)
-                .then(|| status::canonical(made_up_status(&mut rng(*seed, id)))),
-            Self::Imported { orders, places } => places
-                .get(&id)
-                .map(|&place| status::canonical(orders[place].status.as_deref())),
+            Self::Seeded { seed, rows } => {
+                (1..=*rows).contains(&id).then(|| status::canonical(made_up_status(&mut rng(*seed, id))))
+            }
+            Self::Imported { orders, places } => {
+                places.get(&id).map(|&place| status::canonical(orders[place].status.as_deref()))
+            }
         }
     }
 }
@@ -113,12 +106,7 @@ fn made_up(seed: u64, id: u64) -> Order {
     let status = made_up_status(&mut rng).map(str::to_owned);
     // Most orders are small and a few are large.
     let amount_cents = 99 + (rng.f64().powi(4) * 250_000.0) as i64;
-    Order {
-        id,
-        customer: format!("customer-{}", rng.u32(1..=50_000)),
-        amount_cents,
-        status,
-    }
+    Order { id, customer: format!("customer-{}", rng.u32(1..=50_000)), amount_cents, status }
 }
 
 fn made_up_status(rng: &mut fastrand::Rng) -> Option<&'static str> {
@@ -152,26 +140,13 @@ mod tests {
 
     #[test]
     fn every_meaning_occurs_and_so_does_dirt() {
-        let orders = Orders::Seeded {
-            seed: 1,
-            rows: 20_000,
-        };
-        let meanings: HashSet<_> = orders
-            .all()
-            .map(|o| status::canonical(o.status.as_deref()))
-            .collect();
-        assert!(
-            status::CANONICAL.iter().all(|word| meanings.contains(word)),
-            "{meanings:?}"
-        );
+        let orders = Orders::Seeded { seed: 1, rows: 20_000 };
+        let meanings: HashSet<_> = orders.all().map(|o| status::canonical(o.status.as_deref())).collect();
+        assert!(status::CANONICAL.iter().all(|word| meanings.contains(word)), "{meanings:?}");
         assert!(meanings.contains("unknown"));
         let spellings: HashSet<_> = orders.all().map(|order| order.status).collect();
         assert_eq!(spellings.len(), SPELLINGS.len());
-        assert!(
-            orders
-                .all()
-                .all(|order| order.amount_cents > 0 && !order.customer.is_empty())
-        );
+        assert!(orders.all().all(|order| order.amount_cents > 0 && !order.customer.is_empty()));
     }
 
     #[test]

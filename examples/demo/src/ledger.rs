@@ -11,9 +11,8 @@ use crate::failure::{During, Result};
 pub(crate) const MIGRATION: &str = "payment-status";
 
 /// The eight phases in their line.
-pub(crate) const PHASES: [&str; 8] = [
-    "off", "expand", "backfill", "verify", "ramp", "switch", "retire", "contract",
-];
+pub(crate) const PHASES: [&str; 8] =
+    ["off", "expand", "backfill", "verify", "ramp", "switch", "retire", "contract"];
 
 /// The migration as the ledger has it now.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -56,9 +55,8 @@ pub(crate) struct Ledger(pub(crate) PgPool);
 impl Ledger {
     /// `None` while no instance has declared the migration yet.
     pub(crate) async fn standing(&self) -> Result<Option<Standing>> {
-        let exists: bool = sqlx::query_scalar("select to_regclass('cutover.epochs') is not null")
-            .fetch_one(&self.0)
-            .await?;
+        let exists: bool =
+            sqlx::query_scalar("select to_regclass('cutover.epochs') is not null").fetch_one(&self.0).await?;
         if !exists {
             return Ok(None);
         }
@@ -101,14 +99,12 @@ impl Ledger {
 
     /// What a person does by SQL where there is no Unleash. `None` takes the wish back.
     pub(crate) async fn desire(&self, phase: &str) -> Result<()> {
-        sqlx::query(
-            "update cutover.migrations set desired = $2, desired_by = 'demo' where name = $1",
-        )
-        .bind(MIGRATION)
-        .bind(phase)
-        .execute(&self.0)
-        .await
-        .during("asking for a phase")?;
+        sqlx::query("update cutover.migrations set desired = $2, desired_by = 'demo' where name = $1")
+            .bind(MIGRATION)
+            .bind(phase)
+            .execute(&self.0)
+            .await
+            .during("asking for a phase")?;
         Ok(())
     }
 

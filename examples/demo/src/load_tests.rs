@@ -34,21 +34,14 @@ async fn run(fault: Fault) -> (Counts, Verdict) {
         history.last(key, &stub.memory.orders.lock().unwrap()[&key]);
     }
     let counts = customers.stats.counts();
-    assert!(
-        (600..=801).contains(&counts.requests),
-        "not the rate asked for: {counts:?}"
-    );
+    assert!((600..=801).contains(&counts.requests), "not the rate asked for: {counts:?}");
     (counts, history.check())
 }
 
 #[tokio::test]
 async fn a_service_that_keeps_its_promises_is_not_accused() {
     let (counts, verdict) = run(Fault::None).await;
-    assert_eq!(
-        (counts.failed, counts.dropped, counts.sessions_lost),
-        (0, 0, 0),
-        "{counts:?}"
-    );
+    assert_eq!((counts.failed, counts.dropped, counts.sessions_lost), (0, 0, 0), "{counts:?}");
     assert!(verdict.is_clean(), "{verdict:?}");
     assert!(verdict.reads > 250 && verdict.writes > 100, "{verdict:?}");
 }
@@ -57,10 +50,7 @@ async fn a_service_that_keeps_its_promises_is_not_accused() {
 async fn lost_writes_are_found() {
     let (counts, verdict) = run(Fault::LosesWrites).await;
     assert_eq!(counts.failed, 0, "the answers looked well: {counts:?}");
-    assert!(
-        verdict.lost_writes > 0 && verdict.stale_reads > 0,
-        "{verdict:?}"
-    );
+    assert!(verdict.lost_writes > 0 && verdict.stale_reads > 0, "{verdict:?}");
 }
 
 #[tokio::test]

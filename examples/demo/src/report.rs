@@ -91,11 +91,7 @@ impl Report {
 
     /// Whether a broken rule was noticed: by the data or by answers, not by the demo getting stuck.
     fn is_damage_found(&self) -> bool {
-        !Self {
-            ended_early: None,
-            ..self.clone()
-        }
-        .is_clean()
+        !Self { ended_early: None, ..self.clone() }.is_clean()
     }
 
     pub(crate) fn judge(&mut self) {
@@ -127,43 +123,22 @@ impl Report {
         row("stale reads", self.stale_reads.to_string());
         row("sessions lost", self.sessions_lost.to_string());
         row("rows wrong without a write", self.wrong_rows.to_string());
-        row(
-            "rows whose columns differed",
-            self.rows_that_differed.to_string(),
-        );
+        row("rows whose columns differed", self.rows_that_differed.to_string());
         let pair = |p50: f64, p99: f64| format!("{p50:.1} ms / {p99:.1} ms");
-        row(
-            "p50 / p99, nothing going on",
-            pair(self.p50_ms_quiet, self.p99_ms_quiet),
-        );
-        row(
-            "p50 / p99, deploys and migration",
-            pair(self.p50_ms_rollout, self.p99_ms_rollout),
-        );
+        row("p50 / p99, nothing going on", pair(self.p50_ms_quiet, self.p99_ms_quiet));
+        row("p50 / p99, deploys and migration", pair(self.p50_ms_rollout, self.p99_ms_rollout));
         row("slowest request", format!("{:.0} ms", self.max_ms));
         if let Some(seconds) = self.rollback_seconds {
-            row(
-                "flag off until all read old again",
-                format!("{seconds:.1} s"),
-            );
+            row("flag off until all read old again", format!("{seconds:.1} s"));
         }
-        let speed = format!(
-            "{} rows, {:.0} rows/s",
-            self.rows_backfilled, self.backfill_rows_per_second
-        );
+        let speed = format!("{} rows, {:.0} rows/s", self.rows_backfilled, self.backfill_rows_per_second);
         row("backfill", speed);
         for deploy in &self.deploys {
             let name = format!("deploy of release {}", deploy.to);
-            row(
-                &name,
-                format!("{:.1} s, {} failed", deploy.seconds, deploy.failed),
-            );
+            row(&name, format!("{:.1} s, {} failed", deploy.seconds, deploy.failed));
         }
         for phase in &self.phases {
-            row(
-                &format!("phase {}", phase.name),
-                format!("{:.1} s, epoch {}", phase.seconds, phase.epoch),
-            );
+            row(&format!("phase {}", phase.name), format!("{:.1} s, epoch {}", phase.seconds, phase.epoch));
         }
         let judged = format!(
             "{} reads, {} writes, {} keys",
@@ -171,11 +146,7 @@ impl Report {
         );
         row("judged", judged);
         row("took", format!("{:.0} s", self.seconds));
-        let width = rows
-            .iter()
-            .map(|(name, _)| name.chars().count())
-            .max()
-            .unwrap_or(0);
+        let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
         let line = |(name, value): &(String, String)| format!("  {name:<width$}  {value}\n");
         let mut text: String = rows.iter().map(line).collect();
         for example in &self.examples {
@@ -203,10 +174,7 @@ mod tests {
 
     #[test]
     fn it_passes_only_if_nothing_at_all_was_wrong() {
-        let mut clean = Report {
-            requests: 10,
-            ..Report::default()
-        };
+        let mut clean = Report { requests: 10, ..Report::default() };
         clean.judge();
         assert!(clean.passed && clean.table().contains("Nothing failed"));
         let spoil: [fn(&mut Report); 7] = [
@@ -228,10 +196,7 @@ mod tests {
 
     #[test]
     fn with_a_rule_broken_it_passes_only_if_damage_was_found() {
-        let mut report = Report {
-            broken: Some("fence".to_owned()),
-            ..Report::default()
-        };
+        let mut report = Report { broken: Some("fence".to_owned()), ..Report::default() };
         report.judge();
         assert!(!report.passed && report.table().contains("blind"));
         report.ended_early = Some("stuck".to_owned());
@@ -248,11 +213,7 @@ mod tests {
         let path = folder.path().join("a/b/report.json");
         let report = Report {
             requests: 5,
-            phases: vec![PhaseReport {
-                name: "expand".to_owned(),
-                epoch: 2,
-                seconds: 1.25,
-            }],
+            phases: vec![PhaseReport { name: "expand".to_owned(), epoch: 2, seconds: 1.25 }],
             rollback_seconds: Some(0.5),
             ..Report::default()
         };
@@ -260,9 +221,6 @@ mod tests {
         let read: Report = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         assert_eq!(read, report);
         let table = report.table();
-        assert!(
-            table.contains("  phase expand                       1.2 s, epoch 2\n"),
-            "{table}"
-        );
+        assert!(table.contains("  phase expand                       1.2 s, epoch 2\n"), "{table}");
     }
 }

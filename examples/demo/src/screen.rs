@@ -43,10 +43,7 @@ impl Drop for Screen {
 }
 
 async fn live(board: Arc<Board>) {
-    let mut terminal = Terminal {
-        out: stdout(),
-        drawn: 0,
-    };
+    let mut terminal = Terminal { out: stdout(), drawn: 0 };
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     loop {
         tick.tick().await;
@@ -86,17 +83,9 @@ impl Terminal {
             queue!(self.out, cursor::MoveToPreviousLine(self.drawn))?;
         }
         for line in lines {
-            queue!(
-                self.out,
-                terminal::Clear(terminal::ClearType::CurrentLine),
-                Print(line),
-                Print("\r\n")
-            )?;
+            queue!(self.out, terminal::Clear(terminal::ClearType::CurrentLine), Print(line), Print("\r\n"))?;
         }
-        queue!(
-            self.out,
-            terminal::Clear(terminal::ClearType::FromCursorDown)
-        )?;
+        queue!(self.out, terminal::Clear(terminal::ClearType::FromCursorDown))?;
         self.drawn = lines.len() as u16;
         self.out.flush()
     }
@@ -111,26 +100,12 @@ impl Drop for Terminal {
 
 /// The whole picture, no wider and no higher than the terminal.
 pub(crate) fn draw(view: &View, width: usize, height: usize) -> Vec<String> {
-    let mut lines = vec![
-        format!("{}   {}", view.title, clock(view.elapsed)),
-        String::new(),
-    ];
+    let mut lines = vec![format!("{}   {}", view.title, clock(view.elapsed)), String::new()];
     lines.push(phase_line(view));
-    lines.extend(
-        view.standing
-            .as_ref()
-            .and_then(|standing| standing.job.as_ref())
-            .map(job_line),
-    );
+    lines.extend(view.standing.as_ref().and_then(|standing| standing.job.as_ref()).map(job_line));
     lines.push(format!("now: {}", view.doing));
-    let waits_for = view
-        .standing
-        .as_ref()
-        .and_then(|standing| standing.waits_for.as_deref());
-    lines.push(format!(
-        "the driver waits for: {}",
-        waits_for.unwrap_or("nothing")
-    ));
+    let waits_for = view.standing.as_ref().and_then(|standing| standing.waits_for.as_deref());
+    lines.push(format!("the driver waits for: {}", waits_for.unwrap_or("nothing")));
     lines.push(String::new());
     lines.extend(instance_lines(view));
     lines.push(String::new());
@@ -138,19 +113,9 @@ pub(crate) fn draw(view: &View, width: usize, height: usize) -> Vec<String> {
         "requests {}   failed {}   p50 {:.1} ms   p99 {:.1} ms",
         view.counts.requests, view.counts.failed, view.p50_ms, view.p99_ms
     ));
-    lines.extend(
-        view.counts
-            .failures
-            .iter()
-            .take(3)
-            .map(|(what, times)| format!("  {what}: {times}")),
-    );
+    lines.extend(view.counts.failures.iter().take(3).map(|(what, times)| format!("  {what}: {times}")));
     lines.push(String::new());
-    lines.extend(
-        view.notes
-            .iter()
-            .map(|(at, text)| format!("{:>7}  {text}", clock(*at))),
-    );
+    lines.extend(view.notes.iter().map(|(at, text)| format!("{:>7}  {text}", clock(*at))));
     // The last line stays free: writing to it would scroll.
     lines.truncate(height.saturating_sub(1));
     let cut = |line: String| line.chars().take(width.saturating_sub(1)).collect();
@@ -159,11 +124,7 @@ pub(crate) fn draw(view: &View, width: usize, height: usize) -> Vec<String> {
 
 /// What a log or a pipe gets every second.
 pub(crate) fn one_line(view: &View) -> String {
-    let ready = view
-        .instances
-        .iter()
-        .filter(|line| line.state == InstanceState::Ready)
-        .count();
+    let ready = view.instances.iter().filter(|line| line.state == InstanceState::Ready).count();
     let mut line = format!(
         "[{:6.1} s] requests {} failed {} p50 {:.1} ms p99 {:.1} ms | ready {ready}/{}",
         view.elapsed.as_secs_f64(),
@@ -176,10 +137,7 @@ pub(crate) fn one_line(view: &View) -> String {
     if let Some(standing) = &view.standing {
         line.push_str(&format!(" | {} (epoch {})", standing.phase, standing.epoch));
         if let Some(job) = standing.job.as_ref().filter(|job| !job.is_finished) {
-            line.push_str(&format!(
-                " | {} {} of {} rows",
-                job.kind, job.rows_done, job.rows_total
-            ));
+            line.push_str(&format!(" | {} {} of {} rows", job.kind, job.rows_done, job.rows_total));
         }
         if let Some(waits_for) = &standing.waits_for {
             line.push_str(&format!(" | waits for {waits_for}"));
@@ -189,27 +147,20 @@ pub(crate) fn one_line(view: &View) -> String {
 }
 
 fn phase_line(view: &View) -> String {
-    let now = view
-        .standing
-        .as_ref()
-        .map(|standing| standing.phase.as_str());
+    let now = view.standing.as_ref().map(|standing| standing.phase.as_str());
     let word = |phase: &&str| match now == Some(*phase) {
         true => format!("[{phase}]"),
         false => (*phase).to_owned(),
     };
     let words: Vec<String> = PHASES.iter().map(word).collect();
-    let epoch = view.standing.as_ref().map_or(String::new(), |standing| {
-        format!("   epoch {}", standing.epoch)
-    });
+    let epoch =
+        view.standing.as_ref().map_or(String::new(), |standing| format!("   epoch {}", standing.epoch));
     format!("{}{epoch}", words.join(" > "))
 }
 
 fn instance_lines(view: &View) -> impl Iterator<Item = String> {
     let epoch = |name: &str| {
-        let all = view
-            .standing
-            .iter()
-            .flat_map(|standing| &standing.acknowledged);
+        let all = view.standing.iter().flat_map(|standing| &standing.acknowledged);
         all.clone()
             .find(|(known, _)| known == name)
             .map_or(String::from("–"), |(_, epoch)| epoch.to_string())
@@ -221,12 +172,7 @@ fn instance_lines(view: &View) -> impl Iterator<Item = String> {
             InstanceState::NotReady => "not ready",
             InstanceState::Draining => "draining",
         };
-        format!(
-            "  {:<12} release {}   epoch {:>3}   {state}",
-            line.name,
-            line.release,
-            epoch(&line.name)
-        )
+        format!("  {:<12} release {}   epoch {:>3}   {state}", line.name, line.release, epoch(&line.name))
     })
 }
 
@@ -243,10 +189,7 @@ fn job_line(job: &Job) -> String {
             format!("{left:.0} s left")
         }
     };
-    format!(
-        "{} [{bar}] {} of {} rows, {rate:.0} rows/s, {rest}",
-        job.kind, job.rows_done, job.rows_total
-    )
+    format!("{} [{bar}] {} of {} rows, {rate:.0} rows/s, {rest}", job.kind, job.rows_done, job.rows_total)
 }
 
 fn clock(time: Duration) -> String {
@@ -325,10 +268,7 @@ requests 22500   failed 2   p50 1.3 ms   p99 9.0 ms
     fn a_small_terminal_gets_a_part_of_it_and_an_empty_board_is_fine() {
         let lines = draw(&view(), 20, 5);
         assert_eq!(lines.len(), 4);
-        assert!(
-            lines.iter().all(|line| line.chars().count() < 20),
-            "{lines:?}"
-        );
+        assert!(lines.iter().all(|line| line.chars().count() < 20), "{lines:?}");
         assert!(!draw(&View::default(), 80, 24).is_empty());
     }
 
@@ -340,9 +280,6 @@ requests 22500   failed 2   p50 1.3 ms   p99 9.0 ms
              | backfill 400000 of 1000000 rows | waits for the backfill"
         );
         let begin = one_line(&View::default());
-        assert_eq!(
-            begin,
-            "[   0.0 s] requests 0 failed 0 p50 0.0 ms p99 0.0 ms | ready 0/0"
-        );
+        assert_eq!(begin, "[   0.0 s] requests 0 failed 0 p50 0.0 ms p99 0.0 ms | ready 0/0");
     }
 }

@@ -119,11 +119,7 @@ impl Inner {
     fn time(&mut self, latency: Duration) {
         let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         let stage = self.stage;
-        self.by_stage
-            .entry(stage)
-            .or_default()
-            .0
-            .saturating_record(micros);
+        self.by_stage.entry(stage).or_default().0.saturating_record(micros);
         if let Some(second) = self.recent.back_mut() {
             second.0.saturating_record(micros);
         }
@@ -175,16 +171,10 @@ mod tests {
         stats.failed("GET order: 503".to_owned(), Duration::from_millis(50));
         stats.dropped();
         let counts = stats.counts();
-        assert_eq!(
-            (counts.requests, counts.failed, counts.dropped),
-            (103, 3, 1)
-        );
+        assert_eq!((counts.requests, counts.failed, counts.dropped), (103, 3, 1));
         assert_eq!(counts.failures["GET order: 503"], 2);
         assert_eq!(stats.of(&[Stage::Quiet]).ms(99.0).round(), 2.0);
-        assert_eq!(
-            stats.of(&[Stage::Deploy, Stage::Migrate]).ms(99.0).round(),
-            50.0
-        );
+        assert_eq!(stats.of(&[Stage::Deploy, Stage::Migrate]).ms(99.0).round(), 50.0);
         assert_eq!(stats.of(&[Stage::Migrate]).max_ms(), 0.0);
     }
 

@@ -4,23 +4,13 @@
 //! service nor the migration uses it.
 
 /// The words that the service writes and answers with.
-pub(crate) const CANONICAL: [&str; 7] = [
-    "pending",
-    "authorized",
-    "paid",
-    "shipped",
-    "refunded",
-    "failed",
-    "cancelled",
-];
+pub(crate) const CANONICAL: [&str; 7] =
+    ["pending", "authorized", "paid", "shipped", "refunded", "failed", "cancelled"];
 
 /// The canonical word for what a person, a script or a bank's file once put into the column.
 pub(crate) fn canonical(raw: Option<&str>) -> &'static str {
     // Blanks only: that is what SQL's trim takes off.
-    let word = raw
-        .unwrap_or_default()
-        .trim_matches(' ')
-        .to_ascii_lowercase();
+    let word = raw.unwrap_or_default().trim_matches(' ').to_ascii_lowercase();
     match word.as_str() {
         "" | "pending" | "new" | "open" => "pending",
         "auth" | "authorised" | "authorized" => "authorized",

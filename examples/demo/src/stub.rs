@@ -64,10 +64,7 @@ impl Stub {
             visits: Mutex::default(),
         });
         let app = Router::new()
-            .route(
-                "/who",
-                get(|State(memory): Shared| async move { memory.name.clone() }),
-            )
+            .route("/who", get(|State(memory): Shared| async move { memory.name.clone() }))
             .route("/readyz", get(ready))
             .route("/login", post(login))
             .route("/me", get(me))
@@ -78,11 +75,7 @@ impl Stub {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self {
-            address,
-            memory,
-            server,
-        }
+        Self { address, memory, server }
     }
 
     pub(crate) fn set_ready(&self, is_ready: bool) {
@@ -118,9 +111,7 @@ async fn login(State(memory): Shared, Json(body): Json<Value>) -> Response {
 }
 
 async fn me(State(memory): Shared, headers: HeaderMap) -> Response {
-    let cookie = headers
-        .get(header::COOKIE)
-        .map(|cookie| cookie.to_str().unwrap().to_owned());
+    let cookie = headers.get(header::COOKIE).map(|cookie| cookie.to_str().unwrap().to_owned());
     let user = cookie.and_then(|cookie| cookie.strip_prefix("sid=").map(str::to_owned));
     let mut visits = memory.visits.lock().unwrap();
     let lost = memory.fails(Fault::LosesSessions, 10);
@@ -137,11 +128,7 @@ async fn make(State(memory): Shared) -> Response {
     let mut orders = memory.orders.lock().unwrap();
     let id = orders.keys().max().unwrap_or(&0) + 1;
     orders.insert(id, "pending".to_owned());
-    (
-        StatusCode::CREATED,
-        Json(json!({ "id": id, "status": "pending" })),
-    )
-        .into_response()
+    (StatusCode::CREATED, Json(json!({ "id": id, "status": "pending" }))).into_response()
 }
 
 async fn read(State(memory): Shared, Path(id): Path<u64>) -> Response {

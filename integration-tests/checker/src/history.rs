@@ -21,23 +21,11 @@ impl Op {
 
     pub(crate) fn write(key: u64, value: u32, start: u64, end: Option<u64>) -> Self {
         let end = end.map_or(Self::NEVER, |end| end.max(start));
-        Self {
-            key,
-            start,
-            end,
-            value,
-            is_write: true,
-        }
+        Self { key, start, end, value, is_write: true }
     }
 
     pub(crate) fn read(key: u64, value: u32, start: u64, end: u64) -> Self {
-        Self {
-            key,
-            start,
-            end: end.max(start),
-            value,
-            is_write: false,
-        }
+        Self { key, start, end: end.max(start), value, is_write: false }
     }
 
     pub(crate) fn is_acknowledged(&self) -> bool {
@@ -86,13 +74,7 @@ impl History {
 
     pub(crate) fn from_parts(mut ops: Vec<Op>, values: Values, canonical: Canonical) -> Self {
         ops.sort_unstable_by_key(|op| (op.key, op.start, op.end));
-        Self {
-            ops,
-            values,
-            canonical,
-            initial: HashMap::new(),
-            last: HashMap::new(),
-        }
+        Self { ops, values, canonical, initial: HashMap::new(), last: HashMap::new() }
     }
 
     /// The keys that operations touched, in order, each once.
@@ -124,11 +106,7 @@ impl History {
                 verdict.keys_checked_simply += 1;
                 simple::check(ops, initial, last)
             });
-            let words = Words {
-                ops,
-                initial,
-                values: &self.values,
-            };
+            let words = Words { ops, initial, values: &self.values };
             verdict.add(ops, &finding, &words);
         }
         verdict
@@ -145,9 +123,5 @@ impl History {
 
 /// [`History::ABSENT`] means the same to everybody and is not mapped.
 pub(crate) fn canonical(map: &Canonical, raw: &str) -> String {
-    if raw == History::ABSENT {
-        raw.to_owned()
-    } else {
-        map(raw)
-    }
+    if raw == History::ABSENT { raw.to_owned() } else { map(raw) }
 }

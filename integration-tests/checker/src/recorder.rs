@@ -61,26 +61,14 @@ impl Recorder {
 
     /// Takes everything recorded so far out of the logs.
     pub fn history(&self) -> History {
-        let ops = self
-            .logs
-            .iter()
-            .flat_map(|log| std::mem::take(&mut *lock(log)))
-            .collect();
-        let values = self
-            .values
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let ops = self.logs.iter().flat_map(|log| std::mem::take(&mut *lock(log))).collect();
+        let values = self.values.read().unwrap_or_else(PoisonError::into_inner).clone();
         History::from_parts(ops, values, Arc::clone(&self.canonical))
     }
 
     fn value(&self, raw: &str) -> u32 {
         let canonical = canonical(&self.canonical, raw);
-        let known = self
-            .values
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&canonical);
+        let known = self.values.read().unwrap_or_else(PoisonError::into_inner).get(&canonical);
         known.unwrap_or_else(|| {
             let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
             values.intern(&canonical)

@@ -28,14 +28,7 @@ struct Search<'a> {
 
 /// `None` if the key is too crowded to be searched.
 pub(crate) fn check(ops: &[Op], initial: u32, last: Option<u32>) -> Option<Finding> {
-    let mut search = Search {
-        ops,
-        states: vec![State {
-            value: initial,
-            done: 0,
-        }],
-        open: Vec::new(),
-    };
+    let mut search = Search { ops, states: vec![State { value: initial, done: 0 }], open: Vec::new() };
     let mut finding = Finding::default();
     for (at, is_end) in events(ops) {
         if !is_end {
@@ -55,18 +48,10 @@ pub(crate) fn check(ops: &[Op], initial: u32, last: Option<u32>) -> Option<Findi
 /// count as simultaneous, which can only excuse.
 fn events(ops: &[Op]) -> Vec<(usize, bool)> {
     let starts = ops.iter().enumerate().map(|(at, op)| (op.start, false, at));
-    let ended = ops
-        .iter()
-        .enumerate()
-        .filter(|(_, op)| op.is_acknowledged());
-    let mut events: Vec<_> = starts
-        .chain(ended.map(|(at, op)| (op.end, true, at)))
-        .collect();
+    let ended = ops.iter().enumerate().filter(|(_, op)| op.is_acknowledged());
+    let mut events: Vec<_> = starts.chain(ended.map(|(at, op)| (op.end, true, at))).collect();
     events.sort_unstable();
-    events
-        .into_iter()
-        .map(|(_, is_end, at)| (at, is_end))
-        .collect()
+    events.into_iter().map(|(_, is_end, at)| (at, is_end)).collect()
 }
 
 impl Search<'_> {
@@ -109,9 +94,7 @@ impl Search<'_> {
                 reached.push(state);
                 continue;
             }
-            let next = self
-                .applicable(state)
-                .map(|(write, bit)| self.apply(state, write, bit));
+            let next = self.applicable(state).map(|(write, bit)| self.apply(state, write, bit));
             todo.extend(next.filter(|state| seen.insert(*state)));
             if seen.len() > MOST_STATES {
                 return None;
@@ -132,36 +115,23 @@ impl Search<'_> {
     }
 
     fn apply(&self, state: State, write: Op, bit: u128) -> State {
-        let answered = |(at, _): &&(usize, u128)| {
-            !self.ops[*at].is_write && self.ops[*at].value == write.value
-        };
-        let done = self
-            .open
-            .iter()
-            .filter(answered)
-            .fold(state.done | bit, |done, (_, bit)| done | bit);
-        State {
-            value: write.value,
-            done,
-        }
+        let answered =
+            |(at, _): &&(usize, u128)| !self.ops[*at].is_write && self.ops[*at].value == write.value;
+        let done = self.open.iter().filter(answered).fold(state.done | bit, |done, (_, bit)| done | bit);
+        State { value: write.value, done }
     }
 
     /// Drops states that can do nothing that another can't: same value and same acknowledged writes, but
     /// fewer reads answered or more writes of unknown outcome used up.
     fn prune(&mut self) {
         let bits = |of: fn(&Op) -> bool| {
-            self.open
-                .iter()
-                .filter(|(at, _)| of(&self.ops[*at]))
-                .fold(0u128, |bits, (_, bit)| bits | bit)
+            self.open.iter().filter(|(at, _)| of(&self.ops[*at])).fold(0u128, |bits, (_, bit)| bits | bit)
         };
         let reads = bits(|op| !op.is_write);
         let unknown = bits(|op| op.is_write && !op.is_acknowledged());
         // A state's worth: what it has answered, and which unknown writes it still has in hand.
         let worth = |state: &State| state.done & reads | !state.done & unknown;
-        let same = |a: &State, b: &State| {
-            a.value == b.value && (a.done ^ b.done) & !(reads | unknown) == 0
-        };
+        let same = |a: &State, b: &State| a.value == b.value && (a.done ^ b.done) & !(reads | unknown) == 0;
         let mut kept: Vec<State> = Vec::with_capacity(self.states.len());
         for state in self.states.drain(..) {
             let beats = |a: &State, b: &State| same(a, b) && worth(a) | worth(b) == worth(a);

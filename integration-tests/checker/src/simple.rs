@@ -9,8 +9,7 @@ pub(crate) fn check(ops: &[Op], initial: u32, last: Option<u32>) -> Finding {
         let writes = || ops.iter().filter(|op| op.is_write);
         let overwrites = writes().filter(|op| op.is_acknowledged() && op.end < start);
         let overwritten_until = overwrites.map(|op| op.start).max();
-        let current =
-            |op: &Op| op.start <= end && overwritten_until.is_none_or(|until| op.end >= until);
+        let current = |op: &Op| op.start <= end && overwritten_until.is_none_or(|until| op.end >= until);
         (value == initial && overwritten_until.is_none())
             || writes().any(|op| op.value == value && current(op))
     };

@@ -29,93 +29,21 @@ type Case = (&'static str, Vec<Op>, u32, Vec<usize>, bool);
 fn cases() -> Vec<Case> {
     vec![
         ("untouched", vec![r(A, 1, 2)], A, vec![], false),
-        (
-            "read your write",
-            vec![w(B, 1, 2), r(B, 3, 4)],
-            B,
-            vec![],
-            false,
-        ),
-        (
-            "old value after an acknowledged write",
-            vec![w(B, 1, 2), r(A, 3, 4)],
-            B,
-            vec![1],
-            false,
-        ),
-        (
-            "old value beside the write",
-            vec![w(B, 1, 4), r(A, 2, 3)],
-            B,
-            vec![],
-            false,
-        ),
-        (
-            "new value beside the write",
-            vec![w(B, 1, 4), r(B, 2, 3)],
-            B,
-            vec![],
-            false,
-        ),
-        (
-            "same moment counts as beside",
-            vec![w(B, 1, 4), r(A, 4, 5)],
-            B,
-            vec![],
-            false,
-        ),
+        ("read your write", vec![w(B, 1, 2), r(B, 3, 4)], B, vec![], false),
+        ("old value after an acknowledged write", vec![w(B, 1, 2), r(A, 3, 4)], B, vec![1], false),
+        ("old value beside the write", vec![w(B, 1, 4), r(A, 2, 3)], B, vec![], false),
+        ("new value beside the write", vec![w(B, 1, 4), r(B, 2, 3)], B, vec![], false),
+        ("same moment counts as beside", vec![w(B, 1, 4), r(A, 4, 5)], B, vec![], false),
         ("value from nowhere", vec![r(C, 1, 2)], A, vec![0], false),
-        (
-            "value from the future",
-            vec![r(B, 1, 2), w(B, 3, 4)],
-            B,
-            vec![0],
-            false,
-        ),
-        (
-            "back and forth during one write",
-            vec![w(B, 1, 9), r(B, 2, 3), r(A, 4, 5)],
-            B,
-            vec![2],
-            false,
-        ),
-        (
-            "two readers at once may differ",
-            vec![w(B, 1, 9), r(B, 2, 5), r(A, 3, 6)],
-            B,
-            vec![],
-            false,
-        ),
+        ("value from the future", vec![r(B, 1, 2), w(B, 3, 4)], B, vec![0], false),
+        ("back and forth during one write", vec![w(B, 1, 9), r(B, 2, 3), r(A, 4, 5)], B, vec![2], false),
+        ("two readers at once may differ", vec![w(B, 1, 9), r(B, 2, 5), r(A, 3, 6)], B, vec![], false),
         ("write that vanished", vec![w(B, 1, 2)], A, vec![], true),
         ("last value from nowhere", vec![w(B, 1, 2)], C, vec![], true),
-        (
-            "either of two at once may win",
-            vec![w(B, 1, 4), w(C, 2, 3)],
-            B,
-            vec![],
-            false,
-        ),
-        (
-            "a reader saw which one won",
-            vec![w(B, 1, 4), w(C, 2, 3), r(B, 5, 6)],
-            C,
-            vec![],
-            true,
-        ),
-        (
-            "unknown write may have happened",
-            vec![unknown(B, 1), r(B, 5, 6)],
-            B,
-            vec![],
-            false,
-        ),
-        (
-            "unknown write may never have happened",
-            vec![unknown(B, 1), r(A, 5, 6)],
-            A,
-            vec![],
-            false,
-        ),
+        ("either of two at once may win", vec![w(B, 1, 4), w(C, 2, 3)], B, vec![], false),
+        ("a reader saw which one won", vec![w(B, 1, 4), w(C, 2, 3), r(B, 5, 6)], C, vec![], true),
+        ("unknown write may have happened", vec![unknown(B, 1), r(B, 5, 6)], B, vec![], false),
+        ("unknown write may never have happened", vec![unknown(B, 1), r(A, 5, 6)], A, vec![], false),
         (
             "unknown write happens once, and late",
             vec![unknown(B, 1), r(A, 2, 3), r(B, 4, 5)],
@@ -139,13 +67,7 @@ fn cases() -> Vec<Case> {
         ),
         (
             "two unknown writes of one value are two",
-            vec![
-                unknown(B, 1),
-                unknown(B, 1),
-                r(B, 2, 3),
-                w(C, 4, 5),
-                r(B, 6, 7),
-            ],
+            vec![unknown(B, 1), unknown(B, 1), r(B, 2, 3), w(C, 4, 5), r(B, 6, 7)],
             B,
             vec![],
             false,
@@ -157,13 +79,7 @@ fn cases() -> Vec<Case> {
             vec![3],
             false,
         ),
-        (
-            "same value written twice",
-            vec![w(B, 1, 2), w(A, 3, 4), w(B, 5, 6), r(B, 7, 8)],
-            B,
-            vec![],
-            false,
-        ),
+        ("same value written twice", vec![w(B, 1, 2), w(A, 3, 4), w(B, 5, 6), r(B, 7, 8)], B, vec![], false),
         (
             "a stale read doesn't taint the next one",
             vec![w(B, 1, 2), r(A, 3, 4), r(B, 5, 6)],
@@ -177,39 +93,22 @@ fn cases() -> Vec<Case> {
 #[test]
 fn known_histories() {
     for (name, ops, last, stale, is_lost) in cases() {
-        let expected = Finding {
-            stale,
-            lost: is_lost.then_some(last),
-        };
+        let expected = Finding { stale, lost: is_lost.then_some(last) };
         assert_eq!(search::check(&ops, A, Some(last)), Some(expected), "{name}");
-        assert_eq!(
-            has_an_order(&ops, last),
-            search_is_clean(&ops, last),
-            "{name}: by trying every order"
-        );
+        assert_eq!(has_an_order(&ops, last), search_is_clean(&ops, last), "{name}: by trying every order");
     }
 }
 
 #[test]
 fn the_simple_check_finds_what_was_certainly_overwritten_and_nothing_else() {
-    let finds = [
-        "old value after an acknowledged write",
-        "value from nowhere",
-        "value from the future",
-    ];
+    let finds = ["old value after an acknowledged write", "value from nowhere", "value from the future"];
     let finds_lost = ["write that vanished", "last value from nowhere"];
     for (name, ops, last, stale, is_lost) in cases() {
         let finding = simple::check(&ops, A, Some(last));
-        assert!(
-            finding.stale.iter().all(|at| stale.contains(at)),
-            "{name}: a false alarm"
-        );
+        assert!(finding.stale.iter().all(|at| stale.contains(at)), "{name}: a false alarm");
         assert!(is_lost || finding.lost.is_none(), "{name}: a false alarm");
         assert!(!finds.contains(&name) || finding.stale == stale, "{name}");
-        assert!(
-            !finds_lost.contains(&name) || finding.lost.is_some(),
-            "{name}"
-        );
+        assert!(!finds_lost.contains(&name) || finding.lost.is_some(), "{name}");
     }
 }
 
@@ -226,12 +125,10 @@ fn has_an_order(ops: &[Op], last: u32) -> bool {
         }
         // One may come next if nothing else that is left ended before it began.
         let earliest_end = left().map(|at| ops[at].end).min().unwrap_or(Op::NEVER);
-        let found = left()
-            .filter(|&at| ops[at].start <= earliest_end)
-            .any(|at| {
-                let fits = ops[at].is_write || ops[at].value == value;
-                fits && go(ops, last, done | 1 << at, ops[at].value, dead)
-            });
+        let found = left().filter(|&at| ops[at].start <= earliest_end).any(|at| {
+            let fits = ops[at].is_write || ops[at].value == value;
+            fits && go(ops, last, done | 1 << at, ops[at].value, dead)
+        });
         if !found {
             dead.insert((done, value));
         }
@@ -255,10 +152,7 @@ fn simulate(rng: &mut fastrand::Rng) -> (Vec<Op>, u32) {
             let value = rng.u32(A..=C);
             match rng.u8(0..10) {
                 0..5 => (moment, r(A, start, end)),
-                5 => (
-                    if rng.bool() { moment + 30 } else { Op::NEVER },
-                    unknown(value, start),
-                ),
+                5 => (if rng.bool() { moment + 30 } else { Op::NEVER }, unknown(value, start)),
                 _ => (moment, w(value, start, end)),
             }
         })
@@ -282,11 +176,7 @@ fn a_correct_register_is_never_reported() {
     for seed in 0..10_000 {
         let (ops, last) = simulate(&mut fastrand::Rng::with_seed(seed));
         assert!(search_is_clean(&ops, last), "seed {seed}: {ops:?}");
-        assert_eq!(
-            simple::check(&ops, A, Some(last)),
-            Finding::default(),
-            "seed {seed}: {ops:?}"
-        );
+        assert_eq!(simple::check(&ops, A, Some(last)), Finding::default(), "seed {seed}: {ops:?}");
     }
 }
 
@@ -307,21 +197,11 @@ fn a_fault_is_reported_exactly_when_no_order_explains_it() {
         }
         let explained = has_an_order(&ops, last);
         observable += u32::from(!explained);
-        assert_eq!(
-            search_is_clean(&ops, last),
-            explained,
-            "seed {seed}: {ops:?} last {last}"
-        );
+        assert_eq!(search_is_clean(&ops, last), explained, "seed {seed}: {ops:?} last {last}");
         let simple = simple::check(&ops, A, Some(last));
-        assert!(
-            !explained || simple == Finding::default(),
-            "seed {seed}: a false alarm of the simple check"
-        );
+        assert!(!explained || simple == Finding::default(), "seed {seed}: a false alarm of the simple check");
     }
-    assert!(
-        observable > 2_000,
-        "only {observable} of the faults could be seen at all"
-    );
+    assert!(observable > 2_000, "only {observable} of the faults could be seen at all");
 }
 
 #[test]
@@ -335,11 +215,7 @@ fn a_crowded_key_is_checked_simply() {
     let mut history = recorder.history();
     history.initial(1, "old");
     let verdict = history.check();
-    assert_eq!(
-        (verdict.keys_checked_simply, verdict.stale_reads),
-        (1, 1),
-        "{verdict:?}"
-    );
+    assert_eq!((verdict.keys_checked_simply, verdict.stale_reads), (1, 1), "{verdict:?}");
 }
 
 #[test]
@@ -362,31 +238,13 @@ fn threads_record_at_once_and_keys_are_judged_apart() {
     assert_eq!(recorder.operations(), 8_000);
     let mut history = recorder.history();
     assert_eq!(history.keys().len(), 4_000);
-    history
-        .keys()
-        .into_iter()
-        .for_each(|key| history.last(key, "Paid"));
+    history.keys().into_iter().for_each(|key| history.last(key, "Paid"));
     history.last(8, "pending");
     history.last(9, History::ABSENT); // mapped, it would be another value
     let verdict = history.check();
-    let expected = Verdict {
-        lost_writes: 2,
-        keys: 4_000,
-        writes: 4_000,
-        reads: 4_000,
-        ..Verdict::default()
-    };
-    assert_eq!(
-        Verdict {
-            examples: Vec::new(),
-            ..verdict.clone()
-        },
-        expected
-    );
-    assert!(
-        verdict.examples[0]
-            .starts_with("key 8: the last value is 'pending', but the write of 'paid' (")
-    );
+    let expected = Verdict { lost_writes: 2, keys: 4_000, writes: 4_000, reads: 4_000, ..Verdict::default() };
+    assert_eq!(Verdict { examples: Vec::new(), ..verdict.clone() }, expected);
+    assert!(verdict.examples[0].starts_with("key 8: the last value is 'pending', but the write of 'paid' ("));
     assert!(verdict.examples[1].contains("(absent)"), "{verdict:?}");
 }
 
@@ -424,11 +282,7 @@ fn a_million_operations_on_hot_keys_take_seconds_at_most() {
     let began = std::time::Instant::now();
     let verdict = recorder.history().check();
     assert_eq!(
-        (
-            verdict.keys,
-            verdict.writes + verdict.reads,
-            verdict.keys_checked_simply
-        ),
+        (verdict.keys, verdict.writes + verdict.reads, verdict.keys_checked_simply),
         (100, 1_000_000, 0)
     );
     assert!(began.elapsed() < std::time::Duration::from_secs(60));

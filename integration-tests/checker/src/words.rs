@@ -32,10 +32,7 @@ impl Words<'_> {
         }
         match self.acknowledged_before(read.start) {
             Some(write) if write.value != read.value => {
-                format!(
-                    "{what}, but {} had been acknowledged before",
-                    self.describe(write)
-                )
+                format!("{what}, but {} had been acknowledged before", self.describe(write))
             }
             _ => {
                 format!("{what}, but an operation that ended before had seen or made a newer value")
@@ -44,19 +41,12 @@ impl Words<'_> {
     }
 
     fn acknowledged_before(&self, time: u64) -> Option<&Op> {
-        let writes = self
-            .ops
-            .iter()
-            .filter(|op| op.is_write && op.is_acknowledged());
+        let writes = self.ops.iter().filter(|op| op.is_write && op.is_acknowledged());
         writes.filter(|op| op.end < time).max_by_key(|op| op.end)
     }
 
     fn describe(&self, write: &Op) -> String {
-        format!(
-            "the write of '{}' ({})",
-            self.values.name(write.value),
-            span(write)
-        )
+        format!("the write of '{}' ({})", self.values.name(write.value), span(write))
     }
 }
 
