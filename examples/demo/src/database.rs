@@ -64,6 +64,19 @@ impl Database {
         Ok(Self { url, pool, server_version, is_own, _lock: lock })
     }
 
+    /// Takes away what a [`prepare`](Self::prepare) that was cut off may have made in somebody's
+    /// database, and nothing that another demo uses.
+    pub(crate) async fn clear_leftovers(url: &str) -> Result<()> {
+        let mut connection = PgConnection::connect(url).await?;
+        // Our own session of a moment ago may still hold the lock; another demo's keeps it.
+        connection.execute("set lock_timeout = '3s'").await?;
+        sqlx::query("select pg_advisory_lock($1)").bind(LOCK).execute(&mut connection).await?;
+        match mark(&mut connection).await? {
+            Mark::Ours => drop_schemas(&mut connection).await,
+            Mark::None | Mark::Foreign => Ok(()),
+        }
+    }
+
     /// Makes the orders table as release 1 knows it and fills it; returns how many rows it has.
     pub(crate) async fn load(&self, orders: &Orders, mut progress: impl FnMut(u64)) -> Result<u64> {
         let what = "loading orders";
@@ -208,19 +221,11 @@ async fn check_server(connection: &mut PgConnection) -> Result<String> {
 
 /// Makes sure that nothing of anybody else's is in the way, and makes the demo's schema.
 async fn claim(connection: &mut PgConnection) -> Result<()> {
-    let is_alone: bool =
-        sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(&mut *connection).await?;
-    if !is_alone {
+    if !is_alone(connection).await? {
         return Err(Failure::new("another demo runs in this database; wait for it or use another database"));
     }
-    let mark: Option<Option<String>> = sqlx::query_scalar(
-        "select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1",
-    )
-    .bind(SCHEMA)
-    .fetch_optional(&mut *connection)
-    .await?;
-    let is_ours = matches!(&mark, Some(Some(mark)) if mark == MARK);
-    if mark.is_some() && !is_ours {
+    let mark = mark(connection).await?;
+    if mark == Mark::Foreign {
         return Err(Failure::new(format!(
             "schema {SCHEMA} is there already and the demo did not make it; use another database"
         )));
@@ -228,7 +233,7 @@ async fn claim(connection: &mut PgConnection) -> Result<()> {
     let has_ledger: bool = sqlx::query_scalar("select to_regnamespace('cutover') is not null")
         .fetch_one(&mut *connection)
         .await?;
-    if has_ledger && !(is_ours && ledger_is_ours(connection).await?) {
+    if has_ledger && !(mark == Mark::Ours && ledger_is_ours(connection).await?) {
         return Err(Failure::new(
             "schema cutover is there already and not from a demo: somebody's ledger. Use another database",
         ));
@@ -237,6 +242,33 @@ async fn claim(connection: &mut PgConnection) -> Result<()> {
     let made = format!("create schema {SCHEMA}; comment on schema {SCHEMA} is '{MARK}'");
     connection.execute(AssertSqlSafe(made)).await.during("making the demo's schema")?;
     Ok(())
+}
+
+/// Takes the lock that lets one demo at a time work here; the session holds it.
+async fn is_alone(connection: &mut PgConnection) -> Result<bool> {
+    Ok(sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(connection).await?)
+}
+
+/// Whose the schema is that the demo would use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    None,
+    Ours,
+    Foreign,
+}
+
+async fn mark(connection: &mut PgConnection) -> Result<Mark> {
+    let comment: Option<Option<String>> = sqlx::query_scalar(
+        "select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1",
+    )
+    .bind(SCHEMA)
+    .fetch_optional(connection)
+    .await?;
+    Ok(match comment {
+        None => Mark::None,
+        Some(Some(comment)) if comment == MARK => Mark::Ours,
+        Some(_) => Mark::Foreign,
+    })
 }
 
 /// Whether a ledger that is beside a demo's leftovers holds nothing but the demo's fleet.

@@ -110,6 +110,13 @@ async fn what_a_killed_demo_left_is_cleared_and_what_others_made_is_not() {
     });
     again.await.unwrap();
     assert_eq!(schemas(&url).await, ["cutover_demo", "public"]);
+    let cleared = cutover_testkit::wait_until("cleared", std::time::Duration::from_secs(10), || async {
+        Database::clear_leftovers(&url).await.unwrap();
+        Ok::<_, Failure>(schemas(&url).await == ["public"])
+    });
+    cleared.await.unwrap();
+    Database::prepare(&url, true).await.unwrap();
+    assert_eq!(schemas(&url).await, ["cutover_demo", "public"]);
 
     run(&url, "create schema cutover; create table cutover.fleets (name text)").await;
     run(&url, "insert into cutover.fleets values ('somebody')").await;
