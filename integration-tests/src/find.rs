@@ -14,19 +14,30 @@ pub(crate) fn cache() -> PathBuf {
     tests.parent().unwrap_or(tests).join(".cache")
 }
 
-/// `program` on the `PATH` or in the folders for servers, else at `cached` below the cache.
-pub(crate) fn program(
-    server: &'static str,
-    program: &'static str,
-    cached: &str,
-) -> Result<PathBuf, KitError> {
+/// `program` on the `PATH` or in the folders for servers, else in the cache.
+pub(crate) fn program(server: &'static str, program: &'static str) -> Result<PathBuf, KitError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
         .map(|folder| folder.join(program))
-        .chain([cache().join(cached)])
+        .chain([cache().join(server).join("bin").join(program)])
         .find(|file| file.is_file())
         .ok_or_else(|| missing(server, program))
+}
+
+/// `file` of a server that is always the cache's, in the version that `scripts/servers` names.
+pub(crate) fn cached(
+    server: &'static str,
+    program: &'static str,
+    file: &str,
+) -> Result<PathBuf, KitError> {
+    let path = cache().join(server).join(file);
+    // The version is written last.
+    if path.is_file() && cache().join(server).join("version").is_file() {
+        Ok(path)
+    } else {
+        Err(missing(server, program))
+    }
 }
 
 /// The folder of Postgres's server programs.

@@ -7,15 +7,26 @@
 //!
 //! The kit does not depend on the library it helps to test.
 
+mod envoy;
 mod error;
 mod find;
+mod http;
+mod pgbouncer;
 mod postgres;
 mod process;
+mod prometheus;
 mod redis;
+mod unleash;
+mod unleash_admin;
 mod wait;
 
+pub use envoy::{Cluster, Endpoint, Envoy, EnvoyOptions};
 pub use error::KitError;
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::{Folder, Process, Signal};
+pub use prometheus::{Prometheus, Sample};
 pub use redis::Redis;
+pub use unleash::Unleash;
+pub use unleash_admin::UnleashAdmin;
 pub use wait::{free_port, wait_until};

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     Folder, KitError, Process, Signal, find,
-    process::{children_of, runs},
+    process::{Current, children_of, runs},
     wait::on_free_port,
     wait_until,
 };
@@ -42,7 +42,7 @@ pub struct PostgresOptions {
 /// Every method takes `&self`, so that one task can injure the server while others use it.
 #[derive(Debug)]
 pub struct Postgres {
-    process: Mutex<Arc<Process>>,
+    process: Current,
     folder: Folder,
     programs: PathBuf,
     options: PostgresOptions,
@@ -260,14 +260,13 @@ impl Postgres {
     pub async fn restart(&self) -> Result<(), KitError> {
         self.stop().await?;
         let process = launch(&self.folder, &self.programs, &self.options, self.port).await?;
-        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(process);
+        self.process.set(process);
         Ok(())
     }
 
     /// The server's process (the postmaster).
     pub fn process(&self) -> Arc<Process> {
-        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(&process)
+        self.process.get()
     }
 
     async fn start_in(
@@ -281,12 +280,30 @@ impl Postgres {
         })
         .await?;
         Ok(Self {
-            process: Mutex::new(Arc::new(process)),
+            process: Current::new(process),
             folder,
             programs,
             options,
             port,
         })
+    }
+}
+
+impl Drop for Postgres {
+    /// A server that was killed and not started again leaves a few bytes of shared memory, of
+    /// which a system has only a few thousand; their id ends the seventh line of the pid file.
+    fn drop(&mut self) {
+        if self.process().exited().is_none() {
+            // A frozen session would keep the server from ending.
+            let _ = self.resume();
+            return;
+        }
+        let file = self.folder.path().join("data/postmaster.pid");
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let line = text.lines().nth(6).unwrap_or_default();
+        if let Some(id) = line.split_whitespace().nth(1) {
+            let _ = Command::new("ipcrm").args(["-m", id]).output();
+        }
     }
 }
 
@@ -329,8 +346,8 @@ async fn launch(
     Ok(process)
 }
 
-/// `program` as somebody whom Postgres accepts.
-fn unprivileged(program: &Path) -> Command {
+/// `program` as somebody whom Postgres and PgBouncer accept.
+pub(crate) fn unprivileged(program: &Path) -> Command {
     if !geteuid().is_root() {
         return Command::new(program);
     }

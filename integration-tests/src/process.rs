@@ -25,18 +25,23 @@ pub use rustix::process::Signal;
 use crate::{KitError, wait_until};
 
 /// `$1` is the folder; the register's files are named by pid and hold the signal to begin with.
-/// A zombie has no `cwd`, so that it counts as gone.
+///
+/// What works inside the folder counts too: Postgres's sessions leave its process group, and one
+/// that was stopped by SIGSTOP outlives its server. A zombie has no `cwd`, so that it counts as gone.
 const KEEPER: &str = r#"
 trap '' HUP INT TERM
 read -r _
 folder=$1
 mv "$folder/running" "$folder/ending"
 cd "$folder/ending" && set -- * && [ -e "$1" ] || set --
-for pid; do kill -s "$(cat "$pid")" -- "-$pid"; kill -s CONT -- "-$pid"; done
+inside() { find /proc/[0-9]*/cwd -prune -lname "$folder*" | cut -d/ -f3; }
 left() { for pid; do [ -e "/proc/$pid/cwd" ] && return 0; done; return 1; }
+for pid; do kill -s "$(cat "$pid")" -- "-$pid"; kill -s CONT -- "-$pid"; done
+cd /
+for pid in $(inside); do kill -s CONT "$pid"; done
 n=0; while left "$@" && [ $n -lt 60 ]; do sleep 0.05; n=$((n + 1)); done
 for pid; do kill -s KILL -- "-$pid"; done
-cd /
+for pid in $(inside); do kill -s KILL "$pid"; done
 n=0; until rm -rf "$folder" || [ $n -ge 100 ]; do sleep 0.05; n=$((n + 1)); done
 "#;
 
@@ -327,6 +332,24 @@ impl Drop for Process {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+/// The process that a server has just now: a restart puts another in.
+#[derive(Debug)]
+pub(crate) struct Current(Mutex<Arc<Process>>);
+
+impl Current {
+    pub(crate) fn new(process: Process) -> Self {
+        Self(Mutex::new(Arc::new(process)))
+    }
+
+    pub(crate) fn get(&self) -> Arc<Process> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn set(&self, process: Process) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(process);
     }
 }
 

@@ -1,18 +1,19 @@
 //! A throwaway Redis.
 
-use std::{process::Command, time::Duration};
+use std::{process::Command, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::{Folder, KitError, Process, Signal, find, wait::on_free_port};
+use crate::{Folder, KitError, Process, Signal, find, process::Current, wait::on_free_port};
 
 /// A Redis server without persistence on a free loopback port.
 #[derive(Debug)]
 pub struct Redis {
-    process: Process,
+    process: Current,
+    folder: Folder,
     port: u16,
 }
 
@@ -25,23 +26,13 @@ impl Redis {
     /// [`KitError::TimedOut`] when it does not come up.
     pub async fn start() -> Result<Self, KitError> {
         let folder = Folder::new("redis")?;
-        on_free_port(|port| Self::start_on(folder.clone(), port)).await
-    }
-
-    async fn start_on(folder: Folder, port: u16) -> Result<Self, KitError> {
-        let program = find::program("redis", "redis-server", "redis/bin/redis-server")?;
-        let mut command = Command::new(program);
-        command
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
-            .args(["--save", "", "--appendonly", "no", "--dir"])
-            .arg(folder.path())
-            // Otherwise the first replica waits five seconds for others to share its sync.
-            .args(["--repl-diskless-sync-delay", "0"]);
-        let process = Process::spawn(&folder, "redis", Signal::KILL, &command)?;
-        process
-            .wait_ready(Duration::from_secs(20), || ping(port))
-            .await?;
-        Ok(Self { process, port })
+        let (port, process) =
+            on_free_port(async |port| Ok((port, launch(&folder, port).await?))).await?;
+        Ok(Self {
+            process: Current::new(process),
+            folder,
+            port,
+        })
     }
 
     /// `redis://127.0.0.1:port/`.
@@ -50,9 +41,36 @@ impl Redis {
     }
 
     /// Its process, for pauses and kills.
-    pub fn process(&self) -> &Process {
-        &self.process
+    pub fn process(&self) -> Arc<Process> {
+        self.process.get()
     }
+
+    /// Starts it again, empty, on its old port, killing it first if it runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn restart(&self) -> Result<(), KitError> {
+        self.process().kill().await?;
+        self.process.set(launch(&self.folder, self.port).await?);
+        Ok(())
+    }
+}
+
+async fn launch(folder: &Folder, port: u16) -> Result<Process, KitError> {
+    let program = find::program("redis", "redis-server")?;
+    let mut command = Command::new(program);
+    command
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
+        .args(["--save", "", "--appendonly", "no", "--dir"])
+        .arg(folder.path())
+        // Otherwise the first replica waits five seconds for others to share its sync.
+        .args(["--repl-diskless-sync-delay", "0"]);
+    let process = Process::spawn(folder, "redis", Signal::KILL, &command)?;
+    process
+        .wait_ready(Duration::from_secs(20), || ping(port))
+        .await?;
+    Ok(process)
 }
 
 async fn ping(port: u16) -> std::io::Result<bool> {

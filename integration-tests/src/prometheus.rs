@@ -1,0 +1,141 @@
+//! A throwaway Prometheus.
+
+use std::{collections::BTreeMap, fs, net::SocketAddr, process::Command, time::Duration};
+
+use reqwest::{Client, Url};
+use serde_json::{Value, json};
+
+use crate::{Folder, KitError, Process, Signal, error::write, find, http, wait::on_free_port};
+
+/// One series of an answer, at the moment it was asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Its labels, `__name__` among them.
+    pub labels: BTreeMap<String, String>,
+    /// Its value; may be NaN.
+    pub value: f64,
+}
+
+/// A Prometheus server on a free loopback port that scrapes `/metrics` of some targets.
+#[derive(Debug)]
+pub struct Prometheus {
+    process: Process,
+    folder: Folder,
+    port: u16,
+    client: Client,
+}
+
+impl Prometheus {
+    /// Starts one and waits until it is ready; the first scrapes follow within an interval.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Missing`] when it is not installed, [`KitError::Exited`] or
+    /// [`KitError::TimedOut`] when it does not come up.
+    pub async fn start(
+        targets: Vec<SocketAddr>,
+        scrape_interval: Duration,
+    ) -> Result<Self, KitError> {
+        let folder = Folder::new("prometheus")?;
+        let interval = format!("{}ms", scrape_interval.as_millis());
+        let config = json!({
+            "global": {
+                "scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval,
+            },
+            "scrape_configs": [{
+                "job_name": "kit",
+                "file_sd_configs": [{ "files": [folder.path().join("targets.json")], "refresh_interval": "1s" }],
+            }],
+        });
+        // JSON is YAML.
+        write(&folder.path().join("prometheus.yml"), config.to_string())?;
+        write_targets(&folder, &targets)?;
+        let client = http::client()?;
+        let (port, process) =
+            on_free_port(async |port| Ok((port, launch(&folder, &client, port).await?))).await?;
+        Ok(Self {
+            process,
+            folder,
+            port,
+            client,
+        })
+    }
+
+    /// `http://127.0.0.1:port`.
+    pub fn url(&self) -> String {
+        url(self.port)
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Replaces the targets; Prometheus notices within about a second.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Io`].
+    pub fn set_targets(&self, targets: &[SocketAddr]) -> Result<(), KitError> {
+        write_targets(&self.folder, targets)
+    }
+
+    /// Asks for the value of an expression now. A scalar comes as one sample without labels.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Http`]; [`KitError::Refused`] with Prometheus's reason for a wrong expression.
+    pub async fn query(&self, promql: &str) -> Result<Vec<Sample>, KitError> {
+        let address = format!("{}/api/v1/query", self.url());
+        let url = Url::parse_with_params(&address, [("query", promql)])
+            .map_err(|error| KitError::Misuse(format!("{address}: {error}")))?;
+        let answer = http::json(&format!("evaluate {promql}"), self.client.get(url)).await?;
+        let data = &answer["data"];
+        if data["resultType"] == "scalar" {
+            return Ok(sample(&json!({}), &data["result"]).into_iter().collect());
+        }
+        let series = data["result"].as_array().into_iter().flatten();
+        Ok(series
+            .filter_map(|one| sample(&one["metric"], &one["value"]))
+            .collect())
+    }
+}
+
+async fn launch(folder: &Folder, client: &Client, port: u16) -> Result<Process, KitError> {
+    let mut command = Command::new(find::program("prometheus", "prometheus")?);
+    let option = |name: &str, value: &str| format!("--{name}={value}");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    command
+        .arg(option("config.file", &file("prometheus.yml")))
+        .arg(option("storage.tsdb.path", &file("data")))
+        .arg(option("web.listen-address", &format!("127.0.0.1:{port}")))
+        .arg(option("log.level", "warn"));
+    let process = Process::spawn(folder, "prometheus", Signal::KILL, &command)?;
+    let ready = format!("{}/-/ready", url(port));
+    process
+        .wait_ready(Duration::from_secs(30), async || {
+            http::send("ask Prometheus", client.get(&ready), &[]).await?;
+            Ok::<_, KitError>(true)
+        })
+        .await?;
+    Ok(process)
+}
+
+fn write_targets(folder: &Folder, targets: &[SocketAddr]) -> Result<(), KitError> {
+    let targets: Vec<_> = targets.iter().map(ToString::to_string).collect();
+    let new = folder.path().join("targets.new");
+    write(&new, json!([{ "targets": targets }]).to_string())?;
+    fs::rename(&new, folder.path().join("targets.json")).map_err(KitError::io("rename targets.new"))
+}
+
+/// A value comes as `[time, "text"]`; Rust reads `NaN`, `+Inf` and `-Inf` as Prometheus writes them.
+fn sample(labels: &Value, value: &Value) -> Option<Sample> {
+    Some(Sample {
+        labels: serde_json::from_value(labels.clone()).ok()?,
+        value: value[1].as_str()?.parse().ok()?,
+    })
+}
+
+fn url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}

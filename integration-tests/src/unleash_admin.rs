@@ -1,0 +1,183 @@
+//! A person's hand on the switches of an Unleash server.
+
+use std::fmt;
+
+use reqwest::{Client, Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::{KitError, http};
+
+/// A client of the admin API of an Unleash server, the kit's or any other, for flags of project
+/// `default` in environment `development`.
+///
+/// Every call says how things shall be, so it may be repeated.
+#[derive(Clone)]
+pub struct UnleashAdmin {
+    client: Client,
+    features: String,
+    archive: String,
+    token: String,
+}
+
+impl UnleashAdmin {
+    /// `url` is the server's, without `/api`; `token` is an admin token.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Http`] when no HTTP client can be made.
+    pub fn new(url: impl AsRef<str>, token: impl Into<String>) -> Result<Self, KitError> {
+        let url = url.as_ref().trim_end_matches('/');
+        Ok(Self {
+            client: http::client()?,
+            features: format!("{url}/api/admin/projects/default/features"),
+            archive: format!("{url}/api/admin/archive"),
+            token: token.into(),
+        })
+    }
+
+    /// Makes the flag if there is none; a new one is off.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Http`], [`KitError::Refused`]; so do all calls below, which also refuse a flag
+    /// that does not exist.
+    pub async fn ensure_flag(&self, name: &str) -> Result<(), KitError> {
+        let request = self
+            .request(Method::POST, &self.features)
+            .json(&json!({ "name": name, "type": "release" }));
+        let answer = http::send(&format!("make flag {name}"), request, &[409]).await?;
+        // 409 is also the answer for a name in the archive; only a flag in use is good.
+        if answer.status().as_u16() == 409 {
+            let url = format!("{}/{name}", self.features);
+            let request = self.request(Method::GET, &url);
+            http::send(&format!("find flag {name}"), request, &[]).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets `percent` of the users have it, the same ones each time (sticky by `userId`).
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Misuse`] for more than 100.
+    pub async fn set_rollout(&self, name: &str, percent: u8) -> Result<(), KitError> {
+        if percent > 100 {
+            return Err(KitError::Misuse(format!(
+                "rollout of {name}: {percent} % is more than 100 %"
+            )));
+        }
+        self.set_strategy(name, percent, "userId", json!([])).await
+    }
+
+    /// Gives everybody one variant whose string payload is `payload`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ensure_flag`](Self::ensure_flag).
+    pub async fn set_variant(&self, name: &str, payload: &str) -> Result<(), KitError> {
+        let variant = json!({
+            "name": "value",
+            "weight": 1000,
+            "weightType": "variable",
+            "stickiness": "default",
+            "payload": { "type": "string", "value": payload },
+        });
+        // Sticky by `userId` would leave out whoever asks without a user.
+        self.set_strategy(name, 100, "default", json!([variant]))
+            .await
+    }
+
+    /// Switches it on.
+    ///
+    /// # Errors
+    ///
+    /// See [`ensure_flag`](Self::ensure_flag).
+    pub async fn enable(&self, name: &str) -> Result<(), KitError> {
+        self.switch(name, "on").await
+    }
+
+    /// Switches it off for everybody; its strategy stays.
+    ///
+    /// # Errors
+    ///
+    /// See [`ensure_flag`](Self::ensure_flag).
+    pub async fn disable(&self, name: &str) -> Result<(), KitError> {
+        self.switch(name, "off").await
+    }
+
+    /// Archives and deletes it.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Http`], [`KitError::Refused`]; a flag that does not exist is none.
+    pub async fn remove(&self, name: &str) -> Result<(), KitError> {
+        for base in [&self.features, &self.archive] {
+            let request = self.request(Method::DELETE, &format!("{base}/{name}"));
+            http::send(&format!("remove flag {name}"), request, &[404]).await?;
+        }
+        Ok(())
+    }
+
+    async fn switch(&self, name: &str, to: &str) -> Result<(), KitError> {
+        let url = format!("{}/{to}", self.environment(name));
+        let request = self.request(Method::POST, &url);
+        http::send(&format!("switch flag {name} {to}"), request, &[]).await?;
+        Ok(())
+    }
+
+    /// Leaves the flag with this one strategy.
+    async fn set_strategy(
+        &self,
+        name: &str,
+        percent: u8,
+        stickiness: &str,
+        variants: Value,
+    ) -> Result<(), KitError> {
+        let url = format!("{}/strategies", self.environment(name));
+        let strategy = json!({
+            "name": "flexibleRollout",
+            "parameters": {
+                "rollout": percent.to_string(), "stickiness": stickiness, "groupId": name,
+            },
+            "constraints": [],
+            "segments": [],
+            "variants": variants,
+        });
+        let doing = format!("set the strategy of flag {name}");
+        let present = http::json(&doing, self.request(Method::GET, &url)).await?;
+        let mut ids = present
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|strategy| strategy["name"] == "flexibleRollout")
+            .filter_map(|strategy| strategy["id"].as_str());
+        let request = match ids.next() {
+            Some(id) => self.request(Method::PUT, &format!("{url}/{id}")),
+            None => self.request(Method::POST, &url),
+        };
+        http::send(&doing, request.json(&strategy), &[]).await?;
+        for id in ids {
+            let request = self.request(Method::DELETE, &format!("{url}/{id}"));
+            http::send(&doing, request, &[404]).await?;
+        }
+        Ok(())
+    }
+
+    fn environment(&self, name: &str) -> String {
+        format!("{}/{name}/environments/development", self.features)
+    }
+
+    fn request(&self, method: Method, url: &str) -> RequestBuilder {
+        self.client
+            .request(method, url)
+            .header("Authorization", &self.token)
+    }
+}
+
+impl fmt::Debug for UnleashAdmin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UnleashAdmin")
+            .field("features", &self.features)
+            .finish_non_exhaustive()
+    }
+}
