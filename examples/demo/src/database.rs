@@ -35,6 +35,23 @@ pub(crate) struct Database {
     _lock: PgConnection,
 }
 
+/// The two columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Old,
+    New,
+}
+
+impl Side {
+    /// The old column may hold any spelling, the new one only canonical words.
+    fn meaning(self, raw: Option<&str>) -> &str {
+        match self {
+            Self::Old => status::canonical(raw),
+            Self::New => raw.unwrap_or("NULL"),
+        }
+    }
+}
+
 /// What the last look at all rows found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rows {
@@ -128,8 +145,13 @@ impl Database {
     }
 
     /// Gives the history each key's last value, and holds every row that nobody wrote against what it
-    /// was loaded with. For the end, when the new column is all there is.
-    pub(crate) async fn last_values(&self, orders: &Orders, history: &mut History) -> Result<Rows> {
+    /// was loaded with. `side` is the column that holds every row's current value.
+    pub(crate) async fn last_values(
+        &self,
+        side: Side,
+        orders: &Orders,
+        history: &mut History,
+    ) -> Result<Rows> {
         let keys = history.keys();
         for &key in &keys {
             if let Some(first) = orders.first_status(key) {
@@ -137,19 +159,23 @@ impl Database {
             }
             history.last(key, History::ABSENT);
         }
-        let mut rows = sqlx::query("select id, new_payment_status from orders").fetch(&self.pool);
+        let column = match side {
+            Side::Old => "select id, old_payment_status from orders",
+            Side::New => "select id, new_payment_status from orders",
+        };
+        let mut rows = sqlx::query(column).fetch(&self.pool);
         let mut found = Rows::default();
         let mut untouched = 0;
         while let Some(row) = rows.try_next().await.during("reading the last values")? {
-            let (id, new): (i64, Option<&str>) = (row.try_get(0)?, row.try_get(1)?);
-            let id = id.unsigned_abs();
+            let (id, raw): (i64, Option<&str>) = (row.try_get(0)?, row.try_get(1)?);
+            let (id, last) = (id.unsigned_abs(), side.meaning(raw));
             found.seen += 1;
             if keys.binary_search(&id).is_ok() {
-                history.last(id, new.unwrap_or("NULL"));
+                history.last(id, last);
             } else if let Some(first) = orders.first_status(id) {
                 untouched += 1;
-                if new != Some(first) {
-                    found.add(format!("order {id}: loaded as '{first}', never written, now {new:?}"));
+                if last != first {
+                    found.add(format!("order {id}: loaded as '{first}', never written, now '{last}'"));
                 }
             }
         }

@@ -76,11 +76,19 @@ async fn columns_that_differ_and_rows_that_changed_by_themselves_are_found() {
     recorder.write(0, 6, "paid", 1, Some(2));
     recorder.write(0, 9, "paid", 1, Some(2));
     let mut history = recorder.history();
-    let rows = database.last_values(&orders, &mut history).await.unwrap();
+    let rows = database.last_values(Side::New, &orders, &mut history).await.unwrap();
     assert_eq!((rows.wrong, rows.seen), (2, 98), "{rows:?}");
     assert!(rows.examples[0].starts_with("order 7: loaded as "), "{rows:?}");
     let verdict = history.check();
     assert_eq!(verdict.lost_writes, 2, "{verdict:?}");
+
+    let mut nothing = Recorder::new(1, str::to_owned).history();
+    let old = database.last_values(Side::Old, &orders, &mut nothing).await.unwrap();
+    assert_eq!(
+        old.examples,
+        ["2 orders that nobody wrote are gone"],
+        "the old column is as dirty as it was loaded"
+    );
 }
 
 #[tokio::test]

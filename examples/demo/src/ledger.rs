@@ -30,6 +30,13 @@ pub(crate) struct Standing {
     pub(crate) acknowledged: Vec<(String, i32)>,
 }
 
+impl Standing {
+    /// Whether the new column holds every row's value: from `ramp` on.
+    pub(crate) fn is_new_complete(&self) -> bool {
+        matches!(self.phase.as_str(), "ramp" | "switch" | "retire" | "contract")
+    }
+}
+
 /// A backfill or a scan of the whole table.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Job {
@@ -97,7 +104,7 @@ impl Ledger {
         Ok(self.jobs(id).await?.into_iter().filter(is_wanted).collect())
     }
 
-    /// What a person does by SQL where there is no Unleash. `None` takes the wish back.
+    /// What a person does by SQL where there is no Unleash.
     pub(crate) async fn desire(&self, phase: &str) -> Result<()> {
         sqlx::query("update cutover.migrations set desired = $2, desired_by = 'demo' where name = $1")
             .bind(MIGRATION)
@@ -148,5 +155,71 @@ impl Ledger {
             })
         };
         rows.into_iter().map(job).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cutover_testkit::Postgres;
+    use sqlx::{AssertSqlSafe, Executor, postgres::PgPoolOptions};
+
+    use super::*;
+
+    /// The real schema, with one migration that has moved twice and a backfill half way.
+    const ROWS: &str = "
+        insert into cutover.fleets (name) values ('payments');
+        insert into cutover.migrations (fleet, name) values ('payments', 'payment-status');
+        insert into cutover.epochs (migration_id, epoch, phase, actor, reason) values (1, 1, 'off', 'a', 'r');
+        insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
+            values (1, 2, 'expand', 'off', 'a', 'r');
+        update cutover.epochs set closed_at = now(), drained_at = now() where epoch = 1;
+        insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
+            values (1, 3, 'backfill', 'expand', 'a', 'r');
+        update cutover.migrations set epoch = 3, phase = 'backfill', waits_for = 'rows';
+        insert into cutover.jobs (migration_id, kind, epoch, rows_total, rows_done, started_at)
+            values (1, 'backfill', 3, 100, 40, now() - interval '4 seconds');
+        insert into cutover.instances (fleet, name, service, version, revision, lease_until, admitted)
+            values ('payments', 'a', 's', 'v', 'r', now() + interval '1 minute', true),
+                   ('payments', 'dead', 's', 'v', 'r', now() - interval '1 minute', true);
+        insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest, epoch)
+            values (1, 1, 'off', 'contract', 2), (2, 1, 'off', 'contract', 1);";
+
+    #[tokio::test]
+    async fn it_reads_and_asks_what_the_library_s_tables_say() {
+        let url = Postgres::fresh_database().await.unwrap();
+        let ledger = Ledger(PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap());
+        assert_eq!(ledger.standing().await.unwrap(), None);
+        let run = async |sql: &'static str| ledger.0.execute(AssertSqlSafe(sql)).await.unwrap();
+        run(include_str!("../../../src/fleet/schema.sql")).await;
+        assert_eq!(ledger.standing().await.unwrap(), None);
+        run(ROWS).await;
+
+        let standing = ledger.standing().await.unwrap().unwrap();
+        assert_eq!((standing.phase.as_str(), standing.epoch, standing.is_settled), ("backfill", 3, false));
+        assert_eq!(standing.acknowledged, [("a".to_owned(), 2)]);
+        assert_eq!(standing.waits_for.as_deref(), Some("rows"));
+        let job = standing.job.unwrap();
+        assert_eq!(
+            (job.kind.as_str(), job.rows_done, job.rows_total, job.is_finished),
+            ("backfill", 40, 100, false)
+        );
+        assert!((1.0..=10.0).contains(&job.rows_per_second()), "{job:?}");
+        assert!(ledger.finished_backfills().await.unwrap().is_empty());
+
+        run("update cutover.epochs set closed_at = now(), drained_at = now() where epoch = 2").await;
+        run("update cutover.jobs set rows_done = 100, finished_at = now()").await;
+        assert!(ledger.standing().await.unwrap().unwrap().is_settled);
+        assert_eq!(ledger.finished_backfills().await.unwrap()[0].rows_done, 100);
+
+        ledger.desire("ramp:25").await.unwrap();
+        ledger.approve_contract().await.unwrap();
+        ledger.approve_contract().await.unwrap();
+        let asked: (String, i64) = sqlx::query_as(
+            "select desired, (select count(*) from cutover.approvals) from cutover.migrations",
+        )
+        .fetch_one(&ledger.0)
+        .await
+        .unwrap();
+        assert_eq!(asked, ("ramp:25".to_owned(), 1));
     }
 }

@@ -75,6 +75,9 @@ async fn run(args: Args) -> Result<ExitCode> {
     let servers = match started {
         Some(Ok(servers)) => Arc::new(servers),
         other => {
+            if other.is_none() {
+                board.note("interrupted: taking everything away");
+            }
             screen.stop().await;
             clear_half_started(&args).await;
             return other.map_or(Ok(ExitCode::from(INTERRUPTED)), |failed| failed.map(|_| ExitCode::FAILURE));

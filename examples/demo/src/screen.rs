@@ -124,6 +124,9 @@ pub(crate) fn draw(view: &View, width: usize, height: usize) -> Vec<String> {
 
 /// What a log or a pipe gets every second.
 pub(crate) fn one_line(view: &View) -> String {
+    if view.instances.is_empty() && view.counts.requests == 0 {
+        return format!("[{:6.1} s] {}", view.elapsed.as_secs_f64(), view.doing);
+    }
     let ready = view.instances.iter().filter(|line| line.state == InstanceState::Ready).count();
     let mut line = format!(
         "[{:6.1} s] requests {} failed {} p50 {:.1} ms p99 {:.1} ms | ready {ready}/{}",
@@ -279,7 +282,7 @@ requests 22500   failed 2   p50 1.3 ms   p99 9.0 ms
             "[  75.0 s] requests 22500 failed 2 p50 1.3 ms p99 9.0 ms | ready 1/2 | backfill (epoch 5) \
              | backfill 400000 of 1000000 rows | waits for the backfill"
         );
-        let begin = one_line(&View::default());
-        assert_eq!(begin, "[   0.0 s] requests 0 failed 0 p50 0.0 ms p99 0.0 ms | ready 0/0");
+        let begin = View { doing: "starting servers".to_owned(), ..View::default() };
+        assert_eq!(one_line(&begin), "[   0.0 s] starting servers");
     }
 }

@@ -28,76 +28,81 @@ pub(crate) struct Servers {
     pub(crate) proxy: Proxy,
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) fallbacks: Vec<String>,
-    // Fields are dropped in this order: Unleash keeps its flags in this Postgres.
-    _own_unleash: Option<Unleash>,
-    _own_redis: Option<Redis>,
-    _own_postgres: Option<Postgres>,
+    _throwaway: Throwaway,
+}
+
+/// What goes when this is dropped, in this order: Unleash keeps its flags in a Postgres.
+#[derive(Default)]
+struct Throwaway {
+    unleash: Option<Unleash>,
+    redis: Option<Redis>,
+    postgres: Option<Postgres>,
 }
 
 impl Servers {
     /// Starts what is not there. If this is dropped half way, so is what it started.
     pub(crate) async fn start(args: &Args, board: &Board) -> Result<Self> {
-        let own = &args.own;
-        let mut fallbacks = Vec::new();
         board.doing("starting servers");
-        if own.database_url.is_none() {
-            check_room(args.rows)?;
+        let own = &args.own;
+        let mut throwaway = Throwaway::default();
+        let mut fallbacks = Vec::new();
+        // What somebody named comes first: a mistake there should show at once.
+        let own_database = match &own.database_url {
+            Some(url) => Some(Database::prepare(url, true).await?),
+            None => None,
+        };
+        if let Some(url) = &own.redis_url {
+            check_redis(url).await?;
         }
-        // Unleash needs a database of its own; somebody's is not for that.
-        let needs_postgres = own.database_url.is_none() || own.unleash_url.is_none();
-        let postgres = match needs_postgres {
-            true => Some(start_postgres().await?),
-            false => None,
-        };
-        let redis = match own.redis_url {
-            Some(_) => None,
-            None => Some(Redis::start().await?),
-        };
-        let (unleash, unleash_access) = start_unleash(own, postgres.as_ref(), &mut fallbacks).await?;
-        let redis_url = match (&own.redis_url, &redis) {
-            (Some(url), _) => {
-                check_redis(url).await?;
-                url.clone()
-            }
-            (None, redis) => redis.as_ref().map(Redis::url).unwrap_or_default(),
-        };
-        let proxy = Proxy::start().await?;
-        if matches!(proxy, Proxy::Own(_)) {
-            fallbacks.push("no Envoy: the demo's own balancer stands before the instances".to_owned());
+        let own_unleash = UnleashAccess::of(own);
+        if let Some(access) = &own_unleash {
+            flags::refuse_existing(&access.url, &access.admin_token).await?;
         }
-        let database = match (&own.database_url, &postgres) {
-            (Some(url), _) => Database::prepare(url, true).await?,
-            (None, Some(postgres)) => {
+
+        let database = match own_database {
+            Some(database) => database,
+            None => {
+                check_room(args.rows)?;
+                let postgres = throwaway.postgres.insert(start_postgres().await?);
                 Database::prepare(&postgres.create_database("demo").await?, false).await?
             }
-            (None, None) => return Err(Failure::new("there is no database")),
         };
-        let switchboard = match &unleash_access {
+        let redis_url = match &own.redis_url {
+            Some(url) => url.clone(),
+            None => throwaway.redis.insert(Redis::start().await?).url(),
+        };
+        let unleash = match own_unleash {
+            Some(access) => Some(access),
+            None => throwaway.start_unleash().await?,
+        };
+        if unleash.is_none() {
+            fallbacks.push("no Unleash: phases are asked for by SQL, flags are fixed".to_owned());
+        }
+        let proxy = Proxy::start().await?;
+        let proxy_name = match &proxy {
+            Proxy::Envoy(_) => "Envoy",
+            Proxy::Own(_) => {
+                fallbacks.push("no Envoy: the demo's own balancer stands before the instances".to_owned());
+                "the demo's own balancer"
+            }
+        };
+        fallbacks.iter().for_each(|fallback| board.note(fallback.as_str()));
+        let switchboard = match &unleash {
             Some(access) => {
-                if own.unleash_url.is_some() {
-                    flags::refuse_existing(&access.url, &access.admin_token).await?;
-                }
                 Switchboard::Unleash(UnleashAdmin::new(&access.url, access.admin_token.as_str())?)
             }
             None => Switchboard::Sql(Ledger(database.pool.clone())),
         };
-        let mut versions = BTreeMap::from([("postgres".to_owned(), database.server_version.clone())]);
-        versions.insert("proxy".to_owned(), proxy_name(&proxy).to_owned());
-        for fallback in &fallbacks {
-            board.note(fallback.as_str());
-        }
-        let unleash_for_service = unleash_access.map(|access| (access.url, access.token));
+        let versions = [("postgres", database.server_version.as_str()), ("proxy", proxy_name)];
         Ok(Self {
-            database,
+            versions: versions.map(|(name, version)| (name.to_owned(), version.to_owned())).into(),
             redis_url,
-            unleash: unleash_for_service,
+            unleash: unleash.map(|access| (access.url, access.token)),
             switchboard,
             proxy,
-            versions,
+            database,
             fallbacks,
-            _own_unleash: unleash,
-            _own_redis: redis,
-            _own_postgres: postgres,
+            _throwaway: throwaway,
         })
     }
 
@@ -109,10 +114,42 @@ impl Servers {
     }
 }
 
+impl Throwaway {
+    /// `None` if it is not installed.
+    async fn start_unleash(&mut self) -> Result<Option<UnleashAccess>> {
+        // It needs a database of its own; somebody's is not for that.
+        let postgres = match &mut self.postgres {
+            Some(postgres) => postgres,
+            none => none.insert(start_postgres().await?),
+        };
+        match Unleash::start(postgres).await {
+            Ok(unleash) => {
+                let unleash = self.unleash.insert(unleash);
+                Ok(Some(UnleashAccess {
+                    url: unleash.url(),
+                    admin_token: unleash.admin_token().to_owned(),
+                    token: unleash.backend_token().to_owned(),
+                }))
+            }
+            Err(KitError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// How to reach an Unleash, as a person and as the service.
 struct UnleashAccess {
     url: String,
     admin_token: String,
     token: String,
+}
+
+impl UnleashAccess {
+    fn of(own: &OwnServers) -> Option<Self> {
+        let url = own.unleash_url.as_ref()?.trim_end_matches('/').trim_end_matches("/api").to_owned();
+        let (admin_token, token) = (own.unleash_admin_token.clone()?, own.unleash_token.clone()?);
+        Some(Self { url, admin_token, token })
+    }
 }
 
 async fn start_postgres() -> Result<Postgres> {
@@ -124,43 +161,6 @@ async fn start_postgres() -> Result<Postgres> {
     ];
     // As a service's database is run: a commit waits for the disk.
     Ok(Postgres::start(PostgresOptions { fsync: true, settings }).await?)
-}
-
-async fn start_unleash(
-    own: &OwnServers,
-    postgres: Option<&Postgres>,
-    fallbacks: &mut Vec<String>,
-) -> Result<(Option<Unleash>, Option<UnleashAccess>)> {
-    if let (Some(url), Some(admin_token), Some(token)) =
-        (&own.unleash_url, &own.unleash_admin_token, &own.unleash_token)
-    {
-        let url = url.trim_end_matches('/').trim_end_matches("/api").to_owned();
-        let access = UnleashAccess { url, admin_token: admin_token.clone(), token: token.clone() };
-        return Ok((None, Some(access)));
-    }
-    let Some(postgres) = postgres else { return Ok((None, None)) };
-    match Unleash::start(postgres).await {
-        Ok(unleash) => {
-            let access = UnleashAccess {
-                url: unleash.url(),
-                admin_token: unleash.admin_token().to_owned(),
-                token: unleash.backend_token().to_owned(),
-            };
-            Ok((Some(unleash), Some(access)))
-        }
-        Err(KitError::Missing { .. }) => {
-            fallbacks.push("no Unleash: phases are asked for by SQL, flags are fixed".to_owned());
-            Ok((None, None))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn proxy_name(proxy: &Proxy) -> &'static str {
-    match proxy {
-        Proxy::Envoy(_) => "Envoy",
-        Proxy::Own(_) => "the demo's own balancer",
-    }
 }
 
 /// Only whether somebody is there: what the service needs of it shows in the service's readiness.

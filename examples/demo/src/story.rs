@@ -8,6 +8,7 @@ use crate::{
     args::Args,
     board::Board,
     customers::Customers,
+    database::Side,
     dataset::Orders,
     deploy,
     failure::{During, Failure, Result},
@@ -22,7 +23,7 @@ use crate::{
 };
 
 const INSTANCES: usize = 3;
-const WARM: Duration = Duration::from_secs(3);
+const WARM: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Who is in it.
@@ -58,9 +59,9 @@ impl Story {
         self.board.doing("ending the load");
         load.stop().await;
         let stopped = fleet.stop_all().await;
-        self.judge(&customers, report).await?;
+        let judged = self.judge(&customers, &ledger, report).await;
         self.board.doing("done");
-        changes.and(stopped)
+        changes.and(stopped).and(judged)
     }
 
     async fn load_orders(&self, report: &mut Report) -> Result<()> {
@@ -146,7 +147,7 @@ impl Story {
     }
 
     /// Holds every answer against every other, and against what is in the table at the end.
-    async fn judge(&self, customers: &Customers, report: &mut Report) -> Result<()> {
+    async fn judge(&self, customers: &Customers, ledger: &Ledger, report: &mut Report) -> Result<()> {
         self.board.doing("judging every answer");
         let counts = customers.stats.counts();
         report.requests = counts.requests;
@@ -163,7 +164,9 @@ impl Story {
         report.max_ms = rollout.max_ms();
 
         let mut history = customers.recorder.history();
-        let rows = self.servers.database.last_values(&self.orders, &mut history).await;
+        let is_new = ledger.standing().await?.is_some_and(|standing| standing.is_new_complete());
+        let side = if is_new { Side::New } else { Side::Old };
+        let rows = self.servers.database.last_values(side, &self.orders, &mut history).await;
         let rows = rows.during("the last values can't be judged")?;
         report.wrong_rows = rows.wrong;
         report.examples.extend(rows.examples);

@@ -14,6 +14,9 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(50);
+/// How long a person looks at a phase before asking for the next one. It is also what gives the load
+/// time to meet each phase.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// Asks for phases and writes down how long each took.
 pub(crate) struct Walk {
@@ -30,7 +33,9 @@ impl Walk {
         self.board.doing(format!("phase {wanted}"));
         let began = Instant::now();
         switchboard.desire(wanted).await?;
-        self.arrive(wanted, began).await
+        self.arrive(wanted, began).await?;
+        tokio::time::sleep(LOOK).await;
+        Ok(())
     }
 
     /// The flag goes off while the new column is read; returns the seconds until the old one is read
