@@ -1,0 +1,225 @@
+//! Looks at the migration from outside: what the tables in schema `cutover` say.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::{PgPool, Row};
+
+use crate::failure::{During, Result};
+
+/// What the payments service calls its migration.
+pub(crate) const MIGRATION: &str = "payment-status";
+
+/// The eight phases in their line.
+pub(crate) const PHASES: [&str; 8] =
+    ["off", "expand", "backfill", "verify", "ramp", "switch", "retire", "contract"];
+
+/// The migration as the ledger has it now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Standing {
+    pub(crate) phase: String,
+    pub(crate) epoch: i32,
+    pub(crate) ramp_percent: i16,
+    /// Everybody works at `epoch`, and no older epoch has a transaction left.
+    pub(crate) is_settled: bool,
+    /// What the driver waits for, in its words.
+    pub(crate) waits_for: Option<String>,
+    /// The newest piece of long work.
+    pub(crate) job: Option<Job>,
+    /// Name and acknowledged epoch of each live instance.
+    pub(crate) acknowledged: Vec<(String, i32)>,
+}
+
+impl Standing {
+    /// Whether the new column holds every row's value: from `ramp` on.
+    pub(crate) fn is_new_complete(&self) -> bool {
+        matches!(self.phase.as_str(), "ramp" | "switch" | "retire" | "contract")
+    }
+}
+
+/// A backfill or a scan of the whole table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Job {
+    pub(crate) kind: String,
+    pub(crate) rows_done: i64,
+    pub(crate) rows_total: i64,
+    pub(crate) rows_changed: i64,
+    pub(crate) differences: i64,
+    pub(crate) took: Duration,
+    pub(crate) is_finished: bool,
+}
+
+impl Job {
+    pub(crate) fn rows_per_second(&self) -> f64 {
+        self.rows_done as f64 / self.took.as_secs_f64().max(0.001)
+    }
+}
+
+/// A pool of one or two connections beside the service's.
+#[derive(Clone)]
+pub(crate) struct Ledger(pub(crate) PgPool);
+
+impl Ledger {
+    /// `None` while no instance has declared the migration yet.
+    pub(crate) async fn standing(&self) -> Result<Option<Standing>> {
+        let exists: bool =
+            sqlx::query_scalar("select to_regclass('cutover.epochs') is not null").fetch_one(&self.0).await?;
+        if !exists {
+            return Ok(None);
+        }
+        let row = sqlx::query(
+            "select m.id, m.phase, m.epoch, m.ramp_percent, m.waits_for, not exists (
+                 select from cutover.epochs e
+                 where e.migration_id = m.id and e.epoch < m.epoch and e.drained_at is null) as is_settled
+             from cutover.migrations m where m.name = $1",
+        )
+        .bind(MIGRATION)
+        .fetch_optional(&self.0)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let id: i32 = row.try_get("id")?;
+        let acknowledged = sqlx::query_as(
+            "select i.name, a.epoch from cutover.acknowledgements a
+             join cutover.instances i on i.id = a.instance_id
+             where a.migration_id = $1 and i.admitted and i.lease_until > clock_timestamp()",
+        )
+        .bind(id)
+        .fetch_all(&self.0)
+        .await?;
+        Ok(Some(Standing {
+            phase: row.try_get("phase")?,
+            epoch: row.try_get("epoch")?,
+            ramp_percent: row.try_get("ramp_percent")?,
+            is_settled: row.try_get("is_settled")?,
+            waits_for: row.try_get("waits_for")?,
+            job: self.jobs(id).await?.pop(),
+            acknowledged,
+        }))
+    }
+
+    /// All backfills that finished, oldest first.
+    pub(crate) async fn finished_backfills(&self) -> Result<Vec<Job>> {
+        let id = self.migration().await?;
+        let is_wanted = |job: &Job| job.kind == "backfill" && job.is_finished;
+        Ok(self.jobs(id).await?.into_iter().filter(is_wanted).collect())
+    }
+
+    /// What a person does by SQL where there is no Unleash.
+    pub(crate) async fn desire(&self, phase: &str) -> Result<()> {
+        sqlx::query("update cutover.migrations set desired = $2, desired_by = 'demo' where name = $1")
+            .bind(MIGRATION)
+            .bind(phase)
+            .execute(&self.0)
+            .await
+            .during("asking for a phase")?;
+        Ok(())
+    }
+
+    /// A person says that the old column may go.
+    pub(crate) async fn approve_contract(&self) -> Result<()> {
+        sqlx::query(
+            "insert into cutover.approvals (migration_id, phase, actor, reason)
+             select id, 'contract', 'demo', 'both columns were compared' from cutover.migrations where name = $1
+             on conflict do nothing",
+        )
+        .bind(MIGRATION)
+        .execute(&self.0)
+        .await
+        .during("approving contract")?;
+        Ok(())
+    }
+
+    async fn migration(&self) -> Result<i32> {
+        let id = sqlx::query_scalar("select id from cutover.migrations where name = $1");
+        Ok(id.bind(MIGRATION).fetch_one(&self.0).await?)
+    }
+
+    async fn jobs(&self, migration: i32) -> Result<Vec<Job>> {
+        let rows = sqlx::query(
+            "select kind, rows_done, rows_total, rows_changed, differences, finished_at is not null as finished,
+                 extract(epoch from coalesce(finished_at, clock_timestamp()) - started_at)::float8 as seconds
+             from cutover.jobs where migration_id = $1 order by id",
+        )
+        .bind(migration)
+        .fetch_all(&self.0)
+        .await?;
+        let job = |row: sqlx::postgres::PgRow| {
+            Ok(Job {
+                kind: row.try_get("kind")?,
+                rows_done: row.try_get("rows_done")?,
+                rows_total: row.try_get("rows_total")?,
+                rows_changed: row.try_get("rows_changed")?,
+                differences: row.try_get("differences")?,
+                took: Duration::try_from_secs_f64(row.try_get("seconds")?).unwrap_or_default(),
+                is_finished: row.try_get("finished")?,
+            })
+        };
+        rows.into_iter().map(job).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cutover_testkit::Postgres;
+    use sqlx::{AssertSqlSafe, Executor, postgres::PgPoolOptions};
+
+    use super::*;
+
+    /// The real schema, with one migration that has moved twice and a backfill half way.
+    const ROWS: &str = "
+        insert into cutover.fleets (name) values ('payments');
+        insert into cutover.migrations (fleet, name) values ('payments', 'payment-status');
+        insert into cutover.epochs (migration_id, epoch, phase, actor, reason) values (1, 1, 'off', 'a', 'r');
+        insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
+            values (1, 2, 'expand', 'off', 'a', 'r');
+        update cutover.epochs set closed_at = now(), drained_at = now() where epoch = 1;
+        insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
+            values (1, 3, 'backfill', 'expand', 'a', 'r');
+        update cutover.migrations set epoch = 3, phase = 'backfill', waits_for = 'rows';
+        insert into cutover.jobs (migration_id, kind, epoch, rows_total, rows_done, started_at)
+            values (1, 'backfill', 3, 100, 40, now() - interval '4 seconds');
+        insert into cutover.instances (fleet, name, service, version, revision, lease_until, admitted)
+            values ('payments', 'a', 's', 'v', 'r', now() + interval '1 minute', true),
+                   ('payments', 'dead', 's', 'v', 'r', now() - interval '1 minute', true);
+        insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest, epoch)
+            values (1, 1, 'off', 'contract', 2), (2, 1, 'off', 'contract', 1);";
+
+    #[tokio::test]
+    async fn it_reads_and_asks_what_the_library_s_tables_say() {
+        let url = Postgres::fresh_database().await.unwrap();
+        let ledger = Ledger(PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap());
+        assert_eq!(ledger.standing().await.unwrap(), None);
+        let run = async |sql: &'static str| ledger.0.execute(AssertSqlSafe(sql)).await.unwrap();
+        run(include_str!("../../../src/fleet/schema.sql")).await;
+        assert_eq!(ledger.standing().await.unwrap(), None);
+        run(ROWS).await;
+
+        let standing = ledger.standing().await.unwrap().unwrap();
+        assert_eq!((standing.phase.as_str(), standing.epoch, standing.is_settled), ("backfill", 3, false));
+        assert_eq!(standing.acknowledged, [("a".to_owned(), 2)]);
+        assert_eq!(standing.waits_for.as_deref(), Some("rows"));
+        let job = standing.job.unwrap();
+        assert_eq!(
+            (job.kind.as_str(), job.rows_done, job.rows_total, job.is_finished),
+            ("backfill", 40, 100, false)
+        );
+        assert!((1.0..=10.0).contains(&job.rows_per_second()), "{job:?}");
+        assert!(ledger.finished_backfills().await.unwrap().is_empty());
+
+        run("update cutover.epochs set closed_at = now(), drained_at = now() where epoch = 2").await;
+        run("update cutover.jobs set rows_done = 100, finished_at = now()").await;
+        assert!(ledger.standing().await.unwrap().unwrap().is_settled);
+        assert_eq!(ledger.finished_backfills().await.unwrap()[0].rows_done, 100);
+
+        ledger.desire("ramp:25").await.unwrap();
+        ledger.approve_contract().await.unwrap();
+        ledger.approve_contract().await.unwrap();
+        let asked: (String, i64) = sqlx::query_as(
+            "select desired, (select count(*) from cutover.approvals) from cutover.migrations",
+        )
+        .fetch_one(&ledger.0)
+        .await
+        .unwrap();
+        assert_eq!(asked, ("ramp:25".to_owned(), 1));
+    }
+}

@@ -1,0 +1,69 @@
+//! The load and the judge together, against a service in memory that keeps its promises, or doesn't.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use cutover_checker::Verdict;
+
+use crate::{
+    customers::Customers,
+    dataset::Orders,
+    load::Load,
+    stats::{Counts, Stage},
+    stub::{Fault, Stub},
+};
+
+/// A short run at 400 requests a second.
+async fn run(fault: Fault) -> (Counts, Verdict) {
+    let orders = Arc::new(Orders::Seeded { seed: 5, rows: 300 });
+    let first = |id| orders.first_status(id).unwrap();
+    let memory: HashMap<u64, String> = (1..=300).map(|id| (id, first(id).to_owned())).collect();
+    let stub = Stub::with("stub", fault, memory).await;
+    let url = format!("http://{}", stub.address);
+    let customers = Arc::new(Customers::new(url, Arc::clone(&orders), 9));
+    customers.log_in().await.unwrap();
+    customers.stats.enter(Stage::Quiet);
+    let load = Load::start(Arc::clone(&customers), 400);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    load.stop().await;
+
+    let mut history = customers.recorder.history();
+    for key in history.keys() {
+        if let Some(status) = orders.first_status(key) {
+            history.initial(key, status);
+        }
+        history.last(key, &stub.memory.orders.lock().unwrap()[&key]);
+    }
+    let counts = customers.stats.counts();
+    assert!((600..=801).contains(&counts.requests), "not the rate asked for: {counts:?}");
+    (counts, history.check())
+}
+
+#[tokio::test]
+async fn a_service_that_keeps_its_promises_is_not_accused() {
+    let (counts, verdict) = run(Fault::None).await;
+    assert_eq!((counts.failed, counts.dropped, counts.sessions_lost), (0, 0, 0), "{counts:?}");
+    assert!(verdict.is_clean(), "{verdict:?}");
+    assert!(verdict.reads > 250 && verdict.writes > 100, "{verdict:?}");
+}
+
+#[tokio::test]
+async fn lost_writes_are_found() {
+    let (counts, verdict) = run(Fault::LosesWrites).await;
+    assert_eq!(counts.failed, 0, "the answers looked well: {counts:?}");
+    assert!(verdict.lost_writes > 0 && verdict.stale_reads > 0, "{verdict:?}");
+}
+
+#[tokio::test]
+async fn refusals_count_as_failed_and_accuse_nobody_of_losing() {
+    let (counts, verdict) = run(Fault::Overloaded).await;
+    assert!(counts.failed > 0, "{counts:?}");
+    assert_eq!(counts.failures["GET order: 503"], counts.failed);
+    assert!(verdict.is_clean(), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn lost_sessions_are_counted_and_failed() {
+    let (counts, _) = run(Fault::LosesSessions).await;
+    assert!(counts.sessions_lost > 0, "{counts:?}");
+    assert_eq!(counts.failures["GET me: 401"], counts.failed);
+}

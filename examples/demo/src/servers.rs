@@ -1,0 +1,217 @@
+//! The servers under the service: somebody's own where they were named, else throwaway ones.
+
+use std::collections::BTreeMap;
+
+use cutover_testkit::{KitError, Postgres, PostgresOptions, Redis, Unleash, UnleashAdmin};
+use tokio::net::TcpStream;
+
+use crate::{
+    args::{Args, OwnServers},
+    board::Board,
+    database::Database,
+    failure::{During, Failure, Result},
+    flags::{self, Switchboard},
+    ledger::Ledger,
+    proxy::Proxy,
+};
+
+/// Bytes that the table, its index, its dead rows and the log of its changes take up, per order.
+const BYTES_PER_ROW: u64 = 2_000;
+
+/// Everything but the service.
+pub(crate) struct Servers {
+    pub(crate) database: Database,
+    pub(crate) redis_url: String,
+    /// URL and token for the service.
+    pub(crate) unleash: Option<(String, String)>,
+    pub(crate) switchboard: Switchboard,
+    pub(crate) proxy: Proxy,
+    pub(crate) versions: BTreeMap<String, String>,
+    pub(crate) fallbacks: Vec<String>,
+    _throwaway: Throwaway,
+}
+
+/// What goes when this is dropped, in this order: Unleash keeps its flags in a Postgres.
+#[derive(Default)]
+struct Throwaway {
+    unleash: Option<Unleash>,
+    redis: Option<Redis>,
+    postgres: Option<Postgres>,
+}
+
+impl Servers {
+    /// Starts what is not there. If this is dropped half way, so is what it started.
+    pub(crate) async fn start(args: &Args, board: &Board) -> Result<Self> {
+        board.doing("starting servers");
+        let own = &args.own;
+        let mut throwaway = Throwaway::default();
+        let mut fallbacks = Vec::new();
+        // What somebody named comes first: a mistake there should show at once.
+        let own_database = match &own.database_url {
+            Some(url) => Some(Database::prepare(url, true).await?),
+            None => None,
+        };
+        if let Some(url) = &own.redis_url {
+            check_redis(url).await?;
+        }
+        let own_unleash = UnleashAccess::of(own);
+        if let Some(access) = &own_unleash {
+            flags::refuse_existing(&access.url, &access.admin_token).await?;
+        }
+
+        let database = match own_database {
+            Some(database) => database,
+            None => {
+                check_room(args.rows)?;
+                let postgres = throwaway.postgres.insert(start_postgres().await?);
+                Database::prepare(&postgres.create_database("demo").await?, false).await?
+            }
+        };
+        let redis_url = match &own.redis_url {
+            Some(url) => url.clone(),
+            None => throwaway.redis.insert(Redis::start().await?).url(),
+        };
+        let unleash = match own_unleash {
+            Some(access) => Some(access),
+            None => throwaway.start_unleash().await?,
+        };
+        if unleash.is_none() {
+            fallbacks.push("no Unleash: phases are asked for by SQL, flags are fixed".to_owned());
+        }
+        let proxy = Proxy::start().await?;
+        let proxy_name = match &proxy {
+            Proxy::Envoy(_) => "Envoy",
+            Proxy::Own(_) => {
+                fallbacks.push("no Envoy: the demo's own balancer stands before the instances".to_owned());
+                "the demo's own balancer"
+            }
+        };
+        fallbacks.iter().for_each(|fallback| board.note(fallback.as_str()));
+        let switchboard = match &unleash {
+            Some(access) => {
+                Switchboard::Unleash(UnleashAdmin::new(&access.url, access.admin_token.as_str())?)
+            }
+            None => Switchboard::Sql(Ledger(database.pool.clone())),
+        };
+        let versions = [("postgres", database.server_version.as_str()), ("proxy", proxy_name)];
+        Ok(Self {
+            versions: versions.map(|(name, version)| (name.to_owned(), version.to_owned())).into(),
+            redis_url,
+            unleash: unleash.map(|access| (access.url, access.token)),
+            switchboard,
+            proxy,
+            database,
+            fallbacks,
+            _throwaway: throwaway,
+        })
+    }
+
+    /// Leaves somebody's own servers as they were; throwaway ones go when this is dropped.
+    pub(crate) async fn clear(&self) -> Result<()> {
+        let flags = self.switchboard.clear().await;
+        self.database.clear().await?;
+        flags
+    }
+}
+
+impl Throwaway {
+    /// `None` if it is not installed.
+    async fn start_unleash(&mut self) -> Result<Option<UnleashAccess>> {
+        // It needs a database of its own; somebody's is not for that.
+        let postgres = match &mut self.postgres {
+            Some(postgres) => postgres,
+            none => none.insert(start_postgres().await?),
+        };
+        match Unleash::start(postgres).await {
+            Ok(unleash) => {
+                let unleash = self.unleash.insert(unleash);
+                Ok(Some(UnleashAccess {
+                    url: unleash.url(),
+                    admin_token: unleash.admin_token().to_owned(),
+                    token: unleash.backend_token().to_owned(),
+                }))
+            }
+            Err(KitError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// How to reach an Unleash, as a person and as the service.
+struct UnleashAccess {
+    url: String,
+    admin_token: String,
+    token: String,
+}
+
+impl UnleashAccess {
+    fn of(own: &OwnServers) -> Option<Self> {
+        let url = own.unleash_url.as_ref()?.trim_end_matches('/').trim_end_matches("/api").to_owned();
+        let (admin_token, token) = (own.unleash_admin_token.clone()?, own.unleash_token.clone()?);
+        Some(Self { url, admin_token, token })
+    }
+}
+
+async fn start_postgres() -> Result<Postgres> {
+    let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let settings = vec![
+        setting("max_connections", "200"),
+        setting("shared_buffers", "512MB"),
+        setting("max_wal_size", "2GB"),
+    ];
+    // As a service's database is run: a commit waits for the disk.
+    Ok(Postgres::start(PostgresOptions { fsync: true, settings }).await?)
+}
+
+/// Only whether somebody is there: what the service needs of it shows in the service's readiness.
+async fn check_redis(url: &str) -> Result<()> {
+    let wanted = "REDIS_URL must look like redis://host:port";
+    let uri: http::Uri = url.parse().map_err(|_| Failure::new(wanted))?;
+    let host = uri.host().ok_or(Failure::new(wanted))?;
+    let port = uri.port_u16().unwrap_or(6379);
+    let connection = TcpStream::connect((host, port)).await;
+    connection.during(&format!("nobody answers at REDIS_URL ({host}:{port})"))?;
+    Ok(())
+}
+
+fn check_room(rows: u64) -> Result<()> {
+    let folder = std::env::temp_dir();
+    let room = rustix::fs::statvfs(&folder).during("looking for room on the disk")?;
+    enough_room(room.f_bavail * room.f_frsize, rows, &folder.display().to_string())
+}
+
+fn enough_room(free: u64, rows: u64, folder: &str) -> Result<()> {
+    // An empty Postgres and the log that it keeps at hand.
+    let needed = 500_000_000 + rows * BYTES_PER_ROW;
+    if free >= needed {
+        return Ok(());
+    }
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    Err(Failure::new(format!(
+        "{folder} has {:.1} GB free, and {rows} rows need about {:.1} GB; set TMPDIR to a larger disk, or ask for \
+         fewer --rows",
+        gb(free),
+        gb(needed)
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_small_a_disk_is_refused_with_numbers() {
+        assert!(enough_room(3_000_000_000, 1_000_000, "/tmp").is_ok());
+        let error = enough_room(1_000_000_000, 1_000_000, "/tmp").unwrap_err().to_string();
+        assert!(error.contains("1.0 GB free") && error.contains("2.5 GB"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_redis_that_is_not_there_is_named() {
+        let port = cutover_testkit::free_port().unwrap();
+        let error =
+            check_redis(&format!("redis://:secret@127.0.0.1:{port}/0")).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("127.0.0.1:{port}")) && !error.contains("secret"), "{error}");
+        assert!(check_redis("localhost").await.is_err());
+    }
+}

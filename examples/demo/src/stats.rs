@@ -1,0 +1,191 @@
+//! Counts and latencies of the load, by stage.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use hdrhistogram::Histogram;
+
+/// What goes on in the fleet while a request is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// First requests, cold caches: counted and judged, but not timed.
+    #[default]
+    Warm,
+    /// Nothing: what latency is compared with.
+    Quiet,
+    /// Instances are replaced.
+    Deploy,
+    /// The migration moves.
+    Migrate,
+}
+
+/// What became of the requests.
+#[derive(Default)]
+pub(crate) struct Stats(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    stage: Stage,
+    counts: Counts,
+    by_stage: BTreeMap<Stage, Latency>,
+    /// A histogram per second, the newest at the back.
+    recent: VecDeque<Latency>,
+}
+
+/// Totals since the load began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) requests: u64,
+    pub(crate) failed: u64,
+    /// Requests that were due and not sent, because too many were waiting for an answer. Failed too.
+    pub(crate) dropped: u64,
+    pub(crate) sessions_lost: u64,
+    /// `PUT payment: 503` → how many.
+    pub(crate) failures: BTreeMap<String, u64>,
+}
+
+impl Stats {
+    /// Seconds that the screen's percentiles look back.
+    const RECENT: usize = 5;
+
+    pub(crate) fn enter(&self, stage: Stage) {
+        self.lock().stage = stage;
+    }
+
+    /// `latency` counts from when the request was due, so a stall shows in all that it held up.
+    pub(crate) fn succeeded(&self, latency: Duration) {
+        let mut inner = self.lock();
+        inner.counts.requests += 1;
+        inner.time(latency);
+    }
+
+    /// `what` is short and has few different forms: it is a row of the report.
+    pub(crate) fn failed(&self, what: String, latency: Duration) {
+        let mut inner = self.lock();
+        inner.counts.requests += 1;
+        inner.fail(what);
+        inner.time(latency);
+    }
+
+    pub(crate) fn dropped(&self) {
+        let mut inner = self.lock();
+        inner.counts.requests += 1;
+        inner.counts.dropped += 1;
+        inner.fail("not sent: too many unanswered".to_owned());
+    }
+
+    pub(crate) fn session_lost(&self) {
+        self.lock().counts.sessions_lost += 1;
+    }
+
+    /// Call once a second: starts the next second of the screen's percentiles.
+    pub(crate) fn second(&self) {
+        let mut inner = self.lock();
+        inner.recent.push_back(Latency::default());
+        while inner.recent.len() > Self::RECENT {
+            inner.recent.pop_front();
+        }
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.lock().counts.clone()
+    }
+
+    /// Latency of the last few seconds.
+    pub(crate) fn recent(&self) -> Latency {
+        Latency::sum(&self.lock().recent)
+    }
+
+    /// Latency of all requests that ended in one of `stages`.
+    pub(crate) fn of(&self, stages: &[Stage]) -> Latency {
+        let inner = self.lock();
+        Latency::sum(stages.iter().filter_map(|stage| inner.by_stage.get(stage)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn fail(&mut self, what: String) {
+        self.counts.failed += 1;
+        *self.counts.failures.entry(what).or_default() += 1;
+    }
+
+    fn time(&mut self, latency: Duration) {
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        let stage = self.stage;
+        self.by_stage.entry(stage).or_default().0.saturating_record(micros);
+        if let Some(second) = self.recent.back_mut() {
+            second.0.saturating_record(micros);
+        }
+    }
+}
+
+/// Microseconds, to three digits.
+#[derive(Clone)]
+pub(crate) struct Latency(Histogram<u64>);
+
+impl Default for Latency {
+    fn default() -> Self {
+        #[expect(clippy::expect_used, reason = "the bounds are constants")]
+        Self(Histogram::new_with_bounds(1, 600_000_000, 3).expect("valid bounds"))
+    }
+}
+
+impl Latency {
+    /// Milliseconds; 0 if nothing was timed.
+    pub(crate) fn ms(&self, percentile: f64) -> f64 {
+        self.0.value_at_percentile(percentile) as f64 / 1e3
+    }
+
+    pub(crate) fn max_ms(&self) -> f64 {
+        self.0.max() as f64 / 1e3
+    }
+
+    fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for part in parts {
+            // All have the same bounds, so adding can't fail.
+            let _ = sum.0.add(&part.0);
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_timed_apart_and_failures_counted_by_what_they_were() {
+        let stats = Stats::default();
+        stats.enter(Stage::Quiet);
+        (0..100).for_each(|_| stats.succeeded(Duration::from_millis(2)));
+        stats.enter(Stage::Deploy);
+        stats.failed("GET order: 503".to_owned(), Duration::from_millis(50));
+        stats.failed("GET order: 503".to_owned(), Duration::from_millis(50));
+        stats.dropped();
+        let counts = stats.counts();
+        assert_eq!((counts.requests, counts.failed, counts.dropped), (103, 3, 1));
+        assert_eq!(counts.failures["GET order: 503"], 2);
+        assert_eq!(stats.of(&[Stage::Quiet]).ms(99.0).round(), 2.0);
+        assert_eq!(stats.of(&[Stage::Deploy, Stage::Migrate]).ms(99.0).round(), 50.0);
+        assert_eq!(stats.of(&[Stage::Migrate]).max_ms(), 0.0);
+    }
+
+    #[test]
+    fn the_screen_s_percentiles_forget_old_seconds() {
+        let stats = Stats::default();
+        stats.second();
+        stats.succeeded(Duration::from_secs(1));
+        assert_eq!(stats.recent().ms(50.0).round(), 1000.0);
+        (0..Stats::RECENT).for_each(|_| stats.second());
+        stats.succeeded(Duration::from_millis(1));
+        assert_eq!(stats.recent().ms(99.0).round(), 1.0);
+    }
+}

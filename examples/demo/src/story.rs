@@ -1,0 +1,198 @@
+//! The demo from the first row to the verdict.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::JoinSet;
+
+use crate::{
+    args::Args,
+    board::Board,
+    customers::Customers,
+    database::Side,
+    dataset::Orders,
+    deploy,
+    failure::{During, Failure, Result},
+    instances::{self, Fleet},
+    ledger::Ledger,
+    load::Load,
+    proxy::STABLE,
+    report::Report,
+    servers::Servers,
+    stats::{Stage, Stats},
+    walk::{self, Walk},
+};
+
+const INSTANCES: usize = 3;
+const WARM: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Who is in it.
+pub(crate) struct Story {
+    pub(crate) args: Args,
+    pub(crate) board: Arc<Board>,
+    pub(crate) servers: Arc<Servers>,
+    pub(crate) orders: Arc<Orders>,
+}
+
+impl Story {
+    /// Tells all of it and fills `report`. Where it ends early, what was seen until then is judged.
+    pub(crate) async fn tell(&self, report: &mut Report) -> Result<()> {
+        self.load_orders(report).await?;
+        self.servers.switchboard.prepare().await?;
+        let logs = self.args.report.with_file_name("logs");
+        let mut fleet =
+            Fleet::new(&self.args.bin_dir, logs, Arc::clone(&self.servers), Arc::clone(&self.board))?;
+        let ledger = Ledger(self.servers.database.pool.clone());
+        let mut watchers = JoinSet::new();
+        watchers.spawn(instances::watch(Arc::clone(&self.board)));
+        watchers.spawn(walk::watch(ledger.clone(), Arc::clone(&self.board)));
+
+        self.board.doing("starting three instances of release 1");
+        fleet.start_all(1, STABLE, INSTANCES).await?;
+        let url = self.servers.proxy.url();
+        let customers = Arc::new(Customers::new(url, Arc::clone(&self.orders), self.args.seed));
+        watchers.spawn(count(Arc::clone(&self.board), Arc::clone(&customers)));
+        customers.log_in().await?;
+        let load = Load::start(Arc::clone(&customers), self.args.rate);
+
+        let changes = self.change_everything(&mut fleet, &customers.stats, &ledger, report).await;
+        self.board.doing("ending the load");
+        load.stop().await;
+        let stopped = fleet.stop_all().await;
+        let judged = self.judge(&customers, &ledger, report).await;
+        self.board.doing("done");
+        changes.and(stopped).and(judged)
+    }
+
+    async fn load_orders(&self, report: &mut Report) -> Result<()> {
+        let rows = self.orders.len();
+        self.board.doing(format!("loading {rows} orders"));
+        let board = Arc::clone(&self.board);
+        let progress =
+            move |done| board.update(|view| view.doing = format!("loading orders: {done} of {rows}"));
+        report.rows = self.servers.database.load(&self.orders, progress).await?;
+        Ok(())
+    }
+
+    /// Two deploys and a whole migration, back and forth, while the load runs.
+    async fn change_everything(
+        &self,
+        fleet: &mut Fleet,
+        stats: &Stats,
+        ledger: &Ledger,
+        report: &mut Report,
+    ) -> Result<()> {
+        let switchboard = &self.servers.switchboard;
+        self.board.doing("warming up");
+        tokio::time::sleep(WARM).await;
+        stats.enter(Stage::Quiet);
+        self.board.doing("quiet: what latency is compared with");
+        tokio::time::sleep(QUIET).await;
+
+        stats.enter(Stage::Deploy);
+        report.deploys.push(deploy::roll(fleet, stats, 1, 2).await?);
+
+        stats.enter(Stage::Migrate);
+        // A table of ten million rows may take longer than one of a thousand.
+        let patience = Duration::from_secs(120 + report.rows / 5_000);
+        let mut walk =
+            Walk { ledger: ledger.clone(), board: Arc::clone(&self.board), patience, reached: Vec::new() };
+        let walked = self.migrate(&mut walk, fleet, stats, report).await;
+        report.phases = walk.reached;
+        if let Ok(jobs) = ledger.finished_backfills().await {
+            let last = jobs.last();
+            report.rows_backfilled = last.map_or(0, |job| job.rows_done.unsigned_abs());
+            report.backfill_rows_per_second = last.map_or(0.0, |job| job.rows_per_second());
+        }
+        walked?;
+        switchboard.new_flow(100).await
+    }
+
+    async fn migrate(
+        &self,
+        walk: &mut Walk,
+        fleet: &mut Fleet,
+        stats: &Stats,
+        report: &mut Report,
+    ) -> Result<()> {
+        let (switchboard, database) = (&self.servers.switchboard, &self.servers.database);
+        // Changed one's mind once: what was written meanwhile must not count later.
+        for phase in ["off", "expand", "off", "expand", "backfill", "verify", "ramp:25"] {
+            walk.go(switchboard, phase).await?;
+        }
+        switchboard.new_flow(50).await?;
+        walk.go(switchboard, "ramp:100").await?;
+        report.rollback_seconds = Some(walk.fall_back(switchboard).await?);
+        walk.go(switchboard, "ramp:100").await?;
+        switchboard.new_flow(100).await?;
+        walk.go(switchboard, "switch").await?;
+
+        self.board.doing("comparing both columns of every row");
+        let compared = database.compare_columns().await?;
+        self.board.note(format!("{} rows compared, {} differ", compared.seen, compared.wrong));
+        report.rows_that_differed = compared.wrong;
+        report.examples.extend(compared.examples);
+
+        walk.go(switchboard, "retire").await?;
+        stats.enter(Stage::Deploy);
+        report.deploys.push(deploy::roll(fleet, stats, 2, 3).await?);
+        stats.enter(Stage::Migrate);
+        self.board.note("a person approves that the old column goes");
+        walk.ledger.approve_contract().await?;
+        walk.go(switchboard, "contract").await?;
+        match database.has_column("old_payment_status").await? {
+            true => Err(Failure::new("the ledger is at contract, and the old column is still there")),
+            false => Ok(()),
+        }
+    }
+
+    /// Holds every answer against every other, and against what is in the table at the end.
+    async fn judge(&self, customers: &Customers, ledger: &Ledger, report: &mut Report) -> Result<()> {
+        self.board.doing("judging every answer");
+        let counts = customers.stats.counts();
+        report.requests = counts.requests;
+        report.failed = counts.failed;
+        report.dropped = counts.dropped;
+        report.sessions_lost = counts.sessions_lost;
+        report.failures = counts.failures;
+        let of = |stages: &[Stage]| customers.stats.of(stages);
+        let (quiet, rollout) = (of(&[Stage::Quiet]), of(&[Stage::Deploy, Stage::Migrate]));
+        (report.p50_ms_quiet, report.p99_ms_quiet) = (quiet.ms(50.0), quiet.ms(99.0));
+        (report.p50_ms_rollout, report.p99_ms_rollout) = (rollout.ms(50.0), rollout.ms(99.0));
+        report.p99_ms_deploys = of(&[Stage::Deploy]).ms(99.0);
+        report.p99_ms_migration = of(&[Stage::Migrate]).ms(99.0);
+        report.max_ms = rollout.max_ms();
+
+        let mut history = customers.recorder.history();
+        let is_new = ledger.standing().await?.is_some_and(|standing| standing.is_new_complete());
+        let side = if is_new { Side::New } else { Side::Old };
+        let rows = self.servers.database.last_values(side, &self.orders, &mut history).await;
+        let rows = rows.during("the last values can't be judged")?;
+        report.wrong_rows = rows.wrong;
+        report.examples.extend(rows.examples);
+        // The search is pure work: not on a thread that others need.
+        let verdict = tokio::task::spawn_blocking(move || history.check()).await?;
+        report.lost_writes = verdict.lost_writes;
+        report.stale_reads = verdict.stale_reads;
+        report.examples.extend(verdict.examples);
+        report.keys_checked = verdict.keys;
+        report.reads_checked = verdict.reads;
+        report.writes_checked = verdict.writes;
+        Ok(())
+    }
+}
+
+/// Shows counts and percentiles. Never ends.
+async fn count(board: Arc<Board>, customers: Arc<Customers>) {
+    for tick in 0_u64.. {
+        if tick % 5 == 0 {
+            customers.stats.second();
+        }
+        let (counts, recent) = (customers.stats.counts(), customers.stats.recent());
+        board.update(|view| {
+            view.counts = counts;
+            (view.p50_ms, view.p99_ms) = (recent.ms(50.0), recent.ms(99.0));
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
