@@ -1,6 +1,11 @@
 //! What can go wrong with a throwaway server, and what to do about it.
 
-use std::{io, path::Path, process::ExitStatus, time::Duration};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitStatus,
+    time::Duration,
+};
 
 /// Why a server could not be had, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +108,28 @@ impl KitError {
             _ => false,
         }
     }
+}
+
+/// For a test of a server that not everybody can install: `None`, and a word on the terminal, when
+/// it is not there, so that the test can end. With `CUTOVER_REQUIRE_SERVERS` set that is an error.
+///
+/// # Errors
+///
+/// Whatever `started` failed with, other than [`KitError::Missing`].
+pub fn if_installed<T>(started: Result<T, KitError>) -> Result<Option<T>, KitError> {
+    let required = std::env::var_os("CUTOVER_REQUIRE_SERVERS").is_some();
+    match started {
+        Err(error @ KitError::Missing { .. }) if !required => {
+            skipped(&error);
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
+}
+
+/// Past the test harness, which shows a passing test's output to nobody.
+fn skipped(why: &KitError) {
+    let _ = writeln!(io::stderr(), "SKIPPED: {why}");
 }
 
 /// Writes a file, naming it when that fails.

@@ -21,7 +21,7 @@ mod unleash_admin;
 mod wait;
 
 pub use envoy::{Cluster, Endpoint, Envoy, EnvoyOptions};
-pub use error::KitError;
+pub use error::{KitError, if_installed};
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::{Folder, Process, Signal};
