@@ -5,6 +5,7 @@ use arc_swap::ArcSwap;
 use super::{
     flag::Variant,
     names::{Name, NameMap},
+    subject::Subject,
 };
 
 /// What [`Flags::fixed`](super::Flags::fixed) says to everybody.
@@ -49,15 +50,19 @@ impl Fixed {
         });
     }
 
-    pub(super) fn enabled(&self, name: &Name<'_>) -> Option<bool> {
+    pub(super) fn enabled(&self, name: &Name<'_>, _everybody: &Subject) -> Option<bool> {
         self.0.load().get(name).map(|flag| flag.enabled)
     }
 
-    pub(super) fn variant(&self, name: &Name<'_>) -> Option<Variant> {
+    pub(super) fn variant(&self, name: &Name<'_>, _everybody: &Subject) -> Option<Variant> {
         self.0.load().get(name).map(|flag| Variant {
             enabled: flag.enabled,
             name: flag.payload.is_some().then(|| "fixed".to_owned()),
             payload: flag.payload.clone(),
         })
+    }
+
+    pub(super) fn lacks(&self, name: &Name<'_>) -> bool {
+        self.0.load().get(name).is_none()
     }
 }

@@ -42,7 +42,7 @@ impl Source {
     /// `None`: the source can't say, so the declared default counts.
     pub(super) fn enabled(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
         match self {
-            Self::Fixed(fixed) => fixed.enabled(name),
+            Self::Fixed(fixed) => fixed.enabled(name, subject),
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.enabled(name, subject),
         }
@@ -51,7 +51,7 @@ impl Source {
     /// `None`: the source can't say.
     pub(super) fn variant(&self, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
         match self {
-            Self::Fixed(fixed) => fixed.variant(name),
+            Self::Fixed(fixed) => fixed.variant(name, subject),
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.variant(name, subject),
         }
@@ -88,7 +88,7 @@ impl Source {
 
     pub(super) fn lack(&self, name: &Name<'_>) -> Option<Lack> {
         match self {
-            Self::Fixed(fixed) => fixed.enabled(name).is_none().then_some(Lack::Missing),
+            Self::Fixed(fixed) => fixed.lacks(name).then_some(Lack::Missing),
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.lack(name),
         }
