@@ -1,16 +1,11 @@
 //! Flags from a real Unleash.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "the helpers of a test fail as it does, by panicking"
-)]
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
 
 use std::time::Duration;
 
 use cutover::flags::{Decisions, Flag, Flags, Gap, Lack, Subject, Switch, UnleashOptions};
-use cutover_testkit::{
-    KitError, Postgres, PostgresOptions, Signal, Unleash, if_installed, wait_until,
-};
+use cutover_testkit::{KitError, Postgres, PostgresOptions, Signal, Unleash, if_installed, wait_until};
 
 const NEW_FLOW: Flag = Flag::new("payment-new-flow", false);
 const LIMIT: Duration = Duration::from_secs(30);

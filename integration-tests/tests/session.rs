@@ -1,9 +1,6 @@
 //! Sessions on a real Redis, several builds and several requests at once.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "the helpers of a test fail as it does, by panicking"
-)]
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
 
 use std::time::Duration;
 
