@@ -18,7 +18,9 @@ const FORCE: Duration = Duration::from_millis(250);
 
 /// Everything after the begin, once.
 pub(super) async fn run(inner: Arc<Inner>, began: Instant) {
-    sleep_until(began + inner.options.propagation).await;
+    if !cfg!(cutover_break = "drain") {
+        sleep_until(began + inner.options.propagation).await;
+    }
     inner.enter(Stage::Closing);
 
     let deadline = began + inner.options.request_time();
