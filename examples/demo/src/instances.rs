@@ -152,7 +152,11 @@ impl Fleet {
             .env("ADMIN_ADDR", endpoint.health.to_string())
             .env("CUTOVER_VERSION", cluster)
             .env("CUTOVER_REVISION", format!("release-{release}"))
-            .env("CUTOVER_INSTANCE", &name);
+            .env("CUTOVER_INSTANCE", &name)
+            // The proxy asks every 0.2 s, so it knows of a drain after this long.
+            .env("PROPAGATION_SECONDS", "2")
+            // A day in earnest; nobody watches a demo that long.
+            .env("SOAK_SECONDS", "5");
         match &self.servers.unleash {
             Some((url, token)) => command.env("UNLEASH_URL", url).env("UNLEASH_TOKEN", token),
             None => command.env_remove("UNLEASH_URL").env_remove("UNLEASH_TOKEN"),
