@@ -10,7 +10,7 @@ use sqlx::PgPool;
 use crate::status::{BACKWARD, FORWARD};
 
 /// Its name in the ledger.
-pub const NAME: &str = "payment_status";
+pub const NAME: &str = "payment-status";
 
 /// The flag whose payload names the desired phase.
 pub const FLAG: &str = "payment-status";
