@@ -34,6 +34,14 @@ impl Answer {
     }
 }
 
+/// Who asks, where that matters.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Who<'a> {
+    pub(crate) cookie: Option<&'a HeaderValue>,
+    /// The service decides flags by this.
+    pub(crate) user: Option<u32>,
+}
+
 /// Why there was no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoAnswer {
@@ -65,23 +73,26 @@ impl Client {
     }
 
     pub(crate) async fn get(&self, url: &str) -> Result<Answer, NoAnswer> {
-        self.send(Method::GET, url, None, None).await
+        self.send(Method::GET, url, Who::default(), None).await
     }
 
     pub(crate) async fn post(&self, url: &str) -> Result<Answer, NoAnswer> {
-        self.send(Method::POST, url, None, None).await
+        self.send(Method::POST, url, Who::default(), None).await
     }
 
     pub(crate) async fn send(
         &self,
         method: Method,
         url: &str,
-        cookie: Option<&HeaderValue>,
+        who: Who<'_>,
         json: Option<&Value>,
     ) -> Result<Answer, NoAnswer> {
         let mut request = Request::builder().method(method).uri(url);
-        if let Some(cookie) = cookie {
+        if let Some(cookie) = who.cookie {
             request = request.header(header::COOKIE, cookie);
+        }
+        if let Some(user) = who.user {
+            request = request.header("x-user", user);
         }
         if json.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
-    client::{Answer, Client, NoAnswer},
+    client::{Answer, Client, NoAnswer, Who},
     dataset::Orders,
     failure::{Failure, Result},
     stats::Stats,
@@ -25,6 +25,8 @@ use crate::{
 const SESSIONS: usize = 50;
 /// Orders that most requests are about, so that each of them is read and written often.
 const HOT: u64 = 2_000;
+/// People who pay: flags are decided for each of them.
+const PAYERS: u32 = 1_000;
 /// An answer that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -96,7 +98,8 @@ impl Customers {
             0..60 => self.read_order(worker, self.an_order(&mut rng)).await,
             60..85 => {
                 let status = status::CANONICAL[rng.usize(0..status::CANONICAL.len())];
-                self.pay(worker, self.an_order(&mut rng), status).await
+                let user = rng.u32(0..PAYERS);
+                self.pay(worker, self.an_order(&mut rng), status, user).await
             }
             85..90 => self.make_order(worker, &mut rng).await,
             _ => match self.free_session(&mut rng) {
@@ -112,7 +115,7 @@ impl Customers {
 
     async fn read_order(&self, worker: usize, id: u64) -> Result<(), String> {
         let start = self.recorder.now();
-        let answer = self.send(Method::GET, &format!("/orders/{id}"), None, None).await;
+        let answer = self.send(Method::GET, &format!("/orders/{id}"), Who::default(), None).await;
         let end = self.recorder.now();
         if answer.as_ref().is_ok_and(|answer| answer.status == StatusCode::NOT_FOUND) {
             self.recorder.read(worker, id, History::ABSENT, start, end);
@@ -127,10 +130,11 @@ impl Customers {
         }
     }
 
-    async fn pay(&self, worker: usize, id: u64, status: &str) -> Result<(), String> {
+    async fn pay(&self, worker: usize, id: u64, status: &str, user: u32) -> Result<(), String> {
         let start = self.recorder.now();
         let body = json!({ "status": status });
-        let answer = self.send(Method::PUT, &format!("/orders/{id}/payment"), None, Some(&body)).await;
+        let who = Who { user: Some(user), ..Who::default() };
+        let answer = self.send(Method::PUT, &format!("/orders/{id}/payment"), who, Some(&body)).await;
         match &answer {
             Ok(answer) if answer.status.is_success() => {
                 self.recorder.write(worker, id, status, start, Some(self.recorder.now()));
@@ -140,6 +144,7 @@ impl Customers {
             _ => self.recorder.write(worker, id, status, start, None),
         }
         let answer = expect("PUT payment", answer)?.json();
+        self.stats.paid(answer["flow"] == "new");
         match answer["status"] == *status {
             true => Ok(()),
             false => Err("PUT payment: another status than sent".to_owned()),
@@ -153,7 +158,8 @@ impl Customers {
             "amount_cents": rng.u32(100..100_000),
         });
         let answer =
-            expect("POST order", self.send(Method::POST, "/orders", None, Some(&body)).await)?.json();
+            expect("POST order", self.send(Method::POST, "/orders", Who::default(), Some(&body)).await)?
+                .json();
         let id = answer["id"].as_u64().ok_or("POST order: answer without an id")?;
         let status = answer["status"].as_str().ok_or("POST order: answer without a status")?;
         self.recorder.write(worker, id, status, start, Some(self.recorder.now()));
@@ -164,7 +170,8 @@ impl Customers {
     /// Each visit is counted in the session, so a session that was lost, or fell back, shows.
     async fn visit(&self, session: Turn<'_>) -> Result<(), String> {
         let mut state = session.0.get();
-        let answer = self.send(Method::GET, "/me", state.cookie.as_ref(), None).await;
+        let who = Who { cookie: state.cookie.as_ref(), ..Who::default() };
+        let answer = self.send(Method::GET, "/me", who, None).await;
         if answer.as_ref().is_ok_and(|answer| answer.status == StatusCode::UNAUTHORIZED) {
             self.stats.session_lost();
             let fresh = self.new_session(&session.0.user).await;
@@ -184,7 +191,7 @@ impl Customers {
     }
 
     async fn new_session(&self, user: &str) -> Result<SessionState, String> {
-        let answer = self.send(Method::POST, "/login", None, Some(&json!({ "user": user }))).await;
+        let answer = self.send(Method::POST, "/login", Who::default(), Some(&json!({ "user": user }))).await;
         let cookie = expect("POST login", answer)?.cookie.ok_or("POST login: answer without a cookie")?;
         Ok(SessionState { cookie: Some(cookie), visits: 0 })
     }
@@ -224,10 +231,10 @@ impl Customers {
         &self,
         method: Method,
         path: &str,
-        cookie: Option<&HeaderValue>,
+        who: Who<'_>,
         json: Option<&Value>,
     ) -> Result<Answer, NoAnswer> {
-        self.client.send(method, &format!("{}{path}", self.url), cookie, json).await
+        self.client.send(method, &format!("{}{path}", self.url), who, json).await
     }
 }
 

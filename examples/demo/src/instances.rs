@@ -57,6 +57,8 @@ impl Fleet {
         servers: Arc<Servers>,
         board: Arc<Board>,
     ) -> Result<Self> {
+        // Of the last run: instances have the same names every time.
+        let _ = std::fs::remove_dir_all(&logs);
         Ok(Self {
             bin_dir: bin_dir.canonicalize().unwrap_or_else(|_| bin_dir.to_owned()),
             logs,
@@ -152,7 +154,12 @@ impl Fleet {
             .env("ADMIN_ADDR", endpoint.health.to_string())
             .env("CUTOVER_VERSION", cluster)
             .env("CUTOVER_REVISION", format!("release-{release}"))
-            .env("CUTOVER_INSTANCE", &name);
+            .env("CUTOVER_INSTANCE", &name)
+            .env("NO_COLOR", "1")
+            // The proxy asks every 0.2 s, so it knows of a drain after this long.
+            .env("PROPAGATION_SECONDS", "2")
+            // A day in earnest; nobody watches a demo that long.
+            .env("SOAK_SECONDS", "5");
         match &self.servers.unleash {
             Some((url, token)) => command.env("UNLEASH_URL", url).env("UNLEASH_TOKEN", token),
             None => command.env_remove("UNLEASH_URL").env_remove("UNLEASH_TOKEN"),

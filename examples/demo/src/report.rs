@@ -19,6 +19,9 @@ pub(crate) struct Report {
     pub(crate) lost_writes: u64,
     pub(crate) stale_reads: u64,
     pub(crate) sessions_lost: u64,
+    /// Payments by the flow that the flag `payment-new-flow` chose.
+    pub(crate) paid_by_new_flow: u64,
+    pub(crate) paid_by_legacy_flow: u64,
     /// Rows that no request wrote and that are not what they were loaded as, or gone.
     pub(crate) wrong_rows: u64,
     /// Rows whose columns did not agree when both should have.
@@ -140,6 +143,8 @@ impl Report {
         for phase in &self.phases {
             row(&format!("phase {}", phase.name), format!("{:.1} s, epoch {}", phase.seconds, phase.epoch));
         }
+        let flows = format!("{} legacy, {} new", self.paid_by_legacy_flow, self.paid_by_new_flow);
+        row("payments by flow", flows);
         let judged = format!(
             "{} reads, {} writes, {} keys",
             self.reads_checked, self.writes_checked, self.keys_checked

@@ -43,6 +43,9 @@ pub(crate) struct Counts {
     /// Requests that were due and not sent, because too many were waiting for an answer. Failed too.
     pub(crate) dropped: u64,
     pub(crate) sessions_lost: u64,
+    /// Payments that the flag sent through the new flow, and all others.
+    pub(crate) paid_by_new_flow: u64,
+    pub(crate) paid_by_legacy_flow: u64,
     /// `PUT payment: 503` → how many.
     pub(crate) failures: BTreeMap<String, u64>,
 }
@@ -79,6 +82,14 @@ impl Stats {
 
     pub(crate) fn session_lost(&self) {
         self.lock().counts.sessions_lost += 1;
+    }
+
+    pub(crate) fn paid(&self, by_new_flow: bool) {
+        let counts = &mut self.lock().counts;
+        match by_new_flow {
+            true => counts.paid_by_new_flow += 1,
+            false => counts.paid_by_legacy_flow += 1,
+        }
     }
 
     /// Call once a second: starts the next second of the screen's percentiles.

@@ -155,6 +155,8 @@ impl Story {
         report.dropped = counts.dropped;
         report.sessions_lost = counts.sessions_lost;
         report.failures = counts.failures;
+        report.paid_by_new_flow = counts.paid_by_new_flow;
+        report.paid_by_legacy_flow = counts.paid_by_legacy_flow;
         let of = |stages: &[Stage]| customers.stats.of(stages);
         let (quiet, rollout) = (of(&[Stage::Quiet]), of(&[Stage::Deploy, Stage::Migrate]));
         (report.p50_ms_quiet, report.p99_ms_quiet) = (quiet.ms(50.0), quiet.ms(99.0));

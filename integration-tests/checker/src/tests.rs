@@ -255,15 +255,16 @@ fn examples_are_few_and_say_what_was_wrong() {
     for at in 0..50 {
         recorder.read(0, 1, "pending", 2_000_000_000 + at, 2_000_000_001 + at);
     }
-    recorder.read(0, 2, "ghost", 1, 2);
+    (2..20).for_each(|key| recorder.read(0, key, "ghost", 1, 2));
     let mut history = recorder.history();
     history.initial(1, "pending");
     let verdict = history.check();
-    assert_eq!((verdict.stale_reads, verdict.examples.len()), (51, 10));
+    assert_eq!((verdict.stale_reads, verdict.examples.len()), (68, 10));
     assert_eq!(
         verdict.examples[0],
         "key 1: read 'pending' (2.0000–2.0000 s), but the write of 'paid' (1.0000–1.5000 s) had been acknowledged before"
     );
+    assert!(verdict.examples[2].starts_with("key 2: read 'ghost'"), "one key takes two places");
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub struct Verdict {
 
 impl Verdict {
     const EXAMPLES: usize = 10;
+    /// One key that went wrong early would fill all places.
+    const EXAMPLES_OF_A_KEY: usize = 2;
 
     /// Whether nothing was lost and nothing was stale.
     pub fn is_clean(&self) -> bool {
@@ -54,6 +56,6 @@ impl Verdict {
         let lost = finding.lost.iter().map(|&last| words.lost(last));
         let stale = finding.stale.iter().map(|&read| words.stale(&ops[read]));
         let room = Self::EXAMPLES.saturating_sub(self.examples.len());
-        self.examples.extend(lost.chain(stale).take(room));
+        self.examples.extend(lost.chain(stale).take(room.min(Self::EXAMPLES_OF_A_KEY)));
     }
 }
