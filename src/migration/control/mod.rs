@@ -16,7 +16,9 @@ mod view;
 pub use agent::Agent;
 pub use driver::DriverOptions;
 pub use error::Error;
-pub use fence::{Isolation, PinnedTx};
+#[cfg(feature = "deadpool")]
+pub use fence::DeadpoolTx;
+pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
 pub use gate::Pin;
 pub use migration::{Migration, Spec};
 pub use people::{

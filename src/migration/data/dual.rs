@@ -1,7 +1,7 @@
 use std::fmt;
 
 use super::Key;
-use crate::migration::control::{Error, Migration, Pin, PinnedTx};
+use crate::migration::control::{Error, FencedTransaction, Migration, Pin, PinnedTx};
 use crate::migration::phase::{Percent, Phase, Side};
 
 /// Two repositories, one for each side, that look like one.
@@ -76,7 +76,7 @@ impl<O, N> DualWrite<O, N> {
     /// # Errors
     ///
     /// [`Error::OtherMigration`] for a transaction that was begun at another migration.
-    pub fn writes(&self, tx: &PinnedTx) -> Result<Writes<'_, O, N>, Error> {
+    pub fn writes<T: FencedTransaction>(&self, tx: &PinnedTx<T>) -> Result<Writes<'_, O, N>, Error> {
         self.check(tx)?;
         let phase = tx.phase();
         Ok(match (phase.writes(Side::Old), phase.writes(Side::New)) {
@@ -105,7 +105,11 @@ impl<O, N> DualWrite<O, N> {
     /// # Errors
     ///
     /// [`Error::OtherMigration`] for a transaction that was begun at another migration.
-    pub fn read_in(&self, tx: &PinnedTx, key: Key) -> Result<Reads<'_, O, N>, Error> {
+    pub fn read_in<T: FencedTransaction>(
+        &self,
+        tx: &PinnedTx<T>,
+        key: Key,
+    ) -> Result<Reads<'_, O, N>, Error> {
         self.check(tx)?;
         Ok(self.side(key, tx.phase(), tx.ramp()))
     }
@@ -117,7 +121,7 @@ impl<O, N> DualWrite<O, N> {
         }
     }
 
-    fn check(&self, tx: &PinnedTx) -> Result<(), Error> {
+    fn check<T: FencedTransaction>(&self, tx: &PinnedTx<T>) -> Result<(), Error> {
         if tx.is_of(&self.migration) { Ok(()) } else { Err(Error::OtherMigration) }
     }
 }
