@@ -7,6 +7,8 @@ mod driver;
 mod error;
 mod fence;
 mod gate;
+#[cfg(test)]
+mod gate_tests;
 mod migration;
 mod people;
 mod plan;
