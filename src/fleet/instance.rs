@@ -213,17 +213,15 @@ impl Me {
     /// Extends the lease; `false` when the ledger no longer counts this instance as alive.
     async fn renew(&self, id: i64) -> Result<bool, LedgerError> {
         let asked = clock::now();
-        let mut tx = self.ledger.begin().await?;
-        let renewed = sqlx::query(
-            "update cutover.instances set lease_until = clock_timestamp() + make_interval(secs => $2) \
-             where id = $1 and lease_until > clock_timestamp()",
-        )
-        .bind(id)
-        .bind(self.options.lease.as_secs_f64())
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
-        tx.commit().await?;
+        let renewed = self
+            .ledger
+            .ask(format!(
+                "update cutover.instances set lease_until = clock_timestamp() + make_interval(secs => {}) \
+                 where id = {id} and lease_until > clock_timestamp() returning id",
+                self.options.lease.as_secs_f64()
+            ))
+            .await?
+            .len();
         if renewed == 1 {
             self.lease.extend(asked, self.options.lease - self.options.margin());
         }

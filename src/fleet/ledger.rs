@@ -1,7 +1,10 @@
+use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Executor, PgTransaction, Row};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, Executor, PgTransaction, Row};
+
+use super::bell::{Bell, Rings};
 
 /// The version of the ledger's schema that this library was written for.
 pub const SCHEMA_VERSION: i32 = 1;
@@ -75,9 +78,13 @@ pub enum LedgerError {
 /// It lives in the same database as the data, so that both come back from the same write-ahead log after a
 /// failover. It has a few connections of its own, derived from the service's options: asking for an
 /// extension of a lease must not wait in the queue of a busy pool.
+///
+/// A cheap handle. Its clones share the connections, so several fleets and many instances of one process need no
+/// more of them than one.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     pool: PgPool,
+    bell: Arc<Bell>,
 }
 
 impl Ledger {
@@ -121,7 +128,7 @@ impl Ledger {
             .idle_timeout(Duration::from_secs(30))
             .max_lifetime(Duration::from_secs(30 * 60))
             .connect_lazy_with(options.statement_cache_capacity(0));
-        let ledger = Self { pool };
+        let ledger = Self { bell: Arc::new(Bell::new(pool.clone())), pool };
         ledger.ensure(install).await?;
         Ok(ledger)
     }
@@ -159,8 +166,17 @@ impl Ledger {
         self.pool.begin().await
     }
 
-    pub(crate) fn pool(&self) -> &PgPool {
-        &self.pool
+    /// Runs one statement as a single message: what is asked all the time has to be cheap, and this is one round
+    /// trip where a transaction takes four. It is whole without a transaction, also behind a pooler.
+    ///
+    /// Values have to be in the text, so they have to be numbers.
+    pub(crate) async fn ask(&self, statement: String) -> Result<Vec<PgRow>, sqlx::Error> {
+        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&self.pool).await
+    }
+
+    /// Follows what happens to the migrations of a fleet.
+    pub(crate) fn rings(&self, fleet: &str) -> Rings {
+        self.bell.rings(fleet)
     }
 
     async fn ensure(&self, may_install: bool) -> Result<(), LedgerError> {

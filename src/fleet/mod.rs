@@ -8,6 +8,7 @@
 //! goes on while the machine is suspended, from before it asked, less a margin, so that it stops trusting
 //! itself before anybody else stops counting it.
 
+mod bell;
 mod clock;
 mod instance;
 mod lease;
@@ -15,5 +16,6 @@ mod ledger;
 
 pub use instance::{Fleet, FleetOptions, Membership};
 pub use lease::Lease;
+pub(crate) use bell::Rings;
 pub(crate) use ledger::sql_state;
 pub use ledger::{Ledger, LedgerError, SCHEMA_VERSION};

@@ -2,19 +2,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::{PgListener, PgRow};
-use sqlx::{PgConnection, Row};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::driver::{Driver, DriverOptions};
 use super::migration::{Migration, Spec};
-use crate::fleet::{Fleet, LedgerError, Membership};
+use crate::fleet::{Fleet, Ledger, LedgerError, Membership, Rings};
 use crate::health::{Criticality, Health, Signal};
 use crate::migration::phase::{Percent, Phase, PhaseRange, may_acknowledge, may_join};
 
 /// How often the ledger is looked at when it sends no notifications.
 const POLL: Duration = Duration::from_millis(500);
+/// How often it is when it does, should one get lost.
+const POLL_IF_TOLD: Duration = Duration::from_secs(2);
 /// How often the open operations are counted while an acknowledgement waits for them: from, to.
 const COUNT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
@@ -71,6 +73,7 @@ impl Agent {
             migrations: migrations.clone(),
             admitted: None,
             acknowledged: HashMap::new(),
+            untold: false,
             guard,
         };
         let driver = Driver::new(fleet.clone(), migrations.clone(), options);
@@ -183,19 +186,28 @@ impl Entry {
         })
     }
 
+    const QUERY: &str = "select m.id, m.name, m.epoch, m.phase, m.ramp_percent, p.phase as also \
+         from cutover.migrations m left join cutover.epochs p \
+           on p.migration_id = m.id and p.epoch = m.epoch - 1 and p.drained_at is null";
+
+    /// Those of the fleet, also the ones that this build doesn't know.
     async fn load_all(connection: &mut PgConnection, fleet: &str) -> Result<Vec<Self>, sqlx::Error> {
-        sqlx::query(
-            "select m.id, m.name, m.epoch, m.phase, m.ramp_percent, p.phase as also \
-             from cutover.migrations m left join cutover.epochs p \
-               on p.migration_id = m.id and p.epoch = m.epoch - 1 and p.drained_at is null \
-             where m.fleet = $1",
-        )
-        .bind(fleet)
-        .fetch_all(connection)
-        .await?
-        .iter()
-        .map(Self::from_row)
-        .collect()
+        sqlx::query(AssertSqlSafe(format!("{} where m.fleet = $1", Self::QUERY)))
+            .bind(fleet)
+            .fetch_all(connection)
+            .await?
+            .iter()
+            .map(Self::from_row)
+            .collect()
+    }
+
+    async fn load(ledger: &Ledger, migrations: &[(Spec, Migration)]) -> Result<Vec<Self>, sqlx::Error> {
+        let ids: Vec<String> = migrations.iter().map(|(_, migration)| migration.id().to_string()).collect();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statement = format!("{} where m.id in ({})", Self::QUERY, ids.join(", "));
+        ledger.ask(statement).await?.iter().map(Self::from_row).collect()
     }
 }
 
@@ -207,36 +219,38 @@ struct Follower {
     admitted: Option<i64>,
     /// The last epoch acknowledged, by migration number.
     acknowledged: HashMap<i32, i32>,
+    /// The last news came without a notification: a pooler swallows them, for one.
+    untold: bool,
     guard: Signal,
 }
 
 impl Follower {
     async fn run(mut self) {
         let mut membership = self.fleet.membership();
-        let mut listener = None;
+        let mut rings: Rings = self.fleet.ledger().rings(self.fleet.name());
+        let mut rung = true;
         loop {
             let now = *membership.borrow_and_update();
+            let mut pause = POLL;
             match now {
                 Membership::Out => self.go_out(),
                 Membership::Joined(id) => {
                     // A ledger that doesn't answer must not keep the gates open after the lease.
                     let done = tokio::select! {
-                        done = timeout(POLL * 4, self.follow(id)) => done,
+                        done = timeout(POLL * 4, self.follow(id, rung)) => done,
                         _ = membership.wait_for(|now| *now == Membership::Out) => continue,
                     };
-                    if let Err(error) = done.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-                        tracing::warn!(%error, "could not follow the ledger");
+                    match done.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+                        Ok(wish) => pause = wish,
+                        Err(error) => tracing::warn!(%error, "could not follow the ledger"),
                     }
                 }
             }
-            if listener.is_none() {
-                listener = self.listen().await;
-            }
-            tokio::select! {
-                changed = membership.changed() => if changed.is_err() { return },
-                heard = hear(&mut listener) => if !heard { listener = None },
-                () = sleep(POLL) => {}
-            }
+            rung = tokio::select! {
+                changed = membership.changed() => if changed.is_err() { return } else { true },
+                () = rings.next() => true,
+                () = sleep(pause) => false,
+            };
         }
     }
 
@@ -248,19 +262,26 @@ impl Follower {
         self.guard.fail("out of the fleet until the lease is renewed");
     }
 
-    async fn follow(&mut self, id: i64) -> Result<(), sqlx::Error> {
+    /// Returns how long nothing has to be done if nothing happens.
+    async fn follow(&mut self, id: i64, rung: bool) -> Result<Duration, sqlx::Error> {
         if self.admitted.is_some_and(|number| number != id) {
             self.go_out();
         }
         if self.admitted.is_none() {
             self.seek_admission(id).await?;
         } else {
-            self.take_on().await?;
+            let news = self.take_on().await?;
+            self.untold = if news { !rung } else { self.untold && !rung };
         }
-        if self.admitted.is_some() {
-            self.acknowledge(id).await?;
+        if self.admitted.is_none() {
+            return Ok(POLL);
         }
-        Ok(())
+        let done = self.acknowledge(id).await?;
+        Ok(match (done, self.untold) {
+            (false, _) => COUNT.1,
+            (true, true) => POLL,
+            (true, false) => POLL_IF_TOLD,
+        })
     }
 
     /// Asks to be counted. Holding the fleet's row keeps moves out until the declaration is visible.
@@ -330,33 +351,34 @@ impl Follower {
         }
     }
 
-    /// Takes on the epochs that the ledger has opened since.
-    async fn take_on(&mut self) -> Result<(), sqlx::Error> {
-        let mut tx = self.fleet.ledger().begin().await?;
-        let entries = Entry::load_all(&mut tx, self.fleet.name()).await?;
-        tx.commit().await?;
-        for (_, migration) in self.migrations.iter() {
+    /// Takes on the epochs that the ledger has opened since; `true` when there are any.
+    async fn take_on(&mut self) -> Result<bool, sqlx::Error> {
+        let entries = Entry::load(self.fleet.ledger(), &self.migrations).await?;
+        let mut news = false;
+        for (_, migration) in self.migrations.clone().iter() {
             let entry = entries.iter().find(|entry| entry.id == migration.id());
             match (entry, migration.at()) {
                 // The next one, or the same one with another percentage.
                 (Some(entry), Some((epoch, phase)))
                     if entry.epoch == epoch + 1 || (entry.epoch == epoch && entry.phase == phase) =>
                 {
+                    news |= entry.epoch != epoch;
                     migration.gate().open(entry.epoch, entry.phase, entry.ramp);
                 }
                 // The ledger went back or went on without us: what this instance believes is worth nothing.
                 _ => {
                     tracing::warn!(migration = migration.name(), "the ledger is elsewhere: joining anew");
                     self.go_out();
-                    return Ok(());
+                    return Ok(true);
                 }
             }
         }
-        Ok(())
+        Ok(news)
     }
 
-    /// Acknowledges what can be, and waits for a while for operations that stand in the way.
-    async fn acknowledge(&mut self, id: i64) -> Result<(), sqlx::Error> {
+    /// Acknowledges what can be, and waits for a while for operations that stand in the way; `false` when they
+    /// still do.
+    async fn acknowledge(&mut self, id: i64) -> Result<bool, sqlx::Error> {
         let began = Instant::now();
         let mut pause = COUNT.0;
         loop {
@@ -378,11 +400,12 @@ impl Follower {
                 self.record(id, &ready).await?;
             }
             if open.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             if began.elapsed() > POLL {
                 // Say what is in the way and look at the ledger again: the lease may have ended meanwhile.
-                return self.report_open(id, &open).await;
+                self.report_open(id, &open).await?;
+                return Ok(false);
             }
             sleep(pause).await;
             pause = (pause * 2).min(COUNT.1);
@@ -390,19 +413,15 @@ impl Follower {
     }
 
     async fn record(&mut self, id: i64, ready: &[(i32, i32)]) -> Result<(), sqlx::Error> {
-        let mut tx = self.fleet.ledger().begin().await?;
-        for (migration, epoch) in ready {
-            sqlx::query(
-                "update cutover.acknowledgements set epoch = $3, older_open = 0, waits_since = null \
-                 where instance_id = $1 and migration_id = $2 and epoch < $3",
-            )
-            .bind(id)
-            .bind(migration)
-            .bind(epoch)
-            .execute(&mut *tx)
-            .await?;
-        }
-        tx.commit().await?;
+        let ready_now: Vec<String> =
+            ready.iter().map(|(migration, epoch)| format!("({migration}, {epoch})")).collect();
+        let statement = format!(
+            "update cutover.acknowledgements a set epoch = r.epoch, older_open = 0, waits_since = null \
+             from (values {}) as r (migration_id, epoch) \
+             where a.instance_id = {id} and a.migration_id = r.migration_id and a.epoch < r.epoch",
+            ready_now.join(", ")
+        );
+        self.fleet.ledger().ask(statement).await?;
         self.acknowledged.extend(ready.iter().copied());
         Ok(())
     }
@@ -422,23 +441,5 @@ impl Follower {
             .await?;
         }
         tx.commit().await
-    }
-
-    async fn listen(&self) -> Option<PgListener> {
-        if cfg!(cutover_break = "agree") {
-            // An instance that hears of everything late is what the rule is there for.
-            return None;
-        }
-        let mut listener = PgListener::connect_with(self.fleet.ledger().pool()).await.ok()?;
-        listener.listen("cutover").await.ok()?;
-        Some(listener)
-    }
-}
-
-/// Waits for a notification; `false` when the connection is lost. Waits for ever without one.
-async fn hear(listener: &mut Option<PgListener>) -> bool {
-    match listener {
-        Some(listener) => matches!(listener.try_recv().await, Ok(Some(_))),
-        None => std::future::pending().await,
     }
 }
