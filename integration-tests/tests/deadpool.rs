@@ -26,11 +26,15 @@ fn pool_of_one(world: &World) -> Outcome<Pool> {
 async fn is_clean(pool: &Pool) -> Outcome<bool> {
     let client = pool.get().await?;
     let answer = client.simple_query("select transaction_timestamp() = statement_timestamp()").await?;
-    Ok(answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
+    Ok(answer
+        .iter()
+        .any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
 }
 
 async fn notes(world: &World) -> Outcome<i64> {
-    Ok(sqlx::query_scalar("select count(*) from orders where note is not null").fetch_one(&world.pool).await?)
+    Ok(sqlx::query_scalar("select count(*) from orders where note is not null")
+        .fetch_one(&world.pool)
+        .await?)
 }
 
 async fn note(tx: &PinnedTx<DeadpoolTx>, id: i64) -> Result<(), Error> {

@@ -52,10 +52,7 @@ async fn listen(pool: PgPool, rung: broadcast::Sender<Option<Arc<str>>>) {
 }
 
 /// Listens until the connection is lost.
-async fn listen_once(
-    pool: &PgPool,
-    rung: &broadcast::Sender<Option<Arc<str>>>,
-) -> Result<(), sqlx::Error> {
+async fn listen_once(pool: &PgPool, rung: &broadcast::Sender<Option<Arc<str>>>) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen("cutover").await?;
     // Something may have happened before. Sending fails when nobody follows, which is no harm.

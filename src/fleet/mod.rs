@@ -14,8 +14,8 @@ mod instance;
 mod lease;
 mod ledger;
 
+pub(crate) use bell::Rings;
 pub use instance::{Fleet, FleetOptions, Membership};
 pub use lease::Lease;
-pub(crate) use bell::Rings;
 pub(crate) use ledger::sql_state;
 pub use ledger::{Ledger, LedgerError, SCHEMA_VERSION};

@@ -2,10 +2,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Error;
 use super::fence::{FencedPool, Isolation, PinnedTx};
 use super::gate::{Gate, Held, Pin};
 use super::plan::{DesiredPhase, FromLedger, Plan};
-use super::Error;
 use crate::fleet::Lease;
 use crate::migration::phase::{Phase, PhaseRange};
 
