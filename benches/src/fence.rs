@@ -1,8 +1,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use cutover::fleet::Ledger;
+use cutover::migration::Phase;
 use cutover::migration::control::Migration;
-use cutover_testkit::Postgres;
 use deadpool_postgres::{Manager, Pool};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor, PgPool};
@@ -100,15 +101,10 @@ impl Client {
 }
 
 pub(crate) async fn run(quick: bool) -> Result<()> {
-    let postgres = world::server(&[
-        ("shared_preload_libraries", "pg_stat_statements"),
-        ("pg_stat_statements.track_planning", "on"),
-    ])
-    .await?;
+    let postgres = world::server(&[("shared_preload_libraries", "pg_stat_statements")]).await?;
     let url = postgres.create_database("bench").await?;
-    let instance =
-        Instance::start(cutover::fleet::Ledger::open(url.parse()?).await?, "writer".into()).await?;
-    instance.at(cutover::migration::Phase::Off).await?;
+    let instance = Instance::start(Ledger::open(url.parse()?).await?, "writer".into()).await?;
+    instance.at(Phase::Off).await?;
     let admin = PgPool::connect(&url).await?;
     admin
         .execute(
@@ -130,9 +126,8 @@ pub(crate) async fn run(quick: bool) -> Result<()> {
             measure(&client, writers, Duration::from_secs(seconds), place, &mut table).await?;
         }
     }
-    server_time(&admin, &mut table).await?;
     table.publish("fence")?;
-    drop::<Postgres>(postgres);
+    server_time(&admin).await?;
     Ok(())
 }
 
@@ -185,16 +180,17 @@ async fn measure(
     Ok(())
 }
 
-/// What the server itself counted for the statement, without reading and parsing the message.
-async fn server_time(admin: &PgPool, table: &mut Table) -> Result<()> {
-    let (planning, execution): (f64, f64) = sqlx::query_as(
-        "select 1000 * coalesce(sum(total_plan_time) / sum(calls), 0), \
-                1000 * coalesce(sum(total_exec_time) / sum(calls), 0) \
-         from pg_stat_statements where query like 'select cutover.fence(%'",
+/// What the server itself counted for the statements, without reading and parsing the messages.
+async fn server_time(admin: &PgPool) -> Result<()> {
+    let counted: Vec<(String, f64, f64, f64)> = sqlx::query_as(
+        "select query, 1000 * mean_exec_time, 1000 * min_exec_time, calls::float8 from pg_stat_statements \
+         where query like 'select cutover.fence(%' or query like 'update accounts %' order by query",
     )
-    .fetch_one(admin)
+    .fetch_all(admin)
     .await?;
-    table.row("on the server: planning it, mean", vec![planning, f64::NAN, f64::NAN, f64::NAN]);
-    table.row("on the server: executing it, mean", vec![execution, f64::NAN, f64::NAN, f64::NAN]);
-    Ok(())
+    let mut table = Table::new("The same on the server (µs)", &["mean", "least", "calls"]);
+    for (query, mean, least, calls) in counted {
+        table.row(query, vec![mean, least, calls]);
+    }
+    table.publish("fence-server")
 }

@@ -72,6 +72,7 @@ impl Migration {
         self.inner.id
     }
 
+    #[inline]
     pub(super) fn gate(&self) -> &Gate {
         &self.inner.gate
     }

@@ -76,6 +76,7 @@ impl<O, N> DualWrite<O, N> {
     /// # Errors
     ///
     /// [`Error::OtherMigration`] for a transaction that was begun at another migration.
+    #[inline]
     pub fn writes<T: FencedTransaction>(&self, tx: &PinnedTx<T>) -> Result<Writes<'_, O, N>, Error> {
         self.check(tx)?;
         let phase = tx.phase();
@@ -95,6 +96,7 @@ impl<O, N> DualWrite<O, N> {
     /// # Errors
     ///
     /// [`Error::NotInFleet`].
+    #[inline]
     pub fn read(&self, key: Key) -> Result<Reading<'_, O, N>, Error> {
         let pin = self.migration.pin()?;
         Ok(Reading { reads: self.side(key, pin.phase(), pin.ramp()), pin })
@@ -105,6 +107,7 @@ impl<O, N> DualWrite<O, N> {
     /// # Errors
     ///
     /// [`Error::OtherMigration`] for a transaction that was begun at another migration.
+    #[inline]
     pub fn read_in<T: FencedTransaction>(
         &self,
         tx: &PinnedTx<T>,
@@ -114,6 +117,7 @@ impl<O, N> DualWrite<O, N> {
         Ok(self.side(key, tx.phase(), tx.ramp()))
     }
 
+    #[inline]
     fn side(&self, key: Key, phase: Phase, ramp: Percent) -> Reads<'_, O, N> {
         match key.side(phase, ramp, self.seed) {
             Side::Old => Reads::Old(&self.old),
@@ -121,6 +125,7 @@ impl<O, N> DualWrite<O, N> {
         }
     }
 
+    #[inline]
     fn check<T: FencedTransaction>(&self, tx: &PinnedTx<T>) -> Result<(), Error> {
         if tx.is_of(&self.migration) { Ok(()) } else { Err(Error::OtherMigration) }
     }
@@ -171,6 +176,7 @@ pub struct Reading<'a, O, N> {
 
 impl<'a, O, N> Reading<'a, O, N> {
     /// The side to read.
+    #[inline]
     pub fn side(&self) -> &Reads<'a, O, N> {
         &self.reads
     }
@@ -180,6 +186,7 @@ impl<'a, O, N> Reading<'a, O, N> {
     /// # Errors
     ///
     /// [`Error::NotInFleet`]: the value may be out of date.
+    #[inline]
     pub fn finish<T>(self, value: T) -> Result<T, Error> {
         if self.pin.holds() { Ok(value) } else { Err(Error::NotInFleet) }
     }
