@@ -50,7 +50,8 @@ impl Story {
         self.board.doing("starting three instances of release 1");
         fleet.start_all(1, STABLE, INSTANCES).await?;
         let url = self.servers.proxy.url();
-        let customers = Arc::new(Customers::new(url, Arc::clone(&self.orders), self.args.seed));
+        let session_ids = Arc::clone(&self.servers.session_ids);
+        let customers = Arc::new(Customers::new(url, Arc::clone(&self.orders), self.args.seed, session_ids));
         watchers.spawn(count(Arc::clone(&self.board), Arc::clone(&customers)));
         customers.log_in().await?;
         let load = Load::start(Arc::clone(&customers), self.args.rate);
