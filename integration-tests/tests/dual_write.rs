@@ -99,13 +99,7 @@ async fn write_and_read(
         round += 1;
         let id = 1 + number + WRITERS * fastrand::i64(0..KEYS / WRITERS);
         let status = format!("w{number}r{round}");
-        loop {
-            match set(&pool, &mine, id, &status).await {
-                Ok(()) => break,
-                Err(error) if error.is_retryable() => {}
-                Err(error) => return Err(error),
-            }
-        }
+        set(&pool, &mine, id, &status).await?;
         let seen = other.get(id).await?;
         assert_eq!(seen.as_deref(), Some(&*status), "stale read of {id} at {:?}", other.migration().at());
         written.insert(id, status);
@@ -115,11 +109,13 @@ async fn write_and_read(
 }
 
 async fn set(pool: &PgPool, repository: &DualWrite<Old, New>, id: i64, status: &str) -> Result<(), Error> {
-    let mut tx = repository.migration().begin(pool).await?;
-    repository.set(&mut tx, id, status.to_owned()).await?;
-    let seen = repository.get_within(id, &mut tx).await?;
-    assert_eq!(seen.as_deref(), Some(status), "own write not seen at {}", tx.phase());
-    tx.commit().await
+    let work = |mut tx: PinnedTx| async move {
+        repository.set(&mut tx, id, status.to_owned()).await?;
+        let seen = repository.get_within(id, &mut tx).await?;
+        assert_eq!(seen.as_deref(), Some(status), "own write not seen at {}", tx.phase());
+        Ok((tx, ()))
+    };
+    repository.migration().transaction(pool, work).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

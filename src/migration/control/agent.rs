@@ -60,7 +60,7 @@ impl Agent {
             let mut tx = ledger.begin().await?;
             let id = register(&mut tx, fleet.name(), &spec.name).await?;
             tx.commit().await?;
-            let migration = Migration::new(&spec.name, id, ledger.clone(), fleet.lease().clone());
+            let migration = Migration::new(&spec.name, id, fleet.lease().clone());
             migrations.push((spec, migration));
         }
         let migrations: Arc<[_]> = migrations.into();

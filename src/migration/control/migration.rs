@@ -9,7 +9,7 @@ use super::fence::Isolation;
 use super::gate::{Gate, Held, Pin};
 use super::plan::{DesiredPhase, FromLedger, Plan};
 use super::{Error, PinnedTx};
-use crate::fleet::{Lease, Ledger};
+use crate::fleet::Lease;
 use crate::migration::phase::{Phase, PhaseRange};
 
 /// How often [`Migration::transaction`] begins again before it gives up.
@@ -56,14 +56,13 @@ struct Inner {
     name: String,
     id: i32,
     gate: Arc<Gate>,
-    ledger: Ledger,
 }
 
 impl Migration {
-    pub(super) fn new(name: &str, id: i32, ledger: Ledger, lease: Lease) -> Self {
+    pub(super) fn new(name: &str, id: i32, lease: Lease) -> Self {
         let shards = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
         let gate = Arc::new(Gate::new(lease, shards));
-        Self { inner: Arc::new(Inner { name: name.to_owned(), id, gate, ledger }) }
+        Self { inner: Arc::new(Inner { name: name.to_owned(), id, gate }) }
     }
 
     /// The migration's name.
@@ -78,11 +77,6 @@ impl Migration {
 
     pub(super) fn gate(&self) -> &Gate {
         &self.inner.gate
-    }
-
-    /// The ledger that gives out its epochs.
-    pub(crate) fn ledger(&self) -> &Ledger {
-        &self.inner.ledger
     }
 
     /// The epoch and phase at which operations begin at this moment; `None` while this instance is out of the
@@ -150,15 +144,19 @@ impl Migration {
     /// Runs `work` in a pinned transaction and commits. Begins again, a few times at most, when the epoch moved
     /// on before the transaction began, or when the commit failed because of a concurrent transaction.
     ///
-    /// `work` may run more than once, so it must not do anything that a rollback can't undo.
+    /// `work` gets the transaction and gives it back to have it committed. It may run more than once, so it must
+    /// not do anything that a rollback can't undo.
+    ///
+    /// (The transaction is passed by value because futures of an `AsyncFn(&mut PinnedTx)` that borrows what it
+    /// works with can't be shown to be `Send` today, and a handler's have to be.)
     ///
     /// ```no_run
     /// # use cutover::migration::control::{Error, Migration};
-    /// # async fn f(migration: Migration, pool: sqlx::PgPool) -> Result<(), Error> {
+    /// # async fn f(migration: Migration, pool: sqlx::PgPool) -> Result<u64, Error> {
     /// migration
-    ///     .transaction(&pool, async |tx| {
-    ///         sqlx::query("update orders set note = 'paid'").execute(&mut **tx).await?;
-    ///         Ok::<_, Error>(())
+    ///     .transaction(&pool, |mut tx| async move {
+    ///         let done = sqlx::query("update orders set note = 'paid'").execute(&mut *tx).await?;
+    ///         Ok::<_, Error>((tx, done.rows_affected()))
     ///     })
     ///     .await
     /// # }
@@ -171,16 +169,19 @@ impl Migration {
     /// # Cancel safety
     ///
     /// Safe up to the commit; see [`PinnedTx::commit`].
-    pub async fn transaction<T, E: From<Error>>(
+    pub async fn transaction<T, E: From<Error>, F>(
         &self,
         pool: &PgPool,
-        work: impl AsyncFn(&mut PinnedTx) -> Result<T, E>,
-    ) -> Result<T, E> {
+        work: impl Fn(PinnedTx) -> F,
+    ) -> Result<T, E>
+    where
+        F: Future<Output = Result<(PinnedTx, T), E>>,
+    {
         let mut attempt = 1;
         loop {
             let refused = match self.begin(pool).await {
-                Ok(mut tx) => {
-                    let value = work(&mut tx).await?;
+                Ok(tx) => {
+                    let (tx, value) = work(tx).await?;
                     match tx.commit().await {
                         Ok(()) => return Ok(value),
                         Err(error) => error,
