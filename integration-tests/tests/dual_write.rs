@@ -121,7 +121,8 @@ async fn set(pool: &PgPool, repository: &DualWrite<Old, New>, id: i64, status: &
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
     let world = World::new(20_000).await?;
-    let (a, b) = (world.instance("a", &world.plan()?).await?, world.instance("b", &world.plan()?).await?);
+    let (a, b) =
+        (world.instance("a", Some(world.plan()?)).await?, world.instance("b", Some(world.plan()?)).await?);
     let repository = |fleet: &Fleet| {
         DualWrite::new(fleet.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()))
     };
@@ -172,9 +173,9 @@ async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
 #[tokio::test]
 async fn a_transaction_of_another_migration_is_refused() -> Outcome {
     let world = World::new(1).await?;
-    let a = world.instance("a", &world.plan()?).await?;
+    let a = world.instance("a", Some(world.plan()?)).await?;
     let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
-    let other = a.other.clone();
+    let other = a.agent.migration("other").ok_or("declared")?;
     let mut tx = other.begin(&world.pool).await?;
     let error = repository.set(&mut tx, 1, "paid".into()).await.expect_err("refused");
     assert!(matches!(error, Error::OtherMigration), "{error}");
@@ -190,7 +191,7 @@ async fn a_transaction_of_another_migration_is_refused() -> Outcome {
 #[tokio::test]
 async fn each_phase_writes_and_returns_what_it_should() -> Outcome {
     let world = World::new(1).await?;
-    let a = world.instance("a", &world.plan()?).await?;
+    let a = world.instance("a", Some(world.plan()?)).await?;
     let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
     for phase in Phase::ALL.into_iter().filter(|phase| *phase < Phase::Contract) {
         world.go(phase.name()).await?;
@@ -259,7 +260,7 @@ mod other_shapes {
     #[tokio::test]
     async fn boxed_and_generic_traits_work_too() -> Outcome {
         let world = World::new(1).await?;
-        let a = world.instance("a", &world.plan()?).await?;
+        let a = world.instance("a", Some(world.plan()?)).await?;
         let boxed: Arc<dyn Boxed + Send + Sync> = Arc::new(DualWrite::new(a.migration.clone(), Left, Left));
         let found = tokio::spawn(async move { boxed.find("x").await }).await??;
         assert_eq!(found, "left x");

@@ -17,7 +17,7 @@ use crate::migration::phase::Phase;
 /// How long others may have to wait behind a statement that waits for its lock.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '200ms'";
 /// How often it comes back before it is given back to the driver, which says what it waits for and tries again.
-const ATTEMPTS: u32 = 8;
+const ATTEMPTS: u32 = 6;
 /// Between attempts: from, to; a random part is added.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
