@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use common::{Fleet, Outcome, World};
 use cutover::migration::Phase;
 use cutover::migration::control::{Error, PinnedTx};
-use cutover::migration::data::DualWrite;
+use cutover::migration::data::{DualWrite, Key, Reads};
 use sqlx::PgPool;
 
 #[cutover::dual_write]
@@ -93,11 +93,16 @@ async fn write_and_read(
     stop: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
 ) -> Result<HashMap<i64, String>, Error> {
-    let mut written = HashMap::new();
+    let mut written: HashMap<i64, String> = HashMap::new();
     let mut round = 0_u64;
     while !stop.load(Ordering::Relaxed) {
         round += 1;
         let id = 1 + number + WRITERS * fastrand::i64(0..KEYS / WRITERS);
+        // What was written at an earlier phase has to be there at this one.
+        if let Some(expected) = written.get(&id) {
+            let seen = other.get(id).await?;
+            assert_eq!(seen.as_ref(), Some(expected), "lost write of {id} at {:?}", other.migration().at());
+        }
         let status = format!("w{number}r{round}");
         set(&pool, &mine, id, &status).await?;
         let seen = other.get(id).await?;
@@ -185,6 +190,33 @@ async fn a_transaction_of_another_migration_is_refused() -> Outcome {
     tx.commit().await?;
     assert_eq!(repository.get_or(1, "none").await?, "paid");
     assert_eq!(repository.get_or(99, "none").await?, "none");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_fleet_does_not_move_on_under_a_read() -> Outcome {
+    let world = World::new(1).await?;
+    let a = world.instance("a", Some(world.plan()?)).await?;
+    let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
+    let reading = repository.read(Key::of(&1_i64))?;
+    world.ask("backfill").await?;
+    // The next epoch is open, this instance works at it, and the read holds the one before.
+    world.until("the next epoch", async || a.migration.at().is_some_and(|at| at.1 == Phase::Expand)).await?;
+    let held = "select older_open = 1 from cutover.acknowledgements a join cutover.migrations m \
+        on m.id = a.migration_id where m.name = 'status'";
+    world
+        .until("the read is waited for", async || {
+            sqlx::query_scalar(held).fetch_one(&world.pool).await.unwrap_or(false)
+        })
+        .await?;
+    assert!(matches!(reading.side(), Reads::Old(_)));
+    assert_eq!(reading.finish::<_, Error>(7)?, 7);
+    world.go("backfill").await?;
+    // A process that was out of the fleet in the middle must not return what it read.
+    let reading = repository.read(Key::NONE)?;
+    a.agent.leave().await?;
+    assert!(matches!(reading.finish::<_, Error>(7), Err(Error::NotInFleet)));
+    assert!(matches!(repository.get(1).await, Err(Error::NotInFleet)));
     Ok(())
 }
 
