@@ -146,8 +146,9 @@ async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
         })
         .collect();
     assert_eq!(repository(&a).side().await?, "old");
-    for step in ["backfill", "ramp:40", "ramp:100", "switch", "retire", "switch", "ramp", "verify", "switch"]
-    {
+    for step in [
+        "backfill", "ramp:40", "ramp:100", "switch", "retire", "switch", "ramp", "switch", "verify", "switch",
+    ] {
         world.go(step).await?;
         let before = count.load(Ordering::Relaxed);
         world.until("writers go on", async || count.load(Ordering::Relaxed) > before + 50).await?;
