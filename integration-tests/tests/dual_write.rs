@@ -114,13 +114,11 @@ async fn write_and_read(
 }
 
 async fn set(pool: &PgPool, repository: &DualWrite<Old, New>, id: i64, status: &str) -> Result<(), Error> {
-    let work = |mut tx: PinnedTx| async move {
-        repository.set(&mut tx, id, status.to_owned()).await?;
-        let seen = repository.get_within(id, &mut tx).await?;
-        assert_eq!(seen.as_deref(), Some(status), "own write not seen at {}", tx.phase());
-        Ok((tx, ()))
-    };
-    repository.migration().transaction(pool, work).await
+    let mut tx = repository.migration().begin(pool).await?;
+    repository.set(&mut tx, id, status.to_owned()).await?;
+    let seen = repository.get_within(id, &mut tx).await?;
+    assert_eq!(seen.as_deref(), Some(status), "own write not seen at {}", tx.phase());
+    tx.commit().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

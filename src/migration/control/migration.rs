@@ -1,5 +1,4 @@
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +11,8 @@ use super::{Error, PinnedTx};
 use crate::fleet::Lease;
 use crate::migration::phase::{Phase, PhaseRange};
 
-/// How often [`Migration::transaction`] begins again before it gives up.
-const ATTEMPTS: u32 = 5;
+/// How often [`Migration::begin`] tries before it gives up: half a second in all.
+const ATTEMPTS: u32 = 14;
 
 /// What a build declares about a migration.
 #[derive(Debug, Clone)]
@@ -104,11 +103,10 @@ impl Migration {
     /// # Cancel safety
     ///
     /// Safe: the pin is given back.
-    pub async fn read<T, E, F>(&self, read: impl FnOnce(&Pin<'_>) -> F) -> Result<T, E>
-    where
-        F: Future<Output = Result<T, E>>,
-        E: From<Error>,
-    {
+    pub async fn read<T, E: From<Error>>(
+        &self,
+        read: impl AsyncFnOnce(&Pin<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
         let pin = self.pin()?;
         let value = read(&pin).await?;
         if pin.holds() { Ok(value) } else { Err(Error::NotInFleet.into()) }
@@ -116,13 +114,16 @@ impl Migration {
 
     /// Begins a transaction at the current epoch, with the fence in the same message as `BEGIN`.
     ///
+    /// A refusal because the migration has just moved on is no error: the transaction is begun again at the new
+    /// epoch, a few times at most. Nothing of the caller's has run by then.
+    ///
     /// # Errors
     ///
-    /// Any [`Error`]. After [`Error::EpochClosed`] begin again, or use [`Migration::transaction`].
+    /// [`Error::NotInFleet`], [`Error::Database`], and the fence's refusals when they don't end.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a connection on which something was under way is closed.
+    /// Safe: a transaction that nobody waits for any more is rolled back.
     pub async fn begin(&self, pool: &PgPool) -> Result<PinnedTx, Error> {
         self.begin_isolated(pool, Isolation::default()).await
     }
@@ -137,64 +138,17 @@ impl Migration {
     ///
     /// As [`Migration::begin`].
     pub async fn begin_isolated(&self, pool: &PgPool, isolation: Isolation) -> Result<PinnedTx, Error> {
-        let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
-        PinnedTx::begin(pool, isolation, self, pin).await
-    }
-
-    /// Runs `work` in a pinned transaction and commits. Begins again, a few times at most, when the epoch moved
-    /// on before the transaction began, or when the commit failed because of a concurrent transaction.
-    ///
-    /// `work` gets the transaction and gives it back to have it committed. It may run more than once, so it must
-    /// not do anything that a rollback can't undo.
-    ///
-    /// (The transaction is passed by value because futures of an `AsyncFn(&mut PinnedTx)` that borrows what it
-    /// works with can't be shown to be `Send` today, and a handler's have to be.)
-    ///
-    /// ```no_run
-    /// # use cutover::migration::control::{Error, Migration};
-    /// # async fn f(migration: Migration, pool: sqlx::PgPool) -> Result<u64, Error> {
-    /// migration
-    ///     .transaction(&pool, |mut tx| async move {
-    ///         let done = sqlx::query("update orders set note = 'paid'").execute(&mut *tx).await?;
-    ///         Ok::<_, Error>((tx, done.rows_affected()))
-    ///     })
-    ///     .await
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// The work's own, or the last attempt's.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe up to the commit; see [`PinnedTx::commit`].
-    pub async fn transaction<T, E: From<Error>, F>(
-        &self,
-        pool: &PgPool,
-        work: impl Fn(PinnedTx) -> F,
-    ) -> Result<T, E>
-    where
-        F: Future<Output = Result<(PinnedTx, T), E>>,
-    {
         let mut attempt = 1;
         loop {
-            let refused = match self.begin(pool).await {
-                Ok(tx) => {
-                    let (tx, value) = work(tx).await?;
-                    match tx.commit().await {
-                        Ok(()) => return Ok(value),
-                        Err(error) => error,
-                    }
+            let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
+            match PinnedTx::begin(pool, isolation, self, pin).await {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    // The next epoch is on its way to this instance already.
+                    tokio::time::sleep(Duration::from_millis(5) * attempt).await;
+                    attempt += 1;
                 }
-                Err(error) => error,
-            };
-            if attempt == ATTEMPTS || !refused.is_retryable() {
-                return Err(refused.into());
+                outcome => return outcome,
             }
-            // The next epoch is on its way to this instance already.
-            tokio::time::sleep(Duration::from_millis(5) * attempt).await;
-            attempt += 1;
         }
     }
 }
