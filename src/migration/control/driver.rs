@@ -206,6 +206,8 @@ fn needed(station: &Station, target: Phase) -> Option<Task> {
         Phase::Off if target != Phase::Off && !station.facts.expanded => Some(Task::Expand),
         Phase::Backfill if !view.complete.new => Some(Task::Backfill),
         Phase::Verify if !view.evidence.scanned => Some(Task::Scan),
+        // A reverse backfill has outdated the scan that was made on the way here.
+        Phase::Ramp if target > Phase::Ramp && !view.evidence.way_back => Some(Task::Scan),
         Phase::Switch if !view.complete.old => Some(Task::ReverseBackfill),
         Phase::Contract if !station.facts.contracted => Some(Task::Contract),
         _ => None,

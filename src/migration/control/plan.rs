@@ -42,7 +42,7 @@ pub enum Task {
     Backfill,
     /// Make the old side complete again. Runs in `switch`, after a return from `retire`.
     ReverseBackfill,
-    /// Compare all of both sides. Runs in `verify`.
+    /// Compare all of both sides. Runs in `verify`, and in `ramp` on the way to `switch` after a reverse backfill.
     Scan,
     /// Drop the old side. Runs in `contract`.
     Contract,
