@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
 use crate::{
-    args::Args,
+    args::{Args, Rule},
     board::Board,
     customers::Customers,
     database::Side,
@@ -124,6 +124,11 @@ impl Story {
         switchboard.new_flow(50).await?;
         walk.go(switchboard, "ramp:100").await?;
         report.rollback_seconds = Some(walk.fall_back(switchboard).await?);
+        if self.args.broken == Some(Rule::Agree) {
+            // All the way at once: whoever hears of it late still reads the old column when others no longer
+            // write it.
+            return walk.go(switchboard, "retire").await;
+        }
         walk.go(switchboard, "ramp:100").await?;
         switchboard.new_flow(100).await?;
         walk.go(switchboard, "switch").await?;
