@@ -18,4 +18,6 @@ pub use error::Error;
 pub use fence::{Isolation, PinnedTx};
 pub use gate::Pin;
 pub use migration::{Migration, Spec};
-pub use plan::{DesiredPhase, Facts, FromLedger, Plan, PlanError, Task};
+pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
+
+pub use super::phase::{Facts, Task};
