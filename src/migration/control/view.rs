@@ -100,7 +100,7 @@ async fn members(connection: &mut PgConnection, fleet: &str, id: i32) -> Result<
                 extract(epoch from clock_timestamp() - a.waits_since)::bigint as waits \
          from cutover.instances i \
          left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
-         where i.fleet = $1 and i.admitted and i.lease_until > clock_timestamp() \
+         where i.fleet = $1 and i.admitted and i.lease_until >= now() \
          order by i.id",
     )
     .bind(fleet)
