@@ -10,6 +10,7 @@ use cutover::migration::phase::{
 use crate::{Build, Database, Decision, Job, Pin, Protocol, Rule, State, Value, Violation};
 
 impl Build {
+    /// The phases it declares.
     pub fn range(self) -> PhaseRange {
         match self {
             Build::Unaware => PhaseRange::UNAWARE,
@@ -21,7 +22,7 @@ impl Build {
 
 impl Database {
     /// A fleet that has come to rest in `phase`.
-    pub fn settled(phase: Phase, instances: usize) -> Self {
+    pub(crate) fn settled(phase: Phase, instances: usize) -> Self {
         let complete = Completeness { old: phase < Phase::Retire, new: phase > Phase::Backfill };
         let epoch = if phase == Phase::Off { 1 } else { 2 };
         Database {
@@ -40,7 +41,7 @@ impl Database {
         }
     }
 
-    pub fn side(&mut self, side: Side) -> &mut Value {
+    pub(crate) fn side(&mut self, side: Side) -> &mut Value {
         match side {
             Side::Old => &mut self.old,
             Side::New => &mut self.new,
@@ -48,18 +49,18 @@ impl Database {
     }
 
     /// The phases of the epochs that are not drained.
-    pub fn in_use(&self) -> impl Iterator<Item = Phase> + use<> {
+    pub(crate) fn in_use(&self) -> impl Iterator<Item = Phase> + use<> {
         let before = (self.previous != Previous::Drained).then_some(self.before);
         [Some(self.at.phase), before].into_iter().flatten()
     }
 
     /// Whether the ledger has a row for this epoch with this phase; only the last two matter here.
-    pub fn knows(&self, pin: Pin) -> bool {
+    pub(crate) fn knows(&self, pin: Pin) -> bool {
         pin == self.at || (pin.epoch + 1 == self.at.epoch && pin.phase == self.before)
     }
 
     /// Commits a write of the row by the phase's rules.
-    pub fn write(&mut self, phase: Phase) -> Result<(), Violation> {
+    pub(crate) fn write(&mut self, phase: Phase) -> Result<(), Violation> {
         for side in [Side::Old, Side::New] {
             let value = self.side(side);
             match (phase.writes(side), *value) {
@@ -119,7 +120,7 @@ impl Protocol {
     }
 
     /// What a driver may do now. The desired phase may change at any time, so either direction may be wanted.
-    pub fn decisions(&self, state: &State) -> Vec<Decision> {
+    pub(crate) fn decisions(&self, state: &State) -> Vec<Decision> {
         let mut view = self.view(state);
         let mut found = Vec::with_capacity(2);
         for target in [Phase::Contract, Phase::Off] {
@@ -132,16 +133,15 @@ impl Protocol {
             if let (Some(Decision::Move(to)), false) = (&decision, self.has(Rule::OneStep)) {
                 decision = Some(Decision::Move(to.towards(target).unwrap_or(*to)));
             }
-            let possible = |decision: &Decision| {
-                matches!(decision, Decision::Close) || state.db.at.epoch < self.epochs
-            };
+            let possible =
+                |decision: &Decision| matches!(decision, Decision::Close) || state.db.at.epoch < self.epochs;
             found.extend(decision.filter(|decision| possible(decision) && !found.contains(decision)));
         }
         found
     }
 
     /// The transaction of `Turn::step`.
-    pub fn step(&self, state: &mut State, decision: &Decision) {
+    pub(crate) fn step(&self, state: &mut State, decision: &Decision) {
         match decision {
             Decision::Close => {
                 state.db.previous = Previous::Closed;
@@ -151,7 +151,7 @@ impl Protocol {
     }
 
     /// `Turn::drain`: whether the exclusive lock on the closed epoch can be had.
-    pub fn may_drain(&self, state: &State) -> bool {
+    pub(crate) fn may_drain(&self, state: &State) -> bool {
         let closed = state.db.at.epoch - 1;
         let held = |write: crate::Write| write.fenced && write.pin.epoch == closed;
         state.db.previous == Previous::Closed
@@ -160,7 +160,7 @@ impl Protocol {
     }
 
     /// `cutover.fence`.
-    pub fn fence(&self, db: &Database, pin: Pin) -> bool {
+    pub(crate) fn fence(&self, db: &Database, pin: Pin) -> bool {
         let same = |row: Pin| {
             row.epoch == pin.epoch && (row.phase == pin.phase || !self.has(Rule::FenceComparesPhase))
         };
@@ -169,7 +169,7 @@ impl Protocol {
     }
 
     /// The work that a driver may begin.
-    pub fn work(&self, state: &State) -> Option<Task> {
+    pub(crate) fn work(&self, state: &State) -> Option<Task> {
         let db = &state.db;
         let mut view = self.view(state);
         if !self.has(Rule::WorkWaitsForDrain) {
@@ -184,7 +184,7 @@ impl Protocol {
     }
 
     /// Does a task that is a single statement, or begins one that goes through the rows.
-    pub fn begin_work(&self, db: &mut Database, task: Task) {
+    pub(crate) fn begin_work(&self, db: &mut Database, task: Task) {
         match task {
             Task::Expand => db.new = Value::Null,
             Task::Contract => db.old = Value::Missing,
@@ -198,7 +198,7 @@ impl Protocol {
     }
 
     /// Copies the row, in a batch of its own. `None` when the fence refuses the batch.
-    pub fn copy(&self, db: &mut Database) -> Option<Result<(), Violation>> {
+    pub(crate) fn copy(&self, db: &mut Database) -> Option<Result<(), Violation>> {
         let job = db.job.filter(|job| !job.copied && self.fence(db, pin(*job)))?;
         let (from, to) = match job.task {
             Task::Backfill => (db.old, Side::New),
@@ -215,7 +215,7 @@ impl Protocol {
     }
 
     /// Says that the side is complete, and is `false` when that is refused.
-    pub fn end_job(&self, db: &mut Database) -> bool {
+    pub(crate) fn end_job(&self, db: &mut Database) -> bool {
         let current = |job: &Job| job.epoch == db.at.epoch && self.fence(db, pin(*job));
         let Some(job) =
             db.job.filter(|job| job.copied && (current(job) || !self.has(Rule::BackfillEndFenced)))

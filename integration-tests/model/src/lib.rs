@@ -22,6 +22,7 @@ pub struct Protocol {
     pub starts: Vec<Phase>,
     /// The last epoch.
     pub epochs: u8,
+    /// How many there are.
     pub instances: usize,
     /// How many reads, and how many writes, are under way at a time in the whole fleet.
     pub operations: usize,
@@ -39,33 +40,57 @@ pub struct Protocol {
     pub without: Option<Rule>,
 }
 
+/// What may happen next. Numbers are places in the list of instances.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// A driver closes or moves: looks, decides and acts in one transaction.
     Step(Decision),
+    /// A driver decides, and is paused.
     Decide(Decision),
+    /// It goes on.
     ActOnDecision,
+    /// A driver gets the exclusive lock on the closed epoch.
     Drain,
+    /// A driver's instance does a task, or begins one that goes through the rows.
     BeginWork(Task),
+    /// A batch of the backfill.
     Copy,
+    /// The backfill's last transaction.
     EndWork,
+    /// An instance's lease has run out and its row is deleted.
     Drop(usize),
+    /// The first extension of the lease after a failover.
     Renew(usize),
+    /// The fleet's task joins anew; or a process starts in the place of one that is gone.
     Rejoin(usize, Build),
+    /// The follower shuts the gate.
     GoOut(usize),
+    /// Without the lock: an instance looks at the ledger.
     LookForAdmission(usize),
+    /// An instance declares itself and opens its gate.
     Admit(usize),
+    /// An instance takes on the epoch that it finds.
     Follow(usize),
+    /// An instance says that it has nothing older under way.
     Acknowledge(usize),
+    /// A read takes its pin.
     BeginRead(usize),
+    /// A read's query runs on this side, and its value is returned or not.
     EndRead(usize, Side),
+    /// A write takes its pin.
     BeginWrite(usize),
+    /// Its transaction begins, or is refused.
     PassFence(usize),
+    /// It writes the sides of its phase and commits.
     Commit(usize),
+    /// The last moment that the standby learns of.
     StandbyReceives,
+    /// The standby becomes the primary.
     FailOver,
 }
 
 impl Protocol {
+    /// Whether the rule is in force.
     pub fn has(&self, rule: Rule) -> bool {
         self.without != Some(rule)
     }

@@ -5,7 +5,7 @@ use cutover::migration::phase::{Previous, Side, may_acknowledge, may_join};
 use crate::{Build, Instance, Member, Pin, Protocol, Rule, State, Value, Violation, Write};
 
 impl Instance {
-    pub fn settled(at: Pin) -> Self {
+    pub(crate) fn settled(at: Pin) -> Self {
         Instance {
             build: Build::Both,
             gate: Some(at),
@@ -41,7 +41,7 @@ impl Protocol {
 
     /// The lease runs out on both clocks, and the driver deletes the row. After a failover the ledger's lease
     /// may be the shorter one, so the instance may not know.
-    pub fn drop_member(&self, state: &mut State, i: usize) {
+    pub(crate) fn drop_member(&self, state: &mut State, i: usize) {
         state.db.members[i] = None;
         if let Some(standby) = &mut state.standby {
             // The same lease is over there too.
@@ -54,12 +54,12 @@ impl Protocol {
     }
 
     /// `Me::renew` and `Me::rejoin`; what the fleet's task does on its own.
-    pub fn may_rejoin(&self, state: &State, i: usize) -> bool {
+    pub(crate) fn may_rejoin(&self, state: &State, i: usize) -> bool {
         let instance = &state.instances[i];
         state.db.members[i].is_none() && (!instance.lease || instance.unrenewed)
     }
 
-    pub fn rejoin(&self, state: &mut State, i: usize, build: Build) {
+    pub(crate) fn rejoin(&self, state: &mut State, i: usize, build: Build) {
         if let Some(standby) = &mut state.standby {
             standby.members[i] = None;
         }
@@ -79,7 +79,7 @@ impl Protocol {
     }
 
     /// The follower learns that the lease ran out, or that it belongs to another membership.
-    pub fn go_out(&self, instance: &mut Instance) -> bool {
+    pub(crate) fn go_out(&self, instance: &mut Instance) -> bool {
         let due = instance.gate.is_some() && (!instance.lease || instance.behind);
         if due {
             self.shut(instance);
@@ -88,18 +88,17 @@ impl Protocol {
     }
 
     /// Whether `Follower::seek_admission` finds its row and no refusal.
-    pub fn may_be_admitted(&self, state: &State, i: usize) -> bool {
+    pub(crate) fn may_be_admitted(&self, state: &State, i: usize) -> bool {
         let instance = &state.instances[i];
         let row_is_lost = instance.unrenewed && state.db.members[i].is_none();
         instance.lease
             && instance.gate.is_none()
             && !row_is_lost
-            && (!self.has(Rule::AdmissionNeedsRange)
-                || may_join(instance.build.range(), state.db.in_use()))
+            && (!self.has(Rule::AdmissionNeedsRange) || may_join(instance.build.range(), state.db.in_use()))
     }
 
     /// `Follower::seek_admission`, of an instance that saw the ledger at `at`.
-    pub fn admit(&self, state: &mut State, i: usize, at: Pin) {
+    pub(crate) fn admit(&self, state: &mut State, i: usize, at: Pin) {
         state.db.members[i] = Some(Member { acknowledged: 0 });
         let instance = &mut state.instances[i];
         instance.joining = None;
@@ -107,14 +106,14 @@ impl Protocol {
     }
 
     /// `Follower::take_on`; `false` when there is nothing new.
-    pub fn follow(&self, state: &mut State, i: usize) -> bool {
-        let (at, before) = (state.db.at, state.db.before);
+    pub(crate) fn follow(&self, state: &mut State, i: usize) -> bool {
+        let at = state.db.at;
         let instance = &mut state.instances[i];
-        let Some(gate) = instance.gate.filter(|_| !instance.behind && instance.build != Build::Unaware) else {
+        let Some(gate) = instance.gate.filter(|_| !instance.behind && instance.build != Build::Unaware)
+        else {
             return false;
         };
-        let same_history = before == gate.phase || !self.has(Rule::TakesOnSameHistoryOnly);
-        let successor = at.epoch == gate.epoch + 1 && same_history;
+        let successor = at.epoch == gate.epoch + 1;
         if gate == at {
             return std::mem::take(&mut instance.unfollowed);
         } else if successor || !self.has(Rule::TakesOnSuccessorOnly) {
@@ -127,27 +126,23 @@ impl Protocol {
     }
 
     /// `Follower::acknowledge`; `false` when there is nothing to acknowledge or something in the way.
-    pub fn acknowledge(&self, state: &mut State, i: usize) -> bool {
+    pub(crate) fn acknowledge(&self, state: &mut State, i: usize) -> bool {
         let instance = &state.instances[i];
-        let (Some(gate), false, Some(member)) = (instance.gate, instance.behind, &mut state.db.members[i])
-        else {
+        let (Some(gate), false, Some(member)) = (instance.gate, instance.behind, state.db.members[i]) else {
             return false;
         };
         let older = if self.has(Rule::AcknowledgeAfterOwnOperations) { instance.older() } else { 0 };
         let due = member.acknowledged < gate.epoch
             && may_acknowledge(older)
-            && (!self.has(Rule::AcknowledgesKnownEpoch) || {
-                let before = state.db.at.epoch == gate.epoch + 1 && state.db.before == gate.phase;
-                gate == state.db.at || before
-            });
+            && (state.db.knows(gate) || !self.has(Rule::AcknowledgesKnownEpoch));
         if due {
-            member.acknowledged = gate.epoch;
+            state.db.members[i] = Some(Member { acknowledged: gate.epoch });
         }
         due
     }
 
     /// `Migration::pin`, for a read.
-    pub fn begin_read(&self, instance: &mut Instance) {
+    pub(crate) fn begin_read(&self, instance: &mut Instance) {
         // The pin is of the membership that the gate was opened in; under another's lease it is void at once.
         let void = instance.behind && self.has(Rule::LeaseOfOwnMembership);
         // Left out means: checked when the read begins and not when it ends.
@@ -159,7 +154,7 @@ impl Protocol {
 
     /// The query runs; then `Pin::holds` decides whether what it found may be returned. A check at a later
     /// moment than the query's could only refuse more.
-    pub fn end_read(&self, state: &mut State, i: usize, side: Side) {
+    pub(crate) fn end_read(&self, state: &mut State, i: usize, side: Side) {
         let instance = &mut state.instances[i];
         instance.read = None;
         let holds = instance.lease || !self.has(Rule::LeaseAtReadEnd);
@@ -174,14 +169,14 @@ impl Protocol {
     }
 
     /// The fence, and with it the epoch's shared lock.
-    pub fn pass_fence(&self, state: &mut State, i: usize) {
+    pub(crate) fn pass_fence(&self, state: &mut State, i: usize) {
         let write = &mut state.instances[i].write;
         *write = write
             .filter(|write| self.fence(&state.db, write.pin))
             .map(|write| Write { fenced: true, ..write });
     }
 
-    pub fn commit(&self, state: &mut State, i: usize) {
+    pub(crate) fn commit(&self, state: &mut State, i: usize) {
         if let Some(write) = state.instances[i].write.take() {
             state.violation = state.db.write(write.pin.phase).err();
         }
@@ -189,7 +184,7 @@ impl Protocol {
 
     /// The primary is lost with all that the standby had not received. Connections and transactions end, what
     /// the instances remember stays.
-    pub fn fail_over(&self, state: &mut State) {
+    pub(crate) fn fail_over(&self, state: &mut State) {
         let Some(standby) = state.standby.take() else { return };
         state.db = standby;
         state.failed_over = true;
@@ -202,7 +197,7 @@ impl Protocol {
     }
 
     /// Whether a phase in use reads a side that lacks the last acknowledged write.
-    pub fn lost_write(state: &State) -> bool {
+    pub(crate) fn lost_write(state: &State) -> bool {
         let db = &state.db;
         let before = (db.previous == Previous::Open).then_some(db.before);
         [Some(db.at.phase), before].into_iter().flatten().any(|phase| {

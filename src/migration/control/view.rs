@@ -4,7 +4,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::migration::Spec;
-use crate::migration::phase::{Completeness, Evidence, Facts, Member, Phase, PhaseRange, Previous, View, Wish};
+use crate::migration::phase::{
+    Completeness, Evidence, Facts, Member, Phase, PhaseRange, Previous, View, Wish,
+};
 
 /// A migration as the ledger has it: what decides about its next step, and what else a driver needs.
 #[derive(Debug)]
