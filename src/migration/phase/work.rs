@@ -9,7 +9,7 @@ pub enum Task {
     Backfill,
     /// Make the old side complete again. Runs in `switch`, after a return from `retire`.
     ReverseBackfill,
-    /// Compare all of both sides. Runs in `verify`.
+    /// Compare all of both sides. Runs in `verify`, and in `ramp` on the way to `switch` after a reverse backfill.
     Scan,
     /// Drop the old side. Runs in `contract`.
     Contract,
@@ -34,6 +34,8 @@ pub fn needed_work(view: &View, facts: Facts, target: Phase) -> Option<Task> {
         Phase::Off if target != Phase::Off && !facts.expanded => Some(Task::Expand),
         Phase::Backfill if !view.complete.new => Some(Task::Backfill),
         Phase::Verify if !view.evidence.scanned => Some(Task::Scan),
+        // A reverse backfill has outdated the scan that was made on the way here.
+        Phase::Ramp if target > Phase::Ramp && !view.evidence.way_back => Some(Task::Scan),
         Phase::Switch if !view.complete.old => Some(Task::ReverseBackfill),
         Phase::Contract if !facts.contracted => Some(Task::Contract),
         _ => None,
