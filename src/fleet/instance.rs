@@ -206,7 +206,7 @@ impl Me {
         .await?
         .try_get("id")?;
         tx.commit().await?;
-        self.lease.extend(asked, self.options.lease - self.options.margin());
+        self.lease.extend(id, asked, self.options.lease - self.options.margin());
         Ok(id)
     }
 
@@ -225,7 +225,7 @@ impl Me {
         .rows_affected();
         tx.commit().await?;
         if renewed == 1 {
-            self.lease.extend(asked, self.options.lease - self.options.margin());
+            self.lease.extend(id, asked, self.options.lease - self.options.margin());
         }
         Ok(renewed == 1)
     }

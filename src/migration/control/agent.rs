@@ -167,6 +167,8 @@ struct Entry {
     /// The phase of the epoch before, while that is still in use.
     also: Option<Phase>,
     ramp: Percent,
+    /// What this instance has acknowledged.
+    acknowledged: Option<i32>,
 }
 
 impl Entry {
@@ -180,17 +182,24 @@ impl Entry {
             phase: phase(row.try_get("phase")?)?,
             also: row.try_get::<Option<String>, _>("also")?.map(phase).transpose()?,
             ramp: u8::try_from(ramp).ok().and_then(Percent::new).unwrap_or(Percent::ALL),
+            acknowledged: row.try_get("acknowledged")?,
         })
     }
 
-    async fn load_all(connection: &mut PgConnection, fleet: &str) -> Result<Vec<Self>, sqlx::Error> {
+    async fn load_all(
+        connection: &mut PgConnection,
+        fleet: &str,
+        instance: i64,
+    ) -> Result<Vec<Self>, sqlx::Error> {
         sqlx::query(
-            "select m.id, m.name, m.epoch, m.phase, m.ramp_percent, p.phase as also \
+            "select m.id, m.name, m.epoch, m.phase, m.ramp_percent, p.phase as also, a.epoch as acknowledged \
              from cutover.migrations m left join cutover.epochs p \
                on p.migration_id = m.id and p.epoch = m.epoch - 1 and p.drained_at is null \
+             left join cutover.acknowledgements a on a.migration_id = m.id and a.instance_id = $2 \
              where m.fleet = $1",
         )
         .bind(fleet)
+        .bind(instance)
         .fetch_all(connection)
         .await?
         .iter()
@@ -205,7 +214,7 @@ struct Follower {
     migrations: Arc<[(Spec, Migration)]>,
     /// Under which number this instance was admitted.
     admitted: Option<i64>,
-    /// The last epoch acknowledged, by migration number.
+    /// The last epoch acknowledged as far as the ledger knows, by migration number.
     acknowledged: HashMap<i32, i32>,
     guard: Signal,
 }
@@ -255,7 +264,7 @@ impl Follower {
         if self.admitted.is_none() {
             self.seek_admission(id).await?;
         } else {
-            self.take_on().await?;
+            self.take_on(id).await?;
         }
         if self.admitted.is_some() {
             self.acknowledge(id).await?;
@@ -270,7 +279,7 @@ impl Follower {
             .bind(self.fleet.name())
             .execute(&mut *tx)
             .await?;
-        let entries = Entry::load_all(&mut tx, self.fleet.name()).await?;
+        let entries = Entry::load_all(&mut tx, self.fleet.name(), id).await?;
         let refusals: Vec<String> = entries.iter().filter_map(|entry| self.refusal(entry)).collect();
         let refusal = Some(refusals.join("; ")).filter(|text| !text.is_empty());
         let alive = sqlx::query(
@@ -306,7 +315,7 @@ impl Follower {
         self.acknowledged.clear();
         for (_, migration) in self.migrations.iter() {
             if let Some(entry) = entries.iter().find(|entry| entry.id == migration.id()) {
-                migration.gate().open(entry.epoch, entry.phase, entry.ramp);
+                migration.gate().open(id, entry.epoch, entry.phase, entry.ramp);
             }
         }
         self.admitted = Some(id);
@@ -331,9 +340,9 @@ impl Follower {
     }
 
     /// Takes on the epochs that the ledger has opened since.
-    async fn take_on(&mut self) -> Result<(), sqlx::Error> {
+    async fn take_on(&mut self, id: i64) -> Result<(), sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
-        let entries = Entry::load_all(&mut tx, self.fleet.name()).await?;
+        let entries = Entry::load_all(&mut tx, self.fleet.name(), id).await?;
         tx.commit().await?;
         for (_, migration) in self.migrations.iter() {
             let entry = entries.iter().find(|entry| entry.id == migration.id());
@@ -342,7 +351,9 @@ impl Follower {
                 (Some(entry), Some((epoch, phase)))
                     if entry.epoch == epoch + 1 || (entry.epoch == epoch && entry.phase == phase) =>
                 {
-                    migration.gate().open(entry.epoch, entry.phase, entry.ramp);
+                    migration.gate().open(id, entry.epoch, entry.phase, entry.ramp);
+                    // Not from memory: a failover may have lost what was said.
+                    self.acknowledged.insert(entry.id, entry.acknowledged.unwrap_or(0));
                 }
                 // The ledger went back or went on without us: what this instance believes is worth nothing.
                 _ => {
@@ -363,13 +374,13 @@ impl Follower {
             let mut open = Vec::new();
             let mut ready = Vec::new();
             for (_, migration) in self.migrations.iter() {
-                let Some((epoch, _)) = migration.at() else { continue };
+                let Some((epoch, phase)) = migration.at() else { continue };
                 if self.acknowledged.get(&migration.id()) == Some(&epoch) {
                     continue;
                 }
                 let older = migration.gate().older_open();
                 if may_acknowledge(older) {
-                    ready.push((migration.id(), epoch));
+                    ready.push((migration.id(), epoch, phase));
                 } else {
                     open.push((migration.id(), i32::try_from(older).unwrap_or(i32::MAX)));
                 }
@@ -389,21 +400,27 @@ impl Follower {
         }
     }
 
-    async fn record(&mut self, id: i64, ready: &[(i32, i32)]) -> Result<(), sqlx::Error> {
+    /// Acknowledges these epochs, but none that a failover has lost: the same number may stand for another phase
+    /// by now, which the driver would then believe to be in use here.
+    async fn record(&mut self, id: i64, ready: &[(i32, i32, Phase)]) -> Result<(), sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
-        for (migration, epoch) in ready {
-            sqlx::query(
+        let mut recorded = Vec::new();
+        for (migration, epoch, phase) in ready {
+            let done = sqlx::query(
                 "update cutover.acknowledgements set epoch = $3, older_open = 0, waits_since = null \
-                 where instance_id = $1 and migration_id = $2 and epoch < $3",
+                 where instance_id = $1 and migration_id = $2 and epoch < $3 \
+                   and exists (select 1 from cutover.epochs where migration_id = $2 and epoch = $3 and phase = $4)",
             )
             .bind(id)
             .bind(migration)
             .bind(epoch)
+            .bind(phase.name())
             .execute(&mut *tx)
             .await?;
+            recorded.extend((done.rows_affected() == 1).then_some((*migration, *epoch)));
         }
         tx.commit().await?;
-        self.acknowledged.extend(ready.iter().copied());
+        self.acknowledged.extend(recorded);
         Ok(())
     }
 

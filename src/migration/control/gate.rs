@@ -57,6 +57,8 @@ pub(super) struct Gate {
     word: AtomicU64,
     shards: Box<[Shard]>,
     lease: Lease,
+    /// Under which number in the ledger it was opened. Changes only while the gate is shut.
+    membership: AtomicU64,
 }
 
 impl Gate {
@@ -66,6 +68,7 @@ impl Gate {
             word: AtomicU64::new(Word::new(0, 0, None).0),
             shards: (0..shards.max(1)).map(|_| shard()).collect(),
             lease,
+            membership: AtomicU64::new(0),
         }
     }
 
@@ -79,8 +82,10 @@ impl Gate {
         word.phase().map(|phase| (word.epoch(), phase))
     }
 
-    /// Lets operations enter at this epoch from now on. Only the agent calls this.
-    pub(super) fn open(&self, epoch: i32, phase: Phase, ramp: Percent) {
+    /// Lets operations enter at this epoch from now on, under this number in the ledger. Only the agent calls
+    /// this, and it shuts the gate before it opens it under another number.
+    pub(super) fn open(&self, membership: i64, epoch: i32, phase: Phase, ramp: Percent) {
+        self.membership.store(membership.cast_unsigned(), Ordering::SeqCst);
         let generation = self.word().generation();
         self.word.store(Word::new(epoch, generation, Some((phase, ramp))).0, Ordering::SeqCst);
     }
@@ -210,7 +215,9 @@ impl<G: Borrow<Gate>> Held<G> {
     #[inline]
     pub(super) fn holds(&self) -> bool {
         let gate = self.gate.borrow();
-        gate.lease.holds() && gate.word().generation() == self.ticket.word.generation()
+        // In this order: while the generation is the pin's, so was the membership.
+        gate.lease.holds_for(gate.membership.load(Ordering::SeqCst).cast_signed())
+            && gate.word().generation() == self.ticket.word.generation()
     }
 }
 
@@ -259,7 +266,7 @@ mod tests {
     fn a_shut_gate_lets_nobody_in() {
         let gate = gate();
         assert!(Pin::enter(&gate).is_none());
-        gate.open(1, Phase::Off, Percent::ALL);
+        gate.open(0, 1, Phase::Off, Percent::ALL);
         assert_eq!(Pin::enter(&gate).expect("open").phase(), Phase::Off);
         gate.shut();
         assert!(Pin::enter(&gate).is_none());
@@ -268,9 +275,9 @@ mod tests {
     #[test]
     fn operations_at_the_older_epoch_are_counted_until_they_end() {
         let gate = gate();
-        gate.open(1, Phase::Off, Percent::ALL);
+        gate.open(0, 1, Phase::Off, Percent::ALL);
         let old = Pin::enter(&gate).expect("open");
-        gate.open(2, Phase::Expand, Percent::ALL);
+        gate.open(0, 2, Phase::Expand, Percent::ALL);
         let new = Pin::enter(&gate).expect("open");
         assert_eq!((old.phase(), new.phase()), (Phase::Off, Phase::Expand));
         assert_eq!(gate.older_open(), 1);
@@ -281,13 +288,21 @@ mod tests {
     }
 
     #[test]
+    fn the_lease_of_a_later_membership_does_not_count() {
+        let gate = gate();
+        gate.open(7, 1, Phase::Off, Percent::ALL);
+        // The lease is another's, as it is between joining anew and the agent's noticing.
+        assert!(!Pin::enter(&gate).expect("open").holds());
+    }
+
+    #[test]
     fn a_pin_from_before_a_lapse_does_not_hold_after_it() {
         let gate = gate();
-        gate.open(1, Phase::Off, Percent::ALL);
+        gate.open(0, 1, Phase::Off, Percent::ALL);
         let pin = Pin::enter(&gate).expect("open");
         assert!(pin.holds());
         gate.shut();
-        gate.open(1, Phase::Off, Percent::ALL);
+        gate.open(0, 1, Phase::Off, Percent::ALL);
         assert!(!pin.holds());
         assert!(Pin::enter(&gate).expect("open").holds());
     }

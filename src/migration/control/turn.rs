@@ -77,8 +77,9 @@ impl Turn<'_> {
             .bind(self.fleet)
             .execute(&mut *tx)
             .await?;
-        // Who is dead now stays dead, also should the server's clock be set back.
-        sqlx::query("delete from cutover.instances where fleet = $1 and lease_until < clock_timestamp()")
+        // Who is dead now stays dead, also should the server's clock be set back. `now()` is this transaction's
+        // beginning, for the look at the members too: whoever is not deleted here is counted there.
+        sqlx::query("delete from cutover.instances where fleet = $1 and lease_until < now()")
             .bind(self.fleet)
             .execute(&mut *tx)
             .await?;

@@ -4,8 +4,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::migration::Spec;
-use super::plan::Facts;
-use crate::migration::phase::{Completeness, Evidence, Member, Phase, PhaseRange, Previous, View, Wish};
+use crate::migration::phase::{
+    Completeness, Evidence, Facts, Member, Phase, PhaseRange, Previous, View, Wish,
+};
 
 /// A migration as the ledger has it: what decides about its next step, and what else a driver needs.
 #[derive(Debug)]
@@ -101,7 +102,7 @@ async fn members(connection: &mut PgConnection, fleet: &str, id: i32) -> Result<
                 extract(epoch from clock_timestamp() - a.waits_since)::bigint as waits \
          from cutover.instances i \
          left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
-         where i.fleet = $1 and i.admitted and i.lease_until > clock_timestamp() \
+         where i.fleet = $1 and i.admitted and i.lease_until >= now() \
          order by i.id",
     )
     .bind(fleet)
