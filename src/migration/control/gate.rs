@@ -37,16 +37,18 @@ impl Word {
         (self.0 >> 32) as i32
     }
 
-    /// Which of the two counters this epoch uses. Two are enough: at most two neighbours are in use.
-    fn parity(self) -> usize {
-        (self.0 >> 32 & 1) as usize
+    /// Which of the counters it uses: two for the epochs, because at most two neighbours are in use, and two
+    /// for the generations. What was pinned before the gate was last shut does not hold any more, and nobody
+    /// waits for it: it may hang on a connection that died without a word.
+    fn counter(self) -> usize {
+        (self.0 >> 32 & 1 | self.generation() << 1 & 2) as usize
     }
 }
 
-/// The operations begun by some of the threads, by parity of their epoch. On cache lines of its own, so that
+/// The operations begun by some of the threads, by [`Word::counter`]. On cache lines of its own, so that
 /// two cores don't pass one back and forth.
 #[repr(align(128))]
-struct Shard([AtomicU64; 2]);
+struct Shard([AtomicU64; 4]);
 
 /// Where operations of this instance enter a migration, each at the epoch in use at that moment.
 ///
@@ -57,18 +59,15 @@ pub(super) struct Gate {
     word: AtomicU64,
     shards: Box<[Shard]>,
     lease: Lease,
-    /// Under which number in the ledger it was opened. Changes only while the gate is shut.
-    membership: AtomicU64,
 }
 
 impl Gate {
     pub(super) fn new(lease: Lease, shards: usize) -> Self {
-        let shard = || Shard([AtomicU64::new(0), AtomicU64::new(0)]);
+        let shard = || Shard(std::array::from_fn(|_| AtomicU64::new(0)));
         Self {
             word: AtomicU64::new(Word::new(0, 0, None).0),
             shards: (0..shards.max(1)).map(|_| shard()).collect(),
             lease,
-            membership: AtomicU64::new(0),
         }
     }
 
@@ -82,10 +81,8 @@ impl Gate {
         word.phase().map(|phase| (word.epoch(), phase))
     }
 
-    /// Lets operations enter at this epoch from now on, under this number in the ledger. Only the agent calls
-    /// this, and it shuts the gate before it opens it under another number.
-    pub(super) fn open(&self, membership: i64, epoch: i32, phase: Phase, ramp: Percent) {
-        self.membership.store(membership.cast_unsigned(), Ordering::SeqCst);
+    /// Lets operations enter at this epoch from now on. Only the agent calls this.
+    pub(super) fn open(&self, epoch: i32, phase: Phase, ramp: Percent) {
         let generation = self.word().generation();
         self.word.store(Word::new(epoch, generation, Some((phase, ramp))).0, Ordering::SeqCst);
     }
@@ -96,9 +93,9 @@ impl Gate {
         self.word.store(Word::new(now.epoch(), now.generation() + 1, None).0, Ordering::SeqCst);
     }
 
-    /// How many operations are running at epochs older than the current one.
+    /// How many operations that still hold are running at epochs older than the current one.
     pub(super) fn older_open(&self) -> u64 {
-        let other = 1 - self.word().parity();
+        let other = self.word().counter() ^ 1;
         self.shards.iter().map(|shard| shard.0[other].load(Ordering::SeqCst)).sum()
     }
 
@@ -110,7 +107,7 @@ impl Gate {
         loop {
             let word = self.word();
             let phase = word.phase()?;
-            let count = &self.shards[shard].0[word.parity()];
+            let count = &self.shards[shard].0[word.counter()];
             count.fetch_add(1, Ordering::SeqCst);
             if self.word() == word {
                 return Some(Ticket { word, phase, shard });
@@ -121,7 +118,7 @@ impl Gate {
 
     #[inline]
     fn leave(&self, ticket: &Ticket) {
-        self.shards[ticket.shard].0[ticket.word.parity()].fetch_sub(1, Ordering::Release);
+        self.shards[ticket.shard].0[ticket.word.counter()].fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -215,9 +212,7 @@ impl<G: Borrow<Gate>> Held<G> {
     #[inline]
     pub(super) fn holds(&self) -> bool {
         let gate = self.gate.borrow();
-        // In this order: while the generation is the pin's, so was the membership.
-        gate.lease.holds_for(gate.membership.load(Ordering::SeqCst).cast_signed())
-            && gate.word().generation() == self.ticket.word.generation()
+        gate.lease.holds() && gate.word().generation() == self.ticket.word.generation()
     }
 }
 
@@ -266,7 +261,7 @@ mod tests {
     fn a_shut_gate_lets_nobody_in() {
         let gate = gate();
         assert!(Pin::enter(&gate).is_none());
-        gate.open(0, 1, Phase::Off, Percent::ALL);
+        gate.open(1, Phase::Off, Percent::ALL);
         assert_eq!(Pin::enter(&gate).expect("open").phase(), Phase::Off);
         gate.shut();
         assert!(Pin::enter(&gate).is_none());
@@ -275,9 +270,9 @@ mod tests {
     #[test]
     fn operations_at_the_older_epoch_are_counted_until_they_end() {
         let gate = gate();
-        gate.open(0, 1, Phase::Off, Percent::ALL);
+        gate.open(1, Phase::Off, Percent::ALL);
         let old = Pin::enter(&gate).expect("open");
-        gate.open(0, 2, Phase::Expand, Percent::ALL);
+        gate.open(2, Phase::Expand, Percent::ALL);
         let new = Pin::enter(&gate).expect("open");
         assert_eq!((old.phase(), new.phase()), (Phase::Off, Phase::Expand));
         assert_eq!(gate.older_open(), 1);
@@ -288,22 +283,29 @@ mod tests {
     }
 
     #[test]
-    fn the_lease_of_a_later_membership_does_not_count() {
-        let gate = gate();
-        gate.open(7, 1, Phase::Off, Percent::ALL);
-        // The lease is another's, as it is between joining anew and the agent's noticing.
-        assert!(!Pin::enter(&gate).expect("open").holds());
-    }
-
-    #[test]
     fn a_pin_from_before_a_lapse_does_not_hold_after_it() {
         let gate = gate();
-        gate.open(0, 1, Phase::Off, Percent::ALL);
+        gate.open(1, Phase::Off, Percent::ALL);
         let pin = Pin::enter(&gate).expect("open");
         assert!(pin.holds());
         gate.shut();
-        gate.open(0, 1, Phase::Off, Percent::ALL);
+        gate.open(1, Phase::Off, Percent::ALL);
         assert!(!pin.holds());
         assert!(Pin::enter(&gate).expect("open").holds());
+    }
+
+    #[test]
+    fn a_pin_from_before_a_lapse_is_not_waited_for() {
+        let gate = gate();
+        gate.open(1, Phase::Off, Percent::ALL);
+        let hangs = Pin::enter(&gate).expect("open");
+        gate.shut();
+        gate.open(2, Phase::Expand, Percent::ALL);
+        assert_eq!(gate.older_open(), 0);
+        let old = Pin::enter(&gate).expect("open");
+        gate.open(3, Phase::Backfill, Percent::ALL);
+        assert_eq!(gate.older_open(), 1);
+        drop((hangs, old));
+        assert_eq!(gate.older_open(), 0);
     }
 }
