@@ -1,8 +1,9 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use sqlx::Row;
-use tokio::sync::watch;
+use sqlx::{AssertSqlSafe, Row};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -68,7 +69,7 @@ impl FleetOptions {
 /// Whether this process is in the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Membership {
-    /// It is, under this number, and its lease holds.
+    /// It is, under this number.
     Joined(i64),
     /// Its lease ran out or it left.
     Out,
@@ -77,7 +78,11 @@ pub enum Membership {
 /// This process's place in its fleet: a row in the ledger under a lease that a background task extends.
 ///
 /// A cheap handle. When the lease runs out, [`Lease::holds`] is false at once, readiness goes down and
-/// [`Fleet::membership`] says so; when the database is back, the task joins again by itself.
+/// [`Fleet::membership`] says so; when the database is back, the task joins again by itself, under another number.
+///
+/// A lease that was lost doesn't hold again before the [`Agent`](crate::migration::control::Agent) has seen the
+/// loss and taken the new number up. Until then something of the earlier life may still be at work, and a new
+/// lease would vouch for it.
 #[derive(Debug, Clone)]
 pub struct Fleet {
     inner: Arc<Inner>,
@@ -104,6 +109,26 @@ struct Me {
     fleet: Arc<str>,
     options: FleetOptions,
     lease: Lease,
+    taken_up: Arc<TakenUp>,
+}
+
+/// The number that the lease may be extended under.
+#[derive(Debug, Default)]
+struct TakenUp {
+    id: AtomicI64,
+    changed: Notify,
+}
+
+impl TakenUp {
+    fn set(&self, id: i64) {
+        if self.id.swap(id, Ordering::SeqCst) != id {
+            self.changed.notify_one();
+        }
+    }
+
+    fn is(&self, id: i64) -> bool {
+        self.id.load(Ordering::SeqCst) == id
+    }
 }
 
 impl Fleet {
@@ -126,8 +151,13 @@ impl Fleet {
     ) -> Result<Self, LedgerError> {
         let fleet: Arc<str> = options.name.as_deref().unwrap_or(release.service()).into();
         options.check(&fleet)?;
-        let me = Me { ledger, release: release.clone(), fleet, options, lease: Lease::none() };
+        let (lease, taken_up) = (Lease::none(), Arc::default());
+        let me = Me { ledger, release: release.clone(), fleet, options, lease, taken_up };
+        let asked = clock::now();
         let id = me.enter().await?;
+        // Nothing of an earlier life can be at work.
+        me.taken_up.set(id);
+        me.extend(asked);
         let membership = watch::Sender::new(Membership::Joined(id));
         let signal = health.signal("lease", Criticality::Critical);
         signal.ok();
@@ -160,6 +190,19 @@ impl Fleet {
         self.inner.membership.subscribe()
     }
 
+    /// Lets the lease begin under this number, now that nothing of an earlier life is at work any more.
+    pub(crate) fn take_up(&self, id: i64) {
+        self.inner.me.taken_up.set(id);
+    }
+
+    /// Stops extending the lease; it ends for this process at once, and for the others when it runs out.
+    pub(crate) fn stop(&self) -> Membership {
+        self.inner.task.abort();
+        self.inner.me.taken_up.set(0);
+        self.inner.me.lease.end();
+        self.inner.membership.send_replace(Membership::Out)
+    }
+
     /// Leaves the fleet, so that nobody waits for this instance's lease to run out.
     ///
     /// Call it when no operation is running any more.
@@ -172,9 +215,7 @@ impl Fleet {
     ///
     /// The lease ends for this process at once, whatever becomes of the future.
     pub async fn leave(&self) -> Result<(), LedgerError> {
-        self.inner.task.abort();
-        self.inner.me.lease.end();
-        let Membership::Joined(id) = self.inner.membership.send_replace(Membership::Out) else {
+        let Membership::Joined(id) = self.stop() else {
             return Ok(());
         };
         let mut tx = self.ledger().begin().await?;
@@ -186,7 +227,6 @@ impl Fleet {
 
 impl Me {
     async fn enter(&self) -> Result<i64, LedgerError> {
-        let asked = clock::now();
         let mut tx = self.ledger.begin().await?;
         sqlx::query("insert into cutover.fleets (name) values ($1) on conflict do nothing")
             .bind(&*self.fleet)
@@ -206,35 +246,43 @@ impl Me {
         .await?
         .try_get("id")?;
         tx.commit().await?;
-        self.lease.extend(asked, self.options.lease - self.options.margin());
         Ok(id)
+    }
+
+    fn extend(&self, asked: Duration) {
+        self.lease.extend(asked, self.options.lease - self.options.margin());
     }
 
     /// Extends the lease; `false` when the ledger no longer counts this instance as alive.
     async fn renew(&self, id: i64) -> Result<bool, LedgerError> {
         let asked = clock::now();
-        let renewed = self
-            .ledger
-            .ask(format!(
-                "update cutover.instances set lease_until = clock_timestamp() + make_interval(secs => {}) \
-                 where id = {id} and lease_until > clock_timestamp() returning id",
-                self.options.lease.as_secs_f64()
-            ))
-            .await?
-            .len();
-        if renewed == 1 {
-            self.lease.extend(asked, self.options.lease - self.options.margin());
+        // One message, so that a process which is stopped in the middle leaves no lock on its row: the driver
+        // would wait for that. Two numbers of our own are all that goes into the text.
+        let statement = format!(
+            "update cutover.instances set lease_until = clock_timestamp() + make_interval(secs => {}) \
+             where id = {id} and lease_until > clock_timestamp()",
+            self.options.lease.as_secs_f64()
+        );
+        let renewed = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&*self.ledger.pool()).await?;
+        let is_alive = renewed.rows_affected() == 1;
+        if is_alive && self.taken_up.is(id) {
+            self.extend(asked);
         }
-        Ok(renewed == 1)
+        Ok(is_alive)
     }
 
     async fn keep(self, mut id: i64, membership: watch::Sender<Membership>, signal: Signal) {
         let mut next = Instant::now() + self.options.renew_every;
+        let mut held = true;
         loop {
             // Wakes at the lease's end too, so that new operations are turned away promptly.
             let lapse = Instant::now() + self.lease.remaining();
-            sleep_until(if self.lease.holds() { next.min(lapse) } else { next }).await;
-            if !self.lease.holds() && *membership.borrow() != Membership::Out {
+            tokio::select! {
+                () = sleep_until(if held { next.min(lapse) } else { next }) => {}
+                () = self.taken_up.changed.notified() => next = Instant::now(),
+            }
+            if held && !self.lease.holds() {
+                held = false;
                 tracing::warn!(instance = self.release.instance(), "lease ran out; serving no reads");
                 signal.fail("the lease ran out: the ledger's database could not be reached in time");
                 membership.send_replace(Membership::Out);
@@ -242,17 +290,23 @@ impl Me {
             if Instant::now() < next {
                 continue;
             }
-            // A quarter of the usual pause after a failure: the lease has to be saved.
             next = Instant::now() + self.options.renew_every;
             let outcome = match timeout(self.options.renew_every, self.renew(id)).await {
                 Ok(Ok(true)) => Ok(()),
-                Ok(Ok(false)) => self.rejoin(&mut id, &membership).await,
+                Ok(Ok(false)) => {
+                    held = false;
+                    signal.fail("the fleet has given this instance up: joining anew");
+                    self.rejoin(&mut id, &membership).await
+                }
                 Ok(Err(error)) => Err(error.to_string()),
                 Err(_) => Err(format!("no answer within {:?}", self.options.renew_every)),
             };
+            held |= self.lease.holds();
             match outcome {
-                Ok(()) if self.lease.holds() => {
-                    signal.ok();
+                Ok(()) if self.lease.holds() || !self.taken_up.is(id) => {
+                    if self.lease.holds() {
+                        signal.ok();
+                    }
                     membership.send_if_modified(|now| {
                         let changed = *now != Membership::Joined(id);
                         *now = Membership::Joined(id);
@@ -262,6 +316,8 @@ impl Me {
                 Ok(()) => {}
                 Err(error) => {
                     tracing::warn!(%error, left = ?self.lease.remaining(), "could not extend the lease");
+                    // The lease has to be saved: sooner than usual, and not over connections that may be dead.
+                    self.ledger.reconnect();
                     next = Instant::now() + self.options.renew_every / 4;
                 }
             }
@@ -271,6 +327,7 @@ impl Me {
     /// Joins under a new number, after everybody has been told that the old one is out.
     async fn rejoin(&self, id: &mut i64, membership: &watch::Sender<Membership>) -> Result<(), String> {
         self.lease.end();
+        // Also for those who miss this one: they find a number that they have not taken up.
         membership.send_replace(Membership::Out);
         *id = timeout(self.options.renew_every, self.enter())
             .await

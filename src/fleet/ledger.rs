@@ -1,13 +1,20 @@
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Executor, PgTransaction, Row};
 
-use super::bell::{Bell, Rings};
+use super::notices::{Listening, Notices};
 
 /// The version of the ledger's schema that this library was written for.
 pub const SCHEMA_VERSION: i32 = 1;
+
+/// How every transaction on the ledger begins. The server ends one whose process is paused or cut off in the
+/// middle, and nobody waits long for a lock that such a process holds: else one of them could stop the fleet.
+const BEGIN: &str =
+    "begin; set local lock_timeout = '2s'; set local idle_in_transaction_session_timeout = '3s'";
 
 const SCHEMA: &str = include_str!("schema.sql");
 
@@ -79,12 +86,36 @@ pub enum LedgerError {
 /// failover. It has a few connections of its own, derived from the service's options: asking for an
 /// extension of a lease must not wait in the queue of a busy pool.
 ///
-/// A cheap handle. Its clones share the connections, so several fleets and many instances of one process need no
+/// A cheap handle. Its clones share the connections, so several fleets, or many instances, of one process need no
 /// more of them than one.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Ledger {
-    pool: PgPool,
-    bell: Arc<Bell>,
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    options: PgConnectOptions,
+    pool: ArcSwap<PgPool>,
+    listening: Listening,
+}
+
+impl fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the options: they may hold a password.
+        f.debug_struct("Ledger").field("pool", &self.inner.pool).finish_non_exhaustive()
+    }
+}
+
+/// One connection listens, one renews the lease; the driver adds one that waits for locks. One is to spare. Idle
+/// ones are given back.
+fn connections(options: &PgConnectOptions) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(4)
+        .min_connections(0)
+        .acquire_timeout(Duration::from_secs(5))
+        .idle_timeout(Duration::from_secs(30))
+        .max_lifetime(Duration::from_secs(30 * 60))
+        .connect_lazy_with(options.clone())
 }
 
 impl Ledger {
@@ -119,16 +150,9 @@ impl Ledger {
     }
 
     async fn connect(options: PgConnectOptions, install: bool) -> Result<Self, LedgerError> {
-        // One connection listens, one renews the lease; the driver adds one that waits for locks and one
-        // that works on the data. Idle ones are given back.
-        let pool = PgPoolOptions::new()
-            .max_connections(4)
-            .min_connections(0)
-            .acquire_timeout(Duration::from_secs(5))
-            .idle_timeout(Duration::from_secs(30))
-            .max_lifetime(Duration::from_secs(30 * 60))
-            .connect_lazy_with(options.statement_cache_capacity(0));
-        let ledger = Self { bell: Arc::new(Bell::new(pool.clone())), pool };
+        let options = options.statement_cache_capacity(0);
+        let pool = ArcSwap::from_pointee(connections(&options));
+        let ledger = Self { inner: Arc::new(Inner { options, pool, listening: Listening::default() }) };
         ledger.ensure(install).await?;
         Ok(ledger)
     }
@@ -163,24 +187,37 @@ impl Ledger {
     /// Everything asked of the ledger runs in a transaction, also a single query: behind a pooler in
     /// transaction mode the preparation of a statement and its execution could else reach different servers.
     pub(crate) async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
-        self.pool.begin().await
+        self.pool().begin_with(BEGIN).await
     }
 
     /// Runs one statement as a single message: what is asked all the time has to be cheap, and this is one round
-    /// trip where a transaction takes four. It is whole without a transaction, also behind a pooler.
+    /// trip where a transaction takes four. It needs no transaction, also behind a pooler.
     ///
-    /// Values have to be in the text, so they have to be numbers.
+    /// Values have to be in the text: numbers, and names of our own.
     pub(crate) async fn ask(&self, statement: String) -> Result<Vec<PgRow>, sqlx::Error> {
-        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&self.pool).await
+        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&*self.pool()).await
     }
 
     /// Follows what happens to the migrations of a fleet.
-    pub(crate) fn rings(&self, fleet: &str) -> Rings {
-        self.bell.rings(fleet)
+    pub(crate) fn notices(&self, fleet: &str) -> Notices {
+        self.inner.listening.follow(&self.inner, fleet)
+    }
+
+    pub(crate) fn pool(&self) -> Arc<PgPool> {
+        self.inner.pool.load_full()
+    }
+
+    /// Leaves the present connections behind and uses new ones from now on.
+    ///
+    /// For when an answer doesn't come. A server that is gone without a word leaves connections that hang until
+    /// the system gives them up, a quarter of an hour or so, and a pool would wait for them just as long.
+    pub(crate) fn reconnect(&self) {
+        self.inner.pool.store(Arc::new(connections(&self.inner.options)));
     }
 
     async fn ensure(&self, may_install: bool) -> Result<(), LedgerError> {
-        let mut tx = self.begin().await?;
+        // Without the usual limits: a first installation by several processes takes turns.
+        let mut tx = self.pool().begin().await?;
         let row = tx
             .fetch_one(
                 "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \

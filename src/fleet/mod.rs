@@ -8,14 +8,14 @@
 //! goes on while the machine is suspended, from before it asked, less a margin, so that it stops trusting
 //! itself before anybody else stops counting it.
 
-mod bell;
 mod clock;
 mod instance;
 mod lease;
 mod ledger;
+mod notices;
 
-pub(crate) use bell::Rings;
 pub use instance::{Fleet, FleetOptions, Membership};
 pub use lease::Lease;
 pub(crate) use ledger::sql_state;
 pub use ledger::{Ledger, LedgerError, SCHEMA_VERSION};
+pub(crate) use notices::NOT_HEARING;

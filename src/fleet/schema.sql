@@ -18,7 +18,9 @@ create table cutover.fleets (
 
 -- One life of one process. A restarted process is a new row.
 create table cutover.instances (
-    id bigint generated always as identity primary key,
+    -- Drawn at random: after a failover to a standby that lagged, a sequence would give a number that is in
+    -- use by a living process to another one, and each would then extend and acknowledge for the other.
+    id bigint primary key default 1 + floor(random() * 9007199254740000)::bigint,
     fleet text not null references cutover.fleets,
     name text not null,
     service text not null,

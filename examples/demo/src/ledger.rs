@@ -178,9 +178,9 @@ mod tests {
         update cutover.migrations set epoch = 3, phase = 'backfill', waits_for = 'rows';
         insert into cutover.jobs (migration_id, kind, epoch, rows_total, rows_done, started_at)
             values (1, 'backfill', 3, 100, 40, now() - interval '4 seconds');
-        insert into cutover.instances (fleet, name, service, version, revision, lease_until, admitted)
-            values ('payments', 'a', 's', 'v', 'r', now() + interval '1 minute', true),
-                   ('payments', 'dead', 's', 'v', 'r', now() - interval '1 minute', true);
+        insert into cutover.instances (id, fleet, name, service, version, revision, lease_until, admitted)
+            values (1, 'payments', 'a', 's', 'v', 'r', now() + interval '1 minute', true),
+                   (2, 'payments', 'dead', 's', 'v', 'r', now() - interval '1 minute', true);
         insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest, epoch)
             values (1, 1, 'off', 'contract', 2), (2, 1, 'off', 'contract', 1);";
 

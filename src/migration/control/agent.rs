@@ -1,24 +1,13 @@
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::PgConnection;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
 
 use super::driver::{Driver, DriverOptions};
+use super::follower::Follower;
 use super::migration::{Migration, Spec};
-use crate::fleet::{Fleet, Ledger, LedgerError, Membership, Rings};
-use crate::health::{Criticality, Health, Signal};
-use crate::migration::phase::{Percent, Phase, PhaseRange, may_acknowledge, may_join};
-
-/// How often the ledger is looked at when it sends no notifications.
-const POLL: Duration = Duration::from_millis(500);
-/// How often it is when it does, should one get lost.
-const POLL_IF_TOLD: Duration = Duration::from_secs(2);
-/// How often the open operations are counted while an acknowledgement waits for them: from, to.
-const COUNT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+use crate::fleet::{Fleet, LedgerError};
+use crate::health::{Criticality, Health};
 
 /// This instance's part in its fleet's migrations, kept by two background tasks: one follows the ledger, takes
 /// on new epochs and acknowledges them; the other drives, while this instance holds that office.
@@ -36,6 +25,8 @@ pub struct Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.halt();
+        // Nobody acknowledges for this instance any more: it must not count as alive for ever.
+        self.fleet.stop();
     }
 }
 
@@ -44,7 +35,8 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Option`] for a name that can't be used or is there twice, [`LedgerError::Database`].
+    /// [`LedgerError::Option`] for a name that can't be used or is there twice and for a driver's term that is too
+    /// short, [`LedgerError::Database`].
     ///
     /// # Cancel safety
     ///
@@ -56,6 +48,7 @@ impl Agent {
         health: &Health,
     ) -> Result<Self, LedgerError> {
         check(&specs)?;
+        options.check()?;
         let ledger = fleet.ledger();
         let mut migrations = Vec::new();
         for spec in specs {
@@ -68,14 +61,8 @@ impl Agent {
         let migrations: Arc<[_]> = migrations.into();
         let guard = health.signal("deploy_guard", Criticality::Critical);
         guard.fail("not admitted to the fleet yet");
-        let follower = Follower {
-            fleet: fleet.clone(),
-            migrations: migrations.clone(),
-            admitted: None,
-            acknowledged: HashMap::new(),
-            untold: false,
-            guard,
-        };
+        let hearing = health.signal("ledger_notifications", Criticality::Degrades);
+        let follower = Follower::new(fleet.clone(), migrations.clone(), guard, hearing);
         let driver = Driver::new(fleet.clone(), migrations.clone(), options);
         let tasks = vec![tokio::spawn(follower.run()), tokio::spawn(driver.run())];
         Ok(Self { fleet, migrations, tasks })
@@ -133,7 +120,7 @@ fn check(specs: &[Spec]) -> Result<(), LedgerError> {
 }
 
 /// The migration's number; a new one begins at epoch 1 in `off`.
-async fn register(tx: &mut PgConnection, fleet: &str, name: &str) -> Result<i32, sqlx::Error> {
+pub(super) async fn register(tx: &mut PgConnection, fleet: &str, name: &str) -> Result<i32, sqlx::Error> {
     sqlx::query("select name from cutover.fleets where name = $1 for no key update")
         .bind(fleet)
         .execute(&mut *tx)
@@ -159,287 +146,4 @@ async fn register(tx: &mut PgConnection, fleet: &str, name: &str) -> Result<i32,
     .execute(&mut *tx)
     .await?;
     Ok(id)
-}
-
-/// What the ledger says about one migration.
-struct Entry {
-    id: i32,
-    name: String,
-    epoch: i32,
-    phase: Phase,
-    /// The phase of the epoch before, while that is still in use.
-    also: Option<Phase>,
-    ramp: Percent,
-}
-
-impl Entry {
-    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let phase = |text: String| text.parse::<Phase>().map_err(|e| sqlx::Error::Decode(Box::new(e)));
-        let ramp: i16 = row.try_get("ramp_percent")?;
-        Ok(Self {
-            id: row.try_get("id")?,
-            name: row.try_get("name")?,
-            epoch: row.try_get("epoch")?,
-            phase: phase(row.try_get("phase")?)?,
-            also: row.try_get::<Option<String>, _>("also")?.map(phase).transpose()?,
-            ramp: u8::try_from(ramp).ok().and_then(Percent::new).unwrap_or(Percent::ALL),
-        })
-    }
-
-    const QUERY: &str = "select m.id, m.name, m.epoch, m.phase, m.ramp_percent, p.phase as also \
-         from cutover.migrations m left join cutover.epochs p \
-           on p.migration_id = m.id and p.epoch = m.epoch - 1 and p.drained_at is null";
-
-    /// Those of the fleet, also the ones that this build doesn't know.
-    async fn load_all(connection: &mut PgConnection, fleet: &str) -> Result<Vec<Self>, sqlx::Error> {
-        sqlx::query(AssertSqlSafe(format!("{} where m.fleet = $1", Self::QUERY)))
-            .bind(fleet)
-            .fetch_all(connection)
-            .await?
-            .iter()
-            .map(Self::from_row)
-            .collect()
-    }
-
-    async fn load(ledger: &Ledger, migrations: &[(Spec, Migration)]) -> Result<Vec<Self>, sqlx::Error> {
-        let ids: Vec<String> = migrations.iter().map(|(_, migration)| migration.id().to_string()).collect();
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let statement = format!("{} where m.id in ({})", Self::QUERY, ids.join(", "));
-        ledger.ask(statement).await?.iter().map(Self::from_row).collect()
-    }
-}
-
-/// Follows the ledger.
-struct Follower {
-    fleet: Fleet,
-    migrations: Arc<[(Spec, Migration)]>,
-    /// Under which number this instance was admitted.
-    admitted: Option<i64>,
-    /// The last epoch acknowledged, by migration number.
-    acknowledged: HashMap<i32, i32>,
-    /// The last news came without a notification: a pooler swallows them, for one.
-    untold: bool,
-    guard: Signal,
-}
-
-impl Follower {
-    async fn run(mut self) {
-        let mut membership = self.fleet.membership();
-        let mut rings: Rings = self.fleet.ledger().rings(self.fleet.name());
-        let mut rung = true;
-        loop {
-            let now = *membership.borrow_and_update();
-            let mut pause = POLL;
-            match now {
-                Membership::Out => self.go_out(),
-                Membership::Joined(id) => {
-                    // A ledger that doesn't answer must not keep the gates open after the lease.
-                    let done = tokio::select! {
-                        done = timeout(POLL * 4, self.follow(id, rung)) => done,
-                        _ = membership.wait_for(|now| *now == Membership::Out) => continue,
-                    };
-                    match done.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-                        Ok(wish) => pause = wish,
-                        Err(error) => tracing::warn!(%error, "could not follow the ledger"),
-                    }
-                }
-            }
-            rung = tokio::select! {
-                changed = membership.changed() => if changed.is_err() { return } else { true },
-                () = rings.next() => true,
-                () = sleep(pause) => false,
-            };
-        }
-    }
-
-    fn go_out(&mut self) {
-        self.admitted = None;
-        for (_, migration) in self.migrations.iter() {
-            migration.gate().shut();
-        }
-        self.guard.fail("out of the fleet until the lease is renewed");
-    }
-
-    /// Returns how long nothing has to be done if nothing happens.
-    async fn follow(&mut self, id: i64, rung: bool) -> Result<Duration, sqlx::Error> {
-        if self.admitted.is_some_and(|number| number != id) {
-            self.go_out();
-        }
-        if self.admitted.is_none() {
-            self.seek_admission(id).await?;
-        } else {
-            let news = self.take_on().await?;
-            self.untold = if news { !rung } else { self.untold && !rung };
-        }
-        if self.admitted.is_none() {
-            return Ok(POLL);
-        }
-        let done = self.acknowledge(id).await?;
-        Ok(match (done, self.untold) {
-            (false, _) => COUNT.1,
-            (true, true) => POLL,
-            (true, false) => POLL_IF_TOLD,
-        })
-    }
-
-    /// Asks to be counted. Holding the fleet's row keeps moves out until the declaration is visible.
-    async fn seek_admission(&mut self, id: i64) -> Result<(), sqlx::Error> {
-        let mut tx = self.fleet.ledger().begin().await?;
-        sqlx::query("select name from cutover.fleets where name = $1 for share")
-            .bind(self.fleet.name())
-            .execute(&mut *tx)
-            .await?;
-        let entries = Entry::load_all(&mut tx, self.fleet.name()).await?;
-        let refusals: Vec<String> = entries.iter().filter_map(|entry| self.refusal(entry)).collect();
-        let refusal = Some(refusals.join("; ")).filter(|text| !text.is_empty());
-        let alive = sqlx::query(
-            "update cutover.instances set admitted = $2::text is null, refusal = $2 \
-             where id = $1 and lease_until > clock_timestamp()",
-        )
-        .bind(id)
-        .bind(&refusal)
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
-        if alive == 0 {
-            return Ok(());
-        }
-        if let Some(reason) = refusal {
-            tx.commit().await?;
-            self.guard.fail(reason);
-            return Ok(());
-        }
-        for (spec, migration) in self.migrations.iter() {
-            sqlx::query(
-                "insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest) \
-                 values ($1, $2, $3, $4) on conflict (instance_id, migration_id) do update set epoch = 0",
-            )
-            .bind(id)
-            .bind(migration.id())
-            .bind(spec.range.lowest().name())
-            .bind(spec.range.highest().name())
-            .execute(&mut *tx)
-            .await?;
-        }
-        tx.commit().await?;
-        self.acknowledged.clear();
-        for (_, migration) in self.migrations.iter() {
-            if let Some(entry) = entries.iter().find(|entry| entry.id == migration.id()) {
-                migration.gate().open(entry.epoch, entry.phase, entry.ramp);
-            }
-        }
-        self.admitted = Some(id);
-        self.guard.ok();
-        Ok(())
-    }
-
-    /// Why this build can't work while the migration is where it is.
-    fn refusal(&self, entry: &Entry) -> Option<String> {
-        let in_use = [Some(entry.phase), entry.also].into_iter().flatten();
-        match self.migrations.iter().find(|(_, migration)| migration.id() == entry.id) {
-            Some((spec, _)) if !may_join(spec.range, in_use.clone()) => Some(format!(
-                "migration {:?} is in `{}`, and this build can run {}",
-                entry.name, entry.phase, spec.range
-            )),
-            None if !may_join(PhaseRange::UNAWARE, in_use) => Some(format!(
-                "migration {:?} is in `{}`, and this build does not know it",
-                entry.name, entry.phase
-            )),
-            _ => None,
-        }
-    }
-
-    /// Takes on the epochs that the ledger has opened since; `true` when there are any.
-    async fn take_on(&mut self) -> Result<bool, sqlx::Error> {
-        let entries = Entry::load(self.fleet.ledger(), &self.migrations).await?;
-        let mut news = false;
-        for (_, migration) in self.migrations.clone().iter() {
-            let entry = entries.iter().find(|entry| entry.id == migration.id());
-            match (entry, migration.at()) {
-                // The next one, or the same one with another percentage.
-                (Some(entry), Some((epoch, phase)))
-                    if entry.epoch == epoch + 1 || (entry.epoch == epoch && entry.phase == phase) =>
-                {
-                    news |= entry.epoch != epoch;
-                    migration.gate().open(entry.epoch, entry.phase, entry.ramp);
-                }
-                // The ledger went back or went on without us: what this instance believes is worth nothing.
-                _ => {
-                    tracing::warn!(migration = migration.name(), "the ledger is elsewhere: joining anew");
-                    self.go_out();
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(news)
-    }
-
-    /// Acknowledges what can be, and waits for a while for operations that stand in the way; `false` when they
-    /// still do.
-    async fn acknowledge(&mut self, id: i64) -> Result<bool, sqlx::Error> {
-        let began = Instant::now();
-        let mut pause = COUNT.0;
-        loop {
-            let mut open = Vec::new();
-            let mut ready = Vec::new();
-            for (_, migration) in self.migrations.iter() {
-                let Some((epoch, _)) = migration.at() else { continue };
-                if self.acknowledged.get(&migration.id()) == Some(&epoch) {
-                    continue;
-                }
-                let older = migration.gate().older_open();
-                if may_acknowledge(older) {
-                    ready.push((migration.id(), epoch));
-                } else {
-                    open.push((migration.id(), i32::try_from(older).unwrap_or(i32::MAX)));
-                }
-            }
-            if !ready.is_empty() {
-                self.record(id, &ready).await?;
-            }
-            if open.is_empty() {
-                return Ok(true);
-            }
-            if began.elapsed() > POLL {
-                // Say what is in the way and look at the ledger again: the lease may have ended meanwhile.
-                self.report_open(id, &open).await?;
-                return Ok(false);
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(COUNT.1);
-        }
-    }
-
-    async fn record(&mut self, id: i64, ready: &[(i32, i32)]) -> Result<(), sqlx::Error> {
-        let ready_now: Vec<String> =
-            ready.iter().map(|(migration, epoch)| format!("({migration}, {epoch})")).collect();
-        let statement = format!(
-            "update cutover.acknowledgements a set epoch = r.epoch, older_open = 0, waits_since = null \
-             from (values {}) as r (migration_id, epoch) \
-             where a.instance_id = {id} and a.migration_id = r.migration_id and a.epoch < r.epoch",
-            ready_now.join(", ")
-        );
-        self.fleet.ledger().ask(statement).await?;
-        self.acknowledged.extend(ready.iter().copied());
-        Ok(())
-    }
-
-    async fn report_open(&self, id: i64, open: &[(i32, i32)]) -> Result<(), sqlx::Error> {
-        let mut tx = self.fleet.ledger().begin().await?;
-        for (migration, count) in open {
-            sqlx::query(
-                "update cutover.acknowledgements set older_open = $3, \
-                 waits_since = coalesce(waits_since, clock_timestamp()) \
-                 where instance_id = $1 and migration_id = $2",
-            )
-            .bind(id)
-            .bind(migration)
-            .bind(count)
-            .execute(&mut *tx)
-            .await?;
-        }
-        tx.commit().await
-    }
 }

@@ -3,15 +3,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Migration;
 use super::migration::Spec;
-use super::plan::{PlanError, Task};
+use super::plan::PlanError;
 use super::turn::{Outcome, Turn};
-use super::view::Station;
-use crate::fleet::{Fleet, Membership};
-use crate::migration::phase::{Phase, Previous};
+use crate::fleet::{Fleet, LedgerError, Membership};
+use crate::migration::phase::{Previous, Task, needed_work};
 
 /// How the driver goes about its work.
 #[derive(Debug, Clone)]
@@ -19,7 +18,8 @@ pub struct DriverOptions {
     /// How long a transaction of a closed epoch may stay open before its backend is terminated, where this role
     /// may do that. Default 30 s. A paused or partitioned process can hold a migration up for this long.
     pub transaction_limit: Duration,
-    /// How long the driver's office lasts when it says nothing. Default 5 s.
+    /// How long the driver's office lasts when it says nothing, and how long the driver waits for an answer of the
+    /// ledger. Default 5 s, at least 1 s.
     pub term: Duration,
 }
 
@@ -29,6 +29,18 @@ impl Default for DriverOptions {
     }
 }
 
+impl DriverOptions {
+    pub(super) fn check(&self) -> Result<(), LedgerError> {
+        if self.term < SHORTEST_TERM {
+            let problem = format!("{:?} is too short: use {SHORTEST_TERM:?} or more", self.term);
+            return Err(LedgerError::Option { field: "driver.term", problem });
+        }
+        Ok(())
+    }
+}
+
+/// A turn may wait half a second for a lock, and has to fit in.
+const SHORTEST_TERM: Duration = Duration::from_secs(1);
 /// Between turns: while an acknowledgement is awaited, while the migration is on its way, and at rest.
 const AWAITING: Duration = Duration::from_millis(10);
 const UNDER_WAY: Duration = Duration::from_millis(50);
@@ -83,7 +95,7 @@ impl Driver {
     async fn serve(&mut self, id: i64) -> Duration {
         let mut mine = Vec::new();
         for (spec, migration) in self.migrations.clone().iter() {
-            match self.take_office(id, migration).await {
+            match self.in_time(self.take_office(id, migration)).await {
                 Ok(true) => mine.push((spec.clone(), migration.clone())),
                 Ok(false) => self.abandon(&spec.name),
                 Err(error) => {
@@ -99,7 +111,8 @@ impl Driver {
         while Instant::now() < renew {
             let mut pause = AT_REST;
             for (spec, migration) in &mine {
-                match self.turn(spec, migration).await {
+                let turn = timeout(self.options.term, self.turn(spec, migration));
+                match turn.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                     Ok(wish) => pause = pause.min(wish),
                     Err(error) => tracing::warn!(%error, migration = spec.name, "a turn failed"),
                 }
@@ -107,6 +120,12 @@ impl Driver {
             sleep(pause).await;
         }
         Duration::ZERO
+    }
+
+    /// A connection that doesn't answer must not keep this instance from serving again: by then another one has
+    /// the office.
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+        timeout(self.options.term, work).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
     /// Holding the office only spares the others the work: every step is safe with two drivers too. Each
@@ -142,7 +161,7 @@ impl Driver {
         match turn.take().await? {
             Outcome::Stepped => Ok(Duration::ZERO),
             Outcome::Still(station, target) => {
-                self.see_to_work(spec, migration, needed(&station, target)).await;
+                self.see_to_work(spec, migration, needed_work(&station.view, station.facts, target)).await;
                 Ok(match station.view.previous {
                     Previous::Open | Previous::Closed => AWAITING,
                     Previous::Drained if station.view.phase == target => AT_REST,
@@ -187,22 +206,5 @@ impl Driver {
         for (spec, _) in self.migrations.clone().iter() {
             self.abandon(&spec.name);
         }
-    }
-}
-
-/// The work that has to be done before a migration can go on towards `target`.
-fn needed(station: &Station, target: Phase) -> Option<Task> {
-    let view = &station.view;
-    if view.previous != Previous::Drained {
-        // Some instance may still work by other rules.
-        return None;
-    }
-    match view.phase {
-        Phase::Off if target != Phase::Off && !station.facts.expanded => Some(Task::Expand),
-        Phase::Backfill if !view.complete.new => Some(Task::Backfill),
-        Phase::Verify if !view.evidence.scanned => Some(Task::Scan),
-        Phase::Switch if !view.complete.old => Some(Task::ReverseBackfill),
-        Phase::Contract if !station.facts.contracted => Some(Task::Contract),
-        _ => None,
     }
 }

@@ -37,16 +37,18 @@ impl Word {
         (self.0 >> 32) as i32
     }
 
-    /// Which of the two counters this epoch uses. Two are enough: at most two neighbours are in use.
-    fn parity(self) -> usize {
-        (self.0 >> 32 & 1) as usize
+    /// Which of the counters it uses: two for the epochs, because at most two neighbours are in use, and two
+    /// for the generations. What was pinned before the gate was last shut does not hold any more, and nobody
+    /// waits for it: it may hang on a connection that died without a word.
+    fn counter(self) -> usize {
+        (self.0 >> 32 & 1 | self.generation() << 1 & 2) as usize
     }
 }
 
-/// The operations begun by some of the threads, by parity of their epoch. On cache lines of its own, so that
+/// The operations begun by some of the threads, by [`Word::counter`]. On cache lines of its own, so that
 /// two cores don't pass one back and forth.
 #[repr(align(128))]
-struct Shard([AtomicU64; 2]);
+struct Shard([AtomicU64; 4]);
 
 /// Where operations of this instance enter a migration, each at the epoch in use at that moment.
 ///
@@ -65,7 +67,7 @@ pub(super) struct Gate {
 
 impl Gate {
     pub(super) fn new(lease: Lease, shards: usize) -> Self {
-        let shard = || Shard([AtomicU64::new(0), AtomicU64::new(0)]);
+        let shard = || Shard(std::array::from_fn(|_| AtomicU64::new(0)));
         Self {
             word: AtomicU64::new(Word::new(0, 0, None).0),
             // A power of two, so that a shard is found without a division.
@@ -96,9 +98,9 @@ impl Gate {
         self.word.store(Word::new(now.epoch(), now.generation() + 1, None).0, Ordering::Release);
     }
 
-    /// How many operations are running at epochs older than the current one.
+    /// How many operations that still hold are running at epochs older than the current one.
     pub(super) fn older_open(&self) -> u64 {
-        let other = 1 - self.word().parity();
+        let other = self.word().counter() ^ 1;
         // By adding nothing: a mere load would not put itself in order with the operations' own changes.
         self.shards.iter().map(|shard| shard.0[other].fetch_add(0, Ordering::AcqRel)).sum()
     }
@@ -111,7 +113,7 @@ impl Gate {
         loop {
             let word = self.word();
             let phase = word.phase()?;
-            let count = &self.shards[shard].0[word.parity()];
+            let count = &self.shards[shard].0[word.counter()];
             count.fetch_add(1, Ordering::AcqRel);
             if self.word() == word {
                 return Some(Ticket { word, phase, shard });
@@ -122,7 +124,7 @@ impl Gate {
 
     #[inline]
     fn leave(&self, ticket: &Ticket) {
-        self.shards[ticket.shard].0[ticket.word.parity()].fetch_sub(1, Ordering::Release);
+        self.shards[ticket.shard].0[ticket.word.counter()].fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -52,3 +52,18 @@ fn a_pin_from_before_a_lapse_does_not_hold_after_it() {
     assert!(!pin.holds());
     assert!(Pin::enter(&gate).expect("open").holds());
 }
+
+#[test]
+fn a_pin_from_before_a_lapse_is_not_waited_for() {
+    let gate = gate();
+    gate.open(1, Phase::Off, Percent::ALL);
+    let hangs = Pin::enter(&gate).expect("open");
+    gate.shut();
+    gate.open(2, Phase::Expand, Percent::ALL);
+    assert_eq!(gate.older_open(), 0);
+    let old = Pin::enter(&gate).expect("open");
+    gate.open(3, Phase::Backfill, Percent::ALL);
+    assert_eq!(gate.older_open(), 1);
+    drop((hangs, old));
+    assert_eq!(gate.older_open(), 0);
+}

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use super::Error;
@@ -51,7 +52,8 @@ pub struct Migration {
 
 struct Inner {
     name: String,
-    id: i32,
+    // Changes only while the gate is shut.
+    id: AtomicI32,
     gate: Arc<Gate>,
 }
 
@@ -59,7 +61,7 @@ impl Migration {
     pub(super) fn new(name: &str, id: i32, lease: Lease) -> Self {
         let shards = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
         let gate = Arc::new(Gate::new(lease, shards));
-        Self { inner: Arc::new(Inner { name: name.to_owned(), id, gate }) }
+        Self { inner: Arc::new(Inner { name: name.to_owned(), id: AtomicI32::new(id), gate }) }
     }
 
     /// The migration's name.
@@ -69,7 +71,13 @@ impl Migration {
 
     /// The migration's number in the ledger.
     pub(crate) fn id(&self) -> i32 {
-        self.inner.id
+        self.inner.id.load(Ordering::SeqCst)
+    }
+
+    /// Goes by another number from now on. Only the agent calls this, while the gate is shut: what was pinned
+    /// before is refused by the fence under either number.
+    pub(super) fn renumber(&self, id: i32) {
+        self.inner.id.store(id, Ordering::SeqCst);
     }
 
     #[inline]

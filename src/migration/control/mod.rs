@@ -6,6 +6,7 @@ mod atomics;
 mod driver;
 mod error;
 mod fence;
+mod follower;
 mod gate;
 #[cfg(test)]
 mod gate_tests;
@@ -26,4 +27,6 @@ pub use migration::{Migration, Spec};
 pub use people::{
     AskError, Event, InstanceReport, MigrationReport, WorkReport, approve, desire, history, report,
 };
-pub use plan::{DesiredPhase, Facts, FromLedger, Plan, PlanError, Task};
+pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
+
+pub use super::phase::{Facts, Task};

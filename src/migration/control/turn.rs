@@ -7,12 +7,15 @@ use sqlx::{Executor, PgConnection, Row};
 
 use super::driver::DriverOptions;
 use super::migration::Spec;
-use super::view::Station;
+use super::view::{Station, bury};
 use crate::fleet::{Ledger, sql_state};
 use crate::migration::phase::{Phase, Step, Wish, next_step};
 
 /// The first half of the advisory lock's key, as in the fence.
 const LOCK_CLASS: i32 = 0x4355_0000;
+
+/// How long a turn waits for a lock before it says who holds it.
+const SHORTLY: &str = "set local lock_timeout = '500ms'";
 
 /// What a turn came to.
 #[derive(Debug)]
@@ -41,11 +44,18 @@ struct Aim {
 impl Turn<'_> {
     pub(super) async fn take(&self) -> Result<Outcome, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
+        bury(&mut tx, self.fleet).await?;
         let station = Station::load(&mut tx, self.fleet, self.spec).await?;
         let step = next_step(&station.view, self.aim(&station).wish.target(station.view.phase));
         tx.commit().await?;
         match step {
-            Step::Close | Step::Move(_) => self.step(step).await,
+            Step::Close | Step::Move(_) => match self.step(step).await {
+                Err(error) if is_lock_timeout(&error) => {
+                    let holders = self.end_old_holders(station.id, station.view.epoch - 1).await?;
+                    self.stay(station, holders.unwrap_or_else(|| "a lock in the ledger".into())).await
+                }
+                outcome => outcome,
+            },
             Step::Drain => match self.drain(&station).await? {
                 None => Ok(Outcome::Stepped),
                 Some(holders) => self.stay(station, holders).await,
@@ -70,18 +80,18 @@ impl Turn<'_> {
     }
 
     /// Closes the previous epoch or opens the next one.
+    ///
+    /// A writer under REPEATABLE READ holds a lock on its epoch's row, which a close has to wait for. A live
+    /// instance has acknowledged and holds none, but one that was paused in the middle may.
     async fn step(&self, decided: Step) -> Result<Outcome, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
+        tx.execute(SHORTLY).await?;
         // From here to the commit nobody is admitted to the fleet and no other driver decides.
         sqlx::query("select name from cutover.fleets where name = $1 for no key update")
             .bind(self.fleet)
             .execute(&mut *tx)
             .await?;
-        // Who is dead now stays dead, also should the server's clock be set back.
-        sqlx::query("delete from cutover.instances where fleet = $1 and lease_until < clock_timestamp()")
-            .bind(self.fleet)
-            .execute(&mut *tx)
-            .await?;
+        bury(&mut tx, self.fleet).await?;
         let station = Station::load(&mut tx, self.fleet, self.spec).await?;
         let aim = self.aim(&station);
         let step = next_step(&station.view, aim.wish.target(station.view.phase));
@@ -113,7 +123,7 @@ impl Turn<'_> {
     async fn drain(&self, station: &Station) -> Result<Option<String>, sqlx::Error> {
         let closed = station.view.epoch - 1;
         let mut tx = self.ledger.begin().await?;
-        tx.execute("set local lock_timeout = '500ms'").await?;
+        tx.execute(SHORTLY).await?;
         let granted = sqlx::query("select pg_advisory_xact_lock($1, $2)")
             .bind(LOCK_CLASS + station.id)
             .bind(closed)
@@ -132,15 +142,19 @@ impl Turn<'_> {
                 tx.commit().await?;
                 Ok(None)
             }
-            Err(error) if sql_state(&error).as_deref() == Some("55P03") => {
+            Err(error) if is_lock_timeout(&error) => {
                 tx.rollback().await?;
-                let mut tx = self.ledger.begin().await?;
-                let holders = end_old_holders(&mut tx, LOCK_CLASS + station.id, closed, self.options).await?;
-                tx.commit().await?;
-                Ok(Some(holders))
+                Ok(Some(self.end_old_holders(station.id, closed).await?.unwrap_or_default()))
             }
             Err(error) => Err(error),
         }
+    }
+
+    async fn end_old_holders(&self, migration: i32, epoch: i32) -> Result<Option<String>, sqlx::Error> {
+        let mut tx = self.ledger.begin().await?;
+        let holders = end_old_holders(&mut tx, LOCK_CLASS + migration, epoch, self.options).await?;
+        tx.commit().await?;
+        Ok(Some(holders).filter(|text| !text.is_empty()))
     }
 
     /// The desired phase is reached: only the percentage of `ramp` may still differ.
@@ -255,7 +269,11 @@ async fn notify(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Terminates the backends whose transaction has held the closed epoch's lock for too long, where this role
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    sql_state(error).as_deref() == Some("55P03")
+}
+
+/// Terminates the backends whose transaction has held the older epoch's lock for too long, where this role
 /// may, and names all that hold it.
 async fn end_old_holders(
     tx: &mut PgConnection,
@@ -286,7 +304,7 @@ async fn end_old_holders(
         let (pid, application): (i32, String) = (holder.try_get("pid")?, holder.try_get("application")?);
         let age: i64 = holder.try_get::<Option<i64>, _>("age")?.unwrap_or(0);
         if holder.try_get("ended")? {
-            tracing::warn!(pid, application, age, epoch, "ended a transaction of a closed epoch");
+            tracing::warn!(pid, application, age, epoch, "ended a transaction of an older epoch");
         }
         named.push(format!("a transaction of epoch {epoch}, open for {age} s (pid {pid}, {application:?})"));
     }

@@ -4,7 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::migration::Spec;
-use super::plan::Facts;
+use crate::migration::phase::Facts;
 use crate::migration::phase::{Completeness, Evidence, Member, Phase, PhaseRange, Previous, View, Wish};
 
 /// A migration as the ledger has it: what decides about its next step, and what else a driver needs.
@@ -26,7 +26,7 @@ fn parse_phase(row: &PgRow, column: &str) -> Result<Phase, sqlx::Error> {
 }
 
 impl Station {
-    /// Reads a migration's state. Which members count as alive is decided on the database's clock.
+    /// Reads a migration's state. Its members are those that [`bury`] has left.
     pub(super) async fn load(
         connection: &mut PgConnection,
         fleet: &str,
@@ -95,14 +95,25 @@ impl Station {
     }
 }
 
+/// Removes the fleet's instances whose lease has run out on the database's clock.
+///
+/// Who is dead stays dead, also should that clock be set back: an instance is counted until it is removed, and one
+/// that was removed has to join anew.
+pub(super) async fn bury(connection: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
+    sqlx::query("delete from cutover.instances where fleet = $1 and lease_until < clock_timestamp()")
+        .bind(fleet)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 async fn members(connection: &mut PgConnection, fleet: &str, id: i32) -> Result<Vec<Member>, sqlx::Error> {
     let rows = sqlx::query(
         "select i.name, a.lowest, a.highest, coalesce(a.epoch, 0) as epoch, coalesce(a.older_open, 0) as older_open, \
                 extract(epoch from clock_timestamp() - a.waits_since)::bigint as waits \
          from cutover.instances i \
          left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
-         where i.fleet = $1 and i.admitted and i.lease_until > clock_timestamp() \
-         order by i.id",
+         where i.fleet = $1 and i.admitted order by i.name, i.id",
     )
     .bind(fleet)
     .bind(id)

@@ -1,0 +1,1 @@
+//! The primary dies and a standby that lagged takes over.

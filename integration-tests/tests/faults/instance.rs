@@ -1,0 +1,201 @@
+//! One instance of a service, in a process of its own: this test binary started again. It reads and writes a
+//! column that is being migrated, and prints what it did.
+//!
+//! The lines are `begin <id> <key> <value> <time>`, then `done <id> <time>` or `none <id>` (certainly not
+//! written), `read <key> <value> <start> <end>`, and `held`. Times are nanoseconds of CLOCK_MONOTONIC, which is
+//! one clock for all processes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::health::Health;
+use cutover::migration::control::{Agent, DriverOptions, Error, Isolation, Migration, PinnedTx, Spec};
+use cutover::migration::data::ColumnMigration;
+use cutover::migration::{PhaseRange, Side};
+use cutover::release::Release;
+use rustix::time::{ClockId, clock_gettime};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::time::{sleep, timeout};
+
+use super::Outcome;
+
+pub(crate) const KEYS: i64 = 6;
+pub(crate) const LEASE: Duration = Duration::from_millis(1200);
+/// How long one statement may take.
+const LIMIT: Duration = Duration::from_secs(2);
+
+pub(crate) fn now() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
+/// Not a test: what the tests start as their instances.
+#[test]
+#[ignore = "started by the other tests"]
+fn process() {
+    let Ok(url) = std::env::var("FAULTS_URL") else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(serve(&url)).unwrap();
+}
+
+async fn serve(url: &str) -> Outcome {
+    let name = std::env::var("FAULTS_NAME")?;
+    let folder = PathBuf::from(std::env::var("FAULTS_FOLDER")?);
+    let options = url.parse::<PgConnectOptions>()?.application_name(&name);
+    let health = Health::new();
+    let fleet_options =
+        FleetOptions { lease: LEASE, renew_every: Duration::from_millis(300), ..FleetOptions::default() };
+    let release = Release::new("shop", "1")?.with_instance(name.as_str())?;
+    let ledger = Ledger::open(options.clone()).await?;
+    let fleet = Fleet::join(ledger, &release, fleet_options, &health).await?;
+    let plan = ColumnMigration::new(connect(&options), "orders")
+        .key("id")
+        .column("old_status", "new_status", "text")
+        .forward("old_status")
+        .backward("new_status")
+        .build()?;
+    let mut spec = Spec::new("status", PhaseRange::FULL);
+    spec.plan = Some(Arc::new(plan));
+    let driver = DriverOptions { transaction_limit: Duration::from_secs(2), term: Duration::from_secs(1) };
+    let agent = Agent::start(fleet, vec![spec], driver, &health).await?;
+    let migration = agent.migration("status").ok_or("declared")?;
+    let levels = [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable];
+    let workers: Vec<_> = levels.into_iter().enumerate().collect();
+    let workers = workers.into_iter().map(|(number, isolation)| {
+        let worker = Worker {
+            name: format!("{name}.{number}"),
+            hold: folder.join(format!("hold-{name}-{number}")),
+            pool: connect(&options),
+            options: options.clone(),
+            migration: migration.clone(),
+            isolation,
+        };
+        tokio::spawn(worker.run())
+    });
+    for worker in workers.collect::<Vec<_>>() {
+        worker.await?;
+    }
+    Ok(())
+}
+
+fn connect(options: &PgConnectOptions) -> PgPool {
+    PgPoolOptions::new().max_connections(2).acquire_timeout(LIMIT).connect_lazy_with(options.clone())
+}
+
+/// Writes and reads in turn, one isolation level each.
+struct Worker {
+    name: String,
+    /// Names the point at which a write stops while this file is there.
+    hold: PathBuf,
+    pool: PgPool,
+    options: PgConnectOptions,
+    migration: Migration,
+    isolation: Isolation,
+}
+
+/// A write that failed.
+enum Failed {
+    /// Nothing was or will be written.
+    Certainly(String),
+    /// Who knows.
+    Perhaps(String),
+}
+
+impl Worker {
+    async fn run(mut self) {
+        for number in 0_u64.. {
+            let (id, key) = (format!("{}.{number}", self.name), fastrand::i64(1..=KEYS));
+            println!("begin {id} {key} {id} {}", now());
+            let failure = match self.write(key, &id).await {
+                Ok(()) => {
+                    println!("done {id} {}", now());
+                    None
+                }
+                Err(Failed::Certainly(error)) => {
+                    println!("none {id}");
+                    Some(error)
+                }
+                Err(Failed::Perhaps(error)) => Some(error),
+            };
+            let start = now();
+            let key = fastrand::i64(1..=KEYS);
+            let failure = match within(self.read(key)).await {
+                Ok(value) => {
+                    println!("read {key} {value} {start} {}", now());
+                    failure
+                }
+                Err(error) => Some(error),
+            };
+            if let Some(error) = failure {
+                println!("error {} {error}", self.name);
+                if error.contains("no answer") || error.contains("timed out") {
+                    // A service's own affair: connections that died without a word.
+                    self.pool = connect(&self.options);
+                }
+            }
+            sleep(Duration::from_millis(fastrand::u64(3..12))).await;
+        }
+    }
+
+    async fn write(&self, key: i64, value: &str) -> Result<(), Failed> {
+        let mut tx = within(self.migration.begin_isolated(&self.pool, self.isolation))
+            .await
+            .map_err(Failed::Certainly)?;
+        self.hold("fenced").await;
+        for (side, point) in [(Side::Old, "old"), (Side::New, "new")] {
+            if tx.phase().writes(side) {
+                within(set(&mut tx, side, key, value)).await.map_err(Failed::Certainly)?;
+            }
+            self.hold(point).await;
+        }
+        within(tx.commit()).await.map_err(Failed::Perhaps)
+    }
+
+    async fn read(&self, key: i64) -> Result<String, Error> {
+        self.migration
+            .read(async |pin| {
+                let side = match (pin.phase().may_read(Side::Old), pin.phase().may_read(Side::New)) {
+                    (true, true) if key % 2 == 0 => Side::New,
+                    (true, _) => Side::Old,
+                    (false, _) => Side::New,
+                };
+                let query = format!("select coalesce({}, 'none') from orders where id = $1", column(side));
+                let value = sqlx::query_scalar(AssertSqlSafe(query)).bind(key).fetch_one(&self.pool).await?;
+                Ok(value)
+            })
+            .await
+    }
+
+    async fn hold(&self, point: &str) {
+        let is_here = || std::fs::read_to_string(&self.hold).is_ok_and(|text| text == point);
+        if is_here() {
+            println!("held {} {point}", self.name);
+            while is_here() {
+                sleep(Duration::from_millis(2)).await;
+            }
+        }
+    }
+}
+
+fn column(side: Side) -> &'static str {
+    match side {
+        Side::Old => "old_status",
+        Side::New => "new_status",
+    }
+}
+
+async fn set(tx: &mut PinnedTx, side: Side, key: i64, value: &str) -> Result<(), Error> {
+    let statement = format!("update orders set {} = $2 where id = $1", column(side));
+    sqlx::query(AssertSqlSafe(statement)).bind(key).bind(value).execute(&mut **tx).await?;
+    Ok(())
+}
+
+async fn within<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+    match timeout(LIMIT, work).await {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(_) => Err("no answer".into()),
+    }
+}

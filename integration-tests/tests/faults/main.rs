@@ -1,0 +1,352 @@
+//! Instances that are killed, paused and cut off at each step of a move, and what clients then saw.
+//!
+//! Every case ends with the fleet where it was wanted, with every instance that lives at work again, and with a
+//! history in which no write is lost and no read stale.
+
+mod failover;
+mod instance;
+mod proxy;
+mod world;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cutover_testkit::{Postgres, PostgresOptions, Signal, wait_until};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tokio::sync::Semaphore;
+use world::{BOUND, World};
+
+pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+/// What happens to an instance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    /// `kill -9`.
+    Killed,
+    /// Stopped until the others have gone on without it.
+    Paused,
+    /// Cut off; what it sent meanwhile arrives later.
+    Delayed,
+    /// Cut off; its connections are up for ever and dead.
+    Lost,
+}
+
+/// When.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Step {
+    /// The epoch is open, the victim has an operation at the one before and can't acknowledge.
+    BeforeAcknowledging,
+    /// The victim has acknowledged; nothing is closed.
+    BeforeClose,
+    /// The old epoch is closed; a transaction of it still runs.
+    BeforeDrained,
+    /// It is drained, the next epoch is not open.
+    BeforeMove,
+    /// The next epoch is open and the victim doesn't know.
+    BeforeNoticing,
+    /// The victim waits within the fence.
+    InFence,
+    /// Inside a write transaction of the victim: after the fence, the old side, the new side. The number is the
+    /// worker's: READ COMMITTED, REPEATABLE READ, SERIALIZABLE.
+    Fenced(u8),
+    OldWritten(u8),
+    NewWritten(u8),
+}
+
+/// From where to where.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// Where a late write of one side only would be lost.
+    Forward,
+    /// Where a late read of the old side would be stale.
+    Away,
+    /// And of the new side.
+    Back,
+}
+
+impl Way {
+    fn ends(self) -> (&'static str, &'static str) {
+        match self {
+            Way::Forward => ("off", "ramp:50"),
+            Way::Away => ("ramp:50", "retire"),
+            Way::Back => ("switch", "off"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    number: usize,
+    way: Way,
+    fault: Fault,
+    is_driver: bool,
+    step: Step,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let victim = if self.is_driver { "driver" } else { "instance" };
+        write!(f, "{}: {victim} {:?} {:?} on the way {:?}", self.number, self.fault, self.step, self.way)
+    }
+}
+
+/// Sessions of the test that keep a step from being made.
+struct Brakes(Vec<PgConnection>);
+
+impl Brakes {
+    async fn put(&mut self, url: &str, statement: &str) -> Outcome {
+        let mut session = PgConnection::connect(url).await?;
+        session.execute(AssertSqlSafe(format!("begin; {statement}"))).await?;
+        self.0.push(session);
+        Ok(())
+    }
+
+    /// The first one that was put on.
+    async fn release(&mut self) -> Outcome {
+        if !self.0.is_empty() {
+            self.0.remove(0).close().await?;
+        }
+        Ok(())
+    }
+}
+
+const FLEET: &str = "select from cutover.fleets for share";
+
+impl Case {
+    async fn run(self, postgres: &Postgres) -> Outcome {
+        let mut world = World::new(postgres, &format!("case_{}", self.number)).await?;
+        for name in ["a", "b", "c"] {
+            world.start(postgres, name).await?;
+        }
+        world.until("select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'history')").await?;
+        world.serving(3).await?;
+        // The new column is there from now on, so that no DDL waits for a transaction that is held.
+        let (from, to) = self.way.ends();
+        world.go("expand").await?;
+        world.go(from).await?;
+        let victim = world.victim(self.is_driver).await?;
+        world.busy(victim).await?;
+        let held = self.stop_at_step(postgres, &world, victim, to).await?;
+        world
+            .settled(to.split(':').next().unwrap_or(to))
+            .await
+            .map_err(|e| format!("without the victim: {e}"))?;
+        self.heal(&world, victim, held).await?;
+        let alive = if self.fault == Fault::Killed { 2 } else { 3 };
+        world.serving(alive).await?;
+        for instance in 0..3 {
+            if self.fault != Fault::Killed || instance != victim {
+                world.busy(instance).await?;
+            }
+        }
+        // Still able to move.
+        world.go("switch").await?;
+        let verdict = world.judge().await?;
+        if verdict.is_clean() && verdict.reads > 100 && verdict.writes > 100 {
+            return Ok(());
+        }
+        Err(format!("{verdict:#?}").into())
+    }
+
+    /// Brings the world to the step, injures the victim there, and lets the world go on.
+    async fn stop_at_step(
+        self,
+        postgres: &Postgres,
+        world: &World,
+        victim: usize,
+        to: &str,
+    ) -> Outcome<Option<u8>> {
+        let url = &postgres.url(&world.database);
+        let epoch = world.epoch().await?;
+        let name = &world.instances[victim].name;
+        let mut brakes = Brakes(Vec::new());
+        let point = match self.step {
+            Step::BeforeAcknowledging | Step::BeforeClose => Some((0, "fenced")),
+            Step::Fenced(worker) => Some((worker, "fenced")),
+            Step::OldWritten(worker) => Some((worker, "old")),
+            Step::NewWritten(worker) => Some((worker, "new")),
+            _ => None,
+        };
+        if let Some((worker, point)) = point {
+            hold(world, victim, worker, point).await?;
+        }
+        let lock =
+            format!("select pg_advisory_xact_lock{{}}(1129644032 + id, {epoch}) from cutover.migrations");
+        match self.step {
+            Step::BeforeDrained | Step::BeforeMove | Step::BeforeNoticing => {
+                brakes.put(url, &lock.replace("{}", "_shared")).await?;
+            }
+            Step::InFence => brakes.put(url, &lock.replace("{}", "")).await?,
+            _ => {}
+        }
+        let waits_in_fence = format!(
+            "select exists (select from pg_locks l join pg_stat_activity a using (pid) where l.locktype = 'advisory' \
+             and not l.granted and a.application_name = '{name}')"
+        );
+        match self.step {
+            Step::InFence => world.until(&waits_in_fence).await?,
+            Step::Fenced(_) | Step::OldWritten(_) | Step::NewWritten(_) => {}
+            _ => {
+                world.want(to).await?;
+                world.until(&format!("select epoch > {epoch} from cutover.migrations")).await?;
+            }
+        }
+        let acknowledged = format!(
+            "select a.epoch > {epoch} from cutover.acknowledgements a join cutover.instances i on i.id = a.instance_id \
+             where i.name = '{name}'"
+        );
+        match self.step {
+            Step::BeforeClose => {
+                brakes.put(url, FLEET).await?;
+                release(world, victim, 0)?;
+                world.until(&acknowledged).await?;
+            }
+            Step::BeforeDrained | Step::BeforeMove | Step::BeforeNoticing => {
+                world
+                    .until(&format!("select closed_at is not null from cutover.epochs where epoch = {epoch}"))
+                    .await?;
+            }
+            _ => {}
+        }
+        if matches!(self.step, Step::BeforeMove | Step::BeforeNoticing) {
+            brakes.put(url, FLEET).await?;
+            brakes.release().await?;
+            world
+                .until(&format!("select drained_at is not null from cutover.epochs where epoch = {epoch}"))
+                .await?;
+        }
+        if self.step == Step::BeforeNoticing {
+            if !self.is_driver {
+                // Deaf before the move.
+                self.deafen(world, victim)?;
+            }
+            brakes.release().await?;
+            world.until(&format!("select epoch > {epoch} + 1 from cutover.migrations")).await?;
+        }
+        self.injure(world, victim).await?;
+        world.want(to).await?;
+        while !brakes.0.is_empty() {
+            brakes.release().await?;
+        }
+        Ok(point.map(|(worker, _)| worker))
+    }
+
+    fn deafen(self, world: &World, victim: usize) -> Outcome {
+        match self.fault {
+            Fault::Killed | Fault::Paused => world.instances[victim].process.signal(Signal::STOP)?,
+            Fault::Delayed => world.instances[victim].proxy.delay(),
+            Fault::Lost => world.instances[victim].proxy.lose(),
+        }
+        Ok(())
+    }
+
+    async fn injure(self, world: &World, victim: usize) -> Outcome {
+        match self.fault {
+            Fault::Killed => world.instances[victim].process.kill().await?,
+            _ => self.deafen(world, victim)?,
+        }
+        Ok(())
+    }
+
+    async fn heal(self, world: &World, victim: usize, held: Option<u8>) -> Outcome {
+        world.instances[victim].process.signal(Signal::CONT)?;
+        world.instances[victim].proxy.open();
+        if let Some(worker) = held {
+            release(world, victim, worker)?;
+        }
+        Ok(())
+    }
+}
+
+fn hold_file(world: &World, victim: usize, worker: u8) -> std::path::PathBuf {
+    world.folder.path().join(format!("hold-{}-{worker}", world.instances[victim].name))
+}
+
+/// Makes the victim stop inside its next write transaction.
+async fn hold(world: &World, victim: usize, worker: u8, point: &str) -> Outcome {
+    let instance = &world.instances[victim];
+    std::fs::write(hold_file(world, victim, worker), point)?;
+    let line = format!("held {}.{worker} {point}", instance.name);
+    wait_until(&line, BOUND, async || Ok::<_, std::io::Error>(instance.log().contains(&line))).await?;
+    Ok(())
+}
+
+fn release(world: &World, victim: usize, worker: u8) -> Outcome {
+    match std::fs::remove_file(hold_file(world, victim, worker)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// How many cases run at the same time: each has three processes and their sessions.
+const AT_ONCE: usize = 6;
+
+async fn run_all(cases: Vec<Case>) -> Outcome {
+    let settings = vec![("max_connections".to_owned(), "400".to_owned())];
+    let postgres =
+        Arc::new(Postgres::start(PostgresOptions { settings, ..PostgresOptions::default() }).await?);
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut running: FuturesUnordered<_> = cases
+        .into_iter()
+        .map(|case| {
+            let (postgres, places) = (postgres.clone(), places.clone());
+            async move {
+                let _place = places.acquire().await;
+                let outcome = tokio::time::timeout(Duration::from_secs(90), case.run(&postgres)).await;
+                (case, outcome.unwrap_or_else(|_| Err("took too long".into())))
+            }
+        })
+        .collect();
+    let mut failures = Vec::new();
+    while let Some((case, outcome)) = running.next().await {
+        if let Err(error) = outcome {
+            failures.push(format!("{case}\n{error}"));
+        }
+    }
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n\n"));
+    Ok(())
+}
+
+fn cases(faults: &[Fault], steps: &[(Way, Step)], victims: &[bool]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &(way, step) in steps {
+        for &fault in faults {
+            for &is_driver in victims {
+                cases.push(Case { number: cases.len(), way, fault, is_driver, step });
+            }
+        }
+    }
+    // To run one alone: its number.
+    let only: Option<usize> = std::env::var("CASE").ok().and_then(|text| text.parse().ok());
+    cases.retain(|case| only.is_none_or(|number| number == case.number));
+    cases
+}
+
+const FAULTS: [Fault; 4] = [Fault::Killed, Fault::Paused, Fault::Delayed, Fault::Lost];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_injury_at_any_step_of_a_move_costs_no_write_and_shows_nothing_stale() -> Outcome {
+    let steps = [
+        (Way::Away, Step::BeforeAcknowledging),
+        (Way::Away, Step::BeforeClose),
+        (Way::Forward, Step::BeforeDrained),
+        (Way::Away, Step::BeforeMove),
+        (Way::Away, Step::BeforeNoticing),
+    ];
+    run_all(cases(&FAULTS, &steps, &[false, true])).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_injury_inside_a_write_costs_no_write_and_shows_nothing_stale() -> Outcome {
+    let steps = [
+        (Way::Forward, Step::InFence),
+        (Way::Forward, Step::Fenced(0)),
+        (Way::Forward, Step::OldWritten(1)),
+        (Way::Back, Step::NewWritten(2)),
+        (Way::Away, Step::Fenced(1)),
+    ];
+    run_all(cases(&FAULTS, &steps, &[false])).await
+}
