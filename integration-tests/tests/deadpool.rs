@@ -14,10 +14,7 @@ use deadpool_postgres::{Manager, Pool, Runtime};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 fn pool_of_one(world: &World) -> Outcome<Pool> {
-    let options = world.pool.connect_options();
-    let mut config = tokio_postgres::Config::new();
-    config.host(options.get_host()).port(options.get_port()).user(options.get_username());
-    config.dbname(options.get_database().ok_or("a database")?);
+    let config: tokio_postgres::Config = world.url.parse()?;
     let manager = Manager::new(config, NoTls);
     Ok(Pool::builder(manager).max_size(1).runtime(Runtime::Tokio1).build()?)
 }
@@ -45,7 +42,7 @@ async fn note(tx: &PinnedTx<DeadpoolTx>, id: i64) -> Result<(), Error> {
 #[tokio::test]
 async fn only_a_commit_leaves_something_behind() -> Outcome {
     let world = World::new(3).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
     let tx = fleet.migration.begin(&pool).await?;
     assert_eq!(tx.phase(), Phase::Off);
@@ -72,7 +69,7 @@ async fn only_a_commit_leaves_something_behind() -> Outcome {
 #[tokio::test]
 async fn every_isolation_level_is_had() -> Outcome {
     let world = World::new(1).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
     for (isolation, name) in [
         (Isolation::ReadCommitted, "read committed"),
@@ -90,7 +87,7 @@ async fn every_isolation_level_is_had() -> Outcome {
 #[tokio::test]
 async fn a_refused_transaction_leaves_the_connection_clean() -> Outcome {
     let world = World::new(1).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
     let close = "update cutover.epochs set closed_at = clock_timestamp()";
     sqlx::query(close).execute(&world.pool).await?;
@@ -139,7 +136,7 @@ async fn transfer(migration: &Migration, pool: &Pool, id: i64) -> Result<(), Err
 #[tokio::test]
 async fn wherever_it_is_dropped_no_transaction_is_left_open_and_no_pin_is_held() -> Outcome {
     let world = World::new(100).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     // The first transaction on a connection prepares the fence: try with new connections and with one.
     for fresh in [true, false] {
         let mut pool = pool_of_one(&world)?;
@@ -197,7 +194,7 @@ impl Statuses for Column {
 #[tokio::test]
 async fn a_dual_write_takes_its_transactions() -> Outcome {
     let world = World::new(3).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
     let statuses = DualWrite::new(fleet.migration.clone(), Column("old_status"), Column("new_status"));
     for (phase, id) in [("off", 1), ("expand", 2)] {
@@ -211,7 +208,8 @@ async fn a_dual_write_takes_its_transactions() -> Outcome {
     assert_eq!(world.row(1).await?, (paid(), None));
     assert_eq!(world.row(2).await?, (paid(), paid()));
     // The transaction of another migration says nothing about these columns.
-    let mut tx = fleet.other.begin(&pool).await?;
+    let other = fleet.agent.migration("other").ok_or("declared")?;
+    let mut tx = other.begin(&pool).await?;
     let refused = statuses.set(&mut tx, 3, "paid").await.expect_err("another migration's");
     assert!(matches!(refused, Error::OtherMigration));
     Ok(())
