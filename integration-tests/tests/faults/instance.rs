@@ -24,8 +24,8 @@ use super::Outcome;
 
 pub(crate) const KEYS: i64 = 6;
 pub(crate) const LEASE: Duration = Duration::from_millis(1200);
-/// How long one statement may take.
-const LIMIT: Duration = Duration::from_secs(2);
+/// How long one statement may take: long enough for what is held back on its way to arrive after all.
+const LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
@@ -121,8 +121,8 @@ impl Worker {
                 Err(Failed::Perhaps(error)) => Some(error),
             };
             let start = now();
-            let key = fastrand::i64(1..=KEYS);
-            let failure = match within(self.read(key)).await {
+            let key = if self.is_to_hold("pinned") { 1 } else { fastrand::i64(1..=KEYS) };
+            let failure = match self.read(key).await {
                 Ok(value) => {
                     println!("read {key} {value} {start} {}", now());
                     failure
@@ -136,7 +136,7 @@ impl Worker {
                     self.pool = connect(&self.options);
                 }
             }
-            sleep(Duration::from_millis(fastrand::u64(3..12))).await;
+            sleep(Duration::from_millis(fastrand::u64(10..40))).await;
         }
     }
 
@@ -154,29 +154,42 @@ impl Worker {
         within(tx.commit()).await.map_err(Failed::Perhaps)
     }
 
-    async fn read(&self, key: i64) -> Result<String, Error> {
-        self.migration
+    async fn read(&self, key: i64) -> Result<String, String> {
+        let read = self
+            .migration
             .read(async |pin| {
                 let side = match (pin.phase().may_read(Side::Old), pin.phase().may_read(Side::New)) {
                     (true, true) if key % 2 == 0 => Side::New,
                     (true, _) => Side::Old,
                     (false, _) => Side::New,
                 };
+                self.hold("pinned").await;
                 let query = format!("select coalesce({}, 'none') from orders where id = $1", column(side));
-                let value = sqlx::query_scalar(AssertSqlSafe(query)).bind(key).fetch_one(&self.pool).await?;
-                Ok(value)
+                let query = sqlx::query_scalar(AssertSqlSafe(query)).bind(key);
+                match timeout(LIMIT, query.fetch_one(&self.pool)).await {
+                    Ok(value) => Ok::<_, Error>(Some(value?)),
+                    Err(_) => Ok(None),
+                }
             })
-            .await
+            .await;
+        match read {
+            Ok(Some(value)) => Ok(value),
+            Ok(None) => Err("no answer".into()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     async fn hold(&self, point: &str) {
-        let is_here = || std::fs::read_to_string(&self.hold).is_ok_and(|text| text == point);
-        if is_here() {
+        if self.is_to_hold(point) {
             println!("held {} {point}", self.name);
-            while is_here() {
+            while self.is_to_hold(point) {
                 sleep(Duration::from_millis(2)).await;
             }
         }
+    }
+
+    fn is_to_hold(&self, point: &str) -> bool {
+        std::fs::read_to_string(&self.hold).is_ok_and(|text| text == point)
     }
 }
 

@@ -32,6 +32,8 @@ enum Fault {
     Delayed,
     /// Cut off; its connections are up for ever and dead.
     Lost,
+    /// Nothing but that it takes its time.
+    Slow,
 }
 
 /// When.
@@ -49,6 +51,8 @@ enum Step {
     BeforeNoticing,
     /// The victim waits within the fence.
     InFence,
+    /// Inside a read of the victim, between the choice of a side and the query.
+    Reading,
     /// Inside a write transaction of the victim: after the fence, the old side, the new side. The number is the
     /// worker's: READ COMMITTED, REPEATABLE READ, SERIALIZABLE.
     Fenced(u8),
@@ -130,11 +134,19 @@ impl Case {
         let victim = world.victim(self.is_driver).await?;
         world.busy(victim).await?;
         let held = self.stop_at_step(postgres, &world, victim, to).await?;
-        world
-            .settled(to.split(':').next().unwrap_or(to))
-            .await
-            .map_err(|e| format!("without the victim: {e}"))?;
+        let target = to.split(':').next().unwrap_or(to);
+        if self.fault == Fault::Slow {
+            // The fleet has to wait for it, and to say so.
+            let name = &world.instances[victim].name;
+            let part = format!("%instance {name} with 1 op%");
+            world
+                .until(&format!("select coalesce(waits_for, '') like '{part}' from cutover.migrations"))
+                .await?;
+        } else {
+            world.settled(target).await.map_err(|error| format!("without the victim: {error}"))?;
+        }
         self.heal(&world, victim, held).await?;
+        world.settled(target).await?;
         let alive = if self.fault == Fault::Killed { 2 } else { 3 };
         world.serving(alive).await?;
         for instance in 0..3 {
@@ -165,6 +177,7 @@ impl Case {
         let mut brakes = Brakes(Vec::new());
         let point = match self.step {
             Step::BeforeAcknowledging | Step::BeforeClose => Some((0, "fenced")),
+            Step::Reading => Some((0, "pinned")),
             Step::Fenced(worker) => Some((worker, "fenced")),
             Step::OldWritten(worker) => Some((worker, "old")),
             Step::NewWritten(worker) => Some((worker, "new")),
@@ -188,7 +201,7 @@ impl Case {
         );
         match self.step {
             Step::InFence => world.until(&waits_in_fence).await?,
-            Step::Fenced(_) | Step::OldWritten(_) | Step::NewWritten(_) => {}
+            Step::Reading | Step::Fenced(_) | Step::OldWritten(_) | Step::NewWritten(_) => {}
             _ => {
                 world.want(to).await?;
                 world.until(&format!("select epoch > {epoch} from cutover.migrations")).await?;
@@ -239,6 +252,7 @@ impl Case {
             Fault::Killed | Fault::Paused => world.instances[victim].process.signal(Signal::STOP)?,
             Fault::Delayed => world.instances[victim].proxy.delay(),
             Fault::Lost => world.instances[victim].proxy.lose(),
+            Fault::Slow => {}
         }
         Ok(())
     }
@@ -282,7 +296,7 @@ fn release(world: &World, victim: usize, worker: u8) -> Outcome {
 }
 
 /// How many cases run at the same time: each has three processes and their sessions.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 8;
 
 async fn run_all(cases: Vec<Case>) -> Outcome {
     let settings = vec![("max_connections".to_owned(), "400".to_owned())];
@@ -337,6 +351,13 @@ async fn an_injury_at_any_step_of_a_move_costs_no_write_and_shows_nothing_stale(
         (Way::Away, Step::BeforeNoticing),
     ];
     run_all(cases(&FAULTS, &steps, &[false, true])).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_injury_inside_a_read_shows_nothing_stale() -> Outcome {
+    let steps = [(Way::Away, Step::Reading), (Way::Back, Step::Reading)];
+    let faults = [Fault::Slow, Fault::Paused, Fault::Delayed, Fault::Lost];
+    run_all(cases(&faults, &steps, &[false])).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
