@@ -6,6 +6,8 @@ use arc_swap::ArcSwap;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Executor, PgTransaction, Row};
 
+use super::unnamed;
+
 /// The version of the ledger's schema that this library was written for.
 pub const SCHEMA_VERSION: i32 = 1;
 
@@ -218,7 +220,7 @@ impl Ledger {
             }
             install(&mut tx, &role).await?;
         }
-        let found: (i32, i32) = sqlx::query_as("select version, compatible_from from cutover.ledger")
+        let found: (i32, i32) = unnamed::query_as("select version, compatible_from from cutover.ledger")
             .fetch_one(&mut *tx)
             .await
             .map_err(|error| no_rights(error, &role))?;
@@ -232,7 +234,7 @@ impl Ledger {
 
 /// Reads the catalogue's table: `to_regclass` would answer from what the session remembers.
 async fn installed(tx: &mut PgTransaction<'static>) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(
+    unnamed::query_scalar(
         "select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'ledger')",
     )
     .fetch_one(&mut **tx)
@@ -240,7 +242,7 @@ async fn installed(tx: &mut PgTransaction<'static>) -> Result<bool, sqlx::Error>
 }
 
 async fn install(tx: &mut PgTransaction<'static>, role: &str) -> Result<(), LedgerError> {
-    sqlx::query("select pg_advisory_xact_lock($1)").bind(INSTALL_LOCK).execute(&mut **tx).await?;
+    unnamed::query("select pg_advisory_xact_lock($1)").bind(INSTALL_LOCK).execute(&mut **tx).await?;
     // Another process may have been faster.
     if installed(tx).await? {
         return Ok(());
@@ -249,7 +251,7 @@ async fn install(tx: &mut PgTransaction<'static>, role: &str) -> Result<(), Ledg
         Some("42501") => LedgerError::NotInstalled { role: role.to_owned() },
         _ => error.into(),
     })?;
-    sqlx::query("insert into cutover.ledger (version, compatible_from) values ($1, 1)")
+    unnamed::query("insert into cutover.ledger (version, compatible_from) values ($1, 1)")
         .bind(SCHEMA_VERSION)
         .execute(&mut **tx)
         .await?;

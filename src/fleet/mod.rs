@@ -12,6 +12,7 @@ mod clock;
 mod instance;
 mod lease;
 mod ledger;
+pub(crate) mod unnamed;
 
 pub use instance::{Fleet, FleetOptions, Membership};
 pub use lease::Lease;

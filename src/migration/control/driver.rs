@@ -10,7 +10,7 @@ use super::migration::Spec;
 use super::plan::{PlanError, Task};
 use super::turn::{Outcome, Turn};
 use super::view::Station;
-use crate::fleet::{Fleet, LedgerError, Membership};
+use crate::fleet::{Fleet, LedgerError, Membership, unnamed};
 use crate::migration::phase::{Phase, Previous};
 
 /// How the driver goes about its work.
@@ -133,7 +133,7 @@ impl Driver {
     /// migration has an office of its own, because not every build knows every migration.
     async fn take_office(&self, id: i64, migration: &Migration) -> Result<bool, sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
-        let taken = sqlx::query(
+        let taken = unnamed::query(
             "update cutover.migrations set driver = $2, \
                     driver_until = clock_timestamp() + make_interval(secs => $3) \
              where id = $1 \

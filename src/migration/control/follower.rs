@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::agent::register;
 use super::migration::{Migration, Spec};
 use super::notices::Notices;
-use crate::fleet::{Fleet, Membership};
+use crate::fleet::{Fleet, Membership, unnamed};
 use crate::health::Signal;
 use crate::migration::phase::{Percent, Phase, PhaseRange, may_acknowledge, may_join};
 
@@ -58,7 +58,7 @@ impl Entry {
         fleet: &str,
         instance: i64,
     ) -> Result<Vec<Self>, sqlx::Error> {
-        sqlx::query(
+        unnamed::query(
             "select m.id, m.name, m.epoch, m.phase, m.ramp_percent, p.phase as also, a.epoch as acknowledged \
              from cutover.migrations m \
              left join cutover.epochs p \
@@ -153,7 +153,7 @@ impl Follower {
     /// Asks to be counted. Holding the fleet's row keeps moves out until the declaration is visible.
     async fn seek_admission(&mut self, id: i64) -> Result<(), sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
-        sqlx::query("select name from cutover.fleets where name = $1 for share")
+        unnamed::query("select name from cutover.fleets where name = $1 for share")
             .bind(self.fleet.name())
             .execute(&mut *tx)
             .await?;
@@ -164,7 +164,7 @@ impl Follower {
         }
         let refusals: Vec<String> = entries.iter().filter_map(|entry| self.refusal(entry)).collect();
         let refusal = Some(refusals.join("; ")).filter(|text| !text.is_empty());
-        let alive = sqlx::query(
+        let alive = unnamed::query(
             "update cutover.instances set admitted = $2::text is null, refusal = $2 \
              where id = $1 and lease_until > clock_timestamp()",
         )
@@ -182,7 +182,7 @@ impl Follower {
             return Ok(());
         }
         for (spec, migration) in self.migrations.iter() {
-            sqlx::query(
+            unnamed::query(
                 "insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest) \
                  values ($1, $2, $3, $4) on conflict (instance_id, migration_id) do update set epoch = 0",
             )
@@ -295,7 +295,7 @@ impl Follower {
     async fn record(&mut self, id: i64, ready: &[(i32, i32)]) -> Result<(), sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
         for (migration, epoch) in ready {
-            sqlx::query(
+            unnamed::query(
                 "update cutover.acknowledgements set epoch = $3, older_open = 0, waits_since = null \
                  where instance_id = $1 and migration_id = $2 and epoch < $3",
             )
@@ -313,7 +313,7 @@ impl Follower {
     async fn report_open(&self, id: i64, open: &[(i32, i32)]) -> Result<(), sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
         for (migration, count) in open {
-            sqlx::query(
+            unnamed::query(
                 "update cutover.acknowledgements set older_open = $3, \
                  waits_since = coalesce(waits_since, clock_timestamp()) \
                  where instance_id = $1 and migration_id = $2",

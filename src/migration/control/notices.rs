@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::postgres::PgListener;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::fleet::Ledger;
+use crate::fleet::{Ledger, unnamed};
 use crate::health::{Criticality, Health, Signal};
 
 /// How long listening may take to begin, and an own notification to come back.
@@ -93,7 +93,7 @@ impl Notices {
     /// Sends itself a notification.
     async fn call(&self) -> Result<(), sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
-        sqlx::query("select pg_notify($1, '')").bind(&self.own).execute(&mut *tx).await?;
+        unnamed::query("select pg_notify($1, '')").bind(&self.own).execute(&mut *tx).await?;
         tx.commit().await
     }
 

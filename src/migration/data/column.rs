@@ -5,6 +5,7 @@ use super::ddl;
 use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::sql::{Statements, check_name, is_plain, quote};
 use super::sweep::{self, Sweep};
+use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 
 /// Moves the values of one column into another one of the same table.
@@ -94,7 +95,7 @@ impl ColumnMigration {
 #[async_trait]
 impl Plan for ColumnMigration {
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
-        let (table, old, new): (bool, bool, bool) = sqlx::query_as(
+        let (table, old, new): (bool, bool, bool) = unnamed::query_as(
             "select to_regclass($1) is not null, \
                     exists (select 1 from pg_attribute \
                         where attrelid = to_regclass($1) and attname = $2 and not attisdropped), \
