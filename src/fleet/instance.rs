@@ -259,8 +259,8 @@ impl Me {
         // One message, so that a process which is stopped in the middle leaves no lock on its row: the driver
         // would wait for that. Two numbers of our own are all that goes into the text.
         let statement = format!(
-            "update cutover.instances set lease_until = clock_timestamp() + make_interval(secs => {}) \
-             where id = {id} and lease_until > clock_timestamp()",
+            "update cutover.instances set seen_at = clock_timestamp(), \
+             lease_until = clock_timestamp() + make_interval(secs => {}) where id = {id} and lease_until > clock_timestamp()",
             self.options.lease.as_secs_f64()
         );
         let renewed = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&*self.ledger.pool()).await?;

@@ -209,6 +209,8 @@ pub struct InstanceReport {
     pub older_open: Option<i32>,
     /// Seconds since it waits for them.
     pub waits_seconds: Option<f64>,
+    /// Seconds since it was last heard of.
+    pub seen_seconds: f64,
     /// Seconds until its lease runs out; below zero once it has.
     pub lease_seconds: f64,
 }
@@ -280,6 +282,7 @@ async fn migration_report(tx: &mut PgConnection, row: &PgRow) -> Result<Migratio
                 case when a.lowest = a.highest then a.lowest else a.lowest || '..=' || a.highest end as range, \
                 a.epoch as acknowledged, a.older_open, \
                 extract(epoch from clock_timestamp() - a.waits_since)::float8 as waits_seconds, \
+                extract(epoch from clock_timestamp() - i.seen_at)::float8 as seen_seconds, \
                 extract(epoch from i.lease_until - clock_timestamp())::float8 as lease_seconds \
          from cutover.instances i \
          left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
