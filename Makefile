@@ -23,7 +23,7 @@ help:
 	@echo 'make demo    a payments service is deployed and migrated under load, on real servers, live on screen'
 	@echo '             ROWS=100000 RATE=200   size of the table, requests per second'
 	@echo '             ORDERS=file.csv        your own table of orders instead of a generated one'
-	@echo '             BREAK=rule             take one safety rule out, to see the damage being found'
+	@echo '             BREAK=rule             take one safety rule out (agree, compare or drain), to see the damage being found'
 	@echo '             ARGS="…"               anything else for target/release/demo (see --help)'
 	@echo 'make test    everything: format, lints, units, documentation, real servers'
 	@echo '             REQUIRE=1              fail where a server can only be skipped otherwise'
@@ -32,8 +32,10 @@ help:
 
 demo: cargo
 	scripts/servers postgres redis unleash envoy
+ifndef BREAK
 	cargo build --release -p payments -p demo
-ifdef BREAK
+else
+	cargo build --release -p demo
 	RUSTFLAGS='$(RUSTFLAGS) --cfg cutover_break="$(BREAK)"' CARGO_TARGET_DIR=target/broken cargo build --release -p payments
 endif
 	target/release/demo $(if $(ORDERS),--orders '$(ORDERS)') $(if $(RATE),--rate '$(RATE)') \

@@ -1,1 +1,3 @@
+//! What the library costs, measured beside its peers.
+
 fn main() {}

@@ -156,6 +156,25 @@ async fn an_operation_at_the_old_epoch_holds_the_next_step_up_and_is_named() {
 }
 
 #[tokio::test]
+async fn an_acknowledgement_that_a_failover_lost_is_given_again() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let a = Instance::start(&url, "a", full()).await;
+    let person = Person::new(&url).await;
+    person.wants("expand").await;
+    a.at(Phase::Expand).await;
+    person.settled("expand").await;
+    // As the standby had it: epoch 2 is open, and nobody has acknowledged it.
+    for lost in [
+        "update cutover.epochs set closed_at = null, drained_at = null where epoch = 1",
+        "update cutover.acknowledgements set epoch = 1",
+    ] {
+        sqlx::query(lost).execute(&person.0).await.unwrap();
+    }
+    person.settled("expand").await;
+    assert_eq!(person.ask::<i32>("select epoch from cutover.acknowledgements").await, 2);
+}
+
+#[tokio::test]
 async fn a_write_at_a_closed_epoch_is_refused_and_leaves_the_connection_clean() {
     let url = Postgres::fresh_database().await.unwrap();
     let a = Instance::start(&url, "a", full()).await;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use common::{Fleet, Outcome, World};
 use cutover::migration::Phase;
 use cutover::migration::control::{Error, PinnedTx};
-use cutover::migration::data::DualWrite;
+use cutover::migration::data::{DualWrite, Key, Reads};
 use sqlx::PgPool;
 
 #[cutover::dual_write]
@@ -93,19 +93,18 @@ async fn write_and_read(
     stop: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
 ) -> Result<HashMap<i64, String>, Error> {
-    let mut written = HashMap::new();
+    let mut written: HashMap<i64, String> = HashMap::new();
     let mut round = 0_u64;
     while !stop.load(Ordering::Relaxed) {
         round += 1;
         let id = 1 + number + WRITERS * fastrand::i64(0..KEYS / WRITERS);
-        let status = format!("w{number}r{round}");
-        loop {
-            match set(&pool, &mine, id, &status).await {
-                Ok(()) => break,
-                Err(error) if error.is_retryable() => {}
-                Err(error) => return Err(error),
-            }
+        // What was written at an earlier phase has to be there at this one.
+        if let Some(expected) = written.get(&id) {
+            let seen = other.get(id).await?;
+            assert_eq!(seen.as_ref(), Some(expected), "lost write of {id} at {:?}", other.migration().at());
         }
+        let status = format!("w{number}r{round}");
+        set(&pool, &mine, id, &status).await?;
         let seen = other.get(id).await?;
         assert_eq!(seen.as_deref(), Some(&*status), "stale read of {id} at {:?}", other.migration().at());
         written.insert(id, status);
@@ -125,7 +124,8 @@ async fn set(pool: &PgPool, repository: &DualWrite<Old, New>, id: i64, status: &
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
     let world = World::new(20_000).await?;
-    let (a, b) = (world.instance("a", &world.plan()?).await?, world.instance("b", &world.plan()?).await?);
+    let (a, b) =
+        (world.instance("a", Some(world.plan()?)).await?, world.instance("b", Some(world.plan()?)).await?);
     let repository = |fleet: &Fleet| {
         DualWrite::new(fleet.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()))
     };
@@ -144,8 +144,9 @@ async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
         })
         .collect();
     assert_eq!(repository(&a).side().await?, "old");
-    for step in ["backfill", "ramp:40", "ramp:100", "switch", "retire", "switch", "ramp", "verify", "switch"]
-    {
+    for step in [
+        "backfill", "ramp:40", "ramp:100", "switch", "retire", "switch", "ramp", "switch", "verify", "switch",
+    ] {
         world.go(step).await?;
         let before = count.load(Ordering::Relaxed);
         world.until("writers go on", async || count.load(Ordering::Relaxed) > before + 50).await?;
@@ -176,9 +177,9 @@ async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
 #[tokio::test]
 async fn a_transaction_of_another_migration_is_refused() -> Outcome {
     let world = World::new(1).await?;
-    let a = world.instance("a", &world.plan()?).await?;
+    let a = world.instance("a", Some(world.plan()?)).await?;
     let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
-    let other = a.other.clone();
+    let other = a.agent.migration("other").ok_or("declared")?;
     let mut tx = other.begin(&world.pool).await?;
     let error = repository.set(&mut tx, 1, "paid".into()).await.expect_err("refused");
     assert!(matches!(error, Error::OtherMigration), "{error}");
@@ -192,9 +193,36 @@ async fn a_transaction_of_another_migration_is_refused() -> Outcome {
 }
 
 #[tokio::test]
+async fn the_fleet_does_not_move_on_under_a_read() -> Outcome {
+    let world = World::new(1).await?;
+    let a = world.instance("a", Some(world.plan()?)).await?;
+    let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
+    let reading = repository.read(Key::of(&1_i64))?;
+    world.ask("backfill").await?;
+    // The next epoch is open, this instance works at it, and the read holds the one before.
+    world.until("the next epoch", async || a.migration.at().is_some_and(|at| at.1 == Phase::Expand)).await?;
+    let held = "select older_open = 1 from cutover.acknowledgements a join cutover.migrations m \
+        on m.id = a.migration_id where m.name = 'status'";
+    world
+        .until("the read is waited for", async || {
+            sqlx::query_scalar(held).fetch_one(&world.pool).await.unwrap_or(false)
+        })
+        .await?;
+    assert!(matches!(reading.side(), Reads::Old(_)));
+    assert_eq!(reading.finish::<_, Error>(7)?, 7);
+    world.go("backfill").await?;
+    // A process that was out of the fleet in the middle must not return what it read.
+    let reading = repository.read(Key::NONE)?;
+    a.agent.leave().await?;
+    assert!(matches!(reading.finish::<_, Error>(7), Err(Error::NotInFleet)));
+    assert!(matches!(repository.get(1).await, Err(Error::NotInFleet)));
+    Ok(())
+}
+
+#[tokio::test]
 async fn each_phase_writes_and_returns_what_it_should() -> Outcome {
     let world = World::new(1).await?;
-    let a = world.instance("a", &world.plan()?).await?;
+    let a = world.instance("a", Some(world.plan()?)).await?;
     let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
     for phase in Phase::ALL.into_iter().filter(|phase| *phase < Phase::Contract) {
         world.go(phase.name()).await?;
@@ -263,7 +291,7 @@ mod other_shapes {
     #[tokio::test]
     async fn boxed_and_generic_traits_work_too() -> Outcome {
         let world = World::new(1).await?;
-        let a = world.instance("a", &world.plan()?).await?;
+        let a = world.instance("a", Some(world.plan()?)).await?;
         let boxed: Arc<dyn Boxed + Send + Sync> = Arc::new(DualWrite::new(a.migration.clone(), Left, Left));
         let found = tokio::spawn(async move { boxed.find("x").await }).await??;
         assert_eq!(found, "left x");

@@ -173,7 +173,7 @@ fn method(item: &ItemTrait, method: &TraitItemFn, mark: &Mark) -> Result<TokenSt
                     ::cutover::migration::data::Reads::Old(__side) => #old?,
                     ::cutover::migration::data::Reads::New(__side) => #new?,
                 };
-                ::core::result::Result::Ok(__reading.finish(__value)?)
+                __reading.finish(__value)
             }
         }
     };

@@ -33,14 +33,26 @@ pub(crate) struct Args {
     #[arg(long, default_value = "target/release")]
     pub(crate) bin_dir: PathBuf,
     /// Takes one safety rule out of the service. Then it is success if the checker finds the damage.
-    #[arg(long = "break", value_name = "RULE")]
-    pub(crate) broken: Option<String>,
+    #[arg(long = "break", value_name = "RULE", value_enum)]
+    pub(crate) broken: Option<Rule>,
     /// Makes the same orders and the same requests again.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// A server of your own.
     #[command(flatten)]
     pub(crate) own: OwnServers,
+}
+
+/// A safety rule that a build of the service can lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Rule {
+    /// Epochs are closed without waiting for every instance to agree.
+    Agree,
+    /// The backfill looks for NULL instead of comparing.
+    Compare,
+    /// A drain stops accepting before the proxy knows.
+    Drain,
 }
 
 /// Servers that are there already.

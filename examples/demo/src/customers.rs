@@ -39,6 +39,8 @@ pub(crate) struct Customers {
     pub(crate) stats: Stats,
     seed: u64,
     sessions: Vec<Session>,
+    /// Every session there was, by the value of its cookie.
+    session_ids: Arc<Mutex<Vec<String>>>,
     /// Orders made while the demo runs.
     made: Mutex<Vec<u64>>,
 }
@@ -58,7 +60,12 @@ struct SessionState {
 
 impl Customers {
     /// `url` is where the balancer listens, without a slash at the end.
-    pub(crate) fn new(url: String, orders: Arc<Orders>, seed: u64) -> Self {
+    pub(crate) fn new(
+        url: String,
+        orders: Arc<Orders>,
+        seed: u64,
+        session_ids: Arc<Mutex<Vec<String>>>,
+    ) -> Self {
         let session = |number| Session {
             user: format!("user-{number}"),
             is_busy: AtomicBool::new(false),
@@ -73,6 +80,7 @@ impl Customers {
             stats: Stats::default(),
             seed,
             sessions: (0..SESSIONS).map(session).collect(),
+            session_ids,
             made: Mutex::default(),
         }
     }
@@ -193,6 +201,8 @@ impl Customers {
     async fn new_session(&self, user: &str) -> Result<SessionState, String> {
         let answer = self.send(Method::POST, "/login", Who::default(), Some(&json!({ "user": user }))).await;
         let cookie = expect("POST login", answer)?.cookie.ok_or("POST login: answer without a cookie")?;
+        let id = cookie.to_str().ok().and_then(|cookie| cookie.split_once('='));
+        lock(&self.session_ids).extend(id.map(|(_, id)| id.to_owned()));
         Ok(SessionState { cookie: Some(cookie), visits: 0 })
     }
 

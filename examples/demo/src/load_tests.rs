@@ -19,7 +19,7 @@ async fn run(fault: Fault) -> (Counts, Verdict) {
     let memory: HashMap<u64, String> = (1..=300).map(|id| (id, first(id).to_owned())).collect();
     let stub = Stub::with("stub", fault, memory).await;
     let url = format!("http://{}", stub.address);
-    let customers = Arc::new(Customers::new(url, Arc::clone(&orders), 9));
+    let customers = Arc::new(Customers::new(url, Arc::clone(&orders), 9, Arc::default()));
     customers.log_in().await.unwrap();
     customers.stats.enter(Stage::Quiet);
     let load = Load::start(Arc::clone(&customers), 400);

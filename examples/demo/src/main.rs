@@ -60,8 +60,7 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<ExitCode> {
     instances::check_programs(&args.bin_dir)?;
-    let mut report =
-        Report { rate: args.rate, seed: args.seed, broken: args.broken.clone(), ..Report::default() };
+    let mut report = Report { rate: args.rate, seed: args.seed, broken: args.broken, ..Report::default() };
     let orders = Arc::new(read_orders(&args, &mut report)?);
     let title = format!("cutover demo: {} orders, {} requests/s", orders.len(), args.rate);
     let board = Arc::new(Board::new(title));

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+use crate::args::Rule;
 use crate::failure::{During, Result};
 
 /// The demo's result. Times are as the name says; rates are per second.
@@ -12,7 +13,7 @@ pub(crate) struct Report {
     /// Whether the demo succeeded: with `broken` set, whether the damage was found.
     pub(crate) passed: bool,
     /// The safety rule that was taken out, if any.
-    pub(crate) broken: Option<String>,
+    pub(crate) broken: Option<Rule>,
     pub(crate) requests: u64,
     pub(crate) failed: u64,
     pub(crate) dropped: u64,
@@ -92,15 +93,19 @@ impl Report {
         self.ended_early.is_none() && damage.iter().all(|count| *count == 0)
     }
 
-    /// Whether a broken rule was noticed: by the data or by answers, not by the demo getting stuck.
-    fn is_damage_found(&self) -> bool {
-        !Self { ended_early: None, ..self.clone() }.is_clean()
+    /// Whether the damage that a missing rule does was noticed, and not something else: being stuck is no proof.
+    fn shows(&self, missing: Rule) -> bool {
+        let wrong_data = [self.lost_writes, self.stale_reads, self.wrong_rows, self.rows_that_differed];
+        match missing {
+            Rule::Agree | Rule::Compare => wrong_data.iter().any(|count| *count > 0),
+            Rule::Drain => self.failed > 0,
+        }
     }
 
     pub(crate) fn judge(&mut self) {
         self.passed = match self.broken {
             None => self.is_clean(),
-            Some(_) => self.is_damage_found(),
+            Some(rule) => self.shows(rule),
         };
     }
 
@@ -162,9 +167,11 @@ impl Report {
 
     fn sentence(&self) -> String {
         match (&self.broken, self.passed, &self.ended_early) {
-            (Some(rule), true, _) => format!("The checker found the damage that '{rule}' does.\n"),
+            (Some(rule), true, _) => {
+                format!("The checker found the damage that the lack of {rule:?} does.\n")
+            }
             (Some(rule), false, _) => {
-                format!("Without '{rule}' nothing was found: the check is blind.\n")
+                format!("Without {rule:?} nothing was found: the check is blind.\n")
             }
             (None, true, _) => "Nothing failed, nothing was lost, nothing was stale.\n".to_owned(),
             (None, false, Some(why)) => format!("The demo ended early: {why}\n"),
@@ -201,13 +208,16 @@ mod tests {
 
     #[test]
     fn with_a_rule_broken_it_passes_only_if_damage_was_found() {
-        let mut report = Report { broken: Some("fence".to_owned()), ..Report::default() };
+        let mut report = Report { broken: Some(Rule::Agree), ..Report::default() };
         report.judge();
         assert!(!report.passed && report.table().contains("blind"));
         report.ended_early = Some("stuck".to_owned());
         report.judge();
         assert!(!report.passed, "being stuck is not finding anything");
-        report.lost_writes = 1;
+        report.failed = 1;
+        report.judge();
+        assert!(!report.passed, "a failed request is not what disagreement leads to");
+        report.stale_reads = 1;
         report.judge();
         assert!(report.passed && report.table().contains("found the damage"));
     }

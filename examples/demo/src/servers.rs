@@ -1,9 +1,13 @@
 //! The servers under the service: somebody's own where they were named, else throwaway ones.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use cutover_testkit::{KitError, Postgres, PostgresOptions, Redis, Unleash, UnleashAdmin};
-use tokio::net::TcpStream;
+use deadpool_redis::redis;
 
 use crate::{
     args::{Args, OwnServers},
@@ -22,6 +26,9 @@ const BYTES_PER_ROW: u64 = 2_000;
 pub(crate) struct Servers {
     pub(crate) database: Database,
     pub(crate) redis_url: String,
+    /// Sessions that the service was made to keep, by the value of their cookie.
+    pub(crate) session_ids: Arc<Mutex<Vec<String>>>,
+    own_sessions: Option<Sessions>,
     /// URL and token for the service.
     pub(crate) unleash: Option<(String, String)>,
     pub(crate) switchboard: Switchboard,
@@ -51,8 +58,9 @@ impl Servers {
             Some(url) => Some(Database::prepare(url, true).await?),
             None => None,
         };
-        if let Some(url) = &own.redis_url {
-            check_redis(url).await?;
+        let own_sessions = own.redis_url.clone().map(|url| Sessions { url });
+        if let Some(sessions) = &own_sessions {
+            sessions.connect().await?;
         }
         let own_unleash = UnleashAccess::of(own);
         if let Some(access) = &own_unleash {
@@ -97,6 +105,8 @@ impl Servers {
         Ok(Self {
             versions: versions.map(|(name, version)| (name.to_owned(), version.to_owned())).into(),
             redis_url,
+            session_ids: Arc::default(),
+            own_sessions,
             unleash: unleash.map(|access| (access.url, access.token)),
             switchboard,
             proxy,
@@ -109,8 +119,15 @@ impl Servers {
     /// Leaves somebody's own servers as they were; throwaway ones go when this is dropped.
     pub(crate) async fn clear(&self) -> Result<()> {
         let flags = self.switchboard.clear().await;
+        let sessions = match &self.own_sessions {
+            Some(sessions) => {
+                let ids = self.session_ids.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                sessions.delete(&ids).await
+            }
+            None => Ok(()),
+        };
         self.database.clear().await?;
-        flags
+        flags.and(sessions)
     }
 }
 
@@ -163,15 +180,35 @@ async fn start_postgres() -> Result<Postgres> {
     Ok(Postgres::start(PostgresOptions { fsync: true, settings }).await?)
 }
 
-/// Only whether somebody is there: what the service needs of it shows in the service's readiness.
-async fn check_redis(url: &str) -> Result<()> {
-    let wanted = "REDIS_URL must look like redis://host:port";
-    let uri: http::Uri = url.parse().map_err(|_| Failure::new(wanted))?;
-    let host = uri.host().ok_or(Failure::new(wanted))?;
-    let port = uri.port_u16().unwrap_or(6379);
-    let connection = TcpStream::connect((host, port)).await;
-    connection.during(&format!("nobody answers at REDIS_URL ({host}:{port})"))?;
-    Ok(())
+/// The service's sessions in somebody's own Redis.
+struct Sessions {
+    url: String,
+}
+
+impl Sessions {
+    /// How the service's session store begins its keys.
+    const PREFIX: &str = "session:";
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    async fn connect(&self) -> Result<redis::aio::MultiplexedConnection> {
+        let client = redis::Client::open(self.url.as_str()).during("REDIS_URL")?;
+        let connection = tokio::time::timeout(Self::LIMIT, client.get_multiplexed_async_connection()).await;
+        connection.during("no answer from REDIS_URL in time")?.during("connecting to REDIS_URL")
+    }
+
+    /// Deletes these and no others: they would stay for weeks.
+    async fn delete(&self, ids: &[String]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut delete = redis::cmd("DEL");
+        ids.iter().for_each(|id| {
+            delete.arg(format!("{}{id}", Self::PREFIX));
+        });
+        let () =
+            delete.query_async(&mut self.connect().await?).await.during("deleting the demo's sessions")?;
+        Ok(())
+    }
 }
 
 fn check_room(rows: u64) -> Result<()> {
@@ -207,11 +244,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_redis_that_is_not_there_is_named() {
+    async fn a_redis_that_is_not_there_is_said_without_its_password() {
         let port = cutover_testkit::free_port().unwrap();
-        let error =
-            check_redis(&format!("redis://:secret@127.0.0.1:{port}/0")).await.unwrap_err().to_string();
-        assert!(error.contains(&format!("127.0.0.1:{port}")) && !error.contains("secret"), "{error}");
-        assert!(check_redis("localhost").await.is_err());
+        let sessions = Sessions { url: format!("redis://:secret@127.0.0.1:{port}/0") };
+        let error = sessions.connect().await.unwrap_err().to_string();
+        assert!(error.contains("REDIS_URL") && !error.contains("secret"), "{error}");
+        let sessions = Sessions { url: "localhost".to_owned() };
+        assert!(sessions.connect().await.unwrap_err().to_string().contains("REDIS_URL"));
+    }
+
+    #[tokio::test]
+    async fn only_the_demo_s_sessions_are_deleted() {
+        let server = Redis::start().await.unwrap();
+        let sessions = Sessions { url: server.url() };
+        let mut connection = sessions.connect().await.unwrap();
+        let keys = ["session:a", "session:b", "session:theirs", "else"];
+        for key in keys {
+            let () = redis::cmd("SET").arg(key).arg(1).query_async(&mut connection).await.unwrap();
+        }
+        sessions.delete(&["a".to_owned(), "b".to_owned(), "expired".to_owned()]).await.unwrap();
+        sessions.delete(&[]).await.unwrap();
+        let left: usize = redis::cmd("EXISTS").arg(&keys).query_async(&mut connection).await.unwrap();
+        let theirs: usize = redis::cmd("EXISTS").arg(&keys[2..]).query_async(&mut connection).await.unwrap();
+        assert_eq!((left, theirs), (2, 2));
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
 use crate::{
-    args::Args,
+    args::{Args, Rule},
     board::Board,
     customers::Customers,
     database::Side,
@@ -50,7 +50,8 @@ impl Story {
         self.board.doing("starting three instances of release 1");
         fleet.start_all(1, STABLE, INSTANCES).await?;
         let url = self.servers.proxy.url();
-        let customers = Arc::new(Customers::new(url, Arc::clone(&self.orders), self.args.seed));
+        let session_ids = Arc::clone(&self.servers.session_ids);
+        let customers = Arc::new(Customers::new(url, Arc::clone(&self.orders), self.args.seed, session_ids));
         watchers.spawn(count(Arc::clone(&self.board), Arc::clone(&customers)));
         customers.log_in().await?;
         let load = Load::start(Arc::clone(&customers), self.args.rate);
@@ -123,6 +124,11 @@ impl Story {
         switchboard.new_flow(50).await?;
         walk.go(switchboard, "ramp:100").await?;
         report.rollback_seconds = Some(walk.fall_back(switchboard).await?);
+        if self.args.broken == Some(Rule::Agree) {
+            // All the way at once: whoever hears of it late still reads the old column when others no longer
+            // write it.
+            return walk.go(switchboard, "retire").await;
+        }
         walk.go(switchboard, "ramp:100").await?;
         switchboard.new_flow(100).await?;
         walk.go(switchboard, "switch").await?;

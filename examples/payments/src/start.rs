@@ -60,8 +60,15 @@ pub async fn run(
     let Some(routes) = routes(pool, &instance) else {
         return Err(format!("this build did not declare the migration {:?}", migration::NAME).into());
     };
-    let store =
-        RedisStore::new(redis, RedisStoreOptions { same_key: SameKey::LastWins, ..Default::default() })?;
+    let store = RedisStore::new(
+        redis,
+        RedisStoreOptions {
+            same_key: SameKey::LastWins,
+            // A session that is late is better than one that is gone.
+            time_limit: Duration::from_secs(5),
+            ..Default::default()
+        },
+    )?;
     let sessions = SessionManagerLayer::new(store).with_secure(false);
     let report = instance.serve(routes.layer(sessions)).await?;
     tracing::info!(?report, "drained");

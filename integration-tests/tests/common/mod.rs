@@ -1,5 +1,4 @@
 //! A table `orders` in a database of its own, and instances of a fleet that migrate a column of it.
-#![allow(dead_code)] // Each test binary uses a part of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +6,11 @@ use std::time::Duration;
 use cutover::fleet::{Fleet as Membership, FleetOptions, Ledger};
 use cutover::health::Health;
 use cutover::migration::PhaseRange;
-use cutover::migration::control::{Agent, DriverOptions, Migration, Spec};
-use cutover::migration::data::{ColumnMigration, ColumnMigrationBuilder, InvalidPlan};
+use cutover::migration::control::{Agent, DriverOptions, Migration, Plan, Spec};
+use cutover::migration::data::{BatchOptions, ColumnMigration, InvalidPlan};
 use cutover::release::Release;
 use cutover_testkit::{KitError, Postgres, wait_until};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgPool};
 
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -21,32 +20,30 @@ const SOON: Duration = Duration::from_secs(60);
 /// The database and the table, before anybody has joined.
 pub(crate) struct World {
     pub(crate) pool: PgPool,
-    options: PgConnectOptions,
+    pub(crate) url: String,
 }
 
 /// One instance.
 pub(crate) struct Fleet {
     pub(crate) migration: Migration,
-    /// Another migration, that stays in `off`.
-    pub(crate) other: Migration,
     pub(crate) agent: Agent,
 }
 
 impl World {
     pub(crate) async fn new(rows: i64) -> Outcome<Self> {
-        let options: PgConnectOptions = Postgres::fresh_database().await?.parse()?;
-        let pool = PgPoolOptions::new().max_connections(12).connect_with(options.clone()).await?;
+        let url = Postgres::fresh_database().await?;
+        let pool = PgPoolOptions::new().max_connections(12).connect(&url).await?;
         pool.execute(
             "create table orders (id bigint generated always as identity primary key, note text, old_status text)",
         )
         .await?;
-        let world = Self { pool, options };
+        let world = Self { pool, url };
         world.fill(rows).await?;
         Ok(world)
     }
 
     /// Rows whose old status is ` LEGACY<id> `.
-    pub(crate) async fn fill(&self, rows: i64) -> Outcome {
+    async fn fill(&self, rows: i64) -> Outcome {
         sqlx::query("insert into orders (old_status) select '' from generate_series(1, $1)")
             .bind(rows)
             .execute(&self.pool)
@@ -57,33 +54,31 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn describe(&self) -> ColumnMigrationBuilder {
+    pub(crate) fn plan(&self) -> Result<ColumnMigration, InvalidPlan> {
         ColumnMigration::new(self.pool.clone(), "orders")
             .key("id")
             .column("old_status", "new_status", "text")
             .forward("lower(trim(old_status))")
             .backward("upper(new_status)")
+            .batches(BatchOptions { min_rows: 200, ..BatchOptions::default() })
+            .build()
     }
 
-    pub(crate) fn plan(&self) -> Result<ColumnMigration, InvalidPlan> {
-        self.describe().build()
-    }
-
-    /// An instance that takes part, once it has been admitted.
-    pub(crate) async fn instance(&self, name: &str, plan: &ColumnMigration) -> Outcome<Fleet> {
+    /// An instance that takes part, once it has been admitted. Its driver does the plan's work; without a plan
+    /// it believes that everything is there. Its other migration stays in `off`.
+    pub(crate) async fn instance(&self, name: &str, plan: Option<ColumnMigration>) -> Outcome<Fleet> {
         let health = Health::new();
-        let ledger = Ledger::open(self.options.clone()).await?;
+        let ledger = Ledger::open(self.url.parse()?).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
         let fleet = Membership::join(ledger, &release, FleetOptions::default(), &health).await?;
         let mut spec = Spec::new("status", PhaseRange::FULL);
-        spec.plan = Some(Arc::new(plan.clone()));
+        spec.plan = plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>);
         spec.soak = Duration::ZERO;
         let specs = vec![spec, Spec::new("other", PhaseRange::FULL)];
         let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
-        let migration = |name| agent.migration(name).ok_or("declared");
-        let (migration, other) = (migration("status")?, migration("other")?);
-        self.until("admitted", async || migration.at().is_some() && other.at().is_some()).await?;
-        Ok(Fleet { migration, other, agent })
+        let migration = agent.migration("status").ok_or("declared")?;
+        self.until("admitted", async || agent.migrations().all(|migration| migration.at().is_some())).await?;
+        Ok(Fleet { migration, agent })
     }
 
     /// Asks for a phase and waits until the fleet is there, with nothing left at the epoch before.
@@ -94,6 +89,7 @@ impl World {
         Ok(())
     }
 
+    /// Asks for a phase.
     pub(crate) async fn ask(&self, wish: &str) -> Outcome {
         sqlx::query("update cutover.migrations set desired = $1 where name = 'status'")
             .bind(wish)
@@ -111,21 +107,6 @@ impl World {
         .await
         .map_err(|error| error.to_string())?;
         if at == phase && settled { Ok(true) } else { Err(format!("at {at}, waits for {waits_for:?}")) }
-    }
-
-    /// Waits until the driver waits for something whose text contains `part`.
-    pub(crate) async fn waits_for(&self, part: &str) -> Outcome<String> {
-        let waits = async || -> Result<Option<String>, sqlx::Error> {
-            sqlx::query_scalar("select waits_for from cutover.migrations where name = 'status'")
-                .fetch_one(&self.pool)
-                .await
-        };
-        wait_until(&format!("a wait for {part:?}"), SOON, async || match waits().await {
-            Ok(Some(text)) if text.contains(part) => Ok(true),
-            other => Err(format!("{other:?}")),
-        })
-        .await?;
-        Ok(waits().await?.unwrap_or_default())
     }
 
     pub(crate) async fn until(&self, what: &str, ask: impl AsyncFn() -> bool) -> Result<(), KitError> {

@@ -7,11 +7,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Migration;
 use super::migration::Spec;
-use super::plan::{PlanError, Task};
+use super::plan::PlanError;
 use super::turn::{Outcome, Turn};
-use super::view::Station;
 use crate::fleet::{Fleet, LedgerError, Membership, unnamed};
-use crate::migration::phase::{Phase, Previous};
+use crate::migration::phase::{Previous, Task, needed_work};
 
 /// How the driver goes about its work.
 #[derive(Debug, Clone)]
@@ -167,7 +166,7 @@ impl Driver {
         match turn.take().await? {
             Outcome::Stepped => Ok(Duration::ZERO),
             Outcome::Still(station, target) => {
-                self.see_to_work(spec, migration, needed(&station, target)).await;
+                self.see_to_work(spec, migration, needed_work(&station.view, station.facts, target)).await;
                 Ok(match station.view.previous {
                     Previous::Open | Previous::Closed => AWAITING,
                     Previous::Drained if station.view.phase == target => AT_REST,
@@ -212,22 +211,5 @@ impl Driver {
         for (spec, _) in self.migrations.clone().iter() {
             self.abandon(&spec.name);
         }
-    }
-}
-
-/// The work that has to be done before a migration can go on towards `target`.
-fn needed(station: &Station, target: Phase) -> Option<Task> {
-    let view = &station.view;
-    if view.previous != Previous::Drained {
-        // Some instance may still work by other rules.
-        return None;
-    }
-    match view.phase {
-        Phase::Off if target != Phase::Off && !station.facts.expanded => Some(Task::Expand),
-        Phase::Backfill if !view.complete.new => Some(Task::Backfill),
-        Phase::Verify if !view.evidence.scanned => Some(Task::Scan),
-        Phase::Switch if !view.complete.old => Some(Task::ReverseBackfill),
-        Phase::Contract if !station.facts.contracted => Some(Task::Contract),
-        _ => None,
     }
 }

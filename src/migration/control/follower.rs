@@ -266,13 +266,13 @@ impl Follower {
             let mut open = Vec::new();
             let mut ready = Vec::new();
             for (_, migration) in self.migrations.iter() {
-                let Some((epoch, _)) = migration.at() else { continue };
+                let Some((epoch, phase)) = migration.at() else { continue };
                 if self.acknowledged.get(&migration.id()).is_some_and(|known| *known >= epoch) {
                     continue;
                 }
                 let older = migration.gate().older_open();
                 if may_acknowledge(older) {
-                    ready.push((migration.id(), epoch));
+                    ready.push((migration.id(), epoch, phase));
                 } else {
                     open.push((migration.id(), i32::try_from(older).unwrap_or(i32::MAX)));
                 }
@@ -292,21 +292,27 @@ impl Follower {
         }
     }
 
-    async fn record(&mut self, id: i64, ready: &[(i32, i32)]) -> Result<(), sqlx::Error> {
+    /// Acknowledges these epochs, but none that a failover has lost: the same number may stand for another phase
+    /// by now, which the driver would then believe to be in use here.
+    async fn record(&mut self, id: i64, ready: &[(i32, i32, Phase)]) -> Result<(), sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
-        for (migration, epoch) in ready {
-            unnamed::query(
+        let mut recorded = Vec::new();
+        for (migration, epoch, phase) in ready {
+            let done = unnamed::query(
                 "update cutover.acknowledgements set epoch = $3, older_open = 0, waits_since = null \
-                 where instance_id = $1 and migration_id = $2 and epoch < $3",
+                 where instance_id = $1 and migration_id = $2 and epoch < $3 \
+                   and exists (select 1 from cutover.epochs where migration_id = $2 and epoch = $3 and phase = $4)",
             )
             .bind(id)
             .bind(migration)
             .bind(epoch)
+            .bind(phase.name())
             .execute(&mut *tx)
             .await?;
+            recorded.extend((done.rows_affected() == 1).then_some((*migration, *epoch)));
         }
         tx.commit().await?;
-        self.acknowledged.extend(ready.iter().copied());
+        self.acknowledged.extend(recorded);
         Ok(())
     }
 

@@ -24,4 +24,6 @@ pub use migration::{Migration, Spec};
 pub use people::{
     AskError, Event, InstanceReport, MigrationReport, WorkReport, approve, desire, history, report,
 };
-pub use plan::{DesiredPhase, Facts, FromLedger, Plan, PlanError, Task};
+pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
+
+pub use super::phase::{Facts, Task};

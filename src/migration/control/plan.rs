@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use super::Migration;
-use crate::migration::phase::Wish;
+use crate::migration::phase::{Facts, Task, Wish};
 
 /// Where a migration's desired phase comes from.
 ///
@@ -31,30 +31,6 @@ impl DesiredPhase for FromLedger {
     fn actor(&self) -> &str {
         "ledger"
     }
-}
-
-/// Work on the schema or the data that a phase needs before the next one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Task {
-    /// Make the new side exist. Runs in `off`, before `expand`.
-    Expand,
-    /// Make the new side complete. Runs in `backfill`.
-    Backfill,
-    /// Make the old side complete again. Runs in `switch`, after a return from `retire`.
-    ReverseBackfill,
-    /// Compare all of both sides. Runs in `verify`.
-    Scan,
-    /// Drop the old side. Runs in `contract`.
-    Contract,
-}
-
-/// What a look at the schema says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
-    /// The new side exists.
-    pub expanded: bool,
-    /// The old side is gone.
-    pub contracted: bool,
 }
 
 /// Why a piece of work did not come to its end.

@@ -4,8 +4,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::migration::Spec;
-use super::plan::Facts;
 use crate::fleet::unnamed;
+use crate::migration::phase::Facts;
 use crate::migration::phase::{Completeness, Evidence, Member, Phase, PhaseRange, Previous, View, Wish};
 
 /// A migration as the ledger has it: what decides about its next step, and what else a driver needs.

@@ -17,7 +17,7 @@ use crate::migration::phase::Phase;
 /// How long others may have to wait behind a statement that waits for its lock.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '200ms'";
 /// How often it comes back before it is given back to the driver, which says what it waits for and tries again.
-const ATTEMPTS: u32 = 8;
+const ATTEMPTS: u32 = 6;
 /// Between attempts: from, to; a random part is added.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -27,7 +27,7 @@ pub(super) fn is_lock_timeout(error: &sqlx::Error) -> bool {
 
 /// Adds the new column.
 pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
-    let mut tx = begin(plan, Phase::Off, migration).await?;
+    let mut tx = begin(plan, &[Phase::Off], migration).await?;
     inspect(plan, &mut tx).await?;
     tx.execute(AssertSqlSafe(plan.sql.explain_forward())).await?;
     tx.rollback().await?;
@@ -36,7 +36,7 @@ pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Res
 
 /// Drops the old column, unless something depends on it.
 pub(super) async fn contract(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
-    let mut tx = begin(plan, Phase::Contract, migration).await?;
+    let mut tx = begin(plan, &[Phase::Contract], migration).await?;
     let dependents = dependents(plan, &mut tx).await?;
     tx.rollback().await?;
     if !dependents.is_empty() {
@@ -154,7 +154,7 @@ async fn alter(
 ) -> Result<(), PlanError> {
     let mut backoff = BACKOFF.0;
     for _ in 0..ATTEMPTS {
-        let mut tx = begin(plan, phase, migration).await?;
+        let mut tx = begin(plan, &[phase], migration).await?;
         tx.execute(LOCK_TIMEOUT).await?;
         match tx.execute(AssertSqlSafe(statement)).await {
             Ok(_) => return Ok(tx.commit().await?),
@@ -171,7 +171,7 @@ async fn alter(
         sleep(backoff + Duration::from_millis(fastrand::u64(0..100))).await;
         backoff = (backoff * 2).min(BACKOFF.1);
     }
-    let mut tx = begin(plan, phase, migration).await?;
+    let mut tx = begin(plan, &[phase], migration).await?;
     let holders = holders(plan, &mut tx).await?;
     tx.rollback().await?;
     Err(PlanError::Refused(format!(

@@ -176,7 +176,7 @@ impl<'a, O, N> Reading<'a, O, N> {
     /// # Errors
     ///
     /// [`Error::NotInFleet`]: the value may be out of date.
-    pub fn finish<T>(self, value: T) -> Result<T, Error> {
-        if self.pin.holds() { Ok(value) } else { Err(Error::NotInFleet) }
+    pub fn finish<T, E: From<Error>>(self, value: T) -> Result<T, E> {
+        if self.pin.holds() { Ok(value) } else { Err(Error::NotInFleet.into()) }
     }
 }

@@ -78,8 +78,9 @@ impl Statements {
     }
 
     fn copy(&self, target: &str, value: &str, from: &str, to: &str) -> String {
-        let Self { table, key, .. } = self;
-        let differs = differs(target, value);
+        let Self { table, key, new, forward, .. } = self;
+        // Both ways by the new side's words: what the old one said in words of its own stays as it is.
+        let differs = differs(new, forward);
         format!(
             "update {table} set {target} = ({value}) where {key} >= {from} and {key} <= {to} and {differs}"
         )

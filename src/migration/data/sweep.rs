@@ -48,12 +48,12 @@ impl Sweep {
         }
     }
 
-    /// The phase that it belongs to.
-    fn phase(self) -> Phase {
+    /// The phases that it belongs to.
+    fn phases(self) -> &'static [Phase] {
         match self {
-            Sweep::Forward => Phase::Backfill,
-            Sweep::Back => Phase::Switch,
-            Sweep::Compare => Phase::Verify,
+            Sweep::Forward => &[Phase::Backfill],
+            Sweep::Back => &[Phase::Switch],
+            Sweep::Compare => &[Phase::Verify, Phase::Ramp],
         }
     }
 
@@ -116,18 +116,18 @@ fn passes(error: &Error) -> bool {
     error.is_retryable() || matches!(error, Error::Database(error) if is_lock_timeout(error))
 }
 
-/// Begins a transaction of the phase that the work belongs to.
+/// Begins a transaction of one of the phases that the work belongs to.
 pub(super) async fn begin(
     plan: &ColumnMigration,
-    phase: Phase,
+    phases: &[Phase],
     migration: &Migration,
 ) -> Result<PinnedTx, PlanError> {
     let tx = migration.begin(&plan.pool).await?;
-    if tx.phase() == phase { Ok(tx) } else { Err(PlanError::PhaseLeft) }
+    if phases.contains(&tx.phase()) { Ok(tx) } else { Err(PlanError::PhaseLeft) }
 }
 
 async fn open(plan: &ColumnMigration, sweep: Sweep, migration: &Migration) -> Result<Option<Job>, PlanError> {
-    let mut tx = begin(plan, sweep.phase(), migration).await?;
+    let mut tx = begin(plan, sweep.phases(), migration).await?;
     let epoch = tx.epoch();
     let extent = measure(plan, &mut tx).await?;
     let job = Job::open(&mut tx, migration.id(), epoch, sweep, extent).await?;
@@ -170,7 +170,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     async fn batch(&mut self, rows: u32) -> Result<Batch, PlanError> {
-        let mut tx = begin(self.plan, self.sweep.phase(), self.migration).await?;
+        let mut tx = begin(self.plan, self.sweep.phases(), self.migration).await?;
         if tx.epoch() != self.job.epoch {
             return Err(PlanError::PhaseLeft);
         }

@@ -1,0 +1,238 @@
+//! What happens in the database: the driver's turns, the fence, and the work on schema and data.
+
+use std::time::Duration;
+
+use cutover::migration::phase::{
+    Completeness, Evidence, Facts, Member as Voter, Phase, PhaseRange, Previous, Side, Task, View,
+    needed_work, next_step,
+};
+
+use crate::{Build, Database, Decision, Job, Pin, Protocol, Rule, State, Value, Violation};
+
+impl Build {
+    /// The phases it declares.
+    pub fn range(self) -> PhaseRange {
+        match self {
+            Build::Unaware => PhaseRange::UNAWARE,
+            Build::Both => PhaseRange::FULL,
+            Build::NewOnly => PhaseRange::starting(Phase::Retire),
+        }
+    }
+}
+
+impl Database {
+    /// A fleet that has come to rest in `phase`.
+    pub(crate) fn settled(phase: Phase, instances: usize) -> Self {
+        let complete = Completeness { old: phase < Phase::Retire, new: phase > Phase::Backfill };
+        let epoch = if phase == Phase::Off { 1 } else { 2 };
+        Database {
+            at: Pin { epoch, phase },
+            previous: Previous::Drained,
+            before: phase,
+            complete,
+            members: vec![Some(crate::Member { acknowledged: epoch }); instances],
+            job: None,
+            old: if complete.old { Value::Fresh } else { Value::Stale },
+            new: match phase {
+                Phase::Off => Value::Missing,
+                _ if complete.new => Value::Fresh,
+                _ => Value::Null,
+            },
+        }
+    }
+
+    pub(crate) fn side(&mut self, side: Side) -> &mut Value {
+        match side {
+            Side::Old => &mut self.old,
+            Side::New => &mut self.new,
+        }
+    }
+
+    /// The phases of the epochs that are not drained.
+    pub(crate) fn in_use(&self) -> impl Iterator<Item = Phase> + use<> {
+        let before = (self.previous != Previous::Drained).then_some(self.before);
+        [Some(self.at.phase), before].into_iter().flatten()
+    }
+
+    /// Whether the ledger has a row for this epoch with this phase; only the last two matter here.
+    pub(crate) fn knows(&self, pin: Pin) -> bool {
+        pin == self.at || (pin.epoch + 1 == self.at.epoch && pin.phase == self.before)
+    }
+
+    /// Commits a write of the row by the phase's rules.
+    pub(crate) fn write(&mut self, phase: Phase) -> Result<(), Violation> {
+        for side in [Side::Old, Side::New] {
+            let value = self.side(side);
+            match (phase.writes(side), *value) {
+                (true, Value::Missing) => return Err(Violation::MissingColumn),
+                (true, _) => *value = Value::Fresh,
+                (false, Value::Fresh) => *value = Value::Stale,
+                (false, _) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn open_epoch(&mut self, to: Phase, clears: bool) {
+        self.before = self.at.phase;
+        self.at = Pin { epoch: self.at.epoch + 1, phase: to };
+        self.previous = Previous::Open;
+        if clears {
+            self.complete = self.complete.on_entering(to);
+        }
+    }
+}
+
+impl Protocol {
+    /// What a driver sees, as `Station::load` reads it.
+    fn view(&self, state: &State) -> View {
+        let db = &state.db;
+        let members = db.members.iter().zip(&state.instances).filter_map(|(member, instance)| {
+            let member = (*member)?;
+            let acknowledged = match self.has(Rule::CloseNeedsAcknowledgements) {
+                true if instance.build != Build::Unaware => i32::from(member.acknowledged),
+                _ => i32::MAX,
+            };
+            let range = match self.has(Rule::MoveNeedsRanges) {
+                true => instance.build.range(),
+                false => PhaseRange::FULL,
+            };
+            Some(Voter { name: String::new(), range, acknowledged })
+        });
+        View {
+            epoch: i32::from(db.at.epoch),
+            phase: db.at.phase,
+            previous: db.previous,
+            members: members.collect(),
+            complete: match self.has(Rule::CompletenessRequired) {
+                true => db.complete,
+                false => Completeness { old: true, new: true },
+            },
+            // Scan, approval and soak only delay; nothing may depend on them.
+            evidence: Evidence {
+                expanded: db.new != Value::Missing || !self.has(Rule::ExpandNeedsSchema),
+                scanned: true,
+                way_back: true,
+                approved: true,
+                soak_left: Duration::ZERO,
+            },
+        }
+    }
+
+    /// What a driver may do now. The desired phase may change at any time, so either direction may be wanted.
+    pub(crate) fn decisions(&self, state: &State) -> Vec<Decision> {
+        let mut view = self.view(state);
+        let mut found = Vec::with_capacity(2);
+        for target in [Phase::Contract, Phase::Off] {
+            let mut decision = Decision::of(&next_step(&view, target));
+            if decision.is_none() && !self.has(Rule::AtMostTwoEpochs) {
+                view.previous = Previous::Drained;
+                decision = Decision::of(&next_step(&view, target));
+                view.previous = state.db.previous;
+            }
+            if let (Some(Decision::Move(to)), false) = (&decision, self.has(Rule::OneStep)) {
+                decision = Some(Decision::Move(to.towards(target).unwrap_or(*to)));
+            }
+            let possible =
+                |decision: &Decision| matches!(decision, Decision::Close) || state.db.at.epoch < self.epochs;
+            found.extend(decision.filter(|decision| possible(decision) && !found.contains(decision)));
+        }
+        found
+    }
+
+    /// The transaction of `Turn::step`.
+    pub(crate) fn step(&self, state: &mut State, decision: &Decision) {
+        match decision {
+            Decision::Close => {
+                state.db.previous = Previous::Closed;
+            }
+            Decision::Move(to) => state.db.open_epoch(*to, self.has(Rule::CompletenessCleared)),
+        }
+    }
+
+    /// `Turn::drain`: whether the exclusive lock on the closed epoch can be had.
+    pub(crate) fn may_drain(&self, state: &State) -> bool {
+        let closed = state.db.at.epoch - 1;
+        let held = |write: crate::Write| write.fenced && write.pin.epoch == closed;
+        state.db.previous == Previous::Closed
+            && (!self.has(Rule::DrainWaitsForTransactions)
+                || !state.instances.iter().any(|instance| instance.write.is_some_and(held)))
+    }
+
+    /// `cutover.fence`.
+    pub(crate) fn fence(&self, db: &Database, pin: Pin) -> bool {
+        let same = |row: Pin| {
+            row.epoch == pin.epoch && (row.phase == pin.phase || !self.has(Rule::FenceComparesPhase))
+        };
+        let before = Pin { epoch: db.at.epoch - 1, phase: db.before };
+        !self.has(Rule::Fence) || same(db.at) || (db.previous == Previous::Open && same(before))
+    }
+
+    /// The work that a driver may begin.
+    pub(crate) fn work(&self, state: &State) -> Option<Task> {
+        let db = &state.db;
+        let mut view = self.view(state);
+        if !self.has(Rule::WorkWaitsForDrain) {
+            view.previous = Previous::Drained;
+        }
+        // `view` may lie about these two for a rule that is left out.
+        view.complete = db.complete;
+        let facts = Facts { expanded: db.new != Value::Missing, contracted: db.old == Value::Missing };
+        let task = needed_work(&view, facts, Phase::Contract)?;
+        let going_on = |job: Job| job.task == task && job.epoch == db.at.epoch;
+        (!db.job.is_some_and(going_on)).then_some(task)
+    }
+
+    /// Does a task that is a single statement, or begins one that goes through the rows.
+    pub(crate) fn begin_work(&self, db: &mut Database, task: Task) {
+        match task {
+            Task::Expand => db.new = Value::Null,
+            Task::Contract => db.old = Value::Missing,
+            Task::Scan => {}
+            Task::Backfill | Task::ReverseBackfill => {
+                let earlier = db.job.filter(|job| job.task == task && !self.has(Rule::BackfillOfOneEpoch));
+                let copied = earlier.is_some_and(|job| job.copied);
+                db.job = Some(Job { task, epoch: db.at.epoch, copied });
+            }
+        }
+    }
+
+    /// Copies the row, in a batch of its own. `None` when the fence refuses the batch.
+    pub(crate) fn copy(&self, db: &mut Database) -> Option<Result<(), Violation>> {
+        let job = db.job.filter(|job| !job.copied && self.fence(db, pin(*job)))?;
+        let (from, to) = match job.task {
+            Task::Backfill => (db.old, Side::New),
+            _ => (db.new, Side::Old),
+        };
+        let to = db.side(to);
+        match *to {
+            Value::Missing => return Some(Err(Violation::MissingColumn)),
+            value if self.has(Rule::BackfillCompares) || value == Value::Null => *to = from,
+            _ => {}
+        }
+        db.job = Some(Job { copied: true, ..job });
+        Some(Ok(()))
+    }
+
+    /// Says that the side is complete, and is `false` when that is refused.
+    pub(crate) fn end_job(&self, db: &mut Database) -> bool {
+        let current = |job: &Job| job.epoch == db.at.epoch && self.fence(db, pin(*job));
+        let Some(job) =
+            db.job.filter(|job| job.copied && (current(job) || !self.has(Rule::BackfillEndFenced)))
+        else {
+            return false;
+        };
+        match job.task {
+            Task::Backfill => db.complete.new = true,
+            _ => db.complete.old = true,
+        }
+        db.job = None;
+        true
+    }
+}
+
+/// What the batches of a job are pinned to.
+fn pin(job: Job) -> Pin {
+    let phase = if job.task == Task::Backfill { Phase::Backfill } else { Phase::Switch };
+    Pin { epoch: job.epoch, phase }
+}

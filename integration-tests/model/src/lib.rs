@@ -1,0 +1,270 @@
+//! The migration protocol as a state machine, for a checker that visits every state.
+//!
+//! Whatever the library decides by a pure function is decided here by the same function; what it does in SQL
+//! and in tasks is told again in one step per transaction, under the name of the function that does it. A
+//! process that is paused takes no step while others take theirs, so pauses need no state of their own.
+
+mod ledger;
+mod process;
+mod rules;
+mod state;
+
+use cutover::migration::phase::{Phase, Previous, Side, Task};
+use stateright::{Model, Property};
+
+pub use rules::Rule;
+pub use state::{Build, Database, Decision, Instance, Job, Member, Pin, State, Value, Violation, Write};
+
+/// What to explore.
+#[derive(Debug, Clone)]
+pub struct Protocol {
+    /// Where the fleet has come to rest before the first step.
+    pub starts: Vec<Phase>,
+    /// The last epoch.
+    pub epochs: u8,
+    /// How many there are.
+    pub instances: usize,
+    /// How many reads, and how many writes, are under way at a time in the whole fleet.
+    pub operations: usize,
+    /// Instances are taken for dead and join again.
+    pub drops: bool,
+    /// The builds that processes may run when they start.
+    pub builds: &'static [Build],
+    /// A second driver that is paused between deciding and doing.
+    pub paused_driver: bool,
+    /// A failover to a standby that lagged.
+    pub failover: bool,
+    /// Also judges reads of an instance that has not heard from the database since the failover.
+    pub judges_before_contact: bool,
+    /// The rule that is left out.
+    pub without: Option<Rule>,
+}
+
+/// What may happen next. Numbers are places in the list of instances.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// A driver closes or moves: looks, decides and acts in one transaction.
+    Step(Decision),
+    /// A driver decides, and is paused.
+    Decide(Decision),
+    /// It goes on.
+    ActOnDecision,
+    /// A driver gets the exclusive lock on the closed epoch.
+    Drain,
+    /// A driver's instance does a task, or begins one that goes through the rows.
+    BeginWork(Task),
+    /// A batch of the backfill.
+    Copy,
+    /// The backfill's last transaction.
+    EndWork,
+    /// An instance's lease has run out and its row is deleted.
+    Drop(usize),
+    /// The first extension of the lease after a failover.
+    Renew(usize),
+    /// The fleet's task joins anew; or a process starts in the place of one that is gone.
+    Rejoin(usize, Build),
+    /// The follower shuts the gate.
+    GoOut(usize),
+    /// Without the lock: an instance looks at the ledger.
+    LookForAdmission(usize),
+    /// An instance declares itself and opens its gate.
+    Admit(usize),
+    /// An instance takes on the epoch that it finds.
+    Follow(usize),
+    /// An instance says that it has nothing older under way.
+    Acknowledge(usize),
+    /// A read takes its pin.
+    BeginRead(usize),
+    /// A read's query runs on this side, and its value is returned or not.
+    EndRead(usize, Side),
+    /// A write takes its pin.
+    BeginWrite(usize),
+    /// Its transaction begins, or is refused.
+    PassFence(usize),
+    /// It writes the sides of its phase and commits.
+    Commit(usize),
+    /// The last moment that the standby learns of.
+    StandbyReceives,
+    /// The standby becomes the primary.
+    FailOver,
+}
+
+impl Protocol {
+    /// Whether the rule is in force.
+    pub fn has(&self, rule: Rule) -> bool {
+        self.without != Some(rule)
+    }
+
+    fn instance_actions(&self, state: &State, i: usize, actions: &mut Vec<Action>) {
+        let instance = &state.instances[i];
+        if self.drops && state.db.members[i].is_some() {
+            actions.push(Action::Drop(i));
+        }
+        if instance.unrenewed && state.db.members[i].is_some() {
+            actions.push(Action::Renew(i));
+        }
+        if self.may_rejoin(state, i) {
+            actions.extend(self.builds.iter().map(|build| Action::Rejoin(i, *build)));
+        }
+        if instance.joining.is_some() || (self.has(Rule::AdmissionLocked) && self.may_be_admitted(state, i)) {
+            actions.push(Action::Admit(i));
+        } else if self.may_be_admitted(state, i) {
+            actions.push(Action::LookForAdmission(i));
+        }
+        if instance.gate.is_some() {
+            actions.extend([Action::GoOut(i), Action::Follow(i), Action::Acknowledge(i)]);
+        }
+        let under_way = |what: fn(&Instance) -> bool| state.instances.iter().filter(|i| what(i)).count();
+        match instance.read {
+            Some(pin) => actions.extend(
+                [Side::Old, Side::New]
+                    .into_iter()
+                    .filter(|side| pin.phase.may_read(*side))
+                    .map(|side| Action::EndRead(i, side)),
+            ),
+            None if instance.gate.is_some() && under_way(|i| i.read.is_some()) < self.operations => {
+                actions.push(Action::BeginRead(i));
+            }
+            None => {}
+        }
+        match instance.write {
+            Some(Write { fenced: true, .. }) => actions.push(Action::Commit(i)),
+            Some(_) => actions.push(Action::PassFence(i)),
+            None if instance.gate.is_some() && under_way(|i| i.write.is_some()) < self.operations => {
+                actions.push(Action::BeginWrite(i));
+            }
+            None => {}
+        }
+    }
+}
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let settled = |phase: &Phase| {
+            let db = Database::settled(*phase, self.instances);
+            State {
+                instances: vec![Instance::settled(db.at); self.instances],
+                db,
+                standby: None,
+                failed_over: false,
+                decided: None,
+                violation: None,
+            }
+        };
+        self.starts.iter().map(settled).collect()
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.violation.is_some() {
+            return;
+        }
+        let decisions = self.decisions(state);
+        if self.paused_driver && state.decided.is_none() {
+            actions.extend(decisions.iter().cloned().map(Action::Decide));
+        }
+        if state.decided.is_some() {
+            actions.push(Action::ActOnDecision);
+        }
+        actions.extend(decisions.into_iter().map(Action::Step));
+        if self.may_drain(state) {
+            actions.push(Action::Drain);
+        }
+        actions.extend(self.work(state).map(Action::BeginWork));
+        if let Some(job) = state.db.job {
+            actions.push(if job.copied { Action::EndWork } else { Action::Copy });
+        }
+        if self.failover && state.standby.is_none() && !state.failed_over {
+            actions.push(Action::StandbyReceives);
+        }
+        if state.standby.is_some() {
+            actions.push(Action::FailOver);
+        }
+        for i in 0..state.instances.len() {
+            self.instance_actions(state, i, actions);
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        let s = &mut state;
+        match action {
+            Action::Step(decision) => self.step(s, &decision),
+            Action::Decide(decision) => s.decided = Some(decision),
+            Action::ActOnDecision => {
+                let decided = s.decided.take()?;
+                if !self.has(Rule::DriverDecidesAgain) || self.decisions(s).contains(&decided) {
+                    self.step(s, &decided);
+                }
+            }
+            Action::Drain => s.db.previous = Previous::Drained,
+            Action::BeginWork(task) => self.begin_work(&mut s.db, task),
+            Action::Copy => s.violation = self.copy(&mut s.db)?.err(),
+            Action::EndWork => self.end_job(&mut s.db).then_some(())?,
+            Action::Drop(i) => self.drop_member(s, i),
+            Action::Renew(i) => s.instances[i].unrenewed = false,
+            Action::Rejoin(i, build) => self.rejoin(s, i, build),
+            Action::GoOut(i) => self.go_out(&mut s.instances[i]).then_some(())?,
+            Action::LookForAdmission(i) => s.instances[i].joining = Some(s.db.at),
+            Action::Admit(i) => self.admit(s, i, s.instances[i].joining.unwrap_or(s.db.at)),
+            Action::Follow(i) => self.follow(s, i).then_some(())?,
+            Action::Acknowledge(i) => self.acknowledge(s, i).then_some(())?,
+            Action::BeginRead(i) => self.begin_read(&mut s.instances[i]),
+            Action::EndRead(i, side) => self.end_read(s, i, side),
+            Action::BeginWrite(i) => {
+                s.instances[i].write = s.instances[i].gate.map(|pin| Write { pin, fenced: false });
+            }
+            Action::PassFence(i) => self.pass_fence(s, i),
+            Action::Commit(i) => self.commit(s, i),
+            Action::StandbyReceives => s.standby = Some(s.db.clone()),
+            Action::FailOver => self.fail_over(s),
+        }
+        if s.violation.is_none() && Self::lost_write(s) {
+            s.violation = Some(Violation::LostWrite);
+        }
+        Some(state.canonical())
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let mut properties = vec![
+            Property::always("no stale read", |_, s: &State| s.violation != Some(Violation::StaleRead)),
+            Property::always("no lost write", |_, s: &State| s.violation != Some(Violation::LostWrite)),
+            Property::always("no query on a missing column", |_, s: &State| {
+                s.violation != Some(Violation::MissingColumn)
+            }),
+            Property::always("no phase that a build can't run", |_, s: &State| {
+                s.db.members.iter().zip(&s.instances).all(|(member, instance)| {
+                    member.is_none() || s.db.in_use().all(|phase| instance.build.range().contains(phase))
+                })
+            }),
+            Property::always("at most two epochs in use", |_, s: &State| {
+                s.db.members.iter().zip(&s.instances).all(|(member, instance)| {
+                    let old = |gate: Pin| gate.epoch + 1 < s.db.at.epoch && !instance.behind;
+                    member.is_none() || !instance.gate.is_some_and(old)
+                })
+            }),
+        ];
+        for (name, reached) in REACHED {
+            properties.push(Property::sometimes(name, reached));
+        }
+        properties
+    }
+}
+
+/// What has to be reachable, so that the check is not true of nothing.
+type Reached = (&'static str, fn(&Protocol, &State) -> bool);
+const REACHED: [Reached; 4] = [
+    ("contract is reached and the old side is gone", |_, s| {
+        s.db.at.phase == Phase::Contract && s.db.old == Value::Missing
+    }),
+    ("a side that went unwritten is complete again", |_, s| {
+        s.db.at.phase == Phase::Ramp && s.db.before == Phase::Switch
+    }),
+    ("a write waits between pin and fence while its epoch is closed", |_, s| {
+        let late = |write: Write| !write.fenced && write.pin.epoch + 1 < s.db.at.epoch;
+        s.instances.iter().any(|instance| instance.write.is_some_and(late))
+    }),
+    ("the last epoch is reached", |protocol, s| s.db.at.epoch == protocol.epochs),
+];

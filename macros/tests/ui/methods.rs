@@ -1,0 +1,45 @@
+use cutover_macros::dual_write;
+
+struct PinnedTx;
+struct Error;
+
+#[dual_write]
+trait Orders {
+    async fn unmarked(&self, id: i64) -> Result<(), Error>;
+
+    #[write]
+    async fn unpinned(&self, id: i64) -> Result<(), Error>;
+
+    #[write]
+    async fn shared(&self, tx: &PinnedTx) -> Result<(), Error>;
+
+    #[write]
+    async fn owned(&self, tx: PinnedTx) -> Result<(), Error>;
+
+    #[write]
+    async fn twice(&self, from: &mut PinnedTx, to: &mut PinnedTx) -> Result<(), Error>;
+
+    #[read]
+    fn blocking(&self) -> Result<(), Error>;
+
+    #[read]
+    async fn exclusive(&mut self) -> Result<(), Error>;
+
+    #[read]
+    async fn nobody() -> Result<(), Error>;
+
+    #[read]
+    async fn nothing(&self);
+
+    #[read]
+    #[write]
+    async fn both(&self, tx: &mut PinnedTx) -> Result<(), Error>;
+
+    #[read(by = id)]
+    async fn by(&self, id: i64) -> Result<(), Error>;
+
+    #[write(key = id)]
+    async fn keyed(&self, tx: &mut PinnedTx, id: i64) -> Result<(), Error>;
+}
+
+fn main() {}

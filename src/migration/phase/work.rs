@@ -1,0 +1,43 @@
+use super::{Phase, Previous, View};
+
+/// Work on the schema or the data that a phase needs before the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Task {
+    /// Make the new side exist. Runs in `off`, before `expand`.
+    Expand,
+    /// Make the new side complete. Runs in `backfill`.
+    Backfill,
+    /// Make the old side complete again. Runs in `switch`, after a return from `retire`.
+    ReverseBackfill,
+    /// Compare all of both sides. Runs in `verify`, and in `ramp` on the way to `switch` after a reverse backfill.
+    Scan,
+    /// Drop the old side. Runs in `contract`.
+    Contract,
+}
+
+/// What a look at the schema says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The new side exists.
+    pub expanded: bool,
+    /// The old side is gone.
+    pub contracted: bool,
+}
+
+/// The work that has to be done before a migration can go on towards `target`.
+pub fn needed_work(view: &View, facts: Facts, target: Phase) -> Option<Task> {
+    if view.previous != Previous::Drained {
+        // Some instance may still work by other rules.
+        return None;
+    }
+    match view.phase {
+        Phase::Off if target != Phase::Off && !facts.expanded => Some(Task::Expand),
+        Phase::Backfill if !view.complete.new => Some(Task::Backfill),
+        Phase::Verify if !view.evidence.scanned => Some(Task::Scan),
+        // A reverse backfill has outdated the scan that was made on the way here.
+        Phase::Ramp if target > Phase::Ramp && !view.evidence.way_back => Some(Task::Scan),
+        Phase::Switch if !view.complete.old => Some(Task::ReverseBackfill),
+        Phase::Contract if !facts.contracted => Some(Task::Contract),
+        _ => None,
+    }
+}
