@@ -2,9 +2,9 @@
 
 use cutover_testkit::{Postgres, PostgresOptions, wait_until};
 
-use super::Outcome;
 use super::instance::{KEYS, now};
 use super::world::{BOUND, World, connect};
+use super::{INSTALLED, Outcome};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone() -> Outcome {
@@ -13,9 +13,7 @@ async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone()
     for name in ["a", "b", "c"] {
         world.start(&primary, name).await?;
     }
-    world
-        .until("select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'history')")
-        .await?;
+    world.until(INSTALLED).await?;
     world.serving(3).await?;
     world.go("ramp:50").await?;
     let standby = primary.standby().await?;

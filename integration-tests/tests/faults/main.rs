@@ -117,6 +117,9 @@ impl Brakes {
     }
 }
 
+/// Until then the ledger's tables can't be asked.
+pub(crate) const INSTALLED: &str =
+    "select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'history')";
 const FLEET: &str = "select from cutover.fleets for share";
 
 impl Case {
@@ -125,7 +128,7 @@ impl Case {
         for name in ["a", "b", "c"] {
             world.start(postgres, name).await?;
         }
-        world.until("select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'history')").await?;
+        world.until(INSTALLED).await?;
         world.serving(3).await?;
         // The new column is there from now on, so that no DDL waits for a transaction that is held.
         let (from, to) = self.way.ends();
@@ -333,9 +336,10 @@ fn cases(faults: &[Fault], steps: &[(Way, Step)], victims: &[bool]) -> Vec<Case>
             }
         }
     }
-    // To run one alone: its number.
-    let only: Option<usize> = std::env::var("CASE").ok().and_then(|text| text.parse().ok());
-    cases.retain(|case| only.is_none_or(|number| number == case.number));
+    // To run some alone: their numbers.
+    if let Ok(only) = std::env::var("CASES") {
+        cases.retain(|case| only.split(',').any(|number| number == case.number.to_string()));
+    }
     cases
 }
 
@@ -351,6 +355,40 @@ async fn an_injury_at_any_step_of_a_move_costs_no_write_and_shows_nothing_stale(
         (Way::Away, Step::BeforeNoticing),
     ];
     run_all(cases(&FAULTS, &steps, &[false, true])).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_stopped_while_it_joins_holds_nobody_up() -> Outcome {
+    let postgres = Postgres::start(PostgresOptions::default()).await?;
+    for pause in [true, false] {
+        let mut world = World::new(&postgres, &format!("joining_{pause}")).await?;
+        for name in ["a", "b"] {
+            world.start(&postgres, name).await?;
+        }
+        world.until(INSTALLED).await?;
+        world.serving(2).await?;
+        // Asking to be counted waits for this lock, and gets it while its process does not run.
+        let mut brakes = Brakes(Vec::new());
+        brakes.put(&postgres.url(&world.database), "select from cutover.fleets for no key update").await?;
+        world.start(&postgres, "late").await?;
+        let waits = "select exists (select from pg_stat_activity where application_name = 'late' and wait_event_type = 'Lock')";
+        world.until(waits).await?;
+        let late = &world.instances[2];
+        if pause {
+            late.process.signal(Signal::STOP)?
+        } else {
+            late.proxy.delay()
+        }
+        brakes.release().await?;
+        world.go("expand").await?;
+        late.process.signal(Signal::CONT)?;
+        late.proxy.open();
+        world.serving(3).await?;
+        world.busy(2).await?;
+        let verdict = world.judge().await?;
+        assert!(verdict.is_clean(), "{verdict:#?}");
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

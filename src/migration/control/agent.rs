@@ -122,16 +122,15 @@ fn check(specs: &[Spec]) -> Result<(), LedgerError> {
 
 /// The migration's number; a new one begins at epoch 1 in `off`.
 pub(super) async fn register(tx: &mut PgConnection, fleet: &str, name: &str) -> Result<i32, sqlx::Error> {
+    // Usually it is there, and a start waits for nobody's lock.
+    if let Some(id) = number_of(tx, fleet, name).await? {
+        return Ok(id);
+    }
     unnamed::query("select name from cutover.fleets where name = $1 for no key update")
         .bind(fleet)
         .execute(&mut *tx)
         .await?;
-    let known = unnamed::query_scalar("select id from cutover.migrations where fleet = $1 and name = $2")
-        .bind(fleet)
-        .bind(name)
-        .fetch_optional(&mut *tx)
-        .await?;
-    if let Some(id) = known {
+    if let Some(id) = number_of(tx, fleet, name).await? {
         return Ok(id);
     }
     let id =
@@ -148,4 +147,12 @@ pub(super) async fn register(tx: &mut PgConnection, fleet: &str, name: &str) -> 
     .execute(&mut *tx)
     .await?;
     Ok(id)
+}
+
+async fn number_of(tx: &mut PgConnection, fleet: &str, name: &str) -> Result<Option<i32>, sqlx::Error> {
+    unnamed::query_scalar("select id from cutover.migrations where fleet = $1 and name = $2")
+        .bind(fleet)
+        .bind(name)
+        .fetch_optional(tx)
+        .await
 }
