@@ -3,12 +3,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use sqlx::PgPool;
-
-use super::fence::Isolation;
+use super::Error;
+use super::fence::{FencedPool, Isolation, PinnedTx};
 use super::gate::{Gate, Held, Pin};
 use super::plan::{DesiredPhase, FromLedger, Plan};
-use super::{Error, PinnedTx};
 use crate::fleet::Lease;
 use crate::migration::phase::{Phase, PhaseRange};
 
@@ -108,6 +106,7 @@ impl Migration {
         self.inner.id.store(id, Ordering::SeqCst);
     }
 
+    #[inline]
     pub(super) fn gate(&self) -> &Gate {
         &self.inner.gate
     }
@@ -146,7 +145,9 @@ impl Migration {
         if pin.holds() { Ok(value) } else { Err(Error::NotInFleet.into()) }
     }
 
-    /// Begins a transaction at the current epoch, with the fence in the same message as `BEGIN`.
+    /// Begins a transaction at the current epoch, with the fence in the same round trip as `BEGIN`.
+    ///
+    /// `pool` is a `sqlx::PgPool` or, with the cargo feature `deadpool`, a `deadpool_postgres::Pool`.
     ///
     /// A refusal because the migration has just moved on is no error: the transaction is begun again at the new
     /// epoch, a few times at most. Nothing of the caller's has run by then.
@@ -158,7 +159,7 @@ impl Migration {
     /// # Cancel safety
     ///
     /// Safe: a transaction that nobody waits for any more is rolled back.
-    pub async fn begin(&self, pool: &PgPool) -> Result<PinnedTx, Error> {
+    pub async fn begin<P: FencedPool>(&self, pool: &P) -> Result<PinnedTx<P::Transaction>, Error> {
         self.begin_isolated(pool, Isolation::default()).await
     }
 
@@ -171,11 +172,15 @@ impl Migration {
     /// # Cancel safety
     ///
     /// As [`Migration::begin`].
-    pub async fn begin_isolated(&self, pool: &PgPool, isolation: Isolation) -> Result<PinnedTx, Error> {
+    pub async fn begin_isolated<P: FencedPool>(
+        &self,
+        pool: &P,
+        isolation: Isolation,
+    ) -> Result<PinnedTx<P::Transaction>, Error> {
         let mut attempt = 1;
         loop {
             let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
-            match PinnedTx::begin(pool, isolation, self, pin).await {
+            match PinnedTx::begin(pool, isolation, self, pin).await.map_err(Error::or_refusal) {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     // The next epoch is on its way to this instance already.
                     tokio::time::sleep(Duration::from_millis(5) * attempt).await;
