@@ -22,7 +22,12 @@ use tokio::time::{sleep, timeout};
 
 use super::Outcome;
 
-pub(crate) const KEYS: i64 = 6;
+/// Keys that are written all the time.
+const BUSY: i64 = 14;
+/// The key of a write that is held half way. Nothing else writes it, so that a loss is not covered up, and its
+/// number is even, so that `ramp:50` reads it from the new side.
+const HELD: i64 = 16;
+pub(crate) const KEYS: i64 = HELD;
 pub(crate) const LEASE: Duration = Duration::from_millis(1200);
 /// How long one statement may take: long enough for what is held back on its way to arrive after all.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -107,7 +112,9 @@ enum Failed {
 impl Worker {
     async fn run(mut self) {
         for number in 0_u64.. {
-            let (id, key) = (format!("{}.{number}", self.name), fastrand::i64(1..=KEYS));
+            let id = format!("{}.{number}", self.name);
+            let is_held = ["fenced", "old", "new"].into_iter().any(|point| self.is_to_hold(point));
+            let key = if is_held { HELD } else { fastrand::i64(1..=BUSY) };
             println!("begin {id} {key} {id} {}", now());
             let failure = match self.write(key, &id).await {
                 Ok(()) => {

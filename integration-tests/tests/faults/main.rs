@@ -12,6 +12,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::health::Health;
+use cutover::migration::PhaseRange;
+use cutover::migration::control::{Agent, DriverOptions, Error, Spec};
+use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, Signal, wait_until};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -388,6 +393,36 @@ async fn a_process_that_is_stopped_while_it_joins_holds_nobody_up() -> Outcome {
         let verdict = world.judge().await?;
         assert!(verdict.is_clean(), "{verdict:#?}");
     }
+    Ok(())
+}
+
+/// In one thread, so that nothing at all of this process runs while it sleeps.
+#[tokio::test]
+async fn a_read_that_was_paused_beyond_the_lease_is_not_returned() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let options = FleetOptions {
+        lease: Duration::from_secs(1),
+        renew_every: Duration::from_millis(200),
+        ..FleetOptions::default()
+    };
+    let (health, release) = (Health::new(), Release::new("shop", "1")?.with_instance("a")?);
+    let fleet = Fleet::join(Ledger::open(url.parse()?).await?, &release, options, &health).await?;
+    let specs = vec![Spec::new("status", PhaseRange::FULL)];
+    let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
+    let migration = agent.migration("status").ok_or("declared")?;
+    let admitted = async || Ok::<_, Error>(migration.at().is_some());
+    wait_until("admitted", BOUND, admitted).await?;
+    let read = async |pause: Duration| {
+        let read = migration.read(async |_| {
+            std::thread::sleep(pause);
+            Ok::<_, Error>("what was there")
+        });
+        read.await
+    };
+    assert_eq!(read(Duration::from_millis(1)).await?, "what was there");
+    assert!(matches!(read(Duration::from_millis(1100)).await, Err(Error::NotInFleet)));
+    // The gate is still open: nobody has had the time to shut it.
+    assert!(migration.at().is_some());
     Ok(())
 }
 
