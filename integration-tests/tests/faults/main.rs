@@ -24,6 +24,8 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::sync::Semaphore;
 use world::{BOUND, World};
 
+use instance::COLD;
+
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// What happens to an instance.
@@ -239,6 +241,18 @@ impl Case {
                 .until(&format!("select drained_at is not null from cutover.epochs where epoch = {epoch}"))
                 .await?;
         }
+        if matches!(self.fault, Fault::Delayed | Fault::Lost) {
+            // What it sends from here on is not overwritten when it arrives late.
+            let instance = &world.instances[victim];
+            std::fs::write(cold_file(world, victim), "")?;
+            let is_cold = |line: &str| {
+                COLD.iter().any(|key| line.starts_with("begin") && line.contains(&format!(" {key} ")))
+            };
+            wait_until("cold keys", BOUND, async || {
+                Ok::<_, Error>(self.step == Step::InFence || instance.log().lines().any(is_cold))
+            })
+            .await?;
+        }
         if self.step == Step::BeforeNoticing {
             if !self.is_driver {
                 // Deaf before the move.
@@ -274,6 +288,7 @@ impl Case {
     }
 
     async fn heal(self, world: &World, victim: usize, held: Option<u8>) -> Outcome {
+        let _ = std::fs::remove_file(cold_file(world, victim));
         world.instances[victim].process.signal(Signal::CONT)?;
         world.instances[victim].proxy.open();
         if let Some(worker) = held {
@@ -281,6 +296,10 @@ impl Case {
         }
         Ok(())
     }
+}
+
+fn cold_file(world: &World, victim: usize) -> std::path::PathBuf {
+    world.folder.path().join(format!("cold-{}", world.instances[victim].name))
 }
 
 fn hold_file(world: &World, victim: usize, worker: u8) -> std::path::PathBuf {
