@@ -21,7 +21,14 @@ use tokio::time::{sleep, timeout};
 
 use super::Outcome;
 
-pub(crate) const KEYS: i64 = 6;
+/// Keys that are written all the time.
+const BUSY: i64 = 14;
+/// The key of a write that is held half way. Nothing else writes it, so that a loss is not covered up, and its
+/// number is even, so that `ramp:50` reads it from the new side.
+const HELD: i64 = 16;
+/// The keys, one per worker, of what is sent while the instance is cut off: for the same reason.
+pub(crate) const COLD: [i64; 3] = [18, 20, 22];
+pub(crate) const KEYS: i64 = 22;
 pub(crate) const LEASE: Duration = Duration::from_millis(1200);
 /// How long one statement may take: long enough for what is held back on its way to arrive after all.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -66,6 +73,8 @@ async fn serve(url: &str) -> Outcome {
         let worker = Worker {
             name: format!("{name}.{number}"),
             hold: folder.join(format!("hold-{name}-{number}")),
+            cold: folder.join(format!("cold-{name}")),
+            own: COLD[number],
             pool: connect(&options),
             options: options.clone(),
             migration: migration.clone(),
@@ -88,6 +97,9 @@ struct Worker {
     name: String,
     /// Names the point at which a write stops while this file is there.
     hold: PathBuf,
+    /// While this is there, it writes its own key only.
+    cold: PathBuf,
+    own: i64,
     pool: PgPool,
     options: PgConnectOptions,
     migration: Migration,
@@ -105,7 +117,13 @@ enum Failed {
 impl Worker {
     async fn run(mut self) {
         for number in 0_u64.. {
-            let (id, key) = (format!("{}.{number}", self.name), fastrand::i64(1..=KEYS));
+            let id = format!("{}.{number}", self.name);
+            let is_held = ["fenced", "old", "new"].into_iter().any(|point| self.is_to_hold(point));
+            let key = match (is_held, self.cold.exists()) {
+                (true, _) => HELD,
+                (false, true) => self.own,
+                (false, false) => fastrand::i64(1..=BUSY),
+            };
             println!("begin {id} {key} {id} {}", now());
             let failure = match self.write(key, &id).await {
                 Ok(()) => {

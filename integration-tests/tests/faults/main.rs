@@ -12,12 +12,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::health::Health;
+use cutover::migration::PhaseRange;
+use cutover::migration::control::{Agent, DriverOptions, Error, Spec};
+use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, Signal, wait_until};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::sync::Semaphore;
 use world::{BOUND, World};
+
+use instance::COLD;
 
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -234,6 +241,18 @@ impl Case {
                 .until(&format!("select drained_at is not null from cutover.epochs where epoch = {epoch}"))
                 .await?;
         }
+        if matches!(self.fault, Fault::Delayed | Fault::Lost) {
+            // What it sends from here on is not overwritten when it arrives late.
+            let instance = &world.instances[victim];
+            std::fs::write(cold_file(world, victim), "")?;
+            let is_cold = |line: &str| {
+                COLD.iter().any(|key| line.starts_with("begin") && line.contains(&format!(" {key} ")))
+            };
+            wait_until("cold keys", BOUND, async || {
+                Ok::<_, Error>(self.step == Step::InFence || instance.log().lines().any(is_cold))
+            })
+            .await?;
+        }
         if self.step == Step::BeforeNoticing {
             if !self.is_driver {
                 // Deaf before the move.
@@ -269,6 +288,7 @@ impl Case {
     }
 
     async fn heal(self, world: &World, victim: usize, held: Option<u8>) -> Outcome {
+        let _ = std::fs::remove_file(cold_file(world, victim));
         world.instances[victim].process.signal(Signal::CONT)?;
         world.instances[victim].proxy.open();
         if let Some(worker) = held {
@@ -276,6 +296,10 @@ impl Case {
         }
         Ok(())
     }
+}
+
+fn cold_file(world: &World, victim: usize) -> std::path::PathBuf {
+    world.folder.path().join(format!("cold-{}", world.instances[victim].name))
 }
 
 fn hold_file(world: &World, victim: usize, worker: u8) -> std::path::PathBuf {
@@ -388,6 +412,36 @@ async fn a_process_that_is_stopped_while_it_joins_holds_nobody_up() -> Outcome {
         let verdict = world.judge().await?;
         assert!(verdict.is_clean(), "{verdict:#?}");
     }
+    Ok(())
+}
+
+/// In one thread, so that nothing at all of this process runs while it sleeps.
+#[tokio::test]
+async fn a_read_that_was_paused_beyond_the_lease_is_not_returned() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let options = FleetOptions {
+        lease: Duration::from_secs(1),
+        renew_every: Duration::from_millis(200),
+        ..FleetOptions::default()
+    };
+    let (health, release) = (Health::new(), Release::new("shop", "1")?.with_instance("a")?);
+    let fleet = Fleet::join(Ledger::open(url.parse()?).await?, &release, options, &health).await?;
+    let specs = vec![Spec::new("status", PhaseRange::FULL)];
+    let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
+    let migration = agent.migration("status").ok_or("declared")?;
+    let admitted = async || Ok::<_, Error>(migration.at().is_some());
+    wait_until("admitted", BOUND, admitted).await?;
+    let read = async |pause: Duration| {
+        let read = migration.read(async |_| {
+            std::thread::sleep(pause);
+            Ok::<_, Error>("what was there")
+        });
+        read.await
+    };
+    assert_eq!(read(Duration::from_millis(1)).await?, "what was there");
+    assert!(matches!(read(Duration::from_millis(1100)).await, Err(Error::NotInFleet)));
+    // The gate is still open: nobody has had the time to shut it.
+    assert!(migration.at().is_some());
     Ok(())
 }
 
