@@ -45,7 +45,7 @@ async fn note(tx: &PinnedTx<DeadpoolTx>, id: i64) -> Result<(), Error> {
 #[tokio::test]
 async fn only_a_commit_leaves_something_behind() -> Outcome {
     let world = World::new(3).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
     let tx = fleet.migration.begin(&pool).await?;
     assert_eq!(tx.phase(), Phase::Off);
@@ -72,7 +72,7 @@ async fn only_a_commit_leaves_something_behind() -> Outcome {
 #[tokio::test]
 async fn every_isolation_level_is_had() -> Outcome {
     let world = World::new(1).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
     for (isolation, name) in [
         (Isolation::ReadCommitted, "read committed"),
@@ -90,7 +90,7 @@ async fn every_isolation_level_is_had() -> Outcome {
 #[tokio::test]
 async fn a_refused_transaction_leaves_the_connection_clean() -> Outcome {
     let world = World::new(1).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
     let close = "update cutover.epochs set closed_at = clock_timestamp()";
     sqlx::query(close).execute(&world.pool).await?;
@@ -139,7 +139,7 @@ async fn transfer(migration: &Migration, pool: &Pool, id: i64) -> Result<(), Err
 #[tokio::test]
 async fn wherever_it_is_dropped_no_transaction_is_left_open_and_no_pin_is_held() -> Outcome {
     let world = World::new(100).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     // The first transaction on a connection prepares the fence: try with new connections and with one.
     for fresh in [true, false] {
         let mut pool = pool_of_one(&world)?;
@@ -197,7 +197,7 @@ impl Statuses for Column {
 #[tokio::test]
 async fn a_dual_write_takes_its_transactions() -> Outcome {
     let world = World::new(3).await?;
-    let fleet = world.instance("a", &world.plan()?).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
     let statuses = DualWrite::new(fleet.migration.clone(), Column("old_status"), Column("new_status"));
     for (phase, id) in [("off", 1), ("expand", 2)] {

@@ -4,6 +4,7 @@
 //! history in which no write is lost and no read stale.
 
 mod failover;
+#[allow(clippy::print_stdout, reason = "its lines are what the test reads")]
 mod instance;
 mod proxy;
 mod world;
