@@ -14,10 +14,7 @@ use deadpool_postgres::{Manager, Pool, Runtime};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 fn pool_of_one(world: &World) -> Outcome<Pool> {
-    let options = world.pool.connect_options();
-    let mut config = tokio_postgres::Config::new();
-    config.host(options.get_host()).port(options.get_port()).user(options.get_username());
-    config.dbname(options.get_database().ok_or("a database")?);
+    let config: tokio_postgres::Config = world.url.parse()?;
     let manager = Manager::new(config, NoTls);
     Ok(Pool::builder(manager).max_size(1).runtime(Runtime::Tokio1).build()?)
 }
@@ -211,7 +208,8 @@ async fn a_dual_write_takes_its_transactions() -> Outcome {
     assert_eq!(world.row(1).await?, (paid(), None));
     assert_eq!(world.row(2).await?, (paid(), paid()));
     // The transaction of another migration says nothing about these columns.
-    let mut tx = fleet.other.begin(&pool).await?;
+    let other = fleet.agent.migration("other").ok_or("declared")?;
+    let mut tx = other.begin(&pool).await?;
     let refused = statuses.set(&mut tx, 3, "paid").await.expect_err("another migration's");
     assert!(matches!(refused, Error::OtherMigration));
     Ok(())
