@@ -27,8 +27,7 @@ impl Instance {
         let release = Release::new("bench", "stable")?.with_instance(&name)?;
         let health = Health::new();
         let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
-        let mut spec = Spec::new("bench", PhaseRange::FULL);
-        spec.soak = Duration::ZERO;
+        let spec = Spec::new("bench", PhaseRange::FULL).soak(Duration::ZERO);
         let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
         let migration = agent.migration("bench").context("declared")?;
         Ok(Self { migration, _agent: agent })

@@ -7,8 +7,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::clock;
 use super::{Lease, Ledger, LedgerError};
+use super::{clock, unnamed};
 use crate::health::{Criticality, Health, Signal};
 use crate::release::Release;
 
@@ -219,7 +219,7 @@ impl Fleet {
             return Ok(());
         };
         let mut tx = self.ledger().begin().await?;
-        sqlx::query("delete from cutover.instances where id = $1").bind(id).execute(&mut *tx).await?;
+        unnamed::query("delete from cutover.instances where id = $1").bind(id).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -228,11 +228,11 @@ impl Fleet {
 impl Me {
     async fn enter(&self) -> Result<i64, LedgerError> {
         let mut tx = self.ledger.begin().await?;
-        sqlx::query("insert into cutover.fleets (name) values ($1) on conflict do nothing")
+        unnamed::query("insert into cutover.fleets (name) values ($1) on conflict do nothing")
             .bind(&*self.fleet)
             .execute(&mut *tx)
             .await?;
-        let id = sqlx::query(
+        let id = unnamed::query(
             "insert into cutover.instances (fleet, name, service, version, revision, lease_until) \
              values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6)) returning id",
         )
@@ -259,8 +259,8 @@ impl Me {
         // One message, so that a process which is stopped in the middle leaves no lock on its row: the driver
         // would wait for that. Two numbers of our own are all that goes into the text.
         let statement = format!(
-            "update cutover.instances set lease_until = clock_timestamp() + make_interval(secs => {}) \
-             where id = {id} and lease_until > clock_timestamp()",
+            "update cutover.instances set seen_at = clock_timestamp(), \
+             lease_until = clock_timestamp() + make_interval(secs => {}) where id = {id} and lease_until > clock_timestamp()",
             self.options.lease.as_secs_f64()
         );
         let renewed = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&*self.ledger.pool()).await?;

@@ -4,12 +4,17 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, Executor, PgTransaction, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgTransaction, Row};
+use tokio::time::timeout;
 
 use super::notices::{Listening, Notices};
+use super::unnamed;
 
 /// The version of the ledger's schema that this library was written for.
 pub const SCHEMA_VERSION: i32 = 1;
+
+/// How long a first connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// How every transaction on the ledger begins. The server ends one whose process is paused or cut off in the
 /// middle, and nobody waits long for a lock that such a process holds: else one of them could stop the fleet.
@@ -216,28 +221,27 @@ impl Ledger {
     }
 
     async fn ensure(&self, may_install: bool) -> Result<(), LedgerError> {
-        // Without the usual limits: a first installation by several processes takes turns.
-        let mut tx = self.pool().begin().await?;
+        // A connection of its own, because a pool tries again where the server refuses it, and then says only
+        // that time has run out; and because a first installation by several processes takes turns, which the
+        // time limits of other transactions are too short for.
+        let connect = timeout(CONNECT, PgConnection::connect_with(&self.inner.options));
+        let mut connection = connect.await.map_err(|_| sqlx::Error::Io(no_answer()))??;
+        let mut tx = connection.begin().await?;
         let row = tx
             .fetch_one(
                 "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \
                  current_user::text as role",
             )
             .await?;
-        let (server, role): (i32, String) = (row.try_get("server")?, row.try_get("role")?);
-        if server < OLDEST_SERVER {
-            return Err(LedgerError::ServerTooOld(server / 10_000));
-        }
-        if row.try_get("standby")? {
-            return Err(LedgerError::ReadOnly);
-        }
+        check_server(row.try_get("server")?, row.try_get("standby")?)?;
+        let role: String = row.try_get("role")?;
         if !installed(&mut tx).await? {
             if !may_install {
                 return Err(LedgerError::Missing);
             }
             install(&mut tx, &role).await?;
         }
-        let found: (i32, i32) = sqlx::query_as("select version, compatible_from from cutover.ledger")
+        let found: (i32, i32) = unnamed::query_as("select version, compatible_from from cutover.ledger")
             .fetch_one(&mut *tx)
             .await
             .map_err(|error| no_rights(error, &role))?;
@@ -245,21 +249,33 @@ impl Ledger {
             return Err(LedgerError::Newer { found: found.0, needs: found.1 });
         }
         tx.commit().await?;
+        connection.close().await?;
         Ok(())
     }
 }
 
+fn no_answer() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {CONNECT:?}"))
+}
+
+fn check_server(version: i32, is_standby: bool) -> Result<(), LedgerError> {
+    if version < OLDEST_SERVER {
+        return Err(LedgerError::ServerTooOld(version / 10_000));
+    }
+    if is_standby { Err(LedgerError::ReadOnly) } else { Ok(()) }
+}
+
 /// Reads the catalogue's table: `to_regclass` would answer from what the session remembers.
-async fn installed(tx: &mut PgTransaction<'static>) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar(
+async fn installed(tx: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    unnamed::query_scalar(
         "select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'ledger')",
     )
-    .fetch_one(&mut **tx)
+    .fetch_one(tx)
     .await
 }
 
-async fn install(tx: &mut PgTransaction<'static>, role: &str) -> Result<(), LedgerError> {
-    sqlx::query("select pg_advisory_xact_lock($1)").bind(INSTALL_LOCK).execute(&mut **tx).await?;
+async fn install(tx: &mut PgConnection, role: &str) -> Result<(), LedgerError> {
+    unnamed::query("select pg_advisory_xact_lock($1)").bind(INSTALL_LOCK).execute(&mut *tx).await?;
     // Another process may have been faster.
     if installed(tx).await? {
         return Ok(());
@@ -268,9 +284,9 @@ async fn install(tx: &mut PgTransaction<'static>, role: &str) -> Result<(), Ledg
         Some("42501") => LedgerError::NotInstalled { role: role.to_owned() },
         _ => error.into(),
     })?;
-    sqlx::query("insert into cutover.ledger (version, compatible_from) values ($1, 1)")
+    unnamed::query("insert into cutover.ledger (version, compatible_from) values ($1, 1)")
         .bind(SCHEMA_VERSION)
-        .execute(&mut **tx)
+        .execute(&mut *tx)
         .await?;
     Ok(())
 }
@@ -287,4 +303,17 @@ fn no_rights(error: sqlx::Error, role: &str) -> LedgerError {
 /// The SQLSTATE of an error that the server sent.
 pub(crate) fn sql_state(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(|refusal| refusal.code()).map(|code| code.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_too_old_or_read_only_is_refused() {
+        assert!(check_server(130_000, false).is_ok());
+        let old = check_server(120_017, false).expect_err("refused").to_string();
+        assert!(old.contains("PostgreSQL 12") && old.contains("13 or newer"), "{old}");
+        assert!(matches!(check_server(150_003, true), Err(LedgerError::ReadOnly)));
+    }
 }

@@ -13,6 +13,7 @@ mod instance;
 mod lease;
 mod ledger;
 mod notices;
+pub(crate) mod unnamed;
 
 pub use instance::{Fleet, FleetOptions, Membership};
 pub use lease::Lease;

@@ -27,6 +27,7 @@ create table cutover.instances (
     version text not null,
     revision text not null,
     joined_at timestamptz not null default clock_timestamp(),
+    seen_at timestamptz not null default clock_timestamp(),
     lease_until timestamptz not null,
     -- Only an admitted instance serves, and only admitted instances are waited for.
     admitted boolean not null default false,

@@ -2,6 +2,7 @@
 //!
 //! The gate's own source is compiled on `loom`'s atomics, and twice on atomics that take a safety out, to show
 //! that the checker would find it missing.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 
 mod atomics;
 

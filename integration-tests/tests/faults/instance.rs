@@ -6,7 +6,6 @@
 //! one clock for all processes.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use cutover::fleet::{Fleet, FleetOptions, Ledger};
@@ -22,10 +21,17 @@ use tokio::time::{sleep, timeout};
 
 use super::Outcome;
 
-pub(crate) const KEYS: i64 = 6;
+/// Keys that are written all the time.
+const BUSY: i64 = 14;
+/// The key of a write that is held half way. Nothing else writes it, so that a loss is not covered up, and its
+/// number is even, so that `ramp:50` reads it from the new side.
+const HELD: i64 = 16;
+/// The keys, one per worker, of what is sent while the instance is cut off: for the same reason.
+pub(crate) const COLD: [i64; 3] = [18, 20, 22];
+pub(crate) const KEYS: i64 = 22;
 pub(crate) const LEASE: Duration = Duration::from_millis(1200);
-/// How long one statement may take.
-const LIMIT: Duration = Duration::from_secs(2);
+/// How long one statement may take: long enough for what is held back on its way to arrive after all.
+const LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
@@ -57,8 +63,7 @@ async fn serve(url: &str) -> Outcome {
         .forward("old_status")
         .backward("new_status")
         .build()?;
-    let mut spec = Spec::new("status", PhaseRange::FULL);
-    spec.plan = Some(Arc::new(plan));
+    let spec = Spec::new("status", PhaseRange::FULL).plan(plan);
     let driver = DriverOptions { transaction_limit: Duration::from_secs(2), term: Duration::from_secs(1) };
     let agent = Agent::start(fleet, vec![spec], driver, &health).await?;
     let migration = agent.migration("status").ok_or("declared")?;
@@ -68,6 +73,8 @@ async fn serve(url: &str) -> Outcome {
         let worker = Worker {
             name: format!("{name}.{number}"),
             hold: folder.join(format!("hold-{name}-{number}")),
+            cold: folder.join(format!("cold-{name}")),
+            own: COLD[number],
             pool: connect(&options),
             options: options.clone(),
             migration: migration.clone(),
@@ -90,6 +97,9 @@ struct Worker {
     name: String,
     /// Names the point at which a write stops while this file is there.
     hold: PathBuf,
+    /// While this is there, it writes its own key only.
+    cold: PathBuf,
+    own: i64,
     pool: PgPool,
     options: PgConnectOptions,
     migration: Migration,
@@ -107,7 +117,13 @@ enum Failed {
 impl Worker {
     async fn run(mut self) {
         for number in 0_u64.. {
-            let (id, key) = (format!("{}.{number}", self.name), fastrand::i64(1..=KEYS));
+            let id = format!("{}.{number}", self.name);
+            let is_held = ["fenced", "old", "new"].into_iter().any(|point| self.is_to_hold(point));
+            let key = match (is_held, self.cold.exists()) {
+                (true, _) => HELD,
+                (false, true) => self.own,
+                (false, false) => fastrand::i64(1..=BUSY),
+            };
             println!("begin {id} {key} {id} {}", now());
             let failure = match self.write(key, &id).await {
                 Ok(()) => {
@@ -121,8 +137,8 @@ impl Worker {
                 Err(Failed::Perhaps(error)) => Some(error),
             };
             let start = now();
-            let key = fastrand::i64(1..=KEYS);
-            let failure = match within(self.read(key)).await {
+            let key = if self.is_to_hold("pinned") { 1 } else { fastrand::i64(1..=KEYS) };
+            let failure = match self.read(key).await {
                 Ok(value) => {
                     println!("read {key} {value} {start} {}", now());
                     failure
@@ -136,7 +152,7 @@ impl Worker {
                     self.pool = connect(&self.options);
                 }
             }
-            sleep(Duration::from_millis(fastrand::u64(3..12))).await;
+            sleep(Duration::from_millis(fastrand::u64(10..40))).await;
         }
     }
 
@@ -154,29 +170,42 @@ impl Worker {
         within(tx.commit()).await.map_err(Failed::Perhaps)
     }
 
-    async fn read(&self, key: i64) -> Result<String, Error> {
-        self.migration
+    async fn read(&self, key: i64) -> Result<String, String> {
+        let read = self
+            .migration
             .read(async |pin| {
                 let side = match (pin.phase().may_read(Side::Old), pin.phase().may_read(Side::New)) {
                     (true, true) if key % 2 == 0 => Side::New,
                     (true, _) => Side::Old,
                     (false, _) => Side::New,
                 };
+                self.hold("pinned").await;
                 let query = format!("select coalesce({}, 'none') from orders where id = $1", column(side));
-                let value = sqlx::query_scalar(AssertSqlSafe(query)).bind(key).fetch_one(&self.pool).await?;
-                Ok(value)
+                let query = sqlx::query_scalar(AssertSqlSafe(query)).bind(key);
+                match timeout(LIMIT, query.fetch_one(&self.pool)).await {
+                    Ok(value) => Ok::<_, Error>(Some(value?)),
+                    Err(_) => Ok(None),
+                }
             })
-            .await
+            .await;
+        match read {
+            Ok(Some(value)) => Ok(value),
+            Ok(None) => Err("no answer".into()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     async fn hold(&self, point: &str) {
-        let is_here = || std::fs::read_to_string(&self.hold).is_ok_and(|text| text == point);
-        if is_here() {
+        if self.is_to_hold(point) {
             println!("held {} {point}", self.name);
-            while is_here() {
+            while self.is_to_hold(point) {
                 sleep(Duration::from_millis(2)).await;
             }
         }
+    }
+
+    fn is_to_hold(&self, point: &str) -> bool {
+        std::fs::read_to_string(&self.hold).is_ok_and(|text| text == point)
     }
 }
 

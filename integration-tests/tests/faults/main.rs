@@ -4,6 +4,7 @@
 //! history in which no write is lost and no read stale.
 
 mod failover;
+#[allow(clippy::print_stdout, reason = "its lines are what the test reads")]
 mod instance;
 mod proxy;
 mod world;
@@ -12,12 +13,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::health::Health;
+use cutover::migration::PhaseRange;
+use cutover::migration::control::{Agent, DriverOptions, Error, Spec};
+use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, Signal, wait_until};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::sync::Semaphore;
 use world::{BOUND, World};
+
+use instance::COLD;
 
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -32,6 +40,8 @@ enum Fault {
     Delayed,
     /// Cut off; its connections are up for ever and dead.
     Lost,
+    /// Nothing but that it takes its time.
+    Slow,
 }
 
 /// When.
@@ -49,6 +59,8 @@ enum Step {
     BeforeNoticing,
     /// The victim waits within the fence.
     InFence,
+    /// Inside a read of the victim, between the choice of a side and the query.
+    Reading,
     /// Inside a write transaction of the victim: after the fence, the old side, the new side. The number is the
     /// worker's: READ COMMITTED, REPEATABLE READ, SERIALIZABLE.
     Fenced(u8),
@@ -113,6 +125,9 @@ impl Brakes {
     }
 }
 
+/// Until then the ledger's tables can't be asked.
+pub(crate) const INSTALLED: &str =
+    "select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'history')";
 const FLEET: &str = "select from cutover.fleets for share";
 
 impl Case {
@@ -121,7 +136,7 @@ impl Case {
         for name in ["a", "b", "c"] {
             world.start(postgres, name).await?;
         }
-        world.until("select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'history')").await?;
+        world.until(INSTALLED).await?;
         world.serving(3).await?;
         // The new column is there from now on, so that no DDL waits for a transaction that is held.
         let (from, to) = self.way.ends();
@@ -130,11 +145,19 @@ impl Case {
         let victim = world.victim(self.is_driver).await?;
         world.busy(victim).await?;
         let held = self.stop_at_step(postgres, &world, victim, to).await?;
-        world
-            .settled(to.split(':').next().unwrap_or(to))
-            .await
-            .map_err(|e| format!("without the victim: {e}"))?;
+        let target = to.split(':').next().unwrap_or(to);
+        if self.fault == Fault::Slow {
+            // The fleet has to wait for it, and to say so.
+            let name = &world.instances[victim].name;
+            let part = format!("%instance {name} with 1 op%");
+            world
+                .until(&format!("select coalesce(waits_for, '') like '{part}' from cutover.migrations"))
+                .await?;
+        } else {
+            world.settled(target).await.map_err(|error| format!("without the victim: {error}"))?;
+        }
         self.heal(&world, victim, held).await?;
+        world.settled(target).await?;
         let alive = if self.fault == Fault::Killed { 2 } else { 3 };
         world.serving(alive).await?;
         for instance in 0..3 {
@@ -165,6 +188,7 @@ impl Case {
         let mut brakes = Brakes(Vec::new());
         let point = match self.step {
             Step::BeforeAcknowledging | Step::BeforeClose => Some((0, "fenced")),
+            Step::Reading => Some((0, "pinned")),
             Step::Fenced(worker) => Some((worker, "fenced")),
             Step::OldWritten(worker) => Some((worker, "old")),
             Step::NewWritten(worker) => Some((worker, "new")),
@@ -188,7 +212,7 @@ impl Case {
         );
         match self.step {
             Step::InFence => world.until(&waits_in_fence).await?,
-            Step::Fenced(_) | Step::OldWritten(_) | Step::NewWritten(_) => {}
+            Step::Reading | Step::Fenced(_) | Step::OldWritten(_) | Step::NewWritten(_) => {}
             _ => {
                 world.want(to).await?;
                 world.until(&format!("select epoch > {epoch} from cutover.migrations")).await?;
@@ -218,6 +242,18 @@ impl Case {
                 .until(&format!("select drained_at is not null from cutover.epochs where epoch = {epoch}"))
                 .await?;
         }
+        if matches!(self.fault, Fault::Delayed | Fault::Lost) {
+            // What it sends from here on is not overwritten when it arrives late.
+            let instance = &world.instances[victim];
+            std::fs::write(cold_file(world, victim), "")?;
+            let is_cold = |line: &str| {
+                COLD.iter().any(|key| line.starts_with("begin") && line.contains(&format!(" {key} ")))
+            };
+            wait_until("cold keys", BOUND, async || {
+                Ok::<_, Error>(self.step == Step::InFence || instance.log().lines().any(is_cold))
+            })
+            .await?;
+        }
         if self.step == Step::BeforeNoticing {
             if !self.is_driver {
                 // Deaf before the move.
@@ -239,6 +275,7 @@ impl Case {
             Fault::Killed | Fault::Paused => world.instances[victim].process.signal(Signal::STOP)?,
             Fault::Delayed => world.instances[victim].proxy.delay(),
             Fault::Lost => world.instances[victim].proxy.lose(),
+            Fault::Slow => {}
         }
         Ok(())
     }
@@ -252,6 +289,7 @@ impl Case {
     }
 
     async fn heal(self, world: &World, victim: usize, held: Option<u8>) -> Outcome {
+        let _ = std::fs::remove_file(cold_file(world, victim));
         world.instances[victim].process.signal(Signal::CONT)?;
         world.instances[victim].proxy.open();
         if let Some(worker) = held {
@@ -259,6 +297,10 @@ impl Case {
         }
         Ok(())
     }
+}
+
+fn cold_file(world: &World, victim: usize) -> std::path::PathBuf {
+    world.folder.path().join(format!("cold-{}", world.instances[victim].name))
 }
 
 fn hold_file(world: &World, victim: usize, worker: u8) -> std::path::PathBuf {
@@ -282,7 +324,7 @@ fn release(world: &World, victim: usize, worker: u8) -> Outcome {
 }
 
 /// How many cases run at the same time: each has three processes and their sessions.
-const AT_ONCE: usize = 6;
+const AT_ONCE: usize = 8;
 
 async fn run_all(cases: Vec<Case>) -> Outcome {
     let settings = vec![("max_connections".to_owned(), "400".to_owned())];
@@ -319,9 +361,10 @@ fn cases(faults: &[Fault], steps: &[(Way, Step)], victims: &[bool]) -> Vec<Case>
             }
         }
     }
-    // To run one alone: its number.
-    let only: Option<usize> = std::env::var("CASE").ok().and_then(|text| text.parse().ok());
-    cases.retain(|case| only.is_none_or(|number| number == case.number));
+    // To run some alone: their numbers.
+    if let Ok(only) = std::env::var("CASES") {
+        cases.retain(|case| only.split(',').any(|number| number == case.number.to_string()));
+    }
     cases
 }
 
@@ -337,6 +380,77 @@ async fn an_injury_at_any_step_of_a_move_costs_no_write_and_shows_nothing_stale(
         (Way::Away, Step::BeforeNoticing),
     ];
     run_all(cases(&FAULTS, &steps, &[false, true])).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_stopped_while_it_joins_holds_nobody_up() -> Outcome {
+    let postgres = Postgres::start(PostgresOptions::default()).await?;
+    for pause in [true, false] {
+        let mut world = World::new(&postgres, &format!("joining_{pause}")).await?;
+        for name in ["a", "b"] {
+            world.start(&postgres, name).await?;
+        }
+        world.until(INSTALLED).await?;
+        world.serving(2).await?;
+        // Asking to be counted waits for this lock, and gets it while its process does not run.
+        let mut brakes = Brakes(Vec::new());
+        brakes.put(&postgres.url(&world.database), "select from cutover.fleets for no key update").await?;
+        world.start(&postgres, "late").await?;
+        let waits = "select exists (select from pg_stat_activity where application_name = 'late' and wait_event_type = 'Lock')";
+        world.until(waits).await?;
+        let late = &world.instances[2];
+        if pause {
+            late.process.signal(Signal::STOP)?
+        } else {
+            late.proxy.delay()
+        }
+        brakes.release().await?;
+        world.go("expand").await?;
+        late.process.signal(Signal::CONT)?;
+        late.proxy.open();
+        world.serving(3).await?;
+        world.busy(2).await?;
+        let verdict = world.judge().await?;
+        assert!(verdict.is_clean(), "{verdict:#?}");
+    }
+    Ok(())
+}
+
+/// In one thread, so that nothing at all of this process runs while it sleeps.
+#[tokio::test]
+async fn a_read_that_was_paused_beyond_the_lease_is_not_returned() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let options = FleetOptions {
+        lease: Duration::from_secs(1),
+        renew_every: Duration::from_millis(200),
+        ..FleetOptions::default()
+    };
+    let (health, release) = (Health::new(), Release::new("shop", "1")?.with_instance("a")?);
+    let fleet = Fleet::join(Ledger::open(url.parse()?).await?, &release, options, &health).await?;
+    let specs = vec![Spec::new("status", PhaseRange::FULL)];
+    let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
+    let migration = agent.migration("status").ok_or("declared")?;
+    let admitted = async || Ok::<_, Error>(migration.at().is_some());
+    wait_until("admitted", BOUND, admitted).await?;
+    let read = async |pause: Duration| {
+        let read = migration.read(async |_| {
+            std::thread::sleep(pause);
+            Ok::<_, Error>("what was there")
+        });
+        read.await
+    };
+    assert_eq!(read(Duration::from_millis(1)).await?, "what was there");
+    assert!(matches!(read(Duration::from_millis(1100)).await, Err(Error::NotInFleet)));
+    // The gate is still open: nobody has had the time to shut it.
+    assert!(migration.at().is_some());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_injury_inside_a_read_shows_nothing_stale() -> Outcome {
+    let steps = [(Way::Away, Step::Reading), (Way::Back, Step::Reading)];
+    let faults = [Fault::Slow, Fault::Paused, Fault::Delayed, Fault::Lost];
+    run_all(cases(&faults, &steps, &[false])).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

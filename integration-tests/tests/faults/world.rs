@@ -154,7 +154,7 @@ impl World {
              and pid <> pg_backend_pid() and backend_type = 'client backend')",
         )
         .await?;
-        let mut history = self.history(0, u64::MAX);
+        let mut history = self.history(0, u64::MAX, u64::MAX);
         for key in 1..=KEYS {
             history.initial(key.unsigned_abs(), "initial");
         }
@@ -171,8 +171,9 @@ impl World {
         Ok(sqlx::query_as(query).fetch_all(&self.pool).await?)
     }
 
-    /// The operations that began after `from` and ended before `to`. A write that ended later has an unknown outcome.
-    pub(crate) fn history(&self, from: u64, to: u64) -> History {
+    /// The operations that began after `from` and ended before `to`, and the writes of unknown outcome: those that
+    /// began before `last` and did not end before `to`.
+    pub(crate) fn history(&self, from: u64, to: u64, last: u64) -> History {
         let recorder = Recorder::new(1, str::to_owned);
         for instance in &self.instances {
             let log = instance.log();
@@ -195,7 +196,7 @@ impl World {
                 }
             }
             for (key, value, start, end) in writes.into_values() {
-                if start < to && end.is_none_or(|end| end >= from) && (start >= from || end.is_none()) {
+                if start < last && end.is_none_or(|end| end >= from) && (start >= from || end.is_none()) {
                     recorder.write(0, key, value, start, end);
                 }
             }

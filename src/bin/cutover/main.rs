@@ -1,8 +1,9 @@
 //! The command line: what a person at a terminal, or a pipeline, asks of the ledger.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command speaks on its terminal")]
+#![allow(clippy::print_stderr, reason = "a command speaks on its terminal")]
 
 mod text;
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -85,12 +86,12 @@ async fn main() -> ExitCode {
         eprintln!("cutover: no database: set DATABASE_URL or give --database-url");
         return ExitCode::from(2);
     };
-    let options = match url.parse::<PgConnectOptions>() {
+    let options = match connect_options(url) {
         Ok(options) => options.application_name("cutover command line"),
-        Err(error) => {
-            // The address itself may hold a password.
+        Err(problem) => {
+            // Not the address itself: it may hold a password.
             eprintln!(
-                "cutover: the database's address can't be read ({error}); it looks like postgres://user@host/name"
+                "cutover: the database's address can't be read ({problem}); it looks like postgres://user@host/name"
             );
             return ExitCode::from(2);
         }
@@ -106,6 +107,14 @@ async fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
+    // The parser takes any scheme for Postgres's.
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err("it begins with neither postgres:// nor postgresql://".into());
+    }
+    url.parse().map_err(|error: sqlx::Error| error.to_string())
 }
 
 async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), AskError> {
@@ -124,11 +133,9 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
         Command::Install { .. } => {}
         Command::Status { migration, watch } => loop {
             let reports = report(&ledger, migration.as_deref()).await?;
-            if *watch && !arguments.json {
-                print!("\x1b[H\x1b[2J");
-            }
-            say(arguments, &reports, || text::status(&reports));
-            if !watch {
+            let clear = if *watch { "\x1b[H\x1b[2J" } else { "" };
+            let is_heard = say(arguments, &reports, || format!("{clear}{}", text::status(&reports)));
+            if !watch || !is_heard {
                 break;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -153,13 +160,16 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
     Ok(())
 }
 
-fn say<T: Serialize>(arguments: &Arguments, value: &T, text: impl FnOnce() -> String) {
-    if arguments.json {
+/// `false` when nobody reads it any more, as after `cutover status --watch | head`.
+fn say<T: Serialize>(arguments: &Arguments, value: &T, text: impl FnOnce() -> String) -> bool {
+    let text = if arguments.json {
         match serde_json::to_string_pretty(value) {
-            Ok(json) => println!("{json}"),
-            Err(error) => eprintln!("cutover: {error}"),
+            Ok(json) => json + "\n",
+            Err(error) => format!("{error}\n"),
         }
     } else {
-        print!("{}", text());
-    }
+        text()
+    };
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }

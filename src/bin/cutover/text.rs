@@ -82,24 +82,42 @@ pub(crate) fn explain(report: &MigrationReport) -> String {
         None => text.push_str("It waits for nothing.\n"),
     }
     for one in &report.instances {
-        if let Some(reason) = &one.refusal {
-            let _ = writeln!(text, "Instance {} is not admitted: {reason}.", one.name);
-        } else if let (Some(at), Some(open)) = (one.acknowledged, one.older_open)
-            && at < report.epoch
-        {
-            let _ = writeln!(
-                text,
-                "Instance {} is at epoch {at}, its lease holds for {}, {open} operations of an older epoch open since {}.",
-                one.name,
-                age(one.lease_seconds.max(0.0)),
-                age(one.waits_seconds.unwrap_or(0.0))
-            );
-        }
+        text.push_str(&in_the_way(one, report));
+    }
+    if let Some(work) = &report.work
+        && !work.finished
+    {
+        let _ = writeln!(text, "Work under way: {}.", progress(work));
     }
     if report.driver.is_none() {
         text.push_str("No instance drives it at the moment.\n");
     }
     text
+}
+
+/// What there is to say of an instance that isn't simply serving at the current epoch.
+fn in_the_way(one: &InstanceReport, report: &MigrationReport) -> String {
+    let seen = age(one.seen_seconds.max(0.0));
+    match (&one.refusal, one.acknowledged) {
+        (Some(reason), _) => {
+            format!("Instance {}, last seen {seen} ago, is not admitted: {reason}.\n", one.name)
+        }
+        (None, Some(at)) if at < report.epoch => {
+            let open = match one.older_open.unwrap_or(0) {
+                0 => String::new(),
+                open => {
+                    let (s, since) =
+                        (if open == 1 { "" } else { "s" }, age(one.waits_seconds.unwrap_or(0.0)));
+                    format!(", {open} operation{s} open since {since}")
+                }
+            };
+            format!("Instance {} at epoch {at}, last seen {seen} ago{open}.\n", one.name)
+        }
+        _ if one.lease_seconds <= 0.0 => {
+            format!("Instance {} was last seen {seen} ago; its lease has run out.\n", one.name)
+        }
+        _ => String::new(),
+    }
 }
 
 pub(crate) fn history(events: &[Event]) -> String {

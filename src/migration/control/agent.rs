@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 use super::driver::{Driver, DriverOptions};
 use super::follower::Follower;
 use super::migration::{Migration, Spec};
-use crate::fleet::{Fleet, LedgerError};
+use crate::fleet::{Fleet, LedgerError, unnamed};
 use crate::health::{Criticality, Health};
 
 /// This instance's part in its fleet's migrations, kept by two background tasks: one follows the ledger, takes
@@ -121,24 +121,24 @@ fn check(specs: &[Spec]) -> Result<(), LedgerError> {
 
 /// The migration's number; a new one begins at epoch 1 in `off`.
 pub(super) async fn register(tx: &mut PgConnection, fleet: &str, name: &str) -> Result<i32, sqlx::Error> {
-    sqlx::query("select name from cutover.fleets where name = $1 for no key update")
+    // Usually it is there, and a start waits for nobody's lock.
+    if let Some(id) = number_of(tx, fleet, name).await? {
+        return Ok(id);
+    }
+    unnamed::query("select name from cutover.fleets where name = $1 for no key update")
         .bind(fleet)
         .execute(&mut *tx)
         .await?;
-    let known = sqlx::query_scalar("select id from cutover.migrations where fleet = $1 and name = $2")
-        .bind(fleet)
-        .bind(name)
-        .fetch_optional(&mut *tx)
-        .await?;
-    if let Some(id) = known {
+    if let Some(id) = number_of(tx, fleet, name).await? {
         return Ok(id);
     }
-    let id = sqlx::query_scalar("insert into cutover.migrations (fleet, name) values ($1, $2) returning id")
-        .bind(fleet)
-        .bind(name)
-        .fetch_one(&mut *tx)
-        .await?;
-    sqlx::query(
+    let id =
+        unnamed::query_scalar("insert into cutover.migrations (fleet, name) values ($1, $2) returning id")
+            .bind(fleet)
+            .bind(name)
+            .fetch_one(&mut *tx)
+            .await?;
+    unnamed::query(
         "insert into cutover.epochs (migration_id, epoch, phase, actor, reason) \
          values ($1, 1, 'off', 'cutover', 'first declared')",
     )
@@ -146,4 +146,12 @@ pub(super) async fn register(tx: &mut PgConnection, fleet: &str, name: &str) -> 
     .execute(&mut *tx)
     .await?;
     Ok(id)
+}
+
+async fn number_of(tx: &mut PgConnection, fleet: &str, name: &str) -> Result<Option<i32>, sqlx::Error> {
+    unnamed::query_scalar("select id from cutover.migrations where fleet = $1 and name = $2")
+        .bind(fleet)
+        .bind(name)
+        .fetch_optional(tx)
+        .await
 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::agent::register;
 use super::migration::{Migration, Spec};
-use crate::fleet::{Fleet, Membership, NOT_HEARING};
+use crate::fleet::{Fleet, Membership, NOT_HEARING, unnamed};
 use crate::health::Signal;
 use crate::migration::phase::{Percent, Phase, PhaseRange, may_acknowledge, may_join};
 
@@ -74,7 +74,7 @@ impl Entry {
         fleet: &str,
         instance: i64,
     ) -> Result<Vec<Self>, sqlx::Error> {
-        sqlx::query(AssertSqlSafe(Self::query(instance, "m.fleet = $1")))
+        unnamed::query(AssertSqlSafe(Self::query(instance, "m.fleet = $1")))
             .bind(fleet)
             .fetch_all(connection)
             .await?
@@ -194,7 +194,7 @@ impl Follower {
     /// Asks to be counted. Holding the fleet's row keeps moves out until the declaration is visible.
     async fn seek_admission(&mut self, id: i64) -> Result<(), sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
-        sqlx::query("select name from cutover.fleets where name = $1 for share")
+        unnamed::query("select name from cutover.fleets where name = $1 for share")
             .bind(self.fleet.name())
             .execute(&mut *tx)
             .await?;
@@ -205,7 +205,7 @@ impl Follower {
         }
         let refusals: Vec<String> = entries.iter().filter_map(|entry| self.refusal(entry)).collect();
         let refusal = Some(refusals.join("; ")).filter(|text| !text.is_empty());
-        let alive = sqlx::query(
+        let alive = unnamed::query(
             "update cutover.instances set admitted = $2::text is null, refusal = $2 \
              where id = $1 and lease_until > clock_timestamp()",
         )
@@ -223,7 +223,7 @@ impl Follower {
             return Ok(());
         }
         for (spec, migration) in self.migrations.iter() {
-            sqlx::query(
+            unnamed::query(
                 "insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest) \
                  values ($1, $2, $3, $4) on conflict (instance_id, migration_id) do update set epoch = 0",
             )
@@ -357,7 +357,7 @@ impl Follower {
     async fn report_open(&self, id: i64, open: &[(i32, i32)]) -> Result<(), sqlx::Error> {
         let mut tx = self.fleet.ledger().begin().await?;
         for (migration, count) in open {
-            sqlx::query(
+            unnamed::query(
                 "update cutover.acknowledgements set older_open = $3, \
                  waits_since = coalesce(waits_since, clock_timestamp()) \
                  where instance_id = $1 and migration_id = $2",

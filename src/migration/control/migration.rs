@@ -14,23 +14,30 @@ use crate::migration::phase::{Phase, PhaseRange};
 const ATTEMPTS: u32 = 14;
 
 /// What a build declares about a migration.
+///
+/// ```
+/// use std::time::Duration;
+/// use cutover::migration::{Phase, PhaseRange, control::Spec};
+///
+/// // A build that has no code for the old side any more.
+/// let spec = Spec::new("payment_status", PhaseRange::starting(Phase::Retire)).soak(Duration::from_secs(3600));
+/// ```
 #[derive(Debug, Clone)]
+#[must_use = "a declaration does nothing until an agent is started with it"]
 pub struct Spec {
-    /// The migration's name, the same in every build, in flags and on the command line.
-    pub name: String,
-    /// The phases that this build can run.
-    pub range: PhaseRange,
-    /// What has to be done to schema and data; `None` in a build that only takes part.
-    pub plan: Option<Arc<dyn Plan>>,
-    /// Where the desired phase comes from.
-    pub desired: Arc<dyn DesiredPhase>,
-    /// How long `retire` has to last before the old side may be dropped.
-    pub soak: Duration,
+    pub(crate) name: String,
+    pub(crate) range: PhaseRange,
+    pub(crate) plan: Option<Arc<dyn Plan>>,
+    pub(crate) desired: Arc<dyn DesiredPhase>,
+    pub(crate) soak: Duration,
 }
 
 impl Spec {
-    /// A migration that this build can run in these phases, with the desired phase in the ledger and a soak
-    /// time of a day.
+    /// A migration of this name (the same in every build, in flags and on the command line), and the phases of it
+    /// that this build can run.
+    ///
+    /// Without more, the desired phase is the ledger's, `retire` lasts a day at least, and schema and data are
+    /// somebody else's affair.
     pub fn new(name: impl Into<String>, range: PhaseRange) -> Self {
         Self {
             name: name.into(),
@@ -39,6 +46,25 @@ impl Spec {
             desired: Arc::new(FromLedger),
             soak: Duration::from_secs(24 * 60 * 60),
         }
+    }
+
+    /// What has to be done to schema and data, such as a
+    /// [`ColumnMigration`](crate::migration::data::ColumnMigration).
+    pub fn plan(mut self, plan: impl Plan + 'static) -> Self {
+        self.plan = Some(Arc::new(plan));
+        self
+    }
+
+    /// Where the desired phase comes from.
+    pub fn desired(mut self, source: impl DesiredPhase + 'static) -> Self {
+        self.desired = Arc::new(source);
+        self
+    }
+
+    /// How long `retire` has to last before the old side may be dropped. Default a day.
+    pub fn soak(mut self, time: Duration) -> Self {
+        self.soak = time;
+        self
     }
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 
-use crate::fleet::{Ledger, LedgerError};
+use crate::fleet::{Ledger, LedgerError, unnamed};
 use crate::migration::phase::{Desired, Phase};
 
 /// Why something could not be asked of a migration. Nothing was changed.
@@ -68,7 +68,7 @@ fn listed(names: &[String]) -> String {
 pub async fn desire(ledger: &Ledger, migration: &str, to: Desired, actor: &str) -> Result<(), AskError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, migration).await?;
-    sqlx::query("update cutover.migrations set desired = $2, desired_by = $3 where id = $1")
+    unnamed::query("update cutover.migrations set desired = $2, desired_by = $3 where id = $1")
         .bind(found.id)
         .bind(to.to_string())
         .bind(actor)
@@ -94,7 +94,7 @@ pub async fn approve(ledger: &Ledger, migration: &str, actor: &str, reason: &str
     if found.phase != Phase::Retire.name() {
         return Err(AskError::NotInRetire { name: migration.to_owned(), phase: found.phase });
     }
-    sqlx::query(
+    unnamed::query(
         "insert into cutover.approvals (migration_id, phase, actor, reason) values ($1, 'contract', $2, $3) \
          on conflict do nothing",
     )
@@ -119,7 +119,7 @@ struct Found {
 
 /// By name, or by `fleet/name`. Locked, so that what is found stays true until the commit.
 async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found, AskError> {
-    let mut found: Vec<Found> = sqlx::query_as(
+    let mut found: Vec<Found> = unnamed::query_as(
         "select id, fleet, name, phase, epoch from cutover.migrations \
          where name = $1 or fleet || '/' || name = $1 order by id for no key update",
     )
@@ -134,7 +134,7 @@ async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found, AskError>
         }),
         (None, _) => Err(AskError::UnknownMigration {
             name: migration.to_owned(),
-            known: sqlx::query_scalar("select fleet || '/' || name from cutover.migrations order by id")
+            known: unnamed::query_scalar("select fleet || '/' || name from cutover.migrations order by id")
                 .fetch_all(tx)
                 .await?,
         }),
@@ -148,7 +148,7 @@ async fn record(
     actor: &str,
     reason: &str,
 ) -> Result<(), sqlx::Error> {
-    sqlx::query(
+    unnamed::query(
         "insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
          values ($1, $2, $3, $4, $5, $6)",
     )
@@ -209,6 +209,8 @@ pub struct InstanceReport {
     pub older_open: Option<i32>,
     /// Seconds since it waits for them.
     pub waits_seconds: Option<f64>,
+    /// Seconds since it was last heard of.
+    pub seen_seconds: f64,
     /// Seconds until its lease runs out; below zero once it has.
     pub lease_seconds: f64,
 }
@@ -254,7 +256,7 @@ pub async fn report(ledger: &Ledger, only: Option<&str>) -> Result<Vec<Migration
     if let Some(name) = only {
         find(&mut tx, name).await?;
     }
-    let rows = sqlx::query(
+    let rows = unnamed::query(
         "select m.id, m.fleet, m.name, m.epoch, m.phase, m.desired, m.waits_for, i.name as driver, \
                 extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
                 extract(epoch from clock_timestamp() - m.waits_since)::float8 as waits \
@@ -275,11 +277,12 @@ pub async fn report(ledger: &Ledger, only: Option<&str>) -> Result<Vec<Migration
 
 async fn migration_report(tx: &mut PgConnection, row: &PgRow) -> Result<MigrationReport, sqlx::Error> {
     let (id, fleet): (i32, String) = (row.try_get("id")?, row.try_get("fleet")?);
-    let instances = sqlx::query_as(
+    let instances = unnamed::query_as(
         "select i.name, i.version, i.admitted, i.refusal, \
                 case when a.lowest = a.highest then a.lowest else a.lowest || '..=' || a.highest end as range, \
                 a.epoch as acknowledged, a.older_open, \
                 extract(epoch from clock_timestamp() - a.waits_since)::float8 as waits_seconds, \
+                extract(epoch from clock_timestamp() - i.seen_at)::float8 as seen_seconds, \
                 extract(epoch from i.lease_until - clock_timestamp())::float8 as lease_seconds \
          from cutover.instances i \
          left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
@@ -289,7 +292,7 @@ async fn migration_report(tx: &mut PgConnection, row: &PgRow) -> Result<Migratio
     .bind(id)
     .fetch_all(&mut *tx)
     .await?;
-    let work = sqlx::query_as(
+    let work = unnamed::query_as(
         "select kind, rows_done, rows_total, rows_changed, differences, finished_at is not null as finished, \
                 extract(epoch from coalesce(finished_at, clock_timestamp()) - started_at)::float8 as seconds \
          from cutover.jobs where migration_id = $1 order by id desc limit 1",
@@ -345,7 +348,7 @@ pub async fn history(ledger: &Ledger, only: Option<&str>, limit: u32) -> Result<
     if let Some(name) = only {
         find(&mut tx, name).await?;
     }
-    Ok(sqlx::query_as(
+    Ok(unnamed::query_as(
         "select to_char(at, 'YYYY-MM-DD\"T\"HH24:MI:SS.MSOF') as at, fleet, migration, event, epoch, actor, reason \
          from cutover.history where $1::text is null or migration = $1 or fleet || '/' || migration = $1 \
          order by id desc limit $2",

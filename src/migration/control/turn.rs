@@ -8,7 +8,7 @@ use sqlx::{Executor, PgConnection, Row};
 use super::driver::DriverOptions;
 use super::migration::Spec;
 use super::view::{Station, bury};
-use crate::fleet::{Ledger, sql_state};
+use crate::fleet::{Ledger, sql_state, unnamed};
 use crate::migration::phase::{Phase, Step, Wish, next_step};
 
 /// The first half of the advisory lock's key, as in the fence.
@@ -87,7 +87,7 @@ impl Turn<'_> {
         let mut tx = self.ledger.begin().await?;
         tx.execute(SHORTLY).await?;
         // From here to the commit nobody is admitted to the fleet and no other driver decides.
-        sqlx::query("select name from cutover.fleets where name = $1 for no key update")
+        unnamed::query("select name from cutover.fleets where name = $1 for no key update")
             .bind(self.fleet)
             .execute(&mut *tx)
             .await?;
@@ -101,7 +101,7 @@ impl Turn<'_> {
         }
         match step {
             Step::Close => {
-                sqlx::query(
+                unnamed::query(
                     "update cutover.epochs set closed_at = clock_timestamp() \
                      where migration_id = $1 and epoch = $2 and closed_at is null",
                 )
@@ -124,14 +124,14 @@ impl Turn<'_> {
         let closed = station.view.epoch - 1;
         let mut tx = self.ledger.begin().await?;
         tx.execute(SHORTLY).await?;
-        let granted = sqlx::query("select pg_advisory_xact_lock($1, $2)")
+        let granted = unnamed::query("select pg_advisory_xact_lock($1, $2)")
             .bind(LOCK_CLASS + station.id)
             .bind(closed)
             .execute(&mut *tx)
             .await;
         match granted {
             Ok(_) => {
-                sqlx::query(
+                unnamed::query(
                     "update cutover.epochs set drained_at = clock_timestamp() \
                      where migration_id = $1 and epoch = $2 and drained_at is null and closed_at is not null",
                 )
@@ -162,12 +162,14 @@ impl Turn<'_> {
         match self.aim(&station).wish {
             Wish::Go(desired) if station.view.phase == Phase::Ramp && desired.ramp.get() != station.ramp => {
                 let mut tx = self.ledger.begin().await?;
-                sqlx::query("update cutover.migrations set ramp_percent = $2 where id = $1 and epoch = $3")
-                    .bind(station.id)
-                    .bind(i16::from(desired.ramp.get()))
-                    .bind(station.view.epoch)
-                    .execute(&mut *tx)
-                    .await?;
+                unnamed::query(
+                    "update cutover.migrations set ramp_percent = $2 where id = $1 and epoch = $3",
+                )
+                .bind(station.id)
+                .bind(i16::from(desired.ramp.get()))
+                .bind(station.view.epoch)
+                .execute(&mut *tx)
+                .await?;
                 notify(&mut tx, self.fleet).await?;
                 tx.commit().await?;
                 Ok(Outcome::Stepped)
@@ -184,7 +186,7 @@ impl Turn<'_> {
         let waits_for = Some(reasons.join("; ")).filter(|text| !text.is_empty());
         if station.waits_for != waits_for {
             let mut tx = self.ledger.begin().await?;
-            sqlx::query(
+            unnamed::query(
                 "update cutover.migrations set waits_for = $2, waits_since = \
                  case when $2 is null then null else clock_timestamp() end where id = $1",
             )
@@ -214,7 +216,7 @@ async fn open_epoch(
         Wish::Back => "switched off: back to reading old".to_owned(),
         Wish::Hold(reason) => reason.clone(),
     };
-    sqlx::query(
+    unnamed::query(
         "insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason) \
          values ($1, $2, $3, $4, $5, $6)",
     )
@@ -226,7 +228,7 @@ async fn open_epoch(
     .bind(&reason)
     .execute(&mut *tx)
     .await?;
-    sqlx::query(
+    unnamed::query(
         "update cutover.migrations set epoch = $2, phase = $3, old_complete = $4, new_complete = $5, \
          ramp_percent = $6, waits_for = null, waits_since = null where id = $1 and epoch = $2 - 1",
     )
@@ -243,12 +245,12 @@ async fn open_epoch(
     .await?;
     if from == Phase::Retire {
         // An approval is for one stay in `retire`.
-        sqlx::query("delete from cutover.approvals where migration_id = $1 and phase = 'contract'")
+        unnamed::query("delete from cutover.approvals where migration_id = $1 and phase = 'contract'")
             .bind(station.id)
             .execute(&mut *tx)
             .await?;
     }
-    sqlx::query(
+    unnamed::query(
         "insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
          values ($1, $2, $3, $4, $5, $6)",
     )
@@ -265,7 +267,7 @@ async fn open_epoch(
 
 /// Tells the fleet's instances to look at the ledger now instead of at their next poll.
 async fn notify(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
-    sqlx::query("select pg_notify('cutover', $1)").bind(fleet).execute(tx).await?;
+    unnamed::query("select pg_notify('cutover', $1)").bind(fleet).execute(tx).await?;
     Ok(())
 }
 
@@ -281,7 +283,7 @@ async fn end_old_holders(
     epoch: i32,
     options: &DriverOptions,
 ) -> Result<String, sqlx::Error> {
-    let holders = sqlx::query(
+    let holders = unnamed::query(
         "with holder as ( \
              select a.pid, coalesce(a.application_name, '') as application, \
                     extract(epoch from clock_timestamp() - a.xact_start)::bigint as age, \

@@ -4,6 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::migration::Spec;
+use crate::fleet::unnamed;
 use crate::migration::phase::Facts;
 use crate::migration::phase::{Completeness, Evidence, Member, Phase, PhaseRange, Previous, View, Wish};
 
@@ -32,7 +33,7 @@ impl Station {
         fleet: &str,
         spec: &Spec,
     ) -> Result<Self, sqlx::Error> {
-        let row = sqlx::query(
+        let row = unnamed::query(
             "select m.id, m.epoch, m.phase, m.old_complete, m.new_complete, m.ramp_percent, m.desired, \
                     coalesce(m.desired_by, 'ledger') as desired_by, m.waits_for, \
                     p.epoch is null or p.drained_at is not null as drained, p.closed_at is not null as closed, \
@@ -100,7 +101,7 @@ impl Station {
 /// Who is dead stays dead, also should that clock be set back: an instance is counted until it is removed, and one
 /// that was removed has to join anew.
 pub(super) async fn bury(connection: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
-    sqlx::query("delete from cutover.instances where fleet = $1 and lease_until < clock_timestamp()")
+    unnamed::query("delete from cutover.instances where fleet = $1 and lease_until < clock_timestamp()")
         .bind(fleet)
         .execute(connection)
         .await?;
@@ -108,7 +109,7 @@ pub(super) async fn bury(connection: &mut PgConnection, fleet: &str) -> Result<(
 }
 
 async fn members(connection: &mut PgConnection, fleet: &str, id: i32) -> Result<Vec<Member>, sqlx::Error> {
-    let rows = sqlx::query(
+    let rows = unnamed::query(
         "select i.name, a.lowest, a.highest, coalesce(a.epoch, 0) as epoch, coalesce(a.older_open, 0) as older_open, \
                 extract(epoch from clock_timestamp() - a.waits_since)::bigint as waits \
          from cutover.instances i \

@@ -5,6 +5,7 @@ use super::ddl;
 use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::sql::{Statements, check_name, is_plain, quote};
 use super::sweep::{self, Sweep};
+use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 
 /// Moves the values of one column into another one of the same table.
@@ -15,7 +16,6 @@ use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 /// on nothing but the row.
 ///
 /// ```
-/// use std::sync::Arc;
 /// use cutover::migration::PhaseRange;
 /// use cutover::migration::control::Spec;
 /// use cutover::migration::data::{ColumnMigration, InvalidPlan};
@@ -27,9 +27,7 @@ use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 ///         .forward("lower(trim(old_payment_status))")
 ///         .backward("upper(new_payment_status)")
 ///         .build()?;
-///     let mut spec = Spec::new("payment-status", PhaseRange::FULL);
-///     spec.plan = Some(Arc::new(plan));
-///     Ok(spec)
+///     Ok(Spec::new("payment-status", PhaseRange::FULL).plan(plan))
 /// }
 /// ```
 ///
@@ -94,7 +92,7 @@ impl ColumnMigration {
 #[async_trait]
 impl Plan for ColumnMigration {
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
-        let (table, old, new): (bool, bool, bool) = sqlx::query_as(
+        let (table, old, new): (bool, bool, bool) = unnamed::query_as(
             "select to_regclass($1) is not null, \
                     exists (select 1 from pg_attribute \
                         where attrelid = to_regclass($1) and attname = $2 and not attisdropped), \

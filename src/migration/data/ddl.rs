@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::ColumnMigration;
 use super::sweep::{Sweep, begin};
-use crate::fleet::sql_state;
+use crate::fleet::{sql_state, unnamed};
 use crate::migration::control::{Migration, PlanError};
 use crate::migration::phase::Phase;
 
@@ -68,7 +68,7 @@ pub(super) async fn check(
 
 /// Whether the table is as a column migration needs it; every problem at once. Returns the old column's type.
 async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<String, PlanError> {
-    let row = sqlx::query(
+    let row = unnamed::query(
         "select t.oid is not null as table_there, k.attnum is not null as key_there, \
                 coalesce(k.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype), false) as key_integer, \
                 coalesce(k.attnotnull, false) as key_not_null, \
@@ -125,7 +125,7 @@ async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<String
 /// What would stand in the way of the drop, or would go with it unasked: everything that refers to the column,
 /// but for its own default and for indexes and constraints that concern no other column.
 async fn dependents(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(
+    unnamed::query_scalar(
         "select distinct case when d.classid = 'pg_rewrite'::regclass then \
                     (select pg_describe_object('pg_class'::regclass, r.ev_class, 0) \
                      from pg_rewrite r where r.oid = d.objid) \
@@ -182,7 +182,7 @@ async fn alter(
 
 /// Whose transactions hold a lock on the table, the oldest first.
 async fn holders(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(
+    unnamed::query_scalar(
         "select format('pid %s (%s) for %s s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), \
                 extract(epoch from clock_timestamp() - a.xact_start)::bigint) \
          from pg_locks l join pg_stat_activity a on a.pid = l.pid \

@@ -4,6 +4,7 @@
 use sqlx::PgConnection;
 
 use super::sweep::Sweep;
+use crate::fleet::unnamed;
 use crate::migration::control::PlanError;
 use crate::migration::phase::Side;
 
@@ -54,7 +55,7 @@ impl Job {
         extent: Extent,
     ) -> Result<Option<Job>, PlanError> {
         // The lock makes one instance wait for another's end of the job, which sets the flag in this row.
-        let flags: Option<(bool, bool)> = sqlx::query_as(
+        let flags: Option<(bool, bool)> = unnamed::query_as(
             "select old_complete, new_complete from cutover.migrations where id = $1 and epoch = $2 \
              for no key update",
         )
@@ -67,7 +68,7 @@ impl Job {
             return Ok(None);
         }
         let job = |id| Some(Job { id, migration, epoch, sweep });
-        let open: Option<i64> = sqlx::query_scalar(
+        let open: Option<i64> = unnamed::query_scalar(
             "select id from cutover.jobs \
              where migration_id = $1 and kind = $2 and epoch = $3 and finished_at is null",
         )
@@ -80,7 +81,7 @@ impl Job {
             return Ok(job(id));
         }
         // Of an earlier stay in this phase, or a scan that found differences.
-        sqlx::query(
+        unnamed::query(
             "delete from cutover.jobs \
              where migration_id = $1 and kind = $2 and (finished_at is null or differences > 0)",
         )
@@ -88,7 +89,7 @@ impl Job {
         .bind(sweep.kind())
         .execute(&mut *tx)
         .await?;
-        let id = sqlx::query_scalar(
+        let id = unnamed::query_scalar(
             "insert into cutover.jobs (migration_id, kind, epoch, rows_total, upper_bound) \
              values ($1, $2, $3, $4, $5) returning id",
         )
@@ -104,7 +105,7 @@ impl Job {
 
     /// Locks the job for a batch. `None` when somebody else has ended it.
     pub(super) async fn take(&self, tx: &mut PgConnection) -> Result<Option<Progress>, sqlx::Error> {
-        let row: Option<(Option<i64>, Option<i64>, i64)> = sqlx::query_as(
+        let row: Option<(Option<i64>, Option<i64>, i64)> = unnamed::query_as(
             "select checkpoint::bigint, upper_bound::bigint, differences from cutover.jobs \
              where id = $1 and finished_at is null for update",
         )
@@ -120,7 +121,7 @@ impl Job {
 
     /// Writes down a batch in the transaction that did it.
     pub(super) async fn advance(&self, tx: &mut PgConnection, step: &Step) -> Result<(), sqlx::Error> {
-        sqlx::query(
+        unnamed::query(
             "update cutover.jobs set checkpoint = $2, rows_done = rows_done + $3, \
                     rows_changed = rows_changed + $4, differences = differences + $5, \
                     rows_total = greatest(rows_total, rows_done + $3), updated_at = clock_timestamp() \
@@ -148,11 +149,12 @@ impl Job {
             // Locks the row, so that the migration can't move before this is committed.
             None => "update cutover.migrations set epoch = epoch where id = $1 and epoch = $2",
         };
-        let current = sqlx::query(statement).bind(self.migration).bind(self.epoch).execute(&mut *tx).await?;
+        let current =
+            unnamed::query(statement).bind(self.migration).bind(self.epoch).execute(&mut *tx).await?;
         if current.rows_affected() != 1 {
             return Err(PlanError::PhaseLeft);
         }
-        sqlx::query(
+        unnamed::query(
             "with job as ( \
                  update cutover.jobs set finished_at = clock_timestamp(), updated_at = clock_timestamp(), \
                         rows_total = rows_done where id = $1 returning *) \

@@ -14,6 +14,7 @@ use super::ColumnMigration;
 use super::ddl::{self, is_lock_timeout};
 use super::job::{Extent, Job, Step};
 use super::pace::Pace;
+use crate::fleet::unnamed;
 use crate::migration::control::{Error, Migration, PinnedTx, PlanError};
 use crate::migration::phase::{Phase, Side};
 
@@ -136,18 +137,19 @@ async fn open(plan: &ColumnMigration, sweep: Sweep, migration: &Migration) -> Re
 
 async fn measure(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Extent, sqlx::Error> {
     let (key, table) = (&plan.sql.key, &plan.sql.table);
-    let (lowest, upper): (Option<i64>, Option<i64>) =
-        sqlx::query_as(AssertSqlSafe(format!("select min({key})::bigint, max({key})::bigint from {table}")))
-            .fetch_one(&mut *tx)
-            .await?;
-    let (bytes, estimate): (i64, i64) = sqlx::query_as(
+    let (lowest, upper): (Option<i64>, Option<i64>) = unnamed::query_as(AssertSqlSafe(format!(
+        "select min({key})::bigint, max({key})::bigint from {table}"
+    )))
+    .fetch_one(&mut *tx)
+    .await?;
+    let (bytes, estimate): (i64, i64) = unnamed::query_as(
         "select pg_table_size(oid), reltuples::bigint from pg_class where oid = to_regclass($1)",
     )
     .bind(table)
     .fetch_one(&mut *tx)
     .await?;
     let rows = if bytes <= COUNTED_BYTES {
-        sqlx::query_scalar(AssertSqlSafe(format!("select count(*) from {table}"))).fetch_one(tx).await?
+        unnamed::query_scalar(AssertSqlSafe(format!("select count(*) from {table}"))).fetch_one(tx).await?
     } else if estimate > 0 {
         estimate
     } else {
@@ -201,7 +203,7 @@ impl Pass<'_> {
         let from = from.to_string();
         let end = sql.batch_end(&from, &upper.to_string(), &rows.to_string());
         let (last, rows): (Option<i64>, i64) =
-            sqlx::query_as(AssertSqlSafe(end)).persistent(false).fetch_one(&mut *tx).await?;
+            unnamed::query_as(AssertSqlSafe(end)).fetch_one(&mut *tx).await?;
         let Some(checkpoint) = last else { return Ok(None) };
         let to = checkpoint.to_string();
         let (changed, differences) = match self.sweep {
@@ -213,8 +215,7 @@ impl Pass<'_> {
     }
 
     async fn compare(&mut self, tx: &mut PgConnection, from: &str, to: &str) -> Result<i64, sqlx::Error> {
-        let found = sqlx::query(AssertSqlSafe(self.plan.sql.differences(&self.old_type, from, to)))
-            .persistent(false)
+        let found = unnamed::query(AssertSqlSafe(self.plan.sql.differences(&self.old_type, from, to)))
             .fetch_all(tx)
             .await?;
         for row in &found {
@@ -249,6 +250,6 @@ impl Pass<'_> {
 }
 
 async fn execute(tx: &mut PgConnection, statement: String) -> Result<i64, sqlx::Error> {
-    let done = sqlx::query(AssertSqlSafe(statement)).persistent(false).execute(tx).await?;
+    let done = unnamed::query(AssertSqlSafe(statement)).execute(tx).await?;
     Ok(i64::try_from(done.rows_affected()).unwrap_or(i64::MAX))
 }

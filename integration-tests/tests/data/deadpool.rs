@@ -1,12 +1,10 @@
 //! Pinned transactions on a `deadpool_postgres` pool. The pool has one connection, so whatever state a
 //! transaction leaves behind meets its next user.
 
-mod common;
-
 use std::pin::pin;
 use std::task::Poll;
 
-use common::{Outcome, World};
+use crate::world::{Outcome, World};
 use cutover::migration::Phase;
 use cutover::migration::control::{DeadpoolTx, Error, Isolation, Migration, PinnedTx};
 use cutover::migration::data::DualWrite;

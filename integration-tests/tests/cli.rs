@@ -1,0 +1,274 @@
+//! The command line, as a person or a pipeline uses it.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use cutover_testkit::{Postgres, PostgresOptions, free_port, wait_until};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const PASSWORD: &str = "s3cretive";
+
+/// The program, built on first use: it belongs to another package.
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let arguments = ["build", "--quiet", "--package", "cutover", "--features", "cli", "--bin", "cutover"];
+    let status = Command::new(cargo).args(arguments).current_dir(&root).status().expect("cargo runs");
+    assert!(status.success(), "the program does not compile");
+    // Next to the tests: target/debug/deps/cli-…
+    let tests = std::env::current_exe().expect("a path");
+    tests.ancestors().nth(2).expect("a folder above").join("cutover")
+});
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+fn command(url: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(&*PROGRAM);
+    command.args(arguments).env("DATABASE_URL", url).env("USER", "ann").env_remove("PGPASSWORD");
+    command
+}
+
+async fn run(url: &str, arguments: &[&str]) -> Said {
+    let mut command = command(url, arguments);
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let said = Said::from(output);
+    let all = format!("{}{}", said.out, said.err);
+    assert!(!all.contains(PASSWORD), "{all}");
+    assert!(!all.contains("panicked"), "{all}");
+    said
+}
+
+/// Refused with this exit status, saying all of this on standard error and nothing on standard output.
+async fn refused(url: &str, arguments: &[&str], code: i32, parts: &[&str]) {
+    let said = run(url, arguments).await;
+    assert_eq!((said.code, said.out.as_str()), (code, ""), "{arguments:?}: {}", said.err);
+    for part in parts {
+        assert!(said.err.contains(part), "{arguments:?}: {part:?} not in {}", said.err);
+    }
+}
+
+/// Done, saying all of this.
+async fn done(url: &str, arguments: &[&str], parts: &[&str]) -> String {
+    let said = run(url, arguments).await;
+    assert_eq!((said.code, said.err.as_str()), (0, ""), "{arguments:?}: {}", said.out);
+    for part in parts {
+        assert!(said.out.contains(part), "{arguments:?}: {part:?} not in {}", said.out);
+    }
+    said.out
+}
+
+async fn execute(url: &str, statements: &str) -> Outcome {
+    let mut session = PgConnection::connect(url).await?;
+    session.execute(AssertSqlSafe(statements)).await?;
+    Ok(session.close().await?)
+}
+
+async fn database() -> Result<String, Box<dyn std::error::Error>> {
+    // The server trusts everybody; what matters is that it doesn't show.
+    Ok(Postgres::fresh_database().await?.replace("postgres@", &format!("postgres:{PASSWORD}@")))
+}
+
+/// A migration in `expand`: one instance at work in an old operation, one dead, one that was refused, a backfill.
+const STATE: &str = "
+    insert into cutover.fleets values ('shop'), ('other');
+    insert into cutover.migrations (fleet, name) values ('shop', 'status'), ('shop', 'name'), ('other', 'name');
+    insert into cutover.epochs (migration_id, epoch, phase, actor, reason)
+        select id, 1, 'off', 'me', 'test' from cutover.migrations;
+    insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
+        values (1, 2, 'expand', 'off', 'me', 'test');
+    update cutover.migrations set epoch = 2, phase = 'expand', desired = 'backfill', driver = 1,
+        driver_until = now() + interval '1 hour', waits_for = 'instance pay-7c9 at epoch 1',
+        waits_since = now() - interval '41 seconds' where id = 1;
+    insert into cutover.instances (id, fleet, name, service, version, revision, lease_until, seen_at, admitted, refusal)
+        values (1, 'shop', 'pay-7c9', 'pay', 'stable', 'r', now() + interval '7 s', now() - interval '3 s', true, null),
+               (2, 'shop', 'dead', 'pay', 'stable', 'r', now() - interval '5 s', now() - interval '15 s', true, null),
+               (3, 'shop', 'old', 'pay', 'canary', 'r', now() + interval '9 s', now() - interval '1 s', false,
+                'this build does not know it');
+    insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest, epoch, older_open, waits_since)
+        values (1, 1, 'off', 'contract', 1, 2, now() - interval '41 seconds'),
+               (2, 1, 'off', 'contract', 2, 0, null);
+    insert into cutover.jobs (migration_id, kind, epoch, rows_total, rows_done, started_at)
+        values (1, 'backfill', 2, 100, 40, now() - interval '10 s');";
+
+#[tokio::test]
+async fn it_shows_explains_and_asks() -> Outcome {
+    let url = &database().await?;
+    refused(url, &["status"], 3, &["not installed", "cutover install"]).await;
+    done(url, &["install"], &["installed"]).await;
+    done(url, &["install"], &["installed"]).await;
+    done(url, &["status"], &["no migration has been declared yet"]).await;
+    refused(url, &["desired", "status", "ramp"], 1, &["\"status\"", "none has been declared"]).await;
+    execute(url, STATE).await?;
+
+    let text = done(
+        url,
+        &["status", "status"],
+        &["shop/status  expand (epoch 2", "desired   backfill", "40 of 100 rows"],
+    )
+    .await;
+    for part in
+        ["pay-7c9", "serving, drives", "expired", "refused: this build does not know it", "off..=contract"]
+    {
+        assert!(text.contains(part), "{part} not in {text}");
+    }
+    assert!(!text.contains("other/name"), "{text}");
+    done(url, &["status"], &["other/name", "shop/name"]).await;
+    let json: serde_json::Value =
+        serde_json::from_str(&done(url, &["--json", "status", "status"], &[]).await)?;
+    assert_eq!((&json[0]["phase"], &json[0]["epoch"]), (&"expand".into(), &2.into()));
+    assert_eq!(json[0]["instances"].as_array().map(Vec::len), Some(3));
+    let json: serde_json::Value = serde_json::from_str(&done(url, &["status", "--json"], &[]).await)?;
+    assert_eq!(json.as_array().map(Vec::len), Some(3));
+
+    let explained = [
+        "is in `expand` at epoch 2",
+        "It waits, for 41 s now: instance pay-7c9 at epoch 1.",
+        "Instance pay-7c9 at epoch 1, last seen 3.",
+        " s ago, 2 operations open since 41 s.",
+        "Instance dead was last seen 15 s ago; its lease has run out.",
+        "Instance old, last seen 1.",
+        "is not admitted: this build does not know it.",
+        "backfill: 40 of 100 rows",
+    ];
+    done(url, &["explain", "shop/status"], &explained).await;
+    done(url, &["explain", "other/name"], &["It waits for nothing.", "No instance drives it"]).await;
+
+    done(url, &["desired", "status", "ramp:25"], &["status: asked for ramp:25"]).await;
+    done(url, &["history"], &["desired ramp:25", "ann", "shop/status"]).await;
+    done(url, &["history", "other/name"], &["migration", "actor"]).await;
+    let json: serde_json::Value =
+        serde_json::from_str(&done(url, &["--json", "history", "--limit", "1"], &[]).await)?;
+    assert_eq!(json[0]["actor"], "ann");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_with_what_would_be_right_and_changes_nothing() -> Outcome {
+    let url = &database().await?;
+    done(url, &["install"], &[]).await;
+    execute(url, STATE).await?;
+    let state = "select md5(string_agg(m::text, '') || (select count(*) from cutover.history) || \
+                 (select count(*) from cutover.approvals)) from cutover.migrations m";
+    let mut session = PgConnection::connect(url).await?;
+    let before: String = sqlx::query_scalar(state).fetch_one(&mut session).await?;
+    for command in
+        ["desired stauts ramp", "status stauts", "explain stauts", "history stauts", "approve stauts"]
+    {
+        let arguments: Vec<_> = command.split(' ').collect();
+        refused(url, &arguments, 1, &["no migration \"stauts\"", "shop/status", "other/name"]).await;
+    }
+    refused(url, &["desired", "name", "ramp"], 1, &["several fleets", "shop/name"]).await;
+    refused(url, &["desired", "status", "sideways"], 2, &["sideways", "not a phase", "contract"]).await;
+    refused(url, &["desired", "status", "ramp:101"], 2, &["0 to 100", "ramp:25"]).await;
+    refused(url, &["desired", "status", "switch:5"], 2, &["only `ramp`"]).await;
+    refused(url, &["desired", "status"], 2, &["<PHASE>"]).await;
+    refused(url, &["approve", "status"], 1, &["\"status\" is in `expand`", "`retire`"]).await;
+    refused(url, &["approve", "shop/name"], 1, &["is in `off`"]).await;
+    refused(url, &["install", "--grant-to", "nobody at all"], 3, &["nobody at all"]).await;
+    refused(url, &["frobnicate"], 2, &["frobnicate"]).await;
+    let after: String = sqlx::query_scalar(state).fetch_one(&mut session).await?;
+    assert_eq!(before, after);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_ledger_that_can_not_be_used_is_said_to_be_so() -> Outcome {
+    let mut bare = command("", &["status"]);
+    bare.env_remove("DATABASE_URL");
+    let said = Said::from(bare.output()?);
+    assert!(said.code == 2 && said.err.contains("DATABASE_URL"), "{}", said.err);
+    refused(&format!("postgres://me:{PASSWORD}@host:port/x"), &["status"], 2, &["postgres://user@host/name"])
+        .await;
+    refused(&format!("mysql://me:{PASSWORD}@host/x"), &["status"], 2, &["postgres://user@host/name"]).await;
+    let nobody = format!("postgres://me:{PASSWORD}@127.0.0.1:{}/x", free_port()?);
+    refused(&nobody, &["status"], 3, &["refused"]).await;
+
+    let url = &database().await?;
+    let missing = url.replace("test_", "missing_");
+    refused(&missing, &["status"], 3, &["does not exist"]).await;
+    execute(url, "create role clerk login; create role guest login").await?;
+    let clerk = url.replace("//postgres:", "//clerk:");
+    refused(&clerk, &["install"], 3, &["role \"clerk\" may not create it", "--grant-to clerk"]).await;
+    refused(&clerk, &["status"], 3, &["not installed"]).await;
+    done(url, &["install", "--grant-to", "clerk"], &["granted to clerk"]).await;
+    execute(url, STATE).await?;
+    done(&clerk, &["desired", "status", "expand"], &["asked for expand"]).await;
+    let guest = url.replace("//postgres:", "//guest:");
+    refused(&guest, &["status"], 3, &["role \"guest\" lacks rights"]).await;
+    execute(url, "grant usage on schema cutover to guest; grant select on cutover.ledger to guest").await?;
+    refused(&guest, &["status"], 3, &["permission denied"]).await;
+    execute(url, "update cutover.ledger set version = 8, compatible_from = 7").await?;
+    for command in ["status", "install", "approve status"] {
+        let arguments: Vec<_> = command.split(' ').collect();
+        refused(url, &arguments, 3, &["version 8", "newer `cutover`"]).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_approval_is_given_in_retire_only() -> Outcome {
+    let url = &database().await?;
+    done(url, &["install"], &[]).await;
+    execute(url, STATE).await?;
+    execute(
+        url,
+        "update cutover.epochs set closed_at = now(), drained_at = now() where migration_id = 1; \
+         alter table cutover.epochs disable trigger all; \
+         insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason) \
+             values (1, 3, 'retire', 'switch', 'me', 'test'); \
+         update cutover.migrations set epoch = 3, phase = 'retire', old_complete = false, new_complete = true where id = 1",
+    )
+    .await?;
+    done(url, &["approve", "status", "--reason", "two weeks quiet"], &["approved"]).await;
+    done(url, &["approve", "status"], &["approved"]).await;
+    done(url, &["history"], &["contract approved", "two weeks quiet"]).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_standby_shows_nothing_and_says_why() -> Outcome {
+    let primary = Postgres::start(PostgresOptions::default()).await?;
+    let standby = primary.standby().await?;
+    refused(&standby.admin_url(), &["status"], 3, &["standby", "primary"]).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_until_nobody_reads_it() -> Outcome {
+    let url = &database().await?;
+    done(url, &["install"], &[]).await;
+    execute(url, STATE).await?;
+    let mut child = command(url, &["status", "--watch", "--json"]).stdout(Stdio::piped()).spawn()?;
+    let out = child.stdout.take().expect("piped");
+    let twice = tokio::task::spawn_blocking(move || {
+        let mut values = serde_json::Deserializer::from_reader(out).into_iter::<serde_json::Value>();
+        [values.next(), values.next()].into_iter().flatten().filter(Result::is_ok).count()
+    });
+    assert_eq!(twice.await?, 2);
+    // The reader is gone.
+    let mut status = None;
+    wait_until("the end of it", Duration::from_secs(10), || {
+        status = child.try_wait().ok().flatten();
+        let is_over = status.is_some();
+        async move { Ok::<_, std::io::Error>(is_over) }
+    })
+    .await?;
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
+    Ok(())
+}

@@ -1,0 +1,385 @@
+//! The ledger itself: installing it, the rights it needs, what its constraints refuse, and poolers.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
+
+use std::time::Duration;
+
+use cutover::fleet::{Fleet, FleetOptions, Ledger, LedgerError, Membership};
+use cutover::health::Health;
+use cutover::migration::control::{Agent, AskError, DriverOptions, Spec, approve, desire};
+use cutover::migration::{Phase, PhaseRange};
+use cutover::release::Release;
+use cutover_testkit::{PgBouncer, Postgres, PostgresOptions, if_installed, wait_until};
+use http_body_util::BodyExt;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tower::ServiceExt;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+async fn execute(url: &str, statements: &str) -> Result<(), sqlx::Error> {
+    let mut session = PgConnection::connect(url).await?;
+    session.execute(AssertSqlSafe(statements)).await?;
+    session.close().await
+}
+
+async fn ask<T>(url: &str, query: &'static str) -> Result<T, sqlx::Error>
+where
+    T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    let mut session = PgConnection::connect(url).await?;
+    let answer = sqlx::query_scalar(query).fetch_one(&mut session).await?;
+    session.close().await?;
+    Ok(answer)
+}
+
+async fn until(url: &str, query: &'static str) -> Outcome {
+    wait_until(query, LIMIT, async || ask::<bool>(url, query).await).await?;
+    Ok(())
+}
+
+fn as_role(url: &str, role: &str) -> String {
+    url.replace("postgres@", &format!("{role}@"))
+}
+
+async fn open(url: &str) -> Result<Ledger, LedgerError> {
+    Ledger::open(url.parse()?).await
+}
+
+async fn join(url: &str, name: &str, health: &Health, options: FleetOptions) -> Result<Fleet, LedgerError> {
+    let release = Release::new("shop", "1").unwrap().with_instance(name).unwrap();
+    Fleet::join(open(url).await?, &release, options, health).await
+}
+
+async fn agent(url: &str, name: &str, health: &Health) -> Result<Agent, LedgerError> {
+    let fleet = join(url, name, health, FleetOptions::default()).await?;
+    Agent::start(fleet, vec![Spec::new("status", PhaseRange::FULL)], DriverOptions::default(), health).await
+}
+
+#[tokio::test]
+async fn many_processes_that_install_at_once_all_find_one_ledger() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let starts: Vec<_> = (0..16)
+        .map(|_| {
+            let url = url.clone();
+            tokio::spawn(async move { open(&url).await.map(drop) })
+        })
+        .collect();
+    for start in starts {
+        start.await??;
+    }
+    assert_eq!(ask::<i64>(&url, "select count(*) from cutover.ledger").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_newer_ledger_is_refused_untouched_unless_it_says_that_it_is_compatible() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    open(&url).await?;
+    execute(&url, "update cutover.ledger set version = 9, compatible_from = 1").await?;
+    open(&url).await?;
+    execute(&url, "update cutover.ledger set compatible_from = 8").await?;
+    let error = open(&url).await.expect_err("refused");
+    assert!(matches!(error, LedgerError::Newer { found: 9, needs: 8 }), "{error}");
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, 9);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_ledger_is_told_from_one_that_may_not_be_created() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    assert!(matches!(Ledger::existing(url.parse()?).await, Err(LedgerError::Missing)));
+    execute(&url, "create role stranger login").await?;
+    let error = open(&as_role(&url, "stranger")).await.expect_err("refused");
+    assert!(matches!(&error, LedgerError::NotInstalled { role } if role == "stranger"), "{error}");
+    assert!(error.to_string().contains("cutover install --grant-to stranger"), "{error}");
+    assert!(!ask::<bool>(&url, "select exists (select from pg_namespace where nspname = 'cutover')").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_role_without_ddl_rights_is_enough_for_a_whole_walk() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    execute(&url, "create role \"the app\" login; create role nobody_here login").await?;
+    let ledger = open(&url).await?;
+    let error = open(&as_role(&url, "nobody_here")).await.expect_err("refused");
+    assert!(matches!(&error, LedgerError::NoRights { role, .. } if role == "nobody_here"), "{error}");
+    ledger.grant("the app").await?;
+    let app = as_role(&url, "the%20app");
+    let (health, other) = (Health::new(), Health::new());
+    let (_a, _b) = (agent(&app, "a", &health).await?, agent(&app, "b", &other).await?);
+    // As that role, too.
+    let people = Ledger::existing(app.parse()?).await?;
+    desire(&people, "status", Phase::Backfill.into(), "me").await?;
+    until(&url, "select phase = 'backfill' from cutover.migrations").await?;
+    desire(&people, "status", Phase::Off.into(), "me").await?;
+    until(&url, "select phase = 'off' from cutover.migrations").await?;
+    for forbidden in [
+        "create table cutover.more (x int)",
+        "update cutover.ledger set version = 3",
+        "delete from cutover.history",
+        "update cutover.history set actor = 'somebody else'",
+    ] {
+        assert!(execute(&app, forbidden).await.is_err(), "{forbidden}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_standby_is_refused() -> Outcome {
+    let primary = Postgres::start(PostgresOptions::default()).await?;
+    let standby = primary.standby().await?;
+    let error = open(&standby.admin_url()).await.expect_err("refused");
+    assert!(matches!(error, LedgerError::ReadOnly), "{error}");
+    Ok(())
+}
+
+/// A migration in `expand`, its first epoch drained.
+const STATE: &str = "
+    insert into cutover.fleets values ('shop') on conflict do nothing;
+    insert into cutover.migrations (fleet, name) values ('shop', 'status');
+    insert into cutover.epochs (migration_id, epoch, phase, actor, reason) values (1, 1, 'off', 'me', 'test');
+    update cutover.epochs set closed_at = now(), drained_at = now();
+    insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
+        values (1, 2, 'expand', 'off', 'me', 'test');
+    update cutover.migrations set epoch = 2, phase = 'expand';
+    insert into cutover.jobs (migration_id, kind, epoch) values (1, 'backfill', 2);";
+
+const MOVE: &str =
+    "insert into cutover.epochs (migration_id, epoch, previous_phase, phase, actor, reason) values ";
+
+#[tokio::test]
+async fn rows_that_break_a_rule_are_refused_by_the_database() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    open(&url).await?;
+    execute(&url, STATE).await?;
+    let illegal = [
+        ("two steps at once", format!("{MOVE} (1, 3, 'expand', 'verify', 'me', 'x')")),
+        ("no step", format!("{MOVE} (1, 3, 'expand', 'expand', 'me', 'x')")),
+        ("an epoch left out", format!("{MOVE} (1, 4, 'expand', 'backfill', 'me', 'x')")),
+        ("a phase before that was another one", format!("{MOVE} (1, 3, 'verify', 'backfill', 'me', 'x')")),
+        ("no phase before", format!("{MOVE} (1, 3, null, 'off', 'me', 'x')")),
+        ("no phase at all", format!("{MOVE} (1, 3, 'expand', 'sideways', 'me', 'x')")),
+        ("the same epoch twice", format!("{MOVE} (1, 2, 'off', 'expand', 'me', 'x')")),
+        ("an epoch below one", format!("{MOVE} (1, 0, 'expand', 'backfill', 'me', 'x')")),
+        (
+            "three epochs in use",
+            format!(
+                "{MOVE} (1, 3, 'expand', 'backfill', 'me', 'x'); {MOVE} (1, 4, 'backfill', 'expand', 'me', 'x')"
+            ),
+        ),
+        ("an epoch of no migration", format!("{MOVE} (7, 1, null, 'off', 'me', 'x')")),
+        ("drained but open", "update cutover.epochs set closed_at = null where epoch = 1".into()),
+        ("an epoch that is not there", "update cutover.migrations set epoch = 3".into()),
+        ("another phase than the epoch's", "update cutover.migrations set phase = 'backfill'".into()),
+        ("old read with gaps", "update cutover.migrations set old_complete = false".into()),
+        ("a percentage above all", "update cutover.migrations set ramp_percent = 101".into()),
+        ("a number outside of the lock's key", "update cutover.migrations set id = 65536".into()),
+        (
+            "the same migration twice",
+            "insert into cutover.migrations (fleet, name) values ('shop', 'status')".into(),
+        ),
+        (
+            "a second open job",
+            "insert into cutover.jobs (migration_id, kind, epoch) values (1, 'backfill', 2)".into(),
+        ),
+        ("a second ledger", "insert into cutover.ledger (version, compatible_from) values (1, 1)".into()),
+        ("compatible with later ones only", "update cutover.ledger set compatible_from = version + 1".into()),
+        (
+            "an approval of something else",
+            "insert into cutover.approvals (migration_id, phase, actor) values (1, 'ramp', 'me')".into(),
+        ),
+        (
+            "an approval by nobody",
+            "insert into cutover.approvals (migration_id, phase, actor) values (1, 'contract', '')".into(),
+        ),
+        (
+            "an acknowledgement of nobody",
+            "insert into cutover.acknowledgements values (1, 1, 'off', 'contract', 2)".into(),
+        ),
+        ("a fleet without a name", "insert into cutover.fleets values ('')".into()),
+    ];
+    for (what, statements) in &illegal {
+        let outcome =
+            execute(&url, &format!("begin; {statements}; set constraints all immediate; commit")).await;
+        let code = outcome.expect_err(what).as_database_error().unwrap().code().unwrap().into_owned();
+        assert!(code.starts_with("23") || code.starts_with("428"), "{what}: {code}");
+    }
+    // Phases with what they may not be with, whatever the epoch says.
+    for (phase, old, new) in [
+        ("off", true, true),
+        ("ramp", true, false),
+        ("ramp", false, true),
+        ("switch", true, false),
+        ("retire", true, true),
+        ("retire", false, false),
+        ("contract", true, true),
+    ] {
+        let outcome = execute(
+            &url,
+            &format!(
+                "update cutover.migrations set phase = '{phase}', old_complete = {old}, new_complete = {new}"
+            ),
+        )
+        .await;
+        let code = outcome.expect_err(phase).as_database_error().unwrap().code().unwrap().into_owned();
+        assert_eq!(code, "23514", "{phase} {old} {new}");
+    }
+    // And there is no way out of `contract`.
+    let mut way = String::new();
+    let phases = ["backfill", "verify", "ramp", "switch", "retire", "contract"];
+    for (index, phase) in phases.iter().enumerate() {
+        let before = index.checked_sub(1).map_or("expand", |before| phases[before]);
+        way.push_str(&format!(
+            "update cutover.epochs set closed_at = now(), drained_at = now(); \
+             {MOVE} (1, {}, '{before}', '{phase}', 'me', 'x');",
+            index + 3
+        ));
+    }
+    execute(&url, &way).await?;
+    execute(&url, "update cutover.epochs set closed_at = now(), drained_at = now()").await?;
+    for phase in ["retire", "off"] {
+        let outcome = execute(&url, &format!("{MOVE} (1, 9, 'contract', '{phase}', 'me', 'x')")).await;
+        assert!(outcome.is_err(), "{phase}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused_with_what_would() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let health = Health::new();
+    let short = FleetOptions { lease: Duration::from_secs(3), ..FleetOptions::default() };
+    let error = join(&url, "a", &health, short).await.expect_err("refused").to_string();
+    assert!(error.contains("fleet.lease") && error.contains("6s"), "{error}");
+    let fleet = join(&url, "a", &health, FleetOptions::default()).await?;
+    let start = async |specs, options| {
+        Agent::start(fleet.clone(), specs, options, &health).await.expect_err("refused")
+    };
+    let spec = |name: &str| Spec::new(name, PhaseRange::FULL);
+    let error = start(vec![spec("x"), spec("x")], DriverOptions::default()).await.to_string();
+    assert!(error.contains("migration.name") && error.contains("twice"), "{error}");
+    let error = start(vec![spec("")], DriverOptions::default()).await.to_string();
+    assert!(error.contains("1 to 63"), "{error}");
+    let hasty = DriverOptions { term: Duration::ZERO, ..DriverOptions::default() };
+    let error = start(vec![spec("x")], hasty).await.to_string();
+    assert!(error.contains("driver.term") && error.contains("1s"), "{error}");
+    assert_eq!(ask::<i64>(&url, "select count(*) from cutover.migrations").await?, 0);
+
+    execute(&url, STATE).await?;
+    let ledger = open(&url).await?;
+    let error = desire(&ledger, "stauts", Phase::Ramp.into(), "me").await.expect_err("refused");
+    assert!(error.to_string().contains("there are shop/status"), "{error}");
+    let error = approve(&ledger, "status", "me", "").await.expect_err("refused");
+    assert!(matches!(&error, AskError::NotInRetire { phase, .. } if phase == "expand"), "{error}");
+    let untouched = "select count(*) = 0 from cutover.approvals, cutover.history";
+    assert!(ask::<bool>(&url, untouched).await?);
+    assert!(ask::<bool>(&url, "select desired is null from cutover.migrations").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_lease_that_was_lost_vouches_for_nothing_before_it_is_taken_up() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let health = Health::new();
+    let options = FleetOptions {
+        lease: Duration::from_secs(2),
+        renew_every: Duration::from_millis(100),
+        ..FleetOptions::default()
+    };
+    // Nobody follows the membership here, as if whoever does hung.
+    let fleet = join(&url, "a", &health, options).await?;
+    let Membership::Joined(first) = *fleet.membership().borrow() else { panic!("joined") };
+    assert!(fleet.lease().holds());
+    execute(&url, "delete from cutover.instances").await?;
+    let mut membership = fleet.membership();
+    let again = |now: &Membership| matches!(now, Membership::Joined(id) if *id != first);
+    tokio::time::timeout(LIMIT, membership.wait_for(again)).await??;
+    // It is alive in the ledger and goes on renewing there.
+    let renewed: String = ask(&url, "select lease_until::text from cutover.instances").await?;
+    wait_until("renewals", LIMIT, async || {
+        Ok::<_, sqlx::Error>(
+            ask::<String>(&url, "select lease_until::text from cutover.instances").await? != renewed,
+        )
+    })
+    .await?;
+    assert!(!fleet.lease().holds());
+    // Somebody who follows takes it up.
+    let agent = Agent::start(fleet.clone(), vec![], DriverOptions::default(), &health).await?;
+    wait_until("the lease holds", LIMIT, async || Ok::<_, LedgerError>(fleet.lease().holds())).await?;
+    wait_until("ready", LIMIT, async || Ok::<_, LedgerError>(health.is_ready())).await?;
+    // An agent that goes without a word takes its lease with it.
+    drop(agent);
+    assert!(!fleet.lease().holds());
+    until(&url, "select bool_and(lease_until < clock_timestamp()) from cutover.instances").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_instance_goes_on_after_the_ledger_forgot_its_migration() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let health = Health::new();
+    let agent = agent(&url, "a", &health).await?;
+    let migration = agent.migration("status").expect("declared");
+    wait_until("admitted", LIMIT, async || Ok::<_, LedgerError>(migration.at().is_some())).await?;
+    let pin = migration.pin()?;
+    // As after a failover to a standby that had none of it, where another migration got the number.
+    execute(
+        &url,
+        "begin; delete from cutover.acknowledgements; delete from cutover.epochs; delete from cutover.migrations; \
+         insert into cutover.migrations (id, fleet, name) overriding system value values (1, 'shop', 'other'); \
+         insert into cutover.epochs (migration_id, epoch, phase, actor, reason) values (1, 1, 'off', 'x', 'x'); commit",
+    )
+    .await?;
+    wait_until("out", LIMIT, async || Ok::<_, LedgerError>(!pin.holds())).await?;
+    wait_until("back", LIMIT, async || Ok::<_, LedgerError>(migration.pin().is_ok_and(|pin| pin.holds())))
+        .await?;
+    execute(&url, "update cutover.migrations set desired = 'backfill' where name = 'status'").await?;
+    until(&url, "select phase = 'backfill' from cutover.migrations where name = 'status'").await?;
+    assert_eq!(
+        ask::<String>(&url, "select phase from cutover.migrations where name = 'other'").await?,
+        "off"
+    );
+    let pool = sqlx::PgPool::connect(&url).await?;
+    migration.begin(&pool).await?.rollback().await?;
+    Ok(())
+}
+
+async fn report(health: &Health) -> Result<String, Box<dyn std::error::Error>> {
+    let request = axum::http::Request::get("/healthz?verbose").body(axum::body::Body::empty())?;
+    let answer = health.router().oneshot(request).await?.into_body().collect().await?;
+    Ok(String::from_utf8(answer.to_bytes().to_vec())?)
+}
+
+#[tokio::test]
+async fn behind_a_pooler_everything_works_slower_and_says_so() -> Outcome {
+    let postgres = Postgres::start(PostgresOptions::default()).await?;
+    let direct = postgres.create_database("pooled").await?;
+    let Some(pooler) = if_installed(PgBouncer::start(&postgres, 3).await)? else { return Ok(()) };
+    let url = pooler.url("pooled");
+    let (health, other, third) = (Health::new(), Health::new(), Health::new());
+    let _direct = agent(&direct, "c", &third).await?;
+    let (a, _b) = (agent(&url, "a", &health).await?, agent(&url, "b", &other).await?);
+    for phase in ["backfill", "off"] {
+        execute(&url, &format!("update cutover.migrations set desired = '{phase}'")).await?;
+        wait_until(phase, LIMIT, async || {
+            ask::<bool>(&url, "select phase = desired and waits_for is null from cutover.migrations").await
+        })
+        .await?;
+    }
+    let pool = sqlx::PgPool::connect_with(
+        url.parse::<sqlx::postgres::PgConnectOptions>()?.statement_cache_capacity(0),
+    )
+    .await?;
+    let migration = a.migration("status").expect("declared");
+    migration.begin(&pool).await?.commit().await?;
+    wait_until("a warning", LIMIT, async || {
+        let text = report(&health).await.unwrap_or_default();
+        if text.contains("notifications don't arrive") { Ok(true) } else { Err(text) }
+    })
+    .await?;
+    assert!(health.is_ready());
+    // Started before the one that has found out.
+    assert!(!report(&third).await?.contains("notifications don't arrive"));
+    Ok(())
+}
