@@ -1,5 +1,7 @@
 //! The ledger itself: installing it, the rights it needs, what its constraints refuse, and poolers.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::time::Duration;
 
 use cutover::fleet::{Fleet, FleetOptions, Ledger, LedgerError, Membership};

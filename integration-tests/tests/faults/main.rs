@@ -4,6 +4,7 @@
 //! history in which no write is lost and no read stale.
 
 mod failover;
+#[expect(clippy::print_stdout, reason = "it says what it does on its output")]
 mod instance;
 mod proxy;
 mod world;
