@@ -4,10 +4,11 @@ use cutover_testkit::{Postgres, PostgresOptions, wait_until};
 
 use super::instance::{KEYS, now};
 use super::world::{BOUND, World, connect};
-use super::{INSTALLED, Outcome};
+use super::{INSTALLED, Outcome, PLACES};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone() -> Outcome {
+    let _place = PLACES.acquire().await;
     let primary = Postgres::start(PostgresOptions::default()).await?;
     let mut world = World::new(&primary, "failover").await?;
     for name in ["a", "b", "c"] {

@@ -29,7 +29,7 @@ const HELD: i64 = 16;
 /// The keys, one per worker, of what is sent while the instance is cut off: for the same reason.
 pub(crate) const COLD: [i64; 3] = [18, 20, 22];
 pub(crate) const KEYS: i64 = 22;
-pub(crate) const LEASE: Duration = Duration::from_millis(1200);
+pub(crate) const LEASE: Duration = Duration::from_secs(2);
 /// How long one statement may take: long enough for what is held back on its way to arrive after all.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -53,7 +53,7 @@ async fn serve(url: &str) -> Outcome {
     let options = url.parse::<PgConnectOptions>()?.application_name(&name);
     let health = Health::new();
     let fleet_options =
-        FleetOptions { lease: LEASE, renew_every: Duration::from_millis(300), ..FleetOptions::default() };
+        FleetOptions { lease: LEASE, renew_every: Duration::from_millis(400), ..FleetOptions::default() };
     let release = Release::new("shop", "1")?.with_instance(name.as_str())?;
     let ledger = Ledger::open(options.clone()).await?;
     let fleet = Fleet::join(ledger, &release, fleet_options, &health).await?;
@@ -64,7 +64,7 @@ async fn serve(url: &str) -> Outcome {
         .backward("new_status")
         .build()?;
     let spec = Spec::new("status", PhaseRange::FULL).plan(plan);
-    let driver = DriverOptions { transaction_limit: Duration::from_secs(2), term: Duration::from_secs(1) };
+    let driver = DriverOptions { transaction_limit: Duration::from_secs(2), term: Duration::from_secs(2) };
     let agent = Agent::start(fleet, vec![spec], driver, &health).await?;
     let migration = agent.migration("status").ok_or("declared")?;
     let levels = [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable];
@@ -152,7 +152,7 @@ impl Worker {
                     self.pool = connect(&self.options);
                 }
             }
-            sleep(Duration::from_millis(fastrand::u64(10..40))).await;
+            sleep(Duration::from_millis(fastrand::u64(20..60))).await;
         }
     }
 

@@ -196,8 +196,9 @@ impl World {
                 }
             }
             for (key, value, start, end) in writes.into_values() {
-                if start < last && end.is_none_or(|end| end >= from) && (start >= from || end.is_none()) {
-                    recorder.write(0, key, value, start, end);
+                if start < last && end.is_none_or(|end| end >= from) {
+                    // One that began before may have been done by the server of before.
+                    recorder.write(0, key, value, start, end.filter(|_| start >= from));
                 }
             }
         }

@@ -19,7 +19,7 @@ pub struct DriverOptions {
     /// may do that. Default 30 s. A paused or partitioned process can hold a migration up for this long.
     pub transaction_limit: Duration,
     /// How long the driver's office lasts when it says nothing, and how long the driver waits for an answer of the
-    /// ledger. Default 5 s, at least 1 s.
+    /// ledger. Default 5 s, at least 2 s.
     pub term: Duration,
 }
 
@@ -40,7 +40,7 @@ impl DriverOptions {
 }
 
 /// A turn may wait half a second for a lock, and has to fit in.
-const SHORTEST_TERM: Duration = Duration::from_secs(1);
+const SHORTEST_TERM: Duration = Duration::from_secs(2);
 /// Between turns: while an acknowledgement is awaited, while the migration is on its way, and at rest.
 const AWAITING: Duration = Duration::from_millis(10);
 const UNDER_WAY: Duration = Duration::from_millis(50);
