@@ -22,12 +22,15 @@ impl FencedPool for PgPool {
         );
         let pool = self.clone();
         // In a task of its own, because `sqlx` does not notice when it is dropped between sending `begin` and
-        // the answer: the connection would go back to the pool inside a transaction. The task always ends.
-        let begun = tokio::spawn(async move {
-            let tx = pool.begin_with(AssertSqlSafe(statement)).await?;
-            Ok(PinnedTx { tx: SqlxTx(tx), pin: call.pin })
-        });
-        begun.await.unwrap_or(Err(Error::NotInFleet))
+        // the answer: the connection would go back to the pool inside a transaction. What nobody waits for any more
+        // is rolled back there. The pin stays here: on a connection that died without a word the task can last
+        // long, and must not hold the fleet up.
+        let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(statement)).await });
+        match begun.await {
+            Ok(tx) => Ok(PinnedTx { tx: SqlxTx(tx?), pin: call.pin }),
+            // The runtime is being shut down.
+            Err(_) => Err(Error::NotInFleet),
+        }
     }
 }
 
