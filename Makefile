@@ -7,7 +7,8 @@ export CARGO_NET_RETRY ?= 5
 export CARGO_TERM_COLOR ?= auto
 
 # Tests always use throwaway servers of their own, never those of whoever runs them.
-SERVERS_FOR_TESTS = env -u DATABASE_URL -u REDIS_URL -u UNLEASH_URL scripts/servers
+WITH_OWN_SERVERS = env -u DATABASE_URL -u REDIS_URL -u UNLEASH_URL
+SERVERS_FOR_TESTS = $(WITH_OWN_SERVERS) scripts/servers
 
 # Tests of a server that could not be had are skipped, with a warning, unless told otherwise.
 ifdef REQUIRE
@@ -28,7 +29,8 @@ help:
 	@echo 'make test    everything: format, lints, units, documentation, real servers'
 	@echo '             REQUIRE=1              fail where a server can only be skipped otherwise'
 	@echo 'make check   format and lints only'
-	@echo 'make bench   measurements side by side with peers'
+	@echo 'make bench   measurements side by side with peers; tables here, numbers in target/bench/*.json'
+	@echo '             ARGS="pin fence"       only these (pin dual fence flip rollback); --quick measures less'
 
 demo: cargo
 	scripts/servers postgres redis unleash envoy
@@ -60,11 +62,15 @@ test: check
 	$(SERVERS_FOR_TESTS)
 	$(call stage,real servers)
 	$(CARGO_TEST) --test '*'
+	$(call stage,the demo on a small table)
+	cargo build --workspace --all-features --bins
+	$(WITH_OWN_SERVERS) target/debug/demo --plain --rows 20000 --rate 50 --bin-dir target/debug \
+		--report target/debug/demo-report.json
 	$(call stage,done)
 
 bench: cargo
 	$(call stage,servers)
-	$(SERVERS_FOR_TESTS) postgres redis unleash
+	$(SERVERS_FOR_TESTS) postgres
 	$(call stage,measurements)
 	cargo run --release -p cutover-benches -- $(ARGS)
 

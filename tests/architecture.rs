@@ -1,4 +1,5 @@
 //! Holds the imports against the map in `ARCHITECTURE.md`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,3 +1,65 @@
-//! What the library costs, measured beside its peers.
+//! Measures what the library costs, side by side with what it is compared to, in one run.
+//!
+//! Every question has one table on the screen and one file under `target/bench/`. Variants that are compared
+//! take turns within the same run, so that a busy machine is busy for all of them.
+#![expect(clippy::print_stdout, reason = "a program for people")]
 
-fn main() {}
+mod dual;
+mod fence;
+mod fleet;
+mod pin;
+mod proxy;
+mod table;
+mod timing;
+mod world;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+/// The questions.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What a pin costs an operation.
+    Pin,
+    /// What `DualWrite` costs in `off`.
+    Dual,
+    /// What the fence costs a write transaction.
+    Fence,
+    /// How long the fleet takes to agree on a new phase, and what it costs at rest.
+    Flip,
+    /// How long it takes until nobody reads the new side any more.
+    Rollback,
+}
+
+#[derive(Parser)]
+#[command(about)]
+struct Args {
+    /// What to measure; everything when nothing is named.
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// Measure less, to see that everything works.
+    #[arg(long)]
+    quick: bool,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    let wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
+    if wanted(Part::Pin) {
+        pin::run(args.quick).await?;
+    }
+    if wanted(Part::Dual) {
+        dual::run(args.quick).await?;
+    }
+    if wanted(Part::Fence) {
+        fence::run(args.quick).await?;
+    }
+    if wanted(Part::Flip) {
+        fleet::flip(args.quick).await?;
+    }
+    if wanted(Part::Rollback) {
+        fleet::rollback(args.quick).await?;
+    }
+    Ok(())
+}

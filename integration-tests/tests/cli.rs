@@ -1,5 +1,5 @@
 //! The command line, as a person or a pipeline uses it.
-
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail the test")]
 
 use std::path::PathBuf;

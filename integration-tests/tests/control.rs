@@ -1,4 +1,5 @@
 //! Epochs, the fence, leases and the driver on a real Postgres.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 
 use std::time::Duration;
 

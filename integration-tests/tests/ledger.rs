@@ -1,5 +1,5 @@
 //! The ledger itself: installing it, the rights it needs, what its constraints refuse, and poolers.
-
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::time::Duration;

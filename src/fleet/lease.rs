@@ -11,7 +11,7 @@ use super::clock;
 /// whatever it read before.
 #[derive(Debug, Clone)]
 pub struct Lease {
-    // Nanoseconds of `clock::now`; 0 while there is no lease.
+    // Of `clock::nanos`; 0 while there is no lease.
     deadline: Arc<AtomicU64>,
 }
 
@@ -28,7 +28,7 @@ impl Lease {
     /// Whether the lease still holds by this process's own clock.
     #[inline]
     pub fn holds(&self) -> bool {
-        nanos(clock::now()) < self.deadline.load(Ordering::Acquire)
+        clock::nanos() < self.deadline.load(Ordering::Acquire)
     }
 
     /// How long it still holds; zero when it does not.

@@ -3,10 +3,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor, PgConnection, PgTransaction, Row};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgTransaction, Row};
 use tokio::time::timeout;
 
+use super::notices::{Listening, Notices};
 use super::unnamed;
 
 /// The version of the ledger's schema that this library was written for.
@@ -89,14 +90,18 @@ pub enum LedgerError {
 /// It lives in the same database as the data, so that both come back from the same write-ahead log after a
 /// failover. It has a few connections of its own, derived from the service's options: asking for an
 /// extension of a lease must not wait in the queue of a busy pool.
+///
+/// A cheap handle. Its clones share the connections, so several fleets, or many instances, of one process need no
+/// more of them than one.
 #[derive(Clone)]
 pub struct Ledger {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     options: PgConnectOptions,
     pool: ArcSwap<PgPool>,
+    listening: Listening,
 }
 
 impl fmt::Debug for Ledger {
@@ -152,7 +157,7 @@ impl Ledger {
     async fn connect(options: PgConnectOptions, install: bool) -> Result<Self, LedgerError> {
         let options = options.statement_cache_capacity(0);
         let pool = ArcSwap::from_pointee(connections(&options));
-        let ledger = Self { inner: Arc::new(Inner { options, pool }) };
+        let ledger = Self { inner: Arc::new(Inner { options, pool, listening: Listening::default() }) };
         ledger.ensure(install).await?;
         Ok(ledger)
     }
@@ -188,6 +193,19 @@ impl Ledger {
     /// transaction mode the preparation of a statement and its execution could else reach different servers.
     pub(crate) async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
         self.pool().begin_with(BEGIN).await
+    }
+
+    /// Runs one statement as a single message: what is asked all the time has to be cheap, and this is one round
+    /// trip where a transaction takes four. It needs no transaction, also behind a pooler.
+    ///
+    /// Values have to be in the text: numbers, and names of our own.
+    pub(crate) async fn ask(&self, statement: String) -> Result<Vec<PgRow>, sqlx::Error> {
+        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&*self.pool()).await
+    }
+
+    /// Follows what happens to the migrations of a fleet.
+    pub(crate) fn notices(&self, fleet: &str) -> Notices {
+        self.inner.listening.follow(&self.inner, fleet)
     }
 
     pub(crate) fn pool(&self) -> Arc<PgPool> {

@@ -12,9 +12,11 @@ mod clock;
 mod instance;
 mod lease;
 mod ledger;
+mod notices;
 pub(crate) mod unnamed;
 
 pub use instance::{Fleet, FleetOptions, Membership};
 pub use lease::Lease;
 pub(crate) use ledger::sql_state;
 pub use ledger::{Ledger, LedgerError, SCHEMA_VERSION};
+pub(crate) use notices::NOT_HEARING;

@@ -246,7 +246,7 @@ impl Cutover {
         let fleet = Fleet::join(ledger, release, self.fleet, health).await?;
         let specs = self.migrations.into_iter().map(|(mut spec, flag)| {
             if let (Some(flag), true) = (flag, from_server) {
-                spec.desired = Arc::new(FromFlag::new(flags.clone(), &flag));
+                spec = spec.desired(FromFlag::new(flags.clone(), &flag));
             }
             spec
         });

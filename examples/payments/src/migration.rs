@@ -27,10 +27,7 @@ pub fn declare(pool: PgPool, range: PhaseRange, soak: Duration) -> Result<Spec, 
         .forward(FORWARD)
         .backward(BACKWARD)
         .build()?;
-    let mut spec = Spec::new(NAME, range);
-    spec.plan = Some(std::sync::Arc::new(plan));
-    spec.soak = soak;
-    Ok(spec)
+    Ok(Spec::new(NAME, range).plan(plan).soak(soak))
 }
 
 /// What a build without code for the old column can run.

@@ -6,7 +6,6 @@
 //! one clock for all processes.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use cutover::fleet::{Fleet, FleetOptions, Ledger};
@@ -64,8 +63,7 @@ async fn serve(url: &str) -> Outcome {
         .forward("old_status")
         .backward("new_status")
         .build()?;
-    let mut spec = Spec::new("status", PhaseRange::FULL);
-    spec.plan = Some(Arc::new(plan));
+    let spec = Spec::new("status", PhaseRange::FULL).plan(plan);
     let driver = DriverOptions { transaction_limit: Duration::from_secs(2), term: Duration::from_secs(2) };
     let agent = Agent::start(fleet, vec![spec], driver, &health).await?;
     let migration = agent.migration("status").ok_or("declared")?;

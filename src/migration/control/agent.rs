@@ -6,7 +6,6 @@ use tokio::task::JoinHandle;
 use super::driver::{Driver, DriverOptions};
 use super::follower::Follower;
 use super::migration::{Migration, Spec};
-use super::notices::Notices;
 use crate::fleet::{Fleet, LedgerError, unnamed};
 use crate::health::{Criticality, Health};
 
@@ -62,8 +61,8 @@ impl Agent {
         let migrations: Arc<[_]> = migrations.into();
         let guard = health.signal("deploy_guard", Criticality::Critical);
         guard.fail("not admitted to the fleet yet");
-        let notices = Notices::new(fleet.ledger(), health);
-        let follower = Follower::new(fleet.clone(), migrations.clone(), guard, notices);
+        let hearing = health.signal("ledger_notifications", Criticality::Degrades);
+        let follower = Follower::new(fleet.clone(), migrations.clone(), guard, hearing);
         let driver = Driver::new(fleet.clone(), migrations.clone(), options);
         let tasks = vec![tokio::spawn(follower.run()), tokio::spawn(driver.run())];
         Ok(Self { fleet, migrations, tasks })

@@ -9,7 +9,7 @@ use super::Migration;
 use super::migration::Spec;
 use super::plan::PlanError;
 use super::turn::{Outcome, Turn};
-use crate::fleet::{Fleet, LedgerError, Membership, unnamed};
+use crate::fleet::{Fleet, LedgerError, Membership};
 use crate::migration::phase::{Previous, Task, needed_work};
 
 /// How the driver goes about its work.
@@ -105,7 +105,7 @@ impl Driver {
             }
         }
         if mine.is_empty() {
-            return self.options.term / 5;
+            return self.options.term / 3;
         }
         let renew = Instant::now() + self.options.term / 3;
         while Instant::now() < renew {
@@ -131,23 +131,18 @@ impl Driver {
     /// Holding the office only spares the others the work: every step is safe with two drivers too. Each
     /// migration has an office of its own, because not every build knows every migration.
     async fn take_office(&self, id: i64, migration: &Migration) -> Result<bool, sqlx::Error> {
-        let mut tx = self.fleet.ledger().begin().await?;
-        let taken = unnamed::query(
-            "update cutover.migrations set driver = $2, \
-                    driver_until = clock_timestamp() + make_interval(secs => $3) \
-             where id = $1 \
-               and exists (select 1 from cutover.instances where id = $2 and admitted) \
-               and (driver is null or driver = $2 or driver_until < clock_timestamp() \
-                    or not exists (select 1 from cutover.instances where id = driver))",
-        )
-        .bind(migration.id())
-        .bind(id)
-        .bind(self.options.term.as_secs_f64())
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
-        tx.commit().await?;
-        Ok(taken == 1)
+        let statement = format!(
+            "update cutover.migrations set driver = {id}, \
+                    driver_until = clock_timestamp() + make_interval(secs => {}) \
+             where id = {} \
+               and exists (select 1 from cutover.instances where id = {id} and admitted) \
+               and (driver is null or driver = {id} or driver_until < clock_timestamp() \
+                    or not exists (select 1 from cutover.instances where id = driver)) \
+             returning id",
+            self.options.term.as_secs_f64(),
+            migration.id()
+        );
+        Ok(self.fleet.ledger().ask(statement).await?.len() == 1)
     }
 
     /// Takes turns until nothing more can be done now; returns how long to wait for the next.

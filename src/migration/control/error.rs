@@ -25,26 +25,45 @@ pub enum Error {
     /// The database's own error.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+    /// The database's own error, on a connection of a `deadpool_postgres::Pool`.
+    #[cfg(feature = "deadpool")]
+    #[error(transparent)]
+    Deadpool(#[from] deadpool_postgres::PoolError),
 }
 
 impl Error {
     /// Whether the same operation can succeed when it is begun again: a moved epoch, a serialization failure
     /// or a deadlock.
     pub fn is_retryable(&self) -> bool {
+        matches!(self, Error::EpochClosed | Error::EpochUnknown)
+            || matches!(self.sql_state().as_deref(), Some("40001" | "40P01"))
+    }
+
+    fn sql_state(&self) -> Option<String> {
         match self {
-            Error::EpochClosed | Error::EpochUnknown => true,
-            Error::NotInFleet | Error::OtherMigration => false,
-            Error::Database(error) => matches!(sql_state(error).as_deref(), Some("40001" | "40P01")),
+            Error::Database(error) => sql_state(error),
+            #[cfg(feature = "deadpool")]
+            Error::Deadpool(deadpool_postgres::PoolError::Backend(error)) => {
+                error.code().map(|state| state.code().to_owned())
+            }
+            _ => None,
         }
     }
 
     /// Tells the fence's refusals from other errors.
-    pub(super) fn from_fence(error: sqlx::Error) -> Self {
-        match sql_state(&error).as_deref() {
+    pub(super) fn or_refusal(self) -> Self {
+        match self.sql_state().as_deref() {
             Some("ZC001") => Error::EpochClosed,
             Some("ZC002") => Error::EpochUnknown,
-            _ => Error::Database(error),
+            _ => self,
         }
+    }
+}
+
+#[cfg(feature = "deadpool")]
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Error::Deadpool(error.into())
     }
 }
 

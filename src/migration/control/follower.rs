@@ -5,24 +5,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::agent::register;
 use super::migration::{Migration, Spec};
-use super::notices::Notices;
-use crate::fleet::{Fleet, Membership, unnamed};
+use crate::fleet::{Fleet, Membership, NOT_HEARING, unnamed};
 use crate::health::Signal;
 use crate::migration::phase::{Percent, Phase, PhaseRange, may_acknowledge, may_join};
 
 /// How often the ledger is looked at when it sends no notifications.
 const POLL: Duration = Duration::from_millis(500);
+/// How often it is while they arrive, should one get lost.
+const POLL_IF_TOLD: Duration = Duration::from_secs(2);
 /// How often the open operations are counted while an acknowledgement waits for them: from, to.
 const COUNT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 /// What the ledger says about one migration.
 struct Entry {
     id: i32,
+    fleet: String,
     name: String,
     epoch: i32,
     phase: Phase,
@@ -39,6 +41,7 @@ impl Entry {
         let ramp: i16 = row.try_get("ramp_percent")?;
         Ok(Self {
             id: row.try_get("id")?,
+            fleet: row.try_get("fleet")?,
             name: row.try_get("name")?,
             epoch: row.try_get("epoch")?,
             phase: phase(row.try_get("phase")?)?,
@@ -53,27 +56,58 @@ impl Entry {
         self.id == migration.id() && self.name == migration.name()
     }
 
+    fn query(instance: i64, condition: &str) -> String {
+        format!(
+            "select m.id, m.fleet, m.name, m.epoch, m.phase, m.ramp_percent, p.phase as also, \
+                    a.epoch as acknowledged \
+             from cutover.migrations m \
+             left join cutover.epochs p \
+               on p.migration_id = m.id and p.epoch = m.epoch - 1 and p.drained_at is null \
+             left join cutover.acknowledgements a on a.migration_id = m.id and a.instance_id = {instance} \
+             where {condition}"
+        )
+    }
+
+    /// The fleet's, also those that this build does not know.
     async fn load_all(
         connection: &mut PgConnection,
         fleet: &str,
         instance: i64,
     ) -> Result<Vec<Self>, sqlx::Error> {
-        unnamed::query(
-            "select m.id, m.name, m.epoch, m.phase, m.ramp_percent, p.phase as also, a.epoch as acknowledged \
-             from cutover.migrations m \
-             left join cutover.epochs p \
-               on p.migration_id = m.id and p.epoch = m.epoch - 1 and p.drained_at is null \
-             left join cutover.acknowledgements a on a.migration_id = m.id and a.instance_id = $2 \
-             where m.fleet = $1",
-        )
-        .bind(fleet)
-        .bind(instance)
-        .fetch_all(connection)
-        .await?
-        .iter()
-        .map(Self::from_row)
-        .collect()
+        unnamed::query(AssertSqlSafe(Self::query(instance, "m.fleet = $1")))
+            .bind(fleet)
+            .fetch_all(connection)
+            .await?
+            .iter()
+            .map(Self::from_row)
+            .collect()
     }
+
+    /// Those that this build knows, in one message.
+    async fn load_known(
+        fleet: &Fleet,
+        migrations: &[(Spec, Migration)],
+        instance: i64,
+    ) -> Result<Vec<Self>, sqlx::Error> {
+        if migrations.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<String> = migrations.iter().map(|(_, migration)| migration.id().to_string()).collect();
+        let query = Self::query(instance, &format!("m.id in ({})", ids.join(", ")));
+        let mut entries: Vec<Self> =
+            fleet.ledger().ask(query).await?.iter().map(Self::from_row).collect::<Result<_, _>>()?;
+        entries.retain(|entry| entry.fleet == fleet.name());
+        Ok(entries)
+    }
+}
+
+/// How far a look at the ledger has led.
+enum Done {
+    All,
+    /// Not admitted, or the ledger did not take the acknowledgement: look again.
+    NotYet,
+    /// Operations at an older epoch stand in the way of an acknowledgement.
+    OperationsOpen,
 }
 
 /// Follows the ledger.
@@ -85,7 +119,7 @@ pub(super) struct Follower {
     /// The last epoch acknowledged, by migration number, as the ledger has it.
     acknowledged: HashMap<i32, i32>,
     guard: Signal,
-    notices: Notices,
+    hearing: Signal,
 }
 
 impl Follower {
@@ -93,17 +127,24 @@ impl Follower {
         fleet: Fleet,
         migrations: Arc<[(Spec, Migration)]>,
         guard: Signal,
-        notices: Notices,
+        hearing: Signal,
     ) -> Self {
-        Self { fleet, migrations, admitted: None, acknowledged: HashMap::new(), guard, notices }
+        Self { fleet, migrations, admitted: None, acknowledged: HashMap::new(), guard, hearing }
     }
 
     pub(super) async fn run(mut self) {
         let mut membership = self.fleet.membership();
         // The number of this life; a lease under another one is not extended before it is taken up here.
         let mut life = None;
+        let mut notices = self.fleet.ledger().notices(self.fleet.name());
         loop {
+            if notices.are_heard() {
+                self.hearing.ok();
+            } else {
+                self.hearing.warn(NOT_HEARING);
+            }
             let now = *membership.borrow_and_update();
+            let mut pause = POLL;
             match now {
                 Membership::Out => self.go_out(),
                 Membership::Joined(id) => {
@@ -117,15 +158,18 @@ impl Follower {
                         done = timeout(POLL * 4, self.follow(id)) => done,
                         _ = membership.changed() => continue,
                     };
-                    if let Err(error) = done.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-                        tracing::warn!(%error, "could not follow the ledger");
+                    match done.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
+                        Ok(Done::All) if notices.are_heard() => pause = POLL_IF_TOLD,
+                        Ok(Done::All | Done::NotYet) => {}
+                        Ok(Done::OperationsOpen) => pause = COUNT.1,
+                        Err(error) => tracing::warn!(%error, "could not follow the ledger"),
                     }
                 }
             }
             tokio::select! {
                 changed = membership.changed() => if changed.is_err() { return },
-                () = self.notices.next() => {}
-                () = sleep(POLL) => {}
+                () = notices.next() => {}
+                () = sleep(pause) => {}
             }
         }
     }
@@ -138,16 +182,13 @@ impl Follower {
         self.guard.fail("out of the fleet until the lease is renewed");
     }
 
-    async fn follow(&mut self, id: i64) -> Result<(), sqlx::Error> {
+    async fn follow(&mut self, id: i64) -> Result<Done, sqlx::Error> {
         if self.admitted.is_none() {
             self.seek_admission(id).await?;
         } else {
             self.take_on(id).await?;
         }
-        if self.admitted.is_some() {
-            self.acknowledge(id).await?;
-        }
-        Ok(())
+        if self.admitted.is_some() { self.acknowledge(id).await } else { Ok(Done::NotYet) }
     }
 
     /// Asks to be counted. Holding the fleet's row keeps moves out until the declaration is visible.
@@ -233,9 +274,7 @@ impl Follower {
 
     /// Takes on the epochs that the ledger has opened since.
     async fn take_on(&mut self, id: i64) -> Result<(), sqlx::Error> {
-        let mut tx = self.fleet.ledger().begin().await?;
-        let entries = Entry::load_all(&mut tx, self.fleet.name(), id).await?;
-        tx.commit().await?;
+        let entries = Entry::load_known(&self.fleet, &self.migrations, id).await?;
         for (_, migration) in self.migrations.iter() {
             let entry = entries.iter().find(|entry| entry.is_of(migration));
             match (entry.and_then(|entry| Some((entry, entry.acknowledged?))), migration.at()) {
@@ -259,7 +298,7 @@ impl Follower {
     }
 
     /// Acknowledges what can be, and waits for a while for operations that stand in the way.
-    async fn acknowledge(&mut self, id: i64) -> Result<(), sqlx::Error> {
+    async fn acknowledge(&mut self, id: i64) -> Result<Done, sqlx::Error> {
         let began = Instant::now();
         let mut pause = COUNT.0;
         loop {
@@ -277,15 +316,16 @@ impl Follower {
                     open.push((migration.id(), i32::try_from(older).unwrap_or(i32::MAX)));
                 }
             }
-            if !ready.is_empty() {
-                self.record(id, &ready).await?;
+            if !ready.is_empty() && !self.record(id, &ready).await? {
+                return Ok(Done::NotYet);
             }
             if open.is_empty() {
-                return Ok(());
+                return Ok(Done::All);
             }
             if began.elapsed() > POLL {
                 // Say what is in the way and look at the ledger again: the lease may have ended meanwhile.
-                return self.report_open(id, &open).await;
+                self.report_open(id, &open).await?;
+                return Ok(Done::OperationsOpen);
             }
             sleep(pause).await;
             pause = (pause * 2).min(COUNT.1);
@@ -293,27 +333,25 @@ impl Follower {
     }
 
     /// Acknowledges these epochs, but none that a failover has lost: the same number may stand for another phase
-    /// by now, which the driver would then believe to be in use here.
-    async fn record(&mut self, id: i64, ready: &[(i32, i32, Phase)]) -> Result<(), sqlx::Error> {
-        let mut tx = self.fleet.ledger().begin().await?;
-        let mut recorded = Vec::new();
-        for (migration, epoch, phase) in ready {
-            let done = unnamed::query(
-                "update cutover.acknowledgements set epoch = $3, older_open = 0, waits_since = null \
-                 where instance_id = $1 and migration_id = $2 and epoch < $3 \
-                   and exists (select 1 from cutover.epochs where migration_id = $2 and epoch = $3 and phase = $4)",
-            )
-            .bind(id)
-            .bind(migration)
-            .bind(epoch)
-            .bind(phase.name())
-            .execute(&mut *tx)
-            .await?;
-            recorded.extend((done.rows_affected() == 1).then_some((*migration, *epoch)));
+    /// by now, which the driver would then believe to be in use here. `false` when there is such a one.
+    async fn record(&mut self, id: i64, ready: &[(i32, i32, Phase)]) -> Result<bool, sqlx::Error> {
+        let texts: Vec<String> = ready
+            .iter()
+            .map(|(migration, epoch, phase)| format!("({migration}, {epoch}, '{phase}')"))
+            .collect();
+        let statement = format!(
+            "update cutover.acknowledgements a set epoch = e.epoch, older_open = 0, waits_since = null \
+             from cutover.epochs e \
+             where a.instance_id = {id} and a.migration_id = e.migration_id and a.epoch < e.epoch \
+               and (e.migration_id, e.epoch, e.phase) in ({}) \
+             returning a.migration_id, a.epoch",
+            texts.join(", ")
+        );
+        let recorded = self.fleet.ledger().ask(statement).await?;
+        for row in &recorded {
+            self.acknowledged.insert(row.try_get("migration_id")?, row.try_get("epoch")?);
         }
-        tx.commit().await?;
-        self.acknowledged.extend(recorded);
-        Ok(())
+        Ok(recorded.len() == ready.len())
     }
 
     async fn report_open(&self, id: i64, open: &[(i32, i32)]) -> Result<(), sqlx::Error> {

@@ -1,7 +1,7 @@
 use std::borrow::Borrow;
 use std::fmt;
 
-use super::atomics::{AtomicU64, Ordering};
+use super::atomics::{AtomicU64, Ordering, thread_number};
 use crate::fleet::Lease;
 use crate::migration::phase::{Percent, Phase};
 
@@ -10,30 +10,30 @@ use crate::migration::phase::{Percent, Phase};
 /// From the low end: 4 bits phase (15: shut), 8 bits ramp percentage, 20 bits generation, 32 bits epoch.
 /// The generation counts how often the gate was shut: a pin from before doesn't count after.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Word(u64);
+pub(super) struct Word(u64);
 
 const SHUT: u64 = 15;
-const GENERATIONS: u64 = 1 << 20;
+pub(super) const GENERATIONS: u64 = 1 << 20;
 
 impl Word {
-    fn new(epoch: i32, generation: u64, at: Option<(Phase, Percent)>) -> Self {
+    pub(super) fn new(epoch: i32, generation: u64, at: Option<(Phase, Percent)>) -> Self {
         let (phase, ramp) = at.map_or((SHUT, 0), |(phase, ramp)| (phase as u64, u64::from(ramp.get())));
         Word(u64::from(epoch.unsigned_abs()) << 32 | (generation % GENERATIONS) << 12 | ramp << 4 | phase)
     }
 
-    fn phase(self) -> Option<Phase> {
+    pub(super) fn phase(self) -> Option<Phase> {
         Phase::from_index((self.0 & 15) as u8)
     }
 
-    fn ramp(self) -> Percent {
+    pub(super) fn ramp(self) -> Percent {
         Percent::new((self.0 >> 4) as u8).unwrap_or(Percent::ALL)
     }
 
-    fn generation(self) -> u64 {
+    pub(super) fn generation(self) -> u64 {
         (self.0 >> 12) % GENERATIONS
     }
 
-    fn epoch(self) -> i32 {
+    pub(super) fn epoch(self) -> i32 {
         (self.0 >> 32) as i32
     }
 
@@ -53,8 +53,12 @@ struct Shard([AtomicU64; 4]);
 /// Where operations of this instance enter a migration, each at the epoch in use at that moment.
 ///
 /// Entering is one load, one counter up and one more load; leaving is one counter down. The second load
-/// makes it exact: whoever counted himself in before the gate moved on is seen by the count that the
-/// acknowledgement waits for, and whoever did so after goes back and enters at the new epoch.
+/// makes it exact: whoever counted himself in before the agent looked at his counter is seen by the
+/// acknowledgement, and whoever did so after goes back and enters at the new epoch.
+///
+/// That rests on both of them *changing* the counter, which puts the two changes in an order. Whoever comes
+/// second reads what the first one wrote, and so everything that he did before: either the agent reads the
+/// operation's count, or the operation reads the agent's new word. No stronger ordering is needed.
 pub(super) struct Gate {
     word: AtomicU64,
     shards: Box<[Shard]>,
@@ -66,13 +70,14 @@ impl Gate {
         let shard = || Shard(std::array::from_fn(|_| AtomicU64::new(0)));
         Self {
             word: AtomicU64::new(Word::new(0, 0, None).0),
-            shards: (0..shards.max(1)).map(|_| shard()).collect(),
+            // A power of two, so that a shard is found without a division.
+            shards: (0..shards.next_power_of_two()).map(|_| shard()).collect(),
             lease,
         }
     }
 
     fn word(&self) -> Word {
-        Word(self.word.load(Ordering::SeqCst))
+        Word(self.word.load(Ordering::Acquire))
     }
 
     /// The epoch and phase at which operations enter; `None` while the gate is shut.
@@ -84,35 +89,36 @@ impl Gate {
     /// Lets operations enter at this epoch from now on. Only the agent calls this.
     pub(super) fn open(&self, epoch: i32, phase: Phase, ramp: Percent) {
         let generation = self.word().generation();
-        self.word.store(Word::new(epoch, generation, Some((phase, ramp))).0, Ordering::SeqCst);
+        self.word.store(Word::new(epoch, generation, Some((phase, ramp))).0, Ordering::Release);
     }
 
     /// Lets nobody enter, and makes every pin that is out worthless. Only the agent calls this.
     pub(super) fn shut(&self) {
         let now = self.word();
-        self.word.store(Word::new(now.epoch(), now.generation() + 1, None).0, Ordering::SeqCst);
+        self.word.store(Word::new(now.epoch(), now.generation() + 1, None).0, Ordering::Release);
     }
 
     /// How many operations that still hold are running at epochs older than the current one.
     pub(super) fn older_open(&self) -> u64 {
         let other = self.word().counter() ^ 1;
-        self.shards.iter().map(|shard| shard.0[other].load(Ordering::SeqCst)).sum()
+        // By adding nothing: a mere load would not put itself in order with the operations' own changes.
+        self.shards.iter().map(|shard| shard.0[other].fetch_add(0, Ordering::AcqRel)).sum()
     }
 
     /// Counts the caller in; `None` while the gate is shut.
     #[inline]
     fn enter(&self, shard: usize) -> Option<Ticket> {
-        // Never out of bounds: the remainder is below the length, which is at least one.
-        let shard = shard % self.shards.len();
+        // Never out of bounds: the length is a power of two.
+        let shard = shard & (self.shards.len() - 1);
         loop {
             let word = self.word();
             let phase = word.phase()?;
             let count = &self.shards[shard].0[word.counter()];
-            count.fetch_add(1, Ordering::SeqCst);
+            count.fetch_add(1, Ordering::AcqRel);
             if self.word() == word {
                 return Some(Ticket { word, phase, shard });
             }
-            count.fetch_sub(1, Ordering::SeqCst);
+            count.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
@@ -226,86 +232,5 @@ impl<G: Borrow<Gate>> Drop for Held<G> {
 impl<G: Borrow<Gate>> fmt::Debug for Held<G> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Held").field("epoch", &self.epoch()).field("phase", &self.phase()).finish()
-    }
-}
-
-/// A small number that differs between the threads that run at the same time.
-#[inline]
-fn thread_number() -> usize {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed));
-    // While a thread ends its locals are gone; any shard is right, this one is merely shared.
-    NUMBER.try_with(|number| *number).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn gate() -> Gate {
-        Gate::new(Lease::unlimited(), 4)
-    }
-
-    #[test]
-    fn a_word_holds_what_was_packed() {
-        for phase in Phase::ALL {
-            let word = Word::new(i32::MAX, GENERATIONS + 5, Some((phase, Percent::new(37).unwrap())));
-            assert_eq!((word.phase(), word.ramp().get()), (Some(phase), 37));
-            assert_eq!((word.epoch(), word.generation()), (i32::MAX, 5));
-        }
-        assert_eq!(Word::new(3, 0, None).phase(), None);
-    }
-
-    #[test]
-    fn a_shut_gate_lets_nobody_in() {
-        let gate = gate();
-        assert!(Pin::enter(&gate).is_none());
-        gate.open(1, Phase::Off, Percent::ALL);
-        assert_eq!(Pin::enter(&gate).expect("open").phase(), Phase::Off);
-        gate.shut();
-        assert!(Pin::enter(&gate).is_none());
-    }
-
-    #[test]
-    fn operations_at_the_older_epoch_are_counted_until_they_end() {
-        let gate = gate();
-        gate.open(1, Phase::Off, Percent::ALL);
-        let old = Pin::enter(&gate).expect("open");
-        gate.open(2, Phase::Expand, Percent::ALL);
-        let new = Pin::enter(&gate).expect("open");
-        assert_eq!((old.phase(), new.phase()), (Phase::Off, Phase::Expand));
-        assert_eq!(gate.older_open(), 1);
-        drop(new);
-        assert_eq!(gate.older_open(), 1);
-        drop(old);
-        assert_eq!(gate.older_open(), 0);
-    }
-
-    #[test]
-    fn a_pin_from_before_a_lapse_does_not_hold_after_it() {
-        let gate = gate();
-        gate.open(1, Phase::Off, Percent::ALL);
-        let pin = Pin::enter(&gate).expect("open");
-        assert!(pin.holds());
-        gate.shut();
-        gate.open(1, Phase::Off, Percent::ALL);
-        assert!(!pin.holds());
-        assert!(Pin::enter(&gate).expect("open").holds());
-    }
-
-    #[test]
-    fn a_pin_from_before_a_lapse_is_not_waited_for() {
-        let gate = gate();
-        gate.open(1, Phase::Off, Percent::ALL);
-        let hangs = Pin::enter(&gate).expect("open");
-        gate.shut();
-        gate.open(2, Phase::Expand, Percent::ALL);
-        assert_eq!(gate.older_open(), 0);
-        let old = Pin::enter(&gate).expect("open");
-        gate.open(3, Phase::Backfill, Percent::ALL);
-        assert_eq!(gate.older_open(), 1);
-        drop((hangs, old));
-        assert_eq!(gate.older_open(), 0);
     }
 }

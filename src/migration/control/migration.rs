@@ -3,12 +3,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
-use sqlx::PgPool;
-
-use super::fence::Isolation;
+use super::Error;
+use super::fence::{FencedPool, Isolation, PinnedTx};
 use super::gate::{Gate, Held, Pin};
 use super::plan::{DesiredPhase, FromLedger, Plan};
-use super::{Error, PinnedTx};
 use crate::fleet::Lease;
 use crate::migration::phase::{Phase, PhaseRange};
 
@@ -16,23 +14,30 @@ use crate::migration::phase::{Phase, PhaseRange};
 const ATTEMPTS: u32 = 14;
 
 /// What a build declares about a migration.
+///
+/// ```
+/// use std::time::Duration;
+/// use cutover::migration::{Phase, PhaseRange, control::Spec};
+///
+/// // A build that has no code for the old side any more.
+/// let spec = Spec::new("payment_status", PhaseRange::starting(Phase::Retire)).soak(Duration::from_secs(3600));
+/// ```
 #[derive(Debug, Clone)]
+#[must_use = "a declaration does nothing until an agent is started with it"]
 pub struct Spec {
-    /// The migration's name, the same in every build, in flags and on the command line.
-    pub name: String,
-    /// The phases that this build can run.
-    pub range: PhaseRange,
-    /// What has to be done to schema and data; `None` in a build that only takes part.
-    pub plan: Option<Arc<dyn Plan>>,
-    /// Where the desired phase comes from.
-    pub desired: Arc<dyn DesiredPhase>,
-    /// How long `retire` has to last before the old side may be dropped.
-    pub soak: Duration,
+    pub(crate) name: String,
+    pub(crate) range: PhaseRange,
+    pub(crate) plan: Option<Arc<dyn Plan>>,
+    pub(crate) desired: Arc<dyn DesiredPhase>,
+    pub(crate) soak: Duration,
 }
 
 impl Spec {
-    /// A migration that this build can run in these phases, with the desired phase in the ledger and a soak
-    /// time of a day.
+    /// A migration of this name (the same in every build, in flags and on the command line), and the phases of it
+    /// that this build can run.
+    ///
+    /// Without more, the desired phase is the ledger's, `retire` lasts a day at least, and schema and data are
+    /// somebody else's affair.
     pub fn new(name: impl Into<String>, range: PhaseRange) -> Self {
         Self {
             name: name.into(),
@@ -41,6 +46,25 @@ impl Spec {
             desired: Arc::new(FromLedger),
             soak: Duration::from_secs(24 * 60 * 60),
         }
+    }
+
+    /// What has to be done to schema and data, such as a
+    /// [`ColumnMigration`](crate::migration::data::ColumnMigration).
+    pub fn plan(mut self, plan: impl Plan + 'static) -> Self {
+        self.plan = Some(Arc::new(plan));
+        self
+    }
+
+    /// Where the desired phase comes from.
+    pub fn desired(mut self, source: impl DesiredPhase + 'static) -> Self {
+        self.desired = Arc::new(source);
+        self
+    }
+
+    /// How long `retire` has to last before the old side may be dropped. Default a day.
+    pub fn soak(mut self, time: Duration) -> Self {
+        self.soak = time;
+        self
     }
 }
 
@@ -82,6 +106,7 @@ impl Migration {
         self.inner.id.store(id, Ordering::SeqCst);
     }
 
+    #[inline]
     pub(super) fn gate(&self) -> &Gate {
         &self.inner.gate
     }
@@ -120,7 +145,9 @@ impl Migration {
         if pin.holds() { Ok(value) } else { Err(Error::NotInFleet.into()) }
     }
 
-    /// Begins a transaction at the current epoch, with the fence in the same message as `BEGIN`.
+    /// Begins a transaction at the current epoch, with the fence in the same round trip as `BEGIN`.
+    ///
+    /// `pool` is a `sqlx::PgPool` or, with the cargo feature `deadpool`, a `deadpool_postgres::Pool`.
     ///
     /// A refusal because the migration has just moved on is no error: the transaction is begun again at the new
     /// epoch, a few times at most. Nothing of the caller's has run by then.
@@ -132,7 +159,7 @@ impl Migration {
     /// # Cancel safety
     ///
     /// Safe: a transaction that nobody waits for any more is rolled back.
-    pub async fn begin(&self, pool: &PgPool) -> Result<PinnedTx, Error> {
+    pub async fn begin<P: FencedPool>(&self, pool: &P) -> Result<PinnedTx<P::Transaction>, Error> {
         self.begin_isolated(pool, Isolation::default()).await
     }
 
@@ -145,11 +172,15 @@ impl Migration {
     /// # Cancel safety
     ///
     /// As [`Migration::begin`].
-    pub async fn begin_isolated(&self, pool: &PgPool, isolation: Isolation) -> Result<PinnedTx, Error> {
+    pub async fn begin_isolated<P: FencedPool>(
+        &self,
+        pool: &P,
+        isolation: Isolation,
+    ) -> Result<PinnedTx<P::Transaction>, Error> {
         let mut attempt = 1;
         loop {
             let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
-            match PinnedTx::begin(pool, isolation, self, pin).await {
+            match PinnedTx::begin(pool, isolation, self, pin).await.map_err(Error::or_refusal) {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     // The next epoch is on its way to this instance already.
                     tokio::time::sleep(Duration::from_millis(5) * attempt).await;

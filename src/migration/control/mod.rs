@@ -8,8 +8,9 @@ mod error;
 mod fence;
 mod follower;
 mod gate;
+#[cfg(test)]
+mod gate_tests;
 mod migration;
-mod notices;
 mod people;
 mod plan;
 mod turn;
@@ -18,7 +19,9 @@ mod view;
 pub use agent::Agent;
 pub use driver::DriverOptions;
 pub use error::Error;
-pub use fence::{Isolation, PinnedTx};
+#[cfg(feature = "deadpool")]
+pub use fence::DeadpoolTx;
+pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
 pub use gate::Pin;
 pub use migration::{Migration, Spec};
 pub use people::{

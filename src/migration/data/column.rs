@@ -16,7 +16,6 @@ use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 /// on nothing but the row.
 ///
 /// ```
-/// use std::sync::Arc;
 /// use cutover::migration::PhaseRange;
 /// use cutover::migration::control::Spec;
 /// use cutover::migration::data::{ColumnMigration, InvalidPlan};
@@ -28,9 +27,7 @@ use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 ///         .forward("lower(trim(old_payment_status))")
 ///         .backward("upper(new_payment_status)")
 ///         .build()?;
-///     let mut spec = Spec::new("payment-status", PhaseRange::FULL);
-///     spec.plan = Some(Arc::new(plan));
-///     Ok(spec)
+///     Ok(Spec::new("payment-status", PhaseRange::FULL).plan(plan))
 /// }
 /// ```
 ///

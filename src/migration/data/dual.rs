@@ -1,7 +1,7 @@
 use std::fmt;
 
 use super::Key;
-use crate::migration::control::{Error, Migration, Pin, PinnedTx};
+use crate::migration::control::{Error, FencedTransaction, Migration, Pin, PinnedTx};
 use crate::migration::phase::{Percent, Phase, Side};
 
 /// Two repositories, one for each side, that look like one.
@@ -76,7 +76,8 @@ impl<O, N> DualWrite<O, N> {
     /// # Errors
     ///
     /// [`Error::OtherMigration`] for a transaction that was begun at another migration.
-    pub fn writes(&self, tx: &PinnedTx) -> Result<Writes<'_, O, N>, Error> {
+    #[inline]
+    pub fn writes<T: FencedTransaction>(&self, tx: &PinnedTx<T>) -> Result<Writes<'_, O, N>, Error> {
         self.check(tx)?;
         let phase = tx.phase();
         Ok(match (phase.writes(Side::Old), phase.writes(Side::New)) {
@@ -95,6 +96,7 @@ impl<O, N> DualWrite<O, N> {
     /// # Errors
     ///
     /// [`Error::NotInFleet`].
+    #[inline]
     pub fn read(&self, key: Key) -> Result<Reading<'_, O, N>, Error> {
         let pin = self.migration.pin()?;
         Ok(Reading { reads: self.side(key, pin.phase(), pin.ramp()), pin })
@@ -105,11 +107,17 @@ impl<O, N> DualWrite<O, N> {
     /// # Errors
     ///
     /// [`Error::OtherMigration`] for a transaction that was begun at another migration.
-    pub fn read_in(&self, tx: &PinnedTx, key: Key) -> Result<Reads<'_, O, N>, Error> {
+    #[inline]
+    pub fn read_in<T: FencedTransaction>(
+        &self,
+        tx: &PinnedTx<T>,
+        key: Key,
+    ) -> Result<Reads<'_, O, N>, Error> {
         self.check(tx)?;
         Ok(self.side(key, tx.phase(), tx.ramp()))
     }
 
+    #[inline]
     fn side(&self, key: Key, phase: Phase, ramp: Percent) -> Reads<'_, O, N> {
         match key.side(phase, ramp, self.seed) {
             Side::Old => Reads::Old(&self.old),
@@ -117,7 +125,8 @@ impl<O, N> DualWrite<O, N> {
         }
     }
 
-    fn check(&self, tx: &PinnedTx) -> Result<(), Error> {
+    #[inline]
+    fn check<T: FencedTransaction>(&self, tx: &PinnedTx<T>) -> Result<(), Error> {
         if tx.is_of(&self.migration) { Ok(()) } else { Err(Error::OtherMigration) }
     }
 }
@@ -167,6 +176,7 @@ pub struct Reading<'a, O, N> {
 
 impl<'a, O, N> Reading<'a, O, N> {
     /// The side to read.
+    #[inline]
     pub fn side(&self) -> &Reads<'a, O, N> {
         &self.reads
     }
@@ -176,6 +186,7 @@ impl<'a, O, N> Reading<'a, O, N> {
     /// # Errors
     ///
     /// [`Error::NotInFleet`]: the value may be out of date.
+    #[inline]
     pub fn finish<T, E: From<Error>>(self, value: T) -> Result<T, E> {
         if self.pin.holds() { Ok(value) } else { Err(Error::NotInFleet.into()) }
     }

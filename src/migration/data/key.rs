@@ -42,10 +42,11 @@ impl Key {
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll, Vo; RFC 9923). Integers don't depend on the platform, unlike with most
-/// hashers.
+/// hashers. Inlined, so that outside of `ramp`, where no key is asked for, no hash is worked out.
 struct Fnv(u64);
 
 impl Fnv {
+    #[inline]
     fn new() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
@@ -59,26 +60,32 @@ impl Hasher for Fnv {
         }
     }
 
+    #[inline]
     fn write_u16(&mut self, n: u16) {
         self.write(&n.to_le_bytes());
     }
 
+    #[inline]
     fn write_u32(&mut self, n: u32) {
         self.write(&n.to_le_bytes());
     }
 
+    #[inline]
     fn write_u64(&mut self, n: u64) {
         self.write(&n.to_le_bytes());
     }
 
+    #[inline]
     fn write_u128(&mut self, n: u128) {
         self.write(&n.to_le_bytes());
     }
 
+    #[inline]
     fn write_usize(&mut self, n: usize) {
         self.write_u64(n as u64);
     }
 
+    #[inline]
     fn finish(&self) -> u64 {
         self.0
     }

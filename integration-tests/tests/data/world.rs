@@ -1,12 +1,11 @@
 //! A table `orders` in a database of its own, and instances of a fleet that migrate a column of it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use cutover::fleet::{Fleet as Membership, FleetOptions, Ledger};
 use cutover::health::Health;
 use cutover::migration::PhaseRange;
-use cutover::migration::control::{Agent, DriverOptions, Migration, Plan, Spec};
+use cutover::migration::control::{Agent, DriverOptions, Migration, Spec};
 use cutover::migration::data::{BatchOptions, ColumnMigration, InvalidPlan};
 use cutover::release::Release;
 use cutover_testkit::{KitError, Postgres, wait_until};
@@ -71,9 +70,10 @@ impl World {
         let ledger = Ledger::open(self.url.parse()?).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
         let fleet = Membership::join(ledger, &release, FleetOptions::default(), &health).await?;
-        let mut spec = Spec::new("status", PhaseRange::FULL);
-        spec.plan = plan.map(|plan| Arc::new(plan) as Arc<dyn Plan>);
-        spec.soak = Duration::ZERO;
+        let mut spec = Spec::new("status", PhaseRange::FULL).soak(Duration::ZERO);
+        if let Some(plan) = plan {
+            spec = spec.plan(plan);
+        }
         let specs = vec![spec, Spec::new("other", PhaseRange::FULL)];
         let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
         let migration = agent.migration("status").ok_or("declared")?;

@@ -1,12 +1,10 @@
 //! A whole migration of a column under writers that go through the generated repository.
 
-mod common;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Fleet, Outcome, World};
+use crate::world::{Fleet, Outcome, World};
 use cutover::migration::Phase;
 use cutover::migration::control::{Error, PinnedTx};
 use cutover::migration::data::{DualWrite, Key, Reads};

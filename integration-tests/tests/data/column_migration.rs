@@ -1,10 +1,8 @@
 //! The work on schema and rows of a column migration, one hazard at a time.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Fleet, Outcome, World};
+use crate::world::{Fleet, Outcome, World};
 use cutover::migration::control::{Error, Plan, PlanError, Task};
 use cutover::migration::data::ColumnMigration;
 use cutover_testkit::wait_until;

@@ -2,10 +2,11 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, PgTransaction};
+use sqlx::PgConnection;
 
-use super::gate::{Gate, Held};
-use super::{Error, Migration};
+use super::SqlxTx;
+use crate::migration::control::gate::{Gate, Held};
+use crate::migration::control::{Error, Migration};
 use crate::migration::phase::{Percent, Phase};
 
 /// How a pinned transaction is isolated from others.
@@ -22,7 +23,7 @@ pub enum Isolation {
 }
 
 impl Isolation {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Isolation::ReadCommitted => "read committed",
             Isolation::RepeatableRead => "repeatable read",
@@ -31,44 +32,66 @@ impl Isolation {
     }
 }
 
-/// A transaction that is pinned to an epoch and has passed the fence.
-///
-/// Dereferences to the connection, so queries run on `&mut **tx`. A repository that takes this type can't be
-/// called with an unpinned connection. Dropped without [`PinnedTx::commit`] it is rolled back.
-#[must_use = "a transaction that is dropped is rolled back"]
-pub struct PinnedTx {
-    tx: PgTransaction<'static>,
-    // Declared last, dropped last: until the rollback has been queued, the operation counts.
-    pin: Held<Arc<Gate>>,
+/// What the fence is asked.
+#[derive(Debug)]
+pub struct Call {
+    pub(super) isolation: Isolation,
+    pub(super) migration: i32,
+    // Held for as long as the transaction may be open.
+    pub(super) pin: Held<Arc<Gate>>,
 }
 
-impl PinnedTx {
+/// A pool on which [`Migration::begin`] begins transactions: `sqlx::PgPool` and, with the cargo feature
+/// `deadpool`, `deadpool_postgres::Pool`. It can't be implemented elsewhere.
+pub trait FencedPool: Send + Sync {
+    /// The pool's own kind of transaction.
+    type Transaction: FencedTransaction;
+
+    /// Begins and passes the fence. Dropped or refused, it leaves no connection inside a transaction.
+    #[doc(hidden)]
+    fn begin(&self, call: Call) -> impl Future<Output = Result<PinnedTx<Self::Transaction>, Error>> + Send;
+}
+
+/// What is inside of a [`PinnedTx`]. It can't be implemented elsewhere.
+pub trait FencedTransaction: Sized + Send {
+    /// What queries run on.
+    type Connection;
+
+    #[doc(hidden)]
+    fn connection(&self) -> &Self::Connection;
+
+    #[doc(hidden)]
+    fn commit(self, _: Ending) -> impl Future<Output = Result<(), Error>> + Send;
+
+    #[doc(hidden)]
+    fn rollback(self, _: Ending) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// Only [`PinnedTx`] ends a transaction.
+#[derive(Debug)]
+pub struct Ending(());
+
+/// A transaction that is pinned to an epoch and has passed the fence.
+///
+/// Dereferences to the connection: with `sqlx` queries run on `&mut *tx`, with `deadpool` its methods are those
+/// of a `deadpool_postgres` client. A repository that takes this type can't be called with an unpinned
+/// connection. Dropped without [`PinnedTx::commit`] it is rolled back.
+#[must_use = "a transaction that is dropped is rolled back"]
+pub struct PinnedTx<T: FencedTransaction = SqlxTx> {
+    pub(super) tx: T,
+    // Declared last, dropped last: until the rollback has been queued, the operation counts.
+    pub(super) pin: Held<Arc<Gate>>,
+}
+
+impl<T: FencedTransaction> PinnedTx<T> {
     /// See [`Migration::begin`].
-    pub(super) async fn begin(
-        pool: &PgPool,
+    pub(in crate::migration::control) async fn begin(
+        pool: &impl FencedPool<Transaction = T>,
         isolation: Isolation,
         migration: &Migration,
         pin: Held<Arc<Gate>>,
     ) -> Result<Self, Error> {
-        // One simple-query message carries everything, so the fence costs no round trip. The server runs such
-        // a message as one transaction, which the `begin` at its end turns into one that stays open. `begin`
-        // comes last so that a refusal leaves the connection outside of any transaction: `sqlx` would take it
-        // for clean in either case. Only numbers and names of our own go into the text.
-        let statement = format!(
-            "set transaction isolation level {}; select cutover.fence({}, {}, '{}'); begin",
-            isolation.name(),
-            migration.id(),
-            pin.epoch(),
-            pin.phase()
-        );
-        let pool = pool.clone();
-        // In a task of its own, because `sqlx` does not notice when it is dropped between sending `begin` and
-        // the answer: the connection would go back to the pool inside a transaction. The task always ends.
-        let begun = tokio::spawn(async move {
-            let tx = pool.begin_with(AssertSqlSafe(statement)).await.map_err(Error::from_fence)?;
-            Ok(Self { tx, pin })
-        });
-        begun.await.unwrap_or(Err(Error::NotInFleet))
+        pool.begin(Call { isolation, migration: migration.id(), pin }).await
     }
 
     /// The phase that the transaction runs at.
@@ -103,7 +126,7 @@ impl PinnedTx {
     pub async fn commit(self) -> Result<(), Error> {
         // The pin lives until the answer is there.
         let Self { tx, pin: _pin } = self;
-        Ok(tx.commit().await?)
+        tx.commit(Ending(())).await
     }
 
     /// Rolls back and waits until that has happened.
@@ -117,25 +140,25 @@ impl PinnedTx {
     /// Safe: a dropped rollback is done before the connection is used again.
     pub async fn rollback(self) -> Result<(), Error> {
         let Self { tx, pin: _pin } = self;
-        Ok(tx.rollback().await?)
+        tx.rollback(Ending(())).await
     }
 }
 
-impl Deref for PinnedTx {
-    type Target = PgConnection;
+impl<T: FencedTransaction> Deref for PinnedTx<T> {
+    type Target = T::Connection;
 
-    fn deref(&self) -> &PgConnection {
-        &self.tx
+    fn deref(&self) -> &T::Connection {
+        self.tx.connection()
     }
 }
 
 impl DerefMut for PinnedTx {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.tx
+        self.tx.connection_mut()
     }
 }
 
-impl fmt::Debug for PinnedTx {
+impl<T: FencedTransaction> fmt::Debug for PinnedTx<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PinnedTx").field("pin", &self.pin).finish_non_exhaustive()
     }

@@ -1,0 +1,49 @@
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::health::Health;
+use cutover::migration::control::{Agent, DriverOptions, Migration, Spec};
+use cutover::migration::{Phase, PhaseRange};
+use cutover::release::Release;
+use cutover_testkit::{Postgres, PostgresOptions, wait_until};
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+
+/// A server of its own, which waits for the disk as a real one does.
+pub(crate) async fn server(settings: &[(&str, &str)]) -> Result<Postgres> {
+    let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Ok(Postgres::start(PostgresOptions { fsync: true, settings }).await?)
+}
+
+/// One simulated instance with one migration.
+pub(crate) struct Instance {
+    pub(crate) migration: Migration,
+    _agent: Agent,
+}
+
+impl Instance {
+    pub(crate) async fn start(ledger: Ledger, name: String) -> Result<Self> {
+        let release = Release::new("bench", "stable")?.with_instance(&name)?;
+        let health = Health::new();
+        let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
+        let spec = Spec::new("bench", PhaseRange::FULL).soak(Duration::ZERO);
+        let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
+        let migration = agent.migration("bench").context("declared")?;
+        Ok(Self { migration, _agent: agent })
+    }
+
+    pub(crate) async fn at(&self, phase: Phase) -> Result<()> {
+        let arrived = async || anyhow::Ok(self.migration.at().is_some_and(|at| at.1 == phase));
+        Ok(wait_until(&format!("arrival at {phase}"), LIMIT, arrived).await?)
+    }
+}
+
+/// One instance on a server of its own, in `off`.
+pub(crate) async fn alone() -> Result<(Postgres, String, Instance)> {
+    let postgres = server(&[]).await?;
+    let url = postgres.create_database("bench").await?;
+    let instance = Instance::start(Ledger::open(url.parse()?).await?, "alone".into()).await?;
+    instance.at(Phase::Off).await?;
+    Ok((postgres, url, instance))
+}

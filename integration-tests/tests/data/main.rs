@@ -1,0 +1,6 @@
+//! The two sides of a migration on a real Postgres, each test in a database of its own.
+
+mod column_migration;
+mod deadpool;
+mod dual_write;
+mod world;

@@ -1,0 +1,78 @@
+use std::fmt;
+
+use deadpool_postgres::{ClientWrapper, Object, Pool};
+use futures_util::FutureExt;
+use futures_util::future::join;
+
+use super::pinned::{Call, Ending, FencedPool, FencedTransaction, PinnedTx};
+use crate::migration::control::Error;
+
+const FENCE: &str = "select cutover.fence($1, $2, $3)";
+
+impl FencedPool for Pool {
+    type Transaction = DeadpoolTx;
+
+    async fn begin(&self, call: Call) -> Result<PinnedTx<DeadpoolTx>, Error> {
+        let client = self.get().await?;
+        // A round trip of its own once per connection.
+        let fence = client.prepare_cached(FENCE).await?;
+        let begin = format!("begin isolation level {}", call.isolation.name());
+        let (epoch, phase) = (call.pin.epoch(), call.pin.phase().name());
+        // From here on a drop rolls back, also where nothing has been begun yet.
+        let pinned = PinnedTx { tx: DeadpoolTx { client, open: true }, pin: call.pin };
+        // Both are sent before either is answered.
+        let (begun, passed) =
+            join(pinned.batch_execute(&begin), pinned.execute(&fence, &[&call.migration, &epoch, &phase]))
+                .await;
+        begun?;
+        passed?;
+        Ok(pinned)
+    }
+}
+
+/// A transaction on a connection of a `deadpool_postgres::Pool`, inside of a [`PinnedTx`].
+pub struct DeadpoolTx {
+    client: Object,
+    open: bool,
+}
+
+impl DeadpoolTx {
+    async fn end(mut self, statement: &str) -> Result<(), Error> {
+        self.client.batch_execute(statement).await?;
+        self.open = false;
+        Ok(())
+    }
+}
+
+impl Drop for DeadpoolTx {
+    fn drop(&mut self) {
+        if self.open {
+            // Asking once sends the message; the server reads it before anything that the connection's next
+            // user sends. Where the transaction has ended already it does nothing.
+            let _ = self.client.batch_execute("rollback").now_or_never();
+        }
+    }
+}
+
+impl FencedTransaction for DeadpoolTx {
+    // Shared only: a mutable client could begin a transaction within this one, and commit both.
+    type Connection = ClientWrapper;
+
+    fn connection(&self) -> &ClientWrapper {
+        &self.client
+    }
+
+    async fn commit(self, _: Ending) -> Result<(), Error> {
+        self.end("commit").await
+    }
+
+    async fn rollback(self, _: Ending) -> Result<(), Error> {
+        self.end("rollback").await
+    }
+}
+
+impl fmt::Debug for DeadpoolTx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeadpoolTx").finish_non_exhaustive()
+    }
+}
