@@ -95,6 +95,10 @@ impl Gate {
     /// Lets nobody enter, and makes every pin that is out worthless. Only the agent calls this.
     pub(super) fn shut(&self) {
         let now = self.word();
+        if now.phase().is_none() {
+            // Nobody has entered since. To count on would give the next life the counters of the last one.
+            return;
+        }
         self.word.store(Word::new(now.epoch(), now.generation() + 1, None).0, Ordering::Release);
     }
 
