@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::agent::register;
 use super::migration::{Migration, Spec};
+use super::view::named;
 use crate::fleet::{Fleet, Membership, NOT_HEARING, unnamed};
 use crate::health::Signal;
 use crate::migration::phase::{Percent, Phase, PhaseRange, may_acknowledge, may_join};
@@ -37,15 +38,14 @@ struct Entry {
 
 impl Entry {
     fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let phase = |text: String| text.parse::<Phase>().map_err(|e| sqlx::Error::Decode(Box::new(e)));
         let ramp: i16 = row.try_get("ramp_percent")?;
         Ok(Self {
             id: row.try_get("id")?,
             fleet: row.try_get("fleet")?,
             name: row.try_get("name")?,
             epoch: row.try_get("epoch")?,
-            phase: phase(row.try_get("phase")?)?,
-            also: row.try_get::<Option<String>, _>("also")?.map(phase).transpose()?,
+            phase: named(row.try_get("phase")?)?,
+            also: row.try_get::<Option<&str>, _>("also")?.map(named).transpose()?,
             acknowledged: row.try_get("acknowledged")?,
             ramp: u8::try_from(ramp).ok().and_then(Percent::new).unwrap_or(Percent::ALL),
         })

@@ -21,9 +21,13 @@ pub(super) struct Station {
     pub(super) facts: Facts,
 }
 
+/// The phase of this name in the ledger.
+pub(super) fn named(phase: &str) -> Result<Phase, sqlx::Error> {
+    phase.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+}
+
 fn parse_phase(row: &PgRow, column: &str) -> Result<Phase, sqlx::Error> {
-    let text: String = row.try_get(column)?;
-    text.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+    named(row.try_get(column)?)
 }
 
 impl Station {
