@@ -1,6 +1,8 @@
 //! The command line: what a person at a terminal, or a pipeline, asks of the ledger.
 #![allow(clippy::print_stderr, reason = "a command speaks on its terminal")]
 
+mod canary;
+mod http;
 mod text;
 
 use std::io::Write;
@@ -69,6 +71,10 @@ enum Command {
         #[arg(long, default_value = "")]
         reason: String,
     },
+    /// Judge a canary by what Prometheus has of it and of the stable version
+    ///
+    /// Exit status: 0 it may go on; 1 it failed; 3 Prometheus can't be asked; 4 too few requests to say.
+    Canary(Box<canary::Canary>),
     /// Show what happened, the latest first
     History {
         /// Only this one: `name` or `fleet/name`
@@ -82,6 +88,9 @@ enum Command {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Command::Canary(canary) = arguments.command {
+        return canary::run(*canary, arguments.json).await;
+    }
     let Some(url) = &arguments.database_url else {
         eprintln!("cutover: no database: set DATABASE_URL or give --database-url");
         return ExitCode::from(2);
@@ -130,7 +139,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
     // Only `install` installs.
     let ledger = Ledger::existing(options).await?;
     match &arguments.command {
-        Command::Install { .. } => {}
+        Command::Install { .. } | Command::Canary(_) => {}
         Command::Status { migration, watch } => loop {
             let reports = report(&ledger, migration.as_deref()).await?;
             let clear = if *watch { "\x1b[H\x1b[2J" } else { "" };

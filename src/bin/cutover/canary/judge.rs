@@ -1,0 +1,449 @@
+//! The decision: a function of what was observed and of limits, of nothing else.
+
+use serde::Serialize;
+
+use super::statistics::{Share, above, beyond, enough, higher_rate, is_enough};
+
+/// What one version did within the window.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(super) struct Observed {
+    /// Requests that ended.
+    pub(super) requests: f64,
+    /// Those of them that failed by the service's own fault.
+    pub(super) failed: f64,
+    /// Those of them that the client, or a proxy that lost its patience, gave up.
+    pub(super) given_up: f64,
+    /// How many took at most so many seconds, by rising bounds; the last bound is infinite.
+    pub(super) buckets: Vec<(f64, f64)>,
+    /// The sum of all durations, in seconds.
+    pub(super) seconds: f64,
+}
+
+/// What is asked of a canary.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Limits {
+    /// The highest share of failures, whatever the stable version does.
+    pub(super) errors: f64,
+    /// The highest 99th percentile in seconds, whatever the stable version does.
+    pub(super) p99: f64,
+    /// A worsening by this factor has to be noticed.
+    pub(super) times: f64,
+    /// The probability that a canary like the stable version fails.
+    pub(super) false_alarms: f64,
+    /// The probability that a canary which is worse by the factor passes.
+    pub(super) misses: f64,
+    /// How often it is looked at; each look takes its part of the false alarms.
+    pub(super) looks: u32,
+}
+
+/// A rate below this part of the limit counts as this part when it is asked how many requests are enough. From a half a
+/// doubling reaches the limit.
+const FLOOR: f64 = 0.5;
+/// A canary whose rate is below this part of the limit does not fail by comparison: three failures at a start are no
+/// reason to go back.
+const NEGLIGIBLE: f64 = 0.1;
+/// A difference below this factor is none, however many requests show it.
+const NOTABLE: f64 = 1.25;
+/// The comparisons that can each raise a false alarm.
+const TESTS: f64 = 5.0;
+/// The share of requests that may be slower than the 99th percentile.
+const TAIL: f64 = 0.01;
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Outcome {
+    Pass,
+    /// Too few requests to say anything.
+    Undecided,
+    Fail,
+}
+
+/// One question and its answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Finding {
+    pub(super) question: &'static str,
+    pub(super) outcome: Outcome,
+    pub(super) why: String,
+}
+
+/// The answer in whole.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Verdict {
+    pub(super) outcome: Outcome,
+    pub(super) findings: Vec<Finding>,
+}
+
+impl Verdict {
+    pub(super) fn new(findings: Vec<Finding>) -> Self {
+        let outcome = findings.iter().map(|finding| finding.outcome).max().unwrap_or(Outcome::Undecided);
+        Self { outcome, findings }
+    }
+
+    /// Data that is missing fails a canary: nobody knows what it does.
+    pub(super) fn missing(why: impl Into<String>) -> Self {
+        Self::new(vec![Finding { question: "data", outcome: Outcome::Fail, why: why.into() }])
+    }
+}
+
+/// Judges a canary by what it and the stable version did at the same time.
+pub(super) fn judge(canary: &Observed, stable: &Observed, limits: &Limits) -> Verdict {
+    for (name, observed) in [("canary", canary), ("stable version", stable)] {
+        if let Some(why) = nonsense(observed) {
+            return Verdict::missing(format!("the {name}'s numbers can't be used: {why}"));
+        }
+        if observed.requests < 1.0 {
+            return Verdict::missing(format!("the {name} got no requests within the window"));
+        }
+    }
+    let case = Case { canary, stable, limits, alpha: limits.false_alarms / TESTS / f64::from(limits.looks) };
+    Verdict::new(vec![
+        case.samples(),
+        case.errors_compared(),
+        case.errors_limited(),
+        case.tail_compared(),
+        case.mean_compared(),
+        case.p99_limited(),
+    ])
+}
+
+fn nonsense(observed: &Observed) -> Option<String> {
+    let Observed { requests, failed, given_up, buckets, seconds } = observed;
+    let numbers = [*requests, *failed, *given_up, *seconds].into_iter();
+    if !numbers.chain(buckets.iter().map(|bucket| bucket.1)).all(|number| number.is_finite() && number >= 0.0)
+    {
+        return Some("one of them is not a number, or below zero".into());
+    }
+    let ends = buckets.last().is_some_and(|(bound, _)| *bound == f64::INFINITY);
+    if !ends || !buckets.is_sorted_by(|low, high| low.0 < high.0) {
+        return Some("the histogram has no bucket without bound".into());
+    }
+    None
+}
+
+struct Case<'a> {
+    canary: &'a Observed,
+    stable: &'a Observed,
+    limits: &'a Limits,
+    /// The probability of a false alarm that one comparison has at one look.
+    alpha: f64,
+}
+
+impl Case<'_> {
+    /// Whether there are enough requests for a pass to mean anything.
+    fn samples(&self) -> Finding {
+        let Limits { errors, times, misses, .. } = *self.limits;
+        let rate = failures(self.stable).rate().max(errors * FLOOR);
+        let (canary, stable) = (self.canary.requests, self.stable.requests);
+        let (outcome, why) = if is_enough(canary, stable, rate, times, self.alpha, misses) {
+            (Outcome::Pass, format!("{canary:.0} requests of the canary, {stable:.0} of the stable version"))
+        } else {
+            let needed = enough(stable / canary, rate, times, self.alpha, misses);
+            let why = format!(
+                "{canary:.0} requests of the canary are too few: about {needed:.0} show with {:.0} % certainty \
+                 whether a failure rate of {} has become {times:.1} times as high",
+                100.0 * (1.0 - misses),
+                percent(rate)
+            );
+            (Outcome::Undecided, why)
+        };
+        Finding { question: "samples", outcome, why }
+    }
+
+    fn errors_compared(&self) -> Finding {
+        let (canary, stable) = (failures(self.canary), failures(self.stable));
+        let negligible = self.limits.errors * NEGLIGIBLE;
+        self.compared("errors against stable", "failed or were given up", canary, stable, negligible)
+    }
+
+    fn errors_limited(&self) -> Finding {
+        let failed = Share { hits: self.canary.failed, of: self.canary.requests };
+        self.limited("errors against the limit", "failed", failed, self.limits.errors)
+    }
+
+    /// How many are slower than nearly all of the stable version's.
+    fn tail_compared(&self) -> Finding {
+        let bound = self
+            .stable
+            .buckets
+            .iter()
+            .find(|(_, count)| self.stable.requests - count <= TAIL * self.stable.requests)
+            .map_or(f64::INFINITY, |bucket| bucket.0);
+        if bound == f64::INFINITY {
+            let why = "the stable version's 99th percentile is above the histogram's last bound".into();
+            return Finding { question: "slow requests against stable", outcome: Outcome::Pass, why };
+        }
+        let (canary, stable) = (slower(self.canary, bound), slower(self.stable, bound));
+        let what = format!("took longer than {}", time(bound));
+        self.compared("slow requests against stable", &what, canary, stable, TAIL * FLOOR)
+    }
+
+    /// A doubling can stay within one bucket; the sum shows it.
+    fn mean_compared(&self) -> Finding {
+        let (canary, stable) = (mean(self.canary), mean(self.stable));
+        let error = (spread(self.canary) + spread(self.stable)).sqrt();
+        let p = beyond((canary - stable) / error);
+        let worse = p <= self.alpha && canary >= NOTABLE * stable;
+        let why = format!(
+            "{} on average, {} on the stable version{}",
+            time(canary),
+            time(stable),
+            if worse { chance(p) } else { String::new() }
+        );
+        Finding { question: "mean duration against stable", outcome: fail_if(worse), why }
+    }
+
+    fn p99_limited(&self) -> Finding {
+        let limit = self.limits.p99;
+        let bound =
+            self.canary.buckets.iter().find(|(bound, _)| *bound >= limit).map_or(f64::INFINITY, |b| b.0);
+        let what = format!("took longer than {}", time(bound));
+        self.limited("slow requests against the limit", &what, slower(self.canary, bound), TAIL)
+    }
+
+    fn compared(
+        &self,
+        question: &'static str,
+        what: &str,
+        canary: Share,
+        stable: Share,
+        negligible: f64,
+    ) -> Finding {
+        let p = higher_rate(canary, stable);
+        let worse =
+            p <= self.alpha && canary.rate() >= NOTABLE * stable.rate() && canary.rate() >= negligible;
+        let why = format!(
+            "{} {what}, {} on the stable version{}",
+            percent(canary.rate()),
+            percent(stable.rate()),
+            if worse { chance(p) } else { String::new() }
+        );
+        Finding { question, outcome: fail_if(worse), why }
+    }
+
+    fn limited(&self, question: &'static str, what: &str, share: Share, limit: f64) -> Finding {
+        let p = above(share, limit);
+        let over = p <= self.alpha;
+        let why = format!(
+            "{} {what}, {} are allowed{}",
+            percent(share.rate()),
+            percent(limit),
+            if over { chance(p) } else { String::new() }
+        );
+        Finding { question, outcome: fail_if(over), why }
+    }
+}
+
+fn fail_if(worse: bool) -> Outcome {
+    if worse { Outcome::Fail } else { Outcome::Pass }
+}
+
+/// What a proxy or a client gave up counts where both versions have the same clients, so only in comparisons.
+fn failures(observed: &Observed) -> Share {
+    Share { hits: observed.failed + observed.given_up, of: observed.requests }
+}
+
+fn slower(observed: &Observed, bound: f64) -> Share {
+    let all = observed.buckets.last().map_or(0.0, |bucket| bucket.1);
+    let within = observed.buckets.iter().find(|bucket| bucket.0 == bound).map_or(all, |bucket| bucket.1);
+    Share { hits: (all - within).max(0.0), of: all }
+}
+
+fn mean(observed: &Observed) -> f64 {
+    observed.seconds / observed.buckets.last().map_or(1.0, |bucket| bucket.1).max(1.0)
+}
+
+/// An upper bound of the mean's variance: each request counts as if it had taken as long as its bucket allows, those
+/// beyond the last bound as much as the sum leaves for them.
+fn spread(observed: &Observed) -> f64 {
+    let (mut below, mut low, mut squares, mut least) = (0.0, 0.0, 0.0, 0.0);
+    for &(bound, count) in &observed.buckets {
+        let within = (count - below).max(0.0);
+        let longest = if bound.is_finite() { bound } else { (observed.seconds - least).max(low) };
+        squares += within * longest * longest;
+        least += within * low;
+        (below, low) = (count, bound);
+    }
+    let requests = below.max(1.0);
+    (squares / requests - mean(observed).powi(2)).max(0.0) / requests
+}
+
+fn percent(rate: f64) -> String {
+    format!("{:.2} %", 100.0 * rate)
+}
+
+fn time(seconds: f64) -> String {
+    match seconds {
+        ..0.001 => format!("{:.0} µs", 1e6 * seconds),
+        ..1.0 => format!("{:.1} ms", 1000.0 * seconds),
+        _ => format!("{seconds:.2} s"),
+    }
+}
+
+fn chance(p: f64) -> String {
+    if p < 1e-9 { ": no chance result".into() } else { format!(": by chance with a probability of {p:.1e}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use statrs::distribution::{Binomial, ContinuousCDF, DiscreteCDF, Normal};
+
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { errors: 0.01, p99: 0.5, times: 2.0, false_alarms: 0.01, misses: 0.01, looks: 1 };
+    /// What a canary at 5 % gets beside the stable version.
+    const TIMES_STABLE: f64 = 19.0;
+    const BOUNDS: [f64; 15] =
+        [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, f64::INFINITY];
+    const CASES: u32 = 2_000;
+
+    /// A service of log-normal durations, and how often it fails.
+    #[derive(Debug, Clone, Copy)]
+    struct Service {
+        errors: f64,
+        median: f64,
+        sigma: f64,
+    }
+
+    impl Service {
+        /// Any whose 99th percentile is half the limit at most.
+        fn any(random: &mut fastrand::Rng) -> Self {
+            let sigma = 0.05 + 0.9 * random.f64();
+            let longest = LIMITS.p99 / 2.0 / (2.33 * sigma).exp();
+            let median = 0.001 + (longest - 0.001) * random.f64();
+            Self { errors: LIMITS.errors * (FLOOR + 0.2 * random.f64()), median, sigma }
+        }
+
+        fn observe(self, requests: f64, random: &mut fastrand::Rng) -> Observed {
+            let (mut buckets, mut left, mut mass_left) = (Vec::new(), requests, 1.0);
+            let mut below = 0.0;
+            for bound in BOUNDS {
+                let until = match bound.is_finite() {
+                    true => Normal::standard().cdf((bound / self.median).ln() / self.sigma),
+                    false => 1.0,
+                };
+                let mass = (until - below).max(0.0);
+                let here = if mass_left > 1e-12 { draw(left, mass / mass_left, random) } else { 0.0 };
+                (left, mass_left, below) = (left - here, mass_left - mass, until);
+                buckets.push((bound, requests - left));
+            }
+            let mean = self.median * (self.sigma.powi(2) / 2.0).exp();
+            let deviation = mean * (self.sigma.powi(2).exp() - 1.0).sqrt() / requests.sqrt();
+            let chance = Normal::standard().inverse_cdf(random.f64().clamp(1e-9, 1.0 - 1e-9));
+            Observed {
+                requests,
+                failed: draw(requests, self.errors, random),
+                given_up: 0.0,
+                buckets,
+                seconds: requests * (mean + deviation * chance),
+            }
+        }
+    }
+
+    /// A binomial number.
+    fn draw(of: f64, probability: f64, random: &mut fastrand::Rng) -> f64 {
+        let of = of.max(0.0) as u64;
+        match Binomial::new(probability.clamp(0.0, 1.0), of) {
+            Ok(x) if of > 0 => x.inverse_cdf(random.f64().clamp(1e-12, 1.0 - 1e-12)).min(of) as f64,
+            _ => 0.0,
+        }
+    }
+
+    /// How many of the cases come out wrong, each at a tenth more than the fewest requests that are enough.
+    fn wrong(is_wrong: impl Fn(Outcome) -> bool, change: impl Fn(Service) -> Service) -> u32 {
+        let mut found = 0;
+        for seed in 0..CASES {
+            let random = &mut fastrand::Rng::with_seed(u64::from(seed));
+            let stable = Service::any(random);
+            let alpha = LIMITS.false_alarms / TESTS;
+            let requests = enough(TIMES_STABLE, stable.errors, LIMITS.times, alpha, LIMITS.misses) * 1.1;
+            let canary = change(stable).observe(requests.round(), random);
+            let stable = stable.observe((requests * TIMES_STABLE).round(), random);
+            if is_wrong(judge(&canary, &stable, &LIMITS).outcome) {
+                found += 1;
+            }
+        }
+        println!("{found} of {CASES} cases come out wrong");
+        found
+    }
+
+    #[test]
+    fn a_canary_like_the_stable_version_fails_in_fewer_than_one_case_in_a_hundred() {
+        assert!(wrong(|outcome| outcome == Outcome::Fail, |same| same) < CASES / 100);
+    }
+
+    #[test]
+    fn twice_the_errors_pass_in_fewer_than_one_case_in_a_hundred() {
+        let worse = |stable: Service| Service { errors: 2.0 * stable.errors, ..stable };
+        assert!(wrong(|outcome| outcome != Outcome::Fail, worse) < CASES / 100);
+    }
+
+    #[test]
+    fn twice_the_latency_passes_in_fewer_than_one_case_in_a_hundred() {
+        let worse = |stable: Service| Service { median: 2.0 * stable.median, ..stable };
+        assert!(wrong(|outcome| outcome != Outcome::Fail, worse) < CASES / 100);
+    }
+
+    fn observed(requests: f64, failed: f64) -> Observed {
+        let random = &mut fastrand::Rng::with_seed(7);
+        let service = Service { errors: 0.0, median: 0.02, sigma: 0.3 };
+        Observed { failed, ..service.observe(requests, random) }
+    }
+
+    fn outcome_of(verdict: &Verdict, question: &str) -> Outcome {
+        verdict.findings.iter().find(|finding| finding.question == question).expect("asked").outcome
+    }
+
+    #[test]
+    fn few_requests_fail_a_canary_but_never_pass_it() {
+        let stable = observed(1_900.0, 0.0);
+        let good = judge(&observed(100.0, 0.0), &stable, &LIMITS);
+        assert_eq!((good.outcome, outcome_of(&good, "samples")), (Outcome::Undecided, Outcome::Undecided));
+        let bad = judge(&observed(100.0, 4.0), &stable, &LIMITS);
+        assert_eq!(outcome_of(&bad, "errors against stable"), Outcome::Fail);
+        assert_eq!(bad.outcome, Outcome::Fail);
+    }
+
+    #[test]
+    fn what_both_versions_share_does_not_fail_the_canary_unless_it_is_over_the_limit() {
+        let verdict = judge(&observed(20_000.0, 100.0), &observed(380_000.0, 1_900.0), &LIMITS);
+        assert_eq!(verdict.outcome, Outcome::Pass, "{verdict:?}");
+        let verdict = judge(&observed(20_000.0, 400.0), &observed(380_000.0, 7_600.0), &LIMITS);
+        assert_eq!(outcome_of(&verdict, "errors against stable"), Outcome::Pass);
+        assert_eq!(outcome_of(&verdict, "errors against the limit"), Outcome::Fail);
+    }
+
+    #[test]
+    fn a_difference_that_matters_to_nobody_fails_no_canary() {
+        // Five of a hundred thousand where the stable version has none.
+        let verdict = judge(&observed(100_000.0, 5.0), &observed(1_900_000.0, 0.0), &LIMITS);
+        assert_eq!(verdict.outcome, Outcome::Pass, "{verdict:?}");
+    }
+
+    #[test]
+    fn more_looks_need_more_evidence() {
+        let (canary, stable) = (observed(100.0, 3.0), observed(1_900.0, 0.0));
+        assert_eq!(judge(&canary, &stable, &LIMITS).outcome, Outcome::Fail);
+        let often = Limits { looks: 100, ..LIMITS };
+        assert_eq!(judge(&canary, &stable, &often).outcome, Outcome::Undecided);
+    }
+
+    #[test]
+    fn missing_or_senseless_numbers_fail_the_canary() {
+        let good = observed(20_000.0, 0.0);
+        let spoilt: [(Observed, &str); 4] = [
+            (Observed { failed: f64::NAN, ..good.clone() }, "not a number"),
+            (Observed { requests: 0.0, ..good.clone() }, "no requests"),
+            (Observed { buckets: Vec::new(), ..good.clone() }, "no bucket without bound"),
+            (Observed { seconds: -1.0, ..good.clone() }, "below zero"),
+        ];
+        for (bad, why) in spoilt {
+            for (canary, stable) in [(&bad, &good), (&good, &bad)] {
+                let verdict = judge(canary, stable, &LIMITS);
+                assert_eq!(verdict.outcome, Outcome::Fail);
+                assert!(verdict.findings[0].why.contains(why), "{verdict:?}");
+            }
+        }
+    }
+}
