@@ -10,6 +10,7 @@
 mod envoy;
 mod error;
 mod find;
+mod gate;
 mod http;
 mod pgbouncer;
 mod postgres;
@@ -22,6 +23,7 @@ mod wait;
 
 pub use envoy::{Cluster, Endpoint, Envoy, EnvoyOptions};
 pub use error::{KitError, if_installed};
+pub use gate::Gate;
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::{Folder, Process, Signal};

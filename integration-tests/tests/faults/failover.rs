@@ -36,7 +36,7 @@ async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone()
     }
 
     for instance in &world.instances {
-        instance.proxy.delay();
+        instance.gate.hold();
     }
     let over = now();
     primary.kill9().await?;
@@ -47,8 +47,8 @@ async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone()
     world.want("ramp:50").await?;
     let again = now();
     for instance in &world.instances {
-        instance.proxy.lead_to(standby.port());
-        instance.proxy.open();
+        instance.gate.lead_to(standby.port());
+        instance.gate.open();
     }
     world.serving(4).await?;
     for instance in 0..4 {

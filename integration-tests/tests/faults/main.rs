@@ -6,7 +6,6 @@
 mod failover;
 #[expect(clippy::print_stdout, reason = "it says what it does on its output")]
 mod instance;
-mod proxy;
 mod world;
 
 use std::fmt;
@@ -272,8 +271,8 @@ impl Case {
     fn deafen(self, world: &World, victim: usize) -> Outcome {
         match self.fault {
             Fault::Killed | Fault::Paused => world.instances[victim].process.signal(Signal::STOP)?,
-            Fault::Delayed => world.instances[victim].proxy.delay(),
-            Fault::Lost => world.instances[victim].proxy.lose(),
+            Fault::Delayed => world.instances[victim].gate.hold(),
+            Fault::Lost => world.instances[victim].gate.lose(),
             Fault::Slow => {}
         }
         Ok(())
@@ -290,7 +289,7 @@ impl Case {
     async fn heal(self, world: &World, victim: usize, held: Option<u8>) -> Outcome {
         let _ = std::fs::remove_file(cold_file(world, victim));
         world.instances[victim].process.signal(Signal::CONT)?;
-        world.instances[victim].proxy.open();
+        world.instances[victim].gate.open();
         if let Some(worker) = held {
             release(world, victim, worker)?;
         }
@@ -410,12 +409,12 @@ async fn a_process_that_is_stopped_while_it_joins_holds_nobody_up() -> Outcome {
         if pause {
             late.process.signal(Signal::STOP)?
         } else {
-            late.proxy.delay()
+            late.gate.hold()
         }
         brakes.release().await?;
         world.go("expand").await?;
         late.process.signal(Signal::CONT)?;
-        late.proxy.open();
+        late.gate.open();
         world.serving(3).await?;
         world.busy(2).await?;
         let verdict = world.judge().await?;

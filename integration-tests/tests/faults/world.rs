@@ -5,13 +5,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use cutover_checker::{History, Recorder, Verdict};
-use cutover_testkit::{Folder, Postgres, Process, Signal, wait_until};
+use cutover_testkit::{Folder, Gate, Postgres, Process, Signal, wait_until};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use super::Outcome;
 use super::instance::KEYS;
-use super::proxy::Proxy;
 
 /// A case that takes longer has not recovered.
 pub(crate) const BOUND: Duration = Duration::from_secs(40);
@@ -26,7 +25,7 @@ pub(crate) struct World {
 pub(crate) struct Instance {
     pub(crate) name: String,
     pub(crate) process: Process,
-    pub(crate) proxy: Proxy,
+    pub(crate) gate: Gate,
 }
 
 impl World {
@@ -44,8 +43,8 @@ impl World {
     }
 
     pub(crate) async fn start(&mut self, postgres: &Postgres, name: &str) -> Outcome {
-        let proxy = Proxy::start(postgres.port()).await?;
-        let url = format!("postgres://postgres@127.0.0.1:{}/{}", proxy.port(), self.database);
+        let gate = Gate::start(postgres.port())?;
+        let url = format!("postgres://postgres@127.0.0.1:{}/{}", gate.port(), self.database);
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["--exact", "instance::process", "--ignored", "--nocapture", "--test-threads=1"])
@@ -53,7 +52,7 @@ impl World {
             .env("FAULTS_NAME", name)
             .env("FAULTS_FOLDER", self.folder.path());
         let process = Process::spawn(&self.folder, name, Signal::KILL, &command)?;
-        self.instances.push(Instance { name: name.to_owned(), process, proxy });
+        self.instances.push(Instance { name: name.to_owned(), process, gate });
         Ok(())
     }
 
