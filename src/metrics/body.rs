@@ -9,17 +9,15 @@ use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::{
-    http::{Abort, METHODS},
-    ticket::Ticket,
-};
+use super::{grpc, http::Abort, ticket::Ticket};
 
 pin_project! {
     /// A response body that counts its request when it ends, by whatever end.
     pub struct MetricsBody<B: Body> {
         #[pin]
         inner: B,
-        status: u16,
+        // `None`: the trailers of a gRPC call tell.
+        status: Option<u16>,
         // Bytes still owed under a `Content-Length`. A server stops polling when it has
         // sent them, without asking the body for its end.
         owed: Option<u64>,
@@ -33,7 +31,7 @@ pin_project! {
                 && !ticket.panicked()
                 && (*this.owed == Some(0) || this.inner.is_end_stream())
             {
-                ticket.completed(*this.status);
+                ticket.completed(this.status.unwrap_or(grpc::UNKNOWN));
             }
         }
     }
@@ -44,14 +42,14 @@ impl<B: Body> MetricsBody<B> {
         let bodiless = head.status.is_informational()
             || head.status == StatusCode::NO_CONTENT
             || head.status == StatusCode::NOT_MODIFIED
-            || ticket.as_ref().is_some_and(|t| METHODS[usize::from(t.method())] == "HEAD");
+            || ticket.as_ref().is_some_and(Ticket::is_head);
         let owed = if bodiless {
             Some(0)
         } else {
             let length = head.headers.get(CONTENT_LENGTH);
             length.and_then(|v| v.to_str().ok()?.parse().ok())
         };
-        Self { inner, status: head.status.as_u16(), owed, ticket }
+        Self { inner, status: grpc::status_of_head(head), owed, ticket }
     }
 }
 
@@ -70,12 +68,17 @@ impl<B: Body> Body for MetricsBody<B> {
         };
         if let Some(ticket) = this.ticket {
             match &frame {
-                None => ticket.completed(*this.status),
+                None => ticket.completed(this.status.unwrap_or(grpc::UNKNOWN)),
                 Some(Err(_)) => ticket.aborted(Abort::BodyError),
                 Some(Ok(frame)) => {
                     if let (Some(owed), Some(data)) = (&mut *this.owed, frame.data_ref()) {
                         let sent = u64::try_from(data.remaining()).unwrap_or(u64::MAX);
                         *owed = owed.saturating_sub(sent);
+                    }
+                    // Trailers are the end, and a server doesn't ask for more.
+                    if let Some(trailers) = frame.trailers_ref() {
+                        let status = this.status.or_else(|| grpc::status_of(trailers));
+                        ticket.completed(status.unwrap_or(grpc::UNKNOWN));
                     }
                 }
             }

@@ -7,11 +7,14 @@ use prometheus::{
 
 use super::{
     http::{Abort, Http, METHODS},
-    series::{BOUNDS, Snapshot},
+    series::{BOUNDS, BUCKETS, Exemplar, Snapshot},
 };
 
+/// The family whose buckets have exemplars.
+pub(super) const DURATIONS: &str = "http_request_duration_seconds";
+
 /// Name, help, type and labels (in the alphabet's order) of each family.
-const FAMILIES: [(&str, &str, MetricType, &[&str]); 4] = [
+const FAMILIES: [(&str, &str, MetricType, &[&str]); 5] = [
     (
         "http_requests_total",
         "Requests by the time their response body ended.",
@@ -19,10 +22,16 @@ const FAMILIES: [(&str, &str, MetricType, &[&str]); 4] = [
         &["method", "route", "status", "version"],
     ),
     (
-        "http_request_duration_seconds",
+        DURATIONS,
         "Time from the request to the end of its response body.",
         MetricType::HISTOGRAM,
         &["method", "route", "status", "version"],
+    ),
+    (
+        "http_request_first_byte_seconds",
+        "Time from the request to the head of its response.",
+        MetricType::HISTOGRAM,
+        &["method", "route", "version"],
     ),
     (
         "http_requests_aborted_total",
@@ -65,34 +74,33 @@ impl Collector for HttpCollector {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let version = self.version.as_str();
-        let (mut counts, mut durations, mut aborts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut counts, mut durations, mut first_bytes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut aborts, mut in_flight) = (Vec::new(), 0);
         for route in self.http.routes() {
-            for entry in route.entries().iter() {
-                let method = METHODS[usize::from(entry.method)];
-                let status = entry.status.to_string();
-                let values = [method, &route.name, &status, version];
-                let snapshot = entry.series.snapshot();
-                counts.push(counter(FAMILIES[0].3, &values, snapshot.count));
-                durations.push(histogram(FAMILIES[1].3, &values, &snapshot));
-            }
-            for (index, method) in (0..).zip(METHODS) {
-                for abort in Abort::ALL {
-                    let count = route.aborts(index, abort);
-                    if count > 0 {
-                        let values = [method, abort.reason(), &route.name, version];
-                        aborts.push(counter(FAMILIES[2].3, &values, count));
-                    }
+            in_flight += route.in_flight();
+            for (index, snapshot) in route.methods() {
+                let method = METHODS[index];
+                for (status, durations_of) in &snapshot.statuses {
+                    let values = [method, &route.name, &status.to_string(), version];
+                    counts.push(counter(FAMILIES[0].3, &values, durations_of.count()));
+                    durations.push(histogram(FAMILIES[1].3, &values, durations_of));
+                }
+                let values = [method, &route.name, version];
+                first_bytes.push(histogram(FAMILIES[2].3, &values, &snapshot.first_byte));
+                for (abort, count) in Abort::ALL.into_iter().zip(snapshot.aborts) {
+                    let values = [method, abort.reason(), &route.name, version];
+                    aborts.push(counter(FAMILIES[3].3, &values, count));
                 }
             }
         }
         let mut gauge = Gauge::default();
-        gauge.set_value(self.http.in_flight.get() as f64);
-        let mut in_flight = labelled(FAMILIES[3].3, &[version]);
+        gauge.set_value(in_flight as f64);
+        let mut in_flight = labelled(FAMILIES[4].3, &[version]);
         in_flight.set_gauge(gauge);
 
         FAMILIES
             .iter()
-            .zip([counts, durations, aborts, vec![in_flight]])
+            .zip([counts, durations, first_bytes, aborts, vec![in_flight]])
             .map(|((name, help, kind, _), metrics)| {
                 let mut family = MetricFamily::default();
                 family.set_name((*name).into());
@@ -102,6 +110,30 @@ impl Collector for HttpCollector {
                 family
             })
             .collect()
+    }
+}
+
+/// The exemplars of [`DURATIONS`], which the client library's types have no place for.
+pub(super) struct Exemplars(HashMap<[String; 3], [Option<Exemplar>; BUCKETS]>);
+
+impl Exemplars {
+    pub(super) fn of(http: &Http) -> Self {
+        let mut all = HashMap::new();
+        for route in http.routes() {
+            for (index, snapshot) in route.methods() {
+                for (status, durations) in snapshot.statuses {
+                    let key = [METHODS[index].to_owned(), route.name.to_string(), status.to_string()];
+                    all.insert(key, durations.exemplars);
+                }
+            }
+        }
+        Self(all)
+    }
+
+    /// Those of the series with these labels.
+    pub(super) fn get(&self, labels: &[LabelPair]) -> Option<&[Option<Exemplar>; BUCKETS]> {
+        let value = |name: &str| labels.iter().find(|l| l.name() == name).map(|l| l.value().to_owned());
+        self.0.get(&[value("method")?, value("route")?, value("status")?])
     }
 }
 
@@ -132,8 +164,8 @@ fn histogram(names: &[&str], values: &[&str], snapshot: &Snapshot) -> Metric {
     };
     let mut histogram = Histogram::default();
     histogram.set_bucket(BOUNDS.into_iter().zip(snapshot.cumulative).map(bucket).collect());
-    histogram.set_sample_count(snapshot.count);
-    histogram.set_sample_sum(snapshot.seconds);
+    histogram.set_sample_count(snapshot.count());
+    histogram.set_sample_sum(snapshot.seconds());
     let mut metric = labelled(names, values);
     metric.set_histogram(histogram);
     metric

@@ -2,7 +2,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
 };
 
@@ -15,14 +15,20 @@ use tower_service::Service;
 
 use super::{
     body::MetricsBody,
+    grpc,
     http::{Abort, Http, UNMATCHED, method_index},
+    route::{Route, Shard},
     ticket::Ticket,
+    trace::TraceId,
 };
 
 /// Puts [`MetricsService`] around a service; from [`Metrics::layer`](super::Metrics::layer).
 ///
 /// Give it to [`axum::Router::layer`] after the routes were added, so that it sees which
 /// route matched. Around a whole router it would see none, and count all as `unmatched`.
+///
+/// A gRPC service of tonic is one route of its router, `/package.Service/{*rest}`. Its methods have a route
+/// each when they are [declared](super::Metrics::declare); then the layer may stand anywhere.
 #[derive(Clone)]
 pub struct MetricsLayer {
     pub(super) http: Arc<Http>,
@@ -38,7 +44,34 @@ impl<S> Layer<S> for MetricsLayer {
     type Service = MetricsService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        MetricsService { inner, http: Arc::clone(&self.http) }
+        let place = Place { http: Arc::clone(&self.http), first: OnceLock::new() };
+        MetricsService { inner, place: Arc::new(place) }
+    }
+}
+
+/// Where a layer stands. A router puts one around each of its routes, so the route of the first request is
+/// that of all others, as a rule.
+struct Place {
+    http: Arc<Http>,
+    first: OnceLock<Arc<Route>>,
+}
+
+impl Place {
+    fn shard<B>(&self, request: &Request<B>) -> Arc<Shard> {
+        let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+        let rest = matched.is_none_or(|matched| matched.ends_with("/{*rest}"));
+        if rest
+            && grpc::is_call(request)
+            && let Some(route) = self.http.known(request.uri().path())
+        {
+            return Arc::clone(route.shard());
+        }
+        let name = matched.unwrap_or(UNMATCHED);
+        let first = self.first.get_or_init(|| self.http.route(name));
+        if *first.name == *name {
+            return Arc::clone(first.shard());
+        }
+        Arc::clone(self.http.route(name).shard())
     }
 }
 
@@ -46,7 +79,7 @@ impl<S> Layer<S> for MetricsLayer {
 #[derive(Clone)]
 pub struct MetricsService<S> {
     inner: S,
-    http: Arc<Http>,
+    place: Arc<Place>,
 }
 
 impl<S: fmt::Debug> fmt::Debug for MetricsService<S> {
@@ -69,9 +102,8 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let route = request.extensions().get::<MatchedPath>();
-        let route = self.http.route(route.map_or(UNMATCHED, MatchedPath::as_str));
-        let mut ticket = Ticket::new(route, method_index(request.method()));
+        let trace = TraceId::of(request.headers());
+        let mut ticket = Ticket::new(self.place.shard(&request), method_index(request.method()), trace);
         let inner = ticket.run(|| self.inner.call(request));
         ResponseFuture { inner, ticket: Some(ticket) }
     }
@@ -109,6 +141,7 @@ where
         let ticket = this.ticket.take();
         Poll::Ready(match result {
             Ok(response) => {
+                ticket.iter().for_each(Ticket::first_byte);
                 let (head, body) = response.into_parts();
                 let body = MetricsBody::new(body, &head, ticket);
                 Ok(Response::from_parts(head, body))

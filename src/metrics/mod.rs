@@ -18,15 +18,31 @@
 //! | body failed half way | `500` | `body_error` |
 //! | dropped before the head or in mid-body: client gone, or cut by a drain | `499` | `dropped` |
 //!
+//! A gRPC call has `200` on the wire whatever became of it. It counts as the HTTP status that means the same as its
+//! `grpc-status`, wherever that is sent (`INTERNAL` and a call without a status `500`, `UNAVAILABLE` `503`,
+//! `NOT_FOUND` `404`, …). gRPC-Web hides its trailers in the body and counts as what is on the wire.
+//!
 //! So `status=~"5.."` finds every failure that is the service's own, and nothing else.
+//!
+//! **At zero from the start** are `200`, `500` and `503` of every route and method that was
+//! [declared](Metrics::declare) or has had a request, all reasons for an abort beside them, and the same of
+//! `unmatched`. A series that appears together with its first step shows no step to `rate()`.
+//!
+//! **What grows.** Routes come from the router and from declarations, methods and reasons are fixed, statuses are those
+//! that the service answers with. Nothing that a client sends makes a series: unmatched paths are one route,
+//! unknown methods are one method.
 
 mod body;
 mod collector;
+mod grpc;
 mod http;
 mod layer;
+mod openmetrics;
 mod registry;
+mod route;
 mod series;
 mod ticket;
+mod trace;
 
 pub use body::MetricsBody;
 pub use layer::{MetricsLayer, MetricsService, ResponseFuture};

@@ -1,10 +1,19 @@
 use std::{fmt, sync::Arc};
 
-use ::http::{StatusCode, header::CONTENT_TYPE};
-use axum::{Router, response::IntoResponse, routing::get};
+use ::http::{HeaderMap, Method, StatusCode, header::CONTENT_TYPE};
+use axum::{
+    Router,
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use prometheus::{IntGauge, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
-use super::{MetricsLayer, collector::HttpCollector, http::Http};
+use super::{
+    MetricsLayer,
+    collector::{Exemplars, HttpCollector},
+    http::{Http, method_index},
+    openmetrics,
+};
 use crate::release::Release;
 
 /// The metrics of one process: a registry of its own, the HTTP families, `build_info`.
@@ -81,22 +90,51 @@ impl Metrics {
         MetricsLayer { http: Arc::clone(&self.http) }
     }
 
-    /// `GET /metrics` in Prometheus' text format, for the admin listener.
+    /// Makes the zero series of a route before its first request, so that a canary that was sent nothing yet
+    /// has them. `route` is written as the router has it, `/orders/{id}`.
+    ///
+    /// With `POST` and `/package.Service/Method` the calls of a gRPC method have a route of their own. Without a
+    /// declaration they are counted under their service, because a client can make up a method's name.
+    ///
+    /// ```
+    /// # let metrics = cutover::metrics::Metrics::new(&cutover::release::Release::new("payments", "canary")?)?;
+    /// use axum::http::Method;
+    ///
+    /// metrics.declare(&Method::GET, "/orders/{id}");
+    /// metrics.declare(&Method::POST, "/payments.v1.Payments/Capture");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn declare(&self, method: &Method, route: &str) {
+        self.http.route(route).declare(method_index(method));
+    }
+
+    /// `GET /metrics` for the admin listener: in Prometheus' text format, or in OpenMetrics' where the reader
+    /// prefers it, as Prometheus itself does. Only the latter has exemplars: the last request of each bucket of
+    /// `http_request_duration_seconds` that came with a sampled `traceparent`.
     pub fn router(&self) -> Router {
-        let registry = self.registry.clone();
-        Router::new().route("/metrics", get(move || async move { exposition(&registry) }))
+        let metrics = self.clone();
+        let page = move |headers: HeaderMap| async move { metrics.exposition(&headers) };
+        Router::new().route("/metrics", get(page))
+    }
+
+    fn exposition(&self, headers: &HeaderMap) -> Response {
+        let families = self.registry.gather();
+        let (kind, page) = if openmetrics::is_preferred(headers) {
+            let page = openmetrics::encode(&families, &Exemplars::of(&self.http));
+            (openmetrics::CONTENT_TYPE, page.map_err(|error| error.to_string()))
+        } else {
+            let page = TextEncoder::new().encode_to_string(&families);
+            (TEXT_FORMAT, page.map_err(|error| error.to_string()))
+        };
+        match page {
+            Ok(page) => ([(CONTENT_TYPE, kind)], page).into_response(),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+        }
     }
 }
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").field("release", &self.release).finish_non_exhaustive()
-    }
-}
-
-fn exposition(registry: &Registry) -> axum::response::Response {
-    match TextEncoder::new().encode_to_string(&registry.gather()) {
-        Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

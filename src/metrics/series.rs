@@ -1,8 +1,13 @@
 use std::{
-    sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
+
+use super::trace::TraceId;
 
 /// Upper bounds of the duration buckets, in seconds.
 pub(super) const BOUNDS: [f64; 14] =
@@ -24,94 +29,93 @@ const BOUNDS_NANOS: [u64; 14] = [
     7_500_000_000,
     10_000_000_000,
 ];
+/// With the one above every bound.
+pub(super) const BUCKETS: usize = BOUNDS.len() + 1;
 /// More shards than this cost memory per series and win nothing.
 const MAX_SHARDS: usize = 16;
 
 /// A shard per core, so that two cores that count don't fight for one cache line.
-pub(super) struct Shards<T>(Box<[T]>);
-
-impl<T: Default> Default for Shards<T> {
-    fn default() -> Self {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        let len = cores.next_power_of_two().min(MAX_SHARDS);
-        Self((0..len).map(|_| T::default()).collect())
-    }
+pub(super) fn shard_count() -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    cores.next_power_of_two().min(MAX_SHARDS)
 }
 
-impl<T> Shards<T> {
-    /// The calling thread's shard.
-    fn own(&self) -> &T {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local!(static THREAD: usize = NEXT.fetch_add(1, Relaxed));
-        // While a thread is torn down its thread-locals are gone; any shard will do.
-        let thread = THREAD.try_with(|index| *index).unwrap_or(0);
-        &self.0[thread & (self.0.len() - 1)]
-    }
+/// The calling thread's number. Threads take turns, so that neighbours have different shards.
+pub(super) fn thread_number() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static THREAD: usize = NEXT.fetch_add(1, Relaxed));
+    // While a thread is torn down its thread-locals are gone; any shard will do.
+    THREAD.try_with(|number| *number).unwrap_or(0)
 }
 
+/// One request of a bucket that a person can look at.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Exemplar {
+    pub(super) trace: TraceId,
+    pub(super) duration: Duration,
+    pub(super) at: SystemTime,
+}
+
+type Exemplars = [Mutex<Option<Exemplar>>; BUCKETS];
+
+/// One shard of a histogram of durations.
 #[derive(Default)]
-#[repr(align(128))]
-struct HistogramShard {
+pub(super) struct Durations {
     /// Not cumulative; the last one counts what is above every bound.
-    buckets: [AtomicU64; BOUNDS.len() + 1],
+    buckets: [AtomicU64; BUCKETS],
     nanos: AtomicU64,
+    /// Made with the first traced request: most services have none.
+    exemplars: OnceLock<Box<Exemplars>>,
 }
 
-/// The durations, and by their number the count, of one (route, method, status).
-#[derive(Default)]
-pub(super) struct Series(Shards<HistogramShard>);
-
-/// What a [`Series`] held at one time. The counter is derived from the same buckets, so
-/// the two families can't disagree.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Snapshot {
-    /// As Prometheus wants them: each includes those below.
-    pub(super) cumulative: [u64; BOUNDS.len()],
-    pub(super) count: u64,
-    pub(super) seconds: f64,
-}
-
-impl Series {
-    pub(super) fn record(&self, duration: Duration) {
+impl Durations {
+    pub(super) fn record(&self, duration: Duration, trace: Option<TraceId>) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_NANOS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS_NANOS.len());
-        let shard = self.0.own();
-        shard.buckets[bucket].fetch_add(1, Relaxed);
-        shard.nanos.fetch_add(nanos, Relaxed);
-    }
-
-    pub(super) fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        for (index, cumulative) in snapshot.cumulative.iter_mut().enumerate() {
-            snapshot.count += self.bucket(index);
-            *cumulative = snapshot.count;
+        self.buckets[bucket].fetch_add(1, Relaxed);
+        self.nanos.fetch_add(nanos, Relaxed);
+        if let Some(trace) = trace {
+            let slot = &self.exemplars.get_or_init(Box::default)[bucket];
+            // Never waited for: any request of the bucket is as good an example.
+            if let Ok(mut slot) = slot.try_lock() {
+                *slot = Some(Exemplar { trace, duration, at: SystemTime::now() });
+            }
         }
-        snapshot.count += self.bucket(BOUNDS.len());
-        let nanos: u64 = self.0.0.iter().map(|s| s.nanos.load(Relaxed)).sum();
-        snapshot.seconds = Duration::from_nanos(nanos).as_secs_f64();
-        snapshot
-    }
-
-    fn bucket(&self, index: usize) -> u64 {
-        let shards = self.0.0.iter();
-        shards.map(|s| s.buckets[index].load(Relaxed)).sum()
     }
 }
 
-#[derive(Default)]
-#[repr(align(128))]
-struct GaugeShard(AtomicI64);
+/// What the shards of a histogram held at one time.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Snapshot {
+    /// As Prometheus wants them: each includes those below, the last one all.
+    pub(super) cumulative: [u64; BUCKETS],
+    pub(super) nanos: u64,
+    pub(super) exemplars: [Option<Exemplar>; BUCKETS],
+}
 
-/// Goes up on one core and down on another; only the sum means something.
-#[derive(Default)]
-pub(super) struct Gauge(Shards<GaugeShard>);
-
-impl Gauge {
-    pub(super) fn add(&self, by: i64) {
-        self.0.own().0.fetch_add(by, Relaxed);
+impl Snapshot {
+    pub(super) fn add(&mut self, shard: &Durations) {
+        let mut below = 0;
+        for (cumulative, bucket) in self.cumulative.iter_mut().zip(&shard.buckets) {
+            below += bucket.load(Relaxed);
+            *cumulative += below;
+        }
+        self.nanos = self.nanos.wrapping_add(shard.nanos.load(Relaxed));
+        let slots = shard.exemplars.get().into_iter().flat_map(|slots| slots.iter());
+        for (newest, slot) in self.exemplars.iter_mut().zip(slots) {
+            let other = *slot.lock().unwrap_or_else(PoisonError::into_inner);
+            if other.map(|e| e.at) > newest.map(|e| e.at) {
+                *newest = other;
+            }
+        }
     }
 
-    pub(super) fn get(&self) -> i64 {
-        self.0.0.iter().map(|s| s.0.load(Relaxed)).sum()
+    /// The counter is derived from the same buckets, so the two families can't disagree.
+    pub(super) fn count(&self) -> u64 {
+        self.cumulative[BUCKETS - 1]
+    }
+
+    pub(super) fn seconds(&self) -> f64 {
+        Duration::from_nanos(self.nanos).as_secs_f64()
     }
 }

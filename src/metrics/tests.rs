@@ -3,10 +3,9 @@ use std::{
     future::{pending, ready},
     panic::AssertUnwindSafe,
     pin::pin,
-    time::Duration,
 };
 
-use ::http::{Request, Response, StatusCode};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use axum::{Router, body::Body, routing::any};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
@@ -16,7 +15,7 @@ use tower::{ServiceExt, service_fn};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Metrics, MetricsBody, series::Series};
+use super::{Metrics, MetricsBody};
 use crate::release::Release;
 
 fn metrics() -> Metrics {
@@ -244,10 +243,119 @@ async fn the_route_is_the_matched_one_and_methods_are_few() {
     assert!(has(&metrics, &line("POST", "/orders/{id}", "500", 0)).await);
 }
 
+/// Sends one call of a gRPC method and reads the answer to its end.
+async fn call(metrics: &Metrics, path: &str, head: Option<&'static str>, trailers: Option<&'static str>) {
+    let status = |code| {
+        HeaderMap::from_iter([(HeaderName::from_static("grpc-status"), HeaderValue::from_static(code))])
+    };
+    let end = trailers.map(|code| Ok::<_, Infallible>(Frame::trailers(status(code))));
+    let frames = stream::iter([Ok(Frame::data(Bytes::from_static(b"data")))]).chain(stream::iter(end));
+    let mut response = Response::new(StreamBody::new(frames));
+    response.headers_mut().extend(head.into_iter().flat_map(status));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    let mut response = Some(response);
+    let mut service = metrics
+        .layer()
+        .layer(service_fn(move |_: Request<()>| ready(Ok::<_, Infallible>(response.take().unwrap()))));
+    let request = Request::post(path).header("content-type", "application/grpc").body(()).unwrap();
+    let mut body = service.call(request).await.unwrap().into_body();
+    // As servers do: after the trailers nothing more is asked for.
+    while let Some(frame) = body.frame().await {
+        if frame.unwrap().is_trailers() {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_counts_as_what_its_status_means() {
+    let metrics = metrics();
+    metrics.declare(&Method::POST, "/shop.Orders/Get");
+    for (path, head, trailers) in [
+        ("/shop.Orders/Get", None, Some("0")),
+        ("/shop.Orders/Get", None, Some("13")),
+        ("/shop.Orders/Get", Some("5"), None),
+        ("/shop.Orders/Get", None, None),
+        ("/made.Up/Name", None, Some("14")),
+    ] {
+        call(&metrics, path, head, trailers).await;
+    }
+    let line = |route, status, count| {
+        format!(
+            "http_requests_total{{method=\"POST\",route=\"{route}\",status=\"{status}\",version=\"canary\"}} {count}"
+        )
+    };
+    assert_eq!(
+        counted(&metrics).await,
+        [
+            line("/shop.Orders/Get", "200", 1),
+            line("/shop.Orders/Get", "404", 1),
+            line("/shop.Orders/Get", "500", 2),
+            line("unmatched", "503", 1),
+        ]
+    );
+}
+
+/// Only calls are looked up by their path: the path of anything else is whatever a client wrote.
+#[tokio::test]
+async fn a_declared_route_is_not_had_by_its_name() {
+    let metrics = metrics();
+    metrics.declare(&Method::GET, "/orders/{id}");
+    let app: Router = Router::new().layer(metrics.layer());
+    let request = Request::get("/orders/{id}").body(Body::empty()).unwrap();
+    app.oneshot(request).await.unwrap();
+    assert!(counted(&metrics).await[0].contains("unmatched"));
+}
+
+#[tokio::test]
+async fn the_bucket_of_a_sampled_trace_shows_it() {
+    let metrics = metrics();
+    let app = Router::new().route("/", any(|| async {})).layer(metrics.layer());
+    let request = Request::get("/")
+        .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        .body(Body::empty())
+        .unwrap();
+    app.oneshot(request).await.unwrap();
+    let request = Request::get("/metrics").header("accept", "application/openmetrics-text; version=1.0.0");
+    let response = metrics.router().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let kind = response.headers()["content-type"].to_str().unwrap();
+    assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
+    let page = response.into_body().collect().await.unwrap().to_bytes();
+    let page = std::str::from_utf8(&page).unwrap();
+    let traced: Vec<_> = page.lines().filter(|line| line.contains("trace_id")).collect();
+    assert_eq!(traced.len(), 1, "{page}");
+    assert!(traced[0].starts_with(
+        "http_request_duration_seconds_bucket{method=\"GET\",route=\"/\",status=\"200\",version=\"canary\",\
+         le=\"0.005\"} 1 # {trace_id=\"0af7651916cd43dd8448eb211c80319c\"} 0."
+    ));
+    assert!(page.contains("\n# TYPE http_requests counter\n"), "{page}");
+    assert!(page.ends_with("\n# EOF\n"));
+    assert!(!exposition(&metrics).await.contains("trace_id"), "the older format has no exemplars");
+}
+
+#[tokio::test]
+async fn the_first_byte_is_counted_apart_from_the_end() {
+    let metrics = metrics();
+    let mut service = metrics
+        .layer()
+        .layer(service_fn(|_: Request<()>| async { Ok::<_, Infallible>(Response::new(body(Tail::Never))) }));
+    let response = service.call(Request::new(())).await.unwrap();
+    let first =
+        "http_request_first_byte_seconds_count{method=\"GET\",route=\"unmatched\",version=\"canary\"} 1";
+    assert!(has(&metrics, first).await);
+    assert!(counted(&metrics).await.is_empty());
+    drop(response);
+    assert!(has(&metrics, first).await);
+}
+
 #[tokio::test]
 async fn a_new_process_has_zero_series_and_its_build() {
     let metrics = metrics();
+    metrics.declare(&Method::POST, "/orders");
     for line in [
+        r#"http_requests_total{method="POST",route="/orders",status="503",version="canary"} 0"#,
+        r#"http_requests_aborted_total{method="POST",reason="panic",route="/orders",version="canary"} 0"#,
+        r#"http_request_first_byte_seconds_count{method="POST",route="/orders",version="canary"} 0"#,
         r#"build_info{revision="unknown",service="payments",version="canary"} 1"#,
         r#"http_requests_total{method="GET",route="unmatched",status="200",version="canary"} 0"#,
         r#"http_requests_total{method="GET",route="unmatched",status="500",version="canary"} 0"#,
@@ -256,23 +364,4 @@ async fn a_new_process_has_zero_series_and_its_build() {
     ] {
         assert!(has(&metrics, line).await, "{line}");
     }
-}
-
-#[test]
-fn durations_fall_into_their_bucket_from_any_thread() {
-    let series = Series::default();
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                for millis in [5, 6, 9_999, 10_000, 60_000] {
-                    series.record(Duration::from_millis(millis));
-                }
-            });
-        }
-    });
-    let snapshot = series.snapshot();
-    assert_eq!(snapshot.cumulative[..2], [8, 16], "a bound belongs to its bucket");
-    assert_eq!(snapshot.cumulative[12..], [16, 32]);
-    assert_eq!(snapshot.count, 40);
-    assert!((snapshot.seconds - 8.0 * 80.01).abs() < 1e-6);
 }

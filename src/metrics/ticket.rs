@@ -1,12 +1,17 @@
 use std::{sync::Arc, time::Instant};
 
-use super::http::{Abort, Route};
+use super::{
+    http::{Abort, METHODS},
+    route::Shard,
+    trace::TraceId,
+};
 
 /// One request in flight: counted exactly once, at the latest when dropped.
 pub(super) struct Ticket {
-    route: Arc<Route>,
-    method: u8,
+    shard: Arc<Shard>,
     started: Instant,
+    trace: Option<TraceId>,
+    method: u8,
     /// True while code of the service runs. Still true in `drop` means that it unwound;
     /// `thread::panicking()` would also be true for a bystander that another panic drops.
     running: bool,
@@ -14,9 +19,9 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn new(route: Arc<Route>, method: u8) -> Self {
-        route.in_flight.add(1);
-        Self { route, method, started: Instant::now(), running: false, counted: false }
+    pub(super) fn new(shard: Arc<Shard>, method: u8, trace: Option<TraceId>) -> Self {
+        shard.begin();
+        Self { shard, started: Instant::now(), trace, method, running: false, counted: false }
     }
 
     /// Runs the service's own code, so that a panic in it is recognised.
@@ -31,22 +36,26 @@ impl Ticket {
         self.running
     }
 
-    pub(super) fn method(&self) -> u8 {
-        self.method
+    pub(super) fn is_head(&self) -> bool {
+        METHODS[usize::from(self.method)] == "HEAD"
+    }
+
+    /// The response's head is there.
+    pub(super) fn first_byte(&self) {
+        self.shard.method(self.method).first_byte(self.started.elapsed());
     }
 
     pub(super) fn completed(&mut self, status: u16) {
         if !self.counted {
             self.counted = true;
-            let duration = self.started.elapsed();
-            self.route.with(self.method, status, |series| series.record(duration));
-            self.route.in_flight.add(-1);
+            self.shard.method(self.method).completed(status, self.started.elapsed(), self.trace);
+            self.shard.end();
         }
     }
 
     pub(super) fn aborted(&mut self, abort: Abort) {
         if !self.counted {
-            self.route.abort(self.method, abort);
+            self.shard.method(self.method).aborted(abort);
             self.completed(abort.status());
         }
     }

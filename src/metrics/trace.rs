@@ -1,0 +1,79 @@
+use std::fmt;
+
+use ::http::{HeaderMap, HeaderName};
+
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The trace that a request belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TraceId(u128);
+
+impl TraceId {
+    /// From a `traceparent` header whose `sampled` flag is set: of other traces nothing is kept that an exemplar
+    /// could lead to. Format: W3C Trace Context, section 3.2.
+    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+        let value = headers.get(&TRACEPARENT)?.as_bytes();
+        let (version, rest) = value.split_first_chunk::<2>()?;
+        let (trace, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<32>()?;
+        let (parent, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<16>()?;
+        let (flags, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<2>()?;
+        // A later version may append fields; version ff is forbidden, and 00 has no more fields.
+        let version = hex(version)?;
+        let whole = rest.is_empty() || (version != 0 && rest.starts_with(b"-"));
+        let sampled = hex(flags)? & 1 == 1;
+        let trace = hex(trace)?;
+        let valid = whole && version != 0xff && trace != 0 && hex(parent)? != 0;
+        (valid && sampled).then_some(Self(trace))
+    }
+}
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Lower case only, as the format has it.
+fn hex(digits: &[u8]) -> Option<u128> {
+    digits.iter().try_fold(0, |number, digit| {
+        let digit = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u128::from(digit))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(value: &str) -> Option<String> {
+        let headers = HeaderMap::from_iter([(TRACEPARENT.clone(), value.parse().unwrap())]);
+        TraceId::of(&headers).map(|trace| trace.to_string())
+    }
+
+    #[test]
+    fn only_a_sampled_trace_of_the_right_form_counts() {
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        let parent = "b7ad6b7169203331";
+        assert_eq!(of(&format!("00-{trace}-{parent}-01")).as_deref(), Some(trace));
+        assert_eq!(of(&format!("01-{trace}-{parent}-03-later")).as_deref(), Some(trace));
+        let zero = "0".repeat(32);
+        for wrong in [
+            format!("00-{trace}-{parent}-00"),
+            format!("00-{trace}-{parent}-01-more"),
+            format!("ff-{trace}-{parent}-01"),
+            format!("00-{}-{parent}-01", trace.to_uppercase()),
+            format!("00-{zero}-{parent}-01"),
+            format!("00-{trace}-{}-01", &zero[..16]),
+            format!("00-{trace}-{parent}"),
+            format!("00{trace}-{parent}-01"),
+            "x".repeat(10_000),
+            String::new(),
+        ] {
+            assert_eq!(of(&wrong), None, "{wrong}");
+        }
+    }
+}
