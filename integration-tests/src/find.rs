@@ -36,6 +36,17 @@ pub(crate) fn cached(server: &'static str, program: &'static str, file: &str) ->
     }
 }
 
+/// The folder of the open client specification of Unleash: cases that every client has to pass.
+///
+/// # Errors
+///
+/// [`KitError::Missing`] when it was not fetched.
+pub fn specification() -> Result<PathBuf, KitError> {
+    let index = "node_modules/@unleash/client-specification/specifications/index.json";
+    cached("specification", "client-specification", index)
+        .map(|index| index.parent().map(Path::to_path_buf).unwrap_or_default())
+}
+
 /// The folder of Postgres's server programs.
 ///
 /// They are not on the `PATH` of Debian and its like: `pg_config` knows, or the newest of the

@@ -23,6 +23,7 @@ mod wait;
 
 pub use envoy::{Cluster, Endpoint, Envoy, EnvoyOptions};
 pub use error::{KitError, if_installed};
+pub use find::specification;
 pub use gate::Gate;
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Postgres, PostgresOptions};

@@ -16,6 +16,7 @@ pub struct UnleashAdmin {
     client: Client,
     features: String,
     archive: String,
+    metrics: String,
     token: String,
 }
 
@@ -31,6 +32,7 @@ impl UnleashAdmin {
             client: http::client()?,
             features: format!("{url}/api/admin/projects/default/features"),
             archive: format!("{url}/api/admin/archive"),
+            metrics: format!("{url}/api/admin/client-metrics"),
             token: token.into(),
         })
     }
@@ -99,6 +101,44 @@ impl UnleashAdmin {
     /// See [`ensure_flag`](Self::ensure_flag).
     pub async fn disable(&self, name: &str) -> Result<(), KitError> {
         self.switch(name, "off").await
+    }
+
+    /// Marks it as stale: about to be removed.
+    ///
+    /// # Errors
+    ///
+    /// See [`ensure_flag`](Self::ensure_flag).
+    pub async fn mark_stale(&self, name: &str) -> Result<(), KitError> {
+        let request = self.request(Method::PATCH, &format!("{}/{name}", self.features));
+        let patch = json!([{ "op": "replace", "path": "/stale", "value": true }]);
+        http::send(&format!("mark flag {name} as stale"), request.json(&patch), &[]).await?;
+        Ok(())
+    }
+
+    /// Archives it; clients don't see it any more.
+    ///
+    /// # Errors
+    ///
+    /// See [`ensure_flag`](Self::ensure_flag).
+    pub async fn archive(&self, name: &str) -> Result<(), KitError> {
+        let request = self.request(Method::DELETE, &format!("{}/{name}", self.features));
+        http::send(&format!("archive flag {name}"), request, &[]).await?;
+        Ok(())
+    }
+
+    /// How often applications reported it as on and as off, within the last hours. The server writes what
+    /// it was told every five seconds.
+    ///
+    /// # Errors
+    ///
+    /// See [`ensure_flag`](Self::ensure_flag).
+    pub async fn reported(&self, name: &str) -> Result<(u64, u64), KitError> {
+        let url = format!("{}/features/{name}/raw", self.metrics);
+        let answer =
+            http::json(&format!("ask for the counts of {name}"), self.request(Method::GET, &url)).await?;
+        let rows = answer["data"].as_array().into_iter().flatten();
+        let counts = rows.map(|row| (row["yes"].as_u64().unwrap_or(0), row["no"].as_u64().unwrap_or(0)));
+        Ok(counts.fold((0, 0), |sum, row| (sum.0 + row.0, sum.1 + row.1)))
     }
 
     /// Archives and deletes it.

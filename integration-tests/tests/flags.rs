@@ -2,10 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
 
-use std::time::Duration;
+use std::{str::FromStr, sync::Arc, time::Duration};
 
-use cutover::flags::{Decisions, Flag, Flags, Gap, Lack, Subject, Switch, UnleashOptions};
-use cutover_testkit::{KitError, Postgres, PostgresOptions, Signal, Unleash, if_installed, wait_until};
+use cutover::{
+    flags::{
+        Backup, Decisions, FileBackup, Flag, Flags, Gap, Lack, PostgresBackup, RedisBackup, Subject, Switch,
+        UnleashOptions,
+    },
+    fleet::Ledger,
+    release::Release,
+};
+use cutover_testkit::{
+    Folder, KitError, Postgres, PostgresOptions, Redis, Signal, Unleash, UnleashAdmin, if_installed,
+    wait_until,
+};
+use sqlx::{Executor, PgPool, postgres::PgConnectOptions};
 
 const NEW_FLOW: Flag = Flag::new("payment-new-flow", false);
 const LIMIT: Duration = Duration::from_secs(30);
@@ -39,7 +50,7 @@ async fn a_rollout_a_phase_and_an_outage() {
 
     let registry = prometheus::Registry::new();
     let flags = Flags::unleash(options(&unleash)).unwrap();
-    flags.register(&registry).unwrap();
+    flags.register(&registry, &Release::new("payments", "stable").unwrap()).unwrap();
     tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
     until("an answer", || flags.is_fresh()).await;
     assert_eq!(flags.switch("payment-status"), Switch::Off);
@@ -105,10 +116,126 @@ async fn a_rollout_a_phase_and_an_outage() {
 
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
     for part in [
-        r#"feature_flag_decisions_total{enabled="true",flag="payment-new-flow"}"#,
+        r#"feature_flag_decisions_total{enabled="true",flag="payment-new-flow",version="stable"}"#,
         r#"feature_flags_fetches_total{result="failed"}"#,
         "feature_flags_last_success_timestamp_seconds",
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+}
+
+/// Counts of one flag, as the server shows them to people.
+async fn until_reported(admin: &UnleashAdmin, flag: &str, counts: (u64, u64)) {
+    wait_until("counts in Unleash", LIMIT, async || admin.reported(flag).await.map(|found| found == counts))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn the_last_counts_reach_the_server_and_gaps_are_found() {
+    let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let Some(unleash) = if_installed(Unleash::start(&postgres).await).unwrap() else {
+        return;
+    };
+    let admin = unleash.admin().unwrap();
+    for flag in ["payment-new-flow", "old", "gone"] {
+        admin.ensure_flag(flag).await.unwrap();
+    }
+    admin.set_variant("payment-new-flow", "1").await.unwrap();
+    admin.enable("payment-new-flow").await.unwrap();
+
+    // Longer than the test: what arrives was sent by `close`.
+    let hour = Duration::from_secs(3600);
+    let flags = Flags::unleash(UnleashOptions { metrics_interval: hour, ..options(&unleash) }).unwrap();
+    tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
+    let nobody = Subject::new();
+    until("the flag to be on", || flags.switch("payment-new-flow") == Switch::On(Some("1".into()))).await;
+    for _ in 0..5 {
+        assert!(flags.decide(&NEW_FLOW, &nobody));
+    }
+    assert!(flags.variant("payment-new-flow", &nobody).unwrap().enabled);
+    assert!(!flags.decide(&Flag::new("old", false), &nobody));
+
+    let declared = ["payment-new-flow", "old", "gone", "never"];
+    let gap = |flag: &str, lack| Gap { flag: flag.into(), lack };
+    assert_eq!(flags.coverage(declared), [gap("never", Lack::Missing)]);
+    admin.mark_stale("old").await.unwrap();
+    admin.archive("gone").await.unwrap();
+    let gaps = [gap("old", Lack::Stale), gap("gone", Lack::Missing), gap("never", Lack::Missing)];
+    until("the gaps", || flags.coverage(declared) == gaps).await;
+
+    tokio::time::timeout(LIMIT, flags.close()).await.unwrap();
+    until_reported(&admin, "payment-new-flow", (6, 0)).await;
+    until_reported(&admin, "old", (0, 1)).await;
+}
+
+#[tokio::test]
+async fn a_new_instance_starts_right_while_unleash_is_away() {
+    let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let Some(unleash) = if_installed(Unleash::start(&postgres).await).unwrap() else {
+        return;
+    };
+    let admin = unleash.admin().unwrap();
+    admin.ensure_flag("payment-new-flow").await.unwrap();
+    admin.set_rollout("payment-new-flow", 25).await.unwrap();
+    admin.enable("payment-new-flow").await.unwrap();
+
+    let redis = Redis::start().await.unwrap();
+    let pool = deadpool_redis::Config::from_url(redis.url()).create_pool(None).unwrap();
+    let url = postgres.create_database("payments").await.unwrap();
+    let ledger = Ledger::open(url.parse().unwrap()).await.unwrap();
+    // What an instance may do at run time, and no more.
+    let owner = PgPool::connect(&url).await.unwrap();
+    owner.execute("create role app login").await.unwrap();
+    ledger.grant("app").await.unwrap();
+    let as_app = PgConnectOptions::from_str(&url).unwrap().username("app");
+    let ledger = Ledger::existing(as_app).await.unwrap();
+    let folder = Folder::new("flags").unwrap();
+    let places: [Arc<dyn Backup>; 3] = [
+        Arc::new(FileBackup::new(folder.path().join("flags"))),
+        Arc::new(RedisBackup::new(pool.clone(), "flags:payments")),
+        Arc::new(PostgresBackup::new(ledger, "payments")),
+    ];
+    let start = |place: &Arc<dyn Backup>| {
+        let flags =
+            Flags::unleash(UnleashOptions { backup: Some(place.clone()), ..options(&unleash) }).unwrap();
+        let registry = prometheus::Registry::new();
+        flags.register(&registry, &Release::new("payments", "stable").unwrap()).unwrap();
+        (flags, registry)
+    };
+    let counted = |registry: &prometheus::Registry, result: &str| {
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        text.contains(&format!("feature_flags_backups_total{{result=\"{result}\"}} 1\n"))
+    };
+
+    let mut before = Vec::new();
+    for place in &places {
+        let (flags, registry) = start(place);
+        until("kept", || counted(&registry, "saved")).await;
+        before.push(users_in(&flags));
+        tokio::time::timeout(LIMIT, flags.close()).await.unwrap();
+    }
+    assert!(before[0].contains(&true) && before.iter().all(|users| *users == before[0]));
+
+    unleash.process().kill().await.unwrap();
+    for place in &places {
+        let (flags, registry) = start(place);
+        tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
+        assert!(!flags.is_fresh(), "{place:?}");
+        assert_eq!(users_in(&flags), before[0], "{place:?}");
+        assert!(counted(&registry, "restored"), "{place:?}");
+    }
+
+    // Damaged in place: refused, and said; the declared default counts.
+    std::fs::write(folder.path().join("flags"), "cutover-flags/1 9 0\n{}").unwrap();
+    let mut connection = pool.get().await.unwrap();
+    let mut set = deadpool_redis::redis::cmd("SETRANGE");
+    set.arg("flags:payments").arg(200).arg("!").exec_async(&mut connection).await.unwrap();
+    owner.execute("update cutover.flag_states set state = set_byte(state, 200, 33)").await.unwrap();
+    for place in &places {
+        let (flags, registry) = start(place);
+        until("refused", || counted(&registry, "refused")).await;
+        assert!(!flags.is_ready(), "{place:?}");
+        assert!(!users_in(&flags).contains(&true), "{place:?}");
     }
 }

@@ -14,7 +14,10 @@ use prometheus::{
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use super::names::{Name, NameMap};
+use super::{
+    flag::Variant,
+    names::{Name, NameMap},
+};
 
 const SHARDS: usize = 8;
 
@@ -53,35 +56,28 @@ impl Sharded {
 }
 
 #[derive(Debug, Default)]
-struct Series {
-    enabled: Sharded,
-    disabled: Sharded,
+pub(super) struct Series {
+    pub(super) enabled: Sharded,
+    pub(super) disabled: Sharded,
     defaulted: Sharded,
+    /// By the variant's name; `disabled` where there was none.
+    pub(super) variants: Counts,
 }
 
-/// What was decided, per flag.
-#[derive(Debug, Default)]
-pub(super) struct Tally(ArcSwap<NameMap<Arc<Series>>>);
+/// Counts by a name. What a name never had before is added without a lock.
+#[derive(Debug)]
+pub(super) struct Counts<V = Sharded>(ArcSwap<NameMap<Arc<V>>>);
 
-impl Tally {
-    pub(super) fn decided(&self, name: &Name<'static>, enabled: bool) {
-        self.with(name, |series| {
-            if enabled {
-                series.enabled.add_one();
-            } else {
-                series.disabled.add_one();
-            }
-        });
+impl<V> Default for Counts<V> {
+    fn default() -> Self {
+        Self(ArcSwap::from_pointee(NameMap::default()))
     }
+}
 
-    /// The declared default had to do.
-    pub(super) fn defaulted(&self, name: &Name<'static>) {
-        self.with(name, |series| series.defaulted.add_one());
-    }
-
-    fn with(&self, name: &Name<'static>, count: impl Fn(&Series)) {
-        if let Some(series) = self.0.load().get(name) {
-            return count(series);
+impl<V: Default> Counts<V> {
+    pub(super) fn with(&self, name: &Name<'_>, count: impl Fn(&V)) {
+        if let Some(value) = self.0.load().get(name) {
+            return count(value);
         }
         self.0.rcu(|all| {
             let mut all = NameMap::clone(all);
@@ -90,18 +86,66 @@ impl Tally {
             }
             all
         });
-        if let Some(series) = self.0.load().get(name) {
-            count(series);
+        if let Some(value) = self.0.load().get(name) {
+            count(value);
+        }
+    }
+
+    pub(super) fn for_each(&self, mut look: impl FnMut(&str, &V)) {
+        for (name, value) in self.0.load().iter() {
+            look(name, value);
         }
     }
 }
 
-/// When the source last answered, and how often it did.
+/// What was decided, per flag.
+#[derive(Debug, Default)]
+pub(super) struct Tally(pub(super) Counts<Series>);
+
+impl Tally {
+    /// `known`: by the source, and not by the declared default.
+    pub(super) fn decided(&self, name: &Name<'_>, known: bool, enabled: bool) {
+        self.0.with(name, |series| series.count(known, enabled));
+    }
+
+    pub(super) fn chosen(&self, name: &Name<'_>, variant: Option<&Variant>) {
+        let chosen = variant.and_then(|variant| variant.name.as_deref()).unwrap_or("disabled");
+        let enabled = variant.is_some_and(|variant| variant.enabled);
+        self.0.with(name, |series| {
+            series.count(variant.is_some(), enabled);
+            series.variants.with(&Name::new(chosen), Sharded::add_one);
+        });
+    }
+
+    /// The declared default had to do.
+    pub(super) fn defaulted(&self, name: &Name<'_>) {
+        self.0.with(name, |series| series.defaulted.add_one());
+    }
+}
+
+impl Series {
+    fn count(&self, known: bool, enabled: bool) {
+        if enabled {
+            self.enabled.add_one();
+        } else {
+            self.disabled.add_one();
+        }
+        if !known {
+            self.defaulted.add_one();
+        }
+    }
+}
+
+/// When the server last answered, how often it did, and how its state was kept.
 #[derive(Debug, Default)]
 pub(super) struct Fetches {
     pub(super) changed: Sharded,
     pub(super) unchanged: Sharded,
     pub(super) failed: Sharded,
+    pub(super) restored: Sharded,
+    pub(super) saved: Sharded,
+    pub(super) refused: Sharded,
+    pub(super) backup_failed: Sharded,
     /// Milliseconds since 1970; 0 before the first success.
     pub(super) last_success: AtomicU64,
 }
@@ -110,6 +154,7 @@ pub(super) struct Fetches {
 pub(super) struct Families {
     tally: Arc<Tally>,
     fetches: Option<Arc<Fetches>>,
+    version: String,
     descs: Vec<Desc>,
 }
 
@@ -118,16 +163,25 @@ const DECISIONS: (&str, &str) =
 const DEFAULTS: (&str, &str) =
     ("feature_flag_defaults_total", "Decisions for which the default in the code had to do.");
 const FETCHES: (&str, &str) = ("feature_flags_fetches_total", "Requests to the flag server by result.");
+const BACKUPS: (&str, &str) = (
+    "feature_flags_backups_total",
+    "The last known state, kept and taken up again, by result; refused: damaged or too large.",
+);
 const LAST_SUCCESS: (&str, &str) = (
     "feature_flags_last_success_timestamp_seconds",
     "When the flag server last answered, in seconds since 1970; 0 for never.",
 );
 
 impl Families {
-    pub(super) fn new(tally: Arc<Tally>, fetches: Option<Arc<Fetches>>) -> prometheus::Result<Self> {
-        let mut families = vec![(DECISIONS, vec!["flag", "enabled"]), (DEFAULTS, vec!["flag"])];
+    pub(super) fn new(
+        tally: Arc<Tally>,
+        fetches: Option<Arc<Fetches>>,
+        version: &str,
+    ) -> prometheus::Result<Self> {
+        let mut families =
+            vec![(DECISIONS, vec!["flag", "enabled", "version"]), (DEFAULTS, vec!["flag", "version"])];
         if fetches.is_some() {
-            families.extend([(FETCHES, vec!["result"]), (LAST_SUCCESS, vec![])]);
+            families.extend([(FETCHES, vec!["result"]), (BACKUPS, vec!["result"]), (LAST_SUCCESS, vec![])]);
         }
         let descs = families
             .into_iter()
@@ -136,7 +190,7 @@ impl Families {
                 Desc::new(name.to_owned(), help.to_owned(), labels, Default::default())
             })
             .collect::<prometheus::Result<_>>()?;
-        Ok(Self { tally, fetches, descs })
+        Ok(Self { tally, fetches, version: version.to_owned(), descs })
     }
 }
 
@@ -146,15 +200,15 @@ impl Collector for Families {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let all = self.tally.0.load();
+        let version = ("version", &*self.version);
         let mut decisions = Vec::new();
         let mut defaults = Vec::new();
-        for (flag, series) in all.iter() {
+        self.tally.0.for_each(|flag, series| {
             for (enabled, count) in [("true", &series.enabled), ("false", &series.disabled)] {
-                decisions.push(counter(&[("enabled", enabled), ("flag", flag)], count));
+                decisions.push(counter(&[("enabled", enabled), ("flag", flag), version], count));
             }
-            defaults.push(counter(&[("flag", flag)], &series.defaulted));
-        }
+            defaults.push(counter(&[("flag", flag), version], &series.defaulted));
+        });
         let mut families = vec![
             family(DECISIONS, MetricType::COUNTER, decisions),
             family(DEFAULTS, MetricType::COUNTER, defaults),
@@ -166,9 +220,17 @@ impl Collector for Families {
                 ("failed", &fetches.failed),
             ]
             .map(|(result, count)| counter(&[("result", result)], count));
+            let backups = [
+                ("restored", &fetches.restored),
+                ("saved", &fetches.saved),
+                ("refused", &fetches.refused),
+                ("failed", &fetches.backup_failed),
+            ]
+            .map(|(result, count)| counter(&[("result", result)], count));
             let mut gauge = Gauge::default();
             gauge.set_value(fetches.last_success.load(Ordering::Relaxed) as f64 / 1000.0);
             families.push(family(FETCHES, MetricType::COUNTER, results.into()));
+            families.push(family(BACKUPS, MetricType::COUNTER, backups.into()));
             let gauge = vec![Metric::from_gauge(gauge)];
             families.push(family(LAST_SUCCESS, MetricType::GAUGE, gauge));
         }
@@ -214,14 +276,13 @@ mod tests {
             for _ in 0..20 {
                 scope.spawn(|| {
                     for _ in 0..1000 {
-                        tally.decided(&Name::new("a"), true);
-                        tally.defaulted(&Name::new("b"));
+                        tally.decided(&Name::new("a"), false, true);
                     }
                 });
             }
         });
-        let all = tally.0.load();
-        assert_eq!(all.get(&Name::new("a")).unwrap().enabled.sum(), 20_000);
-        assert_eq!(all.get(&Name::new("b")).unwrap().defaulted.sum(), 20_000);
+        let mut sums = Vec::new();
+        tally.0.for_each(|_, series| sums.push([series.enabled.sum(), series.defaulted.sum()]));
+        assert_eq!(sums, [[20_000, 20_000]]);
     }
 }

@@ -59,6 +59,7 @@ impl Fixed {
             enabled: flag.enabled,
             name: flag.payload.is_some().then(|| "fixed".to_owned()),
             payload: flag.payload.clone(),
+            payload_kind: None,
         })
     }
 

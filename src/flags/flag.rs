@@ -9,7 +9,8 @@ use super::names::Name;
 ///
 /// A `Flag<bool>` is on or off ([`Flags::decide`](super::Flags::decide)). A flag of another type
 /// takes its value from the payload of the flag's variant
-/// ([`Flags::value`](super::Flags::value)); whatever is [`FromStr`](std::str::FromStr) will do.
+/// ([`Flags::value`](super::Flags::value)); whatever is [`FromStr`](std::str::FromStr) will do:
+/// `String`, numbers, [`Json`](super::Json), [`Csv`](super::Csv).
 ///
 /// ```
 /// use cutover::flags::{Flag, FixedFlag, Flags, Subject};
@@ -57,11 +58,41 @@ pub struct Variant {
     pub name: Option<String>,
     /// The variant's payload.
     pub payload: Option<String>,
+    /// What the source says that the payload is, if it says so.
+    pub payload_kind: Option<PayloadKind>,
+}
+
+/// What a payload is, by its owner's word. Nobody checks that it is: reading it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PayloadKind {
+    /// Text.
+    String,
+    /// A JSON value.
+    Json,
+    /// A number.
+    Number,
+    /// Values with commas between them.
+    Csv,
+}
+
+#[cfg(feature = "unleash")]
+impl PayloadKind {
+    /// By Unleash's word for it.
+    pub(super) fn named(kind: &str) -> Option<Self> {
+        match kind {
+            "string" => Some(Self::String),
+            "json" => Some(Self::Json),
+            "number" => Some(Self::Number),
+            "csv" => Some(Self::Csv),
+            _ => None,
+        }
+    }
 }
 
 impl Variant {
     pub(super) fn plain(enabled: bool) -> Self {
-        Self { enabled, name: None, payload: None }
+        Self { enabled, name: None, payload: None, payload_kind: None }
     }
 }
 

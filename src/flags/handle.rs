@@ -15,11 +15,12 @@ use super::{
     source::{Gap, Source},
     subject::Subject,
 };
+use crate::release::Release;
 
 /// The flags of a service: a cheap handle, cloned into whoever decides.
 ///
 /// Deciding is synchronous, asks no server, takes no lock and allocates nothing beyond what the
-/// source does (Unleash's client has a lock around its engine). It never fails: without anything
+/// source does (Unleash's engine: two strings for a rollout). It never fails: without anything
 /// known the default of the [`Flag`] counts, with the server away the last known state.
 ///
 /// Within a request ask its [`Decisions`](super::Decisions) instead, which stay the same until it
@@ -72,24 +73,22 @@ impl Flags {
     #[cfg(feature = "unleash")]
     pub fn unleash(options: UnleashOptions) -> Result<Self, FlagsError> {
         let revision = watch::Sender::new(0);
-        let (unleash, poller) = Poller::start(options, revision.clone())?;
-        Ok(Self(Arc::new(Inner {
-            source: Source::Unleash(unleash),
-            tally: Arc::default(),
-            revision,
-            poller: Some(poller),
-        })))
+        let tally = Arc::default();
+        let (unleash, poller) = Poller::start(options, revision.clone(), Arc::clone(&tally))?;
+        Ok(Self(Arc::new(Inner { source: Source::Unleash(unleash), tally, revision, poller: Some(poller) })))
     }
 
-    /// Registers what this room counts: `feature_flag_decisions_total{flag,enabled}`,
-    /// `feature_flag_defaults_total{flag}` (the default in the code had to do), and for a server
-    /// `feature_flags_fetches_total{result}` and `feature_flags_last_success_timestamp_seconds`.
+    /// Registers what this room counts: `feature_flag_decisions_total{flag,enabled,version}`,
+    /// `feature_flag_defaults_total{flag,version}` (the default in the code had to do), and for a
+    /// server `feature_flags_fetches_total{result}`, `feature_flags_backups_total{result}` and
+    /// `feature_flags_last_success_timestamp_seconds`. The version is the release's, so that a
+    /// canary's decisions can be told from the stable version's.
     ///
     /// # Errors
     ///
     /// [`FlagsError::Metrics`] when the registry already has such families.
-    pub fn register(&self, registry: &prometheus::Registry) -> Result<(), FlagsError> {
-        let families = Families::new(self.0.tally.clone(), self.fetches())?;
+    pub fn register(&self, registry: &prometheus::Registry, release: &Release) -> Result<(), FlagsError> {
+        let families = Families::new(self.0.tally.clone(), self.fetches(), release.version())?;
         Ok(registry.register(Box::new(families))?)
     }
 
@@ -105,7 +104,7 @@ impl Flags {
     pub fn decide(&self, flag: &Flag, subject: &Subject) -> bool {
         let known = self.0.source.enabled(&flag.name, subject);
         let enabled = known.unwrap_or(flag.default);
-        self.count(&flag.name, known.is_some(), enabled);
+        self.0.tally.decided(&flag.name, known.is_some(), enabled);
         enabled
     }
 
@@ -214,8 +213,8 @@ impl Flags {
         }
     }
 
-    /// Stops polling and sends the server what was counted since the last time. Takes no longer
-    /// than the source's time limit; decisions go on with the last state.
+    /// Stops polling and sends the server what was counted since the last time. Takes at most twice
+    /// the source's time limit (a report may be on its way); decisions go on with the last state.
     ///
     /// Cancel safety: when dropped, polling still ends, but counts may be lost. A second call
     /// does nothing.
@@ -228,8 +227,7 @@ impl Flags {
 
     pub(super) fn variant_of(&self, name: &Name<'static>, subject: &Subject) -> Option<Variant> {
         let variant = self.0.source.variant(name, subject);
-        let enabled = variant.as_ref().is_some_and(|variant| variant.enabled);
-        self.count(name, variant.is_some(), enabled);
+        self.0.tally.chosen(name, variant.as_ref());
         variant
     }
 
@@ -243,13 +241,6 @@ impl Flags {
             self.0.tally.defaulted(&flag.name);
             flag.default.clone()
         })
-    }
-
-    fn count(&self, name: &Name<'static>, known: bool, enabled: bool) {
-        self.0.tally.decided(name, enabled);
-        if !known {
-            self.0.tally.defaulted(name);
-        }
     }
 }
 

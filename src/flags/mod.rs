@@ -23,6 +23,7 @@ mod gate;
 mod handle;
 mod layer;
 mod names;
+mod payload;
 mod source;
 mod subject;
 #[cfg(test)]
@@ -33,11 +34,14 @@ mod unleash;
 pub use decisions::Decisions;
 pub use error::{FlagsError, OptionProblem};
 pub use fixed::FixedFlag;
-pub use flag::{Flag, Switch, Variant};
+pub use flag::{Flag, PayloadKind, Switch, Variant};
 pub use gate::{Gate, GateFuture, GateLayer};
 pub use handle::Flags;
 pub use layer::{FlagsLayer, FlagsService, MissingDecisions};
+pub use payload::{Csv, Json};
 pub use source::{Gap, Lack};
 pub use subject::Subject;
+#[cfg(all(feature = "unleash", feature = "redis"))]
+pub use unleash::RedisBackup;
 #[cfg(feature = "unleash")]
-pub use unleash::UnleashOptions;
+pub use unleash::{Backup, BackupError, FileBackup, PostgresBackup, UnleashOptions};

@@ -14,16 +14,19 @@ pub(super) struct Name<'a> {
 
 impl<'a> Name<'a> {
     pub(super) const fn new(text: &'a str) -> Self {
-        // FNV-1a (draft-eastlake-fnv): short, and can run at compile time.
-        let bytes = text.as_bytes();
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let mut at = 0;
-        while at < bytes.len() {
-            hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01b3);
-            at += 1;
-        }
-        Self { text, hash }
+        Self { text, hash: checksum(text.as_bytes()) }
     }
+}
+
+/// FNV-1a (draft-eastlake-fnv): short, and can run at compile time.
+pub(super) const fn checksum(bytes: &[u8]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut at = 0;
+    while at < bytes.len() {
+        hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01b3);
+        at += 1;
+    }
+    hash
 }
 
 impl PartialEq for Name<'_> {

@@ -21,7 +21,8 @@ const NAMES: [&str; 10] = ["f0", "f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8",
 fn an_unknown_flag_gets_its_default_and_is_counted() {
     let registry = prometheus::Registry::new();
     let flags = Flags::fixed([("a", FixedFlag::ON)]);
-    flags.register(&registry).unwrap();
+    let release = crate::release::Release::new("payments", "canary").unwrap();
+    flags.register(&registry, &release).unwrap();
     const GONE: Flag = Flag::new("gone", true);
     const LIMIT: Flag<u32> = Flag::new("limit", 7);
     assert!(flags.decide(&A, &Subject::new()));
@@ -33,16 +34,16 @@ fn an_unknown_flag_gets_its_default_and_is_counted() {
     assert_eq!(flags.value(&LIMIT, &Subject::new()), 7);
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
     for line in [
-        r#"feature_flag_decisions_total{enabled="true",flag="a"} 1"#,
-        r#"feature_flag_decisions_total{enabled="false",flag="a"} 0"#,
-        r#"feature_flag_decisions_total{enabled="true",flag="gone"} 1"#,
-        r#"feature_flag_defaults_total{flag="a"} 0"#,
-        r#"feature_flag_defaults_total{flag="gone"} 1"#,
-        r#"feature_flag_defaults_total{flag="limit"} 2"#,
+        r#"feature_flag_decisions_total{enabled="true",flag="a",version="canary"} 1"#,
+        r#"feature_flag_decisions_total{enabled="false",flag="a",version="canary"} 0"#,
+        r#"feature_flag_decisions_total{enabled="true",flag="gone",version="canary"} 1"#,
+        r#"feature_flag_defaults_total{flag="a",version="canary"} 0"#,
+        r#"feature_flag_defaults_total{flag="gone",version="canary"} 1"#,
+        r#"feature_flag_defaults_total{flag="limit",version="canary"} 2"#,
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
-    assert!(matches!(flags.register(&registry), Err(FlagsError::Metrics(_))));
+    assert!(matches!(flags.register(&registry, &release), Err(FlagsError::Metrics(_))));
 }
 
 #[test]

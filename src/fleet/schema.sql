@@ -153,6 +153,14 @@ create table cutover.history (
     reason text not null default ''
 );
 
+-- The last known state of the flags, for an instance that starts while the flag server is away.
+create table cutover.flag_states (
+    name text primary key check (name <> ''),
+    -- Sealed with its length and a checksum. The flag server's answer is bounded at 16 MiB.
+    state bytea not null check (octet_length(state) <= 17000000),
+    kept_at timestamptz not null default clock_timestamp()
+);
+
 -- The fence: the first thing in every write transaction.
 --
 -- The shared lock comes first and the look at the epoch second, as statements of their own: under READ

@@ -169,7 +169,7 @@ impl Cutover {
         }
         let flags = release.as_ref().and_then(|release| self.take_flags(release, &mut problems));
         if let (Some(metrics), Some((flags, _))) = (&metrics, &flags) {
-            noted(flags.register(metrics.registry()), &mut problems);
+            noted(flags.register(metrics.registry(), metrics.release()), &mut problems);
         }
         for check in self.take_checks(flags.as_ref().map(|(flags, _)| flags)) {
             noted(health.check(check), &mut problems);

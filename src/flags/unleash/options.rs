@@ -1,10 +1,11 @@
 //! How to reach the server, and what of it counts for how long.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::Uri;
 
+use super::backup::Backup;
 use crate::flags::error::{FlagsError, OptionProblem};
 
 /// How to reach an Unleash server, and for how long its answers count.
@@ -36,22 +37,24 @@ pub struct UnleashOptions {
     pub instance_id: String,
     /// Time between two polls, give or take a tenth.
     ///
-    /// Default 2 s: the server itself needs up to 1 s to show a change, and whoever turns off a bad
-    /// path waits for both; an answer that nothing changed has no body, so that a hundred instances
-    /// are 50 tiny requests per second. After failures the time doubles, up to half of
-    /// `stale_after`.
+    /// Default 1 s: the server itself looks for changes once a second, and whoever turns off a bad
+    /// path waits for both, so that 2.1 s are the worst case and a shorter interval gains little. An
+    /// answer that nothing changed (ETag) has no body: a hundred instances are a hundred tiny
+    /// requests per second. After failures the time doubles, up to half of `stale_after`.
     pub interval: Duration,
-    /// Time limit of each request to the server. Default 3 s.
+    /// Time limit of each request to the server, and of each use of `backup`. Default 3 s.
     pub time_limit: Duration,
     /// For how long after the last answer the state counts as fresh. Default 30 s. Requests are
     /// decided by stale state too; a [`Switch`](crate::flags::Switch) is not.
     pub stale_after: Duration,
     /// Time between two reports of counted decisions to the server; zero for none. Default 60 s.
     pub metrics_interval: Duration,
-    /// A file that keeps the last state, so that a restart while the server is away begins with it
-    /// and not with defaults. Written by renaming, readable by its owner only; problems with it
-    /// are logged, nothing more. Default none.
-    pub backup: Option<PathBuf>,
+    /// Keeps the last state, so that an instance that starts while the server is away begins with it
+    /// and not with defaults: a [`FileBackup`](crate::flags::FileBackup),
+    /// [`PostgresBackup`](crate::flags::PostgresBackup), `RedisBackup` or your own. It is asked in
+    /// the background: await [`Flags::ready`](crate::flags::Flags::ready) with a time limit before
+    /// serving. Problems with it are logged and counted, nothing more. Default none.
+    pub backup: Option<Arc<dyn Backup>>,
     /// A state from [`Flags::snapshot`](crate::flags::Flags::snapshot) of another instance, for a
     /// service that keeps it elsewhere than in a file. Comes before `backup`. Default none.
     pub bootstrap: Option<Bytes>,
@@ -70,7 +73,7 @@ impl UnleashOptions {
             token: token.into(),
             app_name: app_name.into(),
             instance_id: instance_id.into(),
-            interval: Duration::from_secs(2),
+            interval: Duration::from_secs(1),
             time_limit: Duration::from_secs(3),
             stale_after: Duration::from_secs(30),
             metrics_interval: Duration::from_secs(60),

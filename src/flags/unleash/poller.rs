@@ -1,18 +1,28 @@
 //! Keeps the state current, in the background.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use http::HeaderValue;
 use tokio::{
     runtime::Handle,
-    sync::{Mutex, watch},
+    sync::{Mutex, Notify, watch},
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-use unleash_api_client::api::{Metrics, features_endpoint};
 
-use super::{backup, options::UnleashOptions, state::Unleash, transport::Http};
-use crate::flags::error::{FlagsError, OptionProblem};
+use super::{
+    backup::{self, Backup, BackupError},
+    options::UnleashOptions,
+    report::Reporter,
+    state::{Loaded, Unleash},
+    transport::{Features, Http},
+};
+use crate::flags::{
+    counters::{Fetches, Tally},
+    error::{FlagsError, OptionProblem},
+};
 
 /// The background task; ends when this is closed or dropped.
 pub(in crate::flags) struct Poller {
@@ -20,13 +30,19 @@ pub(in crate::flags) struct Poller {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// How long after a failed registration the next one is tried, where nothing else is reported.
+const REGISTER_AGAIN: Duration = Duration::from_secs(60);
+
 struct Task {
     unleash: Arc<Unleash>,
-    http: Arc<Http>,
+    http: Http,
     api: String,
+    tally: Arc<Tally>,
     revision: watch::Sender<u64>,
     stop: CancellationToken,
-    backup: Option<PathBuf>,
+    changed: Notify,
+    backup: Option<Arc<dyn Backup>>,
+    time_limit: Duration,
     interval: Duration,
     slowest: Duration,
     metrics_interval: Duration,
@@ -36,41 +52,41 @@ impl Poller {
     pub(in crate::flags) fn start(
         options: UnleashOptions,
         revision: watch::Sender<u64>,
+        tally: Arc<Tally>,
     ) -> Result<(Arc<Unleash>, Self), FlagsError> {
         let endpoint = options.check()?;
         let runtime = Handle::try_current().map_err(|_| FlagsError::NoRuntime)?;
-        let unusable = |text: String| {
-            let field = "url";
-            FlagsError::Options(vec![OptionProblem { field, text }])
-        };
-        let http = Http::new(endpoint.tls, options.time_limit)
-            .map_err(|error| unusable(format!("needs the system's certificates: {error}")))?;
-        let http = Arc::new(http);
-        let unleash = Unleash::new(&options, &endpoint.api, http.clone())
-            .map_err(|error| unusable(error.to_string()))?;
-        let unleash = Arc::new(unleash);
-        let kept = options.bootstrap;
-        let kept = kept.or_else(|| backup::read(options.backup.as_deref()?));
-        if let Some(Err(error)) = kept.map(|body| unleash.load(body)) {
-            tracing::warn!(
-                error,
-                "the flags that were kept can't be read: defaults until the server answers"
-            );
+        let connection = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+        let http = Http::new(&options, endpoint.tls, &connection).map_err(|error| {
+            let text = format!("needs the system's certificates: {error}");
+            FlagsError::Options(vec![OptionProblem { field: "url", text }])
+        })?;
+        let reporter = Reporter::new(&options, connection);
+        let unleash = Arc::new(Unleash::new(&options));
+        match options.bootstrap.map(Loaded::read) {
+            Some(Ok(state)) => unleash.load(state),
+            Some(Err(error)) => {
+                tracing::warn!(error, "`bootstrap` can't be read: defaults until the server answers");
+            }
+            None => {}
         }
         let stop = CancellationToken::new();
         let task = Task {
             unleash: unleash.clone(),
             http,
             api: endpoint.api,
+            tally,
             revision,
             stop: stop.clone(),
+            changed: Notify::new(),
             backup: options.backup,
+            time_limit: options.time_limit,
             slowest: options.interval.max(options.stale_after / 2),
             interval: options.interval,
             metrics_interval: options.metrics_interval,
         };
-        let poller = Self { stop: stop.drop_guard(), task: Mutex::new(Some(runtime.spawn(task.run()))) };
-        Ok((unleash, poller))
+        let task = runtime.spawn(task.run(reporter));
+        Ok((unleash, Self { stop: stop.drop_guard(), task: Mutex::new(Some(task)) }))
     }
 
     pub(in crate::flags) async fn close(&self) {
@@ -83,26 +99,30 @@ impl Poller {
 }
 
 impl Task {
-    async fn run(self) {
+    /// Three things side by side, because a change must be seen at once, however slow the others are.
+    async fn run(self, reporter: Reporter) {
+        tokio::join!(self.poll(), self.back_up(), self.report(reporter));
+    }
+
+    async fn poll(&self) {
+        let mut etag = None;
         let mut failures = 0;
-        let mut registered = false;
-        let mut reported = Instant::now();
         loop {
             let asked = Instant::now();
+            let url = format!("{}/client/features", self.api);
             let fetched = tokio::select! {
-                () = self.stop.cancelled() => break,
-                fetched = self.fetch() => fetched,
+                () = self.stop.cancelled() => return,
+                fetched = self.http.get(&url, etag.as_ref()) => fetched,
             };
-            match self.apply(fetched, asked).await {
-                Ok(counted) => {
+            match self.apply(fetched, asked, &mut etag).await {
+                Ok(()) => {
                     if failures > 0 {
                         tracing::info!("the flag server answers again");
                     }
                     failures = 0;
-                    self.report(counted).await;
                 }
                 Err(error) => {
-                    self.unleash.freshness.fetches.failed.add_one();
+                    self.fetches().failed.add_one();
                     // The first of a row; the gauge of the last success tells how it goes on.
                     if failures == 0 {
                         tracing::warn!(error, "no flags from the server: the last state counts");
@@ -110,112 +130,138 @@ impl Task {
                     failures += 1;
                 }
             }
-            if failures == 0 && !registered {
-                registered = self.register().await;
-            }
-            if !self.metrics_interval.is_zero() && reported.elapsed() >= self.metrics_interval {
-                reported = Instant::now();
-                self.flush().await;
-            }
             tokio::select! {
-                () = self.stop.cancelled() => break,
+                () = self.stop.cancelled() => return,
                 () = sleep(self.pause(failures)) => {}
             }
         }
-        if !self.metrics_interval.is_zero() {
-            self.flush().await;
+    }
+
+    async fn back_up(&self) {
+        let Some(backup) = &self.backup else { return };
+        self.restore(&**backup).await;
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = self.changed.notified() => {}
+            }
+            let Some(body) = self.unleash.body() else { continue };
+            match self.bounded(backup.save(backup::seal(&body))).await {
+                Some(Ok(())) => self.fetches().saved.add_one(),
+                Some(Err(error)) => self.backup_failed(&error, "the flags could not be kept"),
+                None => return,
+            }
         }
     }
 
-    async fn fetch(&self) -> Result<(), String> {
-        self.unleash
-            .client
-            .http
-            .get_json::<()>(&features_endpoint(&self.api), Some(self.interval_ms()))
-            .await
-            // All causes: "connection refused" is the last of them.
-            .map_err(|error| format!("{error:#}"))
+    /// Begins with what was kept, unless the server is faster.
+    async fn restore(&self, backup: &dyn Backup) {
+        let kept = async {
+            let Some(sealed) = backup.load().await? else { return Ok(None) };
+            read(backup::open(&sealed)?).await.map(Some).map_err(BackupError::Damaged)
+        };
+        match self.bounded(kept).await {
+            Some(Ok(Some(state))) => {
+                if self.unleash.load_if_empty(state) {
+                    self.fetches().restored.add_one();
+                    self.revision.send_modify(|revision| *revision += 1);
+                }
+            }
+            Some(Err(error)) => self.backup_failed(&error, "the flags that were kept can't be taken up"),
+            Some(Ok(None)) | None => {}
+        }
     }
 
-    async fn apply(&self, fetched: Result<(), String>, asked: Instant) -> Result<Option<Metrics>, String> {
-        fetched?;
-        let mut counted = None;
+    async fn apply(
+        &self,
+        fetched: Result<Option<Features>, String>,
+        asked: Instant,
+        etag: &mut Option<HeaderValue>,
+    ) -> Result<(), String> {
         let was_fresh = self.unleash.freshness.is_fresh();
         let mut changed = false;
-        let fetches = &self.unleash.freshness.fetches;
-        match self.http.take() {
-            Some(features) if self.unleash.body().as_ref() != Some(&features.body) => {
-                counted = self.load(features.body.clone()).await?;
-                self.http.applied(features.etag);
-                self.keep(features.body).await;
-                changed = true;
-                fetches.changed.add_one();
+        if let Some(features) = fetched? {
+            changed = self.unleash.body().as_ref() != Some(&features.body);
+            if changed {
+                self.unleash.load(read(features.body).await?);
+                self.changed.notify_one();
             }
-            None if !self.unleash.is_loaded() => {
-                return Err("the server says that nothing changed, but has sent nothing yet".into());
-            }
-            same => {
-                if let Some(features) = same {
-                    self.http.applied(features.etag);
-                }
-                fetches.unchanged.add_one();
-            }
+            // In use now: from the next request on, only a change is asked for.
+            *etag = features.etag;
+        }
+        if changed {
+            self.fetches().changed.add_one();
+        } else {
+            self.fetches().unchanged.add_one();
         }
         self.unleash.freshness.answered(asked);
         if changed || !was_fresh {
             self.revision.send_modify(|revision| *revision += 1);
         }
-        Ok(counted)
+        Ok(())
     }
 
-    async fn load(&self, body: bytes::Bytes) -> Result<Option<Metrics>, String> {
-        let unleash = self.unleash.clone();
-        tokio::task::spawn_blocking(move || unleash.load(body))
-            .await
-            .unwrap_or_else(|error| Err(error.to_string()))
-    }
-
-    async fn keep(&self, body: bytes::Bytes) {
-        let Some(path) = self.backup.clone() else {
-            return;
-        };
-        let written = tokio::task::spawn_blocking(move || backup::write(&path, &body)).await;
-        if let Ok(Err(error)) = written {
-            tracing::warn!(%error, "no backup of the flags could be written");
+    /// `None`: stopped meanwhile.
+    async fn bounded<T>(
+        &self,
+        work: impl Future<Output = Result<T, BackupError>>,
+    ) -> Option<Result<T, BackupError>> {
+        tokio::select! {
+            () = self.stop.cancelled() => None,
+            done = timeout(self.time_limit, work) => Some(done.unwrap_or_else(|_| {
+                Err(BackupError::place(format!("no answer within {:?}", self.time_limit)))
+            })),
         }
     }
 
-    /// Sends what was counted since the last state was loaded: loading it anew is how the client
-    /// gives its counts away.
-    async fn flush(&self) {
-        if let Some(body) = self.unleash.body()
-            && let Ok(counted) = self.load(body).await
-        {
-            self.report(counted).await;
+    fn backup_failed(&self, error: &BackupError, what: &str) {
+        match error {
+            BackupError::Place(_) => self.fetches().backup_failed.add_one(),
+            _ => self.fetches().refused.add_one(),
         }
+        tracing::warn!(%error, backup = ?self.backup, "{what}");
     }
 
-    async fn report(&self, counted: Option<Metrics>) {
-        let Some(counted) = counted.filter(|_| !self.metrics_interval.is_zero()) else {
-            return;
-        };
-        let endpoint = Metrics::endpoint(&self.api);
-        let http = &self.unleash.client.http;
-        match http.post_json(&endpoint, &counted, Some(self.interval_ms())).await {
-            Ok(true) => {}
-            Ok(false) => tracing::debug!("the flag server refused a report"),
-            Err(error) => tracing::debug!("no report to the flag server: {error:#}"),
-        }
-    }
-
-    async fn register(&self) -> bool {
-        match self.unleash.client.register().await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::debug!(%error, "not registered with the flag server");
-                false
+    /// Tells the server who asks, and from time to time and at the end what was decided.
+    async fn report(&self, mut reporter: Reporter) {
+        let wanted = !self.metrics_interval.is_zero();
+        let pause = if wanted { self.metrics_interval } else { REGISTER_AGAIN };
+        let mut registered = false;
+        loop {
+            if !registered {
+                tokio::select! {
+                    () = self.stop.cancelled() => break,
+                    done = self.tell("register", reporter.registration()) => registered = done,
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                () = sleep(pause) => {}
+            }
+            if wanted {
+                self.flush(&mut reporter).await;
             }
         }
+        if wanted {
+            self.flush(&mut reporter).await;
+        }
+    }
+
+    async fn flush(&self, reporter: &mut Reporter) {
+        if let Some(report) = reporter.report(&self.tally)
+            && self.tell("metrics", report.content.clone()).await
+        {
+            reporter.taken(report);
+        }
+    }
+
+    async fn tell(&self, what: &str, content: serde_json::Value) -> bool {
+        let told = self.http.post(&format!("{}/client/{what}", self.api), &content).await;
+        told.inspect_err(|error| tracing::debug!(error, "no {what} to the flag server")).is_ok()
+    }
+
+    fn fetches(&self) -> &Fetches {
+        &self.unleash.freshness.fetches
     }
 
     fn pause(&self, failures: u32) -> Duration {
@@ -224,8 +270,11 @@ impl Task {
         // Instances that began together, or lost the server together, must not ask together.
         pause.mul_f64(0.9 + 0.2 * fastrand::f64())
     }
+}
 
-    fn interval_ms(&self) -> u64 {
-        u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX)
-    }
+/// Compiling strategies takes too long for a thread that serves requests.
+async fn read(body: Bytes) -> Result<Loaded, String> {
+    tokio::task::spawn_blocking(move || Loaded::read(body))
+        .await
+        .unwrap_or_else(|error| Err(error.to_string()))
 }

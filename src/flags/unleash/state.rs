@@ -1,102 +1,84 @@
-//! The client with a state in it, and how old that is.
+//! The engine with a state in it, and how old that is.
 
 use std::{
-    fmt::Debug,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use serde::Deserialize;
 use tokio::time::Instant;
-use unleash_api_client::{ClientBuilder, api::Metrics, client::FeatureKey};
+use unleash_yggdrasil::{
+    EngineState, UpdateMessage,
+    state::{EnrichedContext, PropertiesRef},
+};
 
-use super::{options::UnleashOptions, transport::Http};
+use super::options::UnleashOptions;
 use crate::flags::{
     counters::Fetches,
-    flag::Variant,
+    flag::{PayloadKind, Variant},
     names::{Name, NameMap},
     source::Lack,
     subject::Subject,
 };
 
-/// The client wants a type of keys; flags are asked for by name.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum ByName {}
-
-impl FeatureKey for ByName {
-    fn name(self) -> &'static str {
-        match self {}
-    }
-}
-
-pub(super) type Client = unleash_api_client::Client<ByName>;
-
 /// Evaluates flags by the last state that was loaded.
+///
+/// It asks the engine itself and not the client around it: that one puts a lock around the engine, and counts
+/// into lines of memory that all threads share.
 pub(in crate::flags) struct Unleash {
-    pub(super) client: Client,
     app_name: String,
     loaded: ArcSwapOption<Loaded>,
     pub(in crate::flags) freshness: Freshness,
+    /// Whether a flag that breaks the engine was spoken of.
+    broken: AtomicBool,
 }
 
-struct Loaded {
+pub(super) struct Loaded {
     body: Bytes,
+    engine: EngineState,
     flags: NameMap<IsStale>,
-    /// Whether any strategy may look at the application's name: a context with it costs copies.
-    mentions_app: bool,
 }
 
 type IsStale = bool;
 
-#[derive(Deserialize)]
-struct Listing {
-    features: Vec<Listed>,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    name: String,
-    #[serde(default)]
-    stale: Option<bool>,
+impl Loaded {
+    /// Reads a state. Compiles every strategy, so it is not for a thread that serves requests.
+    pub(super) fn read(body: Bytes) -> Result<Self, String> {
+        // All flags, or the events that lead to them.
+        let state: UpdateMessage = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+        let engine = EngineState::default();
+        for warning in engine.take_state(state).into_iter().flatten() {
+            tracing::warn!(flag = warning.toggle_name, warning.message, "a flag that can't be understood");
+        }
+        let flags = engine.get_state().features.into_iter();
+        let flags = flags.map(|flag| (flag.name, flag.stale == Some(true))).collect();
+        Ok(Self { body, engine, flags })
+    }
 }
 
 impl Unleash {
-    pub(super) fn new(options: &UnleashOptions, api: &str, http: Arc<Http>) -> anyhow::Result<Self> {
-        let interval = u64::try_from(options.interval.as_millis()).unwrap_or(u64::MAX);
-        let client =
-            ClientBuilder::default().enable_string_features().interval(interval).into_client_with_transport(
-                api,
-                &options.app_name,
-                &options.instance_id,
-                Some(options.token.clone()),
-                http,
-            )?;
-        Ok(Self {
-            client,
+    pub(super) fn new(options: &UnleashOptions) -> Self {
+        Self {
             app_name: options.app_name.clone(),
             loaded: ArcSwapOption::empty(),
             freshness: Freshness::new(options.stale_after),
-        })
+            broken: AtomicBool::new(false),
+        }
     }
 
-    /// Takes over a state, and gives what was counted under the one before. Compiles every
-    /// strategy, so it is not for a thread that serves requests.
-    pub(super) fn load(&self, body: Bytes) -> Result<Option<Metrics>, String> {
-        let listing: Listing = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-        let features = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-        let counted = self.client.memoize(features).map_err(|error| error.to_string())?;
-        let flags = listing.features.into_iter();
-        self.loaded.store(Some(Arc::new(Loaded {
-            mentions_app: contains(&body, b"\"appName\""),
-            body,
-            flags: flags.map(|flag| (flag.name, flag.stale == Some(true))).collect(),
-        })));
-        Ok(counted)
+    pub(super) fn load(&self, loaded: Loaded) {
+        self.loaded.store(Some(Arc::new(loaded)));
+    }
+
+    /// Takes over a state that was kept, unless there is one: what is kept is never newer.
+    pub(super) fn load_if_empty(&self, loaded: Loaded) -> bool {
+        let nothing: Option<Arc<Loaded>> = None;
+        self.loaded.compare_and_swap(&nothing, Some(Arc::new(loaded))).is_none()
     }
 
     /// The state that is in use, as the server sent it.
@@ -109,31 +91,56 @@ impl Unleash {
     }
 
     pub(in crate::flags) fn enabled(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
-        let loaded = self.loaded.load();
-        let loaded = loaded.as_ref()?;
-        // The client answers `false` where it can't tell; what it can't tell isn't asked.
-        loaded.flags.get(name)?;
-        Some(if loaded.mentions_app {
-            let context = subject.context_in(&self.app_name);
-            self.client.is_enabled_str(name.text, Some(&context), false)
-        } else {
-            self.client.is_enabled_str(name.text, Some(subject.context()), false)
-        })
+        self.ask(name, |engine| engine.check_enabled(&self.context(name, subject)))
     }
 
     pub(in crate::flags) fn variant(&self, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
-        let loaded = self.loaded.load();
-        let loaded = loaded.as_ref()?;
-        loaded.flags.get(name)?;
-        let in_app = loaded.mentions_app.then(|| subject.context_in(&self.app_name));
-        let context = in_app.as_ref().unwrap_or(subject.context());
-        let mut variant = self.client.get_variant_str(name.text, context);
-        Some(if variant.enabled {
-            Variant { enabled: true, name: Some(variant.name), payload: variant.payload.remove("value") }
-        } else {
-            // No variant: the flag is off, or on without any.
-            Variant::plain(self.client.is_enabled_str(name.text, Some(context), false))
+        self.ask(name, |engine| {
+            let context = self.context(name, subject);
+            let variant = engine.check_variant(&context)?;
+            Some(if variant.enabled {
+                let payload = variant.payload;
+                let kind = payload.as_ref().and_then(|payload| PayloadKind::named(&payload.payload_type));
+                Variant {
+                    enabled: true,
+                    name: Some(variant.name),
+                    payload: payload.map(|payload| payload.value),
+                    payload_kind: kind,
+                }
+            } else {
+                // No variant: the flag is off, or on without any.
+                Variant::plain(engine.check_enabled(&context).unwrap_or(false))
+            })
         })
+    }
+
+    /// `None` without a state, for a flag that is not in it, and for one that breaks the engine:
+    /// variants whose weights are all zero do (0.21.6), and a server may send them.
+    fn ask<T>(&self, name: &Name<'_>, question: impl FnOnce(&EngineState) -> Option<T>) -> Option<T> {
+        let loaded = self.loaded.load();
+        let engine = &loaded.as_ref()?.engine;
+        // The engine is only read here.
+        catch_unwind(AssertUnwindSafe(|| question(engine))).unwrap_or_else(|_| {
+            if !self.broken.swap(true, Ordering::Relaxed) {
+                tracing::error!(flag = name.text, "this flag can't be evaluated: its default counts");
+            }
+            None
+        })
+    }
+
+    fn context<'a>(&'a self, name: &'a Name<'_>, subject: &'a Subject) -> EnrichedContext<'a> {
+        EnrichedContext {
+            toggle_name: name.text,
+            user_id: subject.user_id(),
+            session_id: subject.session_id(),
+            remote_address: subject.address(),
+            environment: subject.get("environment"),
+            app_name: subject.get("appName").or(Some(&self.app_name)),
+            current_time: subject.get("currentTime"),
+            properties: Some(PropertiesRef::Strings(subject.properties())),
+            external_results: None,
+            runtime_hostname: None,
+        }
     }
 
     pub(in crate::flags) fn lack(&self, name: &Name<'_>) -> Option<Lack> {
@@ -143,10 +150,6 @@ impl Unleash {
             Some(stale) => stale.then_some(Lack::Stale),
         }
     }
-}
-
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
 }
 
 /// When the server last answered, by the monotonic clock for decisions and by the wall clock for

@@ -1,7 +1,10 @@
 //! Against a server that answers what each test wants, on a real socket.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -10,10 +13,11 @@ use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 
-use super::UnleashOptions;
+use super::{Backup, BackupError, FileBackup, UnleashOptions};
 use crate::flags::{FixedFlag, Flag, Flags, FlagsError, Gap, Lack, Subject, Switch};
 
 const A: Flag = Flag::new("a", false);
@@ -32,6 +36,7 @@ struct Seen {
     path: String,
     headers: HeaderMap,
     body: String,
+    refused: bool,
 }
 
 /// Answers polls with `reply`, and anything else with 202.
@@ -39,6 +44,7 @@ struct Seen {
 struct Server {
     url: String,
     reply: Arc<Mutex<Reply>>,
+    refuse_posts: Arc<AtomicBool>,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
@@ -68,6 +74,7 @@ impl Server {
         let server = Self {
             url: format!("http://{}", listener.local_addr().unwrap()),
             reply: Arc::new(Mutex::new(reply)),
+            refuse_posts: Arc::default(),
             seen: Arc::default(),
         };
         let handler = server.clone();
@@ -81,12 +88,17 @@ impl Server {
         let body = body.collect().await.unwrap().to_bytes();
         let asked = head.headers.get(header::IF_NONE_MATCH).cloned();
         let poll = head.method == Method::GET;
+        let refused = !poll && self.refuse_posts.load(Ordering::SeqCst);
         self.seen.lock().unwrap().push(Seen {
             method: head.method,
             path: head.uri.path().to_owned(),
             headers: head.headers,
             body: String::from_utf8(body.into()).unwrap(),
+            refused,
         });
+        if refused {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
         if !poll {
             return StatusCode::ACCEPTED.into_response();
         }
@@ -129,9 +141,21 @@ impl Server {
     }
 
     fn bodies(&self, path: &str) -> Vec<serde_json::Value> {
+        self.sent(path, |_| true)
+    }
+
+    fn taken(&self, path: &str) -> Vec<serde_json::Value> {
+        self.sent(path, |seen| !seen.refused)
+    }
+
+    fn sent(&self, path: &str, which: impl Fn(&Seen) -> bool) -> Vec<serde_json::Value> {
         let seen = self.seen.lock().unwrap();
-        let sent = seen.iter().filter(|seen| seen.path == path);
+        let sent = seen.iter().filter(|seen| seen.path == path && which(seen));
         sent.map(|seen| serde_json::from_str(&seen.body).unwrap()).collect()
+    }
+
+    fn refuse_posts(&self, refuse: bool) {
+        self.refuse_posts.store(refuse, Ordering::SeqCst);
     }
 }
 
@@ -186,6 +210,9 @@ async fn only_a_whole_good_answer_is_applied() {
         server.reply(bad);
         server.polled_again().await;
         assert!(flags.decide(&A, &Subject::new()));
+        until("stale", || !flags.is_fresh()).await;
+        server.reply(features(&[("a", true, "")]));
+        until("fresh", || flags.is_fresh()).await;
     }
     // The ETag that came with what could not be used was not taken over either.
     server.reply(Reply::Features(off));
@@ -220,7 +247,7 @@ async fn what_did_not_change_is_not_downloaded_and_not_announced() {
     let server = Server::start(features(&[("a", true, "")])).await;
     let registry = prometheus::Registry::new();
     let flags = start(&server).await;
-    flags.register(&registry).unwrap();
+    flags.register(&registry, &crate::release::Release::new("app", "stable").unwrap()).unwrap();
     let mut changed = flags.changed();
     changed.mark_unchanged();
     server.polled_again().await;
@@ -302,28 +329,148 @@ async fn polling_ends_with_the_last_handle() {
     .await;
 }
 
+fn metrics(flags: &Flags) -> impl Fn(&str) -> bool + use<> {
+    let registry = prometheus::Registry::new();
+    flags.register(&registry, &crate::release::Release::new("app", "stable").unwrap()).unwrap();
+    move |line| {
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        text.lines().any(|other| other == line)
+    }
+}
+
 #[tokio::test]
 async fn a_restart_while_the_server_is_away_begins_with_the_last_state() {
     let server = Server::start(features(&[("a", true, "")])).await;
     let path = std::env::temp_dir().join(format!("flags-backup-{}", std::process::id()));
-    let options = UnleashOptions { backup: Some(path.clone()), ..server.options() };
+    let options =
+        UnleashOptions { backup: Some(Arc::new(FileBackup::new(path.clone()))), ..server.options() };
     let flags = Flags::unleash(options.clone()).unwrap();
-    until("fresh", || flags.is_fresh()).await;
+    let saved = metrics(&flags);
+    until("saved", || saved(r#"feature_flags_backups_total{result="saved"} 1"#)).await;
     let snapshot = flags.snapshot();
     flags.close().await;
 
     server.reply(Reply::Mute);
-    let again = Flags::unleash(options).unwrap();
+    let again = Flags::unleash(options.clone()).unwrap();
     let elsewhere = Flags::unleash(UnleashOptions { bootstrap: snapshot, ..server.options() }).unwrap();
-    for flags in [again, elsewhere] {
-        assert!(flags.is_ready() && !flags.is_fresh());
+    for flags in [&again, &elsewhere] {
+        tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
+        assert!(!flags.is_fresh());
         assert!(flags.decide(&A, &Subject::new()));
         assert_eq!(flags.switch("a"), Switch::Unknown);
     }
-    std::fs::write(&path, "not JSON").unwrap();
-    let broken = Flags::unleash(UnleashOptions { backup: Some(path.clone()), ..server.options() });
-    assert!(!broken.unwrap().is_ready());
+    assert!(metrics(&again)(r#"feature_flags_backups_total{result="restored"} 1"#));
+
+    // Good JSON, but not what was kept.
+    let kept = std::fs::read_to_string(&path).unwrap();
+    for damaged in [kept.replace(r#""enabled":true"#, r#""enabled":null"#), kept[1..].to_owned(), "{}".into()]
+    {
+        std::fs::write(&path, damaged).unwrap();
+        let flags = Flags::unleash(options.clone()).unwrap();
+        let refused = metrics(&flags);
+        until("refused", || refused(r#"feature_flags_backups_total{result="refused"} 1"#)).await;
+        assert!(!flags.is_ready());
+        assert!(flags.decide(&FALLBACK, &Subject::new()));
+    }
     std::fs::remove_file(path).unwrap();
+}
+
+/// A place that takes its time: for ever, unless a state is given.
+#[derive(Debug)]
+struct Slow(tokio::sync::Mutex<tokio::sync::mpsc::Receiver<Bytes>>);
+
+#[async_trait::async_trait]
+impl Backup for Slow {
+    async fn load(&self) -> Result<Option<Bytes>, BackupError> {
+        Ok(self.0.lock().await.recv().await)
+    }
+
+    async fn save(&self, _: Bytes) -> Result<(), BackupError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn a_backup_neither_holds_up_the_server_nor_overrules_it() {
+    let server = Server::start(features(&[("a", true, "")])).await;
+    let (give, take) = tokio::sync::mpsc::channel(1);
+    let backup: Arc<dyn Backup> = Arc::new(Slow(tokio::sync::Mutex::new(take)));
+    let flags = Flags::unleash(UnleashOptions {
+        backup: Some(backup),
+        time_limit: LIMIT,
+        stale_after: LIMIT * 3,
+        ..server.options()
+    })
+    .unwrap();
+    // The server answers while the backup has said nothing.
+    until("fresh", || flags.is_fresh()).await;
+    assert!(flags.decide(&A, &Subject::new()));
+    let Reply::Features(off) = features(&[("a", false, "")]) else { unreachable!() };
+    give.send(super::backup::seal(off.as_bytes())).await.unwrap();
+    // The channel holds one: room for another means that it was taken, and what is done with it comes next.
+    drop(give.reserve().await.unwrap());
+    server.polled_again().await;
+    assert!(flags.decide(&A, &Subject::new()));
+    // Nor does a save that hangs.
+    tokio::time::timeout(LIMIT, flags.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_endless_answer_is_given_up() {
+    let server = Server::start(features(&[("a", true, "")])).await;
+    let flags = start(&server).await;
+    let Reply::Features(mut huge) = features(&[("a", false, "")]) else { unreachable!() };
+    huge.push_str(&" ".repeat(super::backup::LARGEST_STATE));
+    server.reply(Reply::Features(huge));
+    until("stale", || !flags.is_fresh()).await;
+    assert!(flags.decide(&A, &Subject::new()));
+}
+
+#[tokio::test]
+async fn a_flag_that_breaks_the_engine_has_its_default_and_the_others_go_on() {
+    let broken = serde_json::json!({"version": 2, "features": [
+        {"name": "a", "enabled": true, "strategies": [{
+            "name": "flexibleRollout",
+            "parameters": {"rollout": "100", "stickiness": "default", "groupId": "a"},
+            "variants": [{"name": "v", "weight": 0, "stickiness": "default"}],
+        }]},
+        {"name": "b", "enabled": true, "strategies": [{"name": "default"}]},
+    ]});
+    let server = Server::start(Reply::Features(broken.to_string())).await;
+    let flags = start(&server).await;
+    for subject in [Subject::new(), Subject::new().user("u1")] {
+        assert_eq!(flags.variant("a", &subject), None);
+        assert_eq!(flags.value(&Flag::new("a", 7), &subject), 7);
+        assert!(flags.decide(&Flag::new("b", false), &subject));
+    }
+}
+
+#[tokio::test]
+async fn counts_that_the_server_did_not_take_are_sent_again() {
+    let server = Server::start(features(&[("a", true, "one")])).await;
+    let options = UnleashOptions { metrics_interval: Duration::from_millis(1), ..server.options() };
+    let flags = Flags::unleash(options).unwrap();
+    tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
+    server.refuse_posts(true);
+    flags.decide(&A, &Subject::new());
+    flags.variant("a", &Subject::new());
+    let tries = || server.bodies("/api/client/metrics").len();
+    until("refused twice", || tries() >= 2).await;
+    server.refuse_posts(false);
+    let refused = tries();
+    until("taken", || tries() > refused).await;
+    flags.decide(&A, &Subject::new());
+    flags.close().await;
+    let sent = server.bodies("/api/client/metrics");
+    let toggle = |sent: &serde_json::Value| sent["bucket"]["toggles"]["a"].clone();
+    assert!(sent[..refused].iter().all(|sent| toggle(sent)["yes"].as_u64() > Some(0)), "{sent:?}");
+    // One may have been on its way when the server changed its mind.
+    let taken = server.taken("/api/client/metrics");
+    let sum = |of: &dyn Fn(serde_json::Value) -> Option<u64>| -> u64 {
+        taken.iter().filter_map(|sent| of(toggle(sent))).sum()
+    };
+    assert_eq!(sum(&|a| a["yes"].as_u64()), 3, "{taken:?}");
+    assert_eq!(sum(&|a| a["variants"]["v"].as_u64()), 1, "{taken:?}");
 }
 
 #[tokio::test]

@@ -1,24 +1,19 @@
-//! HTTP as the client needs it: with a time limit, with the answer's status looked at, and without
-//! downloading again what did not change.
+//! Requests to the server: within a time limit, bounded in size, with the answer's status looked
+//! at, and without downloading again what did not change.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use unleash_api_client::http::{Method, Request, Response, Transport};
+use serde_json::Value;
 
-/// More than any set of flags; an endless answer must not fill the memory.
-const MAX_BODY: usize = 64 << 20;
+use super::{backup::LARGEST_STATE, options::UnleashOptions};
 
 /// The features as the server sent them.
 pub(super) struct Features {
@@ -26,24 +21,18 @@ pub(super) struct Features {
     pub(super) etag: Option<HeaderValue>,
 }
 
-/// Sends what the client asks it to.
-///
-/// The client reads the body of a GET whatever its status, and knows nothing of ETags. So the
-/// answer to a GET is left here, to be [taken](Self::take), and the client is given `null`.
 pub(super) struct Http {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     time_limit: Duration,
-    kept: Mutex<Kept>,
+    headers: HeaderMap,
 }
 
-#[derive(Default)]
-struct Kept {
-    etag: Option<HeaderValue>,
-    features: Option<Features>,
-}
+/// What this library calls itself to the server.
+pub(super) const SDK: &str = concat!("cutover:", env!("CARGO_PKG_VERSION"));
 
 impl Http {
-    pub(super) fn new(tls: bool, time_limit: Duration) -> std::io::Result<Self> {
+    /// `connection` is what tells this process from others of the same name.
+    pub(super) fn new(options: &UnleashOptions, tls: bool, connection: &str) -> std::io::Result<Self> {
         let provider = rustls::crypto::ring::default_provider();
         let builder = hyper_rustls::HttpsConnectorBuilder::new();
         let connector = if tls {
@@ -57,72 +46,87 @@ impl Http {
                 .with_no_client_auth();
             builder.with_tls_config(config).https_or_http().enable_http1().build()
         };
+        let interval = options.interval.as_millis().to_string();
+        let mut headers = HeaderMap::new();
+        for (name, text) in [
+            ("authorization", options.token.as_str()),
+            ("unleash-appname", &options.app_name),
+            ("unleash-instanceid", &options.instance_id),
+            ("unleash-connection-id", connection),
+            ("unleash-sdk", SDK),
+            ("unleash-interval", &interval),
+        ] {
+            let mut value = HeaderValue::from_str(text).map_err(std::io::Error::other)?;
+            value.set_sensitive(name == "authorization");
+            headers.insert(HeaderName::from_static(name), value);
+        }
         Ok(Self {
             client: Client::builder(TokioExecutor::new()).build(connector),
-            time_limit,
-            kept: Mutex::default(),
+            time_limit: options.time_limit,
+            headers,
         })
     }
 
-    /// What the last GET brought; `None` if nothing has changed.
-    pub(super) fn take(&self) -> Option<Features> {
-        self.kept().features.take()
-    }
-
-    /// These features are in use now: from the next GET on, only a change is asked for.
-    pub(super) fn applied(&self, etag: Option<HeaderValue>) {
-        self.kept().etag = etag;
-    }
-
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn send(&self, request: Request) -> Result<Response, anyhow::Error> {
-        let mut builder = http::Request::builder().uri(&request.url).method(match request.method {
-            Method::Get => http::Method::GET,
-            Method::Post => http::Method::POST,
-        });
-        for (name, value) in &request.headers {
-            let mut value = HeaderValue::from_str(value)?;
-            value.set_sensitive(name.eq_ignore_ascii_case("authorization"));
-            builder = builder.header(name, value);
+    /// The features, or `None` if they are still those of this ETag.
+    pub(super) async fn get(
+        &self,
+        url: &str,
+        etag: Option<&HeaderValue>,
+    ) -> Result<Option<Features>, String> {
+        let mut request = Request::new(Full::default());
+        if let Some(etag) = etag {
+            request.headers_mut().insert(header::IF_NONE_MATCH, etag.clone());
         }
-        let is_get = request.method == Method::Get;
-        if is_get {
-            if let Some(etag) = &self.kept().etag {
-                builder = builder.header(header::IF_NONE_MATCH, etag);
+        let (head, body) = self.send(url, request).await?;
+        match head.status {
+            StatusCode::OK => Ok(Some(Features { body, etag: head.headers.get(header::ETAG).cloned() })),
+            StatusCode::NOT_MODIFIED if etag.is_some() => Ok(None),
+            StatusCode::NOT_MODIFIED => {
+                Err("the server says that nothing changed, but has sent nothing yet".into())
             }
-        } else {
-            builder = builder.header(header::CONTENT_TYPE, "application/json");
-        }
-        let body = Full::from(request.body.unwrap_or_default());
-        let answer = self.client.request(builder.body(body)?).await?;
-        let (head, body) = answer.into_parts();
-        let body = Limited::new(body, MAX_BODY).collect().await;
-        let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
-        if !is_get {
-            return Ok(Response { status: head.status.as_u16(), body: body.into() });
-        }
-        let features = match head.status {
-            StatusCode::OK => Some(Features { body, etag: head.headers.get(header::ETAG).cloned() }),
-            StatusCode::NOT_MODIFIED => None,
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                anyhow::bail!("the server refused the token ({status})")
+                Err(format!("the server refused the token ({status})"))
             }
-            status => anyhow::bail!("the server answered {status}"),
+            status => Err(format!("the server answered {status}")),
+        }
+    }
+
+    pub(super) async fn post(&self, url: &str, content: &Value) -> Result<(), String> {
+        let mut request = Request::new(Full::from(content.to_string()));
+        *request.method_mut() = Method::POST;
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(header::CONTENT_TYPE, json);
+        let (head, _) = self.send(url, request).await?;
+        if head.status.is_success() { Ok(()) } else { Err(format!("the server answered {}", head.status)) }
+    }
+
+    async fn send(
+        &self,
+        url: &str,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(http::response::Parts, Bytes), String> {
+        *request.uri_mut() = url.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
+        request.headers_mut().extend(self.headers.clone());
+        let exchange = async {
+            let answer = self.client.request(request).await.map_err(|error| causes(&error))?;
+            let (head, body) = answer.into_parts();
+            let body = Limited::new(body, LARGEST_STATE).collect().await;
+            Ok((head, body.map_err(|error| causes(&*error))?.to_bytes()))
         };
-        self.kept().features = features;
-        Ok(Response { status: StatusCode::OK.as_u16(), body: b"null".into() })
+        match tokio::time::timeout(self.time_limit, exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!("no answer within {:?}", self.time_limit)),
+        }
     }
 }
 
-#[async_trait]
-impl Transport for Http {
-    async fn execute(&self, request: Request) -> Result<Response, anyhow::Error> {
-        match tokio::time::timeout(self.time_limit, self.send(request)).await {
-            Ok(outcome) => outcome,
-            Err(_) => anyhow::bail!("no answer within {:?}", self.time_limit),
-        }
+/// All of them: "connection refused" is the last.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
     }
+    text
 }
