@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::request::Parts;
 use sqlx::PgPool;
@@ -14,6 +15,9 @@ use crate::health::{Check, Health};
 use crate::metrics::Metrics;
 use crate::migration::control::{Agent, DriverOptions, Spec};
 use crate::release::Release;
+
+/// How long a start waits for the flags.
+const FLAGS_WAIT: Duration = Duration::from_secs(2);
 
 /// Composes an instance of a service. See the crate's front page for the smallest real one.
 ///
@@ -188,6 +192,9 @@ impl Cutover {
         };
         let subject = self.subject.clone();
         let agent = self.join(&release, &health, &flags, from_server).await?.map(Arc::new);
+        // The first request shall find the state of now, or the last one that was kept; a flag server that is
+        // away is no reason not to start.
+        let _ = tokio::time::timeout(FLAGS_WAIT, flags.ready()).await;
         let instance = Instance { release, listen, admin, health, metrics, drain, flags, subject, agent };
         instance.leave_when_drained();
         Ok(instance)
