@@ -1,6 +1,6 @@
 //! The open client specification of Unleash, through the library's own front.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
 
 use std::{fs, path::Path};
 
