@@ -30,7 +30,7 @@ help:
 	@echo '             REQUIRE=1              fail where a server can only be skipped otherwise'
 	@echo 'make check   format and lints only'
 	@echo 'make bench   measurements side by side with peers; tables here, numbers in target/bench/*.json'
-	@echo '             ARGS="pin fence"       only these (pin dual fence flip rollback); --quick measures less'
+	@echo '             ARGS="pin fence"       only these (pin dual fence flip rollback flags killswitch); --quick measures less'
 
 demo: cargo
 	scripts/servers postgres redis unleash envoy
@@ -70,7 +70,7 @@ test: check
 
 bench: cargo
 	$(call stage,servers)
-	$(SERVERS_FOR_TESTS) postgres
+	$(SERVERS_FOR_TESTS) postgres unleash
 	$(call stage,measurements)
 	cargo run --release -p cutover-benches -- $(ARGS)
 

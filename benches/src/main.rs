@@ -6,6 +6,7 @@
 
 mod dual;
 mod fence;
+mod flags;
 mod fleet;
 mod pin;
 mod proxy;
@@ -29,6 +30,10 @@ enum Part {
     Flip,
     /// How long it takes until nobody reads the new side any more.
     Rollback,
+    /// What a flag decision costs.
+    Flags,
+    /// How long after a toggle in Unleash all instances decide anew.
+    Killswitch,
 }
 
 #[derive(Parser)]
@@ -60,6 +65,12 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Rollback) {
         fleet::rollback(args.quick).await?;
+    }
+    if wanted(Part::Flags) {
+        flags::decisions(args.quick).await?;
+    }
+    if wanted(Part::Killswitch) {
+        flags::kill_switch(args.quick).await?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     str::FromStr,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use super::{
@@ -84,6 +85,55 @@ impl Decisions {
         self.variant_of(&Name::new(name))
     }
 
+    /// As [`decide`](Self::decide), for a source that may have to ask a server first: an OpenFeature
+    /// provider that evaluates elsewhere. Other sources answer at once.
+    ///
+    /// This is the one way to let a request wait for a flag: once, no longer than `limit`, then the
+    /// declared default counts. What follows, also [`decide`](Self::decide) and a
+    /// [`GateLayer`](super::GateLayer) further in, has the answer. For all routes:
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, extract::Request, middleware::{Next, from_fn}, response::Response};
+    /// use cutover::flags::{Decisions, Flag, Flags, FlagsLayer};
+    ///
+    /// const NEW_FLOW: Flag = Flag::new("payment-new-flow", false);
+    ///
+    /// async fn ask_first(decisions: Decisions, request: Request, next: Next) -> Response {
+    ///     decisions.resolve(&NEW_FLOW, Duration::from_millis(50)).await;
+    ///     next.run(request).await
+    /// }
+    ///
+    /// # let flags = Flags::fixed::<&str>([]);
+    /// let app: Router = Router::new().layer(from_fn(ask_first)).layer(FlagsLayer::new(flags));
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing was decided then.
+    pub async fn resolve(&self, flag: &Flag, limit: Duration) -> bool {
+        if self.pinned(&flag.name).is_none() {
+            let enabled = self.0.flags.resolve(flag, &self.0.subject, limit).await;
+            self.pin(&flag.name, |_| true, |_| Answer::Enabled(enabled));
+        }
+        self.decide(flag)
+    }
+
+    /// As [`value`](Self::value), for a source that may have to ask a server first; see
+    /// [`resolve`](Self::resolve).
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: nothing was decided then.
+    pub async fn resolve_value<T: FromStr + Clone>(&self, flag: &Flag<T>, limit: Duration) -> T {
+        if self.pinned(&flag.name).is_none() {
+            let variant = self.0.flags.resolve_variant(&flag.name, &self.0.subject, limit).await;
+            let variant = variant.map(Box::new);
+            self.pin(&flag.name, |_| true, |_| Answer::Variant(variant.clone()));
+        }
+        self.value(flag)
+    }
+
     /// Runs `new` if the flag is on for this request, else `legacy`. Only the chosen one is called.
     ///
     /// Cancel safety: that of the chosen future.
@@ -123,6 +173,22 @@ impl Decisions {
             Answer::Variant(variant) => variant.as_deref(),
             Answer::Enabled(_) => None,
         }
+    }
+
+    /// The first answer for `name`, if there is one.
+    fn pinned(&self, name: &Name<'static>) -> Option<&Answer> {
+        let mut segment = Some(&self.0.first);
+        while let Some(Segment { slots, next }) = segment {
+            for slot in slots {
+                match slot.get() {
+                    Some((other, answer)) if other == name => return Some(answer),
+                    Some(_) => {}
+                    None => return None,
+                }
+            }
+            segment = next.get().map(|next| &**next);
+        }
+        None
     }
 
     /// The first answer for `name` that `fits`, or else what `evaluate` makes of the one before. Of two threads that evaluate at once, one is first and both take its answer.

@@ -1,6 +1,6 @@
 //! The handle on the flags.
 
-use std::{fmt, future::Future, str::FromStr, sync::Arc};
+use std::{fmt, future::Future, str::FromStr, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -16,6 +16,9 @@ use super::{
     subject::Subject,
 };
 use crate::release::Release;
+
+/// How often a source that does not tell is asked whether it is ready.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The flags of a service: a cheap handle, cloned into whoever decides.
 ///
@@ -78,6 +81,45 @@ impl Flags {
         Ok(Self(Arc::new(Inner { source: Source::Unleash(unleash), tally, revision, poller: Some(poller) })))
     }
 
+    /// Flags from the provider of an OpenFeature client: LaunchDarkly's, flagd's, or any other.
+    ///
+    /// The client stays the application's: its hooks and contexts count, and so does the provider
+    /// that it is given later. A subject's user, or else its session, is the targeting key; user,
+    /// session, address and properties are fields.
+    ///
+    /// - Evaluation in OpenFeature may wait, a decision may not. It is taken from the first poll of
+    ///   the evaluation, which is enough for providers that evaluate in the process. Where one has
+    ///   to ask a server, or fails, the declared default counts and is counted;
+    ///   [`Decisions::resolve`](super::Decisions::resolve) waits for such a provider, once per
+    ///   request.
+    /// - It costs what the client costs: some allocations and read locks of its own at the first
+    ///   look, nothing at the second. `make bench ARGS=flags` shows it.
+    /// - [`is_ready`](Self::is_ready) and [`is_fresh`](Self::is_fresh) ask the provider for a flag
+    ///   that does not exist. [`changed`](Self::changed) never moves, because providers tell nobody.
+    ///   A flag that the provider does not know is [`Switch::Unknown`] and not off.
+    /// - Stickiness, the last known state and the counts of its server are the provider's affair.
+    ///
+    /// ```
+    /// use cutover::flags::{Flag, Flags, Subject};
+    /// use open_feature::OpenFeature;
+    ///
+    /// # async fn start(provider: open_feature::provider::NoOpProvider) {
+    /// let mut api = OpenFeature::singleton_mut().await;
+    /// api.set_provider(provider).await;
+    /// let flags = Flags::openfeature(api.create_client());
+    /// # }
+    /// ```
+    #[cfg(feature = "openfeature")]
+    pub fn openfeature(client: open_feature::Client) -> Self {
+        Self(Arc::new(Inner {
+            source: Source::OpenFeature(super::openfeature::OpenFeature::new(client)),
+            tally: Arc::default(),
+            revision: watch::Sender::new(0),
+            #[cfg(feature = "unleash")]
+            poller: None,
+        }))
+    }
+
     /// Registers what this room counts: `feature_flag_decisions_total{flag,enabled,version}`,
     /// `feature_flag_defaults_total{flag,version}` (the default in the code had to do), and for a
     /// server `feature_flags_fetches_total{result}`, `feature_flags_backups_total{result}` and
@@ -94,9 +136,9 @@ impl Flags {
 
     fn fetches(&self) -> Option<Arc<super::counters::Fetches>> {
         match &self.0.source {
-            Source::Fixed(_) => None,
             #[cfg(feature = "unleash")]
             Source::Unleash(unleash) => Some(unleash.freshness.fetches.clone()),
+            _ => None,
         }
     }
 
@@ -156,8 +198,8 @@ impl Flags {
     pub fn set(&self, name: &str, flag: FixedFlag) -> Result<(), FlagsError> {
         match &self.0.source {
             Source::Fixed(fixed) => fixed.set(name, &flag),
-            #[cfg(feature = "unleash")]
-            Source::Unleash(_) => return Err(FlagsError::NotFixed),
+            #[cfg(any(feature = "unleash", feature = "openfeature"))]
+            _ => return Err(FlagsError::NotFixed),
         }
         self.0.revision.send_modify(|revision| *revision += 1);
         Ok(())
@@ -182,8 +224,10 @@ impl Flags {
     /// Cancel safety: safe, it only waits.
     pub async fn ready(&self) {
         let mut changed = self.changed();
-        // The sender lives as long as `self`, so this can't end early.
-        let _ = changed.wait_for(|_| self.is_ready()).await;
+        while !self.is_ready() {
+            // A provider of OpenFeature tells nobody.
+            let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
+        }
     }
 
     /// Whether the source answered recently enough; always true for [`fixed`](Self::fixed).
@@ -208,8 +252,8 @@ impl Flags {
     #[cfg(feature = "unleash")]
     pub fn snapshot(&self) -> Option<bytes::Bytes> {
         match &self.0.source {
-            Source::Fixed(_) => None,
             Source::Unleash(unleash) => unleash.body(),
+            _ => None,
         }
     }
 
@@ -227,6 +271,26 @@ impl Flags {
 
     pub(super) fn variant_of(&self, name: &Name<'static>, subject: &Subject) -> Option<Variant> {
         let variant = self.0.source.variant(name, subject);
+        self.0.tally.chosen(name, variant.as_ref());
+        variant
+    }
+
+    pub(super) async fn resolve(&self, flag: &Flag, subject: &Subject, limit: Duration) -> bool {
+        let known = tokio::time::timeout(limit, self.0.source.resolve(&flag.name, subject)).await;
+        let known = known.unwrap_or_default();
+        let enabled = known.unwrap_or(flag.default);
+        self.0.tally.decided(&flag.name, known.is_some(), enabled);
+        enabled
+    }
+
+    pub(super) async fn resolve_variant(
+        &self,
+        name: &Name<'static>,
+        subject: &Subject,
+        limit: Duration,
+    ) -> Option<Variant> {
+        let variant = tokio::time::timeout(limit, self.0.source.resolve_variant(name, subject)).await;
+        let variant = variant.unwrap_or_default();
         self.0.tally.chosen(name, variant.as_ref());
         variant
     }
@@ -250,6 +314,8 @@ impl fmt::Debug for Flags {
             Source::Fixed(_) => "fixed",
             #[cfg(feature = "unleash")]
             Source::Unleash(_) => "unleash",
+            #[cfg(feature = "openfeature")]
+            Source::OpenFeature(_) => "openfeature",
         };
         f.debug_struct("Flags")
             .field("source", &source)

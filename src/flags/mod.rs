@@ -23,6 +23,10 @@ mod gate;
 mod handle;
 mod layer;
 mod names;
+#[cfg(feature = "openfeature")]
+mod openfeature;
+#[cfg(all(test, feature = "openfeature"))]
+mod openfeature_tests;
 mod payload;
 mod source;
 mod subject;

@@ -3,6 +3,8 @@
 #[cfg(feature = "unleash")]
 use std::sync::Arc;
 
+#[cfg(feature = "openfeature")]
+use super::openfeature::OpenFeature;
 #[cfg(feature = "unleash")]
 use super::unleash::Unleash;
 use super::{
@@ -16,6 +18,8 @@ pub(super) enum Source {
     Fixed(Fixed),
     #[cfg(feature = "unleash")]
     Unleash(Arc<Unleash>),
+    #[cfg(feature = "openfeature")]
+    OpenFeature(OpenFeature),
 }
 
 /// A declared flag that the source does not have as it should be.
@@ -45,6 +49,8 @@ impl Source {
             Self::Fixed(fixed) => fixed.enabled(name, subject),
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.enabled(name, subject),
+            #[cfg(feature = "openfeature")]
+            Self::OpenFeature(open) => open.enabled(name, subject),
         }
     }
 
@@ -54,6 +60,26 @@ impl Source {
             Self::Fixed(fixed) => fixed.variant(name, subject),
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.variant(name, subject),
+            #[cfg(feature = "openfeature")]
+            Self::OpenFeature(open) => open.variant(name, subject),
+        }
+    }
+
+    /// As [`enabled`](Self::enabled), but waits where the source has to ask.
+    pub(super) async fn resolve(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
+        match self {
+            #[cfg(feature = "openfeature")]
+            Self::OpenFeature(open) => open.resolve(name, subject).await,
+            _ => self.enabled(name, subject),
+        }
+    }
+
+    /// As [`variant`](Self::variant), but waits where the source has to ask.
+    pub(super) async fn resolve_variant(&self, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
+        match self {
+            #[cfg(feature = "openfeature")]
+            Self::OpenFeature(open) => open.resolve_variant(name, subject).await,
+            _ => self.variant(name, subject),
         }
     }
 
@@ -62,6 +88,8 @@ impl Source {
             Self::Fixed(_) => true,
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.freshness.is_fresh(),
+            #[cfg(feature = "openfeature")]
+            Self::OpenFeature(open) => open.is_answering(),
         }
     }
 
@@ -70,16 +98,22 @@ impl Source {
             Self::Fixed(_) => true,
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.is_loaded(),
+            #[cfg(feature = "openfeature")]
+            Self::OpenFeature(open) => open.is_answering(),
         }
     }
 
     pub(super) fn switch(&self, name: &str) -> Switch {
-        if !self.is_fresh() {
-            return Switch::Unknown;
-        }
         // A subject of its own, so that the instances agree even on a flag that is rolled out to
         // some only.
         let subject = Subject::new().user(name).session(name);
+        #[cfg(feature = "openfeature")]
+        if let Self::OpenFeature(open) = self {
+            return open.switch(name, &subject);
+        }
+        if !self.is_fresh() {
+            return Switch::Unknown;
+        }
         match self.variant(&Name::new(name), &subject) {
             Some(variant) if variant.enabled => Switch::On(variant.payload),
             _ => Switch::Off,
@@ -91,6 +125,8 @@ impl Source {
             Self::Fixed(fixed) => fixed.lacks(name).then_some(Lack::Missing),
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.lack(name),
+            #[cfg(feature = "openfeature")]
+            Self::OpenFeature(open) => open.lack(name),
         }
     }
 }
