@@ -47,6 +47,17 @@ pub fn specification() -> Result<PathBuf, KitError> {
         .map(|index| index.parent().map(Path::to_path_buf).unwrap_or_default())
 }
 
+/// The folder with what holds the recipes of `examples/deploy` against their schemas: `bin/node`, `node_modules`, and
+/// `python` for a `PYTHONPATH`.
+///
+/// # Errors
+///
+/// [`KitError::Missing`] when it was not fetched.
+pub fn manifests() -> Result<PathBuf, KitError> {
+    let node = cached("manifests", "schemas of manifests", "bin/node")?;
+    Ok(node.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default())
+}
+
 /// The folder of Postgres's server programs.
 ///
 /// They are not on the `PATH` of Debian and its like: `pg_config` knows, or the newest of the

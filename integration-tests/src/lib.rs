@@ -23,12 +23,12 @@ mod wait;
 
 pub use envoy::{Cluster, Endpoint, Envoy, EnvoyOptions};
 pub use error::{KitError, if_installed};
-pub use find::specification;
+pub use find::{manifests, specification};
 pub use gate::Gate;
 pub use pgbouncer::PgBouncer;
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::{Folder, Process, Signal};
-pub use prometheus::{Prometheus, Sample};
+pub use prometheus::{Prometheus, PrometheusOptions, Sample};
 pub use redis::Redis;
 pub use unleash::Unleash;
 pub use unleash_admin::UnleashAdmin;

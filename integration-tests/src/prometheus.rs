@@ -16,6 +16,21 @@ pub struct Sample {
     pub value: f64,
 }
 
+/// How a [`Prometheus`] is started.
+#[derive(Clone, Debug)]
+pub struct PrometheusOptions {
+    /// A file of rules, as YAML.
+    pub rules: Option<String>,
+    /// The label `job` of what is scraped.
+    pub job: String,
+}
+
+impl Default for PrometheusOptions {
+    fn default() -> Self {
+        Self { rules: None, job: "kit".to_owned() }
+    }
+}
+
 /// A Prometheus server on a free loopback port that scrapes `/metrics` of some targets.
 #[derive(Debug)]
 pub struct Prometheus {
@@ -33,17 +48,34 @@ impl Prometheus {
     /// [`KitError::Missing`] when it is not installed, [`KitError::Exited`] or
     /// [`KitError::TimedOut`] when it does not come up.
     pub async fn start(targets: Vec<SocketAddr>, scrape_interval: Duration) -> Result<Self, KitError> {
+        Self::start_with(targets, scrape_interval, PrometheusOptions::default()).await
+    }
+
+    /// [`start`](Self::start) with options.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_with(
+        targets: Vec<SocketAddr>,
+        scrape_interval: Duration,
+        options: PrometheusOptions,
+    ) -> Result<Self, KitError> {
         let folder = Folder::new("prometheus")?;
         let interval = format!("{}ms", scrape_interval.as_millis());
         let config = json!({
             "global": {
                 "scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval,
             },
+            "rule_files": options.rules.iter().map(|_| "rules.yml").collect::<Vec<_>>(),
             "scrape_configs": [{
-                "job_name": "kit",
+                "job_name": options.job,
                 "file_sd_configs": [{ "files": [folder.path().join("targets.json")], "refresh_interval": "1s" }],
             }],
         });
+        if let Some(rules) = &options.rules {
+            write(&folder.path().join("rules.yml"), rules)?;
+        }
         // JSON is YAML.
         write(&folder.path().join("prometheus.yml"), config.to_string())?;
         write_targets(&folder, &targets)?;
