@@ -8,6 +8,7 @@ mod dual;
 mod fence;
 mod flags;
 mod fleet;
+mod layers;
 mod pin;
 mod proxy;
 mod table;
@@ -24,6 +25,8 @@ enum Part {
     Pin,
     /// What `DualWrite` costs in `off`.
     Dual,
+    /// What the layers around a service cost a request.
+    Layers,
     /// What the fence costs a write transaction.
     Fence,
     /// How long the fleet takes to agree on a new phase, and what it costs at rest.
@@ -56,6 +59,9 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Dual) {
         dual::run(args.quick).await?;
+    }
+    if wanted(Part::Layers) {
+        layers::run(args.quick)?;
     }
     if wanted(Part::Fence) {
         fence::run(args.quick).await?;

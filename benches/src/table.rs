@@ -20,6 +20,17 @@ impl Table {
         self.rows.push((name.into(), numbers));
     }
 
+    /// The same rows, less the first one.
+    pub(crate) fn less_first(&self, question: &'static str) -> Self {
+        let mut less = Self::new(question, &self.headings);
+        if let Some(((_, first), rows)) = self.rows.split_first() {
+            for (name, numbers) in rows {
+                less.row(name, numbers.iter().zip(first).map(|(number, first)| number - first).collect());
+            }
+        }
+        less
+    }
+
     /// Prints it and writes `target/bench/<file>.json`.
     pub(crate) fn publish(&self, file: &str) -> Result<()> {
         let width = self.rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);

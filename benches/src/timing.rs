@@ -25,8 +25,9 @@ pub(crate) fn repeat<'a, T>(name: &'static str, work: impl Fn() -> T + Sync + 'a
 
 /// Nanoseconds for one call on one thread and on two, and allocations per call; the variants take turns.
 pub(crate) fn compare(question: &'static str, works: &[Work<'_>], quick: bool) -> Table {
-    const TIMES: u32 = 100_000;
-    let rounds = if quick { 5 } else { 101 };
+    // Short enough that many rounds of a busy machine are undisturbed.
+    const TIMES: u32 = 10_000;
+    let rounds = if quick { 50 } else { 1_001 };
     let mut one = vec![Vec::new(); works.len()];
     let mut two = one.clone();
     for _ in 0..rounds {

@@ -146,7 +146,8 @@ async fn launch(folder: &Folder, client: &Client, port: u16) -> Result<Process, 
 fn write_targets(folder: &Folder, targets: &[SocketAddr]) -> Result<(), KitError> {
     let targets: Vec<_> = targets.iter().map(ToString::to_string).collect();
     let new = folder.path().join("targets.new");
-    write(&new, json!([{ "targets": targets }]).to_string())?;
+    // In a cluster discovery adds the namespace.
+    write(&new, json!([{ "targets": targets, "labels": { "namespace": "kit" } }]).to_string())?;
     fs::rename(&new, folder.path().join("targets.json")).map_err(KitError::io("rename targets.new"))
 }
 

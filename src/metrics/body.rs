@@ -4,7 +4,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use ::http::{StatusCode, header::CONTENT_LENGTH, response::Parts};
+use ::http::{Response, StatusCode, header::CONTENT_LENGTH};
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -37,19 +37,26 @@ pin_project! {
     }
 }
 
+/// What the head of a response says about its end.
+pub(super) struct Ending {
+    status: Option<u16>,
+    owed: Option<u64>,
+}
+
+impl Ending {
+    pub(super) fn of<B>(head: &Response<B>, to_head_request: bool) -> Self {
+        let bodiless = to_head_request
+            || head.status().is_informational()
+            || head.status() == StatusCode::NO_CONTENT
+            || head.status() == StatusCode::NOT_MODIFIED;
+        let length = || head.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+        Self { status: grpc::status_of_head(head), owed: if bodiless { Some(0) } else { length() } }
+    }
+}
+
 impl<B: Body> MetricsBody<B> {
-    pub(super) fn new(inner: B, head: &Parts, ticket: Option<Ticket>) -> Self {
-        let bodiless = head.status.is_informational()
-            || head.status == StatusCode::NO_CONTENT
-            || head.status == StatusCode::NOT_MODIFIED
-            || ticket.as_ref().is_some_and(Ticket::is_head);
-        let owed = if bodiless {
-            Some(0)
-        } else {
-            let length = head.headers.get(CONTENT_LENGTH);
-            length.and_then(|v| v.to_str().ok()?.parse().ok())
-        };
-        Self { inner, status: grpc::status_of_head(head), owed, ticket }
+    pub(super) fn new(inner: B, ending: Ending, ticket: Option<Ticket>) -> Self {
+        Self { inner, status: ending.status, owed: ending.owed, ticket }
     }
 }
 

@@ -77,11 +77,12 @@ impl Collector for HttpCollector {
         let (mut counts, mut durations, mut first_bytes) = (Vec::new(), Vec::new(), Vec::new());
         let (mut aborts, mut in_flight) = (Vec::new(), 0);
         for route in self.http.routes() {
-            in_flight += route.in_flight();
+            let mut ended = 0;
             for (index, snapshot) in route.methods() {
                 let method = METHODS[index];
                 for (status, durations_of) in &snapshot.statuses {
                     let values = [method, &route.name, &status.to_string(), version];
+                    ended += durations_of.count();
                     counts.push(counter(FAMILIES[0].3, &values, durations_of.count()));
                     durations.push(histogram(FAMILIES[1].3, &values, durations_of));
                 }
@@ -92,6 +93,7 @@ impl Collector for HttpCollector {
                     aborts.push(counter(FAMILIES[3].3, &values, count));
                 }
             }
+            in_flight += route.begun().saturating_sub(ended);
         }
         let mut gauge = Gauge::default();
         gauge.set_value(in_flight as f64);

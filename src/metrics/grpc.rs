@@ -1,7 +1,6 @@
 use ::http::{
-    HeaderMap, HeaderName, Request, StatusCode,
+    HeaderMap, HeaderName, Method, Request, Response, StatusCode,
     header::{CONTENT_TYPE, HeaderValue},
-    response::Parts,
 };
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -18,15 +17,15 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// Whether the request's path is the name of a method: `/package.Service/Method`.
 pub(super) fn is_call<B>(request: &Request<B>) -> bool {
-    is_grpc(request.headers())
+    *request.method() == Method::POST && is_grpc(request.headers())
 }
 
 /// What a response counts as when its body has ended; `None` if the trailers will tell.
-pub(super) fn status_of_head(head: &Parts) -> Option<u16> {
-    if head.status != StatusCode::OK || !is_grpc(&head.headers) {
-        return Some(head.status.as_u16());
+pub(super) fn status_of_head<B>(head: &Response<B>) -> Option<u16> {
+    if head.status() != StatusCode::OK || !is_grpc(head.headers()) {
+        return Some(head.status().as_u16());
     }
-    status_of(&head.headers)
+    status_of(head.headers())
 }
 
 /// The `grpc-status` of trailers, or of a head that has no trailers, as the HTTP status that means the same.
@@ -60,7 +59,7 @@ mod tests {
             Some(code) => response.header(&GRPC_STATUS, code),
             None => response,
         };
-        status_of_head(&response.body(()).unwrap().into_parts().0)
+        status_of_head(&response.body(()).unwrap())
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    body::MetricsBody,
+    body::{Ending, MetricsBody},
     grpc,
     http::{Abort, Http, UNMATCHED, method_index},
     route::{Route, Shard},
@@ -59,9 +59,8 @@ struct Place {
 impl Place {
     fn shard<B>(&self, request: &Request<B>) -> Arc<Shard> {
         let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-        let rest = matched.is_none_or(|matched| matched.ends_with("/{*rest}"));
-        if rest
-            && grpc::is_call(request)
+        if grpc::is_call(request)
+            && matched.is_none_or(|matched| matched.ends_with("/{*rest}"))
             && let Some(route) = self.http.known(request.uri().path())
         {
             return Arc::clone(route.shard());
@@ -142,9 +141,8 @@ where
         Poll::Ready(match result {
             Ok(response) => {
                 ticket.iter().for_each(Ticket::first_byte);
-                let (head, body) = response.into_parts();
-                let body = MetricsBody::new(body, &head, ticket);
-                Ok(Response::from_parts(head, body))
+                let ending = Ending::of(&response, ticket.as_ref().is_some_and(Ticket::is_head));
+                Ok(response.map(|body| MetricsBody::new(body, ending, ticket)))
             }
             Err(error) => {
                 if let Some(mut ticket) = ticket {

@@ -2,7 +2,10 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed},
+        },
     },
     time::Duration,
 };
@@ -37,8 +40,9 @@ impl Route {
         self.shard().method(method);
     }
 
-    pub(super) fn in_flight(&self) -> i64 {
-        self.shards.iter().map(|shard| shard.in_flight.load(Relaxed)).sum()
+    /// Requests that have begun. Asked for after what has ended was read, it is never less than that.
+    pub(super) fn begun(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.begun.load(Acquire)).sum()
     }
 
     /// The methods that were declared or have had a request, each with its number.
@@ -58,17 +62,14 @@ impl Route {
 #[derive(Default)]
 #[repr(align(128))]
 pub(super) struct Shard {
-    in_flight: AtomicI64,
+    /// What is in flight is the difference to what was counted at its end, so that the gauge can't drift away.
+    begun: AtomicU64,
     methods: [OnceLock<Box<Method>>; METHODS.len()],
 }
 
 impl Shard {
     pub(super) fn begin(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
-    }
-
-    pub(super) fn end(&self) {
-        self.in_flight.fetch_sub(1, Relaxed);
+        self.begun.fetch_add(1, Relaxed);
     }
 
     pub(super) fn method(&self, method: u8) -> &Method {

@@ -49,7 +49,6 @@ impl Ticket {
         if !self.counted {
             self.counted = true;
             self.shard.method(self.method).completed(status, self.started.elapsed(), self.trace);
-            self.shard.end();
         }
     }
 

@@ -17,13 +17,17 @@ impl TraceId {
         let (trace, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<32>()?;
         let (parent, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<16>()?;
         let (flags, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<2>()?;
+        // First, because most traces are not sampled.
+        if hex(flags)? & 1 == 0 {
+            return None;
+        }
         // A later version may append fields; version ff is forbidden, and 00 has no more fields.
         let version = hex(version)?;
         let whole = rest.is_empty() || (version != 0 && rest.starts_with(b"-"));
-        let sampled = hex(flags)? & 1 == 1;
-        let trace = hex(trace)?;
+        let (high, low) = trace.split_at(16);
+        let trace = u128::from(hex(high)?) << 64 | u128::from(hex(low)?);
         let valid = whole && version != 0xff && trace != 0 && hex(parent)? != 0;
-        (valid && sampled).then_some(Self(trace))
+        valid.then_some(Self(trace))
     }
 }
 
@@ -33,15 +37,15 @@ impl fmt::Display for TraceId {
     }
 }
 
-/// Lower case only, as the format has it.
-fn hex(digits: &[u8]) -> Option<u128> {
+/// At most 16 digits, lower case only, as the format has it.
+fn hex(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |number, digit| {
         let digit = match digit {
             b'0'..=b'9' => digit - b'0',
             b'a'..=b'f' => digit - b'a' + 10,
             _ => return None,
         };
-        Some(number << 4 | u128::from(digit))
+        Some(number << 4 | u64::from(digit))
     })
 }
 
