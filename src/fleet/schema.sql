@@ -132,14 +132,49 @@ create table cutover.jobs (
     rows_changed bigint not null default 0,
     -- Rows whose sides differ (scan).
     differences bigint not null default 0,
-    -- Last key done and last key to do, as text.
-    checkpoint text,
-    upper_bound text,
+    -- The table's size and its dead rows, before and after, as the statistics have them.
+    bytes_before bigint not null default 0,
+    bytes_after bigint,
+    dead_rows_before bigint not null default 0,
+    dead_rows_after bigint,
     started_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
     finished_at timestamptz
 );
 create unique index one_open_job on cutover.jobs (migration_id, kind) where finished_at is null;
+
+-- The key ranges that a job is cut into. Whoever has the row locked works on the range, for as long as a batch takes:
+-- a process that dies lets go of it. Keys are text, column by column.
+create table cutover.job_ranges (
+    job_id bigint not null references cutover.jobs on delete cascade,
+    number smallint not null,
+    -- Done up to and including this key; null: from the lowest one on.
+    checkpoint text[],
+    upper_bound text[] not null,
+    finished_at timestamptz,
+    primary key (job_id, number)
+);
+
+-- Rows that could not be mapped. A job does not end while it has some.
+create table cutover.bad_rows (
+    migration_id integer not null references cutover.migrations,
+    kind text not null check (kind in ('backfill', 'reverse_backfill', 'scan')),
+    key text[] not null,
+    error text not null,
+    seen_at timestamptz not null default clock_timestamp(),
+    primary key (migration_id, kind, key)
+);
+
+-- What a scan found, the first rows of it.
+create table cutover.differences (
+    job_id bigint not null references cutover.jobs on delete cascade,
+    key text[] not null,
+    what text not null check (what in ('missing', 'extra', 'different', 'way_back')),
+    -- What the old side says and what the new one holds; null where there is no row.
+    expected jsonb,
+    found jsonb,
+    primary key (job_id, key)
+);
 
 -- Who asked for, approved or did what, when and why.
 create table cutover.history (

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::Row;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -97,7 +98,11 @@ impl Driver {
         for (spec, migration) in self.migrations.clone().iter() {
             match self.in_time(self.take_office(id, migration)).await {
                 Ok(true) => mine.push((spec.clone(), migration.clone())),
-                Ok(false) => self.abandon(&spec.name),
+                Ok(false) => {
+                    // Whoever drives has opened the job; it is the whole fleet's.
+                    let job = self.in_time(self.open_job(migration)).await.unwrap_or_default();
+                    self.see_to_work(spec, migration, job).await;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the driver can't reach the ledger");
                     return AFTER_FAILURE;
@@ -143,6 +148,24 @@ impl Driver {
             migration.id()
         );
         Ok(self.fleet.ledger().ask(statement).await?.len() == 1)
+    }
+
+    /// The work on the data that is under way at the current epoch.
+    async fn open_job(&self, migration: &Migration) -> Result<Option<Task>, sqlx::Error> {
+        let statement = format!(
+            "select j.kind from cutover.jobs j \
+             join cutover.migrations m on m.id = j.migration_id and m.epoch = j.epoch \
+             where m.id = {} and j.finished_at is null",
+            migration.id()
+        );
+        let rows = self.fleet.ledger().ask(statement).await?;
+        let kind = rows.first().map(|row| row.try_get::<&str, _>("kind")).transpose()?;
+        Ok(match kind {
+            Some("backfill") => Some(Task::Backfill),
+            Some("reverse_backfill") => Some(Task::ReverseBackfill),
+            Some("scan") => Some(Task::Scan),
+            _ => None,
+        })
     }
 
     /// Takes turns until nothing more can be done now; returns how long to wait for the next.

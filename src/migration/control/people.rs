@@ -315,6 +315,77 @@ async fn migration_report(tx: &mut PgConnection, row: &PgRow) -> Result<Migratio
     })
 }
 
+/// A row on which the last scan found that the new side can't be relied on.
+#[derive(Debug, Clone, Serialize, FromRow)]
+pub struct Difference {
+    /// The row's key as text, column by column.
+    pub key: Vec<String>,
+    /// `missing` on the new side, `extra` there, `different`, or `way_back`: mapped back and forth again the value
+    /// is another one.
+    pub what: String,
+    /// What the old side says (for `way_back`: what comes back), as JSON; `"…"` where values are not to be shown.
+    pub expected: Option<String>,
+    /// What the new side holds, as JSON.
+    pub found: Option<String>,
+}
+
+/// What the latest scan of this migration (`name` or `fleet/name`) found, up to `limit` rows of the first thousand.
+///
+/// # Errors
+///
+/// [`AskError`]; an unknown migration is one.
+///
+/// # Cancel safety
+///
+/// Safe: reads only.
+pub async fn differences(ledger: &Ledger, name: &str, limit: u32) -> Result<Vec<Difference>, AskError> {
+    let mut tx = ledger.begin().await?;
+    let found = find(&mut tx, name).await?;
+    Ok(unnamed::query_as(
+        "select key, what, expected::text, found::text from cutover.differences where job_id = ( \
+             select max(j.id) from cutover.jobs j where j.migration_id = $1 and j.kind = 'scan' \
+                 and (j.finished_at is not null or j.differences > 0)) \
+         order by ctid limit $2",
+    )
+    .bind(found.id)
+    .bind(i64::from(limit))
+    .fetch_all(&mut *tx)
+    .await?)
+}
+
+/// A row that work on the data has set aside.
+#[derive(Debug, Clone, Serialize, FromRow)]
+pub struct BadRow {
+    /// `backfill`, `reverse_backfill` or `scan`.
+    pub kind: String,
+    /// The row's key as text, column by column.
+    pub key: Vec<String>,
+    /// Why it could not be mapped.
+    pub error: String,
+}
+
+/// The rows of this migration (`name` or `fleet/name`) that could not be mapped, up to `limit`, the first seen first.
+/// They are tried again while the work goes on, and it does not end without them.
+///
+/// # Errors
+///
+/// [`AskError`]; an unknown migration is one.
+///
+/// # Cancel safety
+///
+/// Safe: reads only.
+pub async fn bad_rows(ledger: &Ledger, name: &str, limit: u32) -> Result<Vec<BadRow>, AskError> {
+    let mut tx = ledger.begin().await?;
+    let found = find(&mut tx, name).await?;
+    Ok(unnamed::query_as(
+        "select kind, key, error from cutover.bad_rows where migration_id = $1 order by seen_at limit $2",
+    )
+    .bind(found.id)
+    .bind(i64::from(limit))
+    .fetch_all(&mut *tx)
+    .await?)
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, Serialize, FromRow)]
 pub struct Event {

@@ -1,10 +1,14 @@
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use sqlx::{PgConnection, PgPool};
 
 use super::ddl;
+use super::keyset::Keyset;
+use super::mapping::{How, MapRows, Mapping};
 use super::options::{BatchOptions, InvalidPlan, Problem};
-use super::sql::{Statements, check_name, is_plain, quote};
-use super::sweep::{self, Sweep};
+use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
+use super::sweep::{self, Outline, Sweep};
 use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 
@@ -33,9 +37,9 @@ use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 ///
 /// # What the table needs
 ///
-/// A key: a column of type `smallint`, `integer` or `bigint` that is `NOT NULL` and unique by itself. An old
-/// column that is nullable or has a default, since from `retire` on rows are inserted without it. Both are
-/// checked before the first statement changes anything.
+/// A unique index over columns that are `NOT NULL`, of whatever types: its order is the one in which rows are
+/// visited. An old column that is nullable or has a default, since from `retire` on rows are inserted without it. Both
+/// are checked before the first statement changes anything.
 ///
 /// # Rights
 ///
@@ -43,19 +47,36 @@ use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 /// statement the owner has to run; the migration goes on when it finds the outcome.
 #[derive(Debug, Clone)]
 pub struct ColumnMigration {
-    pub(super) pool: PgPool,
+    pub(super) outline: Outline,
     pub(super) sql: Statements,
     pub(super) names: Names,
-    pub(super) batches: BatchOptions,
 }
 
 /// The names as the catalog has them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names {
     pub(super) table: String,
-    pub(super) key: String,
     pub(super) old: String,
     pub(super) new: String,
+}
+
+/// What changes the schema. Names are quoted.
+#[derive(Debug, Clone)]
+pub(super) struct Statements {
+    pub(super) table: String,
+    pub(super) old: String,
+    pub(super) new: String,
+    pub(super) new_type: String,
+}
+
+impl Statements {
+    pub(super) fn expand(&self) -> String {
+        format!("alter table {} add column if not exists {} {}", self.table, self.new, self.new_type)
+    }
+
+    pub(super) fn contract(&self) -> String {
+        format!("alter table {} drop column if exists {}", self.table, self.old)
+    }
 }
 
 impl ColumnMigration {
@@ -68,24 +89,31 @@ impl ColumnMigration {
         ColumnMigrationBuilder {
             pool,
             names: Names { table: table.to_owned(), ..Names::default() },
+            key: Vec::new(),
             new_type: String::new(),
-            forward: String::new(),
-            backward: String::new(),
+            forward: How::Sql(vec![String::new()]),
+            backward: How::Sql(vec![String::new()]),
             batches: BatchOptions::default(),
+            sensitive: false,
         }
     }
 
-    /// What each task would execute, for people to read. Words with a colon in front stand for the numbers of a
-    /// batch.
+    /// What each task would execute, for people to read. `$1`, `$2`, … are a batch's last key and, from the second
+    /// batch on, the last key of the batch before.
     pub fn sql(&self) -> Vec<(Task, String)> {
-        let batch = |work: String| format!("{};\n{work}", self.sql.batch_end(":from", ":upper", ":rows"));
-        vec![
-            (Task::Expand, self.sql.expand()),
-            (Task::Backfill, batch(self.sql.copy_forward(":from", ":to"))),
-            (Task::Scan, batch(self.sql.differences(":old_type", ":from", ":to"))),
-            (Task::ReverseBackfill, batch(self.sql.copy_back(":from", ":to"))),
-            (Task::Contract, self.sql.contract()),
-        ]
+        let key = if self.outline.key.is_empty() { vec!["key".to_owned()] } else { self.outline.key.clone() };
+        let scope = self.scope(Keyset::named(&key), vec!["text".into()]);
+        scope.described(&self.sql.expand(), &self.sql.contract())
+    }
+
+    fn scope(&self, key: Keyset, old_types: Vec<String>) -> Scope<'_> {
+        Scope { sides: &self.outline.sides, key, old_types, new_types: vec![self.sql.new_type.clone()] }
+    }
+
+    async fn sweep(&self, sweep: Sweep, migration: &Migration) -> Result<(), PlanError> {
+        let found = ddl::check(self, migration).await?;
+        let scope = self.scope(found.key, vec![found.old_type]);
+        sweep::run(&self.outline, scope, sweep, migration).await
     }
 }
 
@@ -110,9 +138,9 @@ impl Plan for ColumnMigration {
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         match task {
             Task::Expand => ddl::expand(self, migration).await,
-            Task::Backfill => sweep::run(self, Sweep::Forward, migration).await,
-            Task::ReverseBackfill => sweep::run(self, Sweep::Back, migration).await,
-            Task::Scan => sweep::run(self, Sweep::Compare, migration).await,
+            Task::Backfill => self.sweep(Sweep::Forward, migration).await,
+            Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
+            Task::Scan => self.sweep(Sweep::Compare, migration).await,
             Task::Contract => ddl::contract(self, migration).await,
         }
     }
@@ -124,16 +152,20 @@ impl Plan for ColumnMigration {
 pub struct ColumnMigrationBuilder {
     pool: PgPool,
     names: Names,
+    key: Vec<String>,
     new_type: String,
-    forward: String,
-    backward: String,
+    forward: How,
+    backward: How,
     batches: BatchOptions,
+    sensitive: bool,
 }
 
 impl ColumnMigrationBuilder {
-    /// The column by which rows are visited: an integer, unique and not null.
-    pub fn key(mut self, key: &str) -> Self {
-        self.names.key = key.to_owned();
+    /// A column of the key by which rows are visited; called once for each of several. Together they have to be
+    /// unique and not null. Without it the table's primary key is taken or, where it has none, its shortest unique
+    /// index over columns that are not null.
+    pub fn key(mut self, column: &str) -> Self {
+        self.key.push(column.to_owned());
         self
     }
 
@@ -147,13 +179,36 @@ impl ColumnMigrationBuilder {
 
     /// The new column's value, as an SQL expression over the old column.
     pub fn forward(mut self, expression: &str) -> Self {
-        self.forward = expression.trim().to_owned();
+        self.forward = How::Sql(vec![expression.trim().to_owned()]);
+        self
+    }
+
+    /// The new column's value, made in Rust from the table's row.
+    pub fn forward_rows(mut self, mapping: impl MapRows) -> Self {
+        self.forward = How::Rust(Arc::new(mapping));
         self
     }
 
     /// The old column's value, as an SQL expression over the new column.
     pub fn backward(mut self, expression: &str) -> Self {
-        self.backward = expression.trim().to_owned();
+        self.backward = How::Sql(vec![expression.trim().to_owned()]);
+        self
+    }
+
+    /// The old column's value, made in Rust from the table's row.
+    ///
+    /// The way back is also tried: `forward` then gets a row of the key and the old column alone.
+    pub fn backward_rows(mut self, mapping: impl MapRows) -> Self {
+        self.backward = How::Rust(Arc::new(mapping));
+        self
+    }
+
+    /// Keeps the columns' values out of reports about differences: these name the keys only.
+    ///
+    /// Without it values are shown, because a report lies in the same database as the table and is of little use
+    /// without them. They are left out rather than hashed: a status or a date is soon guessed.
+    pub fn sensitive(mut self) -> Self {
+        self.sensitive = true;
         self
     }
 
@@ -174,39 +229,33 @@ impl ColumnMigrationBuilder {
         if !problems.is_empty() {
             return Err(InvalidPlan { problems });
         }
-        let Self { pool, names, new_type, forward, backward, batches } = self;
-        let parts: Vec<&str> = names.table.split('.').collect();
-        let sql = Statements {
-            table: parts.iter().map(|part| quote(part)).collect::<Vec<_>>().join("."),
-            relation: parts.last().map(|part| quote(part)).unwrap_or_default(),
-            key: quote(&names.key),
-            old: quote(&names.old),
-            new: quote(&names.new),
-            new_type,
-            forward,
-            backward,
+        let Self { pool, names, key, new_type, forward, backward, batches, sensitive } = self;
+        let table = quote_table(&names.table);
+        let sql = Statements { table: table.clone(), old: quote(&names.old), new: quote(&names.new), new_type };
+        let mapping = |column: &str, how| Mapping { columns: vec![column.to_owned()], how, is_object: false };
+        let sides = Sides {
+            old: table.clone(),
+            new: table,
+            forward: mapping(&sql.new, forward),
+            backward: mapping(&sql.old, backward),
         };
-        Ok(ColumnMigration { pool, sql, names, batches })
+        Ok(ColumnMigration { outline: Outline { pool, sides, key, batches, sensitive }, sql, names })
     }
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let names = &self.names;
-        let parts = names.table.split('.').count();
-        if parts > 2 || !names.table.split('.').all(is_plain) {
-            problems.push(Problem::new(
-                "table",
-                format!("{:?} is no plain name: write `orders` or `billing.orders`", names.table),
-            ));
+        check_table("table", &names.table, &mut problems);
+        for column in &self.key {
+            check_name("key", column, &mut problems);
         }
-        check_name("key", &names.key, &mut problems);
         check_name("column.old", &names.old, &mut problems);
         check_name("column.new", &names.new, &mut problems);
         if names.old == names.new {
             problems.push(Problem::new("column.new", format!("{:?} is the old column", names.new)));
         }
-        if names.key == names.old || names.key == names.new {
-            problems.push(Problem::new("key", format!("{:?} is one of the migrated columns", names.key)));
+        if let Some(column) = self.key.iter().find(|column| [&names.old, &names.new].contains(column)) {
+            problems.push(Problem::new("key", format!("{column:?} is one of the migrated columns")));
         }
         let is_type = |c: char| c.is_ascii_alphanumeric() || "_ ,.()[]\"".contains(c);
         if self.new_type.trim().is_empty() || !self.new_type.chars().all(is_type) {
@@ -215,10 +264,10 @@ impl ColumnMigrationBuilder {
                 format!("{:?} is no type: write for example `text` or `numeric(12, 2)`", self.new_type),
             ));
         }
-        for (field, expression, over) in
+        for (field, how, over) in
             [("forward", &self.forward, &names.old), ("backward", &self.backward, &names.new)]
         {
-            if expression.is_empty() {
+            if matches!(how, How::Sql(expressions) if expressions.iter().any(String::is_empty)) {
                 problems.push(Problem::new(field, format!("is missing: an SQL expression over {over:?}")));
             }
         }
@@ -268,7 +317,7 @@ mod tests {
             statements[0].1,
             "alter table \"billing\".\"Orders\" add column if not exists \"new\" numeric(12, 2)"
         );
-        assert!(statements[2].1.ends_with("for no key update of \"Orders\""), "{}", statements[2].1);
+        assert!(statements[1].1.contains("update \"billing\".\"Orders\" set \"new\" = (old::numeric)"), "{}", statements[1].1);
         let tasks: Vec<Task> = statements.iter().map(|(task, _)| *task).collect();
         assert_eq!(tasks.len(), 5);
         for name in ["id; drop table x", "a b", "1a", "", "é"] {

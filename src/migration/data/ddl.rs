@@ -5,11 +5,14 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+use sqlx::postgres::PgDatabaseError;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Row};
 use tokio::time::sleep;
 
 use super::ColumnMigration;
-use super::sweep::{Sweep, begin};
+use super::keyset::{self, Keyset};
+use super::mapping::How;
+use super::sweep::begin;
 use crate::fleet::{sql_state, unnamed};
 use crate::migration::control::{Migration, PlanError};
 use crate::migration::phase::Phase;
@@ -27,16 +30,20 @@ pub(super) fn is_lock_timeout(error: &sqlx::Error) -> bool {
 
 /// Adds the new column.
 pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
-    let mut tx = begin(plan, &[Phase::Off], migration).await?;
+    let mut tx = begin(&plan.outline.pool, &[Phase::Off], migration).await?;
     inspect(plan, &mut tx).await?;
-    tx.execute(AssertSqlSafe(plan.sql.explain_forward())).await?;
+    if let How::Sql(expressions) = &plan.outline.sides.forward.how {
+        // Fails unless they can be computed.
+        let explain = format!("explain select {} from {} where false", expressions.join(", "), plan.sql.table);
+        tx.execute(AssertSqlSafe(explain)).await?;
+    }
     tx.rollback().await?;
-    alter(plan, migration, Phase::Off, &plan.sql.expand()).await
+    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Off, &plan.sql.expand()).await
 }
 
 /// Drops the old column, unless something depends on it.
 pub(super) async fn contract(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
-    let mut tx = begin(plan, &[Phase::Contract], migration).await?;
+    let mut tx = begin(&plan.outline.pool, &[Phase::Contract], migration).await?;
     let dependents = dependents(plan, &mut tx).await?;
     tx.rollback().await?;
     if !dependents.is_empty() {
@@ -47,78 +54,58 @@ pub(super) async fn contract(plan: &ColumnMigration, migration: &Migration) -> R
             dependents.join(", ")
         )));
     }
-    alter(plan, migration, Phase::Contract, &plan.sql.contract()).await
+    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &plan.sql.contract()).await
 }
 
-/// Looks at the table before work on its rows begins. Returns the old column's type.
-pub(super) async fn check(
-    plan: &ColumnMigration,
-    sweep: Sweep,
-    migration: &Migration,
-) -> Result<String, PlanError> {
-    let mut tx = migration.begin(&plan.pool).await?;
-    let old_type = inspect(plan, &mut tx).await?;
-    if sweep != Sweep::Forward {
-        // Nobody should learn that the way back does not work when it is needed.
-        tx.execute(AssertSqlSafe(plan.sql.explain_way_back())).await?;
-    }
+/// What the catalog says about the table.
+pub(super) struct Found {
+    pub(super) key: Keyset,
+    pub(super) old_type: String,
+}
+
+/// Looks at the table before work on its rows begins.
+pub(super) async fn check(plan: &ColumnMigration, migration: &Migration) -> Result<Found, PlanError> {
+    let mut tx = migration.begin(&plan.outline.pool).await?;
+    let found = inspect(plan, &mut tx).await?;
     tx.rollback().await?;
-    Ok(old_type)
+    Ok(found)
 }
 
-/// Whether the table is as a column migration needs it; every problem at once. Returns the old column's type.
-async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<String, PlanError> {
+/// Whether the table is as a column migration needs it; every problem at once.
+async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Found, PlanError> {
     let row = unnamed::query(
-        "select t.oid is not null as table_there, k.attnum is not null as key_there, \
-                coalesce(k.atttypid in ('int2'::regtype, 'int4'::regtype, 'int8'::regtype), false) as key_integer, \
-                coalesce(k.attnotnull, false) as key_not_null, \
-                exists (select 1 from pg_index i where i.indrelid = t.oid and i.indisunique and i.indisvalid \
-                    and i.indnkeyatts = 1 and i.indkey[0] = k.attnum \
-                    and i.indpred is null and i.indexprs is null) as key_unique, \
-                format_type(o.atttypid, o.atttypmod) as old_type, \
+        "select t.oid is not null as table_there, format_type(o.atttypid, o.atttypmod) as old_type, \
                 coalesce(o.attnotnull and not o.atthasdef, false) as old_required \
          from (select to_regclass($1) as oid) as t \
-         left join pg_attribute k on k.attrelid = t.oid and k.attname = $2 and not k.attisdropped \
-         left join pg_attribute o on o.attrelid = t.oid and o.attname = $3 and not o.attisdropped",
+         left join pg_attribute o on o.attrelid = t.oid and o.attname = $2 and not o.attisdropped",
     )
     .bind(&plan.sql.table)
-    .bind(&plan.names.key)
     .bind(&plan.names.old)
-    .fetch_one(tx)
+    .fetch_one(&mut *tx)
     .await?;
-    let (table, key, old) = (&plan.sql.table, &plan.sql.key, &plan.sql.old);
+    let (table, old) = (&plan.sql.table, &plan.sql.old);
     if !row.try_get("table_there")? {
         return Err(PlanError::Refused(format!(
             "table {table} does not exist, or is not on the search_path"
         )));
     }
-    let mut problems = Vec::new();
-    if !row.try_get("key_there")? {
-        problems.push(format!("key column {key} does not exist"));
-    } else {
-        for (property, problem) in [
-            ("key_integer", "is no smallint, integer or bigint"),
-            ("key_not_null", "can be null"),
-            ("key_unique", "has no unique index of its own"),
-        ] {
-            if !row.try_get::<bool, _>(property)? {
-                problems.push(format!("key column {key} {problem}"));
-            }
-        }
-    }
+    let (key, mut problems) = match keyset::find(tx, table, &plan.outline.key).await? {
+        Ok(key) => (Some(key), Vec::new()),
+        Err(problems) => (None, problems),
+    };
     if row.try_get("old_required")? {
         problems.push(format!(
             "column {old} is NOT NULL without a default, so nothing could be inserted from `retire` on: run \
              `alter table {table} alter column {old} drop not null` first"
         ));
     }
-    match row.try_get::<Option<String>, _>("old_type")? {
-        Some(old_type) if problems.is_empty() => Ok(old_type),
-        Some(_) => Err(PlanError::Refused(format!("{table}: {}", problems.join("; ")))),
-        None => {
-            problems.push(format!("column {old} does not exist"));
-            Err(PlanError::Refused(format!("{table}: {}", problems.join("; "))))
-        }
+    let old_type: Option<String> = row.try_get("old_type")?;
+    if old_type.is_none() {
+        problems.push(format!("column {old} does not exist"));
+    }
+    match (key, old_type) {
+        (Some(key), Some(old_type)) if problems.is_empty() => Ok(Found { key, old_type }),
+        _ => Err(PlanError::Refused(format!("{table}: {}", problems.join("; ")))),
     }
 }
 
@@ -146,33 +133,29 @@ async fn dependents(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec
     .await
 }
 
-async fn alter(
-    plan: &ColumnMigration,
+/// Runs a statement that changes the schema of a table.
+pub(super) async fn alter(
+    pool: &PgPool,
+    table: &str,
     migration: &Migration,
     phase: Phase,
     statement: &str,
 ) -> Result<(), PlanError> {
     let mut backoff = BACKOFF.0;
     for _ in 0..ATTEMPTS {
-        let mut tx = begin(plan, &[phase], migration).await?;
+        let mut tx = begin(pool, &[phase], migration).await?;
         tx.execute(LOCK_TIMEOUT).await?;
         match tx.execute(AssertSqlSafe(statement)).await {
             Ok(_) => return Ok(tx.commit().await?),
             Err(error) if is_lock_timeout(&error) => tx.rollback().await?,
-            Err(error) if sql_state(&error).as_deref() == Some("42501") => {
-                return Err(PlanError::Refused(format!(
-                    "this role may not change {} ({error}): let its owner run `{statement}`",
-                    plan.sql.table
-                )));
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(refusal(error, table, statement)),
         }
         tracing::info!(statement, "the lock was not to be had in 200 ms; trying again");
         sleep(backoff + Duration::from_millis(fastrand::u64(0..100))).await;
         backoff = (backoff * 2).min(BACKOFF.1);
     }
-    let mut tx = begin(plan, &[phase], migration).await?;
-    let holders = holders(plan, &mut tx).await?;
+    let mut tx = begin(pool, &[phase], migration).await?;
+    let holders = holders(table, &mut tx).await?;
     tx.rollback().await?;
     Err(PlanError::Refused(format!(
         "`{statement}` did not get its lock within 200 ms in {ATTEMPTS} attempts; transactions on the table: {}",
@@ -180,8 +163,20 @@ async fn alter(
     )))
 }
 
+/// What somebody has to do about the error, where that can be said.
+fn refusal(error: sqlx::Error, table: &str, statement: &str) -> PlanError {
+    let detail = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()?.detail());
+    match sql_state(&error).as_deref() {
+        Some("42501") => PlanError::Refused(format!(
+            "this role may not change {table} ({error}): let its owner run `{statement}`"
+        )),
+        Some("2BP01") => PlanError::Refused(format!("{error}: {}", detail.unwrap_or_default())),
+        _ => error.into(),
+    }
+}
+
 /// Whose transactions hold a lock on the table, the oldest first.
-async fn holders(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+async fn holders(table: &str, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     unnamed::query_scalar(
         "select format('pid %s (%s) for %s s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), \
                 extract(epoch from clock_timestamp() - a.xact_start)::bigint) \
@@ -190,7 +185,7 @@ async fn holders(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec<St
            and l.database = (select oid from pg_database where datname = current_database()) \
          group by a.pid, a.application_name, a.xact_start order by a.xact_start limit 5",
     )
-    .bind(&plan.sql.table)
+    .bind(table)
     .fetch_all(tx)
     .await
 }

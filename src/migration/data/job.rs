@@ -1,12 +1,17 @@
-//! The ledger's row of a piece of long work. Its checkpoint commits with the batch that it describes, so that
+//! The ledger's rows of a piece of long work. A range's checkpoint commits with the batch that it describes, so that
 //! any instance can go on where another one stopped.
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row};
 
+use super::keyset::{KeyText, shown};
 use super::sweep::Sweep;
+use super::table_size::TableSize;
 use crate::fleet::unnamed;
 use crate::migration::control::PlanError;
 use crate::migration::phase::Side;
+
+/// How many keys are named to people at once.
+const NAMED: i64 = 5;
 
 /// A job under way.
 #[derive(Debug, Clone, Copy)]
@@ -19,18 +24,27 @@ pub(super) struct Job {
     sweep: Sweep,
 }
 
-/// How far a job has come.
+/// A part of the rows, locked until the transaction ends.
 #[derive(Debug)]
-pub(super) struct Progress {
-    /// The first key that has not been done, and the last one to do; `None` when nothing is left.
-    pub(super) left: Option<(i64, i64)>,
-    pub(super) differences: i64,
+pub(super) struct Range {
+    pub(super) number: i16,
+    /// The last key that was done.
+    pub(super) from: Option<KeyText>,
+    pub(super) to: KeyText,
+}
+
+/// What there is to do for whoever asks.
+#[derive(Debug)]
+pub(super) enum Claim {
+    Range(Range),
+    /// Others are at all that is left.
+    Taken,
+    Nothing,
 }
 
 /// What a batch did.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Step {
-    pub(super) checkpoint: i64,
     pub(super) rows: i64,
     pub(super) changed: i64,
     pub(super) differences: i64,
@@ -39,10 +53,9 @@ pub(super) struct Step {
 /// The work that lies ahead, measured when it begins.
 #[derive(Debug)]
 pub(super) struct Extent {
-    /// The largest key. Every row above it was written at an epoch that writes both sides.
-    pub(super) upper: Option<i64>,
-    /// About how many rows there are.
-    pub(super) rows: i64,
+    /// The last key of each range. Every row above the last one was written at an epoch that writes both sides.
+    pub(super) ranges: Vec<KeyText>,
+    pub(super) size: TableSize,
 }
 
 impl Job {
@@ -52,7 +65,7 @@ impl Job {
         migration: i32,
         epoch: i32,
         sweep: Sweep,
-        extent: Extent,
+        measure: impl AsyncFnOnce(&mut PgConnection) -> Result<Extent, sqlx::Error>,
     ) -> Result<Option<Job>, PlanError> {
         // The lock makes one instance wait for another's end of the job, which sets the flag in this row.
         let flags: Option<(bool, bool)> = unnamed::query_as(
@@ -80,55 +93,102 @@ impl Job {
         if let Some(id) = open {
             return Ok(job(id));
         }
-        // Of an earlier stay in this phase, or a scan that found differences.
-        unnamed::query(
-            "delete from cutover.jobs \
-             where migration_id = $1 and kind = $2 and (finished_at is null or differences > 0)",
-        )
-        .bind(migration)
-        .bind(sweep.kind())
-        .execute(&mut *tx)
-        .await?;
+        // Of an earlier stay in this phase.
+        for statement in [
+            "delete from cutover.jobs where migration_id = $1 and kind = $2 and finished_at is null",
+            "delete from cutover.bad_rows where migration_id = $1 and kind = $2",
+        ] {
+            unnamed::query(statement).bind(migration).bind(sweep.kind()).execute(&mut *tx).await?;
+        }
+        let Extent { ranges, size } = measure(tx).await?;
         let id = unnamed::query_scalar(
-            "insert into cutover.jobs (migration_id, kind, epoch, rows_total, upper_bound) \
-             values ($1, $2, $3, $4, $5) returning id",
+            "insert into cutover.jobs (migration_id, kind, epoch, rows_total, bytes_before, dead_rows_before) \
+             values ($1, $2, $3, $4, $5, $6) returning id",
         )
         .bind(migration)
         .bind(sweep.kind())
         .bind(epoch)
-        .bind(extent.rows)
-        .bind(extent.upper.map(|key| key.to_string()))
+        .bind(size.rows)
+        .bind(size.bytes)
+        .bind(size.dead_rows)
         .fetch_one(&mut *tx)
         .await?;
+        let mut from: Option<KeyText> = None;
+        for (number, to) in (0_i16..).zip(ranges) {
+            unnamed::query(
+                "insert into cutover.job_ranges (job_id, number, checkpoint, upper_bound) values ($1, $2, $3, $4)",
+            )
+            .bind(id)
+            .bind(number)
+            .bind(from)
+            .bind(&to)
+            .execute(&mut *tx)
+            .await?;
+            from = Some(to);
+        }
         Ok(job(id))
     }
 
-    /// Locks the job for a batch. `None` when somebody else has ended it.
-    pub(super) async fn take(&self, tx: &mut PgConnection) -> Result<Option<Progress>, sqlx::Error> {
-        let row: Option<(Option<i64>, Option<i64>, i64)> = unnamed::query_as(
-            "select checkpoint::bigint, upper_bound::bigint, differences from cutover.jobs \
-             where id = $1 and finished_at is null for update",
+    /// Locks a range for a batch: the one that was had last, if it is still to be had.
+    ///
+    /// The lock is the claim. There is no owner to be taken for dead and no lease to run out: it goes with the
+    /// transaction, and the checkpoint with it.
+    pub(super) async fn claim(&self, tx: &mut PgConnection, last: Option<i16>) -> Result<Claim, sqlx::Error> {
+        let row = unnamed::query(
+            "select number, checkpoint, upper_bound from cutover.job_ranges \
+             where job_id = $1 and finished_at is null order by number is not distinct from $2 desc, number \
+             limit 1 for update skip locked",
         )
         .bind(self.id)
-        .fetch_optional(tx)
+        .bind(last)
+        .fetch_optional(&mut *tx)
         .await?;
-        Ok(row.map(|(done, upper, differences)| {
-            let first = done.map_or(Some(i64::MIN), |done| done.checked_add(1));
-            let left = first.zip(upper).filter(|(first, upper)| first <= upper);
-            Progress { left, differences }
-        }))
+        if let Some(row) = row {
+            return Ok(Claim::Range(Range {
+                number: row.try_get("number")?,
+                from: row.try_get("checkpoint")?,
+                to: row.try_get("upper_bound")?,
+            }));
+        }
+        let left: bool = unnamed::query_scalar(
+            "select exists (select 1 from cutover.job_ranges where job_id = $1 and finished_at is null)",
+        )
+        .bind(self.id)
+        .fetch_one(tx)
+        .await?;
+        Ok(if left { Claim::Taken } else { Claim::Nothing })
     }
 
     /// Writes down a batch in the transaction that did it.
-    pub(super) async fn advance(&self, tx: &mut PgConnection, step: &Step) -> Result<(), sqlx::Error> {
+    pub(super) async fn advance(
+        &self,
+        tx: &mut PgConnection,
+        range: &Range,
+        done: &[String],
+        step: &Step,
+    ) -> Result<(), sqlx::Error> {
         unnamed::query(
-            "update cutover.jobs set checkpoint = $2, rows_done = rows_done + $3, \
-                    rows_changed = rows_changed + $4, differences = differences + $5, \
-                    rows_total = greatest(rows_total, rows_done + $3), updated_at = clock_timestamp() \
+            "update cutover.job_ranges set checkpoint = $3, \
+                    finished_at = case when $3 = upper_bound then clock_timestamp() end \
+             where job_id = $1 and number = $2",
+        )
+        .bind(self.id)
+        .bind(range.number)
+        .bind(done)
+        .execute(&mut *tx)
+        .await?;
+        // Last, because it is the one row that all workers write.
+        self.count(tx, step).await
+    }
+
+    pub(super) async fn count(&self, tx: &mut PgConnection, step: &Step) -> Result<(), sqlx::Error> {
+        unnamed::query(
+            "update cutover.jobs set rows_done = rows_done + $2, rows_changed = rows_changed + $3, \
+                    differences = differences + $4, rows_total = greatest(rows_total, rows_done + $2), \
+                    updated_at = clock_timestamp() \
              where id = $1",
         )
         .bind(self.id)
-        .bind(step.checkpoint.to_string())
         .bind(step.rows)
         .bind(step.changed)
         .bind(step.differences)
@@ -137,8 +197,12 @@ impl Job {
         Ok(())
     }
 
-    /// Ends the job, and with it says that a side is complete. Only the epoch at which it began may say so.
-    pub(super) async fn finish(&self, tx: &mut PgConnection) -> Result<(), PlanError> {
+    /// Ends the job, and with it says that a side is complete. Only the epoch at which it began may say so, and
+    /// only when no row was left out.
+    pub(super) async fn finish(&self, tx: &mut PgConnection, size: TableSize) -> Result<(), PlanError> {
+        if let Some(left_out) = self.left_out(tx).await? {
+            return Err(PlanError::Refused(left_out));
+        }
         let statement = match self.sweep.completes() {
             Some(Side::New) => {
                 "update cutover.migrations set new_complete = true where id = $1 and epoch = $2"
@@ -154,19 +218,126 @@ impl Job {
         if current.rows_affected() != 1 {
             return Err(PlanError::PhaseLeft);
         }
+        // Several workers come here; the first one ends it.
         unnamed::query(
             "with job as ( \
                  update cutover.jobs set finished_at = clock_timestamp(), updated_at = clock_timestamp(), \
-                        rows_total = rows_done where id = $1 returning *) \
+                        rows_total = rows_done, bytes_after = $2, dead_rows_after = $3 \
+                 where id = $1 and finished_at is null returning *) \
              insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
              select m.fleet, m.name, job.kind || ' ended', job.epoch, 'cutover', \
                     format('%s rows, %s changed, %s differences', \
                            job.rows_done, job.rows_changed, job.differences) \
+                    || case when job.kind = 'scan' then '' else format('; table %s before and %s after, dead rows %s and %s', \
+                           pg_size_pretty(job.bytes_before), pg_size_pretty(job.bytes_after), \
+                           job.dead_rows_before, job.dead_rows_after) end \
              from job join cutover.migrations m on m.id = job.migration_id",
         )
+        .bind(self.id)
+        .bind(size.bytes)
+        .bind(size.dead_rows)
+        .execute(&mut *tx)
+        .await?;
+        // What an earlier scan found is of no interest any more.
+        unnamed::query(
+            "delete from cutover.jobs where migration_id = $1 and kind = $2 and id < $3 and differences > 0",
+        )
+        .bind(self.migration)
+        .bind(self.sweep.kind())
         .bind(self.id)
         .execute(tx)
         .await?;
         Ok(())
+    }
+
+    /// Sets a row aside, or says again what is wrong with it. Returns how many there are.
+    pub(super) async fn set_aside(
+        &self,
+        tx: &mut PgConnection,
+        key: &[String],
+        error: &str,
+    ) -> Result<i64, sqlx::Error> {
+        unnamed::query(
+            "insert into cutover.bad_rows (migration_id, kind, key, error) values ($1, $2, $3, $4) \
+             on conflict (migration_id, kind, key) do update set error = excluded.error",
+        )
+        .bind(self.migration)
+        .bind(self.sweep.kind())
+        .bind(key)
+        .bind(error)
+        .execute(&mut *tx)
+        .await?;
+        unnamed::query_scalar("select count(*) from cutover.bad_rows where migration_id = $1 and kind = $2")
+            .bind(self.migration)
+            .bind(self.sweep.kind())
+            .fetch_one(tx)
+            .await
+    }
+
+    /// The rows that were set aside.
+    pub(super) async fn bad_rows(&self, tx: &mut PgConnection) -> Result<Vec<KeyText>, sqlx::Error> {
+        unnamed::query_scalar(
+            "select key from cutover.bad_rows where migration_id = $1 and kind = $2 order by seen_at",
+        )
+        .bind(self.migration)
+        .bind(self.sweep.kind())
+        .fetch_all(tx)
+        .await
+    }
+
+    /// The row is as it should be now.
+    pub(super) async fn is_good(&self, tx: &mut PgConnection, key: &[String]) -> Result<(), sqlx::Error> {
+        unnamed::query("delete from cutover.bad_rows where migration_id = $1 and kind = $2 and key = $3")
+            .bind(self.migration)
+            .bind(self.sweep.kind())
+            .bind(key)
+            .execute(tx)
+            .await?;
+        Ok(())
+    }
+
+    /// Which rows were left out, in words.
+    async fn left_out(&self, tx: &mut PgConnection) -> Result<Option<String>, sqlx::Error> {
+        let rows: Vec<(KeyText, String, i64)> = unnamed::query_as(
+            "select key, error, count(*) over () from cutover.bad_rows where migration_id = $1 and kind = $2 \
+             order by seen_at limit $3",
+        )
+        .bind(self.migration)
+        .bind(self.sweep.kind())
+        .bind(NAMED)
+        .fetch_all(tx)
+        .await?;
+        let named = rows.iter().map(|(key, error, _)| format!("{}: {error}", shown(key))).collect::<Vec<_>>();
+        Ok(rows.first().map(|(.., count)| {
+            format!("{count} rows could not be mapped and are tried again when they have changed: {}", named.join("; "))
+        }))
+    }
+
+    /// How many rows a scan objected to, and the first of them by what is wrong.
+    pub(super) async fn findings(
+        &self,
+        tx: &mut PgConnection,
+    ) -> Result<(i64, Vec<(String, Vec<KeyText>)>), sqlx::Error> {
+        let differences: Option<i64> =
+            unnamed::query_scalar("select differences from cutover.jobs where id = $1")
+                .bind(self.id)
+                .fetch_optional(&mut *tx)
+                .await?;
+        let mut found = Vec::new();
+        for what in ["different", "missing", "extra", "way_back"] {
+            // In the order in which they were found.
+            let keys: Vec<KeyText> = unnamed::query_scalar(
+                "select key from cutover.differences where job_id = $1 and what = $2 order by ctid limit $3",
+            )
+            .bind(self.id)
+            .bind(what)
+            .bind(NAMED)
+            .fetch_all(&mut *tx)
+            .await?;
+            if !keys.is_empty() {
+                found.push((what.to_owned(), keys));
+            }
+        }
+        Ok((differences.unwrap_or(0), found))
     }
 }

@@ -13,12 +13,18 @@ mod ddl;
 mod dual;
 mod job;
 mod key;
+mod keyset;
+mod mapping;
 mod options;
 mod pace;
 mod sql;
 mod sweep;
+mod table;
+mod table_size;
 
 pub use column::{ColumnMigration, ColumnMigrationBuilder};
 pub use dual::{DualWrite, Reading, Reads, Writes};
 pub use key::Key;
+pub use mapping::{MapRows, each};
 pub use options::{BatchOptions, InvalidPlan, Problem};
+pub use table::{TableMigration, TableMigrationBuilder};

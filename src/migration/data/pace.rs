@@ -7,22 +7,36 @@ use super::BatchOptions;
 pub(super) struct Pace {
     options: BatchOptions,
     rows: u32,
+    /// Among so many rows there is one that can't be done.
+    suspects: Option<u32>,
 }
 
 impl Pace {
     pub(super) fn new(options: &BatchOptions) -> Self {
-        Self { options: options.clone(), rows: options.min_rows }
+        Self { options: options.clone(), rows: options.min_rows, suspects: None }
     }
 
     pub(super) fn rows(&self) -> u32 {
-        self.rows
+        self.suspects.map_or(self.rows, |suspects| suspects.div_ceil(2))
     }
 
     /// Follows what the last batch took. One slow batch halves the next at most, and a fast one doubles it.
     pub(super) fn took(&mut self, elapsed: Duration) {
+        if let Some(suspects) = self.suspects {
+            // These were not the ones.
+            self.suspects = Some(suspects - suspects.div_ceil(2)).filter(|left| *left > 0);
+            return;
+        }
         let factor = self.options.target.as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
         let rows = f64::from(self.rows) * factor.clamp(0.5, 2.0);
         self.rows = (rows as u32).clamp(self.options.min_rows, self.options.max_rows);
+    }
+
+    /// One of the last batch's rows can't be done: half as many next, until it is a single one. `false` when it was.
+    pub(super) fn halve(&mut self) -> bool {
+        let rows = self.rows();
+        self.suspects = Some(rows);
+        rows > 1
     }
 
     /// The last batch ran into a lock: the next one holds fewer.
@@ -43,6 +57,29 @@ mod tests {
             pace.took(Duration::from_secs_f64(f64::from(pace.rows()) / 40_000.0));
         }
         assert!((2_900..=3_100).contains(&pace.rows()), "{}", pace.rows());
+    }
+
+    #[test]
+    fn a_bad_row_is_found_by_halving() {
+        for bad in 0..500 {
+            let mut pace = Pace::new(&BatchOptions::default());
+            let (mut done, mut tries) = (0, 0);
+            loop {
+                tries += 1;
+                if (done..done + pace.rows()).contains(&bad) {
+                    if !pace.halve() {
+                        break;
+                    }
+                } else {
+                    done += pace.rows();
+                    pace.took(Duration::ZERO);
+                }
+            }
+            assert_eq!(done, bad);
+            assert!(tries <= 20, "{tries}");
+            pace.took(Duration::ZERO);
+            assert_eq!(pace.rows(), 500);
+        }
     }
 
     #[test]
