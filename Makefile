@@ -30,7 +30,8 @@ help:
 	@echo '             REQUIRE=1              fail where a server can only be skipped otherwise'
 	@echo 'make check   format and lints only'
 	@echo 'make bench   measurements side by side with peers; tables here, numbers in target/bench/*.json'
-	@echo '             ARGS="pin fence"       only these (pin dual layers fence flip rollback flags killswitch); --quick measures less'
+	@echo '             ARGS="pin fence"       only these (pin dual layers fence flip rollback flags killswitch backfill); --quick'
+	@echo '                                    measures less, --rows 10000000 backfills more'
 
 demo: cargo
 	scripts/servers postgres redis unleash envoy

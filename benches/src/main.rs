@@ -4,6 +4,7 @@
 //! take turns within the same run, so that a busy machine is busy for all of them.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
+mod backfill;
 mod dual;
 mod fence;
 mod flags;
@@ -37,6 +38,8 @@ enum Part {
     Flags,
     /// How long after a toggle in Unleash all instances decide anew.
     Killswitch,
+    /// How fast rows are filled and compared, and what that costs everybody else.
+    Backfill,
 }
 
 #[derive(Parser)]
@@ -48,6 +51,9 @@ struct Args {
     /// Measure less, to see that everything works.
     #[arg(long)]
     quick: bool,
+    /// How many rows `backfill` fills.
+    #[arg(long, default_value_t = 300_000)]
+    rows: i64,
 }
 
 #[tokio::main]
@@ -77,6 +83,9 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Killswitch) {
         flags::kill_switch(args.quick).await?;
+    }
+    if wanted(Part::Backfill) {
+        backfill::run(args.quick, args.rows).await?;
     }
     Ok(())
 }

@@ -3,4 +3,7 @@
 mod column_migration;
 mod deadpool;
 mod dual_write;
+mod keys;
+mod rows;
+mod table_migration;
 mod world;

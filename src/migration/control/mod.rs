@@ -25,8 +25,8 @@ pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
 pub use gate::Pin;
 pub use migration::{Migration, Spec};
 pub use people::{
-    AskError, BadRow, Difference, Event, InstanceReport, MigrationReport, WorkReport, approve, bad_rows, desire,
-    differences, history, report,
+    AskError, BadRow, Difference, Event, InstanceReport, MigrationReport, WorkReport, approve, bad_rows,
+    desire, differences, history, report,
 };
 pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
 

@@ -231,7 +231,8 @@ impl ColumnMigrationBuilder {
         }
         let Self { pool, names, key, new_type, forward, backward, batches, sensitive } = self;
         let table = quote_table(&names.table);
-        let sql = Statements { table: table.clone(), old: quote(&names.old), new: quote(&names.new), new_type };
+        let sql =
+            Statements { table: table.clone(), old: quote(&names.old), new: quote(&names.new), new_type };
         let mapping = |column: &str, how| Mapping { columns: vec![column.to_owned()], how, is_object: false };
         let sides = Sides {
             old: table.clone(),
@@ -317,7 +318,11 @@ mod tests {
             statements[0].1,
             "alter table \"billing\".\"Orders\" add column if not exists \"new\" numeric(12, 2)"
         );
-        assert!(statements[1].1.contains("update \"billing\".\"Orders\" set \"new\" = (old::numeric)"), "{}", statements[1].1);
+        assert!(
+            statements[1].1.contains("update \"billing\".\"Orders\" set \"new\" = (old::numeric)"),
+            "{}",
+            statements[1].1
+        );
         let tasks: Vec<Task> = statements.iter().map(|(task, _)| *task).collect();
         assert_eq!(tasks.len(), 5);
         for name in ["id; drop table x", "a b", "1a", "", "é"] {

@@ -34,7 +34,8 @@ pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Res
     inspect(plan, &mut tx).await?;
     if let How::Sql(expressions) = &plan.outline.sides.forward.how {
         // Fails unless they can be computed.
-        let explain = format!("explain select {} from {} where false", expressions.join(", "), plan.sql.table);
+        let explain =
+            format!("explain select {} from {} where false", expressions.join(", "), plan.sql.table);
         tx.execute(AssertSqlSafe(explain)).await?;
     }
     tx.rollback().await?;
@@ -165,7 +166,8 @@ pub(super) async fn alter(
 
 /// What somebody has to do about the error, where that can be said.
 fn refusal(error: sqlx::Error, table: &str, statement: &str) -> PlanError {
-    let detail = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()?.detail());
+    let detail =
+        error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()?.detail());
     match sql_state(&error).as_deref() {
         Some("42501") => PlanError::Refused(format!(
             "this role may not change {table} ({error}): let its owner run `{statement}`"

@@ -309,7 +309,10 @@ impl Job {
         .await?;
         let named = rows.iter().map(|(key, error, _)| format!("{}: {error}", shown(key))).collect::<Vec<_>>();
         Ok(rows.first().map(|(.., count)| {
-            format!("{count} rows could not be mapped and are tried again when they have changed: {}", named.join("; "))
+            format!(
+                "{count} rows could not be mapped and are tried again when they have changed: {}",
+                named.join("; ")
+            )
         }))
     }
 

@@ -43,7 +43,8 @@ pub(super) enum Span {
 impl Keyset {
     /// For people to read, before the catalog was asked.
     pub(super) fn named(names: &[String]) -> Self {
-        let column = |name: &String| KeyColumn { name: quote(name), sql_type: String::new(), collation: None };
+        let column =
+            |name: &String| KeyColumn { name: quote(name), sql_type: String::new(), collation: None };
         Self { columns: names.iter().map(column).collect() }
     }
 
@@ -68,7 +69,8 @@ impl Keyset {
 
     /// `t."a" = o."a" and …`
     pub(super) fn equal(&self, one: &str, other: &str) -> String {
-        let pairs = self.columns.iter().map(|KeyColumn { name, .. }| format!("{one}.{name} = {other}.{name}"));
+        let pairs =
+            self.columns.iter().map(|KeyColumn { name, .. }| format!("{one}.{name} = {other}.{name}"));
         pairs.collect::<Vec<_>>().join(" and ")
     }
 
@@ -160,7 +162,9 @@ impl Keyset {
         let aliased = self.list(|n, column| format!("{} as k{n}", column.collated()));
         let each: Vec<String> = tables
             .iter()
-            .map(|table| format!("(select {aliased} from {table} order by {} limit 1)", self.ordered(" desc")))
+            .map(|table| {
+                format!("(select {aliased} from {table} order by {} limit 1)", self.ordered(" desc"))
+            })
             .collect();
         Query::new(format!(
             "select array[{}] from ({}) as last order by {} limit 1",
@@ -193,7 +197,11 @@ impl KeyColumn {
     }
 
     fn parameter(&self, number: usize) -> String {
-        if self.sql_type.is_empty() { format!("${number}") } else { format!("${number}::text::{}", self.sql_type) }
+        if self.sql_type.is_empty() {
+            format!("${number}")
+        } else {
+            format!("${number}::text::{}", self.sql_type)
+        }
     }
 }
 

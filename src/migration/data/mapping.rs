@@ -99,18 +99,26 @@ pub(super) type Failed = Vec<(KeyText, String)>;
 impl Mapping {
     /// Maps rows that carry their key, if this is a mapping in Rust. Returns JSON for `jsonb_to_recordset`, with columns
     /// named by `letter`, and the rows that failed.
-    pub(super) fn run(&self, key: &Keyset, rows: &[PgRow], letter: char) -> Result<(String, Failed), sqlx::Error> {
+    pub(super) fn run(
+        &self,
+        key: &Keyset,
+        rows: &[PgRow],
+        letter: char,
+    ) -> Result<(String, Failed), sqlx::Error> {
         let results = match &self.how {
             How::Rust(mapping) => mapping.map(rows),
             How::Sql(_) => Vec::new(),
         };
         let (mut mapped, mut failed) = (Vec::new(), Vec::new());
-        let missing = std::iter::repeat_with(|| Err("the mapping returned no result for this row".to_owned()));
+        let missing =
+            std::iter::repeat_with(|| Err("the mapping returned no result for this row".to_owned()));
         for (row, result) in rows.iter().zip(results.into_iter().chain(missing)) {
             let values_of_key: KeyText = row.try_get("cutover_key")?;
             match result.and_then(|value| self.named(value, letter)) {
                 Ok(mut values) => {
-                    values.extend(key.plain_names().into_iter().zip(values_of_key.into_iter().map(Value::String)));
+                    values.extend(
+                        key.plain_names().into_iter().zip(values_of_key.into_iter().map(Value::String)),
+                    );
                     mapped.push(Value::Object(values));
                 }
                 Err(error) => failed.push((values_of_key, error)),
@@ -128,7 +136,8 @@ impl Mapping {
         };
         let mut values = Map::new();
         for (number, column) in self.columns.iter().enumerate() {
-            let value = object.remove(&unquote(column)).ok_or_else(|| format!("the mapping left out {column}"))?;
+            let value =
+                object.remove(&unquote(column)).ok_or_else(|| format!("the mapping left out {column}"))?;
             values.insert(format!("{letter}:{number}"), value);
         }
         Ok(values)

@@ -187,9 +187,11 @@ impl Scope<'_> {
     pub(super) async fn try_out(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         let (span, none) = (Span::Keys(Vec::new()), || Some("[]".to_owned()));
         let mapped = Mapped { forward: none(), backward: none(), trip: none() };
-        for statement in
-            [self.copy_forward(&span, &mapped), self.copy_back(&span, &mapped), self.differences(&span, &mapped)]
-        {
+        for statement in [
+            self.copy_forward(&span, &mapped),
+            self.copy_back(&span, &mapped),
+            self.differences(&span, &mapped),
+        ] {
             statement.explained().fetch_all(&mut *tx).await?;
         }
         Ok(())
@@ -205,7 +207,12 @@ impl Scope<'_> {
     }
 
     /// A span's statement, with the JSON that it mentions behind the span's own parameters.
-    fn query(&self, span: &Span, text: impl Fn(&dyn Fn(usize) -> String) -> String, json: &[&Option<String>]) -> Query {
+    fn query(
+        &self,
+        span: &Span,
+        text: impl Fn(&dyn Fn(usize) -> String) -> String,
+        json: &[&Option<String>],
+    ) -> Query {
         let first = self.key.parameters(span) + 1;
         let there: Vec<&String> = json.iter().copied().flatten().collect();
         let number = |index: usize| {
@@ -216,19 +223,31 @@ impl Scope<'_> {
     }
 
     /// A relation of keys and mapped values.
-    fn relation(&self, mapping: &Mapping, from: &str, span: &Span, lock: &str, letter: char, json: &str) -> String {
+    fn relation(
+        &self,
+        mapping: &Mapping,
+        from: &str,
+        span: &Span,
+        lock: &str,
+        letter: char,
+        json: &str,
+    ) -> String {
         let (names, count) = (self.key.names(), mapping.columns.len());
         match &mapping.how {
             How::Sql(expressions) => {
-                let values = zip(expressions, &columns("", letter, count), |e, name| format!("({e}) as {name}"));
+                let values =
+                    zip(expressions, &columns("", letter, count), |e, name| format!("({e}) as {name}"));
                 format!("(select {names}, {values} from {from} where {}{lock})", self.key.within(span))
             }
-            How::Rust(_) => self.recordset(letter, json, if letter == 'b' { &self.old_types } else { &self.new_types }),
+            How::Rust(_) => {
+                self.recordset(letter, json, if letter == 'b' { &self.old_types } else { &self.new_types })
+            }
         }
     }
 
     fn recordset(&self, letter: char, json: &str, types: &[String]) -> String {
-        let typed = zip(&columns("", letter, types.len()), types, |name, sql_type| format!("{name} {sql_type}"));
+        let typed =
+            zip(&columns("", letter, types.len()), types, |name, sql_type| format!("{name} {sql_type}"));
         format!(
             "(select * from jsonb_to_recordset({json}::text::jsonb) as mapped ({}, {typed}))",
             self.key.declared()
@@ -327,7 +346,7 @@ impl Scope<'_> {
         let keys = self.key.columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>();
         let set = zip(targets, &of("excluded", targets), |target, value| format!("{target} = {value}"));
         format!(
-            "insert into {into} ({names}, {targets_text}) select {}, {values} from {from} \
+            "insert into {into} ({names}, {targets_text}) overriding system value select {}, {values} from {from} \
              on conflict ({names}) do update set {set}",
             of(keyed, &keys).join(", ")
         )
@@ -366,7 +385,10 @@ impl Scope<'_> {
         let (f, c, t) = (columns("x.", 'f', count), columns("x.", 'c', count), columns("x.", 't', count));
         let object = |values: &[String]| {
             let names: Vec<String> = forward.columns.iter().map(|name| name.replace('"', "'")).collect();
-            format!("jsonb_build_object({})::text", zip(&names, values, |name, value| format!("{name}, {value}")))
+            format!(
+                "jsonb_build_object({})::text",
+                zip(&names, values, |name, value| format!("{name}, {value}"))
+            )
         };
         let (different, lost) = (differ(&c, &f), differ(&c, &t));
         self.query(
@@ -394,14 +416,18 @@ impl Scope<'_> {
     fn compared(&self, span: &Span, json: &dyn Fn(usize) -> String) -> String {
         let Sides { old, new, forward, backward } = self.sides;
         let (names, within, count) = (self.key.names(), self.key.within(span), forward.columns.len());
-        let held = zip(&forward.columns, &columns("", 'c', count), |column, name| format!("{column} as {name}"));
+        let held =
+            zip(&forward.columns, &columns("", 'c', count), |column, name| format!("{column} as {name}"));
         let sql = match (&forward.how, &backward.how) {
             (How::Sql(forward), How::Sql(backward)) => Some((forward, backward)),
             _ => None,
         };
         let back = |expressions: &[String]| {
-            let typed: Vec<String> =
-                expressions.iter().zip(&self.old_types).map(|(e, sql_type)| format!("({e})::{sql_type}")).collect();
+            let typed: Vec<String> = expressions
+                .iter()
+                .zip(&self.old_types)
+                .map(|(e, sql_type)| format!("({e})::{sql_type}"))
+                .collect();
             zip(&typed, &backward.columns, |value, name| format!("{value} as {name}"))
         };
         let values = |expressions: &[String], letter| {

@@ -29,7 +29,8 @@ use crate::migration::phase::{Phase, Side};
 /// How long a batch waits for a row before it lets go of those it has: well below the second after which the
 /// server looks for deadlocks, so that in one with a batch it is the batch that gives way. A process that is stopped
 /// in the middle of a batch holds its rows and its range for the second of the two at most.
-const LIMITS: &str = "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'";
+const LIMITS: &str =
+    "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'";
 /// Batches that may fail in a row, for reasons that pass, before the work is given back to the driver.
 const FAILURES: u32 = 50;
 /// How long to wait for a range that others are at.
@@ -230,7 +231,12 @@ impl Pass<'_> {
     }
 
     /// The last key of the range's next rows, and how many these are.
-    async fn next(&self, tx: &mut PgConnection, range: &Range, rows: u32) -> Result<(KeyText, Step), sqlx::Error> {
+    async fn next(
+        &self,
+        tx: &mut PgConnection,
+        range: &Range,
+        rows: u32,
+    ) -> Result<(KeyText, Step), sqlx::Error> {
         let left = Span::Between { from: range.from.clone(), to: range.to.clone() };
         let end = self.scope.key.batch_end(&self.scope.tables(), &left, &rows.to_string());
         let found = end.fetch_all(tx).await?;
@@ -369,7 +375,11 @@ impl Pass<'_> {
             tracing::warn!(migration = self.migration.name(), key = shown(&key), what, "the sides differ");
             let value = |name| {
                 let value: Option<String> = row.try_get(name)?;
-                Ok::<_, sqlx::Error>(if self.outline.sensitive { value.map(|_| HIDDEN.into()) } else { value })
+                Ok::<_, sqlx::Error>(if self.outline.sensitive {
+                    value.map(|_| HIDDEN.into())
+                } else {
+                    value
+                })
             };
             unnamed::query(
                 "insert into cutover.differences (job_id, key, what, expected, found) \

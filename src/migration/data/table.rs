@@ -120,7 +120,9 @@ impl TableMigration {
                 Ok(keyset) => found = found.or(Some(keyset)),
                 Err(reasons) => problems.extend(reasons.iter().map(|reason| format!("{table}: {reason}"))),
             }
-            for (column, sql_type) in mapping.columns.iter().zip(column_types(tx, table, &mapping.columns).await?) {
+            for (column, sql_type) in
+                mapping.columns.iter().zip(column_types(tx, table, &mapping.columns).await?)
+            {
                 match sql_type {
                     Some(sql_type) => types.push(sql_type),
                     None => problems.push(format!("{table}: column {column} does not exist")),
@@ -195,10 +197,13 @@ impl Described {
                 problems.push(Problem::new(field, format!("{column:?} is there twice")));
             }
             if key.contains(column) {
-                problems.push(Problem::new(field, format!("{column:?} is in the key, which is copied anyway")));
+                problems
+                    .push(Problem::new(field, format!("{column:?} is in the key, which is copied anyway")));
             }
         }
-        for (column, _) in self.columns.iter().zip(&self.expressions).filter(|(_, expression)| expression.is_empty()) {
+        for (column, _) in
+            self.columns.iter().zip(&self.expressions).filter(|(_, expression)| expression.is_empty())
+        {
             problems.push(Problem::new(field, format!("{column:?} needs an SQL expression")));
         }
     }
@@ -308,7 +313,8 @@ impl TableMigrationBuilder {
         check_table("old", &self.old, &mut problems);
         check_table("new", &self.new, &mut problems);
         if self.old == self.new {
-            problems.push(Problem::new("new", format!("{:?} is the old table: use a ColumnMigration", self.new)));
+            problems
+                .push(Problem::new("new", format!("{:?} is the old table: use a ColumnMigration", self.new)));
         }
         for column in &self.key {
             check_name("key", column, &mut problems);

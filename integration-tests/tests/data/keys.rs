@@ -1,0 +1,151 @@
+//! Rows are visited by whatever unique key a table has, once each.
+
+use crate::world::{Outcome, World};
+use cutover::migration::control::{Plan, Task};
+use cutover::migration::data::{BatchOptions, ColumnMigration};
+use sqlx::{AssertSqlSafe, Executor};
+
+/// What makes a table of 5,000 rows with `a text` and room for `b`, and the key's columns if they are named.
+const TABLES: [(&str, &str, &[&str]); 9] = [
+    (
+        "composite",
+        "create table composite (r text, n int, a text, primary key (r, n)); \
+        insert into composite select 'r' || g % 7, g, ' A' || g from generate_series(1, 5000) g",
+        &[],
+    ),
+    // Words that the database's collation and bytes put into different orders, quotes and backslashes among them.
+    (
+        "words",
+        r#"create table words (k text primary key, a text); insert into words
+        select (array['a', 'B', '_', 'ä', '''', '\'])[1 + g % 6] || g, ' A' || g from generate_series(1, 5000) g"#,
+        &["k"],
+    ),
+    (
+        "bytes",
+        "create table bytes (k text not null, a text); create unique index on bytes (k collate \"C\"); \
+        insert into bytes select (array['a', 'B', '_', 'ä'])[1 + g % 4] || g, ' A' || g from generate_series(1, 5000) g",
+        &[],
+    ),
+    (
+        "uuids",
+        "create table uuids (k uuid primary key, a text); \
+        insert into uuids select md5(g::text)::uuid, ' A' || g from generate_series(1, 5000) g",
+        &[],
+    ),
+    (
+        "times",
+        "create table times (at timestamptz, n smallint, a text, primary key (at, n)); \
+        insert into times select '2024-02-29 23:59:59.999999+05'::timestamptz + g / 3 * interval '1 us', g % 3, ' A' || g \
+        from generate_series(1, 5000) g",
+        &["n", "at"],
+    ),
+    (
+        "backwards",
+        "create table backwards (x numeric not null, y date not null, a text); \
+        create unique index on backwards (x desc, y desc); insert into backwards \
+        select (g % 100) / 3.0, date '2024-01-01' + g, ' A' || g from generate_series(1, 5000) g",
+        &[],
+    ),
+    (
+        "halves",
+        "create table halves (r int, n int, a text, primary key (r, n)) partition by list (r); \
+        create table halves_0 partition of halves for values in (0); \
+        create table halves_1 partition of halves for values in (1); \
+        insert into halves select g % 2, g, ' A' || g from generate_series(1, 5000) g",
+        &[],
+    ),
+    (
+        "busy",
+        "create table tags (id int primary key); insert into tags select generate_series(0, 9); \
+        create table busy (id int primary key, tag int references tags, a text, \
+            twice text generated always as (a || a) stored, touched int default 0); \
+        create function touch() returns trigger language plpgsql as 'begin new.touched = new.touched + 1; return new; end'; \
+        insert into busy (id, tag, a) select g, g % 10, ' A' || g from generate_series(1, 5000) g; \
+        create trigger touch before update on busy for each row execute function touch()",
+        &[],
+    ),
+    (
+        "referred",
+        "create table referred (k bigint primary key, a text); \
+        insert into referred select g::bigint * 1000000007 % 100000, ' A' || g from generate_series(1, 5000) g; \
+        create table refers (k bigint references referred); insert into refers select k from referred",
+        &[],
+    ),
+];
+
+fn plan(world: &World, table: &str, key: &[&str]) -> Outcome<ColumnMigration> {
+    let batches =
+        BatchOptions { min_rows: 37, max_rows: 400, ranges: 5, workers: 3, ..BatchOptions::default() };
+    let plan = ColumnMigration::new(world.pool.clone(), table).column("a", "b", "text").batches(batches);
+    let plan = key.iter().fold(plan, |plan, column| plan.key(column));
+    Ok(plan.forward("lower(trim(a))").backward("' ' || upper(b)").build()?)
+}
+
+#[tokio::test]
+async fn each_row_is_visited_once_whatever_its_key() -> Outcome {
+    let world = World::new(1).await?;
+    let a = world.instance("a", None).await?;
+    for (table, create, key) in TABLES {
+        world.pool.execute(AssertSqlSafe(create)).await?;
+        plan(&world, table, key)?
+            .run(Task::Expand, &a.migration)
+            .await
+            .map_err(|error| format!("{table}: {error}"))?;
+    }
+    for (table, _, key) in TABLES {
+        world.go("off").await?;
+        world.go("backfill").await?;
+        let plan = plan(&world, table, key)?;
+        plan.run(Task::Backfill, &a.migration).await.map_err(|error| format!("{table}: {error}"))?;
+        let ended: (i64, i64, i64) = sqlx::query_as(
+            "select rows_done, rows_changed, (select count(*) from cutover.job_ranges r where r.job_id = j.id) \
+             from cutover.jobs j where finished_at is not null and kind = 'backfill' order by id desc limit 1",
+        )
+        .fetch_one(&world.pool)
+        .await?;
+        assert_eq!(ended, (5_000, 5_000, 5), "{table}");
+        world.go("verify").await?;
+        plan.run(Task::Scan, &a.migration).await.map_err(|error| format!("{table}: {error}"))?;
+        let query = format!("select count(*) from {table} where b is distinct from lower(trim(a))");
+        assert_eq!(
+            sqlx::query_scalar::<_, i64>(AssertSqlSafe(query)).fetch_one(&world.pool).await?,
+            0,
+            "{table}"
+        );
+    }
+    let touched: i64 = sqlx::query_scalar("select sum(touched) from busy").fetch_one(&world.pool).await?;
+    assert_eq!(touched, 5_000);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_without_an_order_of_its_own_is_refused_with_the_reason() -> Outcome {
+    let world = World::new(1).await?;
+    let a = world.instance("a", None).await?;
+    for (create, key, reason) in [
+        ("create table bare (k int, a text)", &[][..], "add a primary key"),
+        ("create table empty (k int unique, a text)", &[], "can be null"),
+        (
+            "create table mixed (x int not null, y int not null, a text); create unique index on mixed (x, y desc)",
+            &[],
+            "opposite directions",
+        ),
+        (
+            "create table partly (x int not null, a text); create unique index on partly (x) where x > 0",
+            &["x"],
+            "no unique index of its own",
+        ),
+        (
+            "create table patterns (x text not null, a text); create unique index on patterns (x text_pattern_ops)",
+            &[],
+            "operator class",
+        ),
+    ] {
+        world.pool.execute(AssertSqlSafe(create)).await?;
+        let table = create.split_whitespace().nth(2).ok_or("a name")?;
+        let error =
+            plan(&world, table, key)?.run(Task::Expand, &a.migration).await.expect_err(table).to_string();
+        assert!(error.contains(reason), "{table}: {error}");
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! Rows that can't be mapped, and rows that several instances work on.
+
+use std::time::Duration;
+
+use crate::world::{Outcome, World};
+use cutover::fleet::Ledger;
+use cutover::migration::control::{Plan, Task, bad_rows, differences};
+use cutover::migration::data::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, each};
+use sqlx::{Executor, FromRow};
+
+fn describe(world: &World) -> ColumnMigrationBuilder {
+    ColumnMigration::new(world.pool.clone(), "orders")
+        .column("old_status", "new_status", "text")
+        .forward("lower(trim(old_status))")
+        .backward("upper(new_status)")
+}
+
+#[tokio::test]
+async fn a_row_that_an_expression_raises_on_is_set_aside_and_holds_the_migration_until_it_is_fixed() -> Outcome
+{
+    let world = World::new(3_000).await?;
+    world
+        .pool
+        .execute(
+            "update orders set old_status = '0' where id in (1, 1499, 3000); \
+             create function strict(v text) returns text immutable language plpgsql as $$ begin \
+                 if v = '0' then raise exception 'no status: %', v; end if; return lower(trim(v)); end $$",
+        )
+        .await?;
+    let plan = |bad_rows| {
+        describe(&world)
+            .forward("strict(old_status)")
+            .batches(BatchOptions { bad_rows, ..BatchOptions::default() })
+            .build()
+    };
+    let a = world.instance("a", None).await?;
+    plan(3)?.run(Task::Expand, &a.migration).await?;
+    world.go("backfill").await?;
+    let error = plan(2)?.run(Task::Backfill, &a.migration).await.expect_err("too many").to_string();
+    assert!(error.contains("more than 2 rows can't be mapped; the last one is 3000"), "{error}");
+    let error = plan(3)?.run(Task::Backfill, &a.migration).await.expect_err("three").to_string();
+    assert!(error.contains("3 rows could not be mapped") && error.contains("no status: 0"), "{error}");
+    let ledger = Ledger::open(world.url.parse()?).await?;
+    let keys: Vec<_> =
+        bad_rows(&ledger, "status", 10).await?.into_iter().map(|row| row.key.concat()).collect();
+    assert_eq!(keys, ["1", "1499", "3000"]);
+    // All the others are done.
+    let done = "select count(*) from orders where new_status is not distinct from lower(trim(old_status))";
+    assert_eq!(sqlx::query_scalar::<_, i64>(done).fetch_one(&world.pool).await?, 2_997);
+    let complete = "select new_complete from cutover.migrations where name = 'status'";
+    assert!(!sqlx::query_scalar::<_, bool>(complete).fetch_one(&world.pool).await?);
+    world.pool.execute("update orders set old_status = ' FIXED ' where id in (1, 1499); delete from orders where id = 3000").await?;
+    plan(3)?.run(Task::Backfill, &a.migration).await?;
+    assert!(sqlx::query_scalar::<_, bool>(complete).fetch_one(&world.pool).await?);
+    assert_eq!(sqlx::query_scalar::<_, i64>(done).fetch_one(&world.pool).await?, 2_999);
+    Ok(())
+}
+
+#[derive(FromRow)]
+struct Row {
+    old_status: Option<String>,
+}
+
+#[derive(FromRow)]
+struct New {
+    new_status: Option<String>,
+}
+
+#[tokio::test]
+async fn a_column_is_mapped_in_rust_both_ways_and_its_values_stay_out_of_the_report() -> Outcome {
+    let world = World::new(2_000).await?;
+    let a = world.instance("a", None).await?;
+    let lower = each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
+    let upper = each(|row: New| Ok::<_, String>(row.new_status.map(|text| text.to_uppercase())));
+    let plan = describe(&world).forward_rows(lower).backward_rows(upper).sensitive().build()?;
+    plan.run(Task::Expand, &a.migration).await?;
+    world.go("backfill").await?;
+    plan.run(Task::Backfill, &a.migration).await?;
+    assert_eq!(world.row(77).await?.1.as_deref(), Some("legacy77"));
+    world.go("verify").await?;
+    world.pool.execute("update orders set new_status = 'forged' where id = 5").await?;
+    let error = plan.run(Task::Scan, &a.migration).await.expect_err("one").to_string();
+    assert!(error.contains("1 rows") && error.contains("[5]"), "{error}");
+    let ledger = Ledger::open(world.url.parse()?).await?;
+    let found = differences(&ledger, "status", 10).await?;
+    assert_eq!((found[0].expected.as_deref(), found[0].found.as_deref()), (Some("\"…\""), Some("\"…\"")));
+    world.pool.execute("update orders set new_status = 'legacy5' where id = 5").await?;
+    plan.run(Task::Scan, &a.migration).await?;
+    world.go("switch").await?;
+    world.pool.execute("update cutover.migrations set old_complete = false where name = 'status'; update orders set new_status = 'newer' where id = 6").await?;
+    plan.run(Task::ReverseBackfill, &a.migration).await?;
+    assert_eq!(world.row(6).await?.0.as_deref(), Some("NEWER"));
+    assert_eq!(world.row(7).await?.0.as_deref(), Some(" LEGACY7 "));
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_instance_takes_part_and_each_row_is_done_once() -> Outcome {
+    let world = World::new(60_000).await?;
+    let batches = BatchOptions {
+        target: Duration::from_millis(20),
+        min_rows: 200,
+        max_rows: 500,
+        ranges: 8,
+        ..BatchOptions::default()
+    };
+    let pool = async |name: &str| {
+        let options = world.url.parse::<sqlx::postgres::PgConnectOptions>()?.application_name(name);
+        Outcome::Ok(sqlx::PgPool::connect_with(options).await?)
+    };
+    // Who writes is in the row: the expression asks the session.
+    let plan = async |name: &str| {
+        let plan = ColumnMigration::new(pool(name).await?, "orders")
+            .column("old_status", "new_status", "text")
+            .forward("lower(trim(old_status))")
+            .backward("upper(new_status)")
+            .batches(batches.clone());
+        Outcome::Ok(plan.build()?)
+    };
+    world
+        .pool
+        .execute(
+            "create table writers (name text, id bigint); \
+             create function note() returns trigger language plpgsql as $$ begin \
+                 insert into writers values (current_setting('application_name'), new.id); return new; end $$; \
+             create trigger note after update on orders for each row execute function note()",
+        )
+        .await?;
+    let _a = world.instance("a", Some(plan("a").await?)).await?;
+    let _b = world.instance("b", Some(plan("b").await?)).await?;
+    world.go("verify").await?;
+    let done: Vec<(String, i64)> =
+        sqlx::query_as("select name, count(*) from writers group by name order by name")
+            .fetch_all(&world.pool)
+            .await?;
+    let twice: i64 = sqlx::query_scalar("select count(*) - count(distinct id) from writers")
+        .fetch_one(&world.pool)
+        .await?;
+    assert_eq!((done.len(), twice), (2, 0), "{done:?}");
+    assert_eq!(done.iter().map(|(_, rows)| rows).sum::<i64>(), 60_000);
+    Ok(())
+}
