@@ -5,6 +5,7 @@
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use cutover::{
+    Cutover,
     flags::{
         Backup, Decisions, FileBackup, Flag, Flags, Gap, Lack, PostgresBackup, RedisBackup, Subject, Switch,
         UnleashOptions,
@@ -238,4 +239,54 @@ async fn a_new_instance_starts_right_while_unleash_is_away() {
         assert!(!flags.is_ready(), "{place:?}");
         assert!(!users_in(&flags).contains(&true), "{place:?}");
     }
+}
+
+/// An instance as the front door makes it, in a process of its own: it takes the flag server from its environment.
+/// Prints what it decides as soon as it is started.
+#[tokio::test]
+#[ignore = "another test starts it, with what it needs in its environment"]
+async fn instance_of_the_front_door() {
+    let pool = PgPool::connect(&std::env::var("TEST_DATABASE").unwrap()).await.unwrap();
+    let release = Release::new("payments", "stable").unwrap();
+    let service = Cutover::service("payments").release(release).postgres(pool.clone());
+    let instance = service.start().await.unwrap();
+    println!("decided {}", instance.flags().decide(&NEW_FLOW, &Subject::new()));
+    wait_until("a kept state", LIMIT, async || {
+        let kept = sqlx::query_scalar("select exists (select from cutover.flag_states)");
+        kept.fetch_one(&pool).await
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn the_front_door_keeps_the_last_state_in_the_ledger() {
+    let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let Some(unleash) = if_installed(Unleash::start(&postgres).await).unwrap() else {
+        return;
+    };
+    let admin = unleash.admin().unwrap();
+    admin.ensure_flag("payment-new-flow").await.unwrap();
+    admin.set_variant("payment-new-flow", "1").await.unwrap();
+    admin.enable("payment-new-flow").await.unwrap();
+    let url = postgres.create_database("payments").await.unwrap();
+    let decided = async || {
+        let mut instance = tokio::process::Command::new(std::env::current_exe().unwrap());
+        instance.args(["--exact", "instance_of_the_front_door", "--ignored", "--nocapture"]);
+        instance.env("TEST_DATABASE", &url).env("UNLEASH_URL", unleash.url());
+        instance.env("UNLEASH_TOKEN", unleash.backend_token()).kill_on_drop(true);
+        let output = instance.output().await.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    };
+    // The server shows a toggle within a second.
+    let shown = Flags::unleash(options(&unleash)).unwrap();
+    until("the flag to be on", || shown.switch("payment-new-flow") == Switch::On(Some("1".into()))).await;
+    let text = decided().await;
+    assert!(text.contains("decided true"), "{text}");
+
+    unleash.process().kill().await.unwrap();
+    let text = decided().await;
+    assert!(text.contains("decided true"), "{text}");
 }

@@ -35,6 +35,8 @@ pub struct Cutover {
     #[cfg(feature = "redis")]
     redis: Option<deadpool_redis::Pool>,
     flags: Option<Flags>,
+    #[cfg(feature = "unleash")]
+    kept: super::kept::InLedger,
     subject: SubjectOf,
     checks: Vec<Check>,
     migrations: Vec<(Spec, Option<String>)>,
@@ -56,6 +58,8 @@ impl Cutover {
             #[cfg(feature = "redis")]
             redis: None,
             flags: None,
+            #[cfg(feature = "unleash")]
+            kept: super::kept::InLedger::default(),
             subject: Arc::new(|_| Subject::new()),
             checks: Vec::new(),
             migrations: Vec::new(),
@@ -112,7 +116,8 @@ impl Cutover {
         self
     }
 
-    /// Where flags come from, instead of the server at `UNLEASH_URL`.
+    /// Where flags come from, instead of the server at `UNLEASH_URL`, whose last known state is kept in the
+    /// ledger where there is one.
     pub fn flags(mut self, flags: Flags) -> Self {
         self.flags = Some(flags);
         self
@@ -209,8 +214,11 @@ impl Cutover {
         #[cfg(feature = "unleash")]
         if let Some(url) = variable("UNLEASH_URL", problems) {
             let token = variable("UNLEASH_TOKEN", problems).unwrap_or_default();
-            let options =
+            let mut options =
                 crate::flags::UnleashOptions::new(url, token, release.service(), release.instance());
+            if self.postgres.is_some() {
+                options.backup = Some(Arc::new(self.kept.clone()));
+            }
             return noted(Flags::unleash(options), problems).map(|flags| (flags, true));
         }
         tracing::info!(service = release.service(), "no flag server: every flag has its default");
@@ -250,6 +258,8 @@ impl Cutover {
         let name = format!("cutover {}", release.instance());
         let options = (*pool.connect_options()).clone().application_name(&name);
         let ledger = Ledger::open(options).await?;
+        #[cfg(feature = "unleash")]
+        self.kept.opened(&ledger, release.service());
         let fleet = Fleet::join(ledger, release, self.fleet, health).await?;
         let specs = self.migrations.into_iter().map(|(mut spec, flag)| {
             if let (Some(flag), true) = (flag, from_server) {

@@ -14,6 +14,8 @@ mod builder;
 mod desired;
 mod error;
 mod instance;
+#[cfg(feature = "unleash")]
+mod kept;
 
 pub use builder::Cutover;
 pub use error::StartError;
