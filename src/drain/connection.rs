@@ -1,17 +1,20 @@
-use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use tokio::{net::TcpStream, time::sleep};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{sleep, timeout},
+};
 
 use super::{
+    app::App,
     handle::{Inner, Stage},
     in_flight::{Tracked, call_app},
-    registry::Connection,
+    watched::{Registered, Watched},
 };
 
 /// A connection that was accepted but never used may have its first request on the way.
@@ -20,6 +23,8 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 const GOODBYE: Duration = Duration::from_millis(250);
 /// An HTTP/2 peer that is gone without a word is noticed after this, and as long again.
 const HTTP2_PING: Duration = Duration::from_secs(30);
+/// For a handshake (TLS) to come to its end.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 pub(super) type Server = Builder<TokioExecutor>;
 
@@ -30,36 +35,46 @@ pub(super) fn server(head_timeout: Duration) -> Server {
     server
 }
 
-/// An entry in the registry, for as long as the connection's task lives.
-pub(super) struct Registered {
-    inner: Arc<Inner>,
-    id: u64,
-    connection: Arc<Connection>,
-}
-
-impl Registered {
-    pub(super) fn new(inner: Arc<Inner>, peer: SocketAddr) -> Self {
-        let (id, connection) = inner.registry.add_connection(peer);
-        Self { inner, id, connection }
-    }
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        self.inner.registry.remove_connection(self.id);
-    }
+/// [`public`] for a connection that begins with a handshake.
+pub(super) async fn after<IO, P, S>(
+    handshake: impl Future<Output = io::Result<IO>>,
+    server: Server,
+    peer: P,
+    app: S,
+    registered: Registered,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    P: Clone + Send + Sync + 'static,
+    S: App,
+{
+    let stream = tokio::select! {
+        biased;
+        done = timeout(HANDSHAKE, handshake) => match done {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
+            Err(_) => return tracing::debug!("no handshake within {HANDSHAKE:?}"),
+        },
+        () = registered.connection.reached(&registered.inner, Stage::Forced) => return,
+    };
+    public(server, stream, peer, app, registered).await;
 }
 
 /// Serves one connection through all stages of a drain.
 ///
 /// The connection is always polled before the stage is looked at, so that a request that has
 /// arrived is taken up before an idle connection is closed.
-pub(super) async fn public(server: Server, stream: TcpStream, app: Router, registered: Registered) {
-    let inner = &registered.inner;
-    let connection = &registered.connection;
+async fn public<IO, P, S>(server: Server, stream: IO, peer: P, app: S, registered: Registered)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    P: Clone + Send + Sync + 'static,
+    S: App,
+{
+    let inner = &Arc::clone(&registered.inner);
+    let connection = &Arc::clone(&registered.connection);
     let opened_before = !inner.is_at(Stage::Propagating);
-    let service = Tracked { app, inner: Arc::clone(inner), connection: Arc::clone(connection) };
-    let mut served = pin!(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let service = Tracked { app, peer, inner: Arc::clone(inner), connection: Arc::clone(connection) };
+    let stream = TokioIo::new(Watched { stream, registered });
+    let mut served = pin!(server.serve_connection_with_upgrades(stream, service));
 
     tokio::select! {
         biased;
@@ -94,14 +109,13 @@ pub(super) async fn public(server: Server, stream: TcpStream, app: Router, regis
 }
 
 /// Serves one connection of the admin listener, to the end of the drain.
-pub(super) async fn admin(
-    server: Server,
-    stream: TcpStream,
-    app: Router,
-    inner: Arc<Inner>,
-    peer: SocketAddr,
-) {
-    let service = service_fn(|request: http::Request<Incoming>| call_app(&app, request, peer));
+pub(super) async fn admin<IO, P, S>(server: Server, stream: IO, peer: P, app: S, inner: Arc<Inner>)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    P: Clone + Send + Sync + 'static,
+    S: App,
+{
+    let service = service_fn(move |request: http::Request<Incoming>| call_app(&app, request, peer.clone()));
     let mut served = pin!(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
     tokio::select! {
         biased;

@@ -1,6 +1,6 @@
 use std::{
     fmt,
-    future::Future,
+    future::{Future, ready},
     io,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -12,14 +12,14 @@ use std::{
 use axum::{Router, routing::get};
 use futures_util::future::BoxFuture;
 use tokio::{
-    net::TcpListener,
+    io::{AsyncRead, AsyncWrite},
     runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::watch,
     time::Instant,
 };
 
-use super::{DrainError, DrainOptions, DrainReport, registry::Registry, sequence, serve};
+use super::{App, DrainError, DrainOptions, DrainReport, Listen, registry::Registry, sequence, serve};
 use crate::health::{Criticality, Health, Signal};
 
 /// How far the one drain of this process has come. Stages only grow.
@@ -234,8 +234,10 @@ impl Drain {
 
     /// Serves HTTP/1 and HTTP/2 until a drain has ended, and says how it went.
     ///
-    /// Handlers find the peer as `ConnectInfo<SocketAddr>`. An error of `accept` (too many
-    /// open files) pauses accepting and never ends it. May be called for several listeners.
+    /// `app` is an axum `Router`, tonic's `Routes`, or any other [`App`]. Handlers find the
+    /// peer as `ConnectInfo<SocketAddr>` (of a Unix listener, tokio's `unix::SocketAddr`). An
+    /// error of `accept` (too many open files) pauses accepting and never ends it. May be
+    /// called for several listeners.
     ///
     /// Not cancel safe: dropped, it stops accepting at once. Connections go on, and a drain
     /// still waits for them.
@@ -243,9 +245,43 @@ impl Drain {
     /// # Errors
     ///
     /// The signal handlers can't be installed.
-    pub async fn serve(&self, listener: TcpListener, app: Router) -> io::Result<DrainReport> {
+    pub async fn serve(&self, listener: impl Listen, app: impl App) -> io::Result<DrainReport> {
+        self.serve_with(listener, |stream| ready(Ok(stream)), app).await
+    }
+
+    /// [`serve`](Self::serve), with a handshake at the beginning of each connection: TLS by
+    /// an acceptor of your own, or a PROXY header to be read off.
+    ///
+    /// The handshake runs in the connection's own task, so a slow one holds up nobody. It may
+    /// take 10 seconds and never longer than the drain's deadline; when it fails, the
+    /// connection is dropped. For HTTP/2 the acceptor has to offer `h2` by ALPN.
+    ///
+    /// ```ignore
+    /// let tls = tokio_rustls::TlsAcceptor::from(config);
+    /// drain.serve_with(listener, move |stream| tls.accept(stream), app).await?;
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The signal handlers can't be installed.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`serve`](Self::serve).
+    pub async fn serve_with<L, H, Fut, IO>(
+        &self,
+        listener: L,
+        handshake: H,
+        app: impl App,
+    ) -> io::Result<DrainReport>
+    where
+        L: Listen,
+        H: Fn(L::Stream) -> Fut + Send,
+        Fut: Future<Output = io::Result<IO>> + Send + 'static,
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         self.on_signals()?;
-        serve::public(Arc::clone(&self.inner), listener, app).await;
+        serve::public(Arc::clone(&self.inner), listener, handshake, app).await;
         Ok(self.finished().await)
     }
 
@@ -257,7 +293,7 @@ impl Drain {
     /// # Errors
     ///
     /// The signal handlers can't be installed.
-    pub async fn serve_admin(&self, listener: TcpListener, app: Router) -> io::Result<()> {
+    pub async fn serve_admin(&self, listener: impl Listen, app: impl App) -> io::Result<()> {
         self.on_signals()?;
         serve::admin(Arc::clone(&self.inner), listener, app).await;
         Ok(())

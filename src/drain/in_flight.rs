@@ -1,65 +1,70 @@
 use std::{
-    convert::Infallible,
     future::Future,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use axum::{
-    Router,
     body::Body,
     extract::{ConnectInfo, Request},
     response::Response,
-    routing::future::RouteFuture,
 };
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, StatusCode, Version, header::CONNECTION};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
-use tower_service::Service as _;
 
 use super::{
+    app::App,
     handle::{Inner, Stage},
+    long::{Ending, LongPath},
     registry::Connection,
 };
 
 /// The service of one connection: the application, with each request noted from its head to
 /// the end of its response body.
-pub(super) struct Tracked {
-    pub(super) app: Router,
+pub(super) struct Tracked<S, P> {
+    pub(super) app: S,
+    pub(super) peer: P,
     pub(super) inner: Arc<Inner>,
     pub(super) connection: Arc<Connection>,
 }
 
-impl hyper::service::Service<http::Request<Incoming>> for Tracked {
-    type Response = Response<TrackedBody>;
-    type Error = Infallible;
-    type Future = TrackedFuture;
+impl<S, P> hyper::service::Service<http::Request<Incoming>> for Tracked<S, P>
+where
+    S: App,
+    P: Clone + Send + Sync + 'static,
+{
+    type Response = Response<TrackedBody<S::Body>>;
+    type Error = S::Error;
+    type Future = TrackedFuture<S::Future>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
         let in_flight =
             InFlight { id: self.connection.start(&request), connection: Arc::clone(&self.connection) };
         let http1 = request.version() < Version::HTTP_2;
+        let path = LongPath::of(request.uri().path());
         TrackedFuture {
-            response: call_app(&self.app, request, self.connection.peer),
-            inner: http1.then(|| Arc::clone(&self.inner)),
+            response: call_app(&self.app, request, self.peer.clone()),
+            inner: Arc::clone(&self.inner),
+            http1,
+            path,
             in_flight: Some(in_flight),
         }
     }
 }
 
-pub(super) fn call_app(
-    app: &Router,
+pub(super) fn call_app<S: App, P: Clone + Send + Sync + 'static>(
+    app: &S,
     request: http::Request<Incoming>,
-    peer: SocketAddr,
-) -> RouteFuture<Infallible> {
+    peer: P,
+) -> S::Future {
     let mut request: Request = request.map(Body::new);
     request.extensions_mut().insert(ConnectInfo(peer));
-    // A router is always ready.
-    app.clone().call(request)
+    app.answer(request)
 }
 
 /// One request; ends it when dropped.
@@ -75,55 +80,80 @@ impl Drop for InFlight {
 }
 
 pin_project! {
-    pub(super) struct TrackedFuture {
+    pub(super) struct TrackedFuture<F> {
         #[pin]
-        response: RouteFuture<Infallible>,
-        // Only for HTTP/1, whose responses have to say that the connection closes.
-        inner: Option<Arc<Inner>>,
+        response: F,
+        inner: Arc<Inner>,
+        http1: bool,
+        path: LongPath,
         in_flight: Option<InFlight>,
     }
 }
 
-impl Future for TrackedFuture {
-    type Output = Result<Response<TrackedBody>, Infallible>;
+impl<F, B, E> Future for TrackedFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: http_body::Body,
+{
+    type Output = Result<Response<TrackedBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Ok(mut response) = ready!(this.response.poll(cx));
-        let draining = |inner: &Arc<Inner>| inner.is_at(Stage::Propagating);
-        if this.inner.as_ref().is_some_and(draining) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let mut response = ready!(this.response.poll(cx))?;
+        let upgraded = *this.http1 && response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        // HTTP/2 has a GOAWAY for it.
+        if *this.http1 && !upgraded && this.inner.is_at(Stage::Propagating) {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }
         let in_flight = this.in_flight.take();
         if let Some(in_flight) = &in_flight {
-            in_flight.connection.head_sent(in_flight.id);
+            in_flight.connection.head_sent(in_flight.id, upgraded);
         }
-        Poll::Ready(Ok(response.map(|body| TrackedBody { body, in_flight })))
+        let ending = Ending::of(*this.path, &response).map(|ending| {
+            let inner = Arc::clone(this.inner);
+            let closing: BoxFuture<'static, ()> =
+                Box::pin(async move { inner.reached(Stage::Closing).await });
+            (closing, ending)
+        });
+        Poll::Ready(Ok(response.map(|body| TrackedBody { body, ending, ended: false, in_flight })))
     }
 }
 
 pin_project! {
-    pub(super) struct TrackedBody {
+    pub(super) struct TrackedBody<B> {
         #[pin]
-        body: Body,
+        body: B,
+        // Only for long streams, which end before the deadline.
+        ending: Option<(BoxFuture<'static, ()>, Ending)>,
+        ended: bool,
         in_flight: Option<InFlight>,
     }
 }
 
-impl http_body::Body for TrackedBody {
+impl<B: http_body::Body<Data = Bytes>> http_body::Body for TrackedBody<B> {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.project().body.poll_frame(cx)
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        if *this.ended {
+            return Poll::Ready(None);
+        }
+        if let Some((closing, ending)) = this.ending
+            && closing.as_mut().poll(cx).is_ready()
+        {
+            *this.ended = true;
+            return Poll::Ready(ending.trailers().map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        this.body.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.ended || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -23,20 +23,30 @@
 //! up for ever.
 //!
 //! **Deployment caveat.** `grace` has to be the pod's `terminationGracePeriodSeconds`: a
-//! preStop hook spends from the same period. Connections that were upgraded (WebSocket)
-//! belong to the handler; give them a [`Work`] and end them on [`Drain::begun`], which is
-//! also how a long stream learns that it should end.
+//! preStop hook spends from the same period.
+//!
+//! **Long streams** (a watch, server-sent events: [`LongStream`]) would all last to the
+//! deadline. They are ended at step 2, when their client finds another instance. Connections
+//! that were upgraded (WebSocket) belong to the handler, which is waited for: end them on
+//! [`Drain::begun`], with a close frame. At the deadline their reads and writes fail.
 
+mod app;
 mod connection;
 mod handle;
 mod in_flight;
+mod listen;
+mod long;
 mod options;
 mod registry;
 mod report;
 mod sequence;
 mod serve;
+mod watched;
 
+pub use app::App;
 pub use handle::{Drain, Work};
+pub use listen::Listen;
+pub use long::LongStream;
 pub use options::{DrainError, DrainOptions};
 pub use report::{Cut, CutPhase, DrainReport, HookEnd, HookReport};
 

@@ -1,7 +1,6 @@
 use std::{
     collections::HashMap,
     future::poll_fn,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -56,7 +55,7 @@ impl Registry {
         self.left.notify_waiters();
     }
 
-    pub(super) fn add_connection(&self, peer: SocketAddr) -> (u64, Arc<Connection>) {
+    pub(super) fn add_connection(&self, peer: String) -> (u64, Arc<Connection>) {
         let connection = Arc::new(Connection::new(peer));
         let mut members = locked(&self.members);
         let id = members.id();
@@ -108,6 +107,8 @@ impl Registry {
     pub(super) fn wake_connections(&self) {
         for connection in locked(&self.members).connections.values() {
             connection.task.wake();
+            connection.reader.wake();
+            connection.writer.wake();
         }
     }
 
@@ -128,7 +129,7 @@ impl Registry {
 
 /// One connection and its requests in flight (more than one on HTTP/2 only).
 pub(super) struct Connection {
-    pub(super) peer: SocketAddr,
+    peer: String,
     opened: Instant,
     http2: AtomicBool,
     requests: Mutex<Requests>,
@@ -136,6 +137,9 @@ pub(super) struct Connection {
     /// A waker of its own: with a channel, every connection would take the channel's lock
     /// each time it is polled.
     task: AtomicWaker,
+    /// Of whoever reads and writes its bytes: the same task, or the handler of an upgrade.
+    pub(super) reader: AtomicWaker,
+    pub(super) writer: AtomicWaker,
 }
 
 #[derive(Default)]
@@ -153,7 +157,7 @@ struct Request {
 }
 
 impl Connection {
-    fn new(peer: SocketAddr) -> Self {
+    fn new(peer: String) -> Self {
         Self {
             peer,
             opened: Instant::now(),
@@ -161,6 +165,8 @@ impl Connection {
             requests: Mutex::default(),
             first_request: Notify::new(),
             task: AtomicWaker::new(),
+            reader: AtomicWaker::new(),
+            writer: AtomicWaker::new(),
         }
     }
 
@@ -184,16 +190,18 @@ impl Connection {
         id
     }
 
-    pub(super) fn head_sent(&self, id: u64) {
+    pub(super) fn head_sent(&self, id: u64, upgraded: bool) {
         let mut requests = locked(&self.requests);
         if let Some(request) = requests.open.iter_mut().find(|r| r.id == id) {
-            request.phase = CutPhase::Body;
+            request.phase = if upgraded { CutPhase::Upgraded } else { CutPhase::Body };
         }
     }
 
     pub(super) fn end(&self, id: u64) {
         let mut requests = locked(&self.requests);
-        if let Some(index) = requests.open.iter().position(|r| r.id == id) {
+        // One that was upgraded goes on for as long as its connection.
+        let ended = |r: &Request| r.id == id && r.phase != CutPhase::Upgraded;
+        if let Some(index) = requests.open.iter().position(ended) {
             requests.open.swap_remove(index);
         }
     }
@@ -224,7 +232,7 @@ impl Connection {
         let requests = locked(&self.requests);
         if requests.open.is_empty() {
             return vec![Cut {
-                what: self.peer.to_string(),
+                what: self.peer.clone(),
                 age: self.opened.elapsed(),
                 phase: CutPhase::Connection,
             }];

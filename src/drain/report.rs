@@ -29,12 +29,15 @@ pub struct Cut {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CutPhase {
-    /// A connection without a request: half of a head, or an HTTP/2 client that is mute.
+    /// A connection without a request: half of a handshake or head, or an HTTP/2 client
+    /// that is mute.
     Connection,
     /// The response head was not there yet.
     Head,
     /// The response body had not ended.
     Body,
+    /// Upgraded (WebSocket): its bytes belonged to the handler, whose reads and writes fail now.
+    Upgraded,
     /// Work beside requests. It can't be closed by force: it ends with the process.
     Work,
 }
@@ -45,6 +48,7 @@ impl fmt::Display for CutPhase {
             Self::Connection => "connection",
             Self::Head => "head",
             Self::Body => "body",
+            Self::Upgraded => "upgraded",
             Self::Work => "work",
         })
     }

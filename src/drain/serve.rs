@@ -1,31 +1,19 @@
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
 use futures_util::FutureExt;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
     task::{JoinSet, coop::unconstrained},
     time::sleep,
 };
 
 use super::{
-    connection::{self, Registered},
+    app::App,
+    connection,
     handle::{Inner, Stage},
+    listen::Listen,
+    watched::Registered,
 };
-
-type Accepted = io::Result<(TcpStream, SocketAddr)>;
-
-/// A listener. Tests have one that fails.
-pub(super) trait Accept: Send + Sync {
-    /// Cancel safe: a connection is either returned or left for the next call.
-    fn accept(&self) -> impl Future<Output = Accepted> + Send;
-}
-
-impl Accept for TcpListener {
-    fn accept(&self) -> impl Future<Output = Accepted> + Send {
-        TcpListener::accept(self)
-    }
-}
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -41,16 +29,23 @@ impl Drop for Listening {
 }
 
 /// Accepts until propagation has passed. Connections have tasks of their own.
-pub(super) async fn public(inner: Arc<Inner>, listener: impl Accept, app: Router) {
+pub(super) async fn public<L, H, Fut, IO>(inner: Arc<Inner>, listener: L, handshake: H, app: impl App)
+where
+    L: Listen,
+    H: Fn(L::Stream) -> Fut,
+    Fut: Future<Output = io::Result<IO>> + Send + 'static,
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     inner.registry.add_listener();
     let listening = Listening(Arc::clone(&inner));
     let server = connection::server(inner.options.head_timeout);
-    let spawn = |stream, peer| {
-        let registered = Registered::new(Arc::clone(&inner), peer);
-        let serving = connection::public(server.clone(), stream, app.clone(), registered);
-        tokio::spawn(serving);
+    let closing = Arc::clone(&inner);
+    let mut spawn = move |stream, peer: L::Peer| {
+        let registered = Registered::new(Arc::clone(&inner), format!("{peer:?}"));
+        let shaking = handshake(stream);
+        tokio::spawn(connection::after(shaking, server.clone(), peer, app.clone(), registered));
     };
-    accept_until(inner.reached(Stage::Closing), &listener, spawn).await;
+    accept_until(closing.reached(Stage::Closing), &listener, &mut spawn).await;
     // The kernel has finished handshakes that nobody accepted yet. Closing the listener
     // would reset them.
     while let Some(Ok((stream, peer))) = unconstrained(listener.accept()).now_or_never() {
@@ -60,22 +55,22 @@ pub(super) async fn public(inner: Arc<Inner>, listener: impl Accept, app: Router
 }
 
 /// Accepts until the drain has finished, then gives the last answers a moment.
-pub(super) async fn admin(inner: Arc<Inner>, listener: impl Accept, app: Router) {
+pub(super) async fn admin(inner: Arc<Inner>, listener: impl Listen, app: impl App) {
     let server = connection::server(inner.options.head_timeout);
     let mut connections = JoinSet::new();
-    accept_until(inner.reached(Stage::Finished), &listener, |stream, peer| {
+    let finished = Arc::clone(&inner);
+    let spawn = |stream, peer| {
         while connections.try_join_next().is_some() {}
-        let inner = Arc::clone(&inner);
-        connections.spawn(connection::admin(server.clone(), stream, app.clone(), inner, peer));
-    })
-    .await;
+        connections.spawn(connection::admin(server.clone(), stream, peer, app.clone(), Arc::clone(&inner)));
+    };
+    accept_until(finished.reached(Stage::Finished), &listener, spawn).await;
     while connections.join_next().await.is_some() {}
 }
 
-async fn accept_until(
+async fn accept_until<L: Listen>(
     end: impl Future<Output = ()>,
-    listener: &impl Accept,
-    mut connected: impl FnMut(TcpStream, SocketAddr),
+    listener: &L,
+    mut connected: impl FnMut(L::Stream, L::Peer),
 ) {
     let mut end = pin!(end);
     let mut pause = FIRST_PAUSE;
@@ -88,8 +83,6 @@ async fn accept_until(
         match accepted {
             Ok((stream, peer)) => {
                 pause = FIRST_PAUSE;
-                // Answers are small and wait for nothing; failing to say so costs only time.
-                let _ = stream.set_nodelay(true);
                 connected(stream, peer);
             }
             Err(error) if is_of_one_connection(&error) => {}

@@ -20,7 +20,8 @@ use tokio::{
 use super::{
     CutPhase, Drain, DrainOptions, HookEnd,
     handle::{Inner, Stage},
-    serve::{self, Accept},
+    listen::Listen,
+    serve,
 };
 use crate::health::Health;
 
@@ -143,7 +144,10 @@ struct Exhausted {
     failures: AtomicU32,
 }
 
-impl Accept for Exhausted {
+impl Listen for Exhausted {
+    type Stream = TcpStream;
+    type Peer = SocketAddr;
+
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let left = self.failures.load(Ordering::SeqCst);
         if left > 0 {
@@ -152,6 +156,10 @@ impl Accept for Exhausted {
         }
         self.listener.accept().await
     }
+}
+
+fn plain(stream: TcpStream) -> std::future::Ready<io::Result<TcpStream>> {
+    std::future::ready(Ok(stream))
 }
 
 fn inner(drain: &Drain) -> Arc<Inner> {
@@ -166,7 +174,7 @@ async fn accept_goes_on_after_too_many_open_files() {
     let drain = drain();
     let app = Router::new().route("/", get(|| async { "hello" }));
     let started = Instant::now();
-    tokio::spawn(serve::public(inner(&drain), exhausted, app));
+    tokio::spawn(serve::public(inner(&drain), exhausted, plain, app));
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -184,7 +192,7 @@ async fn a_listener_that_only_fails_does_not_hold_up_the_drain() {
     };
     let drain = drain();
     let (ended, end) = oneshot::channel();
-    let serving = serve::public(inner(&drain), exhausted, Router::new());
+    let serving = serve::public(inner(&drain), exhausted, plain, Router::new());
     tokio::spawn(async move {
         serving.await;
         let _ = ended.send(());
@@ -201,7 +209,10 @@ struct Late {
     inner: Arc<Inner>,
 }
 
-impl Accept for Late {
+impl Listen for Late {
+    type Stream = TcpStream;
+    type Peer = SocketAddr;
+
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         if !self.inner.is_at(Stage::Closing) {
             std::future::pending::<()>().await;
@@ -218,7 +229,7 @@ async fn connections_that_the_kernel_has_accepted_are_served_before_the_listener
     let drain = Drain::new(&Health::new(), options).unwrap();
     let late = Late { listener, inner: inner(&drain) };
     let app = Router::new().route("/", get(|| async { "hello" }));
-    tokio::spawn(serve::public(inner(&drain), late, app));
+    tokio::spawn(serve::public(inner(&drain), late, plain, app));
     let mut streams = Vec::new();
     for _ in 0..3 {
         streams.push(TcpStream::connect(address).await.unwrap());

@@ -47,6 +47,7 @@ pub(super) type Probe =
 #[derive(Clone)]
 pub struct Check {
     pub(super) name: Arc<str>,
+    pub(super) group: Option<Arc<str>>,
     pub(super) probe: Probe,
     pub(super) interval: Duration,
     pub(super) time_limit: Duration,
@@ -71,6 +72,7 @@ impl Check {
     {
         Self {
             name: name.into(),
+            group: None,
             probe: Arc::new(move || {
                 let probe = probe();
                 Box::pin(async move { probe.await.map(Into::into).map_err(Into::into) })
@@ -82,6 +84,21 @@ impl Check {
             successes: 1,
             criticality: Criticality::Degrades,
         }
+    }
+
+    /// Another name for its state; two databases of one kind need one each.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Checks of one group can be asked for together: `/readyz/<group>`, `?exclude=<group>`,
+    /// and as a service of gRPC's health protocol.
+    #[must_use]
+    pub fn group(mut self, group: impl Into<Arc<str>>) -> Self {
+        self.group = Some(group.into());
+        self
     }
 
     /// Time from the end of a probe to the next. Until the first success it is at most one
@@ -125,11 +142,13 @@ impl Check {
     pub(super) fn validate(&self) -> Result<(), HealthError> {
         let mut problems = Vec::new();
         let name = &self.name;
-        if name.trim().is_empty() || name.contains(['/', '?', ',']) {
-            problems.push(format!(
-                "check {name:?}: the name must not be empty or hold `/`, `?` or `,` \
-                 (it is part of /readyz/<name> and ?exclude=)"
-            ));
+        for (what, text) in [("name", Some(name)), ("group", self.group.as_ref())] {
+            if text.is_some_and(|text| text.trim().is_empty() || text.contains(['/', '?', ','])) {
+                problems.push(format!(
+                    "check {name:?}: the {what} must not be empty or hold `/`, `?` or `,` \
+                     (it is part of /readyz/<{what}> and ?exclude=)"
+                ));
+            }
         }
         if self.interval.is_zero() {
             problems.push(format!("check {name:?}: interval must be above zero"));
@@ -151,6 +170,7 @@ impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Check")
             .field("name", &self.name)
+            .field("group", &self.group)
             .field("interval", &self.interval)
             .field("time_limit", &self.time_limit)
             .field("failures", &self.failures)

@@ -24,11 +24,28 @@ pub enum Criticality {
     Degrades,
 }
 
+/// How a component is, with what its [`Criticality`] makes of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Status {
+pub enum Status {
+    /// All is well.
     Pass,
+    /// Not as it should be, but not in the way of readiness.
     Warn,
+    /// In the way of readiness.
     Fail,
+}
+
+/// A component whose status changed; from
+/// [`Health::status_changes`](super::Health::status_changes).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StatusChange {
+    /// The check's, signal's or latch's name.
+    pub name: Arc<str>,
+    /// How it was; `None` for one that is new.
+    pub from: Option<Status>,
+    /// How it is; `None` for one that is gone (a latch that was dropped).
+    pub to: Option<Status>,
 }
 
 impl Status {
@@ -71,6 +88,7 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Component {
     pub(super) name: Arc<str>,
+    pub(super) group: Option<Arc<str>>,
     criticality: Criticality,
     state: ArcSwap<State>,
     reached: AtomicBool,
@@ -80,10 +98,16 @@ impl Component {
     pub(super) fn new(name: Arc<str>, criticality: Criticality, waiting_for: &str) -> Self {
         Self {
             name,
+            group: None,
             criticality,
             state: ArcSwap::from_pointee(State::new(Status::Fail, Some(waiting_for), None)),
             reached: AtomicBool::new(false),
         }
+    }
+
+    /// Whether this is meant by `name`: its own, or its group's.
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        *self.name == *name || self.group.as_deref() == Some(name)
     }
 
     pub(super) fn set(&self, state: State) {

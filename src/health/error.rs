@@ -11,6 +11,10 @@ impl HealthError {
         if problems.is_empty() { Ok(()) } else { Err(Self { problems }) }
     }
 
+    pub(super) fn new(problems: Vec<String>) -> Self {
+        Self { problems }
+    }
+
     /// One sentence per problem.
     pub fn problems(&self) -> &[String] {
         &self.problems

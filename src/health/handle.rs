@@ -8,14 +8,20 @@ use std::{
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::{broadcast, watch},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    Check, Criticality, HealthError,
-    component::{Component, State, Status},
+    Check, Criticality, HealthError, Status, StatusChange,
+    component::{Component, State},
     pages, runner,
 };
+
+/// Changes that a slow listener may be behind; after that it misses some, and is told.
+const LISTENERS_LAG: usize = 64;
 
 /// The one state behind readiness, and the handle to everything that feeds it.
 ///
@@ -47,6 +53,7 @@ pub struct Health {
 pub(super) struct Shared {
     ready: AtomicBool,
     changes: watch::Sender<bool>,
+    statuses: broadcast::Sender<StatusChange>,
     components: ArcSwap<Vec<Arc<Component>>>,
 }
 
@@ -59,6 +66,7 @@ impl Health {
             shared: Arc::new(Shared {
                 ready: AtomicBool::new(true),
                 changes: watch::Sender::new(true),
+                statuses: broadcast::Sender::new(LISTENERS_LAG),
                 components: ArcSwap::default(),
             }),
             _end_with_last_clone: Arc::new(tasks.clone().drop_guard()),
@@ -94,7 +102,8 @@ impl Health {
                 check.name
             )]);
         };
-        let component = Component::new(check.name.clone(), check.criticality, "not probed yet");
+        let mut component = Component::new(check.name.clone(), check.criticality, "not probed yet");
+        component.group = check.group.clone();
         let component = self.shared.add(component);
         let probing = runner::run(check, component, Arc::clone(&self.shared));
         let ended = self.tasks.clone().cancelled_owned();
@@ -112,9 +121,24 @@ impl Health {
         self.shared.ready.load(Ordering::Acquire)
     }
 
+    /// Whether one component or group is out of readiness's way; `None` if there is none of
+    /// that name.
+    pub fn is_well(&self, name: &str) -> Option<bool> {
+        let components = self.shared.components();
+        let called = components.iter().filter(|component| component.is_called(name));
+        called.map(|component| !component.blocks()).reduce(|all, one| all && one)
+    }
+
     /// Readiness now and each change of it. A receiver that is slow sees the last one.
     pub fn changes(&self) -> watch::Receiver<bool> {
         self.shared.changes.subscribe()
+    }
+
+    /// Each change of a component's status, in order, with readiness worked out before it is
+    /// told. Listeners hold nothing up: one that is 64 changes behind misses the oldest and
+    /// gets `RecvError::Lagged`.
+    pub fn status_changes(&self) -> broadcast::Receiver<StatusChange> {
+        self.shared.statuses.subscribe()
     }
 
     /// `GET /livez`, `/readyz`, `/readyz/{check}` and `/healthz`, for the admin listener.
@@ -123,7 +147,8 @@ impl Health {
     ///   doesn't mend a database.
     /// - `/readyz`: 200 or 503, with a line for each component that is in the way;
     ///   `?verbose` shows all. `?exclude=a,b` leaves some out.
-    /// - `/readyz/{check}`: the same for one component; 404 if there is none of that name.
+    /// - `/readyz/{check}`: the same for one component or group; 404 if there is none of that
+    ///   name. Where a group is excluded, so is everything in it.
     /// - `/healthz`: everything, as `application/health+json`
     ///   (draft-inadarei-api-health-check-06); 503 when something fails. `?exclude=a,b`.
     pub fn router(&self) -> Router {
@@ -157,37 +182,52 @@ impl Shared {
     }
 
     pub(super) fn set(&self, component: &Component, state: State) {
-        component.set(state);
-        self.judge();
+        self.change(|| {
+            let from = Some(component.shown().status);
+            component.set(state);
+            let to = Some(component.shown().status);
+            StatusChange { name: Arc::clone(&component.name), from, to }
+        });
     }
 
     fn add(&self, component: Component) -> Arc<Component> {
         let component = Arc::new(component);
-        self.components.rcu(|components| {
-            let mut components = Vec::clone(components);
-            components.push(Arc::clone(&component));
-            components
+        self.change(|| {
+            self.components.rcu(|components| {
+                let mut components = Vec::clone(components);
+                components.push(Arc::clone(&component));
+                components
+            });
+            let to = Some(component.shown().status);
+            StatusChange { name: Arc::clone(&component.name), from: None, to }
         });
-        self.judge();
         component
     }
 
     fn remove(&self, component: &Arc<Component>) {
-        self.components.rcu(|components| {
-            let mut components = Vec::clone(components);
-            components.retain(|c| !Arc::ptr_eq(c, component));
-            components
+        self.change(|| {
+            self.components.rcu(|components| {
+                let mut components = Vec::clone(components);
+                components.retain(|c| !Arc::ptr_eq(c, component));
+                components
+            });
+            let from = Some(component.shown().status);
+            StatusChange { name: Arc::clone(&component.name), from, to: None }
         });
-        self.judge();
     }
 
-    /// Works readiness out inside the channel's lock, so that the last one to change a
-    /// component is also the last to say what that means.
-    fn judge(&self) {
+    /// Changes something and works readiness out inside the channel's lock, so that the last
+    /// one to change a component is also the last to say what that means.
+    fn change(&self, change: impl FnOnce() -> StatusChange) {
         self.changes.send_if_modified(|last| {
+            let change = change();
             let components = self.components.load();
             let ready = !components.iter().any(|component| component.blocks());
             self.ready.store(ready, Ordering::Release);
+            if change.from != change.to {
+                // Nobody may listen.
+                let _ = self.statuses.send(change);
+            }
             let changed = *last != ready;
             *last = ready;
             changed

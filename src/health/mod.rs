@@ -11,12 +11,18 @@
 //! ([`Criticality`]).
 //!
 //! One state stands behind everything: [`Health::is_ready`] (one atomic load),
-//! [`Health::changes`], and the pages of [`Health::router`].
+//! [`Health::changes`], [`Health::status_changes`], the pages of [`Health::router`], and (with
+//! cargo feature `tonic`) `Health::grpc`.
 
 mod check;
 mod component;
+#[cfg(feature = "deadpool")]
+mod deadpool;
 mod error;
+#[cfg(feature = "tonic")]
+mod grpc;
 mod handle;
+mod http;
 mod pages;
 mod postgres;
 mod redact;
@@ -25,8 +31,10 @@ mod redis;
 mod runner;
 
 pub use check::{Check, CheckError, Observed};
-pub use component::Criticality;
+pub use component::{Criticality, Status, StatusChange};
 pub use error::HealthError;
+#[cfg(feature = "tonic")]
+pub use grpc::GrpcHealth;
 pub use handle::{Health, Latch, Signal};
 
 #[cfg(test)]

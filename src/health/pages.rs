@@ -17,8 +17,8 @@ use http::{
 use serde::Serialize;
 
 use super::{
-    Health,
-    component::{State, Status},
+    Health, Status,
+    component::{Component, State},
 };
 
 pub(super) fn router(health: Health) -> Router {
@@ -33,17 +33,18 @@ pub(super) fn router(health: Health) -> Router {
 /// Keys may repeat (`exclude=a&exclude=b`) and need no value (`verbose`).
 type Pairs = Query<Vec<(String, String)>>;
 
-type Shown = Vec<(Arc<str>, State)>;
+type Shown = Vec<(Arc<Component>, State)>;
 
-fn shown(health: &Health, keep: impl Fn(&str) -> bool) -> Shown {
+fn shown(health: &Health, keep: impl Fn(&Component) -> bool) -> Shown {
     let components = health.shared.components();
-    let kept = components.iter().filter(|c| keep(&c.name));
-    kept.map(|c| (Arc::clone(&c.name), c.shown())).collect()
+    let kept = components.iter().filter(|c| keep(c));
+    kept.map(|c| (Arc::clone(c), c.shown())).collect()
 }
 
-fn not_excluded(pairs: &[(String, String)]) -> impl Fn(&str) -> bool {
-    move |name| {
-        !pairs.iter().any(|(key, value)| key == "exclude" && value.split(',').any(|v| v.trim() == name))
+fn not_excluded(pairs: &[(String, String)]) -> impl Fn(&Component) -> bool {
+    move |component| {
+        let mut excluded = pairs.iter().filter(|(key, _)| key == "exclude");
+        !excluded.any(|(_, names)| names.split(',').any(|name| component.is_called(name.trim())))
     }
 }
 
@@ -69,9 +70,9 @@ async fn readyz(Handle(health): Handle<Health>, Query(pairs): Pairs) -> Response
 }
 
 async fn readyz_of(Handle(health): Handle<Health>, Path(check): Path<String>) -> Response {
-    let shown = shown(&health, |name| name == check);
+    let shown = shown(&health, |component| component.is_called(&check));
     if shown.is_empty() {
-        return text(StatusCode::NOT_FOUND, format!("no check named {check:?}\n"));
+        return text(StatusCode::NOT_FOUND, format!("no check or group named {check:?}\n"));
     }
     ready_page(&shown, true)
 }
@@ -82,10 +83,10 @@ fn ready_page(shown: &Shown, verbose: bool) -> Response {
         Status::Pass | Status::Warn => "ready\n",
         Status::Fail => "not ready\n",
     });
-    for (name, state) in shown {
+    for (component, state) in shown {
         if verbose || state.status == Status::Fail {
             let output = state.output.as_deref().unwrap_or("ok");
-            page.push_str(&format!("{} {name}: {output}\n", state.status.as_str()));
+            page.push_str(&format!("{} {}: {output}\n", state.status.as_str(), component.name));
         }
     }
     text(code(status), page)
@@ -104,6 +105,8 @@ struct Document {
 
 #[derive(Serialize)]
 struct Entry {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
     status: &'static str,
     time: String,
     /// Seconds since `time`, for readers whose clock differs.
@@ -120,8 +123,9 @@ async fn healthz(Handle(health): Handle<Health>, Query(pairs): Pairs) -> Respons
     let shown = shown(&health, not_excluded(&pairs));
     let status = verdict(&shown);
     let mut checks: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (name, state) in shown {
-        checks.entry(name.to_string()).or_default().push(Entry {
+    for (component, state) in shown {
+        checks.entry(component.name.to_string()).or_default().push(Entry {
+            group: component.group.as_deref().map(str::to_owned),
             status: state.status.as_str(),
             time: rfc3339(state.time),
             age: state.at.elapsed().as_secs_f64(),

@@ -4,8 +4,8 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Check, Observed,
-    component::{Component, State, Status},
+    Check, Observed, Status,
+    component::{Component, State},
     handle::Shared,
 };
 

@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail the test")]
 
+mod doors;
+mod hostile;
+mod streams;
+
 use std::{
     convert::Infallible,
     future::pending,
@@ -13,7 +17,7 @@ use std::{
 use axum::{Router, body::Body, extract::ConnectInfo, routing::get};
 use bytes::Bytes;
 use cutover::{
-    drain::{CutPhase, Drain, DrainOptions, DrainReport, HookEnd},
+    drain::{App, CutPhase, Drain, DrainOptions, DrainReport, HookEnd},
     health::Health,
 };
 use futures_util::stream;
@@ -49,9 +53,13 @@ struct Running {
     serving: JoinHandle<io::Result<DrainReport>>,
 }
 
-async fn start(options: DrainOptions, app: Router) -> Running {
+async fn start(options: DrainOptions, app: impl App) -> Running {
     let health = Health::new();
     let drain = Drain::new(&health, options).unwrap();
+    serve(health, drain, app).await
+}
+
+async fn serve(health: Health, drain: Drain, app: impl App) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn({
@@ -64,6 +72,13 @@ async fn start(options: DrainOptions, app: Router) -> Running {
 impl Running {
     async fn report(self) -> DrainReport {
         timeout(LIMIT, self.serving).await.unwrap().unwrap().unwrap()
+    }
+
+    /// Refused connections show that the listener is gone.
+    async fn until_refused(&self) {
+        while TcpStream::connect(self.address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn raw(&self, text: &[u8]) -> TcpStream {
@@ -189,10 +204,8 @@ async fn a_body_in_flight_comes_to_its_end() {
     let response = sender.send_request(request("/stream")).await.unwrap();
 
     running.drain.begin();
-    // Refused connections show that the listener is gone and only the body is waited for.
-    while TcpStream::connect(running.address).await.is_ok() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    // Only the body is waited for.
+    running.until_refused().await;
     assert!(!running.serving.is_finished());
     chunks.send("one ").unwrap();
     chunks.send("two").unwrap();
@@ -390,13 +403,9 @@ async fn handlers_know_the_peer() {
 
 const CHILD: &str = "CUTOVER_TEST_SIGNAL_CHILD";
 
-/// In a process of its own: the signal would begin the drains of all tests in this one.
-#[test]
-fn sigterm_begins_the_drain_and_does_not_end_the_process() {
-    let name = "sigterm_begins_the_drain_and_does_not_end_the_process";
-    if std::env::var_os(CHILD).is_some() {
-        return signalled_child();
-    }
+/// This test once more in a process of its own, as far as a line that says `serving` and an address: a
+/// signal would begin the drains of all tests in this process.
+fn child(name: &str) -> (std::process::Child, io::BufReader<std::process::ChildStdout>, SocketAddr) {
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(CHILD, "1")
@@ -405,16 +414,14 @@ fn sigterm_begins_the_drain_and_does_not_end_the_process() {
         .unwrap();
     let mut output = io::BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    while !line.contains("serving") {
+    let address = loop {
         line.clear();
         assert_ne!(io::BufRead::read_line(&mut output, &mut line).unwrap(), 0);
-    }
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let mut rest = String::new();
-    output.read_to_string(&mut rest).unwrap();
-    assert!(rest.contains("drained, cut 0"), "{rest}");
-    assert!(child.wait().unwrap().success());
+        if let Some((_, address)) = line.split_once("serving ") {
+            break address.trim().parse().unwrap();
+        }
+    };
+    (child, output, address)
 }
 
 fn signalled_child() {
@@ -422,7 +429,74 @@ fn signalled_child() {
     runtime.block_on(async {
         let running = start(options(), hello()).await;
         text(http1(running.address).await.0.send_request(request("/")).await.unwrap()).await;
-        println!("\nserving");
-        println!("drained, cut {}", running.report().await.cut.len());
+        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = admin.local_addr().unwrap();
+        let (drain, pages) = (running.drain.clone(), running.drain.router());
+        let serving = tokio::spawn(async move { drain.serve_admin(admin, pages).await });
+        println!("\nserving {address}");
+        let report = running.report().await;
+        println!("drained, cut {}, waited {}", report.cut.len(), report.waited.as_millis());
+        serving.await.unwrap().unwrap();
     });
+}
+
+fn terminate(child: &std::process::Child) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+}
+
+/// Whatever came how often: one drain, of its usual length, and the process ends by itself.
+fn drained_once(mut child: std::process::Child, mut output: impl Read) {
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest.matches("drained, cut 0").count(), 1, "{rest}");
+    let waited = rest.split_once("waited ").unwrap().1.lines().next().unwrap();
+    let waited = Duration::from_millis(waited.parse().unwrap());
+    assert!(waited >= PROPAGATION && waited < options().grace, "{waited:?}");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn sigterm_begins_the_drain_and_does_not_end_the_process() {
+    if std::env::var_os(CHILD).is_some() {
+        return signalled_child();
+    }
+    let (child, output, _) = child("sigterm_begins_the_drain_and_does_not_end_the_process");
+    terminate(&child);
+    drained_once(child, output);
+}
+
+#[test]
+fn a_second_sigterm_changes_nothing() {
+    if std::env::var_os(CHILD).is_some() {
+        return signalled_child();
+    }
+    let (child, output, _) = child("a_second_sigterm_changes_nothing");
+    for _ in 0..3 {
+        terminate(&child);
+        std::thread::sleep(PROPAGATION / 8);
+    }
+    drained_once(child, output);
+}
+
+/// The kubelet may run the hook twice, and signals when its patience with the hook ends.
+#[test]
+fn sigterm_during_two_prestop_hooks_is_the_same_drain() {
+    if std::env::var_os(CHILD).is_some() {
+        return signalled_child();
+    }
+    let (child, output, admin) = child("sigterm_during_two_prestop_hooks_is_the_same_drain");
+    let hook = || {
+        let mut stream = std::net::TcpStream::connect(admin).unwrap();
+        stream.write_all(b"POST /drain HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").unwrap();
+        stream
+    };
+    let mut hooks = [hook(), hook()];
+    terminate(&child);
+    for hook in &mut hooks {
+        let mut answer = String::new();
+        hook.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    }
+    drained_once(child, output);
 }

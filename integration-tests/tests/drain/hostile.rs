@@ -1,0 +1,112 @@
+//! Clients that send too much, too slowly, or too often.
+
+use std::time::Duration;
+
+use hyper::{Request, StatusCode};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::{LIMIT, Running, hello, http1, http2, options, request, start, text};
+
+async fn still_serves(running: &Running) {
+    let (mut sender, _driver) = http1(running.address).await;
+    assert_eq!(text(sender.send_request(request("/")).await.unwrap()).await, "hello");
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_refused() {
+    let running = start(options(), hello()).await;
+    let mut stream = running.raw(b"GET / HTTP/1.1\r\nhost: t\r\n").await;
+    let (mut read, mut write) = stream.split();
+    let mut answer = Vec::new();
+    let sending = async {
+        let line = [b"x-filler: ".as_slice(), &[b'a'; 8 * 1024], b"\r\n"].concat();
+        // Far more than any head; the server hangs up somewhere on the way.
+        for _ in 0..1024 {
+            if write.write_all(&line).await.is_err() {
+                return true;
+            }
+        }
+        false
+    };
+    let (refused, _) =
+        timeout(LIMIT, async { tokio::join!(sending, read.read_to_end(&mut answer)) }).await.unwrap();
+    assert!(refused, "8 MiB of head were taken");
+    still_serves(&running).await;
+
+    let (mut sender, _driver) = http2(running.address).await;
+    let large = "a".repeat(64 * 1024);
+    let request = Request::get("http://t/").header("x-filler", large);
+    match sender.send_request(request.body(http_body_util::Empty::new()).unwrap()).await {
+        Ok(response) => assert_eq!(response.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+        Err(error) => assert!(!error.is_timeout(), "{error}"),
+    }
+    still_serves(&running).await;
+    running.drain.begin();
+    assert_eq!(running.report().await.cut, []);
+}
+
+#[tokio::test]
+async fn nonsense_costs_its_own_connection_only() {
+    let running = start(options(), hello()).await;
+    for nonsense in [
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n".as_slice(),
+        b"GET / HTTP/1.1\r\nhost: t\r\ncontent-length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nb\0d: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ] {
+        let mut stream = running.raw(nonsense).await;
+        let mut answer = Vec::new();
+        // A reset is as good an end as an answer.
+        let _ = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
+        assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    }
+    still_serves(&running).await;
+    running.drain.begin();
+    assert_eq!(running.report().await.cut, []);
+}
+
+/// Hundreds at once, some idle, some with half of a head, some sending a byte now and then,
+/// some asking; and more of them while the drain goes on.
+#[tokio::test]
+async fn many_connections_hold_up_no_drain_and_what_asks_is_answered() {
+    let running = start(options(), hello()).await;
+    let mut silent = Vec::new();
+    for number in 0..200_usize {
+        silent.push(running.raw(&b"GET / HTTP/1.1\r\n"[..number % 16]).await);
+    }
+    let mut dribbling = JoinSet::new();
+    for _ in 0..20 {
+        let mut stream = running.raw(b"GET / HTTP/1.1\r\nx-slow: ").await;
+        dribbling.spawn(async move {
+            while stream.write_all(b"a").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+    running.drain.begin();
+    let mut asking = JoinSet::new();
+    for _ in 0..100 {
+        let address = running.address;
+        asking.spawn(async move {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        });
+    }
+    while let Some(answer) = timeout(LIMIT, asking.join_next()).await.unwrap() {
+        let answer = answer.unwrap();
+        assert!(answer.ends_with("hello"), "{answer:?}");
+    }
+    let report = running.report().await;
+    assert!(report.waited < options().grace, "{:?}", report.waited);
+    assert!(report.cut.len() >= 20, "the dribbling ones at least: {}", report.cut.len());
+    timeout(LIMIT, async { while dribbling.join_next().await.is_some() {} }).await.unwrap();
+    drop(silent);
+}

@@ -1,0 +1,196 @@
+//! What does not end by itself: feeds, upgrades, bodies that crawl.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    response::IntoResponse,
+    routing::{get, post},
+};
+use bytes::Bytes;
+use cutover::drain::{CutPhase, Drain, LongStream};
+use futures_util::stream;
+use http_body_util::BodyExt;
+use hyper::{Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::oneshot,
+    time::timeout,
+};
+
+use super::{LIMIT, PROPAGATION, http1, http2, options, request, start, text};
+
+/// One chunk, and then nothing for ever.
+fn endless() -> Body {
+    let first = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"data: 1\n\n"))]);
+    Body::from_stream(futures_util::StreamExt::chain(first, stream::pending()))
+}
+
+fn feeds() -> Router {
+    let events = || async { ([(header::CONTENT_TYPE, "text/event-stream")], endless()) };
+    let watch = || async {
+        let mut response = ([(header::CONTENT_TYPE, "application/grpc")], endless()).into_response();
+        response.extensions_mut().insert(LongStream);
+        response
+    };
+    let unmarked = || async { endless().into_response() };
+    Router::new().route("/events", get(events)).route("/watch", get(watch)).route("/unmarked", get(unmarked))
+}
+
+#[tokio::test]
+async fn feeds_end_when_their_clients_find_another_instance() {
+    let running = start(options(), feeds()).await;
+    let (mut one, _driver) = http1(running.address).await;
+    let (mut two, _driver) = http2(running.address).await;
+    let over_http1 = one.send_request(request("/events")).await.unwrap();
+    let over_http2 = two.send_request(request("http://t/events")).await.unwrap();
+    let watch = two.send_request(request("http://t/watch")).await.unwrap();
+
+    let began = Instant::now();
+    running.drain.begin();
+    for feed in [over_http1, over_http2] {
+        assert_eq!(text(feed).await, "data: 1\n\n");
+        assert!(began.elapsed() >= PROPAGATION, "not sooner: the client would come back here");
+    }
+    let watch = timeout(LIMIT, watch.into_body().collect()).await.unwrap().unwrap();
+    let trailers = watch.trailers().unwrap();
+    assert_eq!(trailers["grpc-status"], "14", "a client of gRPC tries again on UNAVAILABLE");
+
+    let report = running.report().await;
+    assert_eq!(report.cut, []);
+    assert!(report.waited < options().grace / 2, "{:?}", report.waited);
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_marked_is_waited_for_and_cut() {
+    let running = start(options(), feeds()).await;
+    let (mut one, _driver) = http1(running.address).await;
+    let (mut two, _driver) = http2(running.address).await;
+    let over_http1 = one.send_request(request("/unmarked")).await.unwrap();
+    let over_http2 = two.send_request(request("http://t/unmarked")).await.unwrap();
+    running.drain.begin();
+    for stream in [over_http1, over_http2] {
+        let ended = timeout(LIMIT, stream.into_body().collect()).await.unwrap();
+        assert!(ended.is_err(), "a client must not take half of it for the whole");
+    }
+    let report = running.report().await;
+    let cut: Vec<_> = report.cut.iter().map(|cut| (cut.what.as_str(), cut.phase)).collect();
+    assert_eq!(cut, [("GET /unmarked", CutPhase::Body); 2]);
+}
+
+/// Echoes, as a WebSocket's handler would, until `leave` or the end of the bytes.
+fn echo(drain: Drain, leaves: bool, cut: Arc<AtomicBool>) -> Router {
+    let upgrade = move |mut request: Request<Body>| {
+        let (drain, cut) = (drain.clone(), Arc::clone(&cut));
+        async move {
+            tokio::spawn(async move {
+                let mut bytes = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
+                loop {
+                    let mut buffer = [0; 64];
+                    let read = tokio::select! {
+                        read = bytes.read(&mut buffer) => read,
+                        () = drain.begun(), if leaves => {
+                            bytes.write_all(b"bye").await.unwrap();
+                            return;
+                        }
+                    };
+                    match read {
+                        Ok(length @ 1..) => bytes.write_all(&buffer[..length]).await.unwrap(),
+                        other => return cut.store(other.is_err(), Ordering::SeqCst),
+                    }
+                }
+            });
+            let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+            let response = response.header("connection", "upgrade").header("upgrade", "echo");
+            response.body(Body::empty()).unwrap()
+        }
+    };
+    Router::new().route("/socket", get(upgrade))
+}
+
+async fn upgraded(running: &super::Running) -> TcpStream {
+    let mut stream =
+        running.raw(b"GET /socket HTTP/1.1\r\nhost: t\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n").await;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    stream.write_all(b"ping").await.unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"ping");
+    stream
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_is_waited_for_and_can_say_goodbye() {
+    let (tell, told) = oneshot::channel();
+    let running = start_with_drain(|drain| {
+        let _ = tell.send(());
+        echo(drain, true, Arc::default())
+    })
+    .await;
+    told.await.unwrap();
+    let mut socket = upgraded(&running).await;
+    running.drain.begin();
+    let mut rest = String::new();
+    timeout(LIMIT, socket.read_to_string(&mut rest)).await.unwrap().unwrap();
+    assert_eq!(rest, "bye");
+    assert_eq!(running.report().await.cut, []);
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_that_hears_nothing_is_cut_at_the_deadline() {
+    let cut = Arc::new(AtomicBool::new(false));
+    let running = start_with_drain(|drain| echo(drain, false, Arc::clone(&cut))).await;
+    let mut socket = upgraded(&running).await;
+    running.drain.begin();
+    let report = running.report().await;
+    assert_eq!(report.cut.len(), 1, "{:?}", report.cut);
+    assert_eq!((report.cut[0].what.as_str(), report.cut[0].phase), ("GET /socket", CutPhase::Upgraded));
+    let read = timeout(LIMIT, socket.read(&mut [0; 8])).await.unwrap();
+    assert!(!matches!(read, Ok(1..)), "{read:?}");
+    assert!(cut.load(Ordering::SeqCst), "the handler's read fails, so that it ends too");
+}
+
+async fn start_with_drain(app: impl FnOnce(Drain) -> Router) -> super::Running {
+    let health = cutover::health::Health::new();
+    let drain = Drain::new(&health, options()).unwrap();
+    let app = app(drain.clone());
+    super::serve(health, drain, app).await
+}
+
+#[tokio::test]
+async fn a_body_that_crawls_in_is_waited_for_and_cut_only_at_the_deadline() {
+    let app = Router::new().route("/upload", post(|body: Bytes| async move { body.len().to_string() }));
+    let running = start(options(), app).await;
+    let head = b"POST /upload HTTP/1.1\r\nhost: t\r\ncontent-length: 4\r\n\r\nab";
+    let mut ends = running.raw(head).await;
+    let mut never = running.raw(head).await;
+    running.drain.begin();
+    // Past propagation, byte by byte.
+    running.until_refused().await;
+    for byte in b"cd" {
+        ends.write_all(&[*byte]).await.unwrap();
+        ends.flush().await.unwrap();
+    }
+    let mut answer = String::new();
+    timeout(LIMIT, ends.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with('4'), "{answer:?}");
+    let report = running.report().await;
+    let cut: Vec<_> = report.cut.iter().map(|cut| (cut.what.as_str(), cut.phase)).collect();
+    assert_eq!(cut, [("POST /upload", CutPhase::Head)]);
+    let read = timeout(LIMIT, never.read(&mut [0; 8])).await.unwrap();
+    assert!(!matches!(read, Ok(1..)), "{read:?}");
+}

@@ -1,0 +1,69 @@
+use http::{
+    HeaderMap, HeaderValue, Response,
+    header::{CONTENT_TYPE, HeaderName},
+};
+use http_body::Body;
+
+/// Marks a response that goes on until somebody ends it (a watch, a feed): put it into the
+/// response's extensions. Responses of type `text/event-stream` and watches of gRPC's health
+/// protocol are taken for such without it.
+///
+/// A drain doesn't wait for them to the deadline. When propagation has passed, and a client
+/// that comes back reaches another instance, the body is ended: gRPC gets the status
+/// `UNAVAILABLE`, everything else a regular end.
+///
+/// ```
+/// use axum::response::{IntoResponse, Response};
+/// use cutover::drain::LongStream;
+///
+/// fn feed(body: axum::body::Body) -> Response {
+///     let mut response = body.into_response();
+///     response.extensions_mut().insert(LongStream);
+///     response
+/// }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LongStream;
+
+/// Whether the path alone tells a long stream: the health watch of gRPC, whoever serves it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LongPath(bool);
+
+impl LongPath {
+    pub(super) fn of(path: &str) -> Self {
+        Self(path == "/grpc.health.v1.Health/Watch")
+    }
+}
+
+/// How a long stream is ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ending {
+    Plain,
+    Grpc,
+}
+
+impl Ending {
+    /// `None` for a response that is to be waited for. One of a known length has to reach it.
+    pub(super) fn of<B: Body>(path: LongPath, response: &Response<B>) -> Option<Self> {
+        let is_type = |prefix: &str| {
+            let value = response.headers().get(CONTENT_TYPE);
+            value.is_some_and(|value| value.as_bytes().starts_with(prefix.as_bytes()))
+        };
+        let marked = response.extensions().get::<LongStream>().is_some();
+        let long = marked || path.0 || is_type("text/event-stream");
+        if !long || response.body().size_hint().exact().is_some() {
+            return None;
+        }
+        Some(if is_type("application/grpc") { Self::Grpc } else { Self::Plain })
+    }
+
+    pub(super) fn trailers(self) -> Option<HeaderMap> {
+        match self {
+            Self::Plain => None,
+            Self::Grpc => Some(HeaderMap::from_iter([
+                (HeaderName::from_static("grpc-status"), HeaderValue::from_static("14")),
+                (HeaderName::from_static("grpc-message"), HeaderValue::from_static("draining")),
+            ])),
+        }
+    }
+}

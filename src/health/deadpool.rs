@@ -1,0 +1,38 @@
+use std::sync::Arc;
+
+use deadpool_postgres::{ClientWrapper, Pool};
+use tokio::sync::Mutex;
+
+use super::{Check, CheckError, Observed};
+
+impl Check {
+    /// A check named `postgres` of the server that a `deadpool-postgres` pool connects to.
+    ///
+    /// As for [`Check::postgres`], the probe has a connection of its own beside the pool, and
+    /// a used-up pool is a warning.
+    pub fn deadpool_postgres(pool: &Pool) -> Self {
+        let pool = pool.clone();
+        let idle = Arc::new(Mutex::new(None));
+        Self::new("postgres", move || probe(pool.clone(), Arc::clone(&idle)))
+    }
+}
+
+async fn probe(pool: Pool, idle: Arc<Mutex<Option<ClientWrapper>>>) -> Result<Observed, CheckError> {
+    // Taken out while in use: a probe that fails or is cancelled drops the connection.
+    let kept = idle.lock().await.take();
+    let client = match kept {
+        Some(client) => client,
+        None => deadpool::managed::Manager::create(pool.manager()).await?,
+    };
+    client.simple_query("").await?;
+    *idle.lock().await = Some(client);
+
+    let status = pool.status();
+    if status.waiting > 0 {
+        return Ok(Observed::Warn(format!(
+            "reachable, but {} wait for one of the pool's {} connections",
+            status.waiting, status.max_size
+        )));
+    }
+    Ok(Observed::Pass)
+}
