@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 mod backfill;
+mod abuse;
 mod dual;
 mod fence;
 mod flags;
@@ -12,6 +13,8 @@ mod fleet;
 mod layers;
 mod pin;
 mod proxy;
+mod readyz;
+mod restarts;
 mod table;
 mod timing;
 mod world;
@@ -40,6 +43,12 @@ enum Part {
     Killswitch,
     /// How fast rows are filled and compared, and what that costs everybody else.
     Backfill,
+    /// Whether `/readyz` answers while Postgres hangs.
+    Readyz,
+    /// What rolling restarts under load cost.
+    Restarts,
+    /// How servers end that are abused.
+    Abuse,
 }
 
 #[derive(Parser)]
@@ -54,6 +63,15 @@ struct Args {
     /// How many rows `backfill` fills.
     #[arg(long, default_value_t = 300_000)]
     rows: i64,
+    /// How often an instance is replaced in `restarts`.
+    #[arg(long, default_value_t = 100)]
+    restarts: usize,
+    /// Requests per second in `restarts`.
+    #[arg(long, default_value_t = 4_000)]
+    rate: u32,
+    /// Requests per second in `readyz`.
+    #[arg(long, default_value_t = 10_000)]
+    readyz_rate: u32,
 }
 
 #[tokio::main]
@@ -86,6 +104,15 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Backfill) {
         backfill::run(args.quick, args.rows).await?;
+    }
+    if wanted(Part::Readyz) {
+        readyz::run(args.quick, args.readyz_rate).await?;
+    }
+    if wanted(Part::Restarts) {
+        restarts::run(args.quick, args.restarts, args.rate).await?;
+    }
+    if wanted(Part::Abuse) {
+        abuse::run().await?;
     }
     Ok(())
 }

@@ -2,8 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{future::pending, net::SocketAddr, str::FromStr, time::Duration};
 
+use axum::{Router, http::StatusCode, routing::get};
 use cutover::{
     drain::{Drain, DrainOptions},
     health::{Check, Criticality, Health},
@@ -11,6 +12,8 @@ use cutover::{
 use cutover_testkit::{PgBouncer, Postgres, PostgresOptions, Redis, Signal};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::net::TcpListener;
+use tonic::{Code, service::Routes, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -184,4 +187,136 @@ async fn redis_frozen_gone_and_back() {
     until_ready(&health, false).await;
     redis.restart().await.unwrap();
     until_ready(&health, true).await;
+}
+
+#[tokio::test]
+async fn a_deadpool_that_is_used_up_is_a_warning_and_a_server_that_is_gone_a_failure() {
+    let postgres = start_postgres().await;
+    let manager =
+        deadpool_postgres::Manager::new(postgres.admin_url().parse().unwrap(), tokio_postgres::NoTls);
+    let pool = deadpool_postgres::Pool::builder(manager).max_size(1).build().unwrap();
+    let busy = pool.get().await.unwrap();
+    let waiting = tokio::spawn({
+        let pool = pool.clone();
+        async move { drop(pool.get().await) }
+    });
+    let health = Health::new();
+    let check = quick(Check::deadpool_postgres(&pool)).criticality(Criticality::Critical);
+    health.check(check).unwrap();
+    let admin = admin(&health).await;
+    until_ready(&health, true).await;
+    let url = format!("{admin}/readyz/postgres");
+    page_with(&url, "1 wait for one of the pool's 1 connections").await;
+    drop(busy);
+    waiting.await.unwrap();
+    page_with(&url, "pass postgres: ok").await;
+
+    postgres.pause().unwrap();
+    until_ready(&health, false).await;
+    postgres.resume().unwrap();
+    until_ready(&health, true).await;
+}
+
+async fn dependency(app: impl cutover::drain::App) -> SocketAddr {
+    let drain = Drain::new(&Health::new(), DrainOptions::default()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { drain.serve(listener, app).await });
+    address
+}
+
+#[tokio::test]
+async fn a_dependency_of_http_is_well_by_its_status_and_in_time() {
+    let app = Router::new()
+        .route("/well", get(|| async { "well" }))
+        .route("/ill", get(|| async { StatusCode::SERVICE_UNAVAILABLE }))
+        .route("/hangs", get(pending::<()>));
+    let address = dependency(app).await;
+    let health = Health::new();
+    for name in ["well", "ill", "hangs"] {
+        health.check(quick(Check::http(name, &format!("http://{address}/{name}")).unwrap())).unwrap();
+    }
+    let admin = admin(&health).await;
+    for (name, says) in [
+        ("well", "pass well: ok"),
+        ("ill", "fail ill: answered 503"),
+        ("hangs", "fail hangs: no answer within 500ms"),
+    ] {
+        page_with(&format!("{admin}/readyz/{name}"), says).await;
+    }
+}
+
+/// One instance asks the other about its health, over gRPC.
+#[tokio::test]
+async fn a_dependency_of_grpc_is_well_when_it_says_serving() {
+    let theirs = Health::new();
+    let lease = theirs.signal("orders", Criticality::Critical);
+    let address = dependency(Routes::new(theirs.grpc())).await;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let health = Health::new();
+    for service in ["", "orders", "unknown"] {
+        let check = Check::grpc(format!("their {service}"), &endpoint, service);
+        health
+            .check(quick(check).failing_after(1, Duration::ZERO).criticality(Criticality::Critical))
+            .unwrap();
+    }
+    let admin = admin(&health).await;
+    let page = async |service: &str, says: &str| {
+        page_with(&format!("{admin}/readyz/their%20{service}"), says).await;
+    };
+    page("", "answered NOT_SERVING").await;
+    page("orders", "answered NOT_SERVING").await;
+    page("unknown", "no health is kept for this service").await;
+    lease.ok();
+    page("", ": ok").await;
+    page("orders", ": ok").await;
+    lease.fail("lost");
+    page("", "answered NOT_SERVING").await;
+}
+
+async fn grpc(health: &Health) -> HealthClient<tonic::transport::Channel> {
+    let address = dependency(Routes::new(health.grpc())).await;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    HealthClient::new(endpoint.connect().await.unwrap())
+}
+
+fn about(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest { service: service.to_owned() }
+}
+
+/// Numbers as in the protocol: 1 SERVING, 2 NOT_SERVING, 3 SERVICE_UNKNOWN.
+#[tokio::test]
+async fn grpc_is_answered_as_the_protocol_says() {
+    let health = Health::new();
+    let drain = Drain::new(&health, DrainOptions::default()).unwrap();
+    let latch = health.latch("start");
+    let mut client = grpc(&health).await;
+    let now = client.check(about("")).await.unwrap().into_inner().status;
+    assert_eq!(now, 2, "nothing serves before the start is over");
+    assert_eq!(client.check(about("orders")).await.unwrap_err().code(), Code::NotFound);
+
+    let mut server = client.watch(about("")).await.unwrap().into_inner();
+    let mut service = client.watch(about("orders")).await.unwrap().into_inner();
+    async fn next(watch: &mut tonic::Streaming<tonic_health::pb::HealthCheckResponse>) -> i32 {
+        let message = tokio::time::timeout(LIMIT, watch.message()).await.unwrap();
+        message.unwrap().unwrap().status
+    }
+    assert_eq!(next(&mut server).await, 2);
+    assert_eq!(next(&mut service).await, 3, "a watch of the unknown goes on");
+
+    let orders = health.signal("orders", Criticality::Critical);
+    assert_eq!(next(&mut service).await, 2, "and hears when it becomes known");
+    orders.ok();
+    drop(latch);
+    assert_eq!((next(&mut server).await, next(&mut service).await), (1, 1));
+    orders.ok();
+    orders.warn("slow");
+    orders.fail("lost");
+    assert_eq!((next(&mut server).await, next(&mut service).await), (2, 2), "only changes are told");
+
+    // A drain takes every service down, whatever its own check says.
+    orders.ok();
+    assert_eq!((next(&mut server).await, next(&mut service).await), (1, 1));
+    drain.begin();
+    assert_eq!((next(&mut server).await, next(&mut service).await), (2, 2));
 }

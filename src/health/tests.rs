@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::time::{advance, sleep};
 use tower::ServiceExt;
 
-use super::{Check, CheckError, Criticality, Health, Observed};
+use super::{Check, CheckError, Criticality, Health, Observed, Status};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -250,4 +250,69 @@ fn an_unusable_check_is_refused_with_every_problem() {
     let check = Check::new("db", || std::future::ready(Ok::<_, CheckError>(())));
     let error = Health::new().check(check).unwrap_err();
     assert!(error.to_string().contains("Tokio runtime"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_is_asked_for_and_left_out_together() {
+    let health = Health::new();
+    let (one, two) = (Dependency::default(), Dependency::default());
+    two.now(1);
+    health.check(one.check().named("orders-db").group("databases")).unwrap();
+    health.check(two.check().named("users-db").group("databases")).unwrap();
+    health.check(one.check().named("mail")).unwrap();
+    half_past().await;
+
+    let (code, text) = page(&health, "/readyz/databases").await;
+    assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(text, "not ready\npass orders-db: ok\nfail users-db: postgres://***@db refused\n");
+    assert_eq!(page(&health, "/readyz/orders-db").await.0, StatusCode::OK);
+    let (code, text) = page(&health, "/readyz?verbose&exclude=databases").await;
+    assert_eq!((code, text.as_str()), (StatusCode::OK, "ready\npass mail: ok\n"));
+    let document: Value = serde_json::from_str(&page(&health, "/healthz").await.1).unwrap();
+    assert_eq!(document["checks"]["users-db"][0]["group"], "databases");
+    assert_eq!(document["checks"]["mail"][0].get("group"), None);
+
+    let asked = ["orders-db", "users-db", "databases", "mail", "none"].map(|name| health.is_well(name));
+    assert_eq!(asked, [Some(true), Some(false), Some(false), Some(true), None]);
+}
+
+#[test]
+fn listeners_hear_of_each_change_in_order_and_find_readiness_worked_out() {
+    let health = Health::new();
+    let mut changes = health.status_changes();
+    let latch = health.latch("warm-up");
+    let lease = health.signal("lease", Criticality::Degrades);
+    lease.ok();
+    lease.ok();
+    drop(latch);
+    assert!(health.is_ready());
+    lease.fail("lost");
+
+    let (pass, warn, fail) = (Some(Status::Pass), Some(Status::Warn), Some(Status::Fail));
+    let mut heard = Vec::new();
+    while let Ok(change) = changes.try_recv() {
+        heard.push((change.name.to_string(), change.from, change.to));
+    }
+    let expected = [
+        ("warm-up", None, fail),
+        ("lease", None, fail),
+        ("lease", fail, pass),
+        ("warm-up", fail, None),
+        ("lease", pass, warn),
+    ];
+    assert_eq!(heard, expected.map(|(name, from, to)| (name.to_owned(), from, to)));
+}
+
+#[test]
+fn an_unusable_address_is_refused_with_the_reason() {
+    for (url, why) in [
+        ("no address", "is no address"),
+        ("/readyz", "must begin with `http://`"),
+        ("https://db/", "must begin with `http://`"),
+        ("http://me:secret@db/", "must not hold a user"),
+    ] {
+        let error = Check::http("search", url).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    assert!(Check::http("search", "http://[::1]:80/readyz").is_ok());
 }
