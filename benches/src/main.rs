@@ -4,8 +4,8 @@
 //! take turns within the same run, so that a busy machine is busy for all of them.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
-mod backfill;
 mod abuse;
+mod backfill;
 mod dual;
 mod fence;
 mod flags;

@@ -1,7 +1,5 @@
 //! Rolling restarts behind a real proxy, under load.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
-
 use std::{error::Error, time::Duration};
 
 use axum::{Router, routing::get};
