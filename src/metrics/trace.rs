@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, num::NonZeroU128};
 
 use ::http::{HeaderMap, HeaderName};
 
@@ -6,7 +6,7 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The trace that a request belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TraceId(u128);
+pub(super) struct TraceId(NonZeroU128);
 
 impl TraceId {
     /// From a `traceparent` header whose `sampled` flag is set: of other traces nothing is kept that an exemplar
@@ -25,8 +25,8 @@ impl TraceId {
         let version = hex(version)?;
         let whole = rest.is_empty() || (version != 0 && rest.starts_with(b"-"));
         let (high, low) = trace.split_at(16);
-        let trace = u128::from(hex(high)?) << 64 | u128::from(hex(low)?);
-        let valid = whole && version != 0xff && trace != 0 && hex(parent)? != 0;
+        let trace = NonZeroU128::new(u128::from(hex(high)?) << 64 | u128::from(hex(low)?))?;
+        let valid = whole && version != 0xff && hex(parent)? != 0;
         valid.then_some(Self(trace))
     }
 }

@@ -78,13 +78,16 @@ fn a_million_paths_leave_nothing_behind() {
 #[test]
 fn a_routers_routes_are_all_there_is() {
     let metrics = metrics();
-    let mut app: Router = Router::new().route("/{a}/{b}", any(|| async {})).layer(metrics.layer());
-    thousand(&mut app, 1);
-    let before = series(&metrics);
-    for thousands in 1..20 {
-        thousand(&mut app, thousands * 1_000);
+    let all = Router::new().route("/{a}/{b}", any(|| async {}));
+    for app in [all, Router::new()] {
+        let mut app: Router = app.layer(metrics.layer());
+        thousand(&mut app, 1);
+        let before = series(&metrics);
+        for thousands in 1..5 {
+            thousand(&mut app, thousands * 1_000);
+        }
+        assert_eq!(series(&metrics), before);
     }
-    assert_eq!(series(&metrics), before);
 }
 
 /// Sends these bytes on a connection of their own and takes what comes back, to the end.
