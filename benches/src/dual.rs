@@ -12,7 +12,7 @@ use super::world;
 
 #[cutover::dual_write]
 trait Statuses {
-    #[write]
+    #[write(key = id)]
     async fn set(&self, tx: &mut PinnedTx, id: i64, status: u64) -> Result<u64, Error>;
 
     #[read(key = id)]

@@ -151,6 +151,29 @@ async fn it_shows_explains_and_asks() -> Outcome {
     done(url, &["explain", "other/name"], &["It waits for nothing.", "No instance drives it"]).await;
 
     done(url, &["desired", "status", "ramp:25"], &["status: asked for ramp:25"]).await;
+    done(url, &["repairs"], &["no row waits for repair"]).await;
+    execute(
+        url,
+        "insert into cutover.repairs (migration_id, side, key, error, attempts, dead, since) values \
+            (1, 'new', '[7, \"eu\"]', 'violates check picky', 10, true, now() - interval '41 seconds'), \
+            (2, 'new', '8', 'division by zero', 1, false, now())",
+    )
+    .await?;
+    done(
+        url,
+        &["repairs", "status"],
+        &["shop/status", "[7,\"eu\"]", "41 s", "given up", "violates check picky"],
+    )
+    .await;
+    let json: serde_json::Value = serde_json::from_str(&done(url, &["--json", "repairs"], &[]).await)?;
+    assert_eq!((json.as_array().map(Vec::len), &json[0]["key"][0]), (Some(2), &7.into()));
+    done(url, &["repairs", "status", "--retry"], &["1 rows are tried again"]).await;
+    let json: serde_json::Value =
+        serde_json::from_str(&done(url, &["--json", "repairs", "shop/status"], &[]).await)?;
+    assert_eq!((&json[0]["attempts"], &json[0]["next_try_seconds"]), (&0.into(), &0.0.into()));
+    done(url, &["history"], &["1 repairs to be tried again", "ann"]).await;
+    refused(url, &["repairs", "--retry"], 2, &["<MIGRATION>"]).await;
+
     done(url, &["history"], &["desired ramp:25", "ann", "shop/status"]).await;
     done(url, &["history", "other/name"], &["migration", "actor"]).await;
     let json: serde_json::Value =
@@ -168,9 +191,14 @@ async fn bad_input_is_refused_with_what_would_be_right_and_changes_nothing() -> 
                  (select count(*) from cutover.approvals)) from cutover.migrations m";
     let mut session = PgConnection::connect(url).await?;
     let before: String = sqlx::query_scalar(state).fetch_one(&mut session).await?;
-    for command in
-        ["desired stauts ramp", "status stauts", "explain stauts", "history stauts", "approve stauts"]
-    {
+    for command in [
+        "desired stauts ramp",
+        "status stauts",
+        "explain stauts",
+        "history stauts",
+        "approve stauts",
+        "repairs stauts",
+    ] {
         let arguments: Vec<_> = command.split(' ').collect();
         refused(url, &arguments, 1, &["no migration \"stauts\"", "shop/status", "other/name"]).await;
     }

@@ -75,6 +75,8 @@ create table cutover.epochs (
     closed_at timestamptz,
     -- From here on no transaction of it is left.
     drained_at timestamptz,
+    -- From here on no transaction of it may leave a side behind, to be repaired: the next epoch reads that side.
+    sealed_at timestamptz,
     actor text not null,
     reason text not null,
     primary key (migration_id, epoch),
@@ -175,6 +177,49 @@ create table cutover.differences (
     found jsonb,
     primary key (job_id, key)
 );
+-- Rows of which one side is behind the other, noted in the transaction that wrote the other one.
+create sequence cutover.repair_versions;
+create table cutover.repairs (
+    migration_id integer not null references cutover.migrations,
+    -- The side that is behind.
+    side text not null check (side in ('old', 'new')),
+    -- An array where it has several columns.
+    key jsonb not null,
+    -- Another one every time that it is left behind: who made good an older one has not made good this one.
+    version bigint not null default nextval('cutover.repair_versions'),
+    error text not null,
+    since timestamptz not null default clock_timestamp(),
+    attempts integer not null default 0,
+    next_try_at timestamptz not null default clock_timestamp(),
+    -- Not tried again before a person asks for it.
+    dead boolean not null default false,
+    primary key (migration_id, side, key)
+);
+
+-- Notes rows whose side could not be written. False when the epoch may leave none behind, because the epoch after it
+-- or before it reads that side. The epoch's row stays locked until the end of the transaction, so that a move into a
+-- phase that reads the side waits for it; under REPEATABLE READ and SERIALIZABLE the lock fails with 40001 when such a
+-- move has come in between.
+create function cutover.note_repairs(p_migration integer, p_epoch integer, p_side text, p_keys jsonb, p_error text)
+    returns boolean language plpgsql as $$
+begin
+    perform from cutover.epochs
+        where migration_id = p_migration and epoch = p_epoch and sealed_at is null for share;
+    if not found or exists (
+        select from cutover.epochs
+            where migration_id = p_migration and epoch = p_epoch - 1 and phase = 'ramp' and closed_at is null)
+    then
+        return false;
+    end if;
+    insert into cutover.repairs (migration_id, side, key, error)
+        select distinct on (key) p_migration, p_side, key, p_error
+        from jsonb_array_elements(p_keys) as keys (key) order by key
+        on conflict (migration_id, side, key) do update
+            set version = excluded.version, error = excluded.error, attempts = 0, dead = false,
+                next_try_at = clock_timestamp();
+    return true;
+end
+$$;
 
 -- Who asked for, approved or did what, when and why.
 create table cutover.history (

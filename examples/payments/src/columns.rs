@@ -14,7 +14,7 @@ pub(crate) trait PaymentStatus {
     async fn find(&self, id: i64) -> Result<Option<Order>, Error>;
 
     /// Sets an order's status; `false` when there is none of this number.
-    #[write]
+    #[write(key = id)]
     async fn set(&self, tx: &mut PinnedTx, id: i64, status: Status) -> Result<bool, Error>;
 }
 

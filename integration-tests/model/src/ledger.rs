@@ -32,6 +32,7 @@ impl Database {
             complete,
             members: vec![Some(crate::Member { acknowledged: epoch }); instances],
             job: None,
+            behind: false,
             old: if complete.old { Value::Fresh } else { Value::Stale },
             new: match phase {
                 Phase::Off => Value::Missing,
@@ -80,6 +81,7 @@ impl Database {
         if clears {
             self.complete = self.complete.on_entering(to);
         }
+        self.behind &= to != Phase::Off;
     }
 }
 
@@ -115,6 +117,8 @@ impl Protocol {
                 way_back: true,
                 approved: true,
                 soak_left: Duration::ZERO,
+                unrepaired: i64::from(db.behind && self.has(Rule::RampNeedsRepairs)),
+                given_up: 0,
             },
         }
     }
@@ -177,6 +181,7 @@ impl Protocol {
         }
         // `view` may lie about these two for a rule that is left out.
         view.complete = db.complete;
+        view.evidence.unrepaired = i64::from(db.behind);
         let facts = Facts { expanded: db.new != Value::Missing, contracted: db.old == Value::Missing };
         let task = needed_work(&view, facts, Phase::Contract)?;
         let going_on = |job: Job| job.task == task && job.epoch == db.at.epoch;
@@ -189,6 +194,7 @@ impl Protocol {
             Task::Expand => db.new = Value::Null,
             Task::Contract => db.old = Value::Missing,
             Task::Scan => {}
+            Task::Repair => (db.new, db.behind) = (db.old, false),
             Task::Backfill | Task::ReverseBackfill => {
                 let earlier = db.job.filter(|job| job.task == task && !self.has(Rule::BackfillOfOneEpoch));
                 let copied = earlier.is_some_and(|job| job.copied);

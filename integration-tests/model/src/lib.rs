@@ -38,6 +38,8 @@ pub struct Protocol {
     pub judges_before_contact: bool,
     /// The rule that is left out.
     pub without: Option<Rule>,
+    /// A write may leave the new side behind, to be repaired later.
+    pub leaves_behind: bool,
 }
 
 /// What may happen next. Numbers are places in the list of instances.
@@ -83,6 +85,8 @@ pub enum Action {
     PassFence(usize),
     /// It writes the sides of its phase and commits.
     Commit(usize),
+    /// It writes the old side, notes that the new one is behind, and commits.
+    CommitBehind(usize),
     /// The last moment that the standby learns of.
     StandbyReceives,
     /// The standby becomes the primary.
@@ -128,7 +132,12 @@ impl Protocol {
             None => {}
         }
         match instance.write {
-            Some(Write { fenced: true, .. }) => actions.push(Action::Commit(i)),
+            Some(Write { fenced: true, pin }) => {
+                actions.push(Action::Commit(i));
+                if self.may_leave_behind(&state.db, pin) {
+                    actions.push(Action::CommitBehind(i));
+                }
+            }
             Some(_) => actions.push(Action::PassFence(i)),
             None if instance.gate.is_some() && under_way(|i| i.write.is_some()) < self.operations => {
                 actions.push(Action::BeginWrite(i));
@@ -218,6 +227,7 @@ impl Model for Protocol {
             }
             Action::PassFence(i) => self.pass_fence(s, i),
             Action::Commit(i) => self.commit(s, i),
+            Action::CommitBehind(i) => self.commit_behind(s, i),
             Action::StandbyReceives => s.standby = Some(s.db.clone()),
             Action::FailOver => self.fail_over(s),
         }

@@ -1,8 +1,8 @@
 //! What happens in an instance: its lease, its gate, and the operations that go through it.
 
-use cutover::migration::phase::{Previous, Side, may_acknowledge, may_join};
+use cutover::migration::phase::{Phase, Previous, Side, may_acknowledge, may_join};
 
-use crate::{Build, Instance, Member, Pin, Protocol, Rule, State, Value, Violation, Write};
+use crate::{Build, Database, Instance, Member, Pin, Protocol, Rule, State, Value, Violation, Write};
 
 impl Instance {
     pub(crate) fn settled(at: Pin) -> Self {
@@ -180,6 +180,22 @@ impl Protocol {
         if let Some(write) = state.instances[i].write.take() {
             state.violation = state.db.write(write.pin.phase).err();
         }
+    }
+
+    /// `DualWrite::note`: whether the new side may be left behind by a transaction of this epoch.
+    pub(crate) fn may_leave_behind(&self, db: &Database, pin: Pin) -> bool {
+        let sealed = db.at.phase > Phase::Verify && self.has(Rule::RampSealsTheEpoch);
+        let still_read = db.previous == Previous::Open
+            && db.before > Phase::Verify
+            && self.has(Rule::NothingBehindWhileRampIsOpen);
+        self.leaves_behind && (Phase::Expand..=Phase::Verify).contains(&pin.phase) && !sealed && !still_read
+    }
+
+    pub(crate) fn commit_behind(&self, state: &mut State, i: usize) {
+        let Database { new, .. } = state.db;
+        self.commit(state, i);
+        state.db.new = if new == Value::Fresh { Value::Stale } else { new };
+        state.db.behind = true;
     }
 
     /// The primary is lost with all that the standby had not received. Connections and transactions end, what

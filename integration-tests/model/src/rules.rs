@@ -49,11 +49,17 @@ pub enum Rule {
     TakesOnSuccessorOnly,
     /// An acknowledgement counts only for an epoch that the ledger knows with the same phase.
     AcknowledgesKnownEpoch,
+    /// `ramp` is entered when no row is noted for repair.
+    RampNeedsRepairs,
+    /// A move into `ramp` keeps the epoch that it leaves from noting rows any more.
+    RampSealsTheEpoch,
+    /// After the way back out of `ramp` no row is noted before that epoch is closed.
+    NothingBehindWhileRampIsOpen,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 24] = [
+    pub const ALL: [Rule; 27] = [
         Rule::AtMostTwoEpochs,
         Rule::OneStep,
         Rule::CloseNeedsAcknowledgements,
@@ -78,5 +84,8 @@ impl Rule {
         Rule::DriverDecidesAgain,
         Rule::TakesOnSuccessorOnly,
         Rule::AcknowledgesKnownEpoch,
+        Rule::RampNeedsRepairs,
+        Rule::RampSealsTheEpoch,
+        Rule::NothingBehindWhileRampIsOpen,
     ];
 }

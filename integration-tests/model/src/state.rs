@@ -55,6 +55,8 @@ pub struct Database {
     pub members: Vec<Option<Member>>,
     /// The backfill under way.
     pub job: Option<Job>,
+    /// The row's new side is noted for repair.
+    pub behind: bool,
     /// The old column.
     pub old: Value,
     /// The new column.

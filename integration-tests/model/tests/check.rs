@@ -29,6 +29,7 @@ fn from_anywhere(epochs: u8) -> Protocol {
         failover: false,
         judges_before_contact: false,
         without: None,
+        leaves_behind: false,
     }
 }
 
@@ -48,6 +49,10 @@ fn failover(epochs: u8) -> Protocol {
 fn rolling_deploy(epochs: u8) -> Protocol {
     let builds = &[Build::Unaware, Build::Both, Build::NewOnly];
     Protocol { builds, operations: 0, ..from_anywhere(epochs) }
+}
+
+fn leaving_behind(epochs: u8) -> Protocol {
+    Protocol { leaves_behind: true, drops: false, ..from_anywhere(epochs) }
 }
 
 /// What a run found, by the property's name, as the steps that lead there.
@@ -91,6 +96,7 @@ fn the_protocol_holds() {
     holds("two drivers, one paused", two_drivers(3), &["the last epoch is reached"]);
     holds("failover", failover(4), &["the last epoch is reached"]);
     holds("rolling deploy", rolling_deploy(5), &["the last epoch is reached"]);
+    holds("rows left behind", leaving_behind(5), &["the last epoch is reached"]);
 }
 
 #[test]
@@ -130,6 +136,9 @@ fn damage(rule: Rule) -> (Protocol, &'static str) {
         Rule::DriverDecidesAgain => (Protocol { drops: false, ..two_drivers(5) }, STALE),
         Rule::FenceComparesPhase => (failover(5), LOST),
         Rule::Generation | Rule::TakesOnSuccessorOnly | Rule::AcknowledgesKnownEpoch => (failover(5), STALE),
+        Rule::RampNeedsRepairs | Rule::RampSealsTheEpoch | Rule::NothingBehindWhileRampIsOpen => {
+            (leaving_behind(5), LOST)
+        }
         Rule::AdmissionNeedsRange | Rule::MoveNeedsRanges => (rolling_deploy(5), UNABLE),
     }
 }

@@ -1,17 +1,14 @@
 //! Pinned transactions on a `deadpool_postgres` pool. The pool has one connection, so whatever state a
 //! transaction leaves behind meets its next user.
 
-use std::pin::pin;
-use std::task::Poll;
-
-use crate::world::{Outcome, World};
+use crate::world::{Outcome, World, interrupted};
 use cutover::migration::Phase;
 use cutover::migration::control::{DeadpoolTx, Error, Isolation, Migration, PinnedTx};
 use cutover::migration::data::DualWrite;
 use deadpool_postgres::{Manager, Pool, Runtime};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-fn pool_of_one(world: &World) -> Outcome<Pool> {
+pub(crate) fn pool_of_one(world: &World) -> Outcome<Pool> {
     let config: tokio_postgres::Config = world.url.parse()?;
     let manager = Manager::new(config, NoTls);
     Ok(Pool::builder(manager).max_size(1).runtime(Runtime::Tokio1).build()?)
@@ -107,24 +104,6 @@ async fn a_refused_transaction_leaves_the_connection_clean() -> Outcome {
     Ok(())
 }
 
-/// Asks a future so many times and then drops it. `Some` if it was ready by then.
-async fn interrupted<F: Future>(times: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = times;
-    std::future::poll_fn(|context| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        let asked = future.as_mut().poll(context).map(Some);
-        if left == 0 && asked.is_pending() {
-            return Poll::Ready(None);
-        }
-        asked
-    })
-    .await
-}
-
 async fn transfer(migration: &Migration, pool: &Pool, id: i64) -> Result<(), Error> {
     let tx = migration.begin(pool).await?;
     note(&tx, id).await?;
@@ -166,7 +145,7 @@ async fn wherever_it_is_dropped_no_transaction_is_left_open_and_no_pin_is_held()
 
 #[cutover::dual_write]
 trait Statuses: Send + Sync {
-    #[write]
+    #[write(key = id)]
     async fn set(&self, tx: &mut PinnedTx<DeadpoolTx>, id: i64, status: &str) -> Result<(), Error>;
 
     #[read(key = id)]

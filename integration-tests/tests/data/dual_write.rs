@@ -13,7 +13,7 @@ use sqlx::PgPool;
 #[cutover::dual_write]
 trait Statuses: Send + Sync {
     /// Returns what is there afterwards, as the side spells it.
-    #[write]
+    #[write(key = id)]
     async fn set(&self, tx: &mut PinnedTx, id: i64, status: String) -> Result<String, Error>;
 
     #[read(key = id)]
@@ -239,14 +239,95 @@ async fn each_phase_writes_and_returns_what_it_should() -> Outcome {
     Ok(())
 }
 
+/// Both columns in one statement while both are written.
+mod at_once {
+    use super::*;
+
+    #[cutover::dual_write(at_once = SetsBoth)]
+    trait Sets: Send + Sync {
+        #[write(key = id)]
+        async fn put(&self, tx: &mut PinnedTx, id: i64, status: &str) -> Result<&'static str, Error>;
+
+        #[read(key = id)]
+        async fn got(&self, id: i64) -> Result<&'static str, Error>;
+    }
+
+    /// Runs its statement with the id and the status, and says its name.
+    #[derive(Clone, Copy)]
+    struct Statement(&'static str, &'static str);
+
+    impl Statement {
+        async fn run(self, tx: &mut PinnedTx, id: i64, status: &str) -> Result<&'static str, Error> {
+            sqlx::query(self.1).bind(id).bind(status).execute(&mut **tx).await?;
+            Ok(self.0)
+        }
+    }
+
+    impl Sets for Statement {
+        async fn put(&self, tx: &mut PinnedTx, id: i64, status: &str) -> Result<&'static str, Error> {
+            self.run(tx, id, status).await
+        }
+
+        async fn got(&self, _: i64) -> Result<&'static str, Error> {
+            Ok(self.0)
+        }
+    }
+
+    struct Both(Statement);
+
+    impl SetsBoth for Both {
+        async fn put(&self, tx: &mut PinnedTx, id: i64, status: &str) -> Result<&'static str, Error> {
+            self.0.run(tx, id, status).await
+        }
+    }
+
+    const OLD: Statement = Statement("old", "update orders set old_status = upper($2) where id = $1");
+    const NEW: Statement = Statement("new", "update orders set new_status = $2 where id = $1");
+    const BOTH: Statement =
+        Statement("both", "update orders set old_status = upper($2), new_status = $2 where id = $1");
+
+    #[tokio::test]
+    async fn one_statement_writes_both_columns_while_both_are_written() -> Outcome {
+        let world = World::new(1).await?;
+        let a = world.instance("a", Some(world.plan()?)).await?;
+        let sides = DualWrite::new(a.migration.clone(), OLD, NEW).at_once(Both(BOTH));
+        let apart = DualWrite::new(a.migration.clone(), OLD, NEW);
+        let phases = [
+            ("off", "old", "old"),
+            ("expand", "both", "old"),
+            ("ramp", "both", "old"),
+            ("switch", "both", "new"),
+        ];
+        for (phase, wrote, apart_wrote) in phases.into_iter().chain([("retire", "new", "new")]) {
+            world.go(phase).await?;
+            let mut tx = a.migration.begin(&world.pool).await?;
+            assert_eq!(apart.put(&mut tx, 1, "apart").await?, apart_wrote, "{phase}");
+            assert_eq!(sides.put(&mut tx, 1, phase).await?, wrote, "{phase}");
+            let by_closures = sides.write_at_once(
+                &mut tx,
+                async |old, tx| old.run(tx, 1, phase).await,
+                async |new, tx| new.run(tx, 1, phase).await,
+                async |_, _, tx| BOTH.run(tx, 1, phase).await,
+            );
+            assert_eq!(by_closures.await?, wrote, "{phase}");
+            tx.commit().await?;
+            let (old, new) = world.row(1).await?;
+            assert_eq!(old.as_deref() == Some(&*phase.to_uppercase()), phase != "retire", "{phase}");
+            assert_eq!(new.as_deref() == Some(phase), phase != "off", "{phase}");
+        }
+        assert_eq!(sides.got(1).await?, "new");
+        Ok(())
+    }
+}
+
 /// The same with boxed futures, and a generic trait.
 mod other_shapes {
     use super::*;
 
-    #[cutover::dual_write]
+    #[cutover::dual_write(at_once = BoxedAtOnce)]
     #[async_trait::async_trait]
     trait Boxed {
-        #[write]
+        #[write(keys = names)]
         async fn add(&self, tx: &mut PinnedTx, names: &[String]) -> Result<usize, Error>;
         #[read(key = name)]
         async fn find(&self, name: &str) -> Result<String, Error>;
@@ -264,9 +345,9 @@ mod other_shapes {
         }
     }
 
-    #[cutover::dual_write]
+    #[cutover::dual_write(at_once = GenericAtOnce)]
     trait Generic<T: Clone> {
-        #[write]
+        #[write(unknown_rows)]
         async fn put<'a>(&self, value: T, tx: &mut PinnedTx, _: &'a str) -> Result<T, Error>
         where
             T: 'a;

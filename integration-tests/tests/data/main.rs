@@ -2,8 +2,11 @@
 
 mod column_migration;
 mod deadpool;
+mod dropped;
 mod dual_write;
+mod inserts;
 mod keys;
+mod repairs;
 mod rows;
 mod table_migration;
 mod world;

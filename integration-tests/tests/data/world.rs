@@ -1,5 +1,7 @@
 //! A table `orders` in a database of its own, and instances of a fleet that migrate a column of it.
 
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use cutover::fleet::{Fleet as Membership, FleetOptions, Ledger};
@@ -50,6 +52,13 @@ impl World {
         self.pool
             .execute("update orders set old_status = format(' LEGACY%s ', id) where old_status = ''")
             .await?;
+        Ok(())
+    }
+
+    /// The rows as they were at the beginning.
+    pub(crate) async fn refill(&self) -> Outcome {
+        let again = "update orders set old_status = format(' LEGACY%s ', id), new_status = 'legacy' || id";
+        self.pool.execute(again).await?;
         Ok(())
     }
 
@@ -135,4 +144,22 @@ impl World {
             "select to_jsonb(o) ->> 'old_status', to_jsonb(o) ->> 'new_status' from orders o where id = $1";
         Ok(sqlx::query_as(query).bind(id).fetch_one(&self.pool).await?)
     }
+}
+
+/// Asks a future so many times and then drops it. `Some` if it was ready by then.
+pub(crate) async fn interrupted<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = times;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        let asked = future.as_mut().poll(context).map(Some);
+        if left == 0 && asked.is_pending() {
+            return Poll::Ready(None);
+        }
+        asked
+    })
+    .await
 }

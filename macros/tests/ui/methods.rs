@@ -7,16 +7,16 @@ struct Error;
 trait Orders {
     async fn unmarked(&self, id: i64) -> Result<(), Error>;
 
-    #[write]
+    #[write(key = id)]
     async fn unpinned(&self, id: i64) -> Result<(), Error>;
 
-    #[write]
+    #[write(unknown_rows)]
     async fn shared(&self, tx: &PinnedTx) -> Result<(), Error>;
 
-    #[write]
+    #[write(unknown_rows)]
     async fn owned(&self, tx: PinnedTx) -> Result<(), Error>;
 
-    #[write]
+    #[write(unknown_rows)]
     async fn twice(&self, from: &mut PinnedTx, to: &mut PinnedTx) -> Result<(), Error>;
 
     #[read]
@@ -38,8 +38,26 @@ trait Orders {
     #[read(by = id)]
     async fn by(&self, id: i64) -> Result<(), Error>;
 
+    #[write]
+    async fn whose(&self, tx: &mut PinnedTx, id: i64) -> Result<(), Error>;
+
+    #[write(id)]
+    async fn which(&self, tx: &mut PinnedTx, id: i64) -> Result<(), Error>;
+
     #[write(key = id)]
-    async fn keyed(&self, tx: &mut PinnedTx, id: i64) -> Result<(), Error>;
+    async fn made(&self, tx: &mut PinnedTx, id: Option<i64>) -> Result<i64, Error>;
+
+    #[insert]
+    async fn keyless(&self, tx: &mut PinnedTx, id: Option<i64>) -> Result<i64, Error>;
+
+    #[insert(key = id)]
+    async fn missing(&self, tx: &mut PinnedTx) -> Result<i64, Error>;
+
+    #[insert(key = id)]
+    async fn given(&self, tx: &mut PinnedTx, id: i64) -> Result<i64, Error>;
+
+    #[insert(key = id)]
+    async fn unpinned_insert(&self, id: Option<i64>) -> Result<i64, Error>;
 }
 
 fn main() {}

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use cutover::fleet::Ledger;
 use cutover::migration::Desired;
-use cutover::migration::control::{AskError, approve, desire, history, report};
+use cutover::migration::control::{AskError, approve, desire, history, repairs, report, retry_repairs};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
 
@@ -75,6 +75,17 @@ enum Command {
     ///
     /// Exit status: 0 it may go on; 1 it failed; 3 Prometheus can't be asked; 4 too few requests to say.
     Canary(Box<canary::Canary>),
+    /// Show rows whose sides are known to differ: key, error, since when, how often it was tried
+    Repairs {
+        /// Only this one: `name` or `fleet/name`
+        migration: Option<String>,
+        /// Try all of the migration's again at once, also those that were given up
+        #[arg(long, requires = "migration")]
+        retry: bool,
+        /// How many rows
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
     /// Show what happened, the latest first
     History {
         /// Only this one: `name` or `fleet/name`
@@ -160,6 +171,14 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
         Command::Approve { migration, reason } => {
             approve(&ledger, migration, &arguments.actor, reason).await?;
             say(arguments, &"approved", || format!("{migration}: the drop of its old side is approved\n"));
+        }
+        Command::Repairs { migration: Some(migration), retry: true, .. } => {
+            let rows = retry_repairs(&ledger, migration, &arguments.actor).await?;
+            say(arguments, &rows, || format!("{migration}: {rows} rows are tried again\n"));
+        }
+        Command::Repairs { migration, limit, .. } => {
+            let rows = repairs(&ledger, migration.as_deref(), *limit).await?;
+            say(arguments, &rows, || text::repairs(&rows));
         }
         Command::History { migration, limit } => {
             let events = history(&ledger, migration.as_deref(), *limit).await?;

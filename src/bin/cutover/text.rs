@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use cutover::migration::control::{Event, InstanceReport, MigrationReport, WorkReport};
+use cutover::migration::control::{Event, InstanceReport, MigrationReport, RepairReport, WorkReport};
 
 pub(crate) fn status(reports: &[MigrationReport]) -> String {
     if reports.is_empty() {
@@ -135,6 +135,27 @@ pub(crate) fn history(events: &[Event]) -> String {
         })
         .collect();
     table(&["at", "migration", "event", "epoch", "actor", "reason"], &rows)
+}
+
+pub(crate) fn repairs(rows: &[RepairReport]) -> String {
+    if rows.is_empty() {
+        return "no row waits for repair\n".into();
+    }
+    let cells: Vec<[String; 7]> = rows
+        .iter()
+        .map(|row| {
+            [
+                format!("{}/{}", row.fleet, row.migration),
+                row.side.clone(),
+                row.key.to_string(),
+                age(row.age_seconds),
+                row.attempts.to_string(),
+                row.next_try_seconds.map_or_else(|| "given up".into(), |left| format!("in {}", age(left))),
+                row.error.lines().next().unwrap_or_default().to_owned(),
+            ]
+        })
+        .collect();
+    table(&["migration", "side", "key", "since", "tries", "next try", "error"], &cells)
 }
 
 fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {

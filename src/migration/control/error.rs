@@ -1,5 +1,6 @@
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use sqlx::error::DatabaseError;
 
 use crate::fleet::sql_state;
 
@@ -22,6 +23,14 @@ pub enum Error {
     /// written. Begin it with the migration that the data belongs to.
     #[error("the transaction was begun at another migration: begin it with the one that the data belongs to")]
     OtherMigration,
+    /// The two sides gave a new row different keys, so it can't be found on both. The transaction can't be
+    /// committed any more. The implementation has to insert the key that it is given.
+    #[error("the two sides gave a new row different keys: insert the key that is given, and return it")]
+    KeysDiffer,
+    /// A write over the sides failed or was dropped in the middle, and the transaction was to be committed all the
+    /// same. It was rolled back: one side may have been written and the other one not. Begin it again.
+    #[error("a write of this transaction did not come to its end, so it was rolled back: begin it again")]
+    Unfinished,
     /// The database's own error.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
@@ -36,7 +45,7 @@ impl Error {
     /// or a deadlock.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Error::EpochClosed | Error::EpochUnknown)
-            || matches!(self.sql_state().as_deref(), Some("40001" | "40P01"))
+            || self.sql_state().is_some_and(|state| is_passing(&state))
     }
 
     fn sql_state(&self) -> Option<String> {
@@ -58,6 +67,37 @@ impl Error {
             _ => self,
         }
     }
+}
+
+/// A serialization failure or a deadlock: it concerns the transaction, not what it does.
+fn is_passing(sql_state: &str) -> bool {
+    matches!(sql_state, "40001" | "40P01")
+}
+
+/// Whether the same operation can succeed when it is begun again, as [`Error::is_retryable`], for a repository's own
+/// error type: its sources are looked through for what the driver or this library said.
+pub fn is_retryable(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+        if let Some(error) = error.downcast_ref::<Error>() {
+            return error.is_retryable();
+        }
+        if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+            return sql_state(error).is_some_and(|state| is_passing(&state));
+        }
+        // What is left of a driver's error where an outer one is transparent.
+        if let Some(error) = error.downcast_ref::<Box<dyn DatabaseError>>() {
+            return error.code().is_some_and(|state| is_passing(&state));
+        }
+        #[cfg(feature = "deadpool")]
+        if let Some(error) = error.downcast_ref::<tokio_postgres::Error>() {
+            return error.code().is_some_and(|state| is_passing(state.code()));
+        }
+        #[cfg(feature = "deadpool")]
+        if let Some(error) = error.downcast_ref::<tokio_postgres::error::DbError>() {
+            return is_passing(error.code().code());
+        }
+        false
+    })
 }
 
 #[cfg(feature = "deadpool")]

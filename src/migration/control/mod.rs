@@ -13,12 +13,13 @@ mod gate_tests;
 mod migration;
 mod people;
 mod plan;
+mod repairs;
 mod turn;
 mod view;
 
 pub use agent::Agent;
 pub use driver::DriverOptions;
-pub use error::Error;
+pub use error::{Error, is_retryable};
 #[cfg(feature = "deadpool")]
 pub use fence::DeadpoolTx;
 pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
@@ -29,5 +30,6 @@ pub use people::{
     desire, differences, history, report,
 };
 pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
+pub use repairs::{RepairReport, repairs, retry_repairs};
 
 pub use super::phase::{Facts, Task};

@@ -109,8 +109,8 @@ pub async fn approve(ledger: &Ledger, migration: &str, actor: &str, reason: &str
 }
 
 #[derive(FromRow)]
-struct Found {
-    id: i32,
+pub(super) struct Found {
+    pub(super) id: i32,
     fleet: String,
     name: String,
     phase: String,
@@ -118,7 +118,7 @@ struct Found {
 }
 
 /// By name, or by `fleet/name`. Locked, so that what is found stays true until the commit.
-async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found, AskError> {
+pub(super) async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found, AskError> {
     let mut found: Vec<Found> = unnamed::query_as(
         "select id, fleet, name, phase, epoch from cutover.migrations \
          where name = $1 or fleet || '/' || name = $1 order by id for no key update",
@@ -141,7 +141,7 @@ async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found, AskError>
     }
 }
 
-async fn record(
+pub(super) async fn record(
     tx: &mut PgConnection,
     migration: &Found,
     event: &str,

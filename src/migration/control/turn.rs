@@ -49,9 +49,11 @@ impl Turn<'_> {
         let step = next_step(&station.view, self.aim(&station).wish.target(station.view.phase));
         tx.commit().await?;
         match step {
-            Step::Close | Step::Move(_) => match self.step(step).await {
+            Step::Close | Step::Move(_) => match self.step(step.clone()).await {
                 Err(error) if is_lock_timeout(&error) => {
-                    let holders = self.end_old_holders(station.id, station.view.epoch - 1).await?;
+                    // A move into `ramp` waits for transactions of the epoch that it leaves; see `seal`.
+                    let epoch = station.view.epoch - i32::from(step == Step::Close);
+                    let holders = self.end_old_holders(station.id, epoch).await?;
                     self.stay(station, holders.unwrap_or_else(|| "a lock in the ledger".into())).await
                 }
                 outcome => outcome,
@@ -92,6 +94,9 @@ impl Turn<'_> {
             .execute(&mut *tx)
             .await?;
         bury(&mut tx, self.fleet).await?;
+        if decided == Step::Move(Phase::Ramp) {
+            seal(&mut tx, self.fleet, self.spec).await?;
+        }
         let station = Station::load(&mut tx, self.fleet, self.spec).await?;
         let aim = self.aim(&station);
         let step = next_step(&station.view, aim.wish.target(station.view.phase));
@@ -201,6 +206,20 @@ impl Turn<'_> {
     }
 }
 
+/// From here on no transaction of the current epoch may leave the new side behind, and those that did have ended: what
+/// is counted next is all there will be. Else one of them could commit when the next epoch reads that side already.
+async fn seal(tx: &mut PgConnection, fleet: &str, spec: &Spec) -> Result<(), sqlx::Error> {
+    unnamed::query(
+        "update cutover.epochs e set sealed_at = clock_timestamp() from cutover.migrations m \
+         where m.fleet = $1 and m.name = $2 and e.migration_id = m.id and e.epoch = m.epoch",
+    )
+    .bind(fleet)
+    .bind(&spec.name)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 async fn open_epoch(
     tx: &mut PgConnection,
     fleet: &str,
@@ -246,6 +265,13 @@ async fn open_epoch(
     if from == Phase::Retire {
         // An approval is for one stay in `retire`.
         unnamed::query("delete from cutover.approvals where migration_id = $1 and phase = 'contract'")
+            .bind(station.id)
+            .execute(&mut *tx)
+            .await?;
+    }
+    if to == Phase::Off {
+        // The new side has been given up, and with it what it lacks.
+        unnamed::query("delete from cutover.repairs where migration_id = $1 and side = 'new'")
             .bind(station.id)
             .execute(&mut *tx)
             .await?;

@@ -47,7 +47,9 @@ impl Station {
                             select 1 from cutover.jobs b where b.migration_id = m.id \
                                 and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
                         from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
-                            and s.finished_at is not null order by s.id desc limit 1), false) as scanned \
+                            and s.finished_at is not null order by s.id desc limit 1), false) as scanned, \
+                    (select count(*) from cutover.repairs r where r.migration_id = m.id) as unrepaired, \
+                    (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up \
              from cutover.migrations m \
              join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \
              left join cutover.epochs p on p.migration_id = m.id and p.epoch = m.epoch - 1 \
@@ -89,6 +91,8 @@ impl Station {
                     way_back: scanned,
                     approved: row.try_get("approved")?,
                     soak_left: spec.soak.saturating_sub(age),
+                    unrepaired: row.try_get("unrepaired")?,
+                    given_up: row.try_get("given_up")?,
                 },
             },
             ramp: u8::try_from(row.try_get::<i16, _>("ramp_percent")?).unwrap_or(100),

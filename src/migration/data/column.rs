@@ -7,6 +7,7 @@ use super::ddl;
 use super::keyset::Keyset;
 use super::mapping::{How, MapRows, Mapping};
 use super::options::{BatchOptions, InvalidPlan, Problem};
+use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
 use super::sweep::{self, Outline, Sweep};
 use crate::fleet::unnamed;
@@ -115,6 +116,11 @@ impl ColumnMigration {
         let scope = self.scope(found.key, vec![found.old_type]);
         sweep::run(&self.outline, scope, sweep, migration).await
     }
+
+    async fn repair(&self, migration: &Migration) -> Result<(), PlanError> {
+        let found = ddl::check(self, migration).await?;
+        repair::run(&self.outline.pool, &self.scope(found.key, vec![found.old_type]), migration).await
+    }
 }
 
 #[async_trait]
@@ -139,6 +145,7 @@ impl Plan for ColumnMigration {
         match task {
             Task::Expand => ddl::expand(self, migration).await,
             Task::Backfill => self.sweep(Sweep::Forward, migration).await,
+            Task::Repair => self.repair(migration).await,
             Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
             Task::Scan => self.sweep(Sweep::Compare, migration).await,
             Task::Contract => ddl::contract(self, migration).await,

@@ -17,14 +17,20 @@ mod keyset;
 mod mapping;
 mod options;
 mod pace;
+mod repair;
+mod rows;
 mod sql;
 mod sweep;
 mod table;
 mod table_size;
 
 pub use column::{ColumnMigration, ColumnMigrationBuilder};
-pub use dual::{DualWrite, Reading, Reads, Writes};
+pub use dual::{Apart, DualWrite, Reading, Reads};
+#[doc(hidden)]
+pub use dual::{Guard, Writes, made, same};
 pub use key::Key;
 pub use mapping::{MapRows, each};
 pub use options::{BatchOptions, InvalidPlan, Problem};
+pub use repair::Repaired;
+pub use rows::{Keyed, Rows};
 pub use table::{TableMigration, TableMigrationBuilder};

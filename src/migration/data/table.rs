@@ -7,6 +7,7 @@ use super::ddl;
 use super::keyset::{self, Keyset};
 use super::mapping::{How, MapRows, Mapping};
 use super::options::{BatchOptions, InvalidPlan, Problem};
+use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
 use super::sweep::{self, Outline, Sweep, column_types};
 use crate::fleet::unnamed;
@@ -98,6 +99,13 @@ impl TableMigration {
         sweep::run(&self.outline, scope, sweep, migration).await
     }
 
+    async fn repair(&self, migration: &Migration) -> Result<(), PlanError> {
+        let mut tx = migration.begin(&self.outline.pool).await?;
+        let scope = self.inspect(&mut tx).await?;
+        tx.rollback().await?;
+        repair::run(&self.outline.pool, &scope, migration).await
+    }
+
     /// Whether both tables are as they have to be; every problem at once.
     async fn inspect(&self, tx: &mut PgConnection) -> Result<Scope<'_>, PlanError> {
         let Outline { sides, key, .. } = &self.outline;
@@ -157,6 +165,7 @@ impl Plan for TableMigration {
                 None => Err(PlanError::Refused(format!("table {} has to be created", sides.new))),
             },
             Task::Backfill => self.sweep(Sweep::Forward, migration).await,
+            Task::Repair => self.repair(migration).await,
             Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
             Task::Scan => self.sweep(Sweep::Compare, migration).await,
             Task::Contract => ddl::alter(pool, &sides.old, migration, Phase::Contract, &self.drop()).await,

@@ -64,6 +64,10 @@ pub struct Evidence {
     pub approved: bool,
     /// How much longer `retire` has to last before the old side may be dropped.
     pub soak_left: Duration,
+    /// Rows whose sides are known to differ, because one of them could not be written.
+    pub unrepaired: i64,
+    /// How many of these are not tried again before a person asks for it.
+    pub given_up: i64,
 }
 
 /// Everything that decides about a migration's next step.
@@ -108,6 +112,13 @@ pub enum Blocked {
     Incomplete(Side),
     /// No clean scan since the last backfill.
     NotScanned,
+    /// Rows are behind on the side that would be read.
+    Unrepaired {
+        /// How many.
+        rows: i64,
+        /// How many of them are not tried again before a person asks for it.
+        given_up: i64,
+    },
     /// Nothing shows that the old side can be rebuilt from the new one.
     NoWayBack,
     /// Nobody approved the drop of the old side.
@@ -135,6 +146,11 @@ impl fmt::Display for Blocked {
                 f.write_str("the old side has gaps until the reverse backfill ends")
             }
             Blocked::NotScanned => f.write_str("no clean scan of both sides since the last backfill"),
+            Blocked::Unrepaired { rows, given_up } => {
+                let s = if *rows == 1 { "" } else { "s" };
+                write!(f, "{rows} row{s} behind on the new side (see `cutover repairs`)")?;
+                if *given_up > 0 { write!(f, ", {given_up} of them given up") } else { Ok(()) }
+            }
             Blocked::NoWayBack => {
                 f.write_str("the mapping from new back to old has not been proven on the data")
             }
@@ -213,7 +229,14 @@ fn gates(view: &View, to: Phase) -> Vec<Blocked> {
     let evidence = view.evidence;
     match (view.phase, to) {
         (Phase::Off, Phase::Expand) if !evidence.expanded => reasons.push(Blocked::NotExpanded),
-        (Phase::Verify, Phase::Ramp) if !evidence.scanned => reasons.push(Blocked::NotScanned),
+        (Phase::Verify, Phase::Ramp) => {
+            if !evidence.scanned {
+                reasons.push(Blocked::NotScanned);
+            }
+            if let Evidence { unrepaired: rows @ 1.., given_up, .. } = evidence {
+                reasons.push(Blocked::Unrepaired { rows, given_up });
+            }
+        }
         (Phase::Ramp, Phase::Switch) if !evidence.way_back => reasons.push(Blocked::NoWayBack),
         (Phase::Retire, Phase::Contract) => {
             if !evidence.approved {
@@ -255,6 +278,8 @@ mod tests {
                 way_back: true,
                 approved: true,
                 soak_left: Duration::ZERO,
+                unrepaired: 0,
+                given_up: 0,
             },
         }
     }
@@ -284,11 +309,12 @@ mod tests {
     #[test]
     fn every_gate_holds_its_own_step() {
         type Spoil = fn(&mut View);
-        let gates: [(Phase, Phase, Spoil); 9] = [
+        let gates: [(Phase, Phase, Spoil); 10] = [
             (Phase::Off, Phase::Expand, |v| v.evidence.expanded = false),
             (Phase::Backfill, Phase::Verify, |v| v.complete.new = false),
             (Phase::Verify, Phase::Ramp, |v| v.complete.new = false),
             (Phase::Verify, Phase::Ramp, |v| v.evidence.scanned = false),
+            (Phase::Verify, Phase::Ramp, |v| v.evidence.unrepaired = 1),
             (Phase::Ramp, Phase::Switch, |v| v.evidence.way_back = false),
             (Phase::Switch, Phase::Ramp, |v| v.complete.old = false),
             (Phase::Retire, Phase::Contract, |v| v.evidence.approved = false),
@@ -313,6 +339,8 @@ mod tests {
             way_back: false,
             approved: false,
             soak_left: Duration::from_secs(1),
+            unrepaired: 1,
+            given_up: 1,
         };
         assert_eq!(next_step(&view, Phase::Off), Step::Move(Phase::Switch));
     }

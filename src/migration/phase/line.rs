@@ -112,6 +112,12 @@ impl Phase {
         }
     }
 
+    /// The side whose answer a write gives back: the one that every read of the phase comes from; while reads are
+    /// split, the old one.
+    pub const fn answers(self) -> Side {
+        if self.may_read(Side::Old) { Side::Old } else { Side::New }
+    }
+
     /// The neighbouring phase on the way to `target`, or `None` when it is reached or can't be reached.
     ///
     /// There is no step out of [`Phase::Contract`].

@@ -7,6 +7,8 @@ pub enum Task {
     Expand,
     /// Make the new side complete. Runs in `backfill`.
     Backfill,
+    /// Mend the rows whose new side could not be written. Runs in `verify`, before the scan.
+    Repair,
     /// Make the old side complete again. Runs in `switch`, after a return from `retire`.
     ReverseBackfill,
     /// Compare all of both sides. Runs in `verify`, and in `ramp` on the way to `switch` after a reverse backfill.
@@ -33,6 +35,7 @@ pub fn needed_work(view: &View, facts: Facts, target: Phase) -> Option<Task> {
     match view.phase {
         Phase::Off if target != Phase::Off && !facts.expanded => Some(Task::Expand),
         Phase::Backfill if !view.complete.new => Some(Task::Backfill),
+        Phase::Verify if view.evidence.unrepaired > view.evidence.given_up => Some(Task::Repair),
         Phase::Verify if !view.evidence.scanned => Some(Task::Scan),
         // A reverse backfill has outdated the scan that was made on the way here.
         Phase::Ramp if target > Phase::Ramp && !view.evidence.way_back => Some(Task::Scan),

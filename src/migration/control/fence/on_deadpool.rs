@@ -3,6 +3,8 @@ use std::fmt;
 use deadpool_postgres::{ClientWrapper, Object, Pool};
 use futures_util::FutureExt;
 use futures_util::future::join;
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::pinned::{Call, Ending, FencedPool, FencedTransaction, PinnedTx};
 use crate::migration::control::Error;
@@ -19,7 +21,7 @@ impl FencedPool for Pool {
         let begin = format!("begin isolation level {}", call.isolation.name());
         let (epoch, phase) = (call.pin.epoch(), call.pin.phase().name());
         // From here on a drop rolls back, also where nothing has been begun yet.
-        let pinned = PinnedTx { tx: DeadpoolTx { client, open: true }, pin: call.pin };
+        let pinned = PinnedTx { tx: DeadpoolTx { client, open: true }, unfinished: 0, pin: call.pin };
         // Both are sent before either is answered.
         let (begun, passed) =
             join(pinned.batch_execute(&begin), pinned.execute(&fence, &[&call.migration, &epoch, &phase]))
@@ -68,6 +70,14 @@ impl FencedTransaction for DeadpoolTx {
 
     async fn rollback(self, _: Ending) -> Result<(), Error> {
         self.end("rollback").await
+    }
+
+    async fn ask(&mut self, statement: &'static str, values: &[&str]) -> Result<Vec<Vec<String>>, Error> {
+        let values: Vec<(&(dyn ToSql + Sync), Type)> =
+            values.iter().map(|value| (value as &(dyn ToSql + Sync), Type::TEXT)).collect();
+        let rows = self.client.query_typed(statement, &values).await?;
+        let texts = |row: &Row| (0..row.len()).map(|column| row.try_get(column)).collect();
+        Ok(rows.iter().map(texts).collect::<Result<_, tokio_postgres::Error>>()?)
     }
 }
 

@@ -1,8 +1,10 @@
 use std::fmt;
 
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, PgTransaction};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, PgTransaction, Row};
 
 use super::pinned::{Call, Ending, FencedPool, FencedTransaction, PinnedTx};
+use crate::fleet::unnamed;
 use crate::migration::control::Error;
 
 impl FencedPool for PgPool {
@@ -27,7 +29,7 @@ impl FencedPool for PgPool {
         // long, and must not hold the fleet up.
         let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(statement)).await });
         match begun.await {
-            Ok(tx) => Ok(PinnedTx { tx: SqlxTx(tx?), pin: call.pin }),
+            Ok(tx) => Ok(PinnedTx { tx: SqlxTx(tx?), unfinished: 0, pin: call.pin }),
             // The runtime is being shut down.
             Err(_) => Err(Error::NotInFleet),
         }
@@ -56,6 +58,16 @@ impl FencedTransaction for SqlxTx {
 
     async fn rollback(self, _: Ending) -> Result<(), Error> {
         Ok(self.0.rollback().await?)
+    }
+
+    async fn ask(&mut self, statement: &'static str, values: &[&str]) -> Result<Vec<Vec<String>>, Error> {
+        let mut query = unnamed::query(statement);
+        for value in values {
+            query = query.bind(*value);
+        }
+        let rows = query.fetch_all(&mut *self.0).await?;
+        let texts = |row: &PgRow| (0..row.len()).map(|column| row.try_get(column)).collect();
+        Ok(rows.iter().map(texts).collect::<Result<_, sqlx::Error>>()?)
     }
 }
 

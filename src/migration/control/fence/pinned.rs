@@ -65,6 +65,14 @@ pub trait FencedTransaction: Sized + Send {
 
     #[doc(hidden)]
     fn rollback(self, _: Ending) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// One of the library's own statements, whose values and answers are texts.
+    #[doc(hidden)]
+    fn ask(
+        &mut self,
+        statement: &'static str,
+        values: &[&str],
+    ) -> impl Future<Output = Result<Vec<Vec<String>>, Error>> + Send;
 }
 
 /// Only [`PinnedTx`] ends a transaction.
@@ -76,9 +84,14 @@ pub struct Ending(());
 /// Dereferences to the connection: with `sqlx` queries run on `&mut *tx`, with `deadpool` its methods are those
 /// of a `deadpool_postgres` client. A repository that takes this type can't be called with an unpinned
 /// connection. Dropped without [`PinnedTx::commit`] it is rolled back.
+///
+/// A write through a [`DualWrite`](crate::migration::data::DualWrite) that failed, or was dropped before its end,
+/// may have reached one side only. The transaction can't be committed any more then, whatever became of the error.
 #[must_use = "a transaction that is dropped is rolled back"]
 pub struct PinnedTx<T: FencedTransaction = SqlxTx> {
     pub(super) tx: T,
+    /// Writes over a migration's sides that have begun and not come to a good end.
+    pub(super) unfinished: u32,
     // Declared last, dropped last: until the rollback has been queued, the operation counts.
     pub(super) pin: Held<Arc<Gate>>,
 }
@@ -114,18 +127,46 @@ impl<T: FencedTransaction> PinnedTx<T> {
         std::ptr::eq(self.pin.gate(), migration.gate())
     }
 
+    /// Until [`PinnedTx::write_ended`] is called as often, the transaction can't be committed.
+    #[inline]
+    pub(crate) fn write_begins(&mut self) {
+        self.unfinished += 1;
+    }
+
+    #[inline]
+    pub(crate) fn write_ended(&mut self) {
+        self.unfinished -= 1;
+    }
+
+    /// See [`FencedTransaction::ask`].
+    pub(crate) async fn ask(
+        &mut self,
+        statement: &'static str,
+        values: &[&str],
+    ) -> Result<Vec<Vec<String>>, Error> {
+        self.tx.ask(statement, values).await
+    }
+
     /// Commits.
     ///
     /// # Errors
     ///
     /// The database's. After a lost connection it isn't known whether the commit took place.
     ///
+    /// [`Error::Unfinished`] when a write through a [`DualWrite`](crate::migration::data::DualWrite) failed in this
+    /// transaction, or was dropped in the middle. It has been rolled back.
+    ///
     /// # Cancel safety
     ///
     /// Not cancel safe: whether a dropped commit took place isn't known.
     pub async fn commit(self) -> Result<(), Error> {
         // The pin lives until the answer is there.
-        let Self { tx, pin: _pin } = self;
+        let Self { tx, unfinished, pin: _pin } = self;
+        if unfinished > 0 {
+            // Should that fail, the server does it when the connection ends.
+            let _ = tx.rollback(Ending(())).await;
+            return Err(Error::Unfinished);
+        }
         tx.commit(Ending(())).await
     }
 
@@ -139,7 +180,7 @@ impl<T: FencedTransaction> PinnedTx<T> {
     ///
     /// Safe: a dropped rollback is done before the connection is used again.
     pub async fn rollback(self) -> Result<(), Error> {
-        let Self { tx, pin: _pin } = self;
+        let Self { tx, pin: _pin, .. } = self;
         tx.rollback(Ending(())).await
     }
 }

@@ -1,0 +1,149 @@
+//! A write that nobody waits for any more: whatever had been sent by then, no side is left with half of it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::deadpool::pool_of_one;
+use crate::world::{Outcome, World, interrupted};
+use cutover::migration::control::{DeadpoolTx, Error, FencedPool, FencedTransaction, PinnedTx};
+use cutover::migration::data::{DualWrite, Rows};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+
+/// A column of the table.
+#[derive(Clone, Copy)]
+struct Column(&'static str);
+
+/// What the two drivers have in common here.
+trait Update: FencedTransaction {
+    async fn update(tx: &mut PinnedTx<Self>, column: Column, id: i64) -> Result<(), Error>;
+}
+
+impl Update for cutover::migration::control::SqlxTx {
+    async fn update(tx: &mut PinnedTx, Column(name): Column, id: i64) -> Result<(), Error> {
+        let statement = sqlx::AssertSqlSafe(format!("update orders set {name} = 'x' where id = $1"));
+        sqlx::query(statement).bind(id).execute(&mut **tx).await?;
+        Ok(())
+    }
+}
+
+impl Update for DeadpoolTx {
+    async fn update(tx: &mut PinnedTx<Self>, Column(name): Column, id: i64) -> Result<(), Error> {
+        tx.execute(&format!("update orders set {name} = 'x' where id = $1"), &[&id]).await?;
+        Ok(())
+    }
+}
+
+type Sides = DualWrite<Column, Column>;
+
+async fn set<T: Update>(sides: &Sides, tx: &mut PinnedTx<T>, id: i64) -> Result<(), Error> {
+    sides
+        .write_with(
+            tx,
+            Rows::one(&id),
+            async |old, tx| T::update(tx, *old, id).await,
+            async |new, tx| T::update(tx, *new, id).await,
+        )
+        .await
+}
+
+/// Drops after one poll more each time, until nothing is left to drop: all of it, or the write alone, after which the
+/// caller goes on and commits.
+async fn drops<P: FencedPool>(world: &World, sides: &Sides, pools: impl AsyncFn() -> Outcome<P>) -> Outcome
+where
+    P::Transaction: Update,
+{
+    let id = AtomicUsize::new(0);
+    let row = async |what: &str, times: usize| {
+        let (old, new) = world.row(id.load(Ordering::Relaxed) as i64).await?;
+        let is_written = (old.as_deref() == Some("x"), new.as_deref() == Some("x"));
+        assert_eq!(is_written.0, is_written.1, "{what} dropped after {times} polls left half of a write");
+        Outcome::Ok(is_written.0)
+    };
+    let next = || id.fetch_add(1, Ordering::Relaxed) as i64 + 1;
+    for times in 1.. {
+        let (pool, key) = (pools().await?, next());
+        let all = async {
+            let mut tx = sides.migration().begin(&pool).await?;
+            set(sides, &mut tx, key).await?;
+            tx.commit().await
+        };
+        let ended = interrupted(times, all).await.transpose()?.is_some();
+        let is_written = row("all", times).await?;
+        assert!(is_written || !ended);
+        if ended {
+            break;
+        }
+        assert!(times < 300, "it never came to its end");
+    }
+    for times in 1.. {
+        let (pool, key) = (pools().await?, next());
+        let mut tx = sides.migration().begin(&pool).await?;
+        let ended = interrupted(times, set(sides, &mut tx, key)).await.transpose()?.is_some();
+        match tx.commit().await {
+            Ok(()) => assert!(ended, "half of a write was committed after {times} polls"),
+            Err(error) => assert!(matches!(error, Error::Unfinished) && !ended, "{error}"),
+        }
+        assert_eq!(row("a write", times).await?, ended);
+        if ended {
+            break;
+        }
+        assert!(times < 300, "it never came to its end");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn wherever_a_write_is_dropped_both_sides_have_it_or_none() -> Outcome {
+    let world = World::new(1_000).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
+    for phase in ["expand", "verify"] {
+        world.go(phase).await?;
+        let sides = DualWrite::new(fleet.migration.clone(), Column("old_status"), Column("new_status"));
+        // A connection of its own each time, and one that has seen it all before.
+        let fresh = async || Ok(PgPoolOptions::new().max_connections(1).connect_lazy(&world.url)?);
+        drops::<PgPool>(&world, &sides, fresh).await?;
+        world.refill().await?;
+        drops(&world, &sides, async || Ok(world.pool.clone())).await?;
+        world.refill().await?;
+        drops(&world, &sides, async || pool_of_one(&world)).await?;
+        world.refill().await?;
+        // Behind a savepoint it is no different.
+        let guarded = sides.repair_later();
+        drops(&world, &guarded, async || Ok(world.pool.clone())).await?;
+        world.refill().await?;
+        let pool = pool_of_one(&world)?;
+        drops(&world, &guarded, async || Ok(pool.clone())).await?;
+        world.refill().await?;
+    }
+    // A pin that was left would hold the migration here.
+    world.go("ramp").await
+}
+
+#[tokio::test]
+async fn an_error_that_is_looked_over_commits_nothing() -> Outcome {
+    let world = World::new(1).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
+    // The same in every phase, so that it shows before the migration has begun.
+    for phase in ["off", "expand"] {
+        world.go(phase).await?;
+        let sides = DualWrite::new(fleet.migration.clone(), Column("old_status"), Column("new_status"));
+        let mut tx = fleet.migration.begin(&world.pool).await?;
+        let failed = sides
+            .write_with(
+                &mut tx,
+                Rows::one(&1),
+                async |old, tx| {
+                    Update::update(tx, *old, 1).await?;
+                    if phase == "off" { Err(Error::NotInFleet) } else { Ok(()) }
+                },
+                async |_, _| Err(Error::NotInFleet),
+            )
+            .await;
+        assert!(matches!(failed, Err(Error::NotInFleet)));
+        // A later write that goes well changes nothing about it.
+        set(&sides, &mut tx, 1).await?;
+        assert!(matches!(tx.commit().await, Err(Error::Unfinished)), "{phase}");
+        assert_eq!(world.row(1).await?.0.as_deref(), Some(" LEGACY1 "), "{phase}");
+    }
+    Ok(())
+}

@@ -1,0 +1,262 @@
+//! A new side that can't be written while nobody reads it: the row is noted, mended later, and `ramp` waits for it.
+
+use crate::deadpool::pool_of_one;
+use crate::world::{Fleet, Outcome, World};
+use cutover::fleet::Ledger;
+use cutover::migration::Phase;
+use cutover::migration::control::{DeadpoolTx, Error, Isolation, PinnedTx, repairs, retry_repairs};
+use cutover::migration::data::{DualWrite, Key, Repaired, Rows};
+use sqlx::Executor;
+
+type Sides = DualWrite<(), ()>;
+
+const SET_OLD: &str = "update orders set old_status = upper($2) where id = $1 returning old_status";
+const SET_NEW: &str = "update orders set new_status = $2 where id = $1 returning new_status";
+
+async fn run(tx: &mut PinnedTx, statement: &'static str, id: i64, status: &str) -> Result<String, Error> {
+    Ok(sqlx::query_scalar(statement).bind(id).bind(status).fetch_one(&mut **tx).await?)
+}
+
+async fn set(sides: &Sides, tx: &mut PinnedTx, id: i64, status: &str) -> Result<String, Error> {
+    sides
+        .write_with(
+            tx,
+            Rows::one(&id),
+            async |_, tx| run(tx, SET_OLD, id, status).await,
+            async |_, tx| run(tx, SET_NEW, id, status).await,
+        )
+        .await
+}
+
+/// A world in `phase` whose new column takes no `bad`, and sides that repair later.
+async fn picky(phase: &str) -> Outcome<(World, Fleet, Sides)> {
+    let world = World::new(20).await?;
+    let fleet = world.instance("a", Some(world.plan()?)).await?;
+    world.go(phase).await?;
+    world.pool.execute("alter table orders add constraint picky check (new_status <> 'bad')").await?;
+    let sides = DualWrite::new(fleet.migration.clone(), (), ()).repair_later();
+    Ok((world, fleet, sides))
+}
+
+async fn noted(world: &World) -> Outcome<Vec<String>> {
+    let keys = "select key::text from cutover.repairs where side = 'new' order by key";
+    Ok(sqlx::query_scalar(keys).fetch_all(&world.pool).await?)
+}
+
+async fn scanned(world: &World) -> Outcome {
+    let query = "select exists (select from cutover.jobs where kind = 'scan' and finished_at is not null)";
+    let ask = async || sqlx::query_scalar(query).fetch_one(&world.pool).await.unwrap_or(false);
+    Ok(world.until("the scan has ended", ask).await?)
+}
+
+#[tokio::test]
+async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
+    let (world, fleet, sides) = picky("expand").await?;
+    let ledger = Ledger::open(world.url.parse()?).await?;
+    for (id, phase) in [(1, "expand"), (2, "backfill"), (3, "verify")] {
+        world.go(phase).await?;
+        let mut tx = fleet.migration.begin(&world.pool).await?;
+        assert_eq!(set(&sides, &mut tx, 10, "good").await?, "GOOD");
+        assert_eq!(set(&sides, &mut tx, id, "bad").await?, "BAD");
+        // The savepoint is gone: what comes after it belongs to the transaction as before.
+        assert_eq!(set(&sides, &mut tx, 11, "good").await?, "GOOD");
+        tx.commit().await?;
+        assert_eq!(world.row(id).await?.0.as_deref(), Some("BAD"), "{phase}");
+        assert_ne!(world.row(id).await?.1.as_deref(), Some("bad"), "{phase}");
+        assert_eq!(world.row(10).await?, (Some("GOOD".into()), Some("good".into())));
+        assert_eq!(world.row(11).await?, (Some("GOOD".into()), Some("good".into())));
+        if phase == "expand" {
+            // The backfill would meet the same constraint: give it something that it can copy.
+            assert_eq!(noted(&world).await?, ["1"]);
+            let mut tx = fleet.migration.begin(&world.pool).await?;
+            set(&sides, &mut tx, id, "good").await?;
+            tx.commit().await?;
+        }
+        if phase == "backfill" {
+            world.pool.execute("alter table orders drop constraint picky").await?;
+            world.go("verify").await?;
+            world
+                .until("all is mended", async || noted(&world).await.is_ok_and(|keys| keys.is_empty()))
+                .await?;
+            world
+                .pool
+                .execute("alter table orders add constraint picky check (new_status <> 'bad') not valid")
+                .await?;
+        }
+    }
+    world.ask("ramp").await?;
+    let behind = "select waits_for like '%1 row behind on the new side%' from cutover.migrations where name = 'status'";
+    world
+        .until("it waits for the repair, and says so", async || {
+            sqlx::query_scalar(behind).fetch_one(&world.pool).await.ok().flatten().unwrap_or(false)
+        })
+        .await?;
+    world
+        .until("the driver has tried it", async || {
+            repairs(&ledger, Some("status"), 9)
+                .await
+                .is_ok_and(|rows| rows.iter().any(|row| row.attempts > 0))
+        })
+        .await?;
+    let rows = repairs(&ledger, None, 9).await?;
+    assert_eq!(rows.len(), 1);
+    assert_eq!((rows[0].side.as_str(), &rows[0].key), ("new", &serde_json::json!(3)));
+    assert!(rows[0].error.contains("picky") && rows[0].next_try_seconds.is_some(), "{rows:?}");
+    assert_eq!(fleet.migration.at().map(|at| at.1), Some(Phase::Verify));
+    world.pool.execute("alter table orders drop constraint picky").await?;
+    assert_eq!(retry_repairs(&ledger, "status", "test").await?, 1);
+    world.go("ramp").await?;
+    assert_eq!(world.row(3).await?, (Some("BAD".into()), Some("bad".into())));
+    // From here on the new side is read, so it has to succeed.
+    world
+        .pool
+        .execute("alter table orders add constraint picky check (new_status <> 'bad') not valid")
+        .await?;
+    let mut tx = fleet.migration.begin(&world.pool).await?;
+    let refused = set(&sides, &mut tx, 4, "bad").await.expect_err("refused");
+    assert!(matches!(refused, Error::Database(_)) && !refused.is_retryable(), "{refused}");
+    assert!(matches!(tx.commit().await, Err(Error::Unfinished)));
+    assert!(noted(&world).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_move_into_ramp_and_a_row_left_behind_exclude_each_other() -> Outcome {
+    for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable] {
+        let (world, fleet, sides) = picky("verify").await?;
+        scanned(&world).await?;
+        // Left behind, not committed yet: the move has to wait for it, and then for the repair.
+        let mut tx = fleet.migration.begin_isolated(&world.pool, isolation).await?;
+        set(&sides, &mut tx, 1, "bad").await?;
+        world.ask("ramp").await?;
+        let waits =
+            "select waits_for like '%a transaction of epoch%' from cutover.migrations where name = 'status'";
+        world
+            .until("the move waits for the transaction", async || {
+                sqlx::query_scalar(waits).fetch_one(&world.pool).await.ok().flatten().unwrap_or(false)
+            })
+            .await?;
+        assert_eq!(fleet.migration.at().map(|at| at.1), Some(Phase::Verify));
+        tx.commit().await?;
+        assert_eq!(noted(&world).await?, ["1"]);
+        world.pool.execute("alter table orders drop constraint picky").await?;
+        world.go("ramp").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_left_behind_by_an_epoch_that_ramp_has_followed() -> Outcome {
+    for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead] {
+        let (world, fleet, sides) = picky("verify").await?;
+        scanned(&world).await?;
+        let mut late = fleet.migration.begin_isolated(&world.pool, isolation).await?;
+        assert_eq!(late.phase(), Phase::Verify);
+        world.ask("ramp").await?;
+        world.until("ramp", async || fleet.migration.at().is_some_and(|at| at.1 == Phase::Ramp)).await?;
+        let refused = set(&sides, &mut late, 1, "bad").await.expect_err("the other epoch reads that side");
+        assert!(matches!(refused, Error::Database(_)), "{refused}");
+        assert!(matches!(late.commit().await, Err(Error::Unfinished)));
+        assert!(noted(&world).await?.is_empty());
+        world.go("ramp").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn on_the_way_back_nothing_is_left_behind_while_the_new_side_may_still_be_read() -> Outcome {
+    let (world, fleet, sides) = picky("ramp").await?;
+    let reading = sides.read(Key::of(&1_i64))?;
+    world.ask("verify").await?;
+    world.until("verify", async || fleet.migration.at().is_some_and(|at| at.1 == Phase::Verify)).await?;
+    let mut tx = fleet.migration.begin(&world.pool).await?;
+    let refused = set(&sides, &mut tx, 1, "bad").await.expect_err("the epoch before reads that side");
+    assert!(matches!(refused, Error::Database(_)), "{refused}");
+    drop(tx);
+    reading.finish::<_, Error>(())?;
+    world.go("verify").await?;
+    let mut tx = fleet.migration.begin(&world.pool).await?;
+    set(&sides, &mut tx, 1, "bad").await?;
+    tx.commit().await?;
+    assert_eq!(noted(&world).await?, ["1"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_left_behind_again_meanwhile_stays_noted() -> Outcome {
+    // In `expand` the driver mends nothing by itself.
+    let (world, fleet, sides) = picky("expand").await?;
+    let leave_behind = async |id: i64, status: &str| {
+        let mut tx = fleet.migration.begin(&world.pool).await?;
+        set(&sides, &mut tx, id, status).await?;
+        tx.commit().await
+    };
+    leave_behind(1, "bad").await?;
+    leave_behind(2, "bad").await?;
+    let mend = "with locked as (select id, old_status from orders where id = $1 for no key update) \
+        update orders set new_status = lower(old_status) || '!' where id = (select id from locked)";
+    let done = sides
+        .repair_with(&world.pool, async |_, _, tx, key| {
+            let key = key.as_i64().unwrap_or_default();
+            if key == 2 {
+                // In the middle of the repair, before it has the row.
+                leave_behind(2, "bad").await?;
+            }
+            sqlx::query(mend).bind(key).execute(&mut **tx).await?;
+            Ok::<_, Error>(())
+        })
+        .await?;
+    assert_eq!(done, Repaired { mended: 2, failed: 0 });
+    assert_eq!(noted(&world).await?, ["2"]);
+    assert_eq!(world.row(1).await?.1.as_deref(), Some("bad!"));
+    // One that fails is put off, with the reason, and given up after a while.
+    let fails = async |_: &(), _: &(), _: &mut PinnedTx, _: &serde_json::Value| Err(Error::NotInFleet);
+    assert_eq!(sides.repair_with(&world.pool, fails).await?, Repaired { mended: 0, failed: 1 });
+    assert_eq!(sides.repair_with(&world.pool, fails).await?, Repaired::default(), "it is not due");
+    let due = "update cutover.repairs set next_try_at = clock_timestamp(), attempts = 9";
+    world.pool.execute(due).await?;
+    assert_eq!(sides.repair_with(&world.pool, fails).await?.failed, 1);
+    let ledger = Ledger::open(world.url.parse()?).await?;
+    let rows = repairs(&ledger, Some("status"), 9).await?;
+    assert_eq!((rows[0].attempts, rows[0].next_try_seconds), (10, None), "given up");
+    assert!(rows[0].error.contains("not in the fleet"), "{rows:?}");
+    // Whoever gives the new side up needs none of it.
+    world.go("off").await?;
+    assert!(noted(&world).await?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+async fn on_deadpool_it_is_the_same() -> Outcome {
+    let (world, fleet, sides) = picky("expand").await?;
+    let pool = pool_of_one(&world)?;
+    let update = async |tx: &mut PinnedTx<DeadpoolTx>, column: &str, ids: &[i64]| {
+        let statement = format!("update orders set {column} = 'bad' where id = any($1)");
+        Ok::<_, Error>(tx.execute(&statement, &[&ids]).await?)
+    };
+    let ids = [3, 1, 2];
+    let mut tx = fleet.migration.begin(&pool).await?;
+    let rows = sides
+        .write_with(
+            &mut tx,
+            Rows::many(&ids),
+            async |_, tx| update(tx, "old_status", &ids).await,
+            async |_, tx| update(tx, "new_status", &ids).await,
+        )
+        .await?;
+    assert_eq!(rows, 3);
+    tx.commit().await?;
+    assert_eq!(noted(&world).await?, ["1", "2", "3"]);
+    let done = sides
+        .repair_with(&pool, async |_, _, tx, key| {
+            let key = key.as_i64().unwrap_or_default();
+            let mend = "with locked as (select from orders where id = $1 for no key update) \
+                update orders set new_status = 'mended' where id = $1 and exists (select from locked)";
+            tx.execute(mend, &[&key]).await?;
+            Ok::<_, Error>(())
+        })
+        .await?;
+    assert_eq!(done, Repaired { mended: 3, failed: 0 });
+    assert!(noted(&world).await?.is_empty());
+    Ok(())
+}
