@@ -6,6 +6,7 @@ mod dropped;
 mod dual_write;
 mod inserts;
 mod keys;
+mod matrix;
 mod repairs;
 mod rows;
 mod table_migration;
