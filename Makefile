@@ -13,7 +13,7 @@ SERVERS_FOR_TESTS = $(WITH_OWN_SERVERS) scripts/servers
 # Tests of a server that could not be had are skipped, with a warning, unless told otherwise.
 ifdef REQUIRE
 SERVERS_FOR_TESTS += --require
-export CUTOVER_REQUIRE_SERVERS = 1
+export TESTKIT_REQUIRE_SERVERS = 1
 endif
 
 # A heading per stage, with the time since the start.

@@ -109,13 +109,13 @@ impl KitError {
 }
 
 /// For a test of a server that not everybody can install: `None`, and a word on the terminal, when
-/// it is not there, so that the test can end. With `CUTOVER_REQUIRE_SERVERS` set that is an error.
+/// it is not there, so that the test can end. With `TESTKIT_REQUIRE_SERVERS` set that is an error.
 ///
 /// # Errors
 ///
 /// Whatever `started` failed with, other than [`KitError::Missing`].
 pub fn if_installed<T>(started: Result<T, KitError>) -> Result<Option<T>, KitError> {
-    let required = std::env::var_os("CUTOVER_REQUIRE_SERVERS").is_some();
+    let required = std::env::var_os("TESTKIT_REQUIRE_SERVERS").is_some();
     match started {
         Err(error @ KitError::Missing { .. }) if !required => {
             skipped(&error);

@@ -154,6 +154,26 @@ impl Ledger {
         Self::connect(options, false).await
     }
 
+    /// Whether the first start of a service would install the schema that [`Ledger::existing`] calls missing.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::NotInstalled`] when this role may not, [`LedgerError::Database`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: reads only.
+    pub async fn could_install(options: &PgConnectOptions) -> Result<(), LedgerError> {
+        let mut connection = connected(options).await?;
+        let (may, role): (bool, String) = unnamed::query_as(
+            "select has_database_privilege(current_database(), 'create'), current_user::text",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        connection.close().await?;
+        if may { Ok(()) } else { Err(LedgerError::NotInstalled { role }) }
+    }
+
     async fn connect(options: PgConnectOptions, install: bool) -> Result<Self, LedgerError> {
         let options = options.statement_cache_capacity(0);
         let pool = ArcSwap::from_pointee(connections(&options));
@@ -224,8 +244,7 @@ impl Ledger {
         // A connection of its own, because a pool tries again where the server refuses it, and then says only
         // that time has run out; and because a first installation by several processes takes turns, which the
         // time limits of other transactions are too short for.
-        let connect = timeout(CONNECT, PgConnection::connect_with(&self.inner.options));
-        let mut connection = connect.await.map_err(|_| sqlx::Error::Io(no_answer()))??;
+        let mut connection = connected(&self.inner.options).await?;
         let mut tx = connection.begin().await?;
         let row = tx
             .fetch_one(
@@ -254,8 +273,11 @@ impl Ledger {
     }
 }
 
-fn no_answer() -> std::io::Error {
-    std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {CONNECT:?}"))
+async fn connected(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    let no_answer = |_| {
+        std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {CONNECT:?}"))
+    };
+    timeout(CONNECT, PgConnection::connect_with(options)).await.map_err(no_answer)?
 }
 
 fn check_server(version: i32, is_standby: bool) -> Result<(), LedgerError> {

@@ -1,6 +1,6 @@
 use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use super::{Criticality, HealthError};
+use super::{Criticality, HealthError, redact::redact, runner};
 
 /// What a failed probe says. Anything that turns into a boxed error will do.
 pub type CheckError = Box<dyn Error + Send + Sync>;
@@ -137,6 +137,29 @@ impl Check {
     pub fn criticality(mut self, criticality: Criticality) -> Self {
         self.criticality = criticality;
         self
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Probes once, now, under the time limit, and judges by that alone: for a preflight, where there is no time
+    /// for thresholds.
+    ///
+    /// # Errors
+    ///
+    /// What the health pages would say: what is wrong, without passwords.
+    ///
+    /// # Cancel safety
+    ///
+    /// As safe as the probe.
+    pub async fn once(&self) -> Result<Observed, String> {
+        match runner::probe(self).await {
+            Ok(Observed::Warn(text)) => Ok(Observed::Warn(redact(&text))),
+            Ok(Observed::Pass) => Ok(Observed::Pass),
+            Err(text) => Err(redact(&text)),
+        }
     }
 
     pub(super) fn validate(&self) -> Result<(), HealthError> {

@@ -29,7 +29,7 @@ pub(super) async fn run(check: Check, component: Arc<Component>, shared: Arc<Sha
     }
 }
 
-async fn probe(check: &Check) -> Result<Observed, String> {
+pub(super) async fn probe(check: &Check) -> Result<Observed, String> {
     // The closure itself is called inside, so that its panics are caught too.
     let probe = AssertUnwindSafe(async { (check.probe)().await }).catch_unwind();
     match timeout(check.time_limit, probe).await {

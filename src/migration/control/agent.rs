@@ -104,7 +104,7 @@ impl Agent {
     }
 }
 
-fn check(specs: &[Spec]) -> Result<(), LedgerError> {
+pub(super) fn check(specs: &[Spec]) -> Result<(), LedgerError> {
     for (index, spec) in specs.iter().enumerate() {
         let problem = if spec.name.is_empty() || spec.name.len() > 63 {
             "has to be 1 to 63 bytes long"

@@ -23,12 +23,12 @@ const POLL_IF_TOLD: Duration = Duration::from_secs(2);
 const COUNT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 /// What the ledger says about one migration.
-struct Entry {
+pub(super) struct Entry {
     id: i32,
     fleet: String,
-    name: String,
+    pub(super) name: String,
     epoch: i32,
-    phase: Phase,
+    pub(super) phase: Phase,
     /// The phase of the epoch before, while that is still in use.
     also: Option<Phase>,
     ramp: Percent,
@@ -69,7 +69,7 @@ impl Entry {
     }
 
     /// The fleet's, also those that this build does not know.
-    async fn load_all(
+    pub(super) async fn load_all(
         connection: &mut PgConnection,
         fleet: &str,
         instance: i64,
@@ -81,6 +81,19 @@ impl Entry {
             .iter()
             .map(Self::from_row)
             .collect()
+    }
+
+    /// Why a build that declares this about the migration, or nothing, can't work while it is where it is.
+    pub(super) fn refusal(&self, declared: Option<&Spec>) -> Option<String> {
+        let range = declared.map_or(PhaseRange::UNAWARE, |spec| spec.range);
+        if may_join(range, [Some(self.phase), self.also].into_iter().flatten()) {
+            return None;
+        }
+        let what = match declared {
+            Some(_) => format!("this build can run {range}"),
+            None => "this build does not know it".into(),
+        };
+        Some(format!("migration {:?} is in `{}`, and {what}", self.name, self.phase))
     }
 
     /// Those that this build knows, in one message.
@@ -258,18 +271,8 @@ impl Follower {
 
     /// Why this build can't work while the migration is where it is.
     fn refusal(&self, entry: &Entry) -> Option<String> {
-        let in_use = [Some(entry.phase), entry.also].into_iter().flatten();
-        match self.migrations.iter().find(|(_, migration)| entry.is_of(migration)) {
-            Some((spec, _)) if !may_join(spec.range, in_use.clone()) => Some(format!(
-                "migration {:?} is in `{}`, and this build can run {}",
-                entry.name, entry.phase, spec.range
-            )),
-            None if !may_join(PhaseRange::UNAWARE, in_use) => Some(format!(
-                "migration {:?} is in `{}`, and this build does not know it",
-                entry.name, entry.phase
-            )),
-            _ => None,
-        }
+        let known = self.migrations.iter().find(|(_, migration)| entry.is_of(migration));
+        entry.refusal(known.map(|(spec, _)| spec))
     }
 
     /// Takes on the epochs that the ledger has opened since.

@@ -6,6 +6,7 @@ mod atomics;
 mod driver;
 mod error;
 mod fence;
+mod fitness;
 mod follower;
 mod gate;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use error::{Error, is_retryable};
 #[cfg(feature = "deadpool")]
 pub use fence::DeadpoolTx;
 pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
+pub use fitness::misfits;
 pub use gate::Pin;
 pub use migration::{Migration, Spec};
 pub use people::{

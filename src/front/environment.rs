@@ -1,0 +1,208 @@
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+/// Every variable that is read, here or by [`release`](crate::release). What begins with `CUTOVER_` and is none of
+/// them is refused.
+const KNOWN: [&str; 13] = [
+    "ADMIN_ADDR",
+    "CUTOVER_GRACE_SECONDS",
+    "CUTOVER_INSTANCE",
+    "CUTOVER_POOL_SIZE",
+    "CUTOVER_PREFLIGHT",
+    "CUTOVER_PROPAGATION_SECONDS",
+    "CUTOVER_REVISION",
+    "CUTOVER_VERSION",
+    "DATABASE_URL",
+    "LISTEN_ADDR",
+    "REDIS_URL",
+    "UNLEASH_TOKEN",
+    "UNLEASH_URL",
+];
+
+/// More than one mistake in a name makes it another one.
+const TYPING_ERRORS: usize = 2;
+
+/// The environment as it was at the start, what of it was asked for, and what is wrong with it.
+pub(super) struct Environment {
+    variables: BTreeMap<String, OsString>,
+    asked: BTreeMap<String, String>,
+    pub(super) problems: Vec<String>,
+}
+
+impl Environment {
+    pub(super) fn of_the_process() -> Self {
+        let named = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value));
+        Self::new(std::env::vars_os().filter_map(named))
+    }
+
+    fn new(variables: impl IntoIterator<Item = (String, OsString)>) -> Self {
+        Self { variables: variables.into_iter().collect(), asked: BTreeMap::new(), problems: Vec::new() }
+    }
+
+    /// A variable's text. One that is set but empty is a template that was not filled in.
+    pub(super) fn text(&mut self, name: &str) -> Option<String> {
+        match self.variables.get(name)?.to_str() {
+            Some("") => self.problems.push(format!("{name}: is empty; give it a value or leave it out")),
+            Some(text) => {
+                self.asked.insert(name.to_owned(), text.to_owned());
+                return Some(text.to_owned());
+            }
+            None => self.problems.push(format!("{name}: is not valid UTF-8")),
+        }
+        None
+    }
+
+    /// A variable's value; `kind` and `example` say what would be right.
+    pub(super) fn value<T: FromStr>(&mut self, name: &str, kind: &str, example: &str) -> Option<T> {
+        let text = self.text(name)?;
+        let value = text.parse().ok();
+        if value.is_none() {
+            self.problems.push(format!("{name}: {text:?} is no {kind}; use one like {example}"));
+        }
+        value
+    }
+
+    pub(super) fn seconds(&mut self, name: &str) -> Option<Duration> {
+        self.value(name, "whole number of seconds", "30").map(Duration::from_secs)
+    }
+
+    pub(super) fn switch(&mut self, name: &str) -> bool {
+        match self.text(name).as_deref() {
+            None | Some("0" | "false") => false,
+            Some("1" | "true") => true,
+            Some(other) => {
+                self.problems.push(format!("{name}: {other:?} is no switch; use 1 or 0"));
+                false
+            }
+        }
+    }
+
+    /// Names that look like ours and are not: what they were to set stays as it was, without a word.
+    pub(super) fn refuse_unknown(&mut self) {
+        for name in self.variables.keys().filter(|name| !KNOWN.contains(&name.as_str())) {
+            let nearest = KNOWN.iter().map(|known| (strsim::damerau_levenshtein(known, name), *known)).min();
+            let meant = nearest.filter(|(distance, known)| {
+                *distance <= TYPING_ERRORS && !self.variables.contains_key(*known)
+            });
+            match meant {
+                Some((_, known)) => {
+                    self.problems.push(format!("{name}: nobody reads it; is {known} meant?"));
+                }
+                None if is_ours(name) => {
+                    let known: Vec<_> = KNOWN.into_iter().filter(|known| is_ours(known)).collect();
+                    self.problems
+                        .push(format!("{name}: nobody reads it; there are {}", known.join(", ")));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The same on all pods that are configured alike: variables, and what else is declared in code.
+    ///
+    /// Which version, build and instance it is doesn't count, and no secret is in it, so that nobody can try
+    /// passwords on it.
+    pub(super) fn fingerprint(&self, declared: &str) -> String {
+        let mut hash = Sha256::new();
+        for (name, value) in &self.asked {
+            if name != "UNLEASH_TOKEN" && name != "CUTOVER_PREFLIGHT" {
+                hash.update(format!("{name}={}\n", without_userinfo(value)));
+            }
+        }
+        hash.update(declared);
+        hash.finalize().iter().take(6).fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
+/// Kubernetes names variables after its Services; one that is called `cutover` must not break a start.
+fn is_ours(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix("CUTOVER_") else { return false };
+    rest != "PORT" && !["PORT_", "SERVICE_HOST", "SERVICE_PORT"].iter().any(|link| rest.starts_with(link))
+}
+
+fn without_userinfo(value: &str) -> String {
+    match (value.split_once("://"), value.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://{place}"),
+        _ => value.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> Environment {
+        Environment::new(pairs.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))))
+    }
+
+    #[test]
+    fn wrong_and_unknown_names_are_refused_together_with_what_would_be_right() {
+        let mut environment = environment(&[
+            ("LISTEN_ADDR", "everywhere"),
+            ("ADMIN_ADDR", ""),
+            ("CUTOVER_GRACE_SECONDS", "30s"),
+            ("CUTOVER_PREFLIGHT", "yes"),
+            ("CUTOVER_VERSIN", "canary"),
+            ("CUTOVER_FLEETS", "x"),
+            ("DATABASE_ULR", "postgres://"),
+            ("PATH", "/bin"),
+        ]);
+        environment.value::<std::net::SocketAddr>("LISTEN_ADDR", "address", "0.0.0.0:8080");
+        environment.text("ADMIN_ADDR");
+        environment.seconds("CUTOVER_GRACE_SECONDS");
+        environment.switch("CUTOVER_PREFLIGHT");
+        environment.refuse_unknown();
+        let text = environment.problems.join("\n");
+        assert_eq!(environment.problems.len(), 7, "{text}");
+        for part in [
+            "LISTEN_ADDR: \"everywhere\" is no address; use one like 0.0.0.0:8080",
+            "ADMIN_ADDR: is empty",
+            "CUTOVER_GRACE_SECONDS: \"30s\" is no whole number of seconds",
+            "CUTOVER_PREFLIGHT: \"yes\" is no switch",
+            "CUTOVER_VERSIN: nobody reads it; is CUTOVER_VERSION meant?",
+            "CUTOVER_FLEETS: nobody reads it; there are CUTOVER_GRACE_SECONDS,",
+            "DATABASE_ULR: nobody reads it; is DATABASE_URL meant?",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn what_others_set_is_theirs() {
+        let mut environment = environment(&[
+            ("CUTOVER_PORT", "tcp://10.0.0.1:80"),
+            ("CUTOVER_PORT_80_TCP", "tcp://10.0.0.1:80"),
+            ("CUTOVER_SERVICE_HOST", "10.0.0.1"),
+            ("UNLEASH_PORT", "tcp://10.0.0.1:4242"),
+            ("REDIS_URL", "redis://a"),
+            // Somebody has two of them.
+            ("REDIS_URL2", "redis://b"),
+        ]);
+        environment.refuse_unknown();
+        assert_eq!(environment.problems, [""; 0]);
+    }
+
+    #[test]
+    fn a_fingerprint_tells_configurations_apart_and_holds_no_secret() {
+        let of = |pairs: &[(&str, &str)], declared: &str| {
+            let mut environment = environment(pairs);
+            for (name, _) in pairs {
+                environment.text(name);
+            }
+            environment.fingerprint(declared)
+        };
+        let one = of(&[("DATABASE_URL", "postgres://u:one@db/x"), ("UNLEASH_TOKEN", "a")], "flags");
+        assert_eq!(one, of(&[("DATABASE_URL", "postgres://v:two@db/x"), ("UNLEASH_TOKEN", "b")], "flags"));
+        assert_ne!(one, of(&[("DATABASE_URL", "postgres://u:one@other/x")], "flags"));
+        assert_ne!(one, of(&[("DATABASE_URL", "postgres://u:one@db/x")], "other flags"));
+        assert_eq!(one.len(), 12);
+    }
+}
