@@ -1,13 +1,13 @@
 #![doc = include_str!("../README.md")]
 
-mod front;
-
 pub mod drain;
 pub mod flags;
 pub mod fleet;
+pub mod front;
 pub mod health;
 pub mod metrics;
 pub mod migration;
+pub mod preflight;
 pub mod release;
 #[cfg(feature = "redis")]
 pub mod session;

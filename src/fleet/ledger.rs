@@ -274,9 +274,8 @@ impl Ledger {
 }
 
 async fn connected(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-    let no_answer = |_| {
-        std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {CONNECT:?}"))
-    };
+    let no_answer =
+        |_| std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {CONNECT:?}"));
     timeout(CONNECT, PgConnection::connect_with(options)).await.map_err(no_answer)?
 }
 

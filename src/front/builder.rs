@@ -1,45 +1,59 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::http::request::Parts;
+use prometheus::Registry;
 use sqlx::PgPool;
 
-use super::desired::FromFlag;
+use super::declare::{Declaration, Declare};
 use super::instance::SubjectOf;
-use super::{Instance, StartError};
-use crate::drain::{Drain, DrainOptions};
-use crate::flags::{Flags, Subject};
-use crate::fleet::{Fleet, FleetOptions, Ledger};
-use crate::health::{Check, Health};
-use crate::metrics::Metrics;
-use crate::migration::control::{Agent, DriverOptions, Spec};
+use crate::drain::DrainOptions;
+use crate::flags::{Flag, Flags, Subject};
+use crate::fleet::FleetOptions;
+use crate::health::Check;
+use crate::migration::control::DriverOptions;
 use crate::release::Release;
 
-/// How long a start waits for the flags.
-const FLAGS_WAIT: Duration = Duration::from_secs(2);
+/// A part that can be left out, made as the environment says, or brought along.
+#[derive(Debug, Default)]
+pub(super) enum Part<T> {
+    #[default]
+    Out,
+    FromEnvironment,
+    Own(T),
+}
 
 /// Composes an instance of a service. See the crate's front page for the smallest real one.
 ///
-/// Nothing happens before [`Cutover::start`], which reports everything that is wrong at once.
-#[must_use = "nothing happens before start"]
+/// Nothing happens before [`run`](Cutover::run), [`start`](Cutover::start) or [`preflight`](Cutover::preflight),
+/// each of which reports everything that is wrong at once. Every part can be left out or brought along:
+///
+/// | part | without a word | otherwise |
+/// |---|---|---|
+/// | release, addresses, drain | as the [environment](super) says | [`release`](Cutover::release), [`listen`](Cutover::listen), [`admin`](Cutover::admin), [`drain`](Cutover::drain) |
+/// | metrics | a registry of their own | [`registry`](Cutover::registry) |
+/// | Postgres and the ledger in it | none, so no migrations | [`postgres_from_env`](Cutover::postgres_from_env), [`postgres`](Cutover::postgres) |
+/// | Redis | none, so no sessions | `redis_from_env`, `redis` |
+/// | flags | the server at `UNLEASH_URL`, or every flag's default | [`flags`](Cutover::flags) |
+/// | migrations | none | [`migration`](Cutover::migration), [`migration_by_flag`](Cutover::migration_by_flag) |
+#[must_use = "nothing happens before run or start"]
 pub struct Cutover {
-    service: String,
-    release: Option<Release>,
-    listen: Option<SocketAddr>,
-    admin: Option<SocketAddr>,
-    drain: DrainOptions,
-    fleet: FleetOptions,
-    driver: DriverOptions,
-    postgres: Option<PgPool>,
+    pub(super) service: String,
+    pub(super) release: Option<Release>,
+    pub(super) listen: Option<SocketAddr>,
+    pub(super) admin: Option<SocketAddr>,
+    pub(super) drain: Option<DrainOptions>,
+    pub(super) registry: Registry,
+    pub(super) fleet: FleetOptions,
+    pub(super) driver: DriverOptions,
+    pub(super) postgres: Part<PgPool>,
     #[cfg(feature = "redis")]
-    redis: Option<deadpool_redis::Pool>,
-    flags: Option<Flags>,
-    #[cfg(feature = "unleash")]
-    kept: super::kept::InLedger,
-    subject: SubjectOf,
-    checks: Vec<Check>,
-    migrations: Vec<(Spec, Option<String>)>,
+    pub(super) redis: Part<deadpool_redis::Pool>,
+    pub(super) flags: Option<Flags>,
+    pub(super) declared_flags: Vec<String>,
+    pub(super) subject: SubjectOf,
+    pub(super) checks: Vec<Check>,
+    pub(super) migrations: Vec<(Declaration, Option<String>)>,
 }
 
 impl Cutover {
@@ -51,15 +65,15 @@ impl Cutover {
             release: None,
             listen: None,
             admin: None,
-            drain: DrainOptions::default(),
+            drain: None,
+            registry: Registry::new(),
             fleet: FleetOptions::default(),
             driver: DriverOptions::default(),
-            postgres: None,
+            postgres: Part::Out,
             #[cfg(feature = "redis")]
-            redis: None,
+            redis: Part::Out,
             flags: None,
-            #[cfg(feature = "unleash")]
-            kept: super::kept::InLedger::default(),
+            declared_flags: Vec::new(),
             subject: Arc::new(|_| Subject::new()),
             checks: Vec::new(),
             migrations: Vec::new(),
@@ -84,9 +98,16 @@ impl Cutover {
         self
     }
 
-    /// How to drain; [`DrainOptions::grace`] has to be the pod's grace period.
+    /// How to drain, instead of what `CUTOVER_GRACE_SECONDS` and `CUTOVER_PROPAGATION_SECONDS` say;
+    /// [`DrainOptions::grace`] has to be the pod's grace period.
     pub fn drain(mut self, options: DrainOptions) -> Self {
-        self.drain = options;
+        self.drain = Some(options);
+        self
+    }
+
+    /// A registry of the service's own, that the library's families go into.
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = registry;
         self
     }
 
@@ -105,14 +126,30 @@ impl Cutover {
     /// The service's Postgres: checked, and home of the ledger. The ledger has a few connections of its own,
     /// made with this pool's connect options.
     pub fn postgres(mut self, pool: PgPool) -> Self {
-        self.postgres = Some(pool);
+        self.postgres = Part::Own(pool);
+        self
+    }
+
+    /// A pool for the Postgres at `DATABASE_URL`, which [`Instance::postgres`](super::Instance::postgres) hands
+    /// out: `CUTOVER_POOL_SIZE` connections (10), each for half an hour at most so that a changed DNS record is
+    /// followed, and 5 s to wait for one.
+    pub fn postgres_from_env(mut self) -> Self {
+        self.postgres = Part::FromEnvironment;
         self
     }
 
     /// The service's Redis: checked.
     #[cfg(feature = "redis")]
     pub fn redis(mut self, pool: deadpool_redis::Pool) -> Self {
-        self.redis = Some(pool);
+        self.redis = Part::Own(pool);
+        self
+    }
+
+    /// A pool for the Redis at `REDIS_URL`, which [`Instance::redis`](super::Instance::redis) hands out, of
+    /// `CUTOVER_POOL_SIZE` connections (10).
+    #[cfg(feature = "redis")]
+    pub fn redis_from_env(mut self) -> Self {
+        self.redis = Part::FromEnvironment;
         self
     }
 
@@ -120,6 +157,12 @@ impl Cutover {
     /// ledger where there is one.
     pub fn flags(mut self, flags: Flags) -> Self {
         self.flags = Some(flags);
+        self
+    }
+
+    /// A flag that the service asks for: a preflight holds it against the flag server, and a start warns of it.
+    pub fn flag<T>(mut self, flag: &Flag<T>) -> Self {
+        self.declared_flags.push(flag.name().to_owned());
         self
     }
 
@@ -136,166 +179,22 @@ impl Cutover {
         self
     }
 
-    /// A migration that this build takes part in. Its desired phase comes from [`Spec::desired`].
-    pub fn migration(mut self, spec: Spec) -> Self {
-        self.migrations.push((spec, None));
+    /// A migration that this build takes part in: a [`Spec`](crate::migration::control::Spec), or a function that
+    /// makes one of the service's pool. Its desired phase comes from
+    /// [`Spec::desired`](crate::migration::control::Spec::desired).
+    pub fn migration(mut self, spec: impl Declare) -> Self {
+        self.migrations.push((spec.into_declaration(), None));
         self
     }
 
     /// A migration whose desired phase is the payload of this flag's variant, as the flag server has it. With
-    /// no flag server it comes from [`Spec::desired`], by default the ledger.
-    pub fn migration_by_flag(mut self, spec: Spec, flag: impl Into<String>) -> Self {
-        self.migrations.push((spec, Some(flag.into())));
+    /// no flag server it comes from [`Spec::desired`](crate::migration::control::Spec::desired), by default the
+    /// ledger.
+    pub fn migration_by_flag(mut self, spec: impl Declare, flag: impl Into<String>) -> Self {
+        let flag = flag.into();
+        self.declared_flags.push(flag.clone());
+        self.migrations.push((spec.into_declaration(), Some(flag)));
         self
-    }
-
-    /// Makes the parts, joins the fleet and starts to take part in the migrations.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError::Configuration`] with all that is wrong with options and environment;
-    /// [`StartError::Ledger`] when the ledger can't be used.
-    ///
-    /// # Cancel safety
-    ///
-    /// Safe: what was begun ends with the future.
-    pub async fn start(mut self) -> Result<Instance, StartError> {
-        let mut problems = Vec::new();
-        let listen = self.listen.or_else(|| address("LISTEN_ADDR", 8080, &mut problems));
-        let admin = self.admin.or_else(|| address("ADMIN_ADDR", 9090, &mut problems));
-        let release = match self.release.take().map_or_else(|| Release::from_env(&self.service), Ok) {
-            Ok(release) => Some(release),
-            Err(error) => {
-                problems.push(error.to_string());
-                None
-            }
-        };
-        let health = Health::new();
-        let drain = noted(Drain::new(&health, self.drain.clone()), &mut problems);
-        let metrics = release.as_ref().and_then(|release| noted(Metrics::new(release), &mut problems));
-        if self.postgres.is_none() && !self.migrations.is_empty() {
-            problems.push("migration: needs the service's Postgres, set with `postgres`".into());
-        }
-        let flags = release.as_ref().and_then(|release| self.take_flags(release, &mut problems));
-        if let (Some(metrics), Some((flags, _))) = (&metrics, &flags) {
-            noted(flags.register(metrics.registry(), metrics.release()), &mut problems);
-        }
-        for check in self.take_checks(flags.as_ref().map(|(flags, _)| flags)) {
-            noted(health.check(check), &mut problems);
-        }
-        let (
-            Some(release),
-            Some(drain),
-            Some(metrics),
-            Some((flags, from_server)),
-            Some(listen),
-            Some(admin),
-            true,
-        ) = (release, drain, metrics, flags, listen, admin, problems.is_empty())
-        else {
-            return Err(StartError::Configuration(problems));
-        };
-        let subject = self.subject.clone();
-        let agent = self.join(&release, &health, &flags, from_server).await?.map(Arc::new);
-        // The first request shall find the state of now, or the last one that was kept; a flag server that is
-        // away is no reason not to start.
-        let _ = tokio::time::timeout(FLAGS_WAIT, flags.ready()).await;
-        let instance = Instance { release, listen, admin, health, metrics, drain, flags, subject, agent };
-        instance.leave_when_drained();
-        Ok(instance)
-    }
-
-    /// The flags, and whether somebody turns them outside of this process.
-    fn take_flags(&mut self, release: &Release, problems: &mut Vec<String>) -> Option<(Flags, bool)> {
-        if let Some(flags) = self.flags.take() {
-            return Some((flags, true));
-        }
-        let none: [(&str, crate::flags::FixedFlag); 0] = [];
-        #[cfg(feature = "unleash")]
-        if let Some(url) = variable("UNLEASH_URL", problems) {
-            let token = variable("UNLEASH_TOKEN", problems).unwrap_or_default();
-            let mut options =
-                crate::flags::UnleashOptions::new(url, token, release.service(), release.instance());
-            if self.postgres.is_some() {
-                options.backup = Some(Arc::new(self.kept.clone()));
-            }
-            return noted(Flags::unleash(options), problems).map(|flags| (flags, true));
-        }
-        tracing::info!(service = release.service(), "no flag server: every flag has its default");
-        Some((Flags::fixed(none), false))
-    }
-
-    fn take_checks(&mut self, flags: Option<&Flags>) -> Vec<Check> {
-        let mut checks = std::mem::take(&mut self.checks);
-        checks.extend(self.postgres.as_ref().map(Check::postgres));
-        #[cfg(feature = "redis")]
-        checks.extend(self.redis.as_ref().map(Check::redis));
-        if let Some(flags) = flags.cloned() {
-            checks.push(Check::new("flags", move || {
-                let fresh = flags.is_fresh();
-                async move {
-                    Ok::<_, std::convert::Infallible>(match fresh {
-                        true => crate::health::Observed::Pass,
-                        // The last known state or the defaults serve; a start must not hang on it.
-                        false => {
-                            crate::health::Observed::Warn("the flag server was not reached lately".into())
-                        }
-                    })
-                }
-            }));
-        }
-        checks
-    }
-
-    async fn join(
-        self,
-        release: &Release,
-        health: &Health,
-        flags: &Flags,
-        from_server: bool,
-    ) -> Result<Option<Agent>, StartError> {
-        let Some(pool) = self.postgres else { return Ok(None) };
-        let name = format!("cutover {}", release.instance());
-        let options = (*pool.connect_options()).clone().application_name(&name);
-        let ledger = Ledger::open(options).await?;
-        #[cfg(feature = "unleash")]
-        self.kept.opened(&ledger, release.service());
-        let fleet = Fleet::join(ledger, release, self.fleet, health).await?;
-        let specs = self.migrations.into_iter().map(|(mut spec, flag)| {
-            if let (Some(flag), true) = (flag, from_server) {
-                spec = spec.desired(FromFlag::new(flags.clone(), &flag));
-            }
-            spec
-        });
-        Ok(Some(Agent::start(fleet, specs.collect(), self.driver, health).await?))
-    }
-}
-
-/// The value, or `None` and its error among the problems.
-fn noted<T, E: std::fmt::Display>(result: Result<T, E>, problems: &mut Vec<String>) -> Option<T> {
-    result.map_err(|error| problems.push(error.to_string())).ok()
-}
-
-fn variable(name: &str, problems: &mut Vec<String>) -> Option<String> {
-    match std::env::var(name) {
-        Ok(value) => Some(value),
-        Err(std::env::VarError::NotPresent) => None,
-        Err(std::env::VarError::NotUnicode(_)) => {
-            problems.push(format!("{name}: is not valid UTF-8"));
-            None
-        }
-    }
-}
-
-fn address(name: &str, port: u16, problems: &mut Vec<String>) -> Option<SocketAddr> {
-    match variable(name, problems) {
-        None => Some(SocketAddr::from(([0, 0, 0, 0], port))),
-        Some(text) => text
-            .parse()
-            .map_err(|_| {
-                problems.push(format!("{name}: {text:?} is no address; use one like 0.0.0.0:{port}"))
-            })
-            .ok(),
     }
 }
 
@@ -309,7 +208,7 @@ impl std::fmt::Debug for Cutover {
             .field("drain", &self.drain)
             .field("fleet", &self.fleet)
             .field("driver", &self.driver)
-            .field("migrations", &self.migrations)
+            .field("flags", &self.declared_flags)
             .finish_non_exhaustive()
     }
 }

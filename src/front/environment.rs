@@ -27,21 +27,42 @@ const KNOWN: [&str; 13] = [
 /// More than one mistake in a name makes it another one.
 const TYPING_ERRORS: usize = 2;
 
+/// How a preflight is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
 /// The environment as it was at the start, what of it was asked for, and what is wrong with it.
 pub(super) struct Environment {
     variables: BTreeMap<String, OsString>,
     asked: BTreeMap<String, String>,
+    /// What was asked for on the command line.
+    argument: Option<Output>,
     pub(super) problems: Vec<String>,
 }
 
 impl Environment {
     pub(super) fn of_the_process() -> Self {
         let named = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value));
-        Self::new(std::env::vars_os().filter_map(named))
+        let argument = std::env::args_os().find_map(|argument| match argument.to_str()? {
+            "--preflight" => Some(Output::Text),
+            "--preflight=json" => Some(Output::Json),
+            _ => None,
+        });
+        Self { argument, ..Self::new(std::env::vars_os().filter_map(named)) }
     }
 
     fn new(variables: impl IntoIterator<Item = (String, OsString)>) -> Self {
-        Self { variables: variables.into_iter().collect(), asked: BTreeMap::new(), problems: Vec::new() }
+        Self {
+            variables: variables.into_iter().collect(),
+            asked: BTreeMap::new(),
+            argument: None,
+            problems: Vec::new(),
+        }
     }
 
     /// A variable's text. One that is set but empty is a template that was not filled in.
@@ -71,13 +92,17 @@ impl Environment {
         self.value(name, "whole number of seconds", "30").map(Duration::from_secs)
     }
 
-    pub(super) fn switch(&mut self, name: &str) -> bool {
-        match self.text(name).as_deref() {
-            None | Some("0" | "false") => false,
-            Some("1" | "true") => true,
+    /// Whether a preflight is asked for instead of a start. One that was asked for in an unknown way is a preflight
+    /// all the same: somebody waits for it to end.
+    pub(super) fn preflight(&mut self) -> Option<Output> {
+        match self.text("CUTOVER_PREFLIGHT").as_deref() {
+            None => self.argument,
+            Some("0" | "false") => None,
+            Some("1" | "true" | "text") => Some(Output::Text),
+            Some("json") => Some(Output::Json),
             Some(other) => {
-                self.problems.push(format!("{name}: {other:?} is no switch; use 1 or 0"));
-                false
+                self.problems.push(format!("CUTOVER_PREFLIGHT: {other:?} is none of 1, json and 0"));
+                Some(Output::Text)
             }
         }
     }
@@ -95,8 +120,7 @@ impl Environment {
                 }
                 None if is_ours(name) => {
                     let known: Vec<_> = KNOWN.into_iter().filter(|known| is_ours(known)).collect();
-                    self.problems
-                        .push(format!("{name}: nobody reads it; there are {}", known.join(", ")));
+                    self.problems.push(format!("{name}: nobody reads it; there are {}", known.join(", ")));
                 }
                 None => {}
             }
@@ -158,7 +182,7 @@ mod tests {
         environment.value::<std::net::SocketAddr>("LISTEN_ADDR", "address", "0.0.0.0:8080");
         environment.text("ADMIN_ADDR");
         environment.seconds("CUTOVER_GRACE_SECONDS");
-        environment.switch("CUTOVER_PREFLIGHT");
+        assert_eq!(environment.preflight(), Some(Output::Text));
         environment.refuse_unknown();
         let text = environment.problems.join("\n");
         assert_eq!(environment.problems.len(), 7, "{text}");
@@ -166,7 +190,7 @@ mod tests {
             "LISTEN_ADDR: \"everywhere\" is no address; use one like 0.0.0.0:8080",
             "ADMIN_ADDR: is empty",
             "CUTOVER_GRACE_SECONDS: \"30s\" is no whole number of seconds",
-            "CUTOVER_PREFLIGHT: \"yes\" is no switch",
+            "CUTOVER_PREFLIGHT: \"yes\" is none of 1, json and 0",
             "CUTOVER_VERSIN: nobody reads it; is CUTOVER_VERSION meant?",
             "CUTOVER_FLEETS: nobody reads it; there are CUTOVER_GRACE_SECONDS,",
             "DATABASE_ULR: nobody reads it; is DATABASE_URL meant?",

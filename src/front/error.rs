@@ -1,6 +1,8 @@
+use super::environment::Output;
 use crate::fleet::LedgerError;
+use crate::preflight::PreflightReport;
 
-/// Why an instance could not be started.
+/// Why an instance was not started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -10,4 +12,15 @@ pub enum StartError {
     /// The ledger can't be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// A preflight was asked for instead of a start. It may have passed.
+    #[error("{0}")]
+    Preflight(Box<PreflightReport>, Output),
+}
+
+/// What an instance was not started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the service was started without {part}: add `{method}`")]
+pub struct MissingPart {
+    pub(super) part: &'static str,
+    pub(super) method: &'static str,
 }

@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::request::Parts;
+use sqlx::PgPool;
 use tokio::net::TcpListener;
 
+use super::MissingPart;
+use super::spans::SpanLayer;
 use crate::drain::{Drain, DrainReport};
 use crate::flags::{Flags, FlagsLayer, Subject};
 use crate::health::Health;
@@ -28,6 +31,9 @@ pub struct Instance {
     pub(super) flags: Flags,
     pub(super) subject: SubjectOf,
     pub(super) agent: Option<Arc<Agent>>,
+    pub(super) postgres: Option<PgPool>,
+    #[cfg(feature = "redis")]
+    pub(super) redis: Option<deadpool_redis::Pool>,
 }
 
 impl fmt::Debug for Instance {
@@ -85,10 +91,41 @@ impl Instance {
         self.agent.as_ref()?.migration(name)
     }
 
+    /// The service's Postgres.
+    ///
+    /// # Errors
+    ///
+    /// [`MissingPart`] when it was started without one.
+    pub fn postgres(&self) -> Result<PgPool, MissingPart> {
+        self.postgres.clone().ok_or(MissingPart { part: "Postgres", method: "postgres_from_env" })
+    }
+
+    /// The service's Redis.
+    ///
+    /// # Errors
+    ///
+    /// [`MissingPart`] when it was started without one.
+    #[cfg(feature = "redis")]
+    pub fn redis(&self) -> Result<deadpool_redis::Pool, MissingPart> {
+        self.redis.clone().ok_or(MissingPart { part: "Redis", method: "redis_from_env" })
+    }
+
+    /// Sessions in the service's Redis, for a `SessionManagerLayer` of tower-sessions, with the default options.
+    ///
+    /// # Errors
+    ///
+    /// [`MissingPart`] when it was started without Redis.
+    #[cfg(feature = "redis")]
+    pub fn sessions(&self) -> Result<crate::session::RedisStore, MissingPart> {
+        Ok(crate::session::RedisStore::with_defaults(self.redis()?))
+    }
+
     /// Serves `app` on the public listener, and probes, metrics and `/drain` on the admin one, until the
     /// instance has been drained because of SIGTERM, SIGINT or `/drain`. The process is left to the caller.
     ///
-    /// `app` is wrapped in the metrics layer and in one that pins flag decisions to the request.
+    /// `app` is wrapped in the metrics layer, in a `tracing` span per request (`request`, with method, route, service,
+    /// version and the phase of each migration), and in a layer that pins flag decisions to the request. tonic's
+    /// services go into the same router by `Routes::into_axum_router`.
     ///
     /// # Errors
     ///
@@ -103,11 +140,32 @@ impl Instance {
         tracing::info!(release = %self.release, listen = %self.listen, admin = %self.admin, "serving");
         let subject = self.subject.clone();
         let flags = FlagsLayer::new(self.flags.clone()).subject(move |request: &Parts| subject(request));
-        let app = app.layer(flags).layer(self.metrics.layer());
-        let pages = self.health.router().merge(self.metrics.router()).merge(self.drain.router());
+        let spans = SpanLayer::new(&self.release, self.agent.as_deref());
+        let app = app.layer(flags).layer(spans).layer(self.metrics.layer());
         let (report, ()) =
-            tokio::try_join!(self.drain.serve(public, app), self.drain.serve_admin(admin, pages))?;
+            tokio::try_join!(self.drain.serve(public, app), self.drain.serve_admin(admin, self.pages()))?;
         Ok(report)
+    }
+
+    /// The same for a worker that answers no requests: only probes, metrics and `/drain` are served. Its work should
+    /// hold a [`Drain::work`] and end soon after [`Drain::begun`].
+    ///
+    /// # Errors
+    ///
+    /// As [`serve`](Self::serve).
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: dropped, nobody sees the probes any more.
+    pub async fn serve_admin(&self) -> io::Result<DrainReport> {
+        let admin = bind("ADMIN_ADDR", self.admin).await?;
+        tracing::info!(release = %self.release, admin = %self.admin, "working");
+        self.drain.serve_admin(admin, self.pages()).await?;
+        Ok(self.drain.finished().await)
+    }
+
+    fn pages(&self) -> Router {
+        self.health.router().merge(self.metrics.router()).merge(self.drain.router())
     }
 }
 

@@ -7,16 +7,34 @@
 //! |---|---|---|
 //! | `LISTEN_ADDR` | address of the public listener | `0.0.0.0:8080` |
 //! | `ADMIN_ADDR` | address of the listener for probes, metrics and `/drain` | `0.0.0.0:9090` |
+//! | `DATABASE_URL` | Postgres, for [`Cutover::postgres_from_env`] | |
+//! | `REDIS_URL` | Redis, for `Cutover::redis_from_env` | |
+//! | `CUTOVER_POOL_SIZE` | connections of each of those two pools | 10 |
+//! | `CUTOVER_GRACE_SECONDS` | the pod's `terminationGracePeriodSeconds` | 30 |
+//! | `CUTOVER_PROPAGATION_SECONDS` | how long endpoints take to propagate | 5 |
 //! | `UNLEASH_URL`, `UNLEASH_TOKEN` | the flag server and a backend token of it | none: every flag has its default |
 //! | `CUTOVER_VERSION`, `CUTOVER_REVISION`, `CUTOVER_INSTANCE` | see [`Release::from_env`](crate::release::Release::from_env) | |
+//! | `CUTOVER_PREFLIGHT` | `1` or `json`: look at what would break, start nothing; see [`Cutover::run`] | `0` |
+//!
+//! What is set in code comes before the environment. A name that begins with `CUTOVER_` and is none of these, or is
+//! one of these but for a slip, is refused, because what it was to set would silently stay as it was. The gauge
+//! `config_info` carries a fingerprint of it all, so that a pod that is configured in another way stands out.
 
+mod assembly;
 mod builder;
+mod declare;
 mod desired;
+mod environment;
 mod error;
 mod instance;
 #[cfg(feature = "unleash")]
 mod kept;
+mod pools;
+mod spans;
+mod start;
 
 pub use builder::Cutover;
-pub use error::StartError;
+pub use declare::Declare;
+pub use environment::Output;
+pub use error::{MissingPart, StartError};
 pub use instance::Instance;

@@ -57,7 +57,15 @@ impl Metrics {
     /// None is known: the registry is new, so that no name can be taken, and the names are
     /// constants. The error is the registry's own.
     pub fn new(release: &Release) -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
+        Self::in_registry(Registry::new(), release)
+    }
+
+    /// The same in a registry that the service has already.
+    ///
+    /// # Errors
+    ///
+    /// The registry's own, where it has families of these names.
+    pub fn in_registry(registry: Registry, release: &Release) -> Result<Self, prometheus::Error> {
         let build_info = IntGauge::with_opts(
             Opts::new("build_info", "The build that runs; always 1.")
                 .const_label("service", release.service())

@@ -129,6 +129,11 @@ impl RedisStore {
         Ok(Self { pool, options })
     }
 
+    /// A store with the default options, with which nothing can be wrong.
+    pub(crate) fn with_defaults(pool: Pool) -> Self {
+        Self { pool, options: RedisStoreOptions::default() }
+    }
+
     fn key(&self, id: &Id) -> String {
         format!("{}{id}", self.options.prefix)
     }
