@@ -17,6 +17,9 @@ pub enum StartError {
     Preflight(Box<PreflightReport>, Output),
 }
 
+/// Why a service could not make its router.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// What an instance was not started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the service was started without {part}: add `{method}`")]

@@ -36,5 +36,5 @@ mod start;
 pub use builder::Cutover;
 pub use declare::Declare;
 pub use environment::Output;
-pub use error::{MissingPart, StartError};
+pub use error::{Failure, MissingPart, StartError};
 pub use instance::Instance;

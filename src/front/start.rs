@@ -1,4 +1,3 @@
-use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -6,7 +5,7 @@ use axum::Router;
 
 use super::assembly::Assembly;
 use super::environment::{Environment, Output};
-use super::{Cutover, Instance, StartError};
+use super::{Cutover, Failure, Instance, StartError};
 use crate::preflight::PreflightReport;
 
 impl Cutover {
@@ -31,7 +30,7 @@ impl Cutover {
     /// Not cancel safe: dropped, it stops accepting at once.
     pub async fn run<A, R>(self, app: A) -> ExitCode
     where
-        A: AsyncFnOnce(&Instance) -> Result<R, Box<dyn Error + Send + Sync>>,
+        A: AsyncFnOnce(&Instance) -> Result<R, Failure>,
         R: Into<Option<Router>>,
     {
         let instance = match self.start().await {
@@ -43,7 +42,7 @@ impl Cutover {
                 Some(app) => instance.serve(app).await,
                 None => instance.serve_admin().await,
             }
-            .map_err(Box::<dyn Error + Send + Sync>::from)
+            .map_err(Failure::from)
         };
         match served.await {
             Ok(report) => {

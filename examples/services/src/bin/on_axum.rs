@@ -1,0 +1,43 @@
+//! Everything that an ordinary service needs, on axum: Postgres, Redis, flags, sessions, a migration.
+
+use std::process::ExitCode;
+
+use axum::{Router, extract::State, routing::get};
+use cutover::flags::{Decisions, Flag};
+use cutover::migration::data::{ColumnMigration, InvalidPlan};
+use cutover::migration::{PhaseRange, control::Spec};
+use cutover::{Cutover, front::Failure};
+use sqlx::PgPool;
+use tower_sessions::SessionManagerLayer;
+
+const POLITE: Flag = Flag::new("polite", false);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt().init();
+    let service = Cutover::service("on-axum").postgres_from_env().redis_from_env().flag(&POLITE);
+    let service = service.migration_by_flag(payment_status, "payment-status");
+    service
+        .run(async |instance| {
+            let sessions = SessionManagerLayer::new(instance.sessions()?);
+            let app = Router::new().route("/", get(hello)).with_state(instance.postgres()?);
+            Ok::<_, Failure>(app.layer(sessions))
+        })
+        .await
+}
+
+fn payment_status(pool: PgPool) -> Result<Spec, InvalidPlan> {
+    let plan = ColumnMigration::new(pool, "orders")
+        .key("id")
+        .column("old_payment_status", "new_payment_status", "text")
+        .forward("lower(old_payment_status)")
+        .backward("upper(new_payment_status)")
+        .build()?;
+    Ok(Spec::new("payment_status", PhaseRange::FULL).plan(plan))
+}
+
+async fn hello(State(pool): State<PgPool>, decisions: Decisions) -> Result<String, String> {
+    let who: String =
+        sqlx::query_scalar("select current_user::text").fetch_one(&pool).await.map_err(|e| e.to_string())?;
+    Ok(if decisions.decide(&POLITE) { format!("good day, {who}") } else { format!("hello {who}") })
+}

@@ -1,0 +1,14 @@
+//! gRPC only. The service is the standard health service; one of your own goes beside it with `add_service`.
+
+use std::process::ExitCode;
+
+use cutover::{Cutover, front::Failure};
+use tonic::service::Routes;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt().init();
+    Cutover::service("on-tonic")
+        .run(async |instance| Ok::<_, Failure>(Routes::new(instance.health().grpc()).into_axum_router()))
+        .await
+}

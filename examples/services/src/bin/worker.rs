@@ -1,0 +1,34 @@
+//! No requests: work that a drain waits for, and probes, metrics and `/drain` beside it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use axum::Router;
+use cutover::drain::Drain;
+use cutover::{Cutover, front::Failure};
+use sqlx::PgPool;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt().init();
+    Cutover::service("worker")
+        .postgres_from_env()
+        .run(async |instance| {
+            tokio::spawn(work(instance.postgres()?, instance.drain().clone()));
+            Ok::<_, Failure>(None::<Router>)
+        })
+        .await
+}
+
+async fn work(pool: PgPool, drain: Drain) {
+    while !drain.draining() {
+        // The drain waits for a piece that has been begun, and no new one begins.
+        let piece = drain.work("count");
+        let _ = sqlx::query("select count(*) from pg_class").execute(&pool).await;
+        drop(piece);
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = drain.begun() => {}
+        }
+    }
+}

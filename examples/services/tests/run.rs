@@ -1,0 +1,161 @@
+//! Each example as a process of its own, on real servers: ready, asked, told to leave, gone.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+use std::process::Command;
+use std::time::Duration;
+
+use cutover_testkit::{Folder, Postgres, Process, Redis, Signal, free_port, wait_until};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What a test runner has in its environment is not the example's.
+fn command(program: &str, url: &str, redis: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("DATABASE_URL", url).env("REDIS_URL", redis);
+    command
+}
+
+async fn text(url: &str) -> Result<(u16, String), reqwest::Error> {
+    let answer = reqwest::get(url).await?;
+    Ok((answer.status().as_u16(), answer.text().await?))
+}
+
+/// Becomes ready, shows `metric`, answers `/` if it listens, and leaves with status 0 when it is told to.
+async fn lives(program: &str, url: &str, redis: &str, says: Option<&str>, metric: &str) {
+    let (public, admin) = (free_port().unwrap(), free_port().unwrap());
+    let folder = Folder::new("services").unwrap();
+    let mut command = command(program, url, redis);
+    command
+        .env("LISTEN_ADDR", format!("127.0.0.1:{public}"))
+        .env("ADMIN_ADDR", format!("127.0.0.1:{admin}"))
+        .env("CUTOVER_GRACE_SECONDS", "20")
+        .env("CUTOVER_PROPAGATION_SECONDS", "1");
+    let process = Process::spawn(&folder, "example", Signal::TERM, &command).unwrap();
+    let ready = wait_until("ready", LIMIT, async || {
+        let answer = text(&format!("http://127.0.0.1:{admin}/readyz")).await;
+        if let Some(status) = process.exited() {
+            panic!("{program} ended with {status}: {}", process.log_tail());
+        }
+        answer.map(|(status, _)| status == 200)
+    });
+    ready.await.unwrap_or_else(|error| panic!("{program}: {error}: {}", process.log_tail()));
+    if let Some(says) = says {
+        let (status, said) = text(&format!("http://127.0.0.1:{public}/")).await.unwrap();
+        assert_eq!((status, said.contains(says)), (200, true), "{program}: {said}");
+    }
+    let (_, page) = text(&format!("http://127.0.0.1:{admin}/metrics")).await.unwrap();
+    assert!(page.contains(metric) && page.contains("config_info{"), "{program}: {page}");
+    process.signal(Signal::TERM).unwrap();
+    let status = process.wait(LIMIT).await.unwrap();
+    assert_eq!(status.code(), Some(0), "{program}: {}", process.log_tail());
+}
+
+async fn preflight(
+    program: &str,
+    url: &str,
+    redis: &str,
+    extra: &[(&str, &str)],
+) -> (i32, serde_json::Value) {
+    let mut command = command(program, url, redis);
+    command.env("CUTOVER_PREFLIGHT", "json").envs(extra.iter().copied());
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // What is logged comes before it.
+    let json = text.find("{\n").map(|at| serde_json::from_str(&text[at..]).unwrap());
+    (output.status.code().unwrap(), json.unwrap_or_else(|| panic!("{program}: {output:?}")))
+}
+
+fn areas(report: &serde_json::Value, severity: &str) -> Vec<String> {
+    let findings = report["findings"].as_array().unwrap().iter();
+    let such = findings.filter(|finding| finding["severity"] == severity);
+    such.map(|finding| finding["area"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn execute(url: &str, statements: &str) {
+    let mut session = PgConnection::connect(url).await.unwrap();
+    session.execute(AssertSqlSafe(statements)).await.unwrap();
+    session.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn every_example_becomes_ready_answers_and_leaves() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let redis = Redis::start().await.unwrap();
+    execute(&url, "create table orders (id bigint primary key, old_payment_status text)").await;
+    let redis = redis.url();
+    let http = "http_requests_total{";
+    lives(env!("CARGO_BIN_EXE_on_axum"), &url, &redis, Some("hello"), http).await;
+    lives(env!("CARGO_BIN_EXE_on_tonic"), &url, &redis, None, http).await;
+    lives(env!("CARGO_BIN_EXE_on_both"), &url, &redis, Some("hello"), http).await;
+    lives(env!("CARGO_BIN_EXE_worker"), &url, &redis, None, "build_info{").await;
+    lives(env!("CARGO_BIN_EXE_own_parts"), &url, &redis, Some("hello"), "hellos_total 1").await;
+}
+
+#[tokio::test]
+async fn a_preflight_says_everything_that_would_break_the_build_and_changes_nothing() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let redis = Redis::start().await.unwrap();
+    let redis = redis.url();
+    execute(&url, "create table orders (id bigint primary key, old_payment_status text)").await;
+    let program = env!("CARGO_BIN_EXE_on_axum");
+
+    let (status, report) = preflight(program, &url, &redis, &[]).await;
+    assert_eq!((status, areas(&report, "problem").len()), (0, 0), "{report:#}");
+    assert_eq!(areas(&report, "warning"), ["ledger"], "{report:#}");
+    let mut session = PgConnection::connect(&url).await.unwrap();
+    let installed: bool = sqlx::query_scalar("select to_regnamespace('cutover') is not null")
+        .fetch_one(&mut session)
+        .await
+        .unwrap();
+    assert!(!installed, "a preflight changes nothing");
+
+    // The schema is there, the migration is under way, and the new column is not there.
+    lives(program, &url, &redis, None, "build_info{").await;
+    let (status, _) = preflight(program, &url, &redis, &[]).await;
+    assert_eq!(status, 0);
+    execute(
+        &url,
+        "update cutover.epochs set closed_at = now(), drained_at = now();
+         insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
+             select id, 2, 'expand', 'off', 'test', 'test' from cutover.migrations;
+         update cutover.migrations set epoch = 2, phase = 'expand';",
+    )
+    .await;
+    let wrong = [
+        ("CUTOVER_GRACE_SECONDS", "soon"),
+        ("CUTOVER_VERSIN", "canary"),
+        ("REDIS_URL", "redis://127.0.0.1:1"),
+    ];
+    let (status, report) = preflight(program, &url, &redis, &wrong).await;
+    assert_eq!(status, 1);
+    assert_eq!(
+        areas(&report, "problem"),
+        ["configuration", "configuration", "migrations", "redis"],
+        "{report:#}"
+    );
+    let all = report.to_string();
+    for part in ["is CUTOVER_VERSION meant?", "whole number of seconds", "the new side is not there"] {
+        assert!(all.contains(part), "{part} is not in {report:#}");
+    }
+
+    // A build that does not know the migration.
+    execute(&url, "insert into cutover.fleets values ('own-parts') on conflict do nothing; update cutover.migrations set fleet = 'own-parts'").await;
+    let (status, report) = preflight(env!("CARGO_BIN_EXE_own_parts"), &url, &redis, &[]).await;
+    assert_eq!((status, areas(&report, "problem")), (1, vec!["migrations".to_owned()]), "{report:#}");
+    assert!(report.to_string().contains("does not know it"), "{report:#}");
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_is_one_report_and_status_2() {
+    let mut command = command(env!("CARGO_BIN_EXE_on_axum"), "mysql://db/x", "redis://127.0.0.1:1");
+    command.env("LISTEN_ADDR", "here").env("CUTOVER_INSTANS", "a");
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for part in
+        ["DATABASE_URL: has to begin with postgres://", "LISTEN_ADDR: \"here\"", "CUTOVER_INSTANS: nobody"]
+    {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+}
