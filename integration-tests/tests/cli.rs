@@ -18,7 +18,8 @@ const PASSWORD: &str = "s3cretive";
 static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let arguments = ["build", "--quiet", "--package", "cutover", "--features", "cli", "--bin", "cutover"];
+    // As the tests are built, so that nothing is compiled twice.
+    let arguments = ["build", "--quiet", "--workspace", "--all-features", "--bin", "cutover"];
     let status = Command::new(cargo).args(arguments).current_dir(&root).status().expect("cargo runs");
     assert!(status.success(), "the program does not compile");
     // Next to the tests: target/debug/deps/cli-…

@@ -272,5 +272,54 @@ begin
             message = format('epoch %s of migration %s is closed', p_epoch, p_migration),
             hint = 'The migration has moved on. Try again at the current epoch.';
     end if;
+    -- Until the end of the transaction, for the trap: its writes are the fleet's.
+    perform set_config('cutover.pin', p_migration::text, true);
 end
 $$;
+
+-- Transactions that wrote past the library, until they are counted in `strangers`. A row each, so that strangers don't
+-- wait for one another.
+create table cutover.stranger_writes (
+    migration_id integer not null references cutover.migrations,
+    application text not null,
+    role text not null,
+    -- Whether the write was copied to the new side on the spot.
+    mended boolean not null,
+    at timestamptz not null default clock_timestamp()
+);
+
+create table cutover.strangers (
+    migration_id integer not null references cutover.migrations,
+    application text not null,
+    role text not null,
+    transactions bigint not null default 0,
+    unmended bigint not null default 0,
+    first_seen timestamptz not null,
+    last_seen timestamptz not null,
+    last_unmended timestamptz,
+    primary key (migration_id, application, role)
+);
+
+-- Called by the trap: writes down that a stranger's transaction wrote, once, and tells the migration's phase. It has
+-- its owner's rights, so that strangers need none on the ledger.
+create function cutover.stranger(p_migration integer, p_mended boolean) returns text
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_known text := 'cutover.stranger_' || p_migration;
+    v_phase text := nullif(current_setting(v_known, true), '');
+begin
+    if v_phase is null then
+        v_phase := coalesce((select phase from cutover.migrations where id = p_migration), 'off');
+        perform set_config(v_known, v_phase, true);
+        if v_phase <> 'off' then
+            insert into cutover.stranger_writes (migration_id, application, role, mended)
+                values (p_migration, coalesce(nullif(current_setting('application_name'), ''), 'unnamed'),
+                        session_user, p_mended);
+        end if;
+    end if;
+    return v_phase;
+end
+$$;
+
+-- For the trap's call. What the other functions and the tables let nobody do needs rights of its own.
+grant usage on schema cutover to public;

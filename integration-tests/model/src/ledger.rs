@@ -116,6 +116,7 @@ impl Protocol {
                 scanned: true,
                 way_back: true,
                 approved: true,
+                strangers_left: Duration::ZERO,
                 soak_left: Duration::ZERO,
                 unrepaired: i64::from(db.behind && self.has(Rule::RampNeedsRepairs)),
                 given_up: 0,

@@ -76,7 +76,10 @@ const TABLES: [(&str, &str, &[&str]); 9] = [
 fn plan(world: &World, table: &str, key: &[&str]) -> Outcome<ColumnMigration> {
     let batches =
         BatchOptions { min_rows: 37, max_rows: 400, ranges: 5, workers: 3, ..BatchOptions::default() };
-    let plan = ColumnMigration::new(world.pool.clone(), table).column("a", "b", "text").batches(batches);
+    let plan = ColumnMigration::new(world.pool.clone(), table)
+        .column("a", "b", "text")
+        .batches(batches)
+        .without_trap();
     let plan = key.iter().fold(plan, |plan, column| plan.key(column));
     Ok(plan.forward("lower(trim(a))").backward("' ' || upper(b)").build()?)
 }

@@ -10,4 +10,5 @@ mod matrix;
 mod repairs;
 mod rows;
 mod table_migration;
+mod trap;
 mod world;

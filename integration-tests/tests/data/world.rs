@@ -7,8 +7,8 @@ use std::time::Duration;
 use cutover::fleet::{Fleet as Membership, FleetOptions, Ledger};
 use cutover::health::Health;
 use cutover::migration::PhaseRange;
-use cutover::migration::control::{Agent, DriverOptions, Migration, Spec};
-use cutover::migration::data::{BatchOptions, ColumnMigration, InvalidPlan};
+use cutover::migration::control::{Agent, DriverOptions, Migration, Plan, Spec};
+use cutover::migration::data::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, InvalidPlan};
 use cutover::release::Release;
 use cutover_testkit::{KitError, Postgres, wait_until};
 use sqlx::postgres::PgPoolOptions;
@@ -62,28 +62,38 @@ impl World {
         Ok(())
     }
 
+    /// Tests write past the library on purpose, so it has no trap.
     pub(crate) fn plan(&self) -> Result<ColumnMigration, InvalidPlan> {
+        self.describe().without_trap().build()
+    }
+
+    pub(crate) fn describe(&self) -> ColumnMigrationBuilder {
         ColumnMigration::new(self.pool.clone(), "orders")
             .key("id")
             .column("old_status", "new_status", "text")
             .forward("lower(trim(old_status))")
             .backward("upper(new_status)")
             .batches(BatchOptions { min_rows: 200, ..BatchOptions::default() })
-            .build()
     }
 
     /// An instance that takes part, once it has been admitted. Its driver does the plan's work; without a plan
     /// it believes that everything is there. Its other migration stays in `off`.
     pub(crate) async fn instance(&self, name: &str, plan: Option<ColumnMigration>) -> Outcome<Fleet> {
+        let spec = Spec::new("status", PhaseRange::FULL);
+        self.take_part(name, plan.into_iter().fold(spec, Spec::plan)).await
+    }
+
+    /// The same with any plan.
+    pub(crate) async fn instance_of(&self, name: &str, plan: impl Plan + 'static) -> Outcome<Fleet> {
+        self.take_part(name, Spec::new("status", PhaseRange::FULL).plan(plan)).await
+    }
+
+    async fn take_part(&self, name: &str, spec: Spec) -> Outcome<Fleet> {
         let health = Health::new();
         let ledger = Ledger::open(self.url.parse()?).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
         let fleet = Membership::join(ledger, &release, FleetOptions::default(), &health).await?;
-        let mut spec = Spec::new("status", PhaseRange::FULL).soak(Duration::ZERO);
-        if let Some(plan) = plan {
-            spec = spec.plan(plan);
-        }
-        let specs = vec![spec, Spec::new("other", PhaseRange::FULL)];
+        let specs = vec![spec.soak(Duration::ZERO), Spec::new("other", PhaseRange::FULL)];
         let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
         let migration = agent.migration("status").ok_or("declared")?;
         self.until("admitted", async || agent.migrations().all(|migration| migration.at().is_some())).await?;

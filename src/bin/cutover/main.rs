@@ -12,7 +12,9 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use cutover::fleet::Ledger;
 use cutover::migration::Desired;
-use cutover::migration::control::{AskError, approve, desire, history, repairs, report, retry_repairs};
+use cutover::migration::control::{
+    AskError, approve, desire, history, repairs, report, retry_repairs, strangers,
+};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
 
@@ -83,6 +85,14 @@ enum Command {
         #[arg(long, requires = "migration")]
         retry: bool,
         /// How many rows
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Show who writes a migrating table past the library: who, how often, since when
+    Strangers {
+        /// Only this one: `name` or `fleet/name`
+        migration: Option<String>,
+        /// How many
         #[arg(long, default_value_t = 20)]
         limit: u32,
     },
@@ -179,6 +189,10 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
         Command::Repairs { migration, limit, .. } => {
             let rows = repairs(&ledger, migration.as_deref(), *limit).await?;
             say(arguments, &rows, || text::repairs(&rows));
+        }
+        Command::Strangers { migration, limit } => {
+            let seen = strangers(&ledger, migration.as_deref(), *limit).await?;
+            say(arguments, &seen, || text::strangers(&seen));
         }
         Command::History { migration, limit } => {
             let events = history(&ledger, migration.as_deref(), *limit).await?;

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use cutover::migration::control::{Event, InstanceReport, MigrationReport, RepairReport, WorkReport};
+use cutover::migration::control::{
+    Event, InstanceReport, MigrationReport, RepairReport, StrangerReport, WorkReport,
+};
 
 pub(crate) fn status(reports: &[MigrationReport]) -> String {
     if reports.is_empty() {
@@ -156,6 +158,26 @@ pub(crate) fn repairs(rows: &[RepairReport]) -> String {
         })
         .collect();
     table(&["migration", "side", "key", "since", "tries", "next try", "error"], &cells)
+}
+
+pub(crate) fn strangers(seen: &[StrangerReport]) -> String {
+    if seen.is_empty() {
+        return "nobody has written past the library\n".into();
+    }
+    let cells: Vec<[String; 6]> = seen
+        .iter()
+        .map(|one| {
+            [
+                format!("{}/{}", one.fleet, one.migration),
+                one.application.clone(),
+                one.role.clone(),
+                one.transactions.to_string(),
+                one.first_seen.clone(),
+                format!("{} ago", age(one.age_seconds)),
+            ]
+        })
+        .collect();
+    table(&["migration", "application", "role", "transactions", "first seen", "last seen"], &cells)
 }
 
 fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Migration;
 use super::migration::Spec;
 use super::plan::PlanError;
+use super::strangers;
 use super::turn::{Outcome, Turn};
 use crate::fleet::{Fleet, LedgerError, Membership};
 use crate::migration::phase::{Previous, Task, needed_work};
@@ -97,7 +98,12 @@ impl Driver {
         let mut mine = Vec::new();
         for (spec, migration) in self.migrations.clone().iter() {
             match self.in_time(self.take_office(id, migration)).await {
-                Ok(true) => mine.push((spec.clone(), migration.clone())),
+                Ok(true) => {
+                    if let Err(error) = self.in_time(self.count_strangers(migration)).await {
+                        tracing::warn!(%error, "strangers could not be counted");
+                    }
+                    mine.push((spec.clone(), migration.clone()));
+                }
                 Ok(false) => {
                     // Whoever drives has opened the job; it is the whole fleet's.
                     let job = self.in_time(self.open_job(migration)).await.unwrap_or_default();
@@ -131,6 +137,12 @@ impl Driver {
     /// the office.
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
         timeout(self.options.term, work).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+    }
+
+    async fn count_strangers(&self, migration: &Migration) -> Result<(), sqlx::Error> {
+        let mut tx = self.fleet.ledger().begin().await?;
+        strangers::fold(&mut tx, migration.id()).await?;
+        tx.commit().await
     }
 
     /// Holding the office only spares the others the work: every step is safe with two drivers too. Each

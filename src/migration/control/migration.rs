@@ -30,6 +30,7 @@ pub struct Spec {
     pub(crate) plan: Option<Arc<dyn Plan>>,
     pub(crate) desired: Arc<dyn DesiredPhase>,
     pub(crate) soak: Duration,
+    pub(crate) quiet: Duration,
 }
 
 impl Spec {
@@ -45,6 +46,7 @@ impl Spec {
             plan: None,
             desired: Arc::new(FromLedger),
             soak: Duration::from_secs(24 * 60 * 60),
+            quiet: Duration::from_secs(60),
         }
     }
 
@@ -58,6 +60,13 @@ impl Spec {
     /// Where the desired phase comes from.
     pub fn desired(mut self, source: impl DesiredPhase + 'static) -> Self {
         self.desired = Arc::new(source);
+        self
+    }
+
+    /// For how long nobody may have written past the library before `verify`, where such writes can't be copied on the
+    /// spot because the mapping is not SQL. Default a minute; longer than the pause between two runs of a job is better.
+    pub fn quiet(mut self, time: Duration) -> Self {
+        self.quiet = time;
         self
     }
 

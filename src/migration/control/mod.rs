@@ -15,6 +15,7 @@ mod migration;
 mod people;
 mod plan;
 mod repairs;
+mod strangers;
 mod turn;
 mod view;
 
@@ -33,5 +34,6 @@ pub use people::{
 };
 pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
 pub use repairs::{RepairReport, repairs, retry_repairs};
+pub use strangers::{StrangerReport, strangers};
 
 pub use super::phase::{Facts, Task};

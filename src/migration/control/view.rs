@@ -48,6 +48,10 @@ impl Station {
                                 and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
                         from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
                             and s.finished_at is not null order by s.id desc limit 1), false) as scanned, \
+                    (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \
+                        select last_unmended as seen from cutover.strangers s where s.migration_id = m.id \
+                        union all select at from cutover.stranger_writes w \
+                            where w.migration_id = m.id and not w.mended) as unmended) as stranger, \
                     (select count(*) from cutover.repairs r where r.migration_id = m.id) as unrepaired, \
                     (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up \
              from cutover.migrations m \
@@ -68,6 +72,8 @@ impl Station {
         };
         let scanned = row.try_get("scanned")?;
         let age = Duration::try_from_secs_f64(row.try_get("age")?).unwrap_or_default();
+        let stranger = row.try_get::<Option<f64>, _>("stranger")?;
+        let stranger = stranger.map(|age| Duration::try_from_secs_f64(age).unwrap_or_default());
         let previous = match (row.try_get("drained")?, row.try_get("closed")?) {
             (true, _) => Previous::Drained,
             (false, true) => Previous::Closed,
@@ -90,6 +96,7 @@ impl Station {
                     // The scan maps every value back and forth.
                     way_back: scanned,
                     approved: row.try_get("approved")?,
+                    strangers_left: stranger.map_or(Duration::ZERO, |age| spec.quiet.saturating_sub(age)),
                     soak_left: spec.soak.saturating_sub(age),
                     unrepaired: row.try_get("unrepaired")?,
                     given_up: row.try_get("given_up")?,

@@ -10,6 +10,7 @@ use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
 use super::sweep::{self, Outline, Sweep};
+use super::trap::Trap;
 use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 
@@ -51,6 +52,7 @@ pub struct ColumnMigration {
     pub(super) outline: Outline,
     pub(super) sql: Statements,
     pub(super) names: Names,
+    pub(super) trap: Option<Trap>,
 }
 
 /// The names as the catalog has them.
@@ -96,6 +98,7 @@ impl ColumnMigration {
             backward: How::Sql(vec![String::new()]),
             batches: BatchOptions::default(),
             sensitive: false,
+            has_trap: true,
         }
     }
 
@@ -104,7 +107,9 @@ impl ColumnMigration {
     pub fn sql(&self) -> Vec<(Task, String)> {
         let key = if self.outline.key.is_empty() { vec!["key".to_owned()] } else { self.outline.key.clone() };
         let scope = self.scope(Keyset::named(&key), vec!["text".into()]);
-        scope.described(&self.sql.expand(), &self.sql.contract())
+        let trap = self.trap.iter().map(|trap| trap.armed_as(":migration"));
+        let expand: Vec<String> = std::iter::once(self.sql.expand()).chain(trap).collect();
+        scope.described(&expand.join(";\n"), &self.sql.contract())
     }
 
     fn scope(&self, key: Keyset, old_types: Vec<String>) -> Scope<'_> {
@@ -126,19 +131,22 @@ impl ColumnMigration {
 #[async_trait]
 impl Plan for ColumnMigration {
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
-        let (table, old, new): (bool, bool, bool) = unnamed::query_as(
+        let (table, old, new, armed): (bool, bool, bool, bool) = unnamed::query_as(
             "select to_regclass($1) is not null, \
                     exists (select 1 from pg_attribute \
                         where attrelid = to_regclass($1) and attname = $2 and not attisdropped), \
                     exists (select 1 from pg_attribute \
-                        where attrelid = to_regclass($1) and attname = $3 and not attisdropped)",
+                        where attrelid = to_regclass($1) and attname = $3 and not attisdropped), \
+                    $4::text is null or exists (select 1 from pg_trigger \
+                        where tgrelid = to_regclass($1) and tgname = $4)",
         )
         .bind(&self.sql.table)
         .bind(&self.names.old)
         .bind(&self.names.new)
+        .bind(self.trap.as_ref().map(Trap::name))
         .fetch_one(connection)
         .await?;
-        Ok(Facts { expanded: new, contracted: table && !old })
+        Ok(Facts { expanded: new && armed, contracted: table && !old })
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
@@ -165,6 +173,7 @@ pub struct ColumnMigrationBuilder {
     backward: How,
     batches: BatchOptions,
     sensitive: bool,
+    has_trap: bool,
 }
 
 impl ColumnMigrationBuilder {
@@ -219,6 +228,14 @@ impl ColumnMigrationBuilder {
         self
     }
 
+    /// Arms no trap: nobody but the fleet writes the table, or its owner wants no trigger on it.
+    ///
+    /// What a stranger writes then is found by the scan at best, and from `retire` on it is lost.
+    pub fn without_trap(mut self) -> Self {
+        self.has_trap = false;
+        self
+    }
+
     /// How the work is cut into batches.
     pub fn batches(mut self, batches: BatchOptions) -> Self {
         self.batches = batches;
@@ -236,7 +253,7 @@ impl ColumnMigrationBuilder {
         if !problems.is_empty() {
             return Err(InvalidPlan { problems });
         }
-        let Self { pool, names, key, new_type, forward, backward, batches, sensitive } = self;
+        let Self { pool, names, key, new_type, forward, backward, batches, sensitive, has_trap } = self;
         let table = quote_table(&names.table);
         let sql =
             Statements { table: table.clone(), old: quote(&names.old), new: quote(&names.new), new_type };
@@ -247,7 +264,8 @@ impl ColumnMigrationBuilder {
             forward: mapping(&sql.new, forward),
             backward: mapping(&sql.old, backward),
         };
-        Ok(ColumnMigration { outline: Outline { pool, sides, key, batches, sensitive }, sql, names })
+        let trap = has_trap.then(|| Trap::on_column(&sql.table, &sql.old, &sql.new, &sides));
+        Ok(ColumnMigration { outline: Outline { pool, sides, key, batches, sensitive }, sql, names, trap })
     }
 
     fn problems(&self) -> Vec<Problem> {

@@ -39,7 +39,10 @@ pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Res
         tx.execute(AssertSqlSafe(explain)).await?;
     }
     tx.rollback().await?;
-    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Off, &plan.sql.expand()).await
+    // In one statement: from when there is a new side, nobody writes past it.
+    let trap = plan.trap.iter().map(|trap| trap.arm(migration));
+    let statements: Vec<String> = std::iter::once(plan.sql.expand()).chain(trap).collect();
+    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Off, &statements.join("; ")).await
 }
 
 /// Drops the old column, unless something depends on it.
@@ -55,7 +58,9 @@ pub(super) async fn contract(plan: &ColumnMigration, migration: &Migration) -> R
             dependents.join(", ")
         )));
     }
-    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &plan.sql.contract()).await
+    let trap = plan.trap.iter().map(|trap| trap.disarm(migration));
+    let statements: Vec<String> = trap.chain([plan.sql.contract()]).collect();
+    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &statements.join("; ")).await
 }
 
 /// What the catalog says about the table.

@@ -23,6 +23,7 @@ mod sql;
 mod sweep;
 mod table;
 mod table_size;
+mod trap;
 
 pub use column::{ColumnMigration, ColumnMigrationBuilder};
 pub use dual::{Apart, DualWrite, Reading, Reads};

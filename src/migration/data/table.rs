@@ -10,6 +10,7 @@ use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
 use super::sweep::{self, Outline, Sweep, column_types};
+use super::trap::Trap;
 use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 use crate::migration::phase::Phase;
@@ -51,6 +52,7 @@ use crate::migration::phase::Phase;
 pub struct TableMigration {
     outline: Outline,
     create: Option<String>,
+    has_trap: bool,
 }
 
 impl TableMigration {
@@ -70,6 +72,7 @@ impl TableMigration {
             backward: Described::default(),
             batches: BatchOptions::default(),
             sensitive: false,
+            has_trap: true,
         }
     }
 
@@ -90,6 +93,33 @@ impl TableMigration {
 
     fn drop(&self) -> String {
         format!("drop table if exists {}", self.outline.sides.old)
+    }
+
+    fn trap(&self, key: &[String]) -> Option<Trap> {
+        self.has_trap.then(|| Trap::on_table(&self.outline.sides, key))
+    }
+
+    async fn expand(&self, migration: &Migration) -> Result<(), PlanError> {
+        let Outline { pool, sides, .. } = &self.outline;
+        let mut tx = migration.begin(pool).await?;
+        let is_there: bool = unnamed::query_scalar("select to_regclass($1) is not null")
+            .bind(&sides.new)
+            .fetch_one(&mut *tx)
+            .await?;
+        tx.rollback().await?;
+        if !is_there {
+            let Some(create) = &self.create else {
+                return Err(PlanError::Refused(format!("table {} has to be created", sides.new)));
+            };
+            ddl::alter(pool, &sides.new, migration, Phase::Off, create).await?;
+        }
+        let mut tx = migration.begin(pool).await?;
+        let key = self.inspect(&mut tx).await?.key.plain_names();
+        tx.rollback().await?;
+        match self.trap(&key) {
+            Some(trap) => ddl::alter(pool, trap.table(), migration, Phase::Off, &trap.arm(migration)).await,
+            None => Ok(()),
+        }
     }
 
     async fn sweep(&self, sweep: Sweep, migration: &Migration) -> Result<(), PlanError> {
@@ -148,27 +178,32 @@ impl TableMigration {
 #[async_trait]
 impl Plan for TableMigration {
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
-        let (old, new): (bool, bool) =
-            unnamed::query_as("select to_regclass($1) is not null, to_regclass($2) is not null")
-                .bind(&self.outline.sides.old)
-                .bind(&self.outline.sides.new)
-                .fetch_one(connection)
-                .await?;
-        Ok(Facts { expanded: new, contracted: new && !old })
+        let (old, new, armed): (bool, bool, bool) = unnamed::query_as(
+            "select to_regclass($1) is not null, to_regclass($2) is not null, \
+                    $3::text is null or exists (select 1 from pg_trigger \
+                        where tgrelid = to_regclass($1) and tgname = $3)",
+        )
+        .bind(&self.outline.sides.old)
+        .bind(&self.outline.sides.new)
+        .bind(self.trap(&[]).map(|trap| trap.name()))
+        .fetch_one(connection)
+        .await?;
+        Ok(Facts { expanded: new && armed, contracted: new && !old })
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         let Outline { pool, sides, .. } = &self.outline;
         match task {
-            Task::Expand => match &self.create {
-                Some(create) => ddl::alter(pool, &sides.new, migration, Phase::Off, create).await,
-                None => Err(PlanError::Refused(format!("table {} has to be created", sides.new))),
-            },
+            Task::Expand => self.expand(migration).await,
             Task::Backfill => self.sweep(Sweep::Forward, migration).await,
             Task::Repair => self.repair(migration).await,
             Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
             Task::Scan => self.sweep(Sweep::Compare, migration).await,
-            Task::Contract => ddl::alter(pool, &sides.old, migration, Phase::Contract, &self.drop()).await,
+            Task::Contract => {
+                let trap = self.trap(&[]).map(|trap| trap.disarm(migration));
+                let statements: Vec<String> = trap.into_iter().chain([self.drop()]).collect();
+                ddl::alter(pool, &sides.old, migration, Phase::Contract, &statements.join("; ")).await
+            }
         }
     }
 }
@@ -238,6 +273,7 @@ pub struct TableMigrationBuilder {
     backward: Described,
     batches: BatchOptions,
     sensitive: bool,
+    has_trap: bool,
 }
 
 impl TableMigrationBuilder {
@@ -290,6 +326,14 @@ impl TableMigrationBuilder {
         self
     }
 
+    /// Arms no trap on the old table: nobody but the fleet writes it, or its owner wants no trigger on it.
+    ///
+    /// What a stranger writes then is found by the scan at best, and from `retire` on it is lost.
+    pub fn without_trap(mut self) -> Self {
+        self.has_trap = false;
+        self
+    }
+
     /// How the work is cut into batches.
     pub fn batches(mut self, batches: BatchOptions) -> Self {
         self.batches = batches;
@@ -307,14 +351,14 @@ impl TableMigrationBuilder {
         if !problems.is_empty() {
             return Err(InvalidPlan { problems });
         }
-        let Self { pool, old, new, key, create, forward, backward, batches, sensitive } = self;
+        let Self { pool, old, new, key, create, forward, backward, batches, sensitive, has_trap } = self;
         let sides = Sides {
             old: quote_table(&old),
             new: quote_table(&new),
             forward: forward.mapping(),
             backward: backward.mapping(),
         };
-        Ok(TableMigration { outline: Outline { pool, sides, key, batches, sensitive }, create })
+        Ok(TableMigration { outline: Outline { pool, sides, key, batches, sensitive }, create, has_trap })
     }
 
     fn problems(&self) -> Vec<Problem> {

@@ -62,6 +62,8 @@ pub struct Evidence {
     pub way_back: bool,
     /// A person approved that the old side is dropped.
     pub approved: bool,
+    /// How much longer no stranger may write whose writes can't be copied on the spot.
+    pub strangers_left: Duration,
     /// How much longer `retire` has to last before the old side may be dropped.
     pub soak_left: Duration,
     /// Rows whose sides are known to differ, because one of them could not be written.
@@ -121,6 +123,8 @@ pub enum Blocked {
     },
     /// Nothing shows that the old side can be rebuilt from the new one.
     NoWayBack,
+    /// Somebody writes past the library, and what he writes can't be copied on the spot.
+    Strangers(Duration),
     /// Nobody approved the drop of the old side.
     NotApproved,
     /// `retire` has not lasted long enough.
@@ -154,6 +158,11 @@ impl fmt::Display for Blocked {
             Blocked::NoWayBack => {
                 f.write_str("the mapping from new back to old has not been proven on the data")
             }
+            Blocked::Strangers(left) => write!(
+                f,
+                "somebody writes past the library (see `cutover strangers`): nobody may for another {} s",
+                left.as_secs().max(1)
+            ),
             Blocked::NotApproved => f.write_str("nobody has approved the drop of the old side"),
             Blocked::Soaking(left) => {
                 write!(f, "`retire` has to soak for another {} s", left.as_secs().max(1))
@@ -229,6 +238,9 @@ fn gates(view: &View, to: Phase) -> Vec<Blocked> {
     let evidence = view.evidence;
     match (view.phase, to) {
         (Phase::Off, Phase::Expand) if !evidence.expanded => reasons.push(Blocked::NotExpanded),
+        (Phase::Backfill, Phase::Verify) if !evidence.strangers_left.is_zero() => {
+            reasons.push(Blocked::Strangers(evidence.strangers_left));
+        }
         (Phase::Verify, Phase::Ramp) => {
             if !evidence.scanned {
                 reasons.push(Blocked::NotScanned);
@@ -277,6 +289,7 @@ mod tests {
                 scanned: true,
                 way_back: true,
                 approved: true,
+                strangers_left: Duration::ZERO,
                 soak_left: Duration::ZERO,
                 unrepaired: 0,
                 given_up: 0,
@@ -309,7 +322,8 @@ mod tests {
     #[test]
     fn every_gate_holds_its_own_step() {
         type Spoil = fn(&mut View);
-        let gates: [(Phase, Phase, Spoil); 10] = [
+        let gates: [(Phase, Phase, Spoil); 11] = [
+            (Phase::Backfill, Phase::Verify, |v| v.evidence.strangers_left = Duration::from_secs(9)),
             (Phase::Off, Phase::Expand, |v| v.evidence.expanded = false),
             (Phase::Backfill, Phase::Verify, |v| v.complete.new = false),
             (Phase::Verify, Phase::Ramp, |v| v.complete.new = false),
@@ -338,6 +352,7 @@ mod tests {
             scanned: false,
             way_back: false,
             approved: false,
+            strangers_left: Duration::ZERO,
             soak_left: Duration::from_secs(1),
             unrepaired: 1,
             given_up: 1,
