@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::gameday::GameDay;
+
 /// Deploys a payments service twice and migrates its table from end to end, under load, and judges
 /// every answer.
 ///
@@ -41,6 +43,15 @@ pub(crate) struct Args {
     /// A server of your own.
     #[command(flatten)]
     pub(crate) own: OwnServers,
+    /// Something else than the demo.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Bad days: faults under load on real servers, each judged
+    Gameday(GameDay),
 }
 
 /// A safety rule that a build of the service can lack.

@@ -44,7 +44,7 @@ pub(crate) enum Side {
 
 impl Side {
     /// The old column may hold any spelling, the new one only canonical words.
-    fn meaning(self, raw: Option<&str>) -> &str {
+    pub(crate) fn meaning(self, raw: Option<&str>) -> &str {
         match self {
             Self::Old => status::canonical(raw),
             Self::New => raw.unwrap_or("NULL"),

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use cutover_testkit::{Folder, Process, Signal, free_port, wait_until};
+use cutover_testkit::{Folder, Gate, Process, Signal, free_port, wait_until};
 
 use crate::{
     board::{Board, InstanceLine, InstanceState},
@@ -31,6 +31,10 @@ pub(crate) struct Fleet {
     pub(crate) board: Arc<Board>,
     client: Client,
     pub(crate) instances: Vec<Instance>,
+    /// Set for, or taken from, the instances that start from now on.
+    pub(crate) environment: Vec<(&'static str, Option<String>)>,
+    /// Whether each instance gets a way of its own to the database, so that it can be cut off alone.
+    pub(crate) has_gates: bool,
     /// Counts up, so that no name is used twice.
     started: u32,
 }
@@ -40,7 +44,9 @@ pub(crate) struct Instance {
     pub(crate) release: u8,
     pub(crate) cluster: &'static str,
     pub(crate) endpoint: Endpoint,
-    process: Process,
+    pub(crate) process: Process,
+    /// Its way to the database, where it has one of its own.
+    pub(crate) gate: Option<Gate>,
 }
 
 impl Instance {
@@ -67,6 +73,8 @@ impl Fleet {
             board,
             client: Client::new(Duration::from_secs(2)),
             instances: Vec::new(),
+            environment: Vec::new(),
+            has_gates: false,
             started: 0,
         })
     }
@@ -139,16 +147,18 @@ impl Fleet {
         wanted.map(|one| one.name().to_owned()).collect()
     }
 
-    fn launch(&mut self, release: u8, cluster: &'static str) -> Result<()> {
+    /// Starts the process and waits for nothing.
+    pub(crate) fn launch(&mut self, release: u8, cluster: &'static str) -> Result<()> {
         let program = self.bin_dir.join(format!("payments-{release}"));
         self.started += 1;
         let name = format!("payments-{release}-{}", self.started);
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let endpoint =
             Endpoint { name: name.clone(), address: local(free_port()?), health: local(free_port()?) };
+        let (database, gate) = self.way_to_database()?;
         let mut command = Command::new(program);
         command
-            .env("DATABASE_URL", &self.servers.database.url)
+            .env("DATABASE_URL", database)
             .env("REDIS_URL", &self.servers.redis_url)
             .env("LISTEN_ADDR", endpoint.address.to_string())
             .env("ADMIN_ADDR", endpoint.health.to_string())
@@ -164,17 +174,53 @@ impl Fleet {
             Some((url, token)) => command.env("UNLEASH_URL", url).env("UNLEASH_TOKEN", token),
             None => command.env_remove("UNLEASH_URL").env_remove("UNLEASH_TOKEN"),
         };
+        for (variable, value) in &self.environment {
+            match value {
+                Some(value) => command.env(variable, value),
+                None => command.env_remove(variable),
+            };
+        }
         let process = Process::spawn(&self.folder, &name, Signal::TERM, &command)?;
         self.board.update(|view| {
             let admin = endpoint.health;
             view.instances.push(InstanceLine { name, release, admin, state: InstanceState::Starting });
         });
-        self.instances.push(Instance { release, cluster, endpoint, process });
+        self.instances.push(Instance { release, cluster, endpoint, process, gate });
         Ok(())
     }
 
+    fn way_to_database(&self) -> Result<(String, Option<Gate>)> {
+        let mut url = reqwest::Url::parse(&self.servers.database.url)?;
+        let gate = match url.port() {
+            Some(port) if self.has_gates => Some(Gate::start(port)?),
+            _ => None,
+        };
+        if let Some(gate) = &gate {
+            // A port can always be set on a URL that had one.
+            let _ = url.set_port(Some(gate.port()));
+        }
+        Ok((url.into(), gate))
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Result<&Instance> {
+        let found = self.instances.iter().find(|instance| instance.name() == name);
+        found.ok_or_else(|| Failure::new(format!("there is no instance {name}")))
+    }
+
+    /// Takes an instance that has ended, or that ends now, out of everything.
+    pub(crate) async fn bury(&mut self, name: &str) -> Result<()> {
+        let Some(at) = self.instances.iter().position(|instance| instance.name() == name) else {
+            return Err(Failure::new(format!("there is no instance {name}")));
+        };
+        self.keep_log(&self.instances[at]);
+        let instance = self.instances.remove(at);
+        instance.process.kill().await?;
+        self.board.update(|view| view.instances.retain(|line| line.name != name));
+        self.tell_proxy(instance.cluster).await
+    }
+
     /// Waits until the proxy has found these instances ready.
-    async fn settle(&self, which: std::ops::Range<usize>) -> Result<()> {
+    pub(crate) async fn settle(&self, which: std::ops::Range<usize>) -> Result<()> {
         for instance in &self.instances[which.clone()] {
             let ready = instance.process.wait_ready(READY_WITHIN, || self.is_ready(instance));
             if let Err(error) = ready.await {
@@ -197,20 +243,20 @@ impl Fleet {
         Ok(())
     }
 
-    async fn is_ready(&self, instance: &Instance) -> Result<bool, Failure> {
+    pub(crate) async fn is_ready(&self, instance: &Instance) -> Result<bool, Failure> {
         let answer = self.client.get(&format!("http://{}/readyz", instance.endpoint.health)).await;
         Ok(answer.is_ok_and(|answer| answer.status.is_success()))
     }
 
     /// What an instance itself says about not being ready.
-    async fn readiness(&self, instance: &Instance) -> String {
+    pub(crate) async fn readiness(&self, instance: &Instance) -> String {
         match self.client.get(&format!("http://{}/readyz", instance.endpoint.health)).await {
             Ok(answer) => format!("; it says: {}", String::from_utf8_lossy(&answer.body)),
             Err(_) => String::new(),
         }
     }
 
-    async fn tell_proxy(&self, cluster: &str) -> Result<()> {
+    pub(crate) async fn tell_proxy(&self, cluster: &str) -> Result<()> {
         let members = self.instances.iter().filter(|instance| instance.cluster == cluster);
         let members: Vec<Endpoint> = members.map(|instance| instance.endpoint.clone()).collect();
         self.servers.proxy.set_endpoints(cluster, &members).await

@@ -15,7 +15,9 @@ mod dataset;
 mod deploy;
 mod failure;
 mod flags;
+mod gameday;
 mod instances;
+mod judge;
 mod ledger;
 mod load;
 #[cfg(test)]
@@ -42,8 +44,15 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    args::Args, board::Board, database::Database, dataset::Orders, failure::Result, report::Report,
-    screen::Screen, servers::Servers, story::Story,
+    args::{Args, Command},
+    board::Board,
+    database::Database,
+    dataset::Orders,
+    failure::Result,
+    report::Report,
+    screen::Screen,
+    servers::Servers,
+    story::Story,
 };
 
 /// What a shell calls a program that Ctrl-C ended.
@@ -51,7 +60,11 @@ const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let ended = run(Args::parse()).await;
+    let args = Args::parse();
+    let ended = match &args.command {
+        Some(Command::Gameday(asked)) => gameday::run(asked.clone()).await,
+        None => run(args).await,
+    };
     ended.unwrap_or_else(|failure| {
         let _ = writeln!(stderr(), "demo: {failure}");
         ExitCode::FAILURE

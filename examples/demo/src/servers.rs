@@ -28,22 +28,22 @@ pub(crate) struct Servers {
     pub(crate) redis_url: String,
     /// Sessions that the service was made to keep, by the value of their cookie.
     pub(crate) session_ids: Arc<Mutex<Vec<String>>>,
-    own_sessions: Option<Sessions>,
+    pub(crate) own_sessions: Option<Sessions>,
     /// URL and token for the service.
     pub(crate) unleash: Option<(String, String)>,
     pub(crate) switchboard: Switchboard,
     pub(crate) proxy: Proxy,
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) fallbacks: Vec<String>,
-    _throwaway: Throwaway,
+    pub(crate) throwaway: Throwaway,
 }
 
 /// What goes when this is dropped, in this order: Unleash keeps its flags in a Postgres.
 #[derive(Default)]
-struct Throwaway {
-    unleash: Option<Unleash>,
-    redis: Option<Redis>,
-    postgres: Option<Postgres>,
+pub(crate) struct Throwaway {
+    pub(crate) unleash: Option<Unleash>,
+    pub(crate) redis: Option<Redis>,
+    pub(crate) postgres: Option<Postgres>,
 }
 
 impl Servers {
@@ -112,7 +112,7 @@ impl Servers {
             proxy,
             database,
             fallbacks,
-            _throwaway: throwaway,
+            throwaway,
         })
     }
 
@@ -169,7 +169,7 @@ impl UnleashAccess {
     }
 }
 
-async fn start_postgres() -> Result<Postgres> {
+pub(crate) async fn start_postgres() -> Result<Postgres> {
     let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let settings = vec![
         setting("max_connections", "200"),
@@ -181,7 +181,7 @@ async fn start_postgres() -> Result<Postgres> {
 }
 
 /// The service's sessions in somebody's own Redis.
-struct Sessions {
+pub(crate) struct Sessions {
     url: String,
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
@@ -33,6 +33,15 @@ struct Inner {
     by_stage: BTreeMap<Stage, Latency>,
     /// A histogram per second, the newest at the back.
     recent: VecDeque<Latency>,
+    failed: Vec<Failed>,
+}
+
+/// A request that failed: what it was, when it was due and when that was known.
+#[derive(Clone, Debug)]
+pub(crate) struct Failed {
+    pub(crate) what: String,
+    pub(crate) due: Instant,
+    pub(crate) at: Instant,
 }
 
 /// Totals since the load began.
@@ -69,7 +78,7 @@ impl Stats {
     pub(crate) fn failed(&self, what: String, latency: Duration) {
         let mut inner = self.lock();
         inner.counts.requests += 1;
-        inner.fail(what);
+        inner.fail(what, latency);
         inner.time(latency);
     }
 
@@ -77,7 +86,7 @@ impl Stats {
         let mut inner = self.lock();
         inner.counts.requests += 1;
         inner.counts.dropped += 1;
-        inner.fail("not sent: too many unanswered".to_owned());
+        inner.fail("not sent: too many unanswered".to_owned(), Duration::ZERO);
     }
 
     pub(crate) fn session_lost(&self) {
@@ -105,6 +114,11 @@ impl Stats {
         self.lock().counts.clone()
     }
 
+    /// Every request that failed so far.
+    pub(crate) fn failed_ones(&self) -> Vec<Failed> {
+        self.lock().failed.clone()
+    }
+
     /// Latency of the last few seconds.
     pub(crate) fn recent(&self) -> Latency {
         Latency::sum(&self.lock().recent)
@@ -122,8 +136,10 @@ impl Stats {
 }
 
 impl Inner {
-    fn fail(&mut self, what: String) {
+    fn fail(&mut self, what: String, latency: Duration) {
         self.counts.failed += 1;
+        let at = Instant::now();
+        self.failed.push(Failed { what: what.clone(), due: at.checked_sub(latency).unwrap_or(at), at });
         *self.counts.failures.entry(what).or_default() += 1;
     }
 

@@ -8,11 +8,11 @@ use crate::{
     args::{Args, Rule},
     board::Board,
     customers::Customers,
-    database::Side,
     dataset::Orders,
     deploy,
-    failure::{During, Failure, Result},
+    failure::{Failure, Result},
     instances::{self, Fleet},
+    judge,
     ledger::Ledger,
     load::Load,
     proxy::STABLE,
@@ -25,6 +25,8 @@ use crate::{
 const INSTANCES: usize = 3;
 const WARM: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_secs(10);
+/// Between two phases.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// Who is in it.
 pub(crate) struct Story {
@@ -96,8 +98,13 @@ impl Story {
         stats.enter(Stage::Migrate);
         // A table of ten million rows may take longer than one of a thousand.
         let patience = Duration::from_secs(120 + report.rows / 5_000);
-        let mut walk =
-            Walk { ledger: ledger.clone(), board: Arc::clone(&self.board), patience, reached: Vec::new() };
+        let mut walk = Walk {
+            ledger: ledger.clone(),
+            board: Arc::clone(&self.board),
+            patience,
+            look: LOOK,
+            reached: Vec::new(),
+        };
         let walked = self.migrate(&mut walk, fleet, stats, report).await;
         report.phases = walk.reached;
         if let Ok(jobs) = ledger.finished_backfills().await {
@@ -171,27 +178,21 @@ impl Story {
         report.p99_ms_migration = of(&[Stage::Migrate]).ms(99.0);
         report.max_ms = rollout.max_ms();
 
-        let mut history = customers.recorder.history();
-        let is_new = ledger.standing().await?.is_some_and(|standing| standing.is_new_complete());
-        let side = if is_new { Side::New } else { Side::Old };
-        let rows = self.servers.database.last_values(side, &self.orders, &mut history).await;
-        let rows = rows.during("the last values can't be judged")?;
-        report.wrong_rows = rows.wrong;
-        report.examples.extend(rows.examples);
-        // The search is pure work: not on a thread that others need.
-        let verdict = tokio::task::spawn_blocking(move || history.check()).await?;
-        report.lost_writes = verdict.lost_writes;
-        report.stale_reads = verdict.stale_reads;
-        report.examples.extend(verdict.examples);
-        report.keys_checked = verdict.keys;
-        report.reads_checked = verdict.reads;
-        report.writes_checked = verdict.writes;
+        let judged = judge::all(customers, &self.servers.database, ledger, &self.orders).await?;
+        report.wrong_rows = judged.rows.wrong;
+        report.examples.extend(judged.rows.examples);
+        report.lost_writes = judged.verdict.lost_writes;
+        report.stale_reads = judged.verdict.stale_reads;
+        report.examples.extend(judged.verdict.examples);
+        report.keys_checked = judged.verdict.keys;
+        report.reads_checked = judged.verdict.reads;
+        report.writes_checked = judged.verdict.writes;
         Ok(())
     }
 }
 
 /// Shows counts and percentiles. Never ends.
-async fn count(board: Arc<Board>, customers: Arc<Customers>) {
+pub(crate) async fn count(board: Arc<Board>, customers: Arc<Customers>) {
     for tick in 0_u64.. {
         if tick % 5 == 0 {
             customers.stats.second();

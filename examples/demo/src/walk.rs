@@ -14,9 +14,6 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(50);
-/// How long a person looks at a phase before asking for the next one. It is also what gives the load
-/// time to meet each phase.
-const LOOK: Duration = Duration::from_secs(3);
 
 /// Asks for phases and writes down how long each took.
 pub(crate) struct Walk {
@@ -24,6 +21,9 @@ pub(crate) struct Walk {
     pub(crate) board: Arc<Board>,
     /// Nothing may take longer than this: something is stuck then.
     pub(crate) patience: Duration,
+    /// How long a person looks at a phase before asking for the next one. It is also what gives the load
+    /// time to meet each phase.
+    pub(crate) look: Duration,
     pub(crate) reached: Vec<PhaseReport>,
 }
 
@@ -34,7 +34,7 @@ impl Walk {
         let began = Instant::now();
         switchboard.desire(wanted).await?;
         self.arrive(wanted, began).await?;
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(self.look).await;
         Ok(())
     }
 
@@ -48,7 +48,7 @@ impl Walk {
         Ok(began.elapsed().as_secs_f64())
     }
 
-    async fn arrive(&mut self, wanted: &str, began: Instant) -> Result<()> {
+    pub(crate) async fn arrive(&mut self, wanted: &str, began: Instant) -> Result<()> {
         let (phase, percent) = match wanted.split_once(':') {
             Some((phase, percent)) => (phase, percent.parse().ok()),
             None => (wanted, None),

@@ -94,6 +94,23 @@ impl History {
         self.last.insert(key, value);
     }
 
+    /// What happened between two moments, in nanoseconds as of [`Recorder::now`](crate::Recorder::now): for a history that a
+    /// disaster has cut in two. A write that began before the end and was acknowledged after it is one of unknown outcome, and
+    /// so is one that began before the beginning and had not been acknowledged by then; reads that are not wholly within are
+    /// left out. Initial and last values are not taken over.
+    pub fn between(&self, from: u64, to: u64) -> History {
+        let within = |op: &Op| {
+            if !op.is_write {
+                return (op.start >= from && op.end <= to).then_some(*op);
+            }
+            let is_before = op.is_acknowledged() && op.end < from;
+            let end = if op.end <= to && op.start >= from { op.end } else { Op::NEVER };
+            (op.start <= to && !is_before).then_some(Op { end, ..*op })
+        };
+        let ops = self.ops.iter().filter_map(within).collect();
+        History::from_parts(ops, self.values.clone(), Arc::clone(&self.canonical))
+    }
+
     /// Judges every key. Time grows with the number of operations, unless very many overlap on one key.
     pub fn check(&mut self) -> Verdict {
         let absent = self.values.intern(Self::ABSENT);

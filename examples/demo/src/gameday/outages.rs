@@ -1,0 +1,341 @@
+//! A server is away, slow, full, moved or out of its mind.
+
+use std::time::{Duration, Instant};
+
+use cutover_testkit::{Gate, Postgres, Prometheus, wait_until};
+use deadpool_redis::redis;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::day::Day;
+use crate::{
+    database::Side,
+    failure::{During, Failure, Result},
+    judge,
+    proxy::STABLE,
+};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+pub(super) async fn postgres_restart(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    day.fault("Postgres is restarted");
+    day.postgres()?.restart().await?;
+    day.recovered().await?;
+    day.fault("Postgres is killed and comes back after three seconds");
+    day.postgres()?.kill9().await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    day.postgres()?.restart().await?;
+    day.recovered().await?;
+    day.go("retire").await
+}
+
+/// Waits until the standby has replayed all that the primary has written.
+async fn caught_up(primary: &Postgres, standby: &Postgres) -> Result<()> {
+    let mut first = PgConnection::connect(&primary.admin_url()).await?;
+    let mut second = PgConnection::connect(&standby.admin_url()).await?;
+    let at: String = sqlx::query_scalar("select pg_current_wal_lsn()::text").fetch_one(&mut first).await?;
+    let mut asked = async || {
+        let replayed = sqlx::query_scalar("select pg_last_wal_replay_lsn() >= $1::pg_lsn");
+        replayed.bind(&at).fetch_one(&mut second).await
+    };
+    let began = Instant::now();
+    while !asked().await? {
+        if began.elapsed() > BOUND {
+            return Err(Failure::new("the standby does not catch up"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+pub(super) async fn failover(day: &mut Day) -> Result<()> {
+    let standby = day.postgres()?.standby().await?;
+    caught_up(day.postgres()?, &standby).await?;
+    let name = standby.name();
+    day.postgres()?.execute(&format!("alter system set synchronous_standby_names = '{name}'")).await?;
+    day.postgres()?.execute("select pg_reload_conf()").await?;
+    day.sql("select pg_sleep(0.5)").await?;
+    day.go("ramp:50").await?;
+    day.ask_for("switch").await?;
+    day.fault("the primary is killed, the synchronous standby takes over");
+    day.postgres()?.kill9().await?;
+    // Else its writes would wait for a standby of its own.
+    standby.execute("alter system set synchronous_standby_names = ''").await.ok();
+    standby.promote().await?;
+    standby.execute("alter system reset synchronous_standby_names").await?;
+    standby.execute("select pg_reload_conf()").await?;
+    day.gates.postgres.lead_to(standby.port());
+    day.gates.postgres.cut();
+    day.standby = Some(standby);
+    day.recovered().await?;
+    let began = Instant::now();
+    day.walk.arrive("switch", began).await?;
+    day.go("retire").await
+}
+
+/// Everything that was acknowledged while the standby listened has to be there; what came after may be gone, and
+/// what is read from then on has to be consistent in itself.
+pub(super) async fn failover_lagging(day: &mut Day) -> Result<()> {
+    let standby = day.postgres()?.standby().await?;
+    day.go("ramp:50").await?;
+    caught_up(day.postgres()?, &standby).await?;
+    day.trouble("the standby loses its way to the primary");
+    standby.execute("alter system set primary_conninfo = ''").await?;
+    let apart = day.customers.recorder.now();
+    standby.execute("select pg_reload_conf()").await?;
+    let alone = "select not exists (select from pg_stat_replication)";
+    wait_until("the primary to be alone", BOUND, async || {
+        sqlx::query_scalar::<_, bool>(alone).fetch_one(&day.servers.database.pool).await
+    })
+    .await?;
+    day.go("switch").await?;
+    day.fault("the primary is killed, the standby that lagged takes over");
+    day.gates.postgres.hold();
+    day.postgres()?.kill9().await?;
+    let over = day.customers.recorder.now();
+    standby.promote().await?;
+    let port = standby.port();
+    let url = standby.url("gameday");
+    day.standby = Some(standby);
+    let start = judge::values(&url, Side::Old).await?;
+    let again = day.customers.recorder.now();
+    day.gates.postgres.lead_to(port);
+    day.gates.postgres.cut();
+    day.gates.postgres.open();
+    day.recovered().await?;
+    day.go("retire").await?;
+    day.judge_around(apart, over, again, &start).await
+}
+
+pub(super) async fn connections_cut(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    for phase in ["switch", "retire"] {
+        day.ask_for(phase).await?;
+        let began = Instant::now();
+        day.fault("every connection is ended");
+        let ended = day
+            .sql(
+                "select pg_terminate_backend(pid) from pg_stat_activity \
+                 where backend_type = 'client backend' and pid <> pg_backend_pid()",
+            )
+            .await?;
+        day.line.notes.push(format!("{ended} connections ended"));
+        day.recovered().await?;
+        day.walk.arrive(phase, began).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn partition(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    let name = day.bystander().await?;
+    day.fault(format!("{name} can't reach Postgres"));
+    day.fleet.find(&name)?.gate.as_ref().ok_or_else(|| Failure::new("no gate"))?.lose();
+    day.noticed(&name).await?;
+    day.served_by_the_others().await?;
+    // The others go on without it once its lease has run out.
+    day.go("switch").await?;
+    day.go("retire").await?;
+    day.trouble(format!("{name} can reach Postgres again"));
+    day.fleet.find(&name)?.gate.as_ref().ok_or_else(|| Failure::new("no gate"))?.open();
+    day.recovered().await
+}
+
+pub(super) async fn database_moved(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    // The same server at a new address; the old one no longer answers.
+    let new = Gate::start(day.postgres()?.port())?;
+    day.fault("the database has another address");
+    day.gates.postgres.lead_to(new.port());
+    day.gates.postgres.cut();
+    day.recovered().await?;
+    day.go("retire").await
+}
+
+pub(super) async fn disk_full(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    // Beyond the size of a WAL segment, which Postgres could not do without.
+    day.sql(
+        "insert into orders (customer, amount_cents, old_payment_status, new_payment_status) \
+         select repeat('x', 100), n, 'PAID', 'paid' from generate_series(1, 150000) n",
+    )
+    .await?;
+    let size: i64 =
+        sqlx::query_scalar("select pg_relation_size('orders')").fetch_one(&day.servers.database.pool).await?;
+    let postmaster = day.postgres()?.process().pid();
+    day.fault("the table's file can't grow any more");
+    limit_files(postmaster, Some(size.unsigned_abs()))?;
+    // Only sessions that begin from now on have the limit.
+    day.gates.postgres.cut();
+    let refused = wait_until("a write to be refused", BOUND, async || {
+        let full = "insert into orders (customer, amount_cents) select repeat('y', 100), 1 from generate_series(1, 500)";
+        let refused = day.sql(full).await.is_err();
+        Ok::<_, Failure>(refused)
+    });
+    refused.await?;
+    day.detected();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    limit_files(postmaster, None)?;
+    day.gates.postgres.cut();
+    day.recovered().await?;
+    day.go("retire").await
+}
+
+fn limit_files(pid: u32, bytes: Option<u64>) -> Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    prlimit(pid, Resource::Fsize, Rlimit { current: bytes, maximum: None })
+        .during("limiting Postgres's files")?;
+    Ok(())
+}
+
+pub(super) async fn connections_used_up(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    day.trouble("a stranger takes every connection that is left");
+    day.sql("create role hoarder login").await?;
+    let url = day.postgres()?.url("gameday").replace("postgres@", "hoarder@");
+    let mut hoard = Vec::new();
+    while let Ok(connection) = PgConnection::connect(&url).await {
+        hoard.push(connection);
+    }
+    day.line.notes.push(format!("{} connections taken", hoard.len()));
+    day.go("switch").await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for connection in hoard {
+        connection.close().await?;
+    }
+    day.go("retire").await
+}
+
+pub(super) async fn long_transaction(day: &mut Day) -> Result<()> {
+    for (wanted, look) in [("expand", "off"), ("contract", "contract")] {
+        if wanted == "contract" {
+            day.go("backfill").await?;
+            day.go("verify").await?;
+            day.go("ramp:100").await?;
+            day.go("retire").await?;
+        }
+        day.trouble(format!("a long transaction reads the table while {wanted} wants to change it"));
+        let mut reader = PgConnection::connect(&day.postgres()?.url("gameday")).await?;
+        reader.execute("begin; select count(*) from orders").await?;
+        day.ask_for(wanted).await?;
+        let began = Instant::now();
+        // Long enough for several attempts.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let standing = day.walk.ledger.standing().await?.unwrap_or_default();
+        if standing.phase != look {
+            let phase = standing.phase;
+            return Err(Failure::new(format!("the ledger is at {phase} although the table was locked")));
+        }
+        day.line.notes.extend(standing.waits_for.map(|why| format!("{wanted} waited: {why}")));
+        reader.close().await?;
+        day.walk.arrive(wanted, began).await?;
+    }
+    wait_until("the old column to go", BOUND, async || {
+        day.servers.database.has_column("old_payment_status").await.map(|is_there| !is_there)
+    })
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn redis_restart(day: &mut Day) -> Result<()> {
+    day.line.may_lose_sessions = true;
+    day.fault("Redis comes back empty");
+    day.redis()?.restart().await?;
+    // Everybody has to log in again.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    day.recovered().await?;
+    day.go("ramp:50").await
+}
+
+pub(super) async fn redis_failover(day: &mut Day) -> Result<()> {
+    let replica = cutover_testkit::Redis::start().await?;
+    let port = |url: &str| -> Result<u16> {
+        reqwest::Url::parse(url)?.port().ok_or_else(|| Failure::new("a Redis without a port"))
+    };
+    let (old, new) = (port(&day.redis()?.url())?, port(&replica.url())?);
+    let mut connection = redis::Client::open(replica.url())?.get_multiplexed_async_connection().await?;
+    let follow = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(old).to_owned();
+    let () = follow.query_async(&mut connection).await?;
+    wait_until("the replica to be in step", BOUND, async || {
+        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut connection.clone()).await?;
+        Ok::<_, Failure>(info.contains("master_link_status:up"))
+    })
+    .await?;
+    day.fault("a replica of Redis takes over");
+    // As a planned failover: nobody writes between the last copy and the promotion.
+    day.gates.redis.hold();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut connection).await?;
+    day.redis()?.process().kill().await?;
+    day.gates.redis.lead_to(new);
+    day.gates.redis.cut();
+    day.gates.redis.open();
+    day.recovered().await?;
+    day.keep(replica);
+    day.go("ramp:50").await
+}
+
+pub(super) async fn unleash_down(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    day.trouble("Unleash is away, and an instance starts cold");
+    day.gates.unleash.lose();
+    day.fleet.start(2, STABLE).await?;
+    day.ask_for("switch").await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    day.still_at("ramp").await?;
+    day.gates.unleash.open();
+    let began = Instant::now();
+    day.walk.arrive("switch", began).await
+}
+
+pub(super) async fn unleash_slow(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    day.trouble("Unleash is slow");
+    day.gates.unleash.slow(Duration::from_secs(2));
+    day.gates.unleash.cut();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    day.gates.unleash.slow(Duration::ZERO);
+    day.go("switch").await
+}
+
+pub(super) async fn unleash_nonsense(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    day.trouble("Unleash answers nonsense");
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    day.gates.unleash.lead_to(listener.local_addr()?.port());
+    day.gates.unleash.cut();
+    let nonsense = tokio::spawn(async move {
+        for number in 0_usize.. {
+            let Ok((mut stream, _)) = listener.accept().await else { return };
+            let body = ["{\"version\":2,\"features\":[{\"na", "<html>503</html>", "null", "{}"][number % 4];
+            let head =
+                format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let still = day.still_at("ramp").await;
+    nonsense.abort();
+    day.unleash_is_back();
+    still?;
+    day.go("switch").await
+}
+
+pub(super) async fn prometheus_down(day: &mut Day) -> Result<()> {
+    let targets = day.fleet.instances.iter().map(|instance| instance.endpoint.health).collect();
+    let prometheus = Prometheus::start(targets, Duration::from_millis(500)).await?;
+    let url = prometheus.url();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    day.trouble("Prometheus is away");
+    drop(prometheus);
+    let judged = day.judge_canary(&url, &[]).await?;
+    if judged.status != Some(3) {
+        return Err(Failure::new(format!("the judge ended with {:?}: {}", judged.status, judged.said)));
+    }
+    day.line.notes.push(format!("the judge: {}", judged.said.trim()));
+    day.go("ramp:50").await
+}

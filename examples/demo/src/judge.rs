@@ -1,0 +1,48 @@
+//! Holds every answer against every other, and against what is in the table at the end.
+
+use cutover_checker::Verdict;
+use sqlx::{Connection, PgConnection};
+
+use crate::{
+    customers::Customers,
+    database::{Database, Rows, Side},
+    dataset::Orders,
+    failure::{During, Result},
+    ledger::Ledger,
+};
+
+/// What was found.
+pub(crate) struct Judged {
+    pub(crate) rows: Rows,
+    pub(crate) verdict: Verdict,
+}
+
+/// Judges everything that was recorded, when nothing is under way any more.
+pub(crate) async fn all(
+    customers: &Customers,
+    database: &Database,
+    ledger: &Ledger,
+    orders: &Orders,
+) -> Result<Judged> {
+    let mut history = customers.recorder.history();
+    let is_new = ledger.standing().await?.is_some_and(|standing| standing.is_new_complete());
+    let side = if is_new { Side::New } else { Side::Old };
+    let rows = database.last_values(side, orders, &mut history).await;
+    let rows = rows.during("the last values can't be judged")?;
+    // The search is pure work: not on a thread that others need.
+    let verdict = tokio::task::spawn_blocking(move || history.check()).await?;
+    Ok(Judged { rows, verdict })
+}
+
+/// Every order's status, by its key, in one of the columns.
+pub(crate) async fn values(url: &str, side: Side) -> Result<Vec<(u64, String)>> {
+    let mut connection = PgConnection::connect(url).await?;
+    let statement = match side {
+        Side::Old => "select id, old_payment_status from orders",
+        Side::New => "select id, new_payment_status from orders",
+    };
+    let rows: Vec<(i64, Option<String>)> = sqlx::query_as(statement).fetch_all(&mut connection).await?;
+    let value =
+        |(id, raw): (i64, Option<String>)| (id.unsigned_abs(), side.meaning(raw.as_deref()).to_owned());
+    Ok(rows.into_iter().map(value).collect())
+}
