@@ -1,6 +1,6 @@
 # One command each; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check cargo
+.PHONY: help demo gameday test bench check cargo
 
 SHELL := /bin/bash
 export CARGO_NET_RETRY ?= 5
@@ -26,6 +26,8 @@ help:
 	@echo '             ORDERS=file.csv        your own table of orders instead of a generated one'
 	@echo '             BREAK=rule             take one safety rule out (agree, compare or drain), to see the damage being found'
 	@echo '             ARGS="…"               anything else for target/release/demo (see --help)'
+	@echo 'make gameday bad days: faults under load on real servers, each judged; report in target/gameday/report.json'
+	@echo '             ARGS="kill failover"   only these (--list names them; --seed N, --rate N, --chaos-seconds N)'
 	@echo 'make test    everything: format, lints, units, documentation, real servers'
 	@echo '             REQUIRE=1              fail where a server can only be skipped otherwise'
 	@echo 'make check   format and lints only'
@@ -44,6 +46,14 @@ else
 endif
 	target/release/demo $(if $(ORDERS),--orders '$(ORDERS)') $(if $(RATE),--rate '$(RATE)') \
 		$(if $(ROWS),--rows '$(ROWS)') $(if $(BREAK),--break '$(BREAK)' --bin-dir target/broken/release) $(ARGS)
+
+# The long form: half an hour of chaos among the rest.
+GAMEDAY ?= --chaos-seconds 1800
+
+gameday: cargo
+	scripts/servers --require postgres redis unleash envoy prometheus
+	cargo build --release -p payments -p demo -p cutover --features cutover/cli --bins
+	$(WITH_OWN_SERVERS) target/release/demo gameday $(GAMEDAY) $(ARGS)
 
 check: cargo
 	$(call stage,format)

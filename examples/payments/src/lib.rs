@@ -13,6 +13,7 @@
 //! ([`start`]).
 
 mod columns;
+mod fault;
 pub mod http;
 pub mod migration;
 mod pinned;

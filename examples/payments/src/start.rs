@@ -13,6 +13,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tower_sessions::SessionManagerLayer;
 
+use crate::fault::{self, Fault};
 use crate::http;
 use crate::migration;
 
@@ -56,10 +57,20 @@ pub async fn run(
         let soak = seconds("SOAK_SECONDS", 24 * 60 * 60)?;
         service = service.migration_by_flag(migration::declare(pool.clone(), range, soak)?, migration::FLAG);
     }
+    let fault = match std::env::var("FAULT") {
+        Ok(text) => text.parse()?,
+        Err(_) => Fault::Nothing,
+    };
+    if let Some(check) = fault.check() {
+        service = service.check(check);
+    }
     let instance = service.start().await?;
-    let Some(routes) = routes(pool, &instance) else {
+    let Some(mut routes) = routes(pool.clone(), &instance) else {
         return Err(format!("this build did not declare the migration {:?}", migration::NAME).into());
     };
+    if fault != Fault::Nothing {
+        routes = routes.layer(axum::middleware::from_fn_with_state((fault, pool), fault::make));
+    }
     let store = RedisStore::new(
         redis,
         RedisStoreOptions {

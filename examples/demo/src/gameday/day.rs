@@ -75,7 +75,7 @@ pub(crate) struct Day {
     unleash_port: u16,
     /// Servers that took over.
     kept: Vec<Redis>,
-    load: Option<Load>,
+    load: Vec<Load>,
     _watchers: JoinSet<()>,
 }
 
@@ -136,7 +136,7 @@ impl Day {
             windows: Vec::new(),
             standby: None,
             fault_at: Instant::now(),
-            load: Some(load),
+            load: vec![load],
             _watchers: watchers,
             board,
             servers,
@@ -152,9 +152,7 @@ impl Day {
     pub(crate) async fn end(mut self, ran: Result<()>) -> Line {
         self.may_serve_again();
         self.board.doing(format!("{}: judging every answer", self.line.scenario));
-        if let Some(load) = self.load.take() {
-            load.stop().await;
-        }
+        self.end_load().await;
         let stopped = self.fleet.stop_all().await;
         let mut line = std::mem::take(&mut self.line);
         line.count(&self.customers.stats, &self.windows);
@@ -376,6 +374,27 @@ impl Day {
         })
     }
 
+    /// Sends so many requests a second more, from now to the end.
+    pub(crate) fn more_load(&mut self, rate: u32) {
+        self.load.push(Load::start(Arc::clone(&self.customers), rate));
+    }
+
+    async fn end_load(&mut self) {
+        for load in self.load.drain(..) {
+            load.stop().await;
+        }
+    }
+
+    /// How long answers were bad, from the first one after the fault to the last.
+    pub(crate) fn note_bad_answers(&mut self) {
+        let failed = self.customers.stats.failed_ones();
+        let mut bad = failed.iter().filter(|failed| failed.at >= self.fault_at).map(|failed| failed.at);
+        if let Some(first) = bad.next() {
+            let last = bad.last().unwrap_or(first);
+            self.line.seconds_of_bad_answers = Some(last.duration_since(first).as_secs_f64());
+        }
+    }
+
     /// Keeps a server until the scenario ends.
     pub(crate) fn keep(&mut self, redis: Redis) {
         self.kept.push(redis);
@@ -407,9 +426,7 @@ impl Day {
         again: u64,
         start: &[(u64, String)],
     ) -> Result<()> {
-        if let Some(load) = self.load.take() {
-            load.stop().await;
-        }
+        self.end_load().await;
         let end = judge::values(&self.postgres_url()?, Side::New).await?;
         let whole = self.customers.recorder.history();
         let initial = |history: &mut History| {

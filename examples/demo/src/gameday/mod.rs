@@ -4,6 +4,7 @@
 //! instances of its own, says of each fault whether requests may fail for it and until when, and ends with every
 //! answer judged. [`SCENARIOS`] is the list; [`day::Day`] what they are made of.
 
+mod canaries;
 mod chaos;
 mod day;
 mod deploys;
@@ -106,6 +107,20 @@ const SCENARIOS: &[Scenario] = &scenarios![
         "the clock of one instance is a day ahead: nothing depends on it";
     "clock-behind", others::clock_behind,
         "the clock of one instance is a day behind: nothing depends on it";
+    "canary-errors", canaries::errors,
+        "a canary that fails 2 % of its requests: the judge takes it back";
+    "canary-panics", canaries::panics,
+        "a canary that panics at 2 % of its requests: the judge takes it back";
+    "canary-slow", canaries::slow,
+        "a canary that takes 150 ms longer: the judge takes it back";
+    "canary-leaks", canaries::leaks,
+        "a canary that leaks database connections: the judge takes it back";
+    "canary-never-ready", canaries::never_ready,
+        "a canary that never becomes ready: nothing of it is seen, so it does not pass";
+    "canary-fine", canaries::fine,
+        "a canary like the stable version: it passes and is promoted";
+    "flag-off", canaries::flag_off,
+        "a broken path behind a flag: off again for everybody soon after the switch is flipped";
     "chaos", chaos::chaos,
         "phases asked for at random, instances killed, paused and cut off at random";
 ];
