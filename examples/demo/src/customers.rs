@@ -96,6 +96,11 @@ impl Customers {
         Ok(())
     }
 
+    /// Forgets the orders that were made: a disaster took them.
+    pub(crate) fn forget_made(&self) {
+        lock(&self.made).clear();
+    }
+
     /// The request with this number: the same again for the same seed.
     pub(crate) async fn one_request(&self, number: u64, due: Instant) {
         let mut rng =

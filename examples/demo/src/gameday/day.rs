@@ -94,14 +94,27 @@ impl Day {
         shared: &Shared,
         board: Arc<Board>,
         line: Line,
+    ) -> Result<Self, (Line, Failure)> {
+        match Self::start(args, chaos, shared, board, line.scenario.clone()).await {
+            Ok(day) => Ok(Self { line, ..day }),
+            Err(failure) => Err((line, failure)),
+        }
+    }
+
+    async fn start(
+        args: &Args,
+        chaos: Duration,
+        shared: &Shared,
+        board: Arc<Board>,
+        scenario: String,
     ) -> Result<Self> {
-        board.doing(format!("{}: starting servers and {INSTANCES} instances", line.scenario));
+        board.doing(format!("{scenario}: starting servers and {INSTANCES} instances"));
         let (servers, gates, unleash_port) = servers(shared).await?;
         let orders = Arc::new(Orders::Seeded { seed: args.seed, rows: args.rows });
         servers.database.load(&orders, |_| {}).await?;
         servers.switchboard.prepare().await?;
         let servers = Arc::new(servers);
-        let logs = args.report.with_file_name("logs").join(&line.scenario);
+        let logs = args.report.with_file_name("logs").join(&scenario);
         let mut fleet = Fleet::new(&args.bin_dir, logs, Arc::clone(&servers), Arc::clone(&board))?;
         fleet.has_gates = true;
         fleet.start_all(2, STABLE, INSTANCES).await?;
@@ -144,7 +157,7 @@ impl Day {
             fleet,
             customers,
             orders,
-            line,
+            line: Line::default(),
         })
     }
 

@@ -215,9 +215,16 @@ async fn all(
             seed: args.seed,
             ..Line::default()
         };
-        let mut day = Day::begin(args, chaos, &shared, Arc::clone(board), line).await?;
-        let ran = (scenario.run)(&mut day).await;
-        let mut line = day.end(ran).await;
+        let mut line = match Day::begin(args, chaos, &shared, Arc::clone(board), line).await {
+            Ok(mut day) => {
+                let ran = (scenario.run)(&mut day).await;
+                day.end(ran).await
+            }
+            Err((mut line, failure)) => {
+                line.ended_early = Some(format!("it could not begin: {failure}"));
+                line
+            }
+        };
         line.seconds = began.elapsed().as_secs_f64();
         line.judge();
         board.note(format!(

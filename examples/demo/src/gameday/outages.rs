@@ -105,6 +105,8 @@ pub(super) async fn failover_lagging(day: &mut Day) -> Result<()> {
     day.gates.postgres.lead_to(port);
     day.gates.postgres.cut();
     day.gates.postgres.open();
+    // Orders that were made meanwhile are gone, and nobody asks for them again.
+    day.customers.forget_made();
     day.recovered().await?;
     day.go("retire").await?;
     day.judge_around(apart, over, again, &start).await
@@ -245,7 +247,7 @@ pub(super) async fn redis_restart(day: &mut Day) -> Result<()> {
     day.fault("Redis comes back empty");
     day.redis()?.restart().await?;
     // Everybody has to log in again.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    day.customers.log_in().await?;
     day.recovered().await?;
     day.go("ramp:50").await
 }
