@@ -52,6 +52,7 @@ GAMEDAY ?= --chaos-seconds 1800
 
 gameday: cargo
 	scripts/servers --require postgres redis unleash envoy prometheus
+	scripts/servers faketime || true
 	cargo build --release -p payments -p demo -p cutover --features cutover/cli --bins
 	$(WITH_OWN_SERVERS) target/release/demo gameday $(GAMEDAY) $(ARGS)
 
@@ -78,6 +79,9 @@ test: check
 	cargo build --workspace --all-features --bins
 	$(WITH_OWN_SERVERS) target/debug/demo --plain --rows 20000 --rate 50 --bin-dir target/debug \
 		--report target/debug/demo-report.json
+	$(call stage,a minute of chaos)
+	$(WITH_OWN_SERVERS) target/debug/demo gameday --plain --rows 5000 --rate 50 --bin-dir target/debug \
+		--report target/debug/gameday/report.json --chaos-seconds 60 chaos
 	$(call stage,done)
 
 bench: cargo

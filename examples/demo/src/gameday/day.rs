@@ -73,8 +73,9 @@ pub(crate) struct Day {
     pub(crate) standby: Option<Postgres>,
     pub(crate) fault_at: Instant,
     unleash_port: u16,
-    /// Servers that took over.
+    /// Servers that took over, and ways to them.
     kept: Vec<Redis>,
+    kept_gates: Vec<Gate>,
     load: Vec<Load>,
     _watchers: JoinSet<()>,
 }
@@ -146,6 +147,7 @@ impl Day {
             chaos,
             unleash_port,
             kept: Vec::new(),
+            kept_gates: Vec::new(),
             windows: Vec::new(),
             standby: None,
             fault_at: Instant::now(),
@@ -353,7 +355,12 @@ impl Day {
     pub(crate) async fn post_large(&self, name: &str) -> Result<()> {
         let url = format!("http://{}/orders", self.fleet.find(name)?.endpoint.address);
         let client = reqwest::Client::builder().timeout(Duration::from_secs(1)).build()?;
-        client.post(url).header("content-type", "application/json").body(vec![b' '; 1 << 21]).send().await?;
+        client
+            .post(url)
+            .header("content-type", "application/json")
+            .body(vec![b' '; 1_900_000])
+            .send()
+            .await?;
         Ok(())
     }
 
@@ -411,6 +418,10 @@ impl Day {
     /// Keeps a server until the scenario ends.
     pub(crate) fn keep(&mut self, redis: Redis) {
         self.kept.push(redis);
+    }
+
+    pub(crate) fn keep_gate(&mut self, gate: Gate) {
+        self.kept_gates.push(gate);
     }
 
     pub(crate) fn unleash_is_back(&self) {

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use cutover_testkit::{Gate, Postgres, Prometheus, wait_until};
 use deadpool_redis::redis;
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -153,44 +152,77 @@ pub(super) async fn database_moved(day: &mut Day) -> Result<()> {
     day.fault("the database has another address");
     day.gates.postgres.lead_to(new.port());
     day.gates.postgres.cut();
+    day.keep_gate(new);
     day.recovered().await?;
     day.go("retire").await
 }
 
 pub(super) async fn disk_full(day: &mut Day) -> Result<()> {
+    let Some(disk) = SmallDisk::mount()? else {
+        day.line.notes.push("left out: only root can mount a small disk".to_owned());
+        return Ok(());
+    };
     day.go("ramp:50").await?;
-    // Beyond the size of a WAL segment, which Postgres could not do without.
-    day.sql(
-        "insert into orders (customer, amount_cents, old_payment_status, new_payment_status) \
-         select repeat('x', 100), n, 'PAID', 'paid' from generate_series(1, 150000) n",
-    )
-    .await?;
-    let size: i64 =
-        sqlx::query_scalar("select pg_relation_size('orders')").fetch_one(&day.servers.database.pool).await?;
-    let postmaster = day.postgres()?.process().pid();
-    day.fault("the table's file can't grow any more");
-    limit_files(postmaster, Some(size.unsigned_abs()))?;
-    // Only sessions that begin from now on have the limit.
-    day.gates.postgres.cut();
+    let path = disk.path.display();
+    day.sql(&format!("create tablespace small location '{path}'")).await?;
+    day.sql("alter table orders set tablespace small").await?;
+    day.fault("the disk of the table is full");
+    disk.fill()?;
     let refused = wait_until("a write to be refused", BOUND, async || {
         let full = "insert into orders (customer, amount_cents) select repeat('y', 100), 1 from generate_series(1, 500)";
-        let refused = day.sql(full).await.is_err();
-        Ok::<_, Failure>(refused)
+        Ok::<_, Failure>(day.sql(full).await.is_err())
     });
     refused.await?;
     day.detected();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    limit_files(postmaster, None)?;
-    day.gates.postgres.cut();
+    disk.make_room()?;
     day.recovered().await?;
-    day.go("retire").await
+    day.go("retire").await?;
+    day.sql("alter table orders set tablespace pg_default").await?;
+    day.sql("drop tablespace small").await?;
+    Ok(())
 }
 
-fn limit_files(pid: u32, bytes: Option<u64>) -> Result<()> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    prlimit(pid, Resource::Fsize, Rlimit { current: bytes, maximum: None })
-        .during("limiting Postgres's files")?;
-    Ok(())
+/// A file system of a few megabytes, for Postgres's user. Gone when dropped.
+struct SmallDisk {
+    path: std::path::PathBuf,
+}
+
+impl SmallDisk {
+    /// `None` for whoever may not mount.
+    fn mount() -> Result<Option<Self>> {
+        let path = std::env::temp_dir().join(format!("cutover-gameday-{}", std::process::id()));
+        std::fs::create_dir_all(&path).during("making a folder")?;
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=24m,mode=777", "cutover-gameday"]).arg(&path);
+        if !mount.output().is_ok_and(|output| output.status.success()) {
+            let _ = std::fs::remove_dir(&path);
+            return Ok(None);
+        }
+        let disk = Self { path };
+        // Postgres insists on a folder of its own user, whom it runs as where we are root.
+        std::os::unix::fs::chown(&disk.path, Some(65_534), Some(65_534))
+            .during("handing over the small disk")?;
+        Ok(Some(disk))
+    }
+
+    fn fill(&self) -> Result<()> {
+        use std::io::Write;
+        let mut file = std::fs::File::create(self.path.join("filling")).during("filling the small disk")?;
+        while file.write_all(&[0; 4096]).is_ok() {}
+        Ok(())
+    }
+
+    fn make_room(&self) -> Result<()> {
+        std::fs::remove_file(self.path.join("filling")).during("emptying the small disk")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.path).output();
+        let _ = std::fs::remove_dir(&self.path);
+    }
 }
 
 pub(super) async fn connections_used_up(day: &mut Day) -> Result<()> {
