@@ -410,7 +410,7 @@ impl Day {
         let failed = self.customers.stats.failed_ones();
         let mut bad = failed.iter().filter(|failed| failed.at >= self.fault_at).map(|failed| failed.at);
         if let Some(first) = bad.next() {
-            let last = bad.last().unwrap_or(first);
+            let last = bad.next_back().unwrap_or(first);
             self.line.seconds_of_bad_answers = Some(last.duration_since(first).as_secs_f64());
         }
     }
