@@ -216,7 +216,11 @@ impl Assembly {
                     }
                     spec
                 });
-                Some(Arc::new(Agent::start(fleet, specs.collect(), self.driver, &self.health).await?))
+                let agent = Agent::start(fleet, specs.collect(), self.driver, &self.health).await?;
+                if let Err(error) = agent.register(metrics.registry()) {
+                    tracing::warn!(%error, "the work on the data has no metrics");
+                }
+                Some(Arc::new(agent))
             }
         };
         // The first request shall find the state of now, or the last one that was kept; a flag server that is

@@ -1,12 +1,15 @@
 //! Rows that can't be mapped, and rows that several instances work on.
 
+use std::process::Command;
 use std::time::Duration;
 
 use crate::world::{Outcome, World};
 use cutover::fleet::Ledger;
 use cutover::migration::control::{Plan, Task, bad_rows, differences};
 use cutover::migration::data::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, each};
-use sqlx::{Executor, FromRow};
+use cutover_testkit::{Folder, Process, Signal};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Executor, FromRow, PgPool};
 
 fn describe(world: &World) -> ColumnMigrationBuilder {
     ColumnMigration::new(world.pool.clone(), "orders")
@@ -95,9 +98,9 @@ async fn a_column_is_mapped_in_rust_both_ways_and_its_values_stay_out_of_the_rep
     Ok(())
 }
 
-#[tokio::test]
-async fn every_instance_takes_part_and_each_row_is_done_once() -> Outcome {
-    let world = World::new(60_000).await?;
+/// A plan in small batches whose session says whose it is.
+async fn plan_of(world: &World, name: &str) -> Outcome<ColumnMigration> {
+    let options = world.url.parse::<PgConnectOptions>()?.application_name(name);
     let batches = BatchOptions {
         target: Duration::from_millis(20),
         min_rows: 200,
@@ -105,19 +108,18 @@ async fn every_instance_takes_part_and_each_row_is_done_once() -> Outcome {
         ranges: 8,
         ..BatchOptions::default()
     };
-    let pool = async |name: &str| {
-        let options = world.url.parse::<sqlx::postgres::PgConnectOptions>()?.application_name(name);
-        Outcome::Ok(sqlx::PgPool::connect_with(options).await?)
-    };
-    // Who writes is in the row: the expression asks the session.
-    let plan = async |name: &str| {
-        let plan = ColumnMigration::new(pool(name).await?, "orders")
-            .column("old_status", "new_status", "text")
-            .forward("lower(trim(old_status))")
-            .backward("upper(new_status)")
-            .batches(batches.clone());
-        Outcome::Ok(plan.build()?)
-    };
+    Ok(ColumnMigration::new(PgPool::connect_with(options).await?, "orders")
+        .column("old_status", "new_status", "text")
+        .forward("lower(trim(old_status))")
+        .backward("upper(new_status)")
+        .batches(batches)
+        .without_trap()
+        .build()?)
+}
+
+/// A table that keeps who wrote which row.
+async fn signed(rows: i64) -> Outcome<World> {
+    let world = World::new(rows).await?;
     world
         .pool
         .execute(
@@ -127,17 +129,79 @@ async fn every_instance_takes_part_and_each_row_is_done_once() -> Outcome {
              create trigger note after update on orders for each row execute function note()",
         )
         .await?;
-    let _a = world.instance("a", Some(plan("a").await?)).await?;
-    let _b = world.instance("b", Some(plan("b").await?)).await?;
+    Ok(world)
+}
+
+/// Who wrote how many rows, if each was written once.
+async fn signatures(world: &World, rows: i64) -> Outcome<Vec<(String, i64)>> {
+    let writers = "select name, count(*) from writers group by name order by name";
+    let done: Vec<(String, i64)> = sqlx::query_as(writers).fetch_all(&world.pool).await?;
+    let distinct: i64 =
+        sqlx::query_scalar("select count(distinct id) from writers").fetch_one(&world.pool).await?;
+    assert_eq!((done.iter().map(|(_, rows)| rows).sum::<i64>(), distinct), (rows, rows), "{done:?}");
+    Ok(done)
+}
+
+#[tokio::test]
+async fn every_instance_takes_part_and_each_row_is_done_once() -> Outcome {
+    let world = signed(20_000).await?;
+    // Else it is over before the other one, who looks for work every two seconds, has heard of it.
+    let slowly = "create function slowly() returns trigger language plpgsql as $$ begin \
+            perform pg_sleep(0.0001); return new; end $$; \
+        create trigger slowly before update on orders for each row execute function slowly()";
+    world.pool.execute(slowly).await?;
+    let _a = world.instance("a", Some(plan_of(&world, "a").await?)).await?;
+    let _b = world.instance("b", Some(plan_of(&world, "b").await?)).await?;
     world.go("verify").await?;
-    let done: Vec<(String, i64)> =
-        sqlx::query_as("select name, count(*) from writers group by name order by name")
-            .fetch_all(&world.pool)
-            .await?;
-    let twice: i64 = sqlx::query_scalar("select count(*) - count(distinct id) from writers")
-        .fetch_one(&world.pool)
-        .await?;
-    assert_eq!((done.len(), twice), (2, 0), "{done:?}");
-    assert_eq!(done.iter().map(|(_, rows)| rows).sum::<i64>(), 60_000);
+    assert_eq!(signatures(&world, 20_000).await?.len(), 2);
+    Ok(())
+}
+
+/// Not a test: an instance in a process of its own.
+#[tokio::test]
+#[ignore = "started by the next test"]
+async fn process() -> Outcome {
+    let (Ok(url), Ok(name)) = (std::env::var("ROWS_URL"), std::env::var("ROWS_NAME")) else { return Ok(()) };
+    let world = World { pool: PgPool::connect(&url).await?, url };
+    let _instance = world.instance(&name, Some(plan_of(&world, &name).await?)).await?;
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn a_driver_that_is_killed_in_the_middle_leaves_no_row_out_and_none_done_twice() -> Outcome {
+    let world = signed(80_000).await?;
+    let folder = Folder::new("rows")?;
+    let mut processes = Vec::new();
+    for name in ["a", "b"] {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["--exact", "rows::process", "--ignored", "--nocapture", "--test-threads=1"])
+            .env("ROWS_URL", &world.url)
+            .env("ROWS_NAME", name);
+        processes.push(Process::spawn(&folder, name, Signal::KILL, &command)?);
+    }
+    let ask =
+        async |query: &'static str| sqlx::query_scalar(query).fetch_one(&world.pool).await.unwrap_or(false);
+    let serving = "select count(*) = 2 from cutover.instances where admitted";
+    world.until("two instances", async || ask(serving).await).await?;
+    world.ask("backfill").await?;
+    let half = "select count(distinct name) = 2 and count(*) > 5000 from writers";
+    world.until("both at work", async || ask(half).await).await?;
+    let driver = "select i.name from cutover.migrations m join cutover.instances i on i.id = m.driver \
+        where m.name = 'status'";
+    let driver: String = sqlx::query_scalar(driver).fetch_one(&world.pool).await?;
+    let victim = processes.iter().find(|process| process.name() == driver).ok_or("a driver")?;
+    victim.kill().await?;
+    let open = "select exists (select 1 from cutover.jobs where finished_at is null)";
+    assert!(ask(open).await, "it had ended before the driver was killed");
+    let complete = "select new_complete from cutover.migrations where name = 'status'";
+    world.until("the end of the backfill", async || ask(complete).await).await?;
+    signatures(&world, 80_000).await?;
+    let differing =
+        "select count(*) = 0 from orders where new_status is distinct from lower(trim(old_status))";
+    assert!(ask(differing).await);
+    for process in &processes {
+        process.kill().await?;
+    }
     Ok(())
 }

@@ -78,6 +78,15 @@ impl Agent {
         self.migrations.iter().map(|(_, migration)| migration)
     }
 
+    /// Shows `migration_rows_done_total{migration,kind}` and `migration_rows{migration,kind}` in a registry.
+    ///
+    /// # Errors
+    ///
+    /// The registry's, when a name is taken.
+    pub fn register(&self, registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
+        self.migrations().try_for_each(|migration| migration.work().register(registry))
+    }
+
     /// Stops taking part: no operation begins any more, and the fleet is left.
     ///
     /// Call it when no operation is running any more.

@@ -7,6 +7,7 @@ use super::Error;
 use super::fence::{FencedPool, Isolation, PinnedTx};
 use super::gate::{Gate, Held, Pin};
 use super::plan::{DesiredPhase, FromLedger, Plan};
+use super::work_metrics::WorkMetrics;
 use crate::fleet::Lease;
 use crate::migration::phase::{Phase, PhaseRange};
 
@@ -90,13 +91,15 @@ struct Inner {
     // Changes only while the gate is shut.
     id: AtomicI32,
     gate: Arc<Gate>,
+    work: WorkMetrics,
 }
 
 impl Migration {
     pub(super) fn new(name: &str, id: i32, lease: Lease) -> Self {
         let shards = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
         let gate = Arc::new(Gate::new(lease, shards));
-        Self { inner: Arc::new(Inner { name: name.to_owned(), id: AtomicI32::new(id), gate }) }
+        let work = WorkMetrics::new(name);
+        Self { inner: Arc::new(Inner { name: name.to_owned(), id: AtomicI32::new(id), gate, work }) }
     }
 
     /// The migration's name.
@@ -107,6 +110,11 @@ impl Migration {
     /// The migration's number in the ledger.
     pub(crate) fn id(&self) -> i32 {
         self.inner.id.load(Ordering::SeqCst)
+    }
+
+    /// What this process has done of the migration's work on the data.
+    pub(crate) fn work(&self) -> &WorkMetrics {
+        &self.inner.work
     }
 
     /// Goes by another number from now on. Only the agent calls this, while the gate is shut: what was pinned

@@ -18,6 +18,7 @@ mod repairs;
 mod strangers;
 mod turn;
 mod view;
+mod work_metrics;
 
 pub use agent::Agent;
 pub use driver::DriverOptions;

@@ -159,14 +159,14 @@ impl Job {
         Ok(if left { Claim::Taken } else { Claim::Nothing })
     }
 
-    /// Writes down a batch in the transaction that did it.
+    /// Writes down a batch in the transaction that did it. Returns how many rows there are in all.
     pub(super) async fn advance(
         &self,
         tx: &mut PgConnection,
         range: &Range,
         done: &[String],
         step: &Step,
-    ) -> Result<(), sqlx::Error> {
+    ) -> Result<i64, sqlx::Error> {
         unnamed::query(
             "update cutover.job_ranges set checkpoint = $3, \
                     finished_at = case when $3 = upper_bound then clock_timestamp() end \
@@ -181,20 +181,19 @@ impl Job {
         self.count(tx, step).await
     }
 
-    pub(super) async fn count(&self, tx: &mut PgConnection, step: &Step) -> Result<(), sqlx::Error> {
-        unnamed::query(
+    pub(super) async fn count(&self, tx: &mut PgConnection, step: &Step) -> Result<i64, sqlx::Error> {
+        unnamed::query_scalar(
             "update cutover.jobs set rows_done = rows_done + $2, rows_changed = rows_changed + $3, \
                     differences = differences + $4, rows_total = greatest(rows_total, rows_done + $2), \
                     updated_at = clock_timestamp() \
-             where id = $1",
+             where id = $1 returning rows_total",
         )
         .bind(self.id)
         .bind(step.rows)
         .bind(step.changed)
         .bind(step.differences)
-        .execute(tx)
-        .await?;
-        Ok(())
+        .fetch_one(tx)
+        .await
     }
 
     /// Ends the job, and with it says that a side is complete. Only the epoch at which it began may say so, and

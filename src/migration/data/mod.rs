@@ -24,6 +24,7 @@ mod sweep;
 mod table;
 mod table_size;
 mod trap;
+mod vacuum;
 
 pub use column::{ColumnMigration, ColumnMigrationBuilder};
 pub use dual::{Apart, DualWrite, Reading, Reads};

@@ -22,6 +22,7 @@ use super::options::BatchOptions;
 use super::pace::Pace;
 use super::sql::{Mapped, Scope, Sides, unquote};
 use super::table_size::TableSize;
+use super::vacuum::Vacuum;
 use crate::fleet::{sql_state, unnamed};
 use crate::migration::control::{Error, Migration, PinnedTx, PlanError};
 use crate::migration::phase::{Phase, Side};
@@ -164,12 +165,14 @@ impl Pass<'_> {
         let mut range = None;
         let mut failures = 0;
         let mut aside = None;
+        let mut vacuum = Vacuum::default();
         loop {
             let began = Instant::now();
             match self.batch(pace.rows(), &mut range, aside.take()).await {
                 Ok(Batch::Done) => {
                     pace.took(began.elapsed());
                     failures = 0;
+                    self.between_batches(&mut vacuum).await?;
                 }
                 Ok(Batch::Taken) => sleep(TAKEN).await,
                 Ok(Batch::Ended) => return Ok(()),
@@ -187,6 +190,14 @@ impl Pass<'_> {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Outside of any transaction: the one place at which a worker is held up.
+    async fn between_batches(&self, vacuum: &mut Vacuum) -> Result<(), PlanError> {
+        if self.sweep != Sweep::Compare {
+            vacuum.wait(&self.outline.pool, self.written()).await?;
+        }
+        Ok(())
     }
 
     async fn begin(&self) -> Result<PinnedTx, PlanError> {
@@ -225,8 +236,10 @@ impl Pass<'_> {
                 (step.changed, step.differences) = self.step(&mut tx, &span).await?;
             }
         }
-        self.job.advance(&mut tx, &range, &done, &step).await?;
+        let total = self.job.advance(&mut tx, &range, &done, &step).await?;
         tx.commit().await?;
+        self.migration.work().did(self.sweep.kind(), step.rows);
+        self.migration.work().expects(self.sweep.kind(), total);
         Ok(Batch::Done)
     }
 

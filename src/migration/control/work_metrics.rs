@@ -1,0 +1,82 @@
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// The kinds of long work, as the ledger names them.
+const KINDS: [&str; 3] = ["backfill", "reverse_backfill", "scan"];
+
+/// Long work on the data: what this process has done of it and how much there is. The rate is
+/// `rate(migration_rows_done_total[1m])`, summed over the fleet.
+pub(crate) struct WorkMetrics {
+    families: Option<(IntCounterVec, IntGaugeVec)>,
+}
+
+impl WorkMetrics {
+    pub(super) fn new(migration: &str) -> Self {
+        let described = |name, help| Opts::new(name, help).const_label("migration", migration);
+        let done = IntCounterVec::new(
+            described("migration_rows_done_total", "Rows that this process has copied or compared."),
+            &["kind"],
+        );
+        let total = IntGaugeVec::new(
+            described(
+                "migration_rows",
+                "Rows that the latest work of this kind has to see, over the whole fleet.",
+            ),
+            &["kind"],
+        );
+        let families = done.ok().zip(total.ok());
+        if let Some((done, total)) = &families {
+            for kind in KINDS {
+                done.with_label_values(&[kind]);
+                total.with_label_values(&[kind]);
+            }
+        }
+        Self { families }
+    }
+
+    pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        if let Some((done, total)) = &self.families {
+            registry.register(Box::new(done.clone()))?;
+            registry.register(Box::new(total.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// A batch was committed.
+    pub(crate) fn did(&self, kind: &str, rows: i64) {
+        if let Some((done, _)) = &self.families {
+            done.with_label_values(&[kind]).inc_by(u64::try_from(rows).unwrap_or(0));
+        }
+    }
+
+    /// So many rows there are.
+    pub(crate) fn expects(&self, kind: &str, rows: i64) {
+        if let Some((_, total)) = &self.families {
+            total.with_label_values(&[kind]).set(rows);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_migrations_are_in_one_registry_and_begin_at_zero() {
+        let registry = Registry::new();
+        for name in ["one", "other"] {
+            WorkMetrics::new(name).register(&registry).expect("new");
+        }
+        let work = WorkMetrics::new("third");
+        work.register(&registry).expect("new");
+        work.did("scan", 7);
+        work.expects("scan", 70);
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+        for line in [
+            "migration_rows_done_total{kind=\"backfill\",migration=\"one\"} 0",
+            "migration_rows_done_total{kind=\"scan\",migration=\"third\"} 7",
+            "migration_rows{kind=\"scan\",migration=\"third\"} 70",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+}
