@@ -7,6 +7,7 @@ pub mod front;
 pub mod health;
 pub mod metrics;
 pub mod migration;
+pub mod pool;
 pub mod preflight;
 pub mod release;
 #[cfg(feature = "redis")]

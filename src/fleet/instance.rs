@@ -185,6 +185,11 @@ impl Fleet {
         &self.inner.me.release
     }
 
+    /// How it takes part.
+    pub(crate) fn options(&self) -> &FleetOptions {
+        &self.inner.me.options
+    }
+
     /// Follows joins and lapses.
     pub fn membership(&self) -> watch::Receiver<Membership> {
         self.inner.membership.subscribe()

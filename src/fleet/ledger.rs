@@ -175,7 +175,12 @@ impl Ledger {
     }
 
     async fn connect(options: PgConnectOptions, install: bool) -> Result<Self, LedgerError> {
-        let options = options.statement_cache_capacity(0);
+        let mut options = options.statement_cache_capacity(0);
+        // The name keeps them apart from what others use, when connections are counted. Under a name of the user's own
+        // they count twice: to be on the safe side.
+        if options.get_application_name().is_none() {
+            options = options.application_name("cutover-ledger");
+        }
         let pool = ArcSwap::from_pointee(connections(&options));
         let ledger = Self { inner: Arc::new(Inner { options, pool, listening: Listening::default() }) };
         ledger.ensure(install).await?;

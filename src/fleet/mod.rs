@@ -13,6 +13,7 @@ mod instance;
 mod lease;
 mod ledger;
 mod notices;
+mod shares;
 pub(crate) mod unnamed;
 
 pub use instance::{Fleet, FleetOptions, Membership};
@@ -20,3 +21,6 @@ pub use lease::Lease;
 pub(crate) use ledger::sql_state;
 pub use ledger::{Ledger, LedgerError, SCHEMA_VERSION};
 pub(crate) use notices::NOT_HEARING;
+#[cfg(test)]
+pub(crate) use shares::Share;
+pub(crate) use shares::{Book, Wish};

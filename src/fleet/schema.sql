@@ -221,6 +221,18 @@ begin
 end
 $$;
 
+-- What an instance's pool may hold of the server's connections. All decisions about it take one advisory lock.
+create table cutover.connection_shares (
+    -- Also the application_name of the pool's connections, so that the server itself says what is left of it.
+    name text primary key check (name <> '' and length(name) <= 63),
+    fleet text not null,
+    lowest bigint not null check (lowest >= 0),
+    highest bigint not null check (highest >= lowest),
+    granted bigint not null default 0 check (granted >= 0),
+    asked_at timestamptz not null default clock_timestamp(),
+    lease_until timestamptz not null
+);
+
 -- Who asked for, approved or did what, when and why.
 create table cutover.history (
     id bigint generated always as identity primary key,

@@ -1,0 +1,100 @@
+use crate::fleet::Book;
+
+/// What everybody should hold: first what each needs at least, in the order in which they came, then the rest one by
+/// one, never more than anybody wants.
+fn fair(capacity: u32, wishes: &[(u32, u32)]) -> Vec<u32> {
+    let mut left = capacity;
+    let mut shares: Vec<u32> = wishes
+        .iter()
+        .map(|(lowest, _)| {
+            let share = left.min(*lowest);
+            left -= share;
+            share
+        })
+        .collect();
+    while left > 0 {
+        let mut open: Vec<_> =
+            shares.iter_mut().zip(wishes).filter(|(share, (_, most))| **share < *most).collect();
+        // The smallest first, so that a large `lowest` is no advantage beyond itself.
+        open.sort_by_key(|(share, _)| **share);
+        let Some((share, _)) = open.into_iter().next() else { break };
+        *share += 1;
+        left -= 1;
+    }
+    shares
+}
+
+/// What this instance should come to, and what it may have now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Decision {
+    pub(super) target: u32,
+    pub(super) granted: u32,
+}
+
+/// Decides for the instance whose share is `mine` and whose pool can hold `holding` at the moment.
+///
+/// Nothing is granted that somebody else still holds. What it holds itself stays its own until it has given it back.
+pub(super) fn decide(book: &Book, holding: u32) -> Decision {
+    let ended: u32 = book.shares.iter().filter(|share| !share.alive).map(|share| share.held).sum();
+    let living: Vec<_> = book.shares.iter().filter(|share| share.alive).collect();
+    let wishes: Vec<_> = living.iter().map(|share| (share.lowest, share.highest)).collect();
+    let shares = fair(book.capacity.saturating_sub(ended), &wishes);
+    let target = living.iter().zip(shares).find(|(share, _)| share.mine).map_or(0, |(_, share)| share);
+    let others: u32 = book.shares.iter().filter(|share| !share.mine).map(|share| share.held).sum();
+    let free = book.capacity.saturating_sub(others);
+    Decision { target, granted: target.min(free).max(holding) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::Share;
+
+    #[test]
+    fn everybody_gets_the_least_first_and_the_rest_is_even() {
+        assert_eq!(fair(10, &[(1, 10), (1, 10)]), [5, 5]);
+        assert_eq!(fair(10, &[(1, 2), (1, 10)]), [2, 8]);
+        assert_eq!(fair(3, &[(2, 10), (2, 10)]), [2, 1]);
+        assert_eq!(fair(9, &[(5, 9), (1, 9)]), [5, 4]);
+        assert_eq!(fair(0, &[(1, 1)]), [0]);
+    }
+
+    /// Instances come, go, shrink slowly and are killed at random; the sum never exceeds the budget.
+    #[test]
+    fn the_sum_never_exceeds_the_budget() {
+        for seed in 0..500 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let capacity = random.u32(0..40);
+            let mut shares: Vec<Share> = Vec::new();
+            for _ in 0..200 {
+                match random.u8(0..10) {
+                    0 if shares.len() < 8 => {
+                        let lowest = random.u32(0..4);
+                        let highest = lowest + random.u32(0..20);
+                        shares.push(Share { lowest, highest, held: 0, alive: true, mine: false });
+                    }
+                    1 if !shares.is_empty() => {
+                        let at = random.usize(0..shares.len());
+                        shares[at].alive = false;
+                    }
+                    2 => shares.retain(|share| share.alive),
+                    _ if !shares.is_empty() => {
+                        let at = random.usize(0..shares.len());
+                        if !shares[at].alive {
+                            continue;
+                        }
+                        let mut book = Book { shares: shares.clone(), capacity, reckoning: String::new() };
+                        book.shares[at].mine = true;
+                        let decision = decide(&book, shares[at].held);
+                        // It gives back as many as it happens to have idle.
+                        let back = decision.granted.saturating_sub(decision.target);
+                        shares[at].held = decision.granted - random.u32(0..=back);
+                    }
+                    _ => {}
+                }
+                let sum: u32 = shares.iter().map(|share| share.held).sum();
+                assert!(sum <= capacity, "seed {seed}: {sum} of {capacity}");
+            }
+        }
+    }
+}

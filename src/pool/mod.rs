@@ -1,0 +1,25 @@
+//! A fleet whose pools fit the server.
+//!
+//! # The hazard
+//!
+//! A rolling update holds the replicas, the surge and the pods that are still terminating, each with a full pool. The
+//! sum meets `max_connections` in the middle of a deploy, and the new pod is refused: "too many clients". Here an
+//! instance holds a *share*: leased in the ledger, given out under one lock so that the sum stays within what the server
+//! allows, smaller while others need room and larger when they have left. A killed instance's share counts until its
+//! lease has ended and the server has none of its connections left.
+//!
+//! **What it does not cover.** Connections of others that come after the shares were given out: the shares shrink at the
+//! next renewal, and `spare` is what there is until then. An instance that was paused for longer than its lease, without a
+//! connection open, may open what it held before it hears of its smaller share. The ledger has to be on the server, and
+//! used by the role, that the pool connects to. Behind a pooler the server sees the pooler's connections and the shares
+//! don't apply: bound the pooler instead.
+
+mod admission;
+mod arithmetic;
+mod bound;
+mod guard;
+mod waits;
+
+pub use admission::{Admission, AdmissionService, Admitted, NoRoom, ResponseFuture};
+pub use guard::{ConnectionShare, PoolGuard, ShareError, ShareOptions};
+pub use waits::Waits;

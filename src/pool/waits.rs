@@ -1,0 +1,66 @@
+use prometheus::{Histogram, HistogramOpts, IntGauge, Opts};
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+
+/// `pool_wait_seconds` and `pool_waiters` of one pool, of whatever kind: `sqlx` has neither.
+#[derive(Debug, Clone)]
+pub struct Waits {
+    seconds: Histogram,
+    waiters: IntGauge,
+}
+
+impl Waits {
+    /// Registers both families for the pool of this name, with the labels `pool` and `version`.
+    ///
+    /// # Errors
+    ///
+    /// The registry's own, when a pool of this name is registered already.
+    pub fn register(metrics: &Metrics, pool: &str) -> Result<Self, prometheus::Error> {
+        let labels =
+            |opts: Opts| opts.const_label("pool", pool).const_label("version", metrics.release().version());
+        let help = "How long a connection, or admission to its pool, was waited for.";
+        let mut opts = HistogramOpts::new("pool_wait_seconds", help)
+            .buckets(vec![0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
+        opts.common_opts = labels(opts.common_opts);
+        let seconds = Histogram::with_opts(opts)?;
+        let waiters =
+            IntGauge::with_opts(labels(Opts::new("pool_waiters", "Who waits for a connection now.")))?;
+        metrics.registry().register(Box::new(seconds.clone()))?;
+        metrics.registry().register(Box::new(waiters.clone()))?;
+        Ok(Self { seconds, waiters })
+    }
+
+    /// Counts the time that `acquire` takes: `waits.measure(pool.acquire())`, `waits.measure(pool.get())`.
+    ///
+    /// # Cancel safety
+    ///
+    /// As that of `acquire`; a wait that was given up is counted, too.
+    pub async fn measure<F: Future>(&self, acquire: F) -> F::Output {
+        let _waiting = self.begin();
+        acquire.await
+    }
+
+    pub(super) fn begin(&self) -> Waiting {
+        self.waiters.inc();
+        Waiting { waits: self.clone(), since: Instant::now() }
+    }
+
+    /// A wait that was none.
+    pub(super) fn none(&self) {
+        self.seconds.observe(0.0);
+    }
+}
+
+/// A wait that is counted when it is dropped.
+pub(super) struct Waiting {
+    waits: Waits,
+    since: Instant,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.waits.waiters.dec();
+        self.waits.seconds.observe(self.since.elapsed().as_secs_f64());
+    }
+}
