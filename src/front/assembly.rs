@@ -15,6 +15,7 @@ use crate::fleet::{Fleet, FleetOptions, Ledger};
 use crate::health::{Check, Health, Observed};
 use crate::metrics::Metrics;
 use crate::migration::control::{Agent, DriverOptions, Spec};
+use crate::pool::{ConnectionShare, ShareOptions, Waits};
 use crate::preflight::{Preflight, PreflightReport};
 use crate::release::Release;
 
@@ -34,6 +35,7 @@ pub(super) struct Assembly {
     drain: Option<Drain>,
     metrics: Option<Metrics>,
     postgres: Option<PgPool>,
+    share: Option<(String, ShareOptions)>,
     #[cfg(feature = "redis")]
     redis: Option<deadpool_redis::Pool>,
     /// And whether somebody turns them outside of this process.
@@ -54,7 +56,10 @@ impl Assembly {
         let listen = builder.listen.or_else(|| address("LISTEN_ADDR", 8080, &mut environment));
         let admin = builder.admin.or_else(|| address("ADMIN_ADDR", 9090, &mut environment));
         let drain_options = builder.drain.unwrap_or_else(|| drain_options(&mut environment));
-        let postgres = pools::postgres(builder.postgres, &builder.service, &mut environment);
+        let (postgres, share) = match pools::postgres(builder.postgres, &builder.service, &mut environment) {
+            Some(made) => (Some(made.pool), made.share),
+            None => (None, None),
+        };
         #[cfg(feature = "redis")]
         let redis = pools::redis(builder.redis, &mut environment);
         environment.refuse_unknown();
@@ -98,6 +103,7 @@ impl Assembly {
             drain,
             metrics,
             postgres,
+            share,
             #[cfg(feature = "redis")]
             redis,
             flags: None,
@@ -201,6 +207,7 @@ impl Assembly {
         else {
             return Err(StartError::Configuration(self.problems));
         };
+        let mut held = None;
         let agent = match &self.postgres {
             None => None,
             Some(pool) => {
@@ -210,6 +217,10 @@ impl Assembly {
                 #[cfg(feature = "unleash")]
                 self.kept.opened(&ledger, release.service());
                 let fleet = Fleet::join(ledger, &release, self.fleet, &self.health).await?;
+                if let Some((name, options)) = self.share {
+                    let share = ConnectionShare::lease_as(&fleet, name, &options).await?;
+                    held = Some(share.hold(pool.clone()).await?);
+                }
                 let specs = self.specs.into_iter().map(|(mut spec, flag)| {
                     if let (Some(flag), true) = (flag, from_server) {
                         spec = spec.desired(FromFlag::new(flags.clone(), &flag));
@@ -229,6 +240,11 @@ impl Assembly {
         if from_server {
             warn_of_gaps(&flags, &self.declared_flags);
         }
+        let admission = held.as_ref().and_then(|guard| {
+            let waits = Waits::register(&metrics, "postgres");
+            let waits = waits.inspect_err(|error| tracing::warn!(%error, "waits have no metrics")).ok()?;
+            Some(guard.admission(pools::WAIT, waits))
+        });
         let instance = Instance {
             release,
             listen,
@@ -239,11 +255,12 @@ impl Assembly {
             flags,
             subject: self.subject,
             agent,
+            admission,
             postgres: self.postgres,
             #[cfg(feature = "redis")]
             redis: self.redis,
         };
-        instance.leave_when_drained();
+        instance.leave_when_drained(held);
         Ok(instance)
     }
 }

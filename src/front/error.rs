@@ -1,5 +1,6 @@
 use super::environment::Output;
 use crate::fleet::LedgerError;
+use crate::pool::ShareError;
 use crate::preflight::PreflightReport;
 
 /// Why an instance was not started.
@@ -12,6 +13,9 @@ pub enum StartError {
     /// The ledger can't be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// The server has not enough connections for the fleet.
+    #[error(transparent)]
+    Share(#[from] ShareError),
     /// A preflight was asked for instead of a start. It may have passed.
     #[error("{0}")]
     Preflight(Box<PreflightReport>, Output),

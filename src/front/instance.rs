@@ -7,6 +7,7 @@ use axum::Router;
 use axum::http::request::Parts;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 use super::MissingPart;
 use super::spans::SpanLayer;
@@ -15,6 +16,7 @@ use crate::flags::{Flags, FlagsLayer, Subject};
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::migration::control::{Agent, Migration};
+use crate::pool::{Admission, PoolGuard};
 use crate::release::Release;
 
 /// Whom a request's decisions are about.
@@ -31,6 +33,7 @@ pub struct Instance {
     pub(super) flags: Flags,
     pub(super) subject: SubjectOf,
     pub(super) agent: Option<Arc<Agent>>,
+    pub(super) admission: Option<Admission>,
     pub(super) postgres: Option<PgPool>,
     #[cfg(feature = "redis")]
     pub(super) redis: Option<deadpool_redis::Pool>,
@@ -49,14 +52,27 @@ impl fmt::Debug for Instance {
 }
 
 impl Instance {
-    pub(super) fn leave_when_drained(&self) {
+    pub(super) fn leave_when_drained(&self, pool: Option<PoolGuard>) {
         let (agent, flags) = (self.agent.clone(), self.flags.clone());
+        // Others may have the connections from when the drain begins; the last one goes at its end.
+        let (end, ended) = oneshot::channel::<()>();
+        let drain = self.drain.clone();
+        let given_back = tokio::spawn(async move {
+            let Some(pool) = pool else { return };
+            drain.begun().await;
+            pool.drain();
+            // Also when nobody asks: the instance is gone then.
+            let _ = ended.await;
+            pool.leave().await;
+        });
         self.drain.on_drain("fleet", move |_| async move {
             if let Some(agent) = agent
                 && let Err(error) = agent.leave().await
             {
                 tracing::warn!(%error, "could not leave the fleet; the lease runs out by itself");
             }
+            let _ = end.send(());
+            let _ = given_back.await;
         });
         self.drain.on_drain("flags", move |_| async move { flags.close().await });
     }
@@ -98,6 +114,15 @@ impl Instance {
     /// [`MissingPart`] when it was started without one.
     pub fn postgres(&self) -> Result<PgPool, MissingPart> {
         self.postgres.clone().ok_or(MissingPart { part: "Postgres", method: "postgres_from_env" })
+    }
+
+    /// Admission before the Postgres pool, as a layer for the routes that use it: 503 with `Retry-After` instead of a
+    /// wait of more than five seconds. `None` with a pool of one's own, or without one.
+    ///
+    /// A request holds its place until its handler is done, so it does not belong around streams or routes that ask no
+    /// database.
+    pub fn admission(&self) -> Option<Admission> {
+        self.admission.clone()
     }
 
     /// The service's Redis.

@@ -9,7 +9,7 @@
 //! | `ADMIN_ADDR` | address of the listener for probes, metrics and `/drain` | `0.0.0.0:9090` |
 //! | `DATABASE_URL` | Postgres, for [`Cutover::postgres_from_env`] | |
 //! | `REDIS_URL` | Redis, for `Cutover::redis_from_env` | |
-//! | `CUTOVER_POOL_SIZE` | connections of each of those two pools | 10 |
+//! | `CUTOVER_POOL_SIZE` | connections of each of those two pools; Postgres's may be fewer while a deploy shares them out | 10 |
 //! | `CUTOVER_GRACE_SECONDS` | the pod's `terminationGracePeriodSeconds` | 30 |
 //! | `CUTOVER_PROPAGATION_SECONDS` | how long endpoints take to propagate | 5 |
 //! | `UNLEASH_URL`, `UNLEASH_TOKEN` | the flag server and a backend token of it | none: every flag has its default |

@@ -7,18 +7,25 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use super::builder::Part;
 use super::environment::Environment;
+use crate::pool::{ConnectionShare, ShareOptions};
 
 /// Connections of a pool when nobody says how many.
 const SIZE: u32 = 10;
 /// How long a request waits for a connection.
-const WAIT: Duration = Duration::from_secs(5);
+pub(super) const WAIT: Duration = Duration::from_secs(5);
 /// How long a connection lives: a changed DNS record is followed after this.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
-pub(super) fn postgres(part: Part<PgPool>, service: &str, environment: &mut Environment) -> Option<PgPool> {
+/// A pool, and the share of the server's connections that it is to be held to: somebody's own pool has none.
+pub(super) struct Postgres {
+    pub(super) pool: PgPool,
+    pub(super) share: Option<(String, ShareOptions)>,
+}
+
+pub(super) fn postgres(part: Part<PgPool>, service: &str, environment: &mut Environment) -> Option<Postgres> {
     match part {
         Part::Out => return None,
-        Part::Own(pool) => return Some(pool),
+        Part::Own(pool) => return Some(Postgres { pool, share: None }),
         Part::FromEnvironment => {}
     }
     let size = size(environment);
@@ -28,7 +35,9 @@ pub(super) fn postgres(part: Part<PgPool>, service: &str, environment: &mut Envi
         .map_err(|error| environment.problems.push(format!("DATABASE_URL: can't be read: {error}")))
         .ok()?;
     let pool = PgPoolOptions::new().max_connections(size).acquire_timeout(WAIT).max_lifetime(LIFETIME);
-    Some(pool.connect_lazy_with(options.application_name(service)))
+    let name = ConnectionShare::new_name(service);
+    let pool = pool.connect_lazy_with(options.application_name(&name));
+    Some(Postgres { pool, share: Some((name, ShareOptions { highest: size, ..ShareOptions::default() })) })
 }
 
 #[cfg(feature = "redis")]

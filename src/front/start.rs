@@ -96,7 +96,7 @@ impl StartError {
                 ExitCode::from(u8::from(!report.passed || !heard))
             }
             Self::Configuration(_) => failed(self, 2),
-            Self::Ledger(_) => failed(self, 3),
+            Self::Ledger(_) | Self::Share(_) => failed(self, 3),
         }
     }
 }

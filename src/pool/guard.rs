@@ -102,10 +102,28 @@ impl ConnectionShare {
     ///
     /// What a dropped future leaves behind ends with the lease.
     pub async fn lease(fleet: &Fleet, options: &ShareOptions) -> Result<Self, ShareError> {
+        Self::lease_as(fleet, Self::new_name(fleet.release().service()), options).await
+    }
+
+    /// A name for a share, which no other one has.
+    pub fn new_name(service: &str) -> String {
+        let service: String = service.chars().filter(char::is_ascii).take(40).collect();
+        format!("{service}-{:016x}", fastrand::u64(..))
+    }
+
+    /// The same under a name of [`ConnectionShare::new_name`], for a pool that was made with it before.
+    ///
+    /// # Errors
+    ///
+    /// As [`ConnectionShare::lease`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`ConnectionShare::lease`].
+    pub async fn lease_as(fleet: &Fleet, name: String, options: &ShareOptions) -> Result<Self, ShareError> {
         options.check()?;
-        let service: String = fleet.release().service().chars().filter(char::is_ascii).take(40).collect();
         let wish = Wish {
-            name: format!("{service}-{:016x}", fastrand::u64(..)),
+            name,
             fleet: fleet.name().to_owned(),
             lowest: options.lowest,
             highest: options.highest,
@@ -164,9 +182,24 @@ impl ConnectionShare {
             .min_connections(0)
             .max_lifetime(lifetime)
             .connect_lazy_with(connect.application_name(&self.wish.name));
-        let bound = timeout(self.start_within, Bound::sqlx(pool.clone(), most, self.granted));
+        let guard = self.hold(pool.clone()).await?;
+        Ok((pool, guard))
+    }
+
+    /// Holds a `sqlx` pool to the share that was made lazily, with `highest` as its `max_connections` and the share's name
+    /// as its `application_name`, and that has not been used.
+    ///
+    /// # Errors
+    ///
+    /// As [`ConnectionShare::sqlx`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The share ends with its lease.
+    pub async fn hold(self, pool: PgPool) -> Result<PoolGuard, ShareError> {
+        let bound = timeout(self.start_within, Bound::sqlx(pool, self.wish.highest, self.granted));
         let bound = bound.await.map_err(|_| LedgerError::from(sqlx::Error::PoolTimedOut))?;
-        Ok((pool, PoolGuard::start(self, bound)))
+        Ok(PoolGuard::start(self, bound))
     }
 
     /// A `deadpool-postgres` pool that follows the share. The `application_name` is the share's.

@@ -85,7 +85,15 @@ async fn every_example_becomes_ready_answers_and_leaves() {
     execute(&url, "create table orders (id bigint primary key, old_payment_status text)").await;
     let redis = redis.url();
     let http = "http_requests_total{";
-    lives(env!("CARGO_BIN_EXE_on_axum"), &url, &redis, Some("hello"), http).await;
+    // A pool from the environment is held to a share of the server's connections, which is given back at the end.
+    let held = "pool_waiters{pool=\"postgres\"";
+    lives(env!("CARGO_BIN_EXE_on_axum"), &url, &redis, Some("hello"), held).await;
+    let mut session = PgConnection::connect(&url).await.unwrap();
+    let shares: i64 = sqlx::query_scalar("select count(*) from cutover.connection_shares")
+        .fetch_one(&mut session)
+        .await
+        .unwrap();
+    assert_eq!(shares, 0);
     lives(env!("CARGO_BIN_EXE_on_tonic"), &url, &redis, None, http).await;
     lives(env!("CARGO_BIN_EXE_on_both"), &url, &redis, Some("hello"), http).await;
     lives(env!("CARGO_BIN_EXE_worker"), &url, &redis, None, "build_info{").await;
