@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use cutover::session::{Keep, RedisStore, RedisStoreOptions, SameKey};
-use cutover_testkit::{KitError, Redis, wait_until};
+use cutover_testkit::{Gate, KitError, Redis, wait_until};
 use deadpool_redis::{Pool, redis::cmd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -217,6 +217,138 @@ async fn an_older_build_keeps_what_a_newer_one_wrote() {
     assert_eq!(at_n.get("locale").await.unwrap(), Some("de".to_owned()));
     assert_eq!(at_n.get("theme").await.unwrap(), Some("dark".to_owned()));
     assert_eq!(raw(&redis, &id).await.unwrap()["region"], "eu");
+}
+
+/// The three builds through which a field gets another name: each runs beside the one before it.
+#[derive(Serialize, Deserialize)]
+struct Named {
+    name: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct NamedTwice {
+    name: String,
+    full_name: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Renamed {
+    full_name: Option<String>,
+}
+
+#[tokio::test]
+async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session() {
+    let redis = Redis::start().await.unwrap();
+    let store = store(&redis);
+    let session = |id| Session::new(id, store.clone().into(), None);
+    let first = session(None);
+    first.insert("cart", Keep::new(NewCart { items: 1, coupon: Some("SPRING".into()) })).await.unwrap();
+    first.insert("who", Keep::new(Named { name: "Ann".into() })).await.unwrap();
+    first.save().await.unwrap();
+    let id = first.id();
+
+    // The build that removed `coupon` and writes the name under both names.
+    let second = session(id);
+    let mut cart: Keep<OldCart> = second.get("cart").await.unwrap().unwrap();
+    cart.items = 5;
+    second.insert("cart", cart).await.unwrap();
+    let mut who: Keep<NamedTwice> = second.get("who").await.unwrap().unwrap();
+    assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Ann", None));
+    (who.name, who.full_name) = ("Bea".into(), Some("Bea".into()));
+    second.insert("who", who).await.unwrap();
+    second.save().await.unwrap();
+
+    // Back to the first one: it has its field, and the new name under the old one.
+    let first = session(id);
+    let cart: Keep<NewCart> = first.get("cart").await.unwrap().unwrap();
+    assert_eq!((cart.items, cart.coupon.as_deref()), (5, Some("SPRING")));
+    let mut who: Keep<Named> = first.get("who").await.unwrap().unwrap();
+    assert_eq!(who.name, "Bea");
+    who.name = "Cid".into();
+    first.insert("who", who).await.unwrap();
+    first.save().await.unwrap();
+
+    // Forward: the second one sees that an older build has changed one name and not the other.
+    let second = session(id);
+    let mut who: Keep<NamedTwice> = second.get("who").await.unwrap().unwrap();
+    assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Cid", Some("Bea")));
+    who.full_name = Some(who.name.clone());
+    second.insert("who", who).await.unwrap();
+    second.save().await.unwrap();
+
+    // The third one knows the new name only, and the second one beside it loses nothing.
+    let third = session(id);
+    let mut who: Keep<Renamed> = third.get("who").await.unwrap().unwrap();
+    assert_eq!(who.full_name.as_deref(), Some("Cid"));
+    who.full_name = Some("Dan".into());
+    third.insert("who", who).await.unwrap();
+    third.save().await.unwrap();
+    let who: Keep<NamedTwice> = session(id).get("who").await.unwrap().unwrap();
+    assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Cid", Some("Dan")));
+}
+
+fn port(redis: &Redis) -> u16 {
+    redis.url().trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn two_builds_keep_a_session_over_a_failover_and_say_so_when_redis_is_away() {
+    let (first, second) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
+    let gate = Gate::start(port(&first)).unwrap();
+    let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
+    let pool = config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap();
+    let store = RedisStore::new(pool, RedisStoreOptions::default()).unwrap();
+    let session = |id| Session::new(id, store.clone().into(), None);
+    let newer = session(None);
+    newer.insert("cart", Keep::new(NewCart { items: 1, coupon: Some("SPRING".into()) })).await.unwrap();
+    newer.save().await.unwrap();
+    let id = newer.id();
+
+    // A replica follows, the first one dies, and the replica takes over.
+    let mut replica = self::pool(&second).get().await.unwrap();
+    let () = cmd("REPLICAOF").arg("127.0.0.1").arg(port(&first)).query_async(&mut replica).await.unwrap();
+    wait_until("the replica to be in step", LIMIT, async || {
+        let mut replica = self::pool(&second).get().await.unwrap();
+        let info: String = cmd("INFO").arg("replication").query_async(&mut replica).await.unwrap();
+        Ok::<_, KitError>(info.contains("master_link_status:up"))
+    })
+    .await
+    .unwrap();
+    first.process().kill().await.unwrap();
+    let away = session(id);
+    assert!(away.get::<Keep<OldCart>>("cart").await.is_err(), "Redis is away, and that is an error");
+    let () = cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut replica).await.unwrap();
+    gate.lead_to(port(&second));
+    gate.cut();
+
+    // The pool finds it by itself, and the older build the newer one's field.
+    wait_until("the store to find the new primary", LIMIT, async || {
+        Ok::<_, KitError>(session(id).get::<Keep<OldCart>>("cart").await.is_ok())
+    })
+    .await
+    .unwrap();
+    let older = session(id);
+    let mut cart: Keep<OldCart> = older.get("cart").await.unwrap().unwrap();
+    cart.items += 1;
+    older.insert("cart", cart).await.unwrap();
+    older.save().await.unwrap();
+    let cart: Keep<NewCart> = session(id).get("cart").await.unwrap().unwrap();
+    assert_eq!((cart.items, cart.coupon.as_deref()), (2, Some("SPRING")));
+
+    // Restarted, and empty: nobody is logged in any more, and the next login is kept.
+    first.restart().await.unwrap();
+    gate.lead_to(port(&first));
+    gate.cut();
+    wait_until("the store to find Redis again", LIMIT, async || {
+        Ok::<_, KitError>(store.load(&id.unwrap()).await.is_ok())
+    })
+    .await
+    .unwrap();
+    assert!(store.load(&id.unwrap()).await.unwrap().is_none());
+    let again = session(None);
+    again.insert("user", "ann").await.unwrap();
+    again.save().await.unwrap();
+    assert_eq!(session(again.id()).get("user").await.unwrap(), Some("ann".to_owned()));
 }
 
 #[tokio::test]

@@ -117,9 +117,14 @@ async fn plan_of(world: &World, name: &str) -> Outcome<ColumnMigration> {
         .build()?)
 }
 
-/// A table that keeps who wrote which row.
+/// A table that keeps who wrote which row. It takes its time: else the work is over before the other instance, which
+/// looks for some every two seconds, has heard of it.
 async fn signed(rows: i64) -> Outcome<World> {
     let world = World::new(rows).await?;
+    let slowly = "create function slowly() returns trigger language plpgsql as $$ begin \
+            perform pg_sleep(0.0001); return new; end $$; \
+        create trigger slowly before update on orders for each row execute function slowly()";
+    world.pool.execute(slowly).await?;
     world
         .pool
         .execute(
@@ -145,11 +150,6 @@ async fn signatures(world: &World, rows: i64) -> Outcome<Vec<(String, i64)>> {
 #[tokio::test]
 async fn every_instance_takes_part_and_each_row_is_done_once() -> Outcome {
     let world = signed(20_000).await?;
-    // Else it is over before the other one, who looks for work every two seconds, has heard of it.
-    let slowly = "create function slowly() returns trigger language plpgsql as $$ begin \
-            perform pg_sleep(0.0001); return new; end $$; \
-        create trigger slowly before update on orders for each row execute function slowly()";
-    world.pool.execute(slowly).await?;
     let _a = world.instance("a", Some(plan_of(&world, "a").await?)).await?;
     let _b = world.instance("b", Some(plan_of(&world, "b").await?)).await?;
     world.go("verify").await?;
@@ -169,7 +169,7 @@ async fn process() -> Outcome {
 
 #[tokio::test]
 async fn a_driver_that_is_killed_in_the_middle_leaves_no_row_out_and_none_done_twice() -> Outcome {
-    let world = signed(80_000).await?;
+    let world = signed(20_000).await?;
     let folder = Folder::new("rows")?;
     let mut processes = Vec::new();
     for name in ["a", "b"] {
@@ -185,7 +185,7 @@ async fn a_driver_that_is_killed_in_the_middle_leaves_no_row_out_and_none_done_t
     let serving = "select count(*) = 2 from cutover.instances where admitted";
     world.until("two instances", async || ask(serving).await).await?;
     world.ask("backfill").await?;
-    let half = "select count(distinct name) = 2 and count(*) > 5000 from writers";
+    let half = "select count(distinct name) = 2 and count(*) > 1000 from writers";
     world.until("both at work", async || ask(half).await).await?;
     let driver = "select i.name from cutover.migrations m join cutover.instances i on i.id = m.driver \
         where m.name = 'status'";
@@ -196,7 +196,7 @@ async fn a_driver_that_is_killed_in_the_middle_leaves_no_row_out_and_none_done_t
     assert!(ask(open).await, "it had ended before the driver was killed");
     let complete = "select new_complete from cutover.migrations where name = 'status'";
     world.until("the end of the backfill", async || ask(complete).await).await?;
-    signatures(&world, 80_000).await?;
+    signatures(&world, 20_000).await?;
     let differing =
         "select count(*) = 0 from orders where new_status is distinct from lower(trim(old_status))";
     assert!(ask(differing).await);
