@@ -32,7 +32,7 @@ help:
 	@echo '             REQUIRE=1              fail where a server can only be skipped otherwise'
 	@echo 'make check   format and lints only'
 	@echo 'make bench   measurements side by side with peers; tables here, numbers in target/bench/*.json'
-	@echo '             ARGS="pin fence"       only these (pin dual layers fence flip rollback flags killswitch backfill readyz'
+	@echo '             ARGS="pin fence"       only these (pin dual columns layers fence flip rollback flags killswitch backfill readyz'
 	@echo '                                    restarts abuse); --quick measures less, --rows 10000000 backfills more,'
 	@echo '                                    --restarts 100 --rate 4000 for restarts, --readyz-rate 10000'
 

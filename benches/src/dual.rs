@@ -1,10 +1,15 @@
 use std::hint::black_box;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
 use cutover::migration::control::{Error, PinnedTx};
 use cutover::migration::data::DualWrite;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use launchdarkly_server_sdk::{
+    Client, ConfigBuilder, Context, ContextBuilder, Flag, Migrator, MigratorBuilder,
+    NullEventProcessorBuilder, Stage, TestData,
+};
 use sqlx::PgPool;
 
 use super::timing::{Work, compare, repeat};
@@ -32,23 +37,39 @@ impl Statuses for Ready {
     }
 }
 
+/// Our phases, the stage of theirs that does the same or the nearest to it, and what the tables are called.
+const PHASES: [(&str, &str, &str, &str); 5] = [
+    ("off", "off", "What DualWrite costs in `off` (Migrator: `off`)", "dual-off"),
+    ("expand", "dualwrite", "What DualWrite costs in `expand` (Migrator: `dualwrite`)", "dual-expand"),
+    ("ramp:50", "live", "What DualWrite costs in `ramp:50` (Migrator: `live`)", "dual-ramp"),
+    ("switch", "rampdown", "What DualWrite costs in `switch` (Migrator: `rampdown`)", "dual-switch"),
+    ("retire", "complete", "What DualWrite costs in `retire` (Migrator: `complete`)", "dual-retire"),
+];
+
 pub(crate) async fn run(quick: bool) -> Result<()> {
     let (_postgres, url, instance) = world::alone().await?;
     let pool = PgPool::connect(&url).await?;
-    // One each, so that two threads share nothing that a service's requests would not share either.
-    let transactions = [
-        Mutex::new(instance.migration.begin(&pool).await?),
-        Mutex::new(instance.migration.begin(&pool).await?),
-    ];
     let bare = Ready(1);
     let both = DualWrite::new(instance.migration.clone(), Ready(1), Ready(2));
-    let works = [
-        repeat("read, the repository itself", || black_box(&bare).get(black_box(7)).now_or_never()),
-        repeat("read, through DualWrite in `off`", || black_box(&both).get(black_box(7)).now_or_never()),
-        writes("write, the repository itself", &transactions, &bare),
-        writes("write, through DualWrite in `off`", &transactions, &both),
-    ];
-    tokio::task::block_in_place(|| compare("What DualWrite costs in `off`", &works, quick)).publish("dual")
+    let peer = Peer::start().await?;
+    for (phase, stage, question, file) in PHASES {
+        instance.go(&pool, phase).await?;
+        // One each, so that two threads share nothing that a service's requests would not share either.
+        let transactions = [
+            Mutex::new(instance.migration.begin(&pool).await?),
+            Mutex::new(instance.migration.begin(&pool).await?),
+        ];
+        let works = [
+            repeat("read, the repository itself", || black_box(&bare).get(black_box(7)).now_or_never()),
+            repeat("read, DualWrite", || black_box(&both).get(black_box(7)).now_or_never()),
+            peer.works("read, Migrator", stage, true),
+            writes("write, the repository itself", &transactions, &bare),
+            writes("write, DualWrite", &transactions, &both),
+            peer.works("write, Migrator", stage, false),
+        ];
+        tokio::task::block_in_place(|| compare(question, &works, quick)).publish(file)?;
+    }
+    Ok(())
 }
 
 fn writes<'a>(
@@ -64,4 +85,65 @@ fn writes<'a>(
         }
     };
     (name, Box::new(work))
+}
+
+/// One side's function, as they want it.
+type Theirs = fn(&i64) -> BoxFuture<'_, Result<u64, String>>;
+type Pair = Migrator<i64, u64, Theirs, Theirs, Theirs, Theirs>;
+
+/// LaunchDarkly's client with a flag for every stage, from memory, that sends nothing anywhere.
+struct Peer {
+    client: Arc<Client>,
+    context: Context,
+}
+
+impl Peer {
+    async fn start() -> Result<Self> {
+        let data = TestData::new();
+        for (index, stage) in
+            ["off", "dualwrite", "shadow", "live", "rampdown", "complete"].into_iter().enumerate()
+        {
+            let flag = serde_json::json!({
+                "key": stage, "version": 1, "on": true, "targets": [], "rules": [], "prerequisites": [],
+                "fallthrough": { "variation": index }, "offVariation": 0,
+                "variations": ["off", "dualwrite", "shadow", "live", "rampdown", "complete"], "salt": "s",
+            });
+            data.use_preconfigured_flag(serde_json::from_value::<Flag>(flag)?);
+        }
+        let config = ConfigBuilder::new("none")
+            .data_source(&data)
+            .event_processor(&NullEventProcessorBuilder::new())
+            .build()
+            .map_err(|error| anyhow!("{error:?}"))?;
+        let client = Client::build(config).map_err(|error| anyhow!("{error:?}"))?;
+        client.start_with_default_executor();
+        client.wait_for_initialization(world::LIMIT).await.context("it begins")?;
+        let context = ContextBuilder::new("user").build().map_err(|error| anyhow!(error))?;
+        Ok(Self { client: Arc::new(client), context })
+    }
+
+    fn migrator(&self) -> Result<Pair> {
+        let (old, new): (Theirs, Theirs) = (
+            |id| std::future::ready(Ok(1 ^ id.unsigned_abs())).boxed(),
+            |id| std::future::ready(Ok(2 ^ id.unsigned_abs())).boxed(),
+        );
+        let builder = MigratorBuilder::new(self.client.clone()).read(old, new, None).write(old, new);
+        builder.build().map_err(|error| anyhow!(error))
+    }
+
+    fn works(&self, name: &'static str, stage: &'static str, reads: bool) -> Work<'_> {
+        let work = move |times| {
+            // Made here, once for many calls, because it can't be sent to another thread.
+            let Ok(mut migrator) = self.migrator() else { return };
+            for _ in 0..times {
+                let (context, key) = (black_box(&self.context), black_box(stage).to_owned());
+                if reads {
+                    let _ = black_box(migrator.read(context, key, Stage::Off, 7).now_or_never());
+                } else {
+                    let _ = black_box(migrator.write(context, key, Stage::Off, 7).now_or_never());
+                }
+            }
+        };
+        (name, Box::new(work))
+    }
 }

@@ -6,6 +6,7 @@
 
 mod abuse;
 mod backfill;
+mod columns;
 mod dual;
 mod fence;
 mod flags;
@@ -27,8 +28,10 @@ use clap::{Parser, ValueEnum};
 enum Part {
     /// What a pin costs an operation.
     Pin,
-    /// What `DualWrite` costs in `off`.
+    /// What `DualWrite` costs in each phase, beside LaunchDarkly's `Migrator`.
     Dual,
+    /// What a dual write of two columns costs, beside a write of one.
+    Columns,
     /// What the layers around a service cost a request.
     Layers,
     /// What the fence costs a write transaction.
@@ -86,6 +89,9 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Layers) {
         layers::run(args.quick)?;
+    }
+    if wanted(Part::Columns) {
+        columns::run(args.quick).await?;
     }
     if wanted(Part::Fence) {
         fence::run(args.quick).await?;

@@ -7,6 +7,7 @@ use cutover::migration::control::{Agent, DriverOptions, Migration, Spec};
 use cutover::migration::{Phase, PhaseRange};
 use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, wait_until};
+use sqlx::PgPool;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
@@ -31,6 +32,22 @@ impl Instance {
         let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
         let migration = agent.migration("bench").context("declared")?;
         Ok(Self { migration, _agent: agent })
+    }
+
+    /// Goes to a phase, also where a plan would have had work to do on the way there: there is no data.
+    pub(crate) async fn go(&self, ledger: &PgPool, wish: &str) -> Result<()> {
+        let phase = wish.split(':').next().unwrap_or(wish).parse()?;
+        let ask = "update cutover.migrations set desired = $1, new_complete = phase not in ('off', 'expand')";
+        let scanned = "insert into cutover.jobs (migration_id, kind, epoch, finished_at) \
+            select id, 'scan', epoch, clock_timestamp() from cutover.migrations";
+        let arrived = async || {
+            sqlx::query(ask).bind(wish).execute(ledger).await?;
+            sqlx::query(scanned).execute(ledger).await?;
+            let open = "select count(*) from cutover.epochs where drained_at is null";
+            let open: i64 = sqlx::query_scalar(open).fetch_one(ledger).await?;
+            anyhow::Ok(self.migration.at().is_some_and(|at| at.1 == phase) && open == 1)
+        };
+        Ok(wait_until(&format!("arrival at {wish}"), LIMIT, arrived).await?)
     }
 
     pub(crate) async fn at(&self, phase: Phase) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cutover_testkit::{Signal, wait_until};
+use futures_util::future::join_all;
 
 use super::day::{Day, found};
 use crate::failure::{During, Failure, Result};
@@ -100,8 +101,8 @@ async fn starve(day: &mut Day, name: &str) -> Result<()> {
     let limit = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
     prlimit(pid, Resource::As, limit).during("limiting an instance's memory")?;
     wait_until(&format!("{name} to run out of memory"), Duration::from_secs(30), async || {
-        // What it keeps for reuse lasts for some requests; a large body needs more.
-        let _ = day.post_large(name).await;
+        // What it keeps for reuse lasts for some requests; large bodies, several at once, need more.
+        join_all((0..16).map(|_| day.post_large(name))).await;
         Ok::<_, Failure>(day.fleet.find(name)?.process.exited().is_some())
     })
     .await?;
