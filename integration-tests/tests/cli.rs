@@ -302,3 +302,41 @@ async fn a_watch_goes_on_until_nobody_reads_it() -> Outcome {
     assert!(status.is_some_and(|status| status.success()), "{status:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_preflight_says_what_would_break_the_build_and_exits_with_one() -> Outcome {
+    let url = database().await?;
+    done(&url, &["install"], &[]).await;
+    execute(&url, "insert into cutover.fleets values ('shop')").await?;
+    execute(
+        &url,
+        "insert into cutover.migrations (fleet, name) values ('shop', 'preflown'); \
+         insert into cutover.epochs (migration_id, epoch, phase, actor, reason) \
+             select id, 1, 'off', 'a', 'r' from cutover.migrations where name = 'preflown'",
+    )
+    .await?;
+    let fits = ["preflight", "--fleet", "shop", "--range", "preflown=off..=contract", "--instances", "3"];
+    let said = run(&url, &fits).await;
+    // What others use on the shared server is not this test's affair.
+    assert!(!said.out.contains("problem  migrations") && said.out.contains("preflight"), "{}", said.out);
+    let late =
+        ["preflight", "--fleet", "shop", "--range", "preflown=retire..=contract", "--instances", "1000"];
+    let said = run(&url, &late).await;
+    assert_eq!(said.code, 1, "{}{}", said.out, said.err);
+    for part in
+        ["problem  connections: 1000 instances", "problem  migrations: migration \"preflown\" is in `off`"]
+    {
+        assert!(said.out.contains(part), "{part:?} not in {}", said.out);
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&url, &[&late[..], &["--json"]].concat()).await.out)?;
+    assert_eq!(json["passed"], false);
+    for (bad, part) in [
+        ("status", "write for example"),
+        ("s=switch..=off", "the range is empty"),
+        ("s=up..=off", "is not a phase"),
+    ] {
+        refused(&url, &["preflight", "--fleet", "shop", "--range", bad], 2, &[part]).await;
+    }
+    Ok(())
+}

@@ -84,9 +84,17 @@ async fn restarts_behind_a_proxy_cost_no_request() {
     assert!(sent > 500, "{sent}");
 }
 
-/// The same with axum's own graceful shutdown, to show that the test above can fail.
+/// The same with axum's own graceful shutdown, to show that the test above can fail. Whether a request meets a refused
+/// connection before the proxy has noticed is a matter of chance, so it is tried until one does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_refuses_at_once_costs_requests() {
-    let Some((failed, sent)) = restarts(1, false).await.unwrap() else { return };
-    assert_ne!(failed, [""; 0], "of {sent}");
+    let mut sent = 0;
+    for _ in 0..10 {
+        let Some((failed, requests)) = restarts(2, false).await.unwrap() else { return };
+        sent += requests;
+        if !failed.is_empty() {
+            return;
+        }
+    }
+    panic!("none of {sent} requests failed");
 }

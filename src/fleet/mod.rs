@@ -23,4 +23,4 @@ pub use ledger::{Ledger, LedgerError, SCHEMA_VERSION};
 pub(crate) use notices::NOT_HEARING;
 #[cfg(test)]
 pub(crate) use shares::Share;
-pub(crate) use shares::{Book, Wish};
+pub(crate) use shares::{Book, Room, Wish};

@@ -94,7 +94,7 @@ impl Ledger {
                 mine: row.try_get("mine")?,
             });
         }
-        let (capacity, reckoning) = capacity(&mut tx, &shares, wish.spare).await?;
+        let (capacity, reckoning) = capacity(&mut tx, shares.len(), wish.spare).await?;
         let book = Book { shares, capacity, reckoning };
         let granted = decide(&book);
         unnamed::query("update cutover.connection_shares set granted = $2 where name = $1")
@@ -104,6 +104,21 @@ impl Ledger {
             .await?;
         tx.commit().await?;
         Ok((book, granted))
+    }
+
+    /// How many connections the server leaves for the pools of so many instances, of the ones that are alive and one more
+    /// without a number, and why so many. Changes nothing.
+    pub(crate) async fn room(&self, instances: Option<usize>, spare: u32) -> Result<Room, LedgerError> {
+        let mut tx = self.begin().await?;
+        let alive: i64 = unnamed::query_scalar(
+            "select count(*) from cutover.connection_shares where lease_until > clock_timestamp()",
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        let instances = instances.unwrap_or_else(|| usize::try_from(alive).unwrap_or(0) + 1);
+        let (connections, reckoning) = capacity(&mut tx, instances, spare).await?;
+        tx.rollback().await?;
+        Ok(Room { instances, connections, reckoning })
     }
 
     /// Gives a share back whole.
@@ -122,10 +137,18 @@ impl Ledger {
     }
 }
 
+/// What there is for pools.
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub(crate) instances: usize,
+    pub(crate) connections: u32,
+    pub(crate) reckoning: String,
+}
+
 /// What the tightest of the server's, the database's and the role's limits leaves for the pools.
 async fn capacity(
     tx: &mut sqlx::PgConnection,
-    shares: &[Share],
+    instances: usize,
     spare: u32,
 ) -> Result<(u32, String), LedgerError> {
     // A role without rights sees name, role and database of others' sessions, not their kind.
@@ -158,7 +181,7 @@ async fn capacity(
             limits.push((what, limit, number(others)?));
         }
     }
-    let instances = i64::try_from(shares.len()).unwrap_or(i64::MAX);
+    let instances = i64::try_from(instances).unwrap_or(i64::MAX);
     let beside = BESIDE.saturating_mul(instances) + i64::from(spare);
     let (what, limit, others) =
         limits.into_iter().min_by_key(|(_, limit, others)| limit - others).unwrap_or_default();

@@ -176,6 +176,9 @@ impl Assembly {
             let fleet = self.fleet.name.unwrap_or(self.service);
             let specs = self.specs.into_iter().map(|(spec, _)| spec).collect();
             preflight = preflight.ledger((*pool.connect_options()).clone(), fleet, specs);
+            if let Some((_, options)) = &self.share {
+                preflight = preflight.budget(options.highest, None);
+            }
         }
         // Without a source there is nothing to hold them against.
         if let Some((flags, true)) = self.flags {

@@ -11,6 +11,7 @@
 //! | dependencies | not reached within the check's time limit | reached, but not as it should be |
 //! | ledger | not installed and not installable, too new, no rights, a standby | the first start will install it |
 //! | migrations | in a phase that this build can't run, or not as the schema is; one that it does not know | |
+//! | connections | not one for each instance | fewer than the pools may have |
 //! | flags | declared but missing at the source or archived there | stale there; the source was not reached |
 //!
 //! A flag server that is away is a warning, because an instance starts without it, too. A missing flag is a problem,

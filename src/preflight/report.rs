@@ -17,7 +17,7 @@ pub enum Severity {
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at: `configuration`, `ledger`, `migrations`, `flags` or the name of a check.
+    /// What was looked at: `configuration`, `ledger`, `migrations`, `connections`, `flags` or the name of a check.
     pub area: String,
     /// How it is.
     pub severity: Severity,

@@ -6,9 +6,10 @@ use tokio::time::timeout;
 
 use super::report::{Finding, PreflightReport, Severity};
 use crate::flags::{Flags, Lack};
-use crate::fleet::{Ledger, LedgerError};
+use crate::fleet::{Ledger, LedgerError, Room};
 use crate::health::{Check, Observed};
 use crate::migration::control::{Spec, misfits};
+use crate::pool::ShareOptions;
 
 /// How long flags may take to arrive. A server that is just starting needs some seconds.
 const FLAGS_WAIT: Duration = Duration::from_secs(5);
@@ -40,6 +41,7 @@ pub struct Preflight {
     fingerprint: Option<String>,
     checks: Vec<Check>,
     ledger: Option<(PgConnectOptions, String, Vec<Spec>)>,
+    budget: Option<(u32, Option<usize>)>,
     flags: Option<(Flags, Vec<String>)>,
 }
 
@@ -73,6 +75,14 @@ impl Preflight {
         self
     }
 
+    /// Whether the ledger's server has connections for pools of `size` on so many instances, surge and terminating ones
+    /// among them; of those that are alive and one more where no number is given. Too few for one connection each is a
+    /// problem; for less than `size` each it is a warning, since the pools then share what there is.
+    pub fn budget(mut self, size: u32, instances: Option<usize>) -> Self {
+        self.budget = Some((size, instances));
+        self
+    }
+
     /// Whether the source has the flags that this build declares.
     pub fn flags(mut self, flags: Flags, declared: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.flags = Some((flags, declared.into_iter().map(Into::into).collect()));
@@ -90,7 +100,7 @@ impl Preflight {
         let checks = async { join_all(self.checks.iter().map(probe)).await };
         let ledger = async {
             match self.ledger {
-                Some((options, fleet, specs)) => look_at_ledger(options, &fleet, &specs).await,
+                Some((options, fleet, specs)) => look_at_ledger(options, &fleet, &specs, self.budget).await,
                 None => Vec::new(),
             }
         };
@@ -121,7 +131,12 @@ async fn probe(check: &Check) -> Finding {
     }
 }
 
-async fn look_at_ledger(options: PgConnectOptions, fleet: &str, specs: &[Spec]) -> Vec<Finding> {
+async fn look_at_ledger(
+    options: PgConnectOptions,
+    fleet: &str,
+    specs: &[Spec],
+    budget: Option<(u32, Option<usize>)>,
+) -> Vec<Finding> {
     let look = async {
         let ledger = match Ledger::existing(options.clone()).await {
             Ok(ledger) => ledger,
@@ -137,6 +152,9 @@ async fn look_at_ledger(options: PgConnectOptions, fleet: &str, specs: &[Spec]) 
         if misfits.is_empty() {
             findings.push(pass("migrations"));
         }
+        if let Some((size, instances)) = budget {
+            findings.push(connections(size, &ledger.room(instances, ShareOptions::default().spare).await?));
+        }
         findings.extend(misfits.into_iter().map(|text| finding("migrations", Severity::Problem, text)));
         Ok::<_, LedgerError>(findings)
     };
@@ -145,6 +163,23 @@ async fn look_at_ledger(options: PgConnectOptions, fleet: &str, specs: &[Spec]) 
         Ok(Err(error)) => vec![finding("ledger", Severity::Problem, error.to_string())],
         Err(_) => vec![finding("ledger", Severity::Problem, format!("no answer within {LEDGER_LIMIT:?}"))],
     }
+}
+
+fn connections(size: u32, room: &Room) -> Finding {
+    let instances = u32::try_from(room.instances).unwrap_or(u32::MAX);
+    let Room { connections, reckoning, .. } = room;
+    if *connections < instances {
+        let text = format!("{instances} instances can't have a connection each: {reckoning}");
+        return finding("connections", Severity::Problem, text);
+    }
+    if *connections < instances.saturating_mul(size) {
+        let text = format!(
+            "{instances} pools of {size} would share {connections} connections, {} each: {reckoning}",
+            connections / instances.max(1)
+        );
+        return finding("connections", Severity::Warning, text);
+    }
+    pass("connections")
 }
 
 async fn look_at_flags(flags: &Flags, declared: &[String]) -> Vec<Finding> {
@@ -182,6 +217,20 @@ async fn look_at_flags(flags: &Flags, declared: &[String]) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn too_few_connections_are_a_problem_and_fewer_than_wanted_a_warning() {
+        let of = |connections| {
+            connections_of(Room { instances: 4, connections, reckoning: "100 less others".into() })
+        };
+        fn connections_of(room: Room) -> Severity {
+            connections(10, &room).severity
+        }
+        assert_eq!(
+            [of(3), of(4), of(39), of(40)],
+            [Severity::Problem, Severity::Warning, Severity::Warning, Severity::Pass]
+        );
+    }
     use crate::flags::FixedFlag;
 
     #[tokio::test(start_paused = true)]

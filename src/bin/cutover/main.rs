@@ -3,6 +3,7 @@
 
 mod canary;
 mod http;
+mod preflight;
 mod text;
 
 use std::io::Write;
@@ -96,6 +97,10 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         limit: u32,
     },
+    /// Say everything that would break a build here, as far as that can be told without its code
+    ///
+    /// Exit status: 0 no problem; 1 some.
+    Preflight(Box<preflight::Arguments>),
     /// Show what happened, the latest first
     History {
         /// Only this one: `name` or `fleet/name`
@@ -126,6 +131,9 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Command::Preflight(asked) = arguments.command {
+        return preflight::run(*asked, options, arguments.json).await;
+    }
     match run(&arguments, options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(AskError::Ledger(error)) => {
@@ -160,7 +168,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
     // Only `install` installs.
     let ledger = Ledger::existing(options).await?;
     match &arguments.command {
-        Command::Install { .. } | Command::Canary(_) => {}
+        Command::Install { .. } | Command::Canary(_) | Command::Preflight(_) => {}
         Command::Status { migration, watch } => loop {
             let reports = report(&ledger, migration.as_deref()).await?;
             let clear = if *watch { "\x1b[H\x1b[2J" } else { "" };
