@@ -109,6 +109,10 @@ impl Day {
         board: Arc<Board>,
         scenario: String,
     ) -> Result<Self> {
+        if shared.unleash.process().exited().is_some() {
+            board.note("Unleash has ended by itself and is started again");
+            shared.unleash.restart().await?;
+        }
         board.doing(format!("{scenario}: starting servers and {INSTANCES} instances"));
         let (servers, gates, unleash_port) = servers(shared).await?;
         let orders = Arc::new(Orders::Seeded { seed: args.seed, rows: args.rows });
