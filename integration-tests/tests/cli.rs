@@ -175,6 +175,19 @@ async fn it_shows_explains_and_asks() -> Outcome {
     done(url, &["history"], &["1 repairs to be tried again", "ann"]).await;
     refused(url, &["repairs", "--retry"], 2, &["<MIGRATION>"]).await;
 
+    done(url, &["backfill", "status", "--pause"], &["status: the work on its rows is paused"]).await;
+    done(url, &["status", "status"], &["paused    by ann (for "]).await;
+    done(url, &["explain", "status"], &["The work on its rows was paused by ann, "]).await;
+    let json: serde_json::Value =
+        serde_json::from_str(&done(url, &["--json", "status", "status"], &[]).await)?;
+    assert_eq!(json[0]["paused_by"], "ann");
+    done(url, &["backfill", "status", "--resume"], &["status: the work on its rows goes on"]).await;
+    let text = done(url, &["status", "status"], &[]).await;
+    assert!(!text.contains("paused"), "{text}");
+    done(url, &["history", "status"], &["work paused", "work resumed", "ann"]).await;
+    refused(url, &["backfill", "status"], 2, &["--pause", "--resume"]).await;
+    refused(url, &["backfill", "status", "--pause", "--resume"], 2, &["--resume"]).await;
+
     done(url, &["history"], &["desired ramp:25", "ann", "shop/status"]).await;
     done(url, &["history", "other/name"], &["migration", "actor"]).await;
     let json: serde_json::Value =
@@ -199,6 +212,7 @@ async fn bad_input_is_refused_with_what_would_be_right_and_changes_nothing() -> 
         "history stauts",
         "approve stauts",
         "repairs stauts",
+        "backfill stauts --pause",
     ] {
         let arguments: Vec<_> = command.split(' ').collect();
         refused(url, &arguments, 1, &["no migration \"stauts\"", "shop/status", "other/name"]).await;

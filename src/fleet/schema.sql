@@ -49,6 +49,9 @@ create table cutover.migrations (
     -- What a person asked for by SQL or command line; null: nothing.
     desired text,
     desired_by text,
+    -- Who holds up the work on its rows, and since when; null: nobody.
+    paused_at timestamptz,
+    paused_by text,
     -- Which instance moves it at the moment; it is an office, not a safeguard.
     driver bigint,
     driver_until timestamptz,
@@ -56,6 +59,7 @@ create table cutover.migrations (
     waits_for text,
     waits_since timestamptz,
     unique (fleet, name),
+    check ((paused_at is null) = (paused_by is null)),
     check (old_complete or phase not in ('off', 'expand', 'backfill', 'verify', 'ramp')),
     check (new_complete or phase not in ('ramp', 'switch', 'retire', 'contract')),
     check (not (old_complete and phase in ('retire', 'contract'))),

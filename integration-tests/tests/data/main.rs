@@ -7,6 +7,7 @@ mod dual_write;
 mod inserts;
 mod keys;
 mod matrix;
+mod pauses;
 mod repairs;
 mod rows;
 mod table_migration;

@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 use cutover::fleet::Ledger;
 use cutover::migration::Desired;
 use cutover::migration::control::{
-    AskError, approve, desire, history, repairs, report, retry_repairs, strangers,
+    AskError, approve, desire, history, pause_work, repairs, report, resume_work, retry_repairs, strangers,
 };
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
@@ -73,6 +73,18 @@ enum Command {
         /// Why, for the history
         #[arg(long, default_value = "")]
         reason: String,
+    },
+    /// Hold up the work on a migration's rows (backfill, reverse backfill, scan), or let it go on where it stopped
+    #[command(group(clap::ArgGroup::new("what").required(true)))]
+    Backfill {
+        /// `name` or `fleet/name`
+        migration: String,
+        /// Hold it up on every instance: batches under way still end
+        #[arg(long, group = "what")]
+        pause: bool,
+        /// Let it go on
+        #[arg(long, group = "what")]
+        resume: bool,
     },
     /// Judge a canary by what Prometheus has of it and of the stable version
     ///
@@ -189,6 +201,14 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
         Command::Approve { migration, reason } => {
             approve(&ledger, migration, &arguments.actor, reason).await?;
             say(arguments, &"approved", || format!("{migration}: the drop of its old side is approved\n"));
+        }
+        Command::Backfill { migration, pause: true, .. } => {
+            pause_work(&ledger, migration, &arguments.actor).await?;
+            say(arguments, &"paused", || format!("{migration}: the work on its rows is paused\n"));
+        }
+        Command::Backfill { migration, .. } => {
+            resume_work(&ledger, migration, &arguments.actor).await?;
+            say(arguments, &"resumed", || format!("{migration}: the work on its rows goes on\n"));
         }
         Command::Repairs { migration: Some(migration), retry: true, .. } => {
             let rows = retry_repairs(&ledger, migration, &arguments.actor).await?;

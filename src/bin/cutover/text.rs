@@ -27,6 +27,9 @@ pub(crate) fn status(reports: &[MigrationReport]) -> String {
         if let Some(waits) = &report.waits_for {
             let _ = writeln!(text, "  waits     {waits} (for {})", age(report.waits_seconds.unwrap_or(0.0)));
         }
+        if let Some(by) = &report.paused_by {
+            let _ = writeln!(text, "  paused    by {by} (for {})", age(report.paused_seconds.unwrap_or(0.0)));
+        }
         if let Some(work) = &report.work {
             let _ = writeln!(text, "  work      {}", progress(work));
         }
@@ -85,6 +88,10 @@ pub(crate) fn explain(report: &MigrationReport) -> String {
     }
     for one in &report.instances {
         text.push_str(&in_the_way(one, report));
+    }
+    if let Some(by) = &report.paused_by {
+        let since = age(report.paused_seconds.unwrap_or(0.0));
+        let _ = writeln!(text, "The work on its rows was paused by {by}, {since} ago.");
     }
     if let Some(work) = &report.work
         && !work.finished

@@ -12,6 +12,7 @@ mod gate;
 #[cfg(test)]
 mod gate_tests;
 mod migration;
+mod pauses;
 mod people;
 mod plan;
 mod repairs;
@@ -29,6 +30,7 @@ pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
 pub use fitness::misfits;
 pub use gate::Pin;
 pub use migration::{Migration, Spec};
+pub use pauses::{pause_work, resume_work};
 pub use people::{
     AskError, BadRow, Difference, Event, InstanceReport, MigrationReport, WorkReport, approve, bad_rows,
     desire, differences, history, report,

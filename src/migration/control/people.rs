@@ -182,6 +182,10 @@ pub struct MigrationReport {
     pub waits_for: Option<String>,
     /// Seconds since it waits for that.
     pub waits_seconds: Option<f64>,
+    /// Who holds up the work on its rows.
+    pub paused_by: Option<String>,
+    /// Seconds since it is held up.
+    pub paused_seconds: Option<f64>,
     /// The instance that drives it.
     pub driver: Option<String>,
     /// The fleet's instances.
@@ -257,9 +261,10 @@ pub async fn report(ledger: &Ledger, only: Option<&str>) -> Result<Vec<Migration
         find(&mut tx, name).await?;
     }
     let rows = unnamed::query(
-        "select m.id, m.fleet, m.name, m.epoch, m.phase, m.desired, m.waits_for, i.name as driver, \
+        "select m.id, m.fleet, m.name, m.epoch, m.phase, m.desired, m.waits_for, m.paused_by, i.name as driver, \
                 extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
-                extract(epoch from clock_timestamp() - m.waits_since)::float8 as waits \
+                extract(epoch from clock_timestamp() - m.waits_since)::float8 as waits, \
+                extract(epoch from clock_timestamp() - m.paused_at)::float8 as paused \
          from cutover.migrations m \
          join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \
          left join cutover.instances i on i.id = m.driver and m.driver_until > clock_timestamp() \
@@ -309,6 +314,8 @@ async fn migration_report(tx: &mut PgConnection, row: &PgRow) -> Result<Migratio
         desired: row.try_get("desired")?,
         waits_for: row.try_get("waits_for")?,
         waits_seconds: row.try_get("waits")?,
+        paused_by: row.try_get("paused_by")?,
+        paused_seconds: row.try_get("paused")?,
         driver: row.try_get("driver")?,
         instances,
         work,

@@ -9,7 +9,7 @@ use super::driver::DriverOptions;
 use super::migration::Spec;
 use super::view::{Station, bury};
 use crate::fleet::{Ledger, sql_state, unnamed};
-use crate::migration::phase::{Phase, Step, Wish, next_step};
+use crate::migration::phase::{Phase, Step, Task, Wish, needed_work, next_step};
 
 /// The first half of the advisory lock's key, as in the fence.
 const LOCK_CLASS: i32 = 0x4355_0000;
@@ -186,8 +186,10 @@ impl Turn<'_> {
 
     /// Writes down what the migration waits for, when that has changed.
     async fn stay(&self, station: Station, reason: String) -> Result<Outcome, sqlx::Error> {
+        let target = self.aim(&station).wish.target(station.view.phase);
+        let paused = paused(&station, target).unwrap_or_default();
         let reasons: Vec<&str> =
-            [&*reason].into_iter().chain(self.failure).filter(|text| !text.is_empty()).collect();
+            [&*reason, &*paused].into_iter().chain(self.failure).filter(|text| !text.is_empty()).collect();
         let waits_for = Some(reasons.join("; ")).filter(|text| !text.is_empty());
         if station.waits_for != waits_for {
             let mut tx = self.ledger.begin().await?;
@@ -201,9 +203,16 @@ impl Turn<'_> {
             .await?;
             tx.commit().await?;
         }
-        let target = self.aim(&station).wish.target(station.view.phase);
         Ok(Outcome::Still(station, target))
     }
+}
+
+/// Who holds up the work that is needed now, in words.
+fn paused(station: &Station, target: Phase) -> Option<String> {
+    let by = station.paused_by.as_ref()?;
+    let needed = needed_work(&station.view, station.facts, target)?;
+    matches!(needed, Task::Backfill | Task::ReverseBackfill | Task::Scan)
+        .then(|| format!("the work on its rows was paused by {by} (see `cutover backfill --resume`)"))
 }
 
 /// From here on no transaction of the current epoch may leave the new side behind, and those that did have ended: what

@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use sqlx::{Executor, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 use tokio::time::{Instant, sleep};
 
 use super::ddl::is_lock_timeout;
@@ -31,11 +31,13 @@ use crate::migration::phase::{Phase, Side};
 /// server looks for deadlocks, so that in one with a batch it is the batch that gives way. A process that is stopped
 /// in the middle of a batch holds its rows and its range for the second of the two at most.
 const LIMITS: &str =
-    "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'";
+    "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'; ";
 /// Batches that may fail in a row, for reasons that pass, before the work is given back to the driver.
 const FAILURES: u32 = 50;
 /// How long to wait for a range that others are at.
 const TAKEN: Duration = Duration::from_millis(250);
+/// How often paused work looks whether it may go on.
+const PAUSED: Duration = Duration::from_millis(250);
 /// How many rows are looked at to cut a table into ranges.
 const SAMPLE: f64 = 20_000.0;
 /// How many differences a scan keeps for people to look at.
@@ -94,7 +96,8 @@ pub(super) struct Outline {
 
 /// What a batch came to.
 enum Batch {
-    Done,
+    /// It took so long, without what it was held up before it began.
+    Done(Duration),
     /// Others are at what is left.
     Taken,
     /// There are no more rows.
@@ -111,13 +114,35 @@ pub(super) async fn begin(
     if phases.contains(&tx.phase()) { Ok(tx) } else { Err(PlanError::PhaseLeft) }
 }
 
+/// The same for a pass over the rows, as soon as nobody holds that up any more. It waits outside of any transaction
+/// and notices when the phase is left.
+async fn begin_unpaused(
+    outline: &Outline,
+    sweep: Sweep,
+    migration: &Migration,
+    limits: &str,
+) -> Result<PinnedTx, PlanError> {
+    let id = migration.id();
+    // One message: a batch pays no round trip for it.
+    let statement = format!("{limits}select paused_at is not null from cutover.migrations where id = {id}");
+    loop {
+        let mut tx = begin(&outline.pool, sweep.phases(), migration).await?;
+        let rows = sqlx::raw_sql(AssertSqlSafe(&*statement)).fetch_all(&mut *tx).await?;
+        if !rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get::<bool, _>(0)? {
+            return Ok(tx);
+        }
+        tx.rollback().await?;
+        sleep(PAUSED).await;
+    }
+}
+
 pub(super) async fn run(
     outline: &Outline,
     scope: Scope<'_>,
     sweep: Sweep,
     migration: &Migration,
 ) -> Result<(), PlanError> {
-    let mut tx = begin(&outline.pool, sweep.phases(), migration).await?;
+    let mut tx = begin_unpaused(outline, sweep, migration, "").await?;
     let epoch = tx.epoch();
     scope.try_out(&mut tx).await?;
     let measure = async |tx: &mut PgConnection| measure(outline, &scope, tx).await;
@@ -167,10 +192,9 @@ impl Pass<'_> {
         let mut aside = None;
         let mut vacuum = Vacuum::default();
         loop {
-            let began = Instant::now();
             match self.batch(pace.rows(), &mut range, aside.take()).await {
-                Ok(Batch::Done) => {
-                    pace.took(began.elapsed());
+                Ok(Batch::Done(elapsed)) => {
+                    pace.took(elapsed);
                     failures = 0;
                     self.between_batches(&mut vacuum).await?;
                 }
@@ -201,12 +225,8 @@ impl Pass<'_> {
     }
 
     async fn begin(&self) -> Result<PinnedTx, PlanError> {
-        let mut tx = begin(&self.outline.pool, self.sweep.phases(), self.migration).await?;
-        if tx.epoch() != self.job.epoch {
-            return Err(PlanError::PhaseLeft);
-        }
-        tx.execute(LIMITS).await?;
-        Ok(tx)
+        let tx = begin_unpaused(self.outline, self.sweep, self.migration, LIMITS).await?;
+        if tx.epoch() == self.job.epoch { Ok(tx) } else { Err(PlanError::PhaseLeft) }
     }
 
     /// Does the next rows of a range, or sets the next one aside.
@@ -217,6 +237,7 @@ impl Pass<'_> {
         aside: Option<String>,
     ) -> Result<Batch, PlanError> {
         let mut tx = self.begin().await?;
+        let began = Instant::now();
         let range = match self.job.claim(&mut tx, *last).await? {
             Claim::Range(range) => range,
             Claim::Taken => return Ok(Batch::Taken),
@@ -240,7 +261,7 @@ impl Pass<'_> {
         tx.commit().await?;
         self.migration.work().did(self.sweep.kind(), step.rows);
         self.migration.work().expects(self.sweep.kind(), total);
-        Ok(Batch::Done)
+        Ok(Batch::Done(began.elapsed()))
     }
 
     /// The last key of the range's next rows, and how many these are.
