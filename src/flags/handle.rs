@@ -92,7 +92,7 @@ impl Flags {
     ///   to ask a server, or fails, the declared default counts and is counted;
     ///   [`Decisions::resolve`](super::Decisions::resolve) waits for such a provider, once per
     ///   request.
-    /// - It costs what the client costs: some allocations and read locks of its own at the first
+    /// - It costs about twice what the client costs: some allocations and read locks of its own at the first
     ///   look, nothing at the second. `make bench ARGS=flags` shows it.
     /// - [`is_ready`](Self::is_ready) and [`is_fresh`](Self::is_fresh) ask the provider for a flag
     ///   that does not exist. [`changed`](Self::changed) never moves, because providers tell nobody.
