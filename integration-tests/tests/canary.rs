@@ -2,9 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::Output;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -13,7 +12,9 @@ use axum::{Router, extract::Path, routing::get};
 use cutover::flags::{Flags, Switch, UnleashOptions};
 use cutover::metrics::Metrics;
 use cutover::release::Release;
-use cutover_testkit::{Postgres, PostgresOptions, Prometheus, Unleash, free_port, if_installed, wait_until};
+use cutover_testkit::{
+    Postgres, PostgresOptions, Prometheus, Unleash, free_port, if_installed, program, wait_until,
+};
 use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -22,18 +23,6 @@ use tower::ServiceExt;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The program, built on first use: it belongs to another package.
-static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let arguments = ["build", "--quiet", "--workspace", "--all-features", "--bin", "cutover"];
-    let status = std::process::Command::new(cargo).args(arguments).current_dir(&root).status().unwrap();
-    assert!(status.success(), "the program does not compile");
-    // Next to the tests: target/debug/deps/canary-…
-    let tests = std::env::current_exe().unwrap();
-    tests.ancestors().nth(2).unwrap().join("cutover")
-});
-
 struct Said {
     code: i32,
     out: String,
@@ -41,7 +30,7 @@ struct Said {
 }
 
 async fn canary(prometheus: &str, arguments: &[&str]) -> Said {
-    let mut command = tokio::process::Command::new(&*PROGRAM);
+    let mut command = tokio::process::Command::new(program().unwrap());
     command.arg("canary").args(["--prometheus", prometheus]).args(arguments).kill_on_drop(true);
     command.env_remove("UNLEASH_URL").env_remove("UNLEASH_ADMIN_TOKEN");
     let Output { status, stdout, stderr } = command.output().await.unwrap();

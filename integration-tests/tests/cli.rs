@@ -1,31 +1,16 @@
 //! The command line, as a person or a pipeline uses it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail the test")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::LazyLock;
 use std::time::Duration;
 
-use cutover_testkit::{Postgres, PostgresOptions, free_port, wait_until};
+use cutover_testkit::{Postgres, PostgresOptions, free_port, program, wait_until};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const PASSWORD: &str = "s3cretive";
-
-/// The program, built on first use: it belongs to another package.
-static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    // As the tests are built, so that nothing is compiled twice.
-    let arguments = ["build", "--quiet", "--workspace", "--all-features", "--bin", "cutover"];
-    let status = Command::new(cargo).args(arguments).current_dir(&root).status().expect("cargo runs");
-    assert!(status.success(), "the program does not compile");
-    // Next to the tests: target/debug/deps/cli-…
-    let tests = std::env::current_exe().expect("a path");
-    tests.ancestors().nth(2).expect("a folder above").join("cutover")
-});
 
 struct Said {
     code: i32,
@@ -41,7 +26,7 @@ impl From<Output> for Said {
 }
 
 fn command(url: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(&*PROGRAM);
+    let mut command = Command::new(program().unwrap());
     command.args(arguments).env("DATABASE_URL", url).env("USER", "ann").env_remove("PGPASSWORD");
     command
 }

@@ -14,6 +14,20 @@ pub enum Observed {
     Warn(String),
 }
 
+#[cfg(any(feature = "deadpool", feature = "redis"))]
+impl Observed {
+    /// A server that answers, behind a pool that may be used up.
+    pub(super) fn of_pool(status: deadpool::Status) -> Self {
+        if status.waiting == 0 {
+            return Observed::Pass;
+        }
+        Observed::Warn(format!(
+            "reachable, but {} wait for one of the pool's {} connections",
+            status.waiting, status.max_size
+        ))
+    }
+}
+
 impl From<()> for Observed {
     fn from((): ()) -> Self {
         Self::Pass

@@ -27,12 +27,5 @@ async fn probe(pool: Pool, idle: Arc<Mutex<Option<ClientWrapper>>>) -> Result<Ob
     client.simple_query("").await?;
     *idle.lock().await = Some(client);
 
-    let status = pool.status();
-    if status.waiting > 0 {
-        return Ok(Observed::Warn(format!(
-            "reachable, but {} wait for one of the pool's {} connections",
-            status.waiting, status.max_size
-        )));
-    }
-    Ok(Observed::Pass)
+    Ok(Observed::of_pool(pool.status()))
 }

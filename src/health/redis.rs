@@ -32,12 +32,5 @@ async fn probe(
     cmd("PING").query_async::<()>(&mut connection).await?;
     *idle.lock().await = Some(connection);
 
-    let status = pool.status();
-    if status.waiting > 0 {
-        return Ok(Observed::Warn(format!(
-            "reachable, but {} wait for one of the pool's {} connections",
-            status.waiting, status.max_size
-        )));
-    }
-    Ok(Observed::Pass)
+    Ok(Observed::of_pool(pool.status()))
 }

@@ -10,7 +10,7 @@ use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
 use super::sweep::{self, Outline, Sweep};
-use super::trap::Trap;
+use super::trap::{self, Trap};
 use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 
@@ -143,7 +143,7 @@ impl Plan for ColumnMigration {
         .bind(&self.sql.table)
         .bind(&self.names.old)
         .bind(&self.names.new)
-        .bind(self.trap.as_ref().map(Trap::name))
+        .bind(self.trap.as_ref().map(|_| trap::name(&self.sql.new)))
         .fetch_one(connection)
         .await?;
         Ok(Facts { expanded: new && armed, contracted: table && !old })

@@ -13,6 +13,7 @@ use super::ColumnMigration;
 use super::keyset::{self, Keyset};
 use super::mapping::How;
 use super::sweep::begin;
+use super::trap;
 use crate::fleet::{sql_state, unnamed};
 use crate::migration::control::{Migration, PlanError};
 use crate::migration::phase::Phase;
@@ -58,7 +59,7 @@ pub(super) async fn contract(plan: &ColumnMigration, migration: &Migration) -> R
             dependents.join(", ")
         )));
     }
-    let trap = plan.trap.iter().map(|trap| trap.disarm(migration));
+    let trap = plan.trap.iter().map(|_| trap::disarm(&plan.sql.table, &plan.sql.new, migration));
     let statements: Vec<String> = trap.chain([plan.sql.contract()]).collect();
     alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &statements.join("; ")).await
 }

@@ -10,7 +10,7 @@ use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
 use super::sweep::{self, Outline, Sweep, column_types};
-use super::trap::Trap;
+use super::trap::{self, Trap};
 use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
 use crate::migration::phase::Phase;
@@ -95,10 +95,6 @@ impl TableMigration {
         format!("drop table if exists {}", self.outline.sides.old)
     }
 
-    fn trap(&self, key: &[String]) -> Option<Trap> {
-        self.has_trap.then(|| Trap::on_table(&self.outline.sides, key))
-    }
-
     async fn expand(&self, migration: &Migration) -> Result<(), PlanError> {
         let Outline { pool, sides, .. } = &self.outline;
         let mut tx = migration.begin(pool).await?;
@@ -116,10 +112,11 @@ impl TableMigration {
         let mut tx = migration.begin(pool).await?;
         let key = self.inspect(&mut tx).await?.key.plain_names();
         tx.rollback().await?;
-        match self.trap(&key) {
-            Some(trap) => ddl::alter(pool, trap.table(), migration, Phase::Off, &trap.arm(migration)).await,
-            None => Ok(()),
+        if !self.has_trap {
+            return Ok(());
         }
+        let arm = Trap::on_table(sides, &key).arm(migration);
+        ddl::alter(pool, &sides.old, migration, Phase::Off, &arm).await
     }
 
     async fn sweep(&self, sweep: Sweep, migration: &Migration) -> Result<(), PlanError> {
@@ -185,7 +182,7 @@ impl Plan for TableMigration {
         )
         .bind(&self.outline.sides.old)
         .bind(&self.outline.sides.new)
-        .bind(self.trap(&[]).map(|trap| trap.name()))
+        .bind(self.has_trap.then(|| trap::name(&self.outline.sides.new)))
         .fetch_one(connection)
         .await?;
         Ok(Facts { expanded: new && armed, contracted: new && !old })
@@ -200,7 +197,7 @@ impl Plan for TableMigration {
             Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
             Task::Scan => self.sweep(Sweep::Compare, migration).await,
             Task::Contract => {
-                let trap = self.trap(&[]).map(|trap| trap.disarm(migration));
+                let trap = self.has_trap.then(|| trap::disarm(&sides.old, &sides.new, migration));
                 let statements: Vec<String> = trap.into_iter().chain([self.drop()]).collect();
                 ddl::alter(pool, &sides.old, migration, Phase::Contract, &statements.join("; ")).await
             }

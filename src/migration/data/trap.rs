@@ -94,15 +94,6 @@ impl Trap {
         Self { table: table.clone(), trigger: trigger(target), body, is_row_made: true, mends }
     }
 
-    /// The trigger's name, as the catalog has it.
-    pub(super) fn name(&self) -> String {
-        unquote(&self.trigger)
-    }
-
-    pub(super) fn table(&self) -> &str {
-        &self.table
-    }
-
     /// Arms it, in the place of an earlier one.
     pub(super) fn arm(&self, migration: &Migration) -> String {
         self.armed_as(&migration.id().to_string())
@@ -137,13 +128,17 @@ impl Trap {
              when (current_setting('cutover.pin', true) is distinct from '{id}') execute function cutover.trap_{id}()"
         )
     }
+}
 
-    /// Takes it away; the table may be about to go.
-    pub(super) fn disarm(&self, migration: &Migration) -> String {
-        let Self { table, trigger, .. } = self;
-        let id = migration.id();
-        format!("drop trigger if exists {trigger} on {table}; drop function if exists cutover.trap_{id}()")
-    }
+/// The name of the trigger for a new side, as the catalog has it.
+pub(super) fn name(new: &str) -> String {
+    unquote(&trigger(new))
+}
+
+/// Takes the trap away from a table that may be about to go.
+pub(super) fn disarm(table: &str, new: &str, migration: &Migration) -> String {
+    let (trigger, id) = (trigger(new), migration.id());
+    format!("drop trigger if exists {trigger} on {table}; drop function if exists cutover.trap_{id}()")
 }
 
 /// One for each new side, since a table can have several.

@@ -187,12 +187,9 @@ impl Day {
     async fn judge(&self, line: &mut Line) -> Result<()> {
         let judged =
             judge::all(&self.customers, &self.servers.database, &self.walk.ledger, &self.orders).await?;
-        line.lost_writes += judged.verdict.lost_writes + judged.rows.wrong;
-        line.stale_reads += judged.verdict.stale_reads;
-        line.reads_checked += judged.verdict.reads;
-        line.writes_checked += judged.verdict.writes;
+        line.lost_writes += judged.rows.wrong;
         line.examples.extend(judged.rows.examples);
-        line.examples.extend(judged.verdict.examples);
+        line.add(judged.verdict);
         Ok(())
     }
 
@@ -247,13 +244,8 @@ impl Day {
             }
             return Err(Failure::new(why));
         }
-        // A second in which nothing fails: a connection that broke is noticed when it is used.
-        wait_until("requests to succeed again", RECOVERED_WITHIN, async || {
-            let before = self.customers.stats.counts().failed;
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            Ok::<_, Failure>(self.customers.stats.counts().failed == before)
-        })
-        .await?;
+        // A connection that broke is noticed when it is used.
+        self.second_without_failure("requests to succeed again").await?;
         longest(&mut self.line.seconds_to_recover, self.fault_at.elapsed());
         self.may_serve_again();
         Ok(())
@@ -345,13 +337,19 @@ impl Day {
 
     /// Waits until a second passes in which no request fails, though an instance is out.
     pub(crate) async fn served_by_the_others(&mut self) -> Result<()> {
-        wait_until("the others to serve everybody", RECOVERED_WITHIN, async || {
-            let before = self.customers.stats.counts().failed;
+        self.second_without_failure("the others to serve everybody").await?;
+        self.may_serve_again();
+        Ok(())
+    }
+
+    async fn second_without_failure(&self, what: &str) -> Result<()> {
+        let failed = || self.customers.stats.counts().failed;
+        wait_until(what, RECOVERED_WITHIN, async || {
+            let before = failed();
             tokio::time::sleep(Duration::from_secs(1)).await;
-            Ok::<_, Failure>(self.customers.stats.counts().failed == before)
+            Ok::<_, Failure>(failed() == before)
         })
         .await?;
-        self.may_serve_again();
         Ok(())
     }
 
@@ -476,12 +474,7 @@ impl Day {
         start.iter().for_each(|(key, value)| after.initial(*key, value));
         end.iter().for_each(|(key, value)| after.last(*key, value));
         for mut history in [before, kept, after] {
-            let verdict = history.check();
-            self.line.lost_writes += verdict.lost_writes;
-            self.line.stale_reads += verdict.stale_reads;
-            self.line.reads_checked += verdict.reads;
-            self.line.writes_checked += verdict.writes;
-            self.line.examples.extend(verdict.examples);
+            self.line.add(history.check());
         }
         self.line.is_judged = true;
         Ok(())

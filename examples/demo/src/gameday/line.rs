@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
+use cutover_checker::Verdict;
 use serde::Serialize;
 
 use crate::{
@@ -80,6 +81,15 @@ impl Line {
                 }
             }
         }
+    }
+
+    /// Adds what the checker found in a history.
+    pub(crate) fn add(&mut self, verdict: Verdict) {
+        self.lost_writes += verdict.lost_writes;
+        self.stale_reads += verdict.stale_reads;
+        self.reads_checked += verdict.reads;
+        self.writes_checked += verdict.writes;
+        self.examples.extend(verdict.examples);
     }
 
     pub(crate) fn judge(&mut self) {

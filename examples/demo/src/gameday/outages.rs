@@ -8,7 +8,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::day::Day;
+use super::day::{Day, found};
 use crate::{
     database::Side,
     failure::{During, Failure, Result},
@@ -36,18 +36,11 @@ async fn caught_up(primary: &Postgres, standby: &Postgres) -> Result<()> {
     let mut first = PgConnection::connect(&primary.admin_url()).await?;
     let mut second = PgConnection::connect(&standby.admin_url()).await?;
     let at: String = sqlx::query_scalar("select pg_current_wal_lsn()::text").fetch_one(&mut first).await?;
-    let mut asked = async || {
-        let replayed = sqlx::query_scalar("select pg_last_wal_replay_lsn() >= $1::pg_lsn");
-        replayed.bind(&at).fetch_one(&mut second).await
-    };
-    let began = Instant::now();
-    while !asked().await? {
-        if began.elapsed() > BOUND {
-            return Err(Failure::new("the standby does not catch up"));
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
+    found("the standby to catch up", BOUND, async || {
+        let replayed = sqlx::query_scalar::<_, bool>("select pg_last_wal_replay_lsn() >= $1::pg_lsn");
+        Ok(replayed.bind(&at).fetch_one(&mut second).await?.then_some(()))
+    })
+    .await
 }
 
 pub(super) async fn failover(day: &mut Day) -> Result<()> {
