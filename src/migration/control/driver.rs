@@ -99,7 +99,8 @@ impl Driver {
         for (spec, migration) in self.migrations.clone().iter() {
             match self.in_time(self.take_office(id, migration)).await {
                 Ok(true) => {
-                    if let Err(error) = self.in_time(self.count_strangers(migration)).await {
+                    let count = self.fleet.ledger().ask(strangers::count(migration.id()));
+                    if let Err(error) = self.in_time(count).await {
                         tracing::warn!(%error, "strangers could not be counted");
                     }
                     mine.push((spec.clone(), migration.clone()));
@@ -137,12 +138,6 @@ impl Driver {
     /// the office.
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
         timeout(self.options.term, work).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
-    }
-
-    async fn count_strangers(&self, migration: &Migration) -> Result<(), sqlx::Error> {
-        let mut tx = self.fleet.ledger().begin().await?;
-        strangers::fold(&mut tx, migration.id()).await?;
-        tx.commit().await
     }
 
     /// Holding the office only spares the others the work: every step is safe with two drivers too. Each

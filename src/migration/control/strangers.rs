@@ -1,7 +1,7 @@
 //! Who writes past the library, for people and for the driver.
 
 use serde::Serialize;
-use sqlx::{FromRow, PgConnection};
+use sqlx::FromRow;
 
 use super::people::{AskError, find};
 use crate::fleet::{Ledger, unnamed};
@@ -70,10 +70,10 @@ pub async fn strangers(
     Ok(reports)
 }
 
-/// Counts what was written down one by one.
-pub(super) async fn fold(connection: &mut PgConnection, migration: i32) -> Result<(), sqlx::Error> {
-    unnamed::query(
-        "with seen as (delete from cutover.stranger_writes where migration_id = $1 returning *) \
+/// The statement that counts what was written down one by one.
+pub(super) fn count(migration: i32) -> String {
+    format!(
+        "with seen as (delete from cutover.stranger_writes where migration_id = {migration} returning *) \
          insert into cutover.strangers as known (migration_id, application, role, transactions, unmended, \
                  first_seen, last_seen, last_unmended) \
              select migration_id, application, role, count(*), count(*) filter (where not mended), \
@@ -83,10 +83,6 @@ pub(super) async fn fold(connection: &mut PgConnection, migration: i32) -> Resul
              set transactions = known.transactions + excluded.transactions, \
                  unmended = known.unmended + excluded.unmended, \
                  last_seen = greatest(known.last_seen, excluded.last_seen), \
-                 last_unmended = greatest(known.last_unmended, excluded.last_unmended)",
+                 last_unmended = greatest(known.last_unmended, excluded.last_unmended)"
     )
-    .bind(migration)
-    .execute(connection)
-    .await?;
-    Ok(())
 }
