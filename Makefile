@@ -67,12 +67,12 @@ check: cargo
 CARGO_TEST = cargo test --workspace --all-features
 
 test: check
+	$(call stage,servers)
+	$(SERVERS_FOR_TESTS)
 	$(call stage,units)
 	$(CARGO_TEST) --lib --bins
 	$(call stage,documentation)
 	$(CARGO_TEST) --doc
-	$(call stage,servers)
-	$(SERVERS_FOR_TESTS)
 	$(call stage,real servers)
 	$(CARGO_TEST) --test '*'
 	$(call stage,the demo on a small table)

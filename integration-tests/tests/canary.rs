@@ -99,12 +99,13 @@ fn life(name: &str) -> (Metrics, Router) {
     (metrics, app)
 }
 
-/// Waits until Prometheus has seen so many requests of the version.
+/// Waits until Prometheus has seen exactly so many requests of the version: of one that was
+/// restarted it still knows the higher count from before.
 async fn seen(prometheus: &Prometheus, version: &Version, requests: usize) {
     let query = format!("sum(http_requests_total{{version=\"{}\"}})", version.name);
     wait_until("the scrape of all requests", LIMIT, async || {
         let samples = prometheus.query(&query).await?;
-        Ok::<_, cutover_testkit::KitError>(samples.first().is_some_and(|one| one.value >= requests as f64))
+        Ok::<_, cutover_testkit::KitError>(samples.first().is_some_and(|one| one.value == requests as f64))
     })
     .await
     .unwrap();
