@@ -61,6 +61,9 @@ pub(crate) async fn run(quick: bool, rows: i64) -> Result<()> {
     let rounds = if quick { 1 } else { 7 };
     bench.speed(rounds).await?;
     bench.foreground(rounds).await?;
+    // Whoever was last, the ledger has to know of a whole backfill.
+    bench.fresh().await?;
+    bench.fill(Variant::Ours, Duration::ZERO).await?;
     bench.go(&instance, Phase::Verify).await?;
     bench.verification(rounds).await
 }

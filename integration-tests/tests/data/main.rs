@@ -8,6 +8,7 @@ mod inserts;
 mod keys;
 mod matrix;
 mod pauses;
+mod pgbench;
 mod repairs;
 mod rows;
 mod table_migration;

@@ -102,9 +102,13 @@ impl World {
 
     /// Asks for a phase and waits until the fleet is there, with nothing left at the epoch before.
     pub(crate) async fn go(&self, wish: &str) -> Outcome {
+        self.go_within(wish, SOON).await
+    }
+
+    pub(crate) async fn go_within(&self, wish: &str, limit: Duration) -> Outcome {
         self.ask(wish).await?;
         let phase = wish.split(':').next().unwrap_or(wish);
-        wait_until(&format!("arrival at {wish}"), SOON, async || self.arrived(phase).await).await?;
+        wait_until(&format!("arrival at {wish}"), limit, async || self.arrived(phase).await).await?;
         Ok(())
     }
 
