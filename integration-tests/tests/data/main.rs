@@ -4,6 +4,7 @@ mod column_migration;
 mod deadpool;
 mod dropped;
 mod dual_write;
+mod histories;
 mod inserts;
 mod keys;
 mod matrix;

@@ -88,11 +88,22 @@ impl World {
         self.take_part(name, Spec::new("status", PhaseRange::FULL).plan(plan)).await
     }
 
+    /// The same, one that soon counts as dead when it dies.
+    pub(crate) async fn short_lived(&self, name: &str, plan: impl Plan + 'static) -> Outcome<Fleet> {
+        let spec = Spec::new("status", PhaseRange::FULL).plan(plan);
+        let (lease, renew_every) = (Duration::from_secs(2), Duration::from_millis(400));
+        self.join(name, spec, FleetOptions { lease, renew_every, ..FleetOptions::default() }).await
+    }
+
     async fn take_part(&self, name: &str, spec: Spec) -> Outcome<Fleet> {
+        self.join(name, spec, FleetOptions::default()).await
+    }
+
+    async fn join(&self, name: &str, spec: Spec, options: FleetOptions) -> Outcome<Fleet> {
         let health = Health::new();
         let ledger = Ledger::open(self.url.parse()?).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
-        let fleet = Membership::join(ledger, &release, FleetOptions::default(), &health).await?;
+        let fleet = Membership::join(ledger, &release, options, &health).await?;
         let specs = vec![spec.soak(Duration::ZERO), Spec::new("other", PhaseRange::FULL)];
         let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
         let migration = agent.migration("status").ok_or("declared")?;
@@ -119,6 +130,12 @@ impl World {
             .execute(&self.pool)
             .await?;
         Ok(())
+    }
+
+    /// Whether the fleet is where it was asked to go.
+    pub(crate) async fn is_at(&self, wish: &str) -> Outcome<bool> {
+        let query = "select split_part($1, ':', 1) = phase from cutover.migrations where name = 'status'";
+        Ok(sqlx::query_scalar(query).bind(wish).fetch_one(&self.pool).await?)
     }
 
     async fn arrived(&self, phase: &str) -> Result<bool, String> {
