@@ -2,6 +2,7 @@
 //! for each key.
 //!
 //! A seed makes the whole history again: `TESTKIT_SEED=7`. `TESTKIT_HISTORIES` tells how many are tried.
+#![expect(clippy::print_stdout, reason = "the seed makes the history again")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

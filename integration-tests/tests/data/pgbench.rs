@@ -1,6 +1,7 @@
 //! A migration under `pgbench`, which writes past the library all the while.
 //!
 //! `TESTKIT_ROWS` makes the tables larger: with 10000000 they are what a release is tried with.
+#![expect(clippy::print_stdout, reason = "a large table shows how far it is")]
 
 use std::time::{Duration, Instant};
 
