@@ -5,6 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use axum::routing::get;
 use cutover::fleet::{Fleet, FleetOptions, Ledger};
 use cutover::health::Health;
 use cutover::metrics::Metrics;
@@ -14,6 +18,7 @@ use cutover_testkit::{Postgres, PostgresOptions, wait_until};
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinSet;
+use tower::ServiceExt;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -170,5 +175,125 @@ async fn who_would_wait_too_long_is_turned_away_in_time() -> Outcome {
     assert!(began.elapsed() >= Duration::from_secs(2));
     held.pop();
     drop(pod.admission.admit().await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_pods_connections_are_given_to_others_when_its_lease_has_ended() -> Outcome {
+    let postgres = server(40).await;
+    let url = postgres.admin_url();
+    let first = pod(&url, "first").await?;
+    let mut shares = first.guard.granted();
+    let most = *shares.borrow();
+    let (its_url, runtime) = (url.clone(), tokio::runtime::Runtime::new()?);
+    let start = runtime.spawn(async move {
+        let doomed = (pod(&its_url, "second").await.unwrap(), pod(&its_url, "third").await.unwrap());
+        let (second, third) = (&doomed.0.pool, &doomed.1.pool);
+        sqlx::query("select 1").execute(second).await.unwrap();
+        sqlx::query("select 1").execute(third).await.unwrap();
+        doomed
+    });
+    let doomed = start.await?;
+    tokio::time::timeout(LIMIT, shares.wait_for(|share| *share < most)).await??;
+    // All of them stops at once, as after `kill -9`: nobody says goodbye, and the system closes the sockets.
+    tokio::task::spawn_blocking(move || {
+        let entered = runtime.enter();
+        drop(doomed);
+        drop(entered);
+        runtime.shutdown_background();
+    })
+    .await?;
+    let left = "select count(*) from cutover.connection_shares";
+    let mut session = PgConnection::connect(&url).await?;
+    assert!(sqlx::query_scalar::<_, i64>(left).fetch_one(&mut session).await? > 1, "nobody gave them back");
+    tokio::time::timeout(LIMIT, shares.wait_for(|share| *share == most)).await??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_limits_of_a_role_and_of_a_database_are_limits_too() -> Outcome {
+    let postgres = server(60).await;
+    let url = postgres.create_database("shop").await?;
+    let admin = fleet(&url, "admin", &Health::default()).await;
+    admin.leave().await?;
+    let mut session = PgConnection::connect(&url).await?;
+    for statement in [
+        "create role app login connection limit 13",
+        "grant usage on schema cutover to app",
+        "grant all on all tables in schema cutover to app",
+        "grant all on all sequences in schema cutover to app",
+    ] {
+        sqlx::query(statement).execute(&mut session).await?;
+    }
+    let wish =
+        || ShareOptions { lowest: 30, highest: 30, start_within: Duration::ZERO, ..ShareOptions::default() };
+    let health = Health::default();
+    let app = fleet(&url.replace("postgres@", "app@"), "app", &health).await;
+    let error = ConnectionShare::lease(&app, &wish()).await.unwrap_err().to_string();
+    assert!(error.contains("the role's connection limit is 13"), "{error}");
+    sqlx::query("alter role app connection limit -1").execute(&mut session).await?;
+    sqlx::query("alter database shop connection limit 17").execute(&mut session).await?;
+    let error = ConnectionShare::lease(&app, &wish()).await.unwrap_err().to_string();
+    assert!(error.contains("the database's connection limit is 17"), "{error}");
+    sqlx::query("alter database shop connection limit -1").execute(&mut session).await?;
+    ConnectionShare::lease(&app, &wish()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn as_a_layer_admission_answers_503_before_the_pools_queue() -> Outcome {
+    let postgres = server(40).await;
+    let pod = pod(&postgres.admin_url(), "pod").await?;
+    let metrics = Metrics::new(pod.fleet.release())?;
+    let admission = pod.guard.admission(Duration::from_millis(200), Waits::register(&metrics, "postgres")?);
+    let (pool, gate) = (pod.pool.clone(), Arc::new(tokio::sync::Semaphore::new(0)));
+    let handler = {
+        let gate = Arc::clone(&gate);
+        move || async move {
+            let _open = gate.acquire().await;
+            sqlx::query("select 1").execute(&pool).await.map(|_| "done").map_err(|_| StatusCode::BAD_GATEWAY)
+        }
+    };
+    let app = Router::new().route("/", get(handler)).layer(admission);
+    let ask = || app.clone().oneshot(Request::new(Body::empty()));
+    let mut held: Vec<_> = (0..12).map(|_| tokio::spawn(ask())).collect();
+    wait_until("twelve requests inside", LIMIT, async || {
+        Ok::<_, std::io::Error>(pod.admission.admit().await.is_err())
+    })
+    .await?;
+    let refused = ask().await?;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    assert_eq!(pod.pool.num_idle() + usize::try_from(pod.pool.size())?, 0, "no connection was asked for");
+    gate.add_permits(1_000);
+    for request in held.drain(..) {
+        assert_eq!(request.await??.status(), StatusCode::OK);
+    }
+    assert_eq!(ask().await?.status(), StatusCode::OK);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_deadpool_follows_its_share_as_well() -> Outcome {
+    let postgres = server(40).await;
+    let url = postgres.admin_url();
+    let health = Health::default();
+    let own = fleet(&url, "dead", &health).await;
+    let wanted = ShareOptions { highest: 12, start_within: LIMIT, ..ShareOptions::default() };
+    let share = ConnectionShare::lease(&own, &wanted).await?;
+    let (pool, guard) = share.deadpool(url.parse()?, tokio_postgres::NoTls)?;
+    assert_eq!(pool.status().max_size, 12);
+    let others = [pod(&url, "second").await?, pod(&url, "third").await?];
+    let mut shares = guard.granted();
+    tokio::time::timeout(LIMIT, shares.wait_for(|share| *share < 12)).await??;
+    let share = usize::try_from(*shares.borrow())?;
+    wait_until("a smaller pool", LIMIT, async || Ok::<_, std::io::Error>(pool.status().max_size <= share))
+        .await?;
+    for pod in others {
+        pod.guard.leave().await;
+    }
+    tokio::time::timeout(LIMIT, shares.wait_for(|share| *share == 12)).await??;
+    guard.leave().await;
+    assert!(pool.is_closed());
     Ok(())
 }

@@ -29,6 +29,16 @@
 //! deadline. They are ended at step 2, when their client finds another instance. Connections
 //! that were upgraded (WebSocket) belong to the handler, which is waited for: end them on
 //! [`Drain::begun`], with a close frame. At the deadline their reads and writes fail.
+//!
+//! # Defaults, and why
+//!
+//! | option | default | because |
+//! |---|---|---|
+//! | [`grace`](DrainOptions::grace) | 30 s | what Kubernetes gives a pod that says nothing |
+//! | [`propagation`](DrainOptions::propagation) | 5 s | endpoints reach kube-proxy and Envoy within one or two seconds, and a slow one within five; whoever asks the pod's readiness needs `periodSeconds` × `failureThreshold` |
+//! | [`hook_time`](DrainOptions::hook_time) | 3 s | flag metrics and the fleet's good-bye are one request each, with time limits of their own |
+//! | [`margin`](DrainOptions::margin) | 1 s | to return from `main` before the kill |
+//! | [`head_timeout`](DrainOptions::head_timeout) | 65 min | hyper counts idle time in; shorter than what a proxy keeps idle connections (Envoy: 1 h), requests race with the close |
 
 mod app;
 mod connection;

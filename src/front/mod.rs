@@ -19,6 +19,13 @@
 //! What is set in code comes before the environment. A name that begins with `CUTOVER_` and is none of these, or is
 //! one of these but for a slip, is refused, because what it was to set would silently stay as it was. The gauge
 //! `config_info` carries a fingerprint of it all, so that a pod that is configured in another way stands out.
+//!
+//! # Defaults, and why
+//!
+//! Probes, metrics and `/drain` are on a listener of their own, because what is on the public one is public. The pool has
+//! 10 connections, sqlx's own number. The grace period is Kubernetes' 30 s and propagation 5 s, see
+//! [`drain`](crate::drain); leases, checks, flags and sessions have the defaults of their rooms. Nothing is required:
+//! a part that is not named is not there, and takes nothing.
 
 mod assembly;
 mod builder;

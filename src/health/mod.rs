@@ -13,6 +13,16 @@
 //! One state stands behind everything: [`Health::is_ready`] (one atomic load),
 //! [`Health::changes`], [`Health::status_changes`], the pages of [`Health::router`], and (with
 //! cargo feature `tonic`) `Health::grpc`.
+//!
+//! # Defaults, and why
+//!
+//! | setting | default | because |
+//! |---|---|---|
+//! | [`interval`](Check::interval) | 5 s | a dependency's load from probes is that of the pods, not of the kubelet's questions; at most 1 s before the first success, so that a start does not wait |
+//! | [`time_limit`](Check::time_limit) | 2 s | slower than that no request is served either |
+//! | [`failing_after`](Check::failing_after) | 3 in a row, and 10 s | a lost packet, a failover and a restart are none of a load balancer's business |
+//! | [`passing_after`](Check::passing_after) | 1 | what works again shall be used |
+//! | [`criticality`](Check::criticality) | [`Degrades`](Criticality::Degrades) | a dependency that all pods share takes all of them out at once, and then nobody serves what could do without it |
 
 mod check;
 mod component;

@@ -13,6 +13,16 @@
 //! connection open, may open what it held before it hears of its smaller share. The ledger has to be on the server, and
 //! used by the role, that the pool connects to. Behind a pooler the server sees the pooler's connections and the shares
 //! don't apply: bound the pooler instead.
+//!
+//! # Defaults, and why
+//!
+//! | option | default | because |
+//! |---|---|---|
+//! | [`lowest`](ShareOptions::lowest) | 1 | a pod that can serve something slowly is better than one that does not start |
+//! | [`highest`](ShareOptions::highest) | 10 | sqlx's own; more than a few connections per core of the server make it slower |
+//! | [`spare`](ShareOptions::spare) | 3 | a person with `psql`, a job, and the moment in which a closed connection still counts |
+//! | [`start_within`](ShareOptions::start_within) | 30 s | longer than a pod takes to give back what it has, shorter than a `startupProbe` allows |
+//! | `max_lifetime` | 30 min where the pool's options have none | a pool that never closes a connection never follows a changed DNS record |
 
 mod admission;
 mod arithmetic;

@@ -10,6 +10,14 @@
 //! - A save that fails and nobody hears of it. Here it is an error, which tower-sessions turns into
 //!   a 500.
 //! - A build that meets a record of a format it doesn't know, and replaces it. It is refused.
+//!
+//! # Defaults, and why
+//!
+//! | option | default | because |
+//! |---|---|---|
+//! | [`prefix`](RedisStoreOptions::prefix) | `session:` | a Redis is rarely for sessions alone, and an expiry policy or an ACL goes by prefix |
+//! | [`time_limit`](RedisStoreOptions::time_limit) | 1 s | it is on the path of every request with a session, and a Redis that needs a second is down |
+//! | [`same_key`](RedisStoreOptions::same_key) | [`Refuse`](SameKey::Refuse) | an error is seen; a change that was undone by another request is not |
 
 mod envelope;
 mod error;

@@ -7,6 +7,15 @@
 //! to its end. Here the sides of every operation follow from the epoch that it is pinned to, and every batch of
 //! long work is a fenced transaction like any other write: it compares instead of looking for gaps, and its
 //! checkpoint commits with it.
+//!
+//! # Defaults, and why
+//!
+//! | option | default | because |
+//! |---|---|---|
+//! | [`target`](BatchOptions::target) | 75 ms | how long a writer may wait for a row of a batch; shorter ones spend their time on round trips |
+//! | [`min_rows`](BatchOptions::min_rows), [`max_rows`](BatchOptions::max_rows) | 500, 20,000 | below, a batch is mostly its commit; above, a single one holds vacuum and standbys up |
+//! | [`ranges`](BatchOptions::ranges), [`workers`](BatchOptions::workers) | 4, 1 | the work is bound by the server's writes: more at once are felt by requests sooner than they end earlier |
+//! | [`bad_rows`](BatchOptions::bad_rows) | 100 | a few odd rows are listed at once; more are a wrong mapping |
 
 mod column;
 mod ddl;
