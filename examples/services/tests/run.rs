@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use cutover_testkit::{Folder, Postgres, Process, Redis, Signal, free_port, wait_until};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -21,8 +25,23 @@ async fn text(url: &str) -> Result<(u16, String), reqwest::Error> {
     Ok((answer.status().as_u16(), answer.text().await?))
 }
 
-/// Becomes ready, shows `metric`, answers `/` if it listens, and leaves with status 0 when it is told to.
-async fn lives(program: &str, url: &str, redis: &str, says: Option<&str>, metric: &str) {
+/// What gRPC's health service says of the whole.
+async fn grpc_health(public: u16) -> Result<i32, Box<dyn std::error::Error>> {
+    let channel = Endpoint::new(format!("http://127.0.0.1:{public}"))?.connect().await?;
+    Ok(HealthClient::new(channel).check(HealthCheckRequest::default()).await?.into_inner().status)
+}
+
+/// How an example is spoken to, beside its pages for Kubernetes.
+#[derive(Clone, Copy)]
+enum Speaks {
+    Nothing,
+    Http(&'static str),
+    Grpc,
+    Both(&'static str),
+}
+
+/// Becomes ready, shows `metric`, answers as it should, and leaves with status 0 when it is told to. Returns its log.
+async fn lives(program: &str, url: &str, redis: &str, speaks: Speaks, metric: &str) -> String {
     let (public, admin) = (free_port().unwrap(), free_port().unwrap());
     let folder = Folder::new("services").unwrap();
     let mut command = command(program, url, redis);
@@ -30,7 +49,8 @@ async fn lives(program: &str, url: &str, redis: &str, says: Option<&str>, metric
         .env("LISTEN_ADDR", format!("127.0.0.1:{public}"))
         .env("ADMIN_ADDR", format!("127.0.0.1:{admin}"))
         .env("CUTOVER_GRACE_SECONDS", "20")
-        .env("CUTOVER_PROPAGATION_SECONDS", "1");
+        .env("CUTOVER_PROPAGATION_SECONDS", "1")
+        .env("NO_COLOR", "1");
     let process = Process::spawn(&folder, "example", Signal::TERM, &command).unwrap();
     let ready = wait_until("ready", LIMIT, async || {
         let answer = text(&format!("http://127.0.0.1:{admin}/readyz")).await;
@@ -40,7 +60,10 @@ async fn lives(program: &str, url: &str, redis: &str, says: Option<&str>, metric
         answer.map(|(status, _)| status == 200)
     });
     ready.await.unwrap_or_else(|error| panic!("{program}: {error}: {}", process.log_tail()));
-    if let Some(says) = says {
+    if let Speaks::Grpc | Speaks::Both(_) = speaks {
+        assert_eq!(grpc_health(public).await.unwrap(), ServingStatus::Serving as i32, "{program}");
+    }
+    if let Speaks::Http(says) | Speaks::Both(says) = speaks {
         let (status, said) = text(&format!("http://127.0.0.1:{public}/")).await.unwrap();
         assert_eq!((status, said.contains(says)), (200, true), "{program}: {said}");
     }
@@ -49,6 +72,7 @@ async fn lives(program: &str, url: &str, redis: &str, says: Option<&str>, metric
     process.signal(Signal::TERM).unwrap();
     let status = process.wait(LIMIT).await.unwrap();
     assert_eq!(status.code(), Some(0), "{program}: {}", process.log_tail());
+    std::fs::read_to_string(process.log_path()).unwrap()
 }
 
 async fn preflight(
@@ -87,7 +111,13 @@ async fn every_example_becomes_ready_answers_and_leaves() {
     let http = "http_requests_total{";
     // A pool from the environment is held to a share of the server's connections, which is given back at the end.
     let held = "pool_waiters{pool=\"postgres\"";
-    lives(env!("CARGO_BIN_EXE_on_axum"), &url, &redis, Some("hello"), held).await;
+    let log = lives(env!("CARGO_BIN_EXE_on_axum"), &url, &redis, Speaks::Http("hello"), held).await;
+    let greeted = log.lines().find(|line| line.contains("greeted")).unwrap();
+    for part in
+        ["request{", "method=GET", "route=\"/\"", "service=\"on-axum\"", "version=", "payment_status=off"]
+    {
+        assert!(greeted.contains(part), "{part} is not in {greeted}");
+    }
     let mut session = PgConnection::connect(&url).await.unwrap();
     let shares: i64 =
         sqlx::query_scalar("select coalesce(sum(granted), 0)::bigint from cutover.connection_shares")
@@ -95,10 +125,10 @@ async fn every_example_becomes_ready_answers_and_leaves() {
             .await
             .unwrap();
     assert_eq!(shares, 0);
-    lives(env!("CARGO_BIN_EXE_on_tonic"), &url, &redis, None, http).await;
-    lives(env!("CARGO_BIN_EXE_on_both"), &url, &redis, Some("hello"), http).await;
-    lives(env!("CARGO_BIN_EXE_worker"), &url, &redis, None, "build_info{").await;
-    lives(env!("CARGO_BIN_EXE_own_parts"), &url, &redis, Some("hello"), "hellos_total 1").await;
+    lives(env!("CARGO_BIN_EXE_on_tonic"), &url, &redis, Speaks::Grpc, http).await;
+    lives(env!("CARGO_BIN_EXE_on_both"), &url, &redis, Speaks::Both("hello"), http).await;
+    lives(env!("CARGO_BIN_EXE_worker"), &url, &redis, Speaks::Nothing, "build_info{").await;
+    lives(env!("CARGO_BIN_EXE_own_parts"), &url, &redis, Speaks::Http("hello"), "hellos_total 1").await;
 }
 
 #[tokio::test]
@@ -120,7 +150,7 @@ async fn a_preflight_says_everything_that_would_break_the_build_and_changes_noth
     assert!(!installed, "a preflight changes nothing");
 
     // The schema is there, the migration is under way, and the new column is not there.
-    lives(program, &url, &redis, None, "build_info{").await;
+    lives(program, &url, &redis, Speaks::Nothing, "build_info{").await;
     let (status, _) = preflight(program, &url, &redis, &[]).await;
     assert_eq!(status, 0);
     execute(

@@ -39,5 +39,7 @@ fn payment_status(pool: PgPool) -> Result<Spec, InvalidPlan> {
 async fn hello(State(pool): State<PgPool>, decisions: Decisions) -> Result<String, String> {
     let who: String =
         sqlx::query_scalar("select current_user::text").fetch_one(&pool).await.map_err(|e| e.to_string())?;
+    // The line has the request's span before it: method, route, version, and the phase of each migration.
+    tracing::info!("greeted");
     Ok(if decisions.decide(&POLITE) { format!("good day, {who}") } else { format!("hello {who}") })
 }
