@@ -58,12 +58,23 @@ create table cutover.migrations (
     -- What the driver waits for, for people to read.
     waits_for text,
     waits_since timestamptz,
+    -- When the old side was found to be gone, in `contract`.
+    dropped_at timestamptz,
     unique (fleet, name),
     check ((paused_at is null) = (paused_by is null)),
     check (old_complete or phase not in ('off', 'expand', 'backfill', 'verify', 'ramp')),
     check (new_complete or phase not in ('ramp', 'switch', 'retire', 'contract')),
     check (not (old_complete and phase in ('retire', 'contract'))),
     check (not (new_complete and phase = 'off'))
+);
+
+-- What each version would execute, as `[[task, sql], …]`: for people to read, nobody runs it from here.
+create table cutover.plans (
+    migration_id integer not null references cutover.migrations,
+    version text not null,
+    tasks jsonb not null,
+    published_at timestamptz not null default clock_timestamp(),
+    primary key (migration_id, version)
 );
 
 -- Every phase change there ever was.

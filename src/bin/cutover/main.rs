@@ -3,6 +3,7 @@
 
 mod canary;
 mod http;
+mod moves;
 mod preflight;
 mod text;
 
@@ -12,16 +13,18 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use cutover::fleet::Ledger;
-use cutover::migration::Desired;
 use cutover::migration::control::{
-    AskError, approve, desire, history, pause_work, repairs, report, resume_work, retry_repairs, strangers,
+    AskError, approve, desire, history, pause_work, plan, repairs, report, resume_work, retry_repairs,
+    strangers,
 };
+use cutover::migration::{Desired, Phase};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
 
 /// Looks after migrations that a fleet of instances agrees on.
 ///
-/// Exit status: 0 done; 1 refused, or nothing of that name; 2 wrong usage; 3 the ledger can't be used.
+/// Exit status: 0 done; 1 refused, or nothing of that name; 2 wrong usage; 3 the ledger can't be used; 4 not done yet
+/// when the waiting ended.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -74,17 +77,36 @@ enum Command {
         #[arg(long, default_value = "")]
         reason: String,
     },
-    /// Hold up the work on a migration's rows (backfill, reverse backfill, scan), or let it go on where it stopped
-    #[command(group(clap::ArgGroup::new("what").required(true)))]
-    Backfill {
+    /// Show the steps that lie ahead: what each needs, whether it holds, and the statements
+    Plan {
         /// `name` or `fleet/name`
         migration: String,
-        /// Hold it up on every instance: batches under way still end
-        #[arg(long, group = "what")]
+        /// As far as this phase
+        #[arg(long, default_value_t = Phase::Contract)]
+        to: Phase,
+    },
+    /// Make the new side exist and have both sides written: from `off` to `expand`
+    Expand(moves::Move),
+    /// Copy the rows: from `expand` to a complete new side in `backfill`; or hold up the work on rows, or let it go on
+    Backfill {
+        #[command(flatten)]
+        go: moves::Move,
+        /// Hold up the work on its rows (backfill, reverse backfill, scan) on every instance: batches under way still end
+        #[arg(long, group = "what", conflicts_with_all = ["dry_run", "no_wait", "timeout"])]
         pause: bool,
-        /// Let it go on
-        #[arg(long, group = "what")]
+        /// Let that work go on where it stopped
+        #[arg(long, group = "what", conflicts_with_all = ["dry_run", "no_wait", "timeout"])]
         resume: bool,
+    },
+    /// Compare both sides: from `backfill` to a clean scan in `verify`; exit status 1 where they differ
+    Verify(moves::Move),
+    /// Approve and drop the old side: from `retire` to `contract`. There is no way back
+    Contract {
+        #[command(flatten)]
+        go: moves::Move,
+        /// Why, for the history
+        #[arg(long, default_value = "")]
+        reason: String,
     },
     /// Judge a canary by what Prometheus has of it and of the stable version
     ///
@@ -147,7 +169,7 @@ async fn main() -> ExitCode {
         return preflight::run(*asked, options, arguments.json).await;
     }
     match run(&arguments, options).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(AskError::Ledger(error)) => {
             eprintln!("cutover: {error}");
             ExitCode::from(3)
@@ -167,7 +189,7 @@ fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
     url.parse().map_err(|error: sqlx::Error| error.to_string())
 }
 
-async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), AskError> {
+async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCode, AskError> {
     if let Command::Install { grant_to } = &arguments.command {
         let ledger = Ledger::open(options).await?;
         if let Some(role) = grant_to {
@@ -175,7 +197,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
         }
         let granted = grant_to.as_deref().map(|role| format!(" and granted to {role}")).unwrap_or_default();
         say(arguments, &"installed", || format!("schema cutover is installed{granted}\n"));
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     // Only `install` installs.
     let ledger = Ledger::existing(options).await?;
@@ -202,11 +224,21 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
             approve(&ledger, migration, &arguments.actor, reason).await?;
             say(arguments, &"approved", || format!("{migration}: the drop of its old side is approved\n"));
         }
-        Command::Backfill { migration, pause: true, .. } => {
+        Command::Plan { migration, to } => {
+            let report = plan(&ledger, migration, *to).await?;
+            say(arguments, &report, || text::plan(&report));
+        }
+        Command::Expand(go) => return moves::run(&ledger, arguments, go, Phase::Expand).await,
+        Command::Verify(go) => return moves::run(&ledger, arguments, go, Phase::Verify).await,
+        Command::Contract { go, reason } => return moves::contract(&ledger, arguments, go, reason).await,
+        Command::Backfill { go, pause: false, resume: false } => {
+            return moves::run(&ledger, arguments, go, Phase::Backfill).await;
+        }
+        Command::Backfill { go: moves::Move { migration, .. }, pause: true, .. } => {
             pause_work(&ledger, migration, &arguments.actor).await?;
             say(arguments, &"paused", || format!("{migration}: the work on its rows is paused\n"));
         }
-        Command::Backfill { migration, .. } => {
+        Command::Backfill { go: moves::Move { migration, .. }, .. } => {
             resume_work(&ledger, migration, &arguments.actor).await?;
             say(arguments, &"resumed", || format!("{migration}: the work on its rows goes on\n"));
         }
@@ -227,7 +259,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<(), Ask
             say(arguments, &events, || text::history(&events));
         }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `false` when nobody reads it any more, as after `cutover status --watch | head`.

@@ -1,9 +1,10 @@
 //! Reports as text.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use cutover::migration::control::{
-    Event, InstanceReport, MigrationReport, RepairReport, StrangerReport, WorkReport,
+    Difference, Event, InstanceReport, MigrationReport, PlanReport, RepairReport, StrangerReport, WorkReport,
 };
 
 pub(crate) fn status(reports: &[MigrationReport]) -> String {
@@ -57,7 +58,59 @@ fn instance(one: &InstanceReport, report: &MigrationReport) -> [String; 6] {
     ]
 }
 
-fn progress(work: &WorkReport) -> String {
+/// A length of time as people write it.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let time: jiff::SignedDuration =
+        text.parse().map_err(|_| "write for example 90s, 5m or 1h30m".to_owned())?;
+    Duration::try_from(time).map_err(|_| "has to be positive".to_owned())
+}
+
+/// The steps that lie ahead, each with what it needs and what it executes.
+pub(crate) fn plan(report: &PlanReport) -> String {
+    let mut text = format!("{}/{} is in `{}`", report.fleet, report.name, report.phase);
+    match &report.waits_for {
+        Some(waits) => _ = writeln!(text, " and waits: {waits}"),
+        None => text.push('\n'),
+    }
+    match &report.published_by {
+        Some(version) => _ = writeln!(text, "statements as version {version} would execute them"),
+        None => {
+            text.push_str("no build has published statements: schema and data are somebody else's affair\n")
+        }
+    }
+    for step in &report.steps {
+        let _ = writeln!(text, "\n{} → {}", step.from, step.to);
+        for need in &step.needs {
+            let mark = match need.holds {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "?",
+            };
+            let _ = writeln!(text, "  {mark:<4} {}", need.what);
+        }
+        if let (Some(task), Some(sql)) = (step.task, &step.sql) {
+            let _ = writeln!(text, "  {task}:");
+            for line in sql.lines() {
+                let _ = writeln!(text, "    {line}");
+            }
+        }
+    }
+    if report.steps.is_empty() {
+        text.push_str("nothing is left to do\n");
+    }
+    text
+}
+
+pub(crate) fn differences(found: &[Difference]) -> String {
+    let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
+    let rows: Vec<[String; 4]> = found
+        .iter()
+        .map(|one| [one.key.join(", "), one.what.clone(), shown(&one.expected), shown(&one.found)])
+        .collect();
+    table(&["key", "what", "expected", "found"], &rows)
+}
+
+pub(crate) fn progress(work: &WorkReport) -> String {
     let rate = work.rows_done as f64 / work.seconds.max(0.001);
     let end = match work.seconds_left() {
         Some(left) => format!("{} left", age(left)),

@@ -31,6 +31,7 @@ mod pauses;
 mod people;
 mod plan;
 mod repairs;
+mod steps;
 mod strangers;
 mod turn;
 mod view;
@@ -52,6 +53,7 @@ pub use people::{
 };
 pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
 pub use repairs::{RepairReport, repairs, retry_repairs};
+pub use steps::{Need, PlanReport, StepReport, plan};
 pub use strangers::{StrangerReport, strangers};
 
 pub use super::phase::{Facts, Task};

@@ -57,6 +57,11 @@ impl From<sqlx::Error> for PlanError {
 /// What a migration does to schema and data. The driver says when.
 #[async_trait]
 pub trait Plan: Send + Sync + fmt::Debug {
+    /// What each task would execute, for people to read: `cutover plan` shows it. Nothing by default.
+    fn sql(&self) -> Vec<(Task, String)> {
+        Vec::new()
+    }
+
     /// Looks at the schema.
     ///
     /// # Errors

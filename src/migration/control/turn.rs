@@ -191,6 +191,9 @@ impl Turn<'_> {
         let reasons: Vec<&str> =
             [&*reason, &*paused].into_iter().chain(self.failure).filter(|text| !text.is_empty()).collect();
         let waits_for = Some(reasons.join("; ")).filter(|text| !text.is_empty());
+        if station.view.phase == Phase::Contract && station.facts.contracted && !station.dropped {
+            self.dropped(&station).await?;
+        }
         if station.waits_for != waits_for {
             let mut tx = self.ledger.begin().await?;
             unnamed::query(
@@ -204,6 +207,21 @@ impl Turn<'_> {
             tx.commit().await?;
         }
         Ok(Outcome::Still(station, target))
+    }
+
+    /// Writes down that the old side is gone, whoever dropped it.
+    async fn dropped(&self, station: &Station) -> Result<(), sqlx::Error> {
+        let mut tx = self.ledger.begin().await?;
+        unnamed::query(
+            "with gone as (update cutover.migrations set dropped_at = clock_timestamp() \
+                 where id = $1 and dropped_at is null returning *) \
+             insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
+             select fleet, name, 'old side dropped', epoch, 'cutover', '' from gone",
+        )
+        .bind(station.id)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Station {
     pub(super) waits_for: Option<String>,
     /// Who holds up the work on its rows.
     pub(super) paused_by: Option<String>,
+    /// The ledger knows that the old side is gone.
+    pub(super) dropped: bool,
     pub(super) facts: Facts,
 }
 
@@ -41,7 +43,7 @@ impl Station {
     ) -> Result<Self, sqlx::Error> {
         let row = unnamed::query(
             "select m.id, m.epoch, m.phase, m.old_complete, m.new_complete, m.ramp_percent, m.desired, \
-                    coalesce(m.desired_by, 'ledger') as desired_by, m.waits_for, m.paused_by, \
+                    coalesce(m.desired_by, 'ledger') as desired_by, m.waits_for, m.paused_by, m.dropped_at is not null as dropped, \
                     p.epoch is null or p.drained_at is not null as drained, p.closed_at is not null as closed, \
                     exists (select 1 from cutover.approvals a where a.migration_id = m.id) as approved, \
                     extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
@@ -109,6 +111,7 @@ impl Station {
             desired_by: row.try_get("desired_by")?,
             waits_for: row.try_get("waits_for")?,
             paused_by: row.try_get("paused_by")?,
+            dropped: row.try_get("dropped")?,
             facts,
         })
     }

@@ -130,6 +130,10 @@ impl ColumnMigration {
 
 #[async_trait]
 impl Plan for ColumnMigration {
+    fn sql(&self) -> Vec<(Task, String)> {
+        self.sql()
+    }
+
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
         let (table, old, new, armed): (bool, bool, bool, bool) = unnamed::query_as(
             "select to_regclass($1) is not null, \

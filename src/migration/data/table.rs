@@ -174,6 +174,10 @@ impl TableMigration {
 
 #[async_trait]
 impl Plan for TableMigration {
+    fn sql(&self) -> Vec<(Task, String)> {
+        self.sql()
+    }
+
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
         let (old, new, armed): (bool, bool, bool) = unnamed::query_as(
             "select to_regclass($1) is not null, to_regclass($2) is not null, \

@@ -17,6 +17,20 @@ pub enum Task {
     Contract,
 }
 
+impl Task {
+    /// Its name: `expand`, `backfill`, `repair`, `reverse_backfill`, `scan` or `contract`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Task::Expand => "expand",
+            Task::Backfill => "backfill",
+            Task::Repair => "repair",
+            Task::ReverseBackfill => "reverse_backfill",
+            Task::Scan => "scan",
+            Task::Contract => "contract",
+        }
+    }
+}
+
 /// What a look at the schema says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {

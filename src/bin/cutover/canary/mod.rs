@@ -46,13 +46,13 @@ pub(crate) struct Canary {
     #[arg(long, default_value = "5..", value_name = "REGEX")]
     errors: String,
     /// How far to look back
-    #[arg(long, default_value = "5m", value_parser = duration)]
+    #[arg(long, default_value = "5m", value_parser = crate::text::duration)]
     window: Duration,
     /// The highest share of failed requests, in per cent
     #[arg(long, default_value_t = 1.0, value_name = "PERCENT")]
     max_errors: f64,
     /// The highest 99th percentile of durations; best one of the histogram's bounds
-    #[arg(long, default_value = "500ms", value_parser = duration)]
+    #[arg(long, default_value = "500ms", value_parser = crate::text::duration)]
     max_p99: Duration,
     /// A worsening by this factor has to be noticed; more requests are needed for a smaller one
     #[arg(long, default_value_t = 2.0, value_name = "FACTOR")]
@@ -64,16 +64,16 @@ pub(crate) struct Canary {
     #[arg(long, default_value_t = 1.0, value_name = "PERCENT")]
     misses: f64,
     /// A newest sample older than this is no data
-    #[arg(long, default_value = "1m", value_parser = duration)]
+    #[arg(long, default_value = "1m", value_parser = crate::text::duration)]
     stale_after: Duration,
     /// Go on looking for this long, and end at once when the canary fails
-    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    #[arg(long, value_parser = crate::text::duration, value_name = "DURATION")]
     watch: Option<Duration>,
     /// Time between two looks
-    #[arg(long, default_value = "5s", value_parser = duration, requires = "watch")]
+    #[arg(long, default_value = "5s", value_parser = crate::text::duration, requires = "watch")]
     every: Duration,
     /// How long after the first look missing data is no failure yet
-    #[arg(long, default_value = "30s", value_parser = duration, requires = "watch")]
+    #[arg(long, default_value = "30s", value_parser = crate::text::duration, requires = "watch")]
     patience: Duration,
     /// Run this in a shell when the canary fails; the verdict is JSON on its standard input
     #[arg(long, value_name = "COMMAND")]
@@ -279,10 +279,4 @@ fn say(verdict: &Verdict, json: bool) {
         println!("{:<9}  {}: {}", word(finding.outcome), finding.question, finding.why);
     }
     println!("{}", word(verdict.outcome));
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let time: jiff::SignedDuration =
-        text.parse().map_err(|_| "write for example 90s, 5m or 1h30m".to_owned())?;
-    Duration::try_from(time).map_err(|_| "has to be positive".to_owned())
 }

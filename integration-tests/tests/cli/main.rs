@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod moves;
+
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -81,14 +83,14 @@ const STATE: &str = "
         values (1, 2, 'expand', 'off', 'me', 'test');
     update cutover.migrations set epoch = 2, phase = 'expand', desired = 'backfill', driver = 1,
         driver_until = now() + interval '1 hour', waits_for = 'instance pay-7c9 at epoch 1',
-        waits_since = now() - interval '41 seconds' where id = 1;
+        waits_since = now() - interval '41 minutes' where id = 1;
     insert into cutover.instances (id, fleet, name, service, version, revision, lease_until, seen_at, admitted, refusal)
         values (1, 'shop', 'pay-7c9', 'pay', 'stable', 'r', now() + interval '7 s', now() - interval '3 s', true, null),
-               (2, 'shop', 'dead', 'pay', 'stable', 'r', now() - interval '5 s', now() - interval '15 s', true, null),
+               (2, 'shop', 'dead', 'pay', 'stable', 'r', now() - interval '5 s', now() - interval '15 minutes', true, null),
                (3, 'shop', 'old', 'pay', 'canary', 'r', now() + interval '9 s', now() - interval '1 s', false,
                 'this build does not know it');
     insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest, epoch, older_open, waits_since)
-        values (1, 1, 'off', 'contract', 1, 2, now() - interval '41 seconds'),
+        values (1, 1, 'off', 'contract', 1, 2, now() - interval '41 minutes'),
                (2, 1, 'off', 'contract', 2, 0, null);
     insert into cutover.jobs (migration_id, kind, epoch, rows_total, rows_done, started_at)
         values (1, 'backfill', 2, 100, 40, now() - interval '10 s');";
@@ -125,11 +127,11 @@ async fn it_shows_explains_and_asks() -> Outcome {
 
     let explained = [
         "is in `expand` at epoch 2",
-        "It waits, for 41 s now: instance pay-7c9 at epoch 1.",
-        "Instance pay-7c9 at epoch 1, last seen 3.",
-        " s ago, 2 operations open since 41 s.",
-        "Instance dead was last seen 15 s ago; its lease has run out.",
-        "Instance old, last seen 1.",
+        "It waits, for 41 min now: instance pay-7c9 at epoch 1.",
+        "Instance pay-7c9 at epoch 1, last seen ",
+        " s ago, 2 operations open since 41 min.",
+        "Instance dead was last seen 15 min ago; its lease has run out.",
+        "Instance old, last seen ",
         "is not admitted: this build does not know it.",
         "backfill: 40 of 100 rows",
     ];
@@ -141,14 +143,14 @@ async fn it_shows_explains_and_asks() -> Outcome {
     execute(
         url,
         "insert into cutover.repairs (migration_id, side, key, error, attempts, dead, since) values \
-            (1, 'new', '[7, \"eu\"]', 'violates check picky', 10, true, now() - interval '41 seconds'), \
+            (1, 'new', '[7, \"eu\"]', 'violates check picky', 10, true, now() - interval '41 minutes'), \
             (2, 'new', '8', 'division by zero', 1, false, now())",
     )
     .await?;
     done(
         url,
         &["repairs", "status"],
-        &["shop/status", "[7,\"eu\"]", "41 s", "given up", "violates check picky"],
+        &["shop/status", "[7,\"eu\"]", "41 min", "given up", "violates check picky"],
     )
     .await;
     let json: serde_json::Value = serde_json::from_str(&done(url, &["--json", "repairs"], &[]).await)?;
@@ -170,7 +172,7 @@ async fn it_shows_explains_and_asks() -> Outcome {
     let text = done(url, &["status", "status"], &[]).await;
     assert!(!text.contains("paused"), "{text}");
     done(url, &["history", "status"], &["work paused", "work resumed", "ann"]).await;
-    refused(url, &["backfill", "status"], 2, &["--pause", "--resume"]).await;
+    refused(url, &["backfill", "status", "--pause", "--dry-run"], 2, &["--dry-run"]).await;
     refused(url, &["backfill", "status", "--pause", "--resume"], 2, &["--resume"]).await;
 
     done(url, &["history"], &["desired ramp:25", "ann", "shop/status"]).await;
@@ -198,6 +200,10 @@ async fn bad_input_is_refused_with_what_would_be_right_and_changes_nothing() -> 
         "approve stauts",
         "repairs stauts",
         "backfill stauts --pause",
+        "plan stauts",
+        "expand stauts",
+        "backfill stauts --dry-run",
+        "contract stauts",
     ] {
         let arguments: Vec<_> = command.split(' ').collect();
         refused(url, &arguments, 1, &["no migration \"stauts\"", "shop/status", "other/name"]).await;
@@ -208,6 +214,10 @@ async fn bad_input_is_refused_with_what_would_be_right_and_changes_nothing() -> 
     refused(url, &["desired", "status", "switch:5"], 2, &["only `ramp`"]).await;
     refused(url, &["desired", "status"], 2, &["<PHASE>"]).await;
     refused(url, &["approve", "status"], 1, &["\"status\" is in `expand`", "`retire`"]).await;
+    refused(url, &["verify", "status"], 1, &["is in `expand`", "`cutover backfill status` comes before"])
+        .await;
+    refused(url, &["contract", "status"], 1, &["`cutover backfill status` comes before `contract`"]).await;
+    refused(url, &["expand", "status", "--timeout", "soon"], 2, &["90s"]).await;
     refused(url, &["approve", "shop/name"], 1, &["is in `off`"]).await;
     refused(url, &["install", "--grant-to", "nobody at all"], 3, &["nobody at all"]).await;
     refused(url, &["frobnicate"], 2, &["frobnicate"]).await;
