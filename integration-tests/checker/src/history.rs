@@ -111,6 +111,18 @@ impl History {
         History::from_parts(ops, self.values.clone(), Arc::clone(&self.canonical))
     }
 
+    /// What happened, when nobody knows what became of writes that were acknowledged after this moment: a disaster may
+    /// have taken some of them and left others. Reads after it are left out. Initial and last values are not taken over.
+    pub fn unsure_after(&self, moment: u64) -> History {
+        let unsure = |op: &Op| {
+            let is_sure = op.end <= moment;
+            let end = if is_sure { op.end } else { Op::NEVER };
+            (op.is_write || is_sure).then_some(Op { end, ..*op })
+        };
+        let ops = self.ops.iter().filter_map(unsure).collect();
+        History::from_parts(ops, self.values.clone(), Arc::clone(&self.canonical))
+    }
+
     /// Judges every key. Time grows with the number of operations, unless very many overlap on one key.
     pub fn check(&mut self) -> Verdict {
         let absent = self.values.intern(Self::ABSENT);

@@ -268,6 +268,23 @@ fn examples_are_few_and_say_what_was_wrong() {
 }
 
 #[test]
+fn of_what_came_after_the_last_sure_moment_a_part_may_be_there() {
+    let recorder = Recorder::new(1, str::to_owned);
+    recorder.write(0, 1, "paid", 10, Some(20));
+    recorder.write(0, 1, "shipped", 30, Some(40));
+    recorder.write(0, 1, "void", 50, Some(60));
+    let whole = recorder.history();
+    let lost = |last: &str| {
+        let mut history = whole.unsure_after(25);
+        history.initial(1, "pending");
+        history.last(1, last);
+        history.check().lost_writes
+    };
+    assert_eq!(["paid", "shipped", "void"].map(lost), [0; 3]);
+    assert_eq!(lost("pending"), 1, "the first one was sure");
+}
+
+#[test]
 fn a_million_operations_on_hot_keys_take_seconds_at_most() {
     let recorder = Recorder::new(1, str::to_owned);
     for at in 0..1_000_000_u64 {

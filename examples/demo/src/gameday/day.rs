@@ -465,8 +465,8 @@ impl Day {
         // What was answered before has to be true in itself, the lost end of it included.
         let mut before = whole.between(0, over);
         initial(&mut before);
-        // Nothing is gone that was acknowledged while the standby listened.
-        let mut kept = whole.between(0, apart);
+        // Nothing is gone that was acknowledged while the standby listened; of what came then it may have had a part.
+        let mut kept = whole.between(0, over).unsure_after(apart);
         initial(&mut kept);
         start.iter().for_each(|(key, value)| kept.last(*key, value));
         // What the standby had is where everything goes on from.

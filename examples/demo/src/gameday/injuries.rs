@@ -100,13 +100,19 @@ async fn starve(day: &mut Day, name: &str) -> Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let limit = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
     prlimit(pid, Resource::As, limit).during("limiting an instance's memory")?;
-    wait_until(&format!("{name} to run out of memory"), Duration::from_secs(30), async || {
-        // What it keeps for reuse lasts for some requests; large bodies, several at once, need more.
-        join_all((0..16).map(|_| day.post_large(name))).await;
-        Ok::<_, Failure>(day.fleet.find(name)?.process.exited().is_some())
+    let mut at_once = 8;
+    wait_until(&format!("{name} to run out of memory"), Duration::from_secs(60), || {
+        // What it keeps for reuse lasts for some requests; more large bodies at once than ever before need more.
+        at_once = (at_once * 2).min(1_024);
+        starved(day, name, at_once)
     })
     .await?;
     Ok(())
+}
+
+async fn starved(day: &Day, name: &str, at_once: usize) -> Result<bool> {
+    join_all((0..at_once).map(|_| day.post_large(name))).await;
+    Ok(day.fleet.find(name)?.process.exited().is_some())
 }
 
 /// Kills whoever backfills, again and again, until the backfill is done all the same.
