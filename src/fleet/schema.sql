@@ -156,6 +156,8 @@ create table cutover.jobs (
     dead_rows_after bigint,
     started_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
+    -- Why nothing is done just now, in words; null: it goes on.
+    held_by text,
     finished_at timestamptz
 );
 create unique index one_open_job on cutover.jobs (migration_id, kind) where finished_at is null;

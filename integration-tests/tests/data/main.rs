@@ -13,5 +13,6 @@ mod pgbench;
 mod repairs;
 mod rows;
 mod table_migration;
+mod throttle;
 mod trap;
 mod world;

@@ -32,7 +32,11 @@ pub(crate) struct Fleet {
 
 impl World {
     pub(crate) async fn new(rows: i64) -> Outcome<Self> {
-        let url = Postgres::fresh_database().await?;
+        Self::at(Postgres::fresh_database().await?, rows).await
+    }
+
+    /// In a database of a server of its own.
+    pub(crate) async fn at(url: String, rows: i64) -> Outcome<Self> {
         let pool = PgPoolOptions::new().max_connections(12).connect(&url).await?;
         pool.execute(
             "create table orders (id bigint generated always as identity primary key, note text, old_status text)",

@@ -117,8 +117,10 @@ pub(crate) fn progress(work: &WorkReport) -> String {
         None if work.finished => format!("done in {}", age(work.seconds)),
         None => "starting".into(),
     };
+    let held = work.held_by.as_ref().filter(|_| !work.finished);
+    let held = held.map(|why| format!("; held up: {why}")).unwrap_or_default();
     format!(
-        "{}: {} of {} rows, {} changed, {} differ, {rate:.0} rows/s, {end}",
+        "{}: {} of {} rows, {} changed, {} differ, {rate:.0} rows/s, {end}{held}",
         work.kind, work.rows_done, work.rows_total, work.rows_changed, work.differences
     )
 }

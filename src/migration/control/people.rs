@@ -238,6 +238,8 @@ pub struct WorkReport {
     pub finished: bool,
     /// Seconds since its end.
     pub ended_seconds: Option<f64>,
+    /// Why nothing is done just now, where the throttle holds it up.
+    pub held_by: Option<String>,
 }
 
 impl WorkReport {
@@ -301,7 +303,7 @@ async fn migration_report(tx: &mut PgConnection, row: &PgRow) -> Result<Migratio
     .await?;
     let work = unnamed::query_as(
         "select kind, rows_done, rows_total, rows_changed, differences, finished_at is not null as finished, \
-                extract(epoch from clock_timestamp() - finished_at)::float8 as ended_seconds, \
+                extract(epoch from clock_timestamp() - finished_at)::float8 as ended_seconds, held_by, \
                 extract(epoch from coalesce(finished_at, clock_timestamp()) - started_at)::float8 as seconds \
          from cutover.jobs where migration_id = $1 order by id desc limit 1",
     )

@@ -1,4 +1,6 @@
-use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
+use std::time::Duration;
+
+use prometheus::{CounterVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// The kinds of long work, as the ledger names them.
 const KINDS: [&str; 3] = ["backfill", "reverse_backfill", "scan"];
@@ -6,7 +8,7 @@ const KINDS: [&str; 3] = ["backfill", "reverse_backfill", "scan"];
 /// Long work on the data: what this process has done of it and how much there is. The rate is
 /// `rate(migration_rows_done_total[1m])`, summed over the fleet.
 pub(crate) struct WorkMetrics {
-    families: Option<(IntCounterVec, IntGaugeVec)>,
+    families: Option<(IntCounterVec, IntGaugeVec, CounterVec)>,
 }
 
 impl WorkMetrics {
@@ -23,8 +25,18 @@ impl WorkMetrics {
             ),
             &["kind"],
         );
-        let families = done.ok().zip(total.ok());
-        if let Some((done, total)) = &families {
+        let held = CounterVec::new(
+            described(
+                "migration_held_seconds_total",
+                "Time in which the throttle held this process's work up.",
+            ),
+            &["kind", "reason"],
+        );
+        let families = match (done, total, held) {
+            (Ok(done), Ok(total), Ok(held)) => Some((done, total, held)),
+            _ => None,
+        };
+        if let Some((done, total, _)) = &families {
             for kind in KINDS {
                 done.with_label_values(&[kind]);
                 total.with_label_values(&[kind]);
@@ -34,24 +46,32 @@ impl WorkMetrics {
     }
 
     pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        if let Some((done, total)) = &self.families {
+        if let Some((done, total, held)) = &self.families {
             registry.register(Box::new(done.clone()))?;
             registry.register(Box::new(total.clone()))?;
+            registry.register(Box::new(held.clone()))?;
         }
         Ok(())
     }
 
     /// A batch was committed.
     pub(crate) fn did(&self, kind: &str, rows: i64) {
-        if let Some((done, _)) = &self.families {
+        if let Some((done, ..)) = &self.families {
             done.with_label_values(&[kind]).inc_by(u64::try_from(rows).unwrap_or(0));
         }
     }
 
     /// So many rows there are.
     pub(crate) fn expects(&self, kind: &str, rows: i64) {
-        if let Some((_, total)) = &self.families {
+        if let Some((_, total, _)) = &self.families {
             total.with_label_values(&[kind]).set(rows);
+        }
+    }
+
+    /// The throttle held it up for so long.
+    pub(crate) fn held(&self, kind: &str, reason: &str, time: Duration) {
+        if let Some((.., held)) = &self.families {
+            held.with_label_values(&[kind, reason]).inc_by(time.as_secs_f64());
         }
     }
 }

@@ -10,6 +10,7 @@ use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
 use super::sweep::{self, Outline, Sweep};
+use super::throttle::Throttle;
 use super::trap::{self, Trap};
 use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
@@ -97,6 +98,7 @@ impl ColumnMigration {
             forward: How::Sql(vec![String::new()]),
             backward: How::Sql(vec![String::new()]),
             batches: BatchOptions::default(),
+            throttle: Throttle::default(),
             sensitive: false,
             has_trap: true,
         }
@@ -176,6 +178,7 @@ pub struct ColumnMigrationBuilder {
     forward: How,
     backward: How,
     batches: BatchOptions,
+    throttle: Throttle,
     sensitive: bool,
     has_trap: bool,
 }
@@ -240,6 +243,12 @@ impl ColumnMigrationBuilder {
         self
     }
 
+    /// What holds the work still between batches, beside a person's pause.
+    pub fn throttle(mut self, throttle: Throttle) -> Self {
+        self.throttle = throttle;
+        self
+    }
+
     /// How the work is cut into batches.
     pub fn batches(mut self, batches: BatchOptions) -> Self {
         self.batches = batches;
@@ -257,7 +266,8 @@ impl ColumnMigrationBuilder {
         if !problems.is_empty() {
             return Err(InvalidPlan { problems });
         }
-        let Self { pool, names, key, new_type, forward, backward, batches, sensitive, has_trap } = self;
+        let Self { pool, names, key, new_type, forward, backward, batches, throttle, sensitive, has_trap } =
+            self;
         let table = quote_table(&names.table);
         let sql =
             Statements { table: table.clone(), old: quote(&names.old), new: quote(&names.new), new_type };
@@ -269,7 +279,12 @@ impl ColumnMigrationBuilder {
             backward: mapping(&sql.old, backward),
         };
         let trap = has_trap.then(|| Trap::on_column(&sql.table, &sql.old, &sql.new, &sides));
-        Ok(ColumnMigration { outline: Outline { pool, sides, key, batches, sensitive }, sql, names, trap })
+        Ok(ColumnMigration {
+            outline: Outline { pool, sides, key, batches, throttle, sensitive },
+            sql,
+            names,
+            trap,
+        })
     }
 
     fn problems(&self) -> Vec<Problem> {
@@ -302,6 +317,7 @@ impl ColumnMigrationBuilder {
             }
         }
         self.batches.check(&mut problems);
+        self.throttle.check(&mut problems);
         problems
     }
 }

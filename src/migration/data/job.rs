@@ -1,7 +1,7 @@
 //! The ledger's rows of a piece of long work. A range's checkpoint commits with the batch that it describes, so that
 //! any instance can go on where another one stopped.
 
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, PgPool, Row};
 
 use super::keyset::{KeyText, shown};
 use super::sweep::Sweep;
@@ -185,7 +185,7 @@ impl Job {
         unnamed::query_scalar(
             "update cutover.jobs set rows_done = rows_done + $2, rows_changed = rows_changed + $3, \
                     differences = differences + $4, rows_total = greatest(rows_total, rows_done + $2), \
-                    updated_at = clock_timestamp() \
+                    held_by = null, updated_at = clock_timestamp() \
              where id = $1 returning rows_total",
         )
         .bind(self.id)
@@ -194,6 +194,16 @@ impl Job {
         .bind(step.differences)
         .fetch_one(tx)
         .await
+    }
+
+    /// Lets people see why nothing is done just now, until the next batch.
+    pub(super) async fn held(&self, pool: &PgPool, why: &str) -> Result<(), sqlx::Error> {
+        unnamed::query("update cutover.jobs set held_by = $2, updated_at = clock_timestamp() where id = $1")
+            .bind(self.id)
+            .bind(why)
+            .execute(pool)
+            .await?;
+        Ok(())
     }
 
     /// Ends the job, and with it says that a side is complete. Only the epoch at which it began may say so, and

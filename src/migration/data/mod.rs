@@ -15,6 +15,7 @@
 //! | [`target`](BatchOptions::target) | 75 ms | how long a writer may wait for a row of a batch; shorter ones spend their time on round trips |
 //! | [`min_rows`](BatchOptions::min_rows), [`max_rows`](BatchOptions::max_rows) | 500, 20,000 | below, a batch is mostly its commit; above, a single one holds vacuum and standbys up |
 //! | [`ranges`](BatchOptions::ranges), [`workers`](BatchOptions::workers) | 4, 1 | the work is bound by the server's writes: more at once are felt by requests sooner than they end earlier |
+//! | [`standby_lag`](Throttle::standby_lag), [`lock_waits`](Throttle::lock_waits) | 64 MB, 10 sessions | what a backfill does to others first: readers on standbys see old data, writers queue |
 //! | [`bad_rows`](BatchOptions::bad_rows) | 100 | a few odd rows are listed at once; more are a wrong mapping |
 
 mod column;
@@ -32,6 +33,7 @@ mod sql;
 mod sweep;
 mod table;
 mod table_size;
+mod throttle;
 mod trap;
 mod vacuum;
 
@@ -45,3 +47,4 @@ pub use options::{BatchOptions, InvalidPlan, Problem};
 pub use repair::Repaired;
 pub use rows::{Keyed, Rows};
 pub use table::{TableMigration, TableMigrationBuilder};
+pub use throttle::Throttle;

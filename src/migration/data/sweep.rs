@@ -22,6 +22,7 @@ use super::options::BatchOptions;
 use super::pace::Pace;
 use super::sql::{Mapped, Scope, Sides, unquote};
 use super::table_size::TableSize;
+use super::throttle::{Looks, Throttle};
 use super::vacuum::Vacuum;
 use crate::fleet::{sql_state, unnamed};
 use crate::migration::control::{Error, Migration, PinnedTx, PlanError};
@@ -90,6 +91,7 @@ pub(super) struct Outline {
     /// The key's columns; none: whatever the catalog has.
     pub(super) key: Vec<String>,
     pub(super) batches: BatchOptions,
+    pub(super) throttle: Throttle,
     /// Whether values stay out of reports.
     pub(super) sensitive: bool,
 }
@@ -190,8 +192,9 @@ impl Pass<'_> {
         let mut range = None;
         let mut failures = 0;
         let mut aside = None;
-        let mut vacuum = Vacuum::default();
+        let (mut vacuum, mut looks) = (Vacuum::default(), Looks::default());
         loop {
+            self.hold_still(&mut looks).await?;
             match self.batch(pace.rows(), &mut range, aside.take()).await {
                 Ok(Batch::Done(elapsed)) => {
                     pace.took(elapsed);
@@ -220,6 +223,24 @@ impl Pass<'_> {
     async fn between_batches(&self, vacuum: &mut Vacuum) -> Result<(), PlanError> {
         if self.sweep != Sweep::Compare {
             vacuum.wait(&self.outline.pool, self.written()).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits while the throttle has a reason, and lets people see it. Leaves with the phase.
+    async fn hold_still(&self, looks: &mut Looks) -> Result<(), PlanError> {
+        let Outline { pool, throttle, .. } = self.outline;
+        let (kind, mut told) = (self.sweep.kind(), None);
+        while let Some(held) = throttle.held(looks, pool).await? {
+            if told.as_ref() != Some(&held) {
+                tracing::info!(migration = self.migration.name(), kind, why = held.why, "held up");
+                self.job.held(pool, &held.why).await?;
+            }
+            self.migration.work().held(kind, held.kind, Throttle::pause().await);
+            told = Some(held);
+            if self.migration.at().is_none_or(|(epoch, _)| epoch != self.job.epoch) {
+                return Err(PlanError::PhaseLeft);
+            }
         }
         Ok(())
     }

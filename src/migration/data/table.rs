@@ -10,6 +10,7 @@ use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
 use super::sweep::{self, Outline, Sweep, column_types};
+use super::throttle::Throttle;
 use super::trap::{self, Trap};
 use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
@@ -71,6 +72,7 @@ impl TableMigration {
             forward: Described::default(),
             backward: Described::default(),
             batches: BatchOptions::default(),
+            throttle: Throttle::default(),
             sensitive: false,
             has_trap: true,
         }
@@ -273,6 +275,7 @@ pub struct TableMigrationBuilder {
     forward: Described,
     backward: Described,
     batches: BatchOptions,
+    throttle: Throttle,
     sensitive: bool,
     has_trap: bool,
 }
@@ -335,6 +338,12 @@ impl TableMigrationBuilder {
         self
     }
 
+    /// What holds the work still between batches, beside a person's pause.
+    pub fn throttle(mut self, throttle: Throttle) -> Self {
+        self.throttle = throttle;
+        self
+    }
+
     /// How the work is cut into batches.
     pub fn batches(mut self, batches: BatchOptions) -> Self {
         self.batches = batches;
@@ -352,14 +361,19 @@ impl TableMigrationBuilder {
         if !problems.is_empty() {
             return Err(InvalidPlan { problems });
         }
-        let Self { pool, old, new, key, create, forward, backward, batches, sensitive, has_trap } = self;
+        let Self { pool, old, new, key, create, forward, backward, batches, throttle, sensitive, has_trap } =
+            self;
         let sides = Sides {
             old: quote_table(&old),
             new: quote_table(&new),
             forward: forward.mapping(),
             backward: backward.mapping(),
         };
-        Ok(TableMigration { outline: Outline { pool, sides, key, batches, sensitive }, create, has_trap })
+        Ok(TableMigration {
+            outline: Outline { pool, sides, key, batches, throttle, sensitive },
+            create,
+            has_trap,
+        })
     }
 
     fn problems(&self) -> Vec<Problem> {
@@ -376,6 +390,7 @@ impl TableMigrationBuilder {
         self.forward.check(["column", "forward_rows"], &self.key, &mut problems);
         self.backward.check(["column_back", "backward_rows"], &self.key, &mut problems);
         self.batches.check(&mut problems);
+        self.throttle.check(&mut problems);
         problems
     }
 }

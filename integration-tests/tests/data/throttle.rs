@@ -1,0 +1,118 @@
+//! Work that holds still while others would feel it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cutover::fleet::Ledger;
+use cutover::migration::control::report;
+use cutover::migration::data::Throttle;
+use cutover_testkit::{Postgres, PostgresOptions};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::world::{Outcome, World};
+
+/// Why the work is held up, as `cutover status` says it.
+async fn held(world: &World) -> Option<String> {
+    let ledger = Ledger::existing(world.url.parse().ok()?).await.ok()?;
+    report(&ledger, Some("status")).await.ok()?.pop()?.work?.held_by
+}
+
+async fn is_held(world: &World, part: &str) -> Outcome {
+    let ask = async || held(world).await.is_some_and(|why| why.contains(part));
+    Ok(world.until(&format!("work held up by {part:?}"), ask).await?)
+}
+
+async fn copied(world: &World) -> Outcome<i64> {
+    Ok(sqlx::query_scalar("select count(*) from orders where new_status is not null")
+        .fetch_one(&world.pool)
+        .await?)
+}
+
+async fn is_complete(world: &World) -> Outcome {
+    let complete = "select new_complete from cutover.migrations where name = 'status'";
+    let ask = async || sqlx::query_scalar(complete).fetch_one(&world.pool).await.unwrap_or(false);
+    Ok(world.until("the end of the backfill", ask).await?)
+}
+
+#[tokio::test]
+async fn a_signal_of_the_services_own_holds_it_and_people_see_why() -> Outcome {
+    let world = World::new(1_000).await?;
+    let busy = Arc::new(AtomicBool::new(true));
+    let signal = Arc::clone(&busy);
+    let throttle = Throttle::off()
+        .hold_while(move || signal.load(Ordering::Relaxed).then(|| "the queue is long".to_owned()));
+    let a = world.instance("a", Some(world.describe().throttle(throttle).build()?)).await?;
+    let registry = prometheus::Registry::new();
+    a.agent.register(&registry)?;
+    world.ask("backfill").await?;
+    is_held(&world, "the queue is long").await?;
+    assert_eq!(copied(&world).await?, 0);
+    let counted = || prometheus::TextEncoder::new().encode_to_string(&registry.gather());
+    let line = "migration_held_seconds_total{kind=\"backfill\",migration=\"status\",reason=\"signal\"}";
+    world.until("a second of it counted", async || counted().is_ok_and(|text| text.contains(line))).await?;
+    busy.store(false, Ordering::Relaxed);
+    is_complete(&world).await?;
+    assert_eq!((copied(&world).await?, held(&world).await), (1_000, None));
+    Ok(())
+}
+
+#[tokio::test]
+async fn work_that_is_held_up_ends_with_its_phase() -> Outcome {
+    let world = World::new(100).await?;
+    let throttle = Throttle::off().hold_while(|| Some("for ever".to_owned()));
+    let _a = world.instance("a", Some(world.describe().throttle(throttle).build()?)).await?;
+    world.ask("backfill").await?;
+    is_held(&world, "for ever").await?;
+    world.go("off").await?;
+    assert_eq!(copied(&world).await?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_holds_while_sessions_wait_for_locks() -> Outcome {
+    let world = World::new(1_000).await?;
+    world.pool.execute("create table hot (n int); insert into hot values (1)").await?;
+    let throttle = Throttle::off().lock_waits(Some(1));
+    let _a = world.instance("a", Some(world.describe().throttle(throttle).build()?)).await?;
+    let mut holder = PgConnection::connect(&world.url).await?;
+    holder.execute("begin; update hot set n = 2").await?;
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        let mut session = PgConnection::connect(&world.url).await?;
+        waiting.push(tokio::spawn(async move { session.execute("update hot set n = 3").await }));
+    }
+    let waiters = "select count(*) = 3 from pg_stat_activity where datname = current_database() \
+        and wait_event_type = 'Lock'";
+    let ask = async || sqlx::query_scalar(waiters).fetch_one(&world.pool).await.unwrap_or(false);
+    world.until("three that wait", ask).await?;
+    world.ask("backfill").await?;
+    is_held(&world, "3 sessions wait for locks").await?;
+    assert_eq!(copied(&world).await?, 0);
+    holder.execute("rollback").await?;
+    is_complete(&world).await?;
+    for session in waiting {
+        session.await??;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_holds_while_a_standby_is_behind() -> Outcome {
+    let primary = Postgres::start(PostgresOptions::default()).await?;
+    let world = World::at(primary.create_database("shop").await?, 1_000).await?;
+    let standby = primary.standby().await?;
+    let throttle = Throttle::off().standby_lag(Some(1 << 20));
+    let _a = world.instance("a", Some(world.describe().throttle(throttle).build()?)).await?;
+    world.go("expand").await?;
+    let mut reader = PgConnection::connect(&standby.admin_url()).await?;
+    reader.execute("select pg_wal_replay_pause()").await?;
+    let noise = "create table noise as select repeat('x', 1000) from generate_series(1, 4000)";
+    world.pool.execute(AssertSqlSafe(noise)).await?;
+    world.ask("backfill").await?;
+    is_held(&world, "MB to replay").await?;
+    assert_eq!(copied(&world).await?, 0);
+    reader.execute("select pg_wal_replay_resume()").await?;
+    is_complete(&world).await?;
+    assert_eq!(copied(&world).await?, 1_000);
+    Ok(())
+}
