@@ -90,6 +90,8 @@ create table cutover.epochs (
     closed_at timestamptz,
     -- From here on no transaction of it is left.
     drained_at timestamptz,
+    -- Where the log was then.
+    drained_lsn pg_lsn,
     -- From here on no transaction of it may leave a side behind, to be repaired: the next epoch reads that side.
     sealed_at timestamptz,
     actor text not null,
@@ -158,7 +160,9 @@ create table cutover.jobs (
     updated_at timestamptz not null default clock_timestamp(),
     -- Why nothing is done just now, in words; null: it goes on.
     held_by text,
-    finished_at timestamptz
+    finished_at timestamptz,
+    -- Where the log was then: a standby that has replayed it has all that was done.
+    finished_lsn pg_lsn
 );
 create unique index one_open_job on cutover.jobs (migration_id, kind) where finished_at is null;
 

@@ -121,6 +121,7 @@ impl Protocol {
                 unrepaired: i64::from(db.behind && self.has(Rule::RampNeedsRepairs)),
                 given_up: 0,
             },
+            behind: Vec::new(),
         }
     }
 

@@ -92,6 +92,17 @@ impl World {
         self.take_part(name, Spec::new("status", PhaseRange::FULL).plan(plan)).await
     }
 
+    /// One whose reads go to these standbys too.
+    pub(crate) async fn reading(
+        &self,
+        name: &str,
+        plan: ColumnMigration,
+        standbys: &[String],
+    ) -> Outcome<Fleet> {
+        let spec = Spec::new("status", PhaseRange::FULL).plan(plan).standbys(standbys);
+        self.take_part(name, spec).await
+    }
+
     /// The same, one that soon counts as dead when it dies.
     pub(crate) async fn short_lived(&self, name: &str, plan: impl Plan + 'static) -> Outcome<Fleet> {
         let spec = Spec::new("status", PhaseRange::FULL).plan(plan);

@@ -32,6 +32,7 @@ pub struct Spec {
     pub(crate) desired: Arc<dyn DesiredPhase>,
     pub(crate) soak: Duration,
     pub(crate) quiet: Duration,
+    pub(crate) standbys: Vec<String>,
 }
 
 impl Spec {
@@ -48,6 +49,7 @@ impl Spec {
             desired: Arc::new(FromLedger),
             soak: Duration::from_secs(24 * 60 * 60),
             quiet: Duration::from_secs(60),
+            standbys: Vec::new(),
         }
     }
 
@@ -68,6 +70,16 @@ impl Spec {
     /// spot because the mapping is not SQL. Default a minute; longer than the pause between two runs of a job is better.
     pub fn quiet(mut self, time: Duration) -> Self {
         self.quiet = time;
+        self
+    }
+
+    /// The standbys that reads go to, by their `application_name` (or `cluster_name`), as `pg_stat_replication` has it.
+    ///
+    /// `ramp` then waits until each has replayed the copy, since on one that lags the new side is not old but empty, and
+    /// the drop until none is behind the phases that read the old side. One that is not connected holds the migration.
+    /// The role has to be a member of `pg_monitor`, or it sees no positions. Default none.
+    pub fn standbys<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.standbys = names.into_iter().map(Into::into).collect();
         self
     }
 

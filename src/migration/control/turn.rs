@@ -137,7 +137,7 @@ impl Turn<'_> {
         match granted {
             Ok(_) => {
                 unnamed::query(
-                    "update cutover.epochs set drained_at = clock_timestamp() \
+                    "update cutover.epochs set drained_at = clock_timestamp(), drained_lsn = pg_current_wal_insert_lsn() \
                      where migration_id = $1 and epoch = $2 and drained_at is null and closed_at is not null",
                 )
                 .bind(station.id)

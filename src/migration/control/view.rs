@@ -6,7 +6,9 @@ use sqlx::{PgConnection, Row};
 use super::migration::Spec;
 use crate::fleet::unnamed;
 use crate::migration::phase::Facts;
-use crate::migration::phase::{Completeness, Evidence, Member, Phase, PhaseRange, Previous, View, Wish};
+use crate::migration::phase::{
+    Behind, Completeness, Evidence, Member, Phase, PhaseRange, Previous, View, Wish,
+};
 
 /// A migration as the ledger has it: what decides about its next step, and what else a driver needs.
 #[derive(Debug)]
@@ -74,6 +76,7 @@ impl Station {
             // Somebody else looks after the schema.
             None => Facts { expanded: true, contracted: true },
         };
+        let behind = behind(connection, id, &spec.standbys).await?;
         let scanned = row.try_get("scanned")?;
         let age = Duration::try_from_secs_f64(row.try_get("age")?).unwrap_or_default();
         let stranger = row.try_get::<Option<f64>, _>("stranger")?;
@@ -105,6 +108,7 @@ impl Station {
                     unrepaired: row.try_get("unrepaired")?,
                     given_up: row.try_get("given_up")?,
                 },
+                behind,
             },
             ramp: u8::try_from(row.try_get::<i16, _>("ramp_percent")?).unwrap_or(100),
             desired: row.try_get::<Option<String>, _>("desired")?.map(|text| Wish::from_text(&text)),
@@ -127,6 +131,35 @@ pub(super) async fn bury(connection: &mut PgConnection, fleet: &str) -> Result<(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// The standbys that lack a part of a copy, or the end of the epoch before.
+async fn behind(
+    connection: &mut PgConnection,
+    id: i32,
+    standbys: &[String],
+) -> Result<Vec<Behind>, sqlx::Error> {
+    if standbys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = unnamed::query(
+        "with needed as (select greatest( \
+             (select max(finished_lsn) from cutover.jobs where migration_id = $1 and kind <> 'scan'), \
+             (select max(drained_lsn) from cutover.epochs where migration_id = $1)) as lsn) \
+         select w.name, pg_wal_lsn_diff(needed.lsn, min(r.replay_lsn))::bigint as bytes \
+         from needed cross join unnest($2::text[]) as w (name) \
+         left join pg_stat_replication r on r.application_name = w.name \
+         group by w.name, needed.lsn \
+         having needed.lsn is not null \
+            and (min(r.replay_lsn) is null or min(r.replay_lsn) < needed.lsn) order by w.name",
+    )
+    .bind(id)
+    .bind(standbys)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| Ok(Behind { standby: row.try_get("name")?, bytes: row.try_get("bytes")? }))
+        .collect()
 }
 
 async fn members(connection: &mut PgConnection, fleet: &str, id: i32) -> Result<Vec<Member>, sqlx::Error> {

@@ -87,6 +87,17 @@ pub struct View {
     pub complete: Completeness,
     /// What else is known about the data.
     pub evidence: Evidence,
+    /// Standbys that are read from and have not replayed all copies and the end of the epoch before.
+    pub behind: Vec<Behind>,
+}
+
+/// A standby that lags.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Behind {
+    /// Its `application_name`.
+    pub standby: String,
+    /// Bytes that it has yet to replay; `None` when that can't be seen.
+    pub bytes: Option<i64>,
 }
 
 /// A reason why a migration stays where it is.
@@ -125,6 +136,8 @@ pub enum Blocked {
     NoWayBack,
     /// Somebody writes past the library, and what he writes can't be copied on the spot.
     Strangers(Duration),
+    /// A standby that is read from does not have it all yet.
+    StandbyBehind(Behind),
     /// Nobody approved the drop of the old side.
     NotApproved,
     /// `retire` has not lasted long enough.
@@ -162,6 +175,13 @@ impl fmt::Display for Blocked {
                 f,
                 "somebody writes past the library (see `cutover strangers`): nobody may for another {} s",
                 left.as_secs().max(1)
+            ),
+            Blocked::StandbyBehind(Behind { standby, bytes: Some(bytes) }) => {
+                write!(f, "standby {standby} has yet to replay {} kB", (bytes >> 10).max(1))
+            }
+            Blocked::StandbyBehind(Behind { standby, bytes: None }) => write!(
+                f,
+                "standby {standby} is not connected, or this role may not see how far it is (`grant pg_monitor`)"
             ),
             Blocked::NotApproved => f.write_str("nobody has approved the drop of the old side"),
             Blocked::Soaking(left) => {
@@ -235,6 +255,13 @@ fn gates(view: &View, to: Phase) -> Vec<Blocked> {
             reasons.push(Blocked::Incomplete(side));
         }
     }
+    // On a standby that lags a side is not old but empty, or still read when it is dropped.
+    if matches!(
+        (view.phase, to),
+        (Phase::Verify | Phase::Switch, Phase::Ramp) | (Phase::Retire, Phase::Contract)
+    ) {
+        reasons.extend(view.behind.iter().cloned().map(Blocked::StandbyBehind));
+    }
     let evidence = view.evidence;
     match (view.phase, to) {
         (Phase::Off, Phase::Expand) if !evidence.expanded => reasons.push(Blocked::NotExpanded),
@@ -294,6 +321,7 @@ mod tests {
                 unrepaired: 0,
                 given_up: 0,
             },
+            behind: Vec::new(),
         }
     }
 
@@ -322,7 +350,11 @@ mod tests {
     #[test]
     fn every_gate_holds_its_own_step() {
         type Spoil = fn(&mut View);
-        let gates: [(Phase, Phase, Spoil); 11] = [
+        let behind: Spoil = |v| v.behind.push(Behind { standby: "reader".into(), bytes: None });
+        let gates: [(Phase, Phase, Spoil); 14] = [
+            (Phase::Verify, Phase::Ramp, behind),
+            (Phase::Switch, Phase::Ramp, behind),
+            (Phase::Retire, Phase::Contract, behind),
             (Phase::Backfill, Phase::Verify, |v| v.evidence.strangers_left = Duration::from_secs(9)),
             (Phase::Off, Phase::Expand, |v| v.evidence.expanded = false),
             (Phase::Backfill, Phase::Verify, |v| v.complete.new = false),

@@ -9,7 +9,8 @@ mod line;
 mod work;
 
 pub use decision::{
-    Blocked, Completeness, Evidence, Member, Previous, Step, View, may_acknowledge, may_join, next_step,
+    Behind, Blocked, Completeness, Evidence, Member, Previous, Step, View, may_acknowledge, may_join,
+    next_step,
 };
 pub use desired::{Desired, ParseDesiredError, Percent, Wish};
 pub use line::{ParsePhaseError, Phase, PhaseRange, Reads, Side};
