@@ -23,7 +23,7 @@ pub(super) enum Outcome {
     /// A step was made; the next one may be possible at once.
     Stepped,
     /// Nothing to do, or nothing that can be done now, on the way to this phase.
-    Still(Station, Phase),
+    Still(Box<Station>, Phase),
 }
 
 pub(super) struct Turn<'a> {
@@ -206,7 +206,7 @@ impl Turn<'_> {
             .await?;
             tx.commit().await?;
         }
-        Ok(Outcome::Still(station, target))
+        Ok(Outcome::Still(Box::new(station), target))
     }
 
     /// Writes down that the old side is gone, whoever dropped it.
