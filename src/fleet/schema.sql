@@ -307,6 +307,11 @@ begin
     end if;
     -- Until the end of the transaction, for the trap: its writes are the fleet's.
     perform set_config('cutover.pin', p_migration::text, true);
+    -- Whoever is cut off in the middle would hold his rows until the system gives the connection up, for hours, and
+    -- everyone who wants one of them a connection of his own pool. A limit that the role or the session has is kept.
+    if current_setting('idle_in_transaction_session_timeout') = '0' then
+        perform set_config('idle_in_transaction_session_timeout', '10s', true);
+    end if;
 end
 $$;
 

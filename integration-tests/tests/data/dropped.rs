@@ -1,13 +1,15 @@
 //! A write that nobody waits for any more: whatever had been sent by then, no side is left with half of it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::deadpool::pool_of_one;
 use crate::world::{Outcome, World, interrupted};
 use cutover::migration::control::{DeadpoolTx, Error, FencedPool, FencedTransaction, PinnedTx};
 use cutover::migration::data::{DualWrite, Rows};
-use sqlx::PgPool;
+use cutover_testkit::{Gate, Postgres};
 use sqlx::postgres::PgPoolOptions;
+use sqlx::{Executor, PgPool};
 
 /// A column of the table.
 #[derive(Clone, Copy)]
@@ -145,5 +147,33 @@ async fn an_error_that_is_looked_over_commits_nothing() -> Outcome {
         assert!(matches!(tx.commit().await, Err(Error::Unfinished)), "{phase}");
         assert_eq!(world.row(1).await?.0.as_deref(), Some(" LEGACY1 "), "{phase}");
     }
+    Ok(())
+}
+
+/// A network that swallows everything leaves the server with an open transaction and no client.
+#[tokio::test]
+async fn a_client_that_is_cut_off_in_the_middle_holds_its_rows_for_a_moment_only() -> Outcome {
+    let world = World::new(10).await?;
+    let a = world.instance("a", None).await?;
+    let gate = Gate::start(Postgres::shared().await?.port())?;
+    let port = format!(":{}/", Postgres::shared().await?.port());
+    let distant = PgPool::connect(&world.url.replace(&port, &format!(":{}/", gate.port()))).await?;
+    let mut tx = a.migration.begin(&distant).await?;
+    sqlx::query("update orders set note = 'lost' where id = 1").execute(&mut *tx).await?;
+    gate.lose();
+    // Everybody else who wants the row waits with a connection of his pool.
+    let write = async {
+        let mut tx = a.migration.begin(&world.pool).await?;
+        sqlx::query("update orders set note = 'kept' where id = 1").execute(&mut *tx).await?;
+        tx.commit().await
+    };
+    tokio::time::timeout(Duration::from_secs(40), write).await??;
+    // A limit of the session's own stays.
+    let own = PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
+    own.execute("set idle_in_transaction_session_timeout = '77s'").await?;
+    let mut tx = a.migration.begin(&own).await?;
+    let limit: String =
+        sqlx::query_scalar("show idle_in_transaction_session_timeout").fetch_one(&mut *tx).await?;
+    assert_eq!(limit, "77s");
     Ok(())
 }

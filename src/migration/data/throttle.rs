@@ -321,10 +321,12 @@ mod tests {
     fn requests_count_only_since_the_last_look() {
         let before = vec![(0.1, 1_000), (0.25, 1_000), (f64::INFINITY, 1_000)];
         let now = vec![(0.1, 1_050), (0.25, 1_090), (f64::INFINITY, 1_100)];
-        assert_eq!(share_above(&before, &now, 0.25), Some(0.1));
-        assert_eq!(share_above(&before, &now, 0.1), Some(0.5));
+        let share =
+            |seconds| share_above(&before, &now, seconds).map(|share| (share * 1_000.0).round() as i32);
+        assert_eq!(share(0.25), Some(100));
+        assert_eq!(share(0.1), Some(500));
         // Between two bounds the next one counts.
-        assert_eq!(share_above(&before, &now, 0.2), Some(0.1));
+        assert_eq!(share(0.2), Some(100));
         assert_eq!(share_above(&before, &before, 0.25), None);
         assert_eq!(share_above(&[], &now, 0.25), None);
     }
