@@ -12,6 +12,7 @@ mod pauses;
 mod pgbench;
 mod repairs;
 mod rows;
+mod schema_changes;
 mod standbys;
 mod table_migration;
 mod throttle;

@@ -3,7 +3,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{PgConnection, PgPool};
 
+use super::changes::{Changes, Index};
 use super::ddl;
+use super::index;
 use super::keyset::Keyset;
 use super::mapping::{How, MapRows, Mapping};
 use super::options::{BatchOptions, InvalidPlan, Problem};
@@ -54,6 +56,8 @@ pub struct ColumnMigration {
     pub(super) sql: Statements,
     pub(super) names: Names,
     pub(super) trap: Option<Trap>,
+    pub(super) changes: Changes,
+    pub(super) not_null: bool,
 }
 
 /// The names as the catalog has them.
@@ -78,6 +82,21 @@ impl Statements {
         format!("alter table {} add column if not exists {} {}", self.table, self.new, self.new_type)
     }
 
+    /// What makes the new column `NOT NULL` without a scan under a lock: one after the other, each by itself.
+    pub(super) fn not_null(&self, names: &Names) -> [String; 3] {
+        let (table, new) = (&self.table, &self.new);
+        let name: String = format!("cutover_{}_not_null", names.new).chars().take(63).collect();
+        let check = quote(&name);
+        [
+            format!(
+                "alter table {table} drop constraint if exists {check}, \
+                 add constraint {check} check ({new} is not null) not valid"
+            ),
+            format!("alter table {table} validate constraint {check}"),
+            format!("alter table {table} alter column {new} set not null, drop constraint {check}"),
+        ]
+    }
+
     pub(super) fn contract(&self) -> String {
         format!("alter table {} drop column if exists {}", self.table, self.old)
     }
@@ -99,8 +118,10 @@ impl ColumnMigration {
             backward: How::Sql(vec![String::new()]),
             batches: BatchOptions::default(),
             throttle: Throttle::default(),
+            changes: Changes::default(),
             sensitive: false,
             has_trap: true,
+            not_null: false,
         }
     }
 
@@ -110,8 +131,14 @@ impl ColumnMigration {
         let key = if self.outline.key.is_empty() { vec!["key".to_owned()] } else { self.outline.key.clone() };
         let scope = self.scope(Keyset::named(&key), vec!["text".into()]);
         let trap = self.trap.iter().map(|trap| trap.armed_as(":migration"));
-        let expand: Vec<String> = std::iter::once(self.sql.expand()).chain(trap).collect();
-        scope.described(&expand.join(";\n"), &self.sql.contract())
+        let expand: Vec<String> =
+            std::iter::once(self.sql.expand()).chain(trap).chain(self.changes.expand.clone()).collect();
+        let not_null = if self.not_null { self.sql.not_null(&self.names).to_vec() } else { Vec::new() };
+        let contract: Vec<String> =
+            not_null.into_iter().chain(self.changes.contract.clone()).chain([self.sql.contract()]).collect();
+        let mut tasks = scope.described(&expand.join(";\n"), &contract.join(";\n"));
+        self.changes.describe(&self.sql.table, &mut tasks);
+        tasks
     }
 
     fn scope(&self, key: Keyset, old_types: Vec<String>) -> Scope<'_> {
@@ -161,7 +188,10 @@ impl Plan for ColumnMigration {
             Task::Backfill => self.sweep(Sweep::Forward, migration).await,
             Task::Repair => self.repair(migration).await,
             Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
-            Task::Scan => self.sweep(Sweep::Compare, migration).await,
+            Task::Scan => {
+                index::ensure(&self.outline.pool, &self.sql.table, &self.changes.indexes, migration).await?;
+                self.sweep(Sweep::Compare, migration).await
+            }
             Task::Contract => ddl::contract(self, migration).await,
         }
     }
@@ -179,8 +209,10 @@ pub struct ColumnMigrationBuilder {
     backward: How,
     batches: BatchOptions,
     throttle: Throttle,
+    changes: Changes,
     sensitive: bool,
     has_trap: bool,
+    not_null: bool,
 }
 
 impl ColumnMigrationBuilder {
@@ -235,11 +267,57 @@ impl ColumnMigrationBuilder {
         self
     }
 
+    /// Makes the new column `NOT NULL`, in `contract`: only then is there nobody any more who writes the old column and
+    /// leaves this one out. By a constraint that is first added without a look at the rows and then validated while
+    /// everybody writes. With a null in the column the drop waits, and says so.
+    pub fn not_null(mut self) -> Self {
+        self.not_null = true;
+        self
+    }
+
     /// Arms no trap: nobody but the fleet writes the table, or its owner wants no trigger on it.
     ///
     /// What a stranger writes then is found by the scan at best, and from `retire` on it is lost.
     pub fn without_trap(mut self) -> Self {
         self.has_trap = false;
+        self
+    }
+
+    /// A statement of your own that runs with the one that makes the new side, in the same transaction; called once for
+    /// each. Where somebody else has made the new side, it is his to run.
+    ///
+    /// With cargo feature `lint` it is held against [Squawk](https://squawkhq.com): what would block the table, break a
+    /// build that is still running or lose data is refused with the rule's name, and [`allow`](Self::allow) lets it pass.
+    pub fn expand_sql(mut self, statement: &str) -> Self {
+        self.changes.expand.push(statement.trim().trim_end_matches(';').to_owned());
+        self
+    }
+
+    /// A statement of your own that runs with the drop of the old side, in the same transaction and before it: to drop
+    /// what depends on it. Linted as [`expand_sql`](Self::expand_sql), but for its drops.
+    pub fn contract_sql(mut self, statement: &str) -> Self {
+        self.changes.contract.push(statement.trim().trim_end_matches(';').to_owned());
+        self
+    }
+
+    /// An index on the new side's table: its name and what follows the table, as in `(status) where status <> 'done'`.
+    ///
+    /// It is built concurrently in `verify`, when the rows are there and nobody reads them from it yet; an invalid one
+    /// that a failed build has left is dropped first. An index that is there by that name is taken as it is.
+    pub fn index(mut self, name: &str, on: &str) -> Self {
+        self.changes.indexes.push(Index::new(name, false, on));
+        self
+    }
+
+    /// The same, and no two rows alike: with two that are, the migration stays in `verify` and says so.
+    pub fn unique_index(mut self, name: &str, on: &str) -> Self {
+        self.changes.indexes.push(Index::new(name, true, on));
+        self
+    }
+
+    /// Lets statements break this rule of the linter.
+    pub fn allow(mut self, rule: &str) -> Self {
+        self.changes.allowed.push(rule.to_owned());
         self
     }
 
@@ -266,8 +344,20 @@ impl ColumnMigrationBuilder {
         if !problems.is_empty() {
             return Err(InvalidPlan { problems });
         }
-        let Self { pool, names, key, new_type, forward, backward, batches, throttle, sensitive, has_trap } =
-            self;
+        let Self {
+            pool,
+            names,
+            key,
+            new_type,
+            forward,
+            backward,
+            batches,
+            throttle,
+            changes,
+            sensitive,
+            has_trap,
+            not_null,
+        } = self;
         let table = quote_table(&names.table);
         let sql =
             Statements { table: table.clone(), old: quote(&names.old), new: quote(&names.new), new_type };
@@ -284,6 +374,8 @@ impl ColumnMigrationBuilder {
             sql,
             names,
             trap,
+            changes,
+            not_null,
         })
     }
 
@@ -318,6 +410,7 @@ impl ColumnMigrationBuilder {
         }
         self.batches.check(&mut problems);
         self.throttle.check(&mut problems);
+        self.changes.check(&mut problems);
         problems
     }
 }

@@ -42,7 +42,8 @@ pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Res
     tx.rollback().await?;
     // In one statement: from when there is a new side, nobody writes past it.
     let trap = plan.trap.iter().map(|trap| trap.arm(migration));
-    let statements: Vec<String> = std::iter::once(plan.sql.expand()).chain(trap).collect();
+    let statements: Vec<String> =
+        std::iter::once(plan.sql.expand()).chain(trap).chain(plan.changes.expand.clone()).collect();
     alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Off, &statements.join("; ")).await
 }
 
@@ -50,8 +51,16 @@ pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Res
 pub(super) async fn contract(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
     let mut tx = begin(&plan.outline.pool, &[Phase::Contract], migration).await?;
     let dependents = dependents(plan, &mut tx).await?;
+    let is_null_free: bool = unnamed::query_scalar(
+        "select coalesce((select attnotnull from pg_attribute where attrelid = to_regclass($1) and attname = $2), false)",
+    )
+    .bind(&plan.sql.table)
+    .bind(&plan.names.new)
+    .fetch_one(&mut *tx)
+    .await?;
     tx.rollback().await?;
-    if !dependents.is_empty() {
+    // Statements of the user's own may see to what depends on it; if they don't, the server refuses the drop.
+    if !dependents.is_empty() && plan.changes.contract.is_empty() {
         return Err(PlanError::Refused(format!(
             "column {} of {} can't be dropped while these depend on it: {}",
             plan.sql.old,
@@ -59,8 +68,14 @@ pub(super) async fn contract(plan: &ColumnMigration, migration: &Migration) -> R
             dependents.join(", ")
         )));
     }
+    if plan.not_null && !is_null_free {
+        for statement in plan.sql.not_null(&plan.names) {
+            alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &statement).await?;
+        }
+    }
     let trap = plan.trap.iter().map(|_| trap::disarm(&plan.sql.table, &plan.sql.new, migration));
-    let statements: Vec<String> = trap.chain([plan.sql.contract()]).collect();
+    let statements: Vec<String> =
+        trap.chain(plan.changes.contract.clone()).chain([plan.sql.contract()]).collect();
     alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &statements.join("; ")).await
 }
 
@@ -178,6 +193,7 @@ fn refusal(error: sqlx::Error, table: &str, statement: &str) -> PlanError {
         Some("42501") => PlanError::Refused(format!(
             "this role may not change {table} ({error}): let its owner run `{statement}`"
         )),
+        Some("23514") => PlanError::Refused(format!("`{statement}` failed: {error}")),
         Some("2BP01") => PlanError::Refused(format!("{error}: {}", detail.unwrap_or_default())),
         _ => error.into(),
     }

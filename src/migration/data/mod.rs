@@ -18,12 +18,16 @@
 //! | [`standby_lag`](Throttle::standby_lag), [`lock_waits`](Throttle::lock_waits) | 64 MB, 10 sessions | what a backfill does to others first: readers on standbys see old data, writers queue |
 //! | [`bad_rows`](BatchOptions::bad_rows) | 100 | a few odd rows are listed at once; more are a wrong mapping |
 
+mod changes;
 mod column;
 mod ddl;
 mod dual;
+mod index;
 mod job;
 mod key;
 mod keyset;
+#[cfg(feature = "lint")]
+mod lint;
 mod mapping;
 mod options;
 mod pace;

@@ -3,7 +3,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{PgConnection, PgPool};
 
+use super::changes::{Changes, Index};
 use super::ddl;
+use super::index;
 use super::keyset::{self, Keyset};
 use super::mapping::{How, MapRows, Mapping};
 use super::options::{BatchOptions, InvalidPlan, Problem};
@@ -54,6 +56,7 @@ pub struct TableMigration {
     outline: Outline,
     create: Option<String>,
     has_trap: bool,
+    changes: Changes,
 }
 
 impl TableMigration {
@@ -73,6 +76,7 @@ impl TableMigration {
             backward: Described::default(),
             batches: BatchOptions::default(),
             throttle: Throttle::default(),
+            changes: Changes::default(),
             sensitive: false,
             has_trap: true,
         }
@@ -90,7 +94,11 @@ impl TableMigration {
             old_types: unknown(&sides.backward),
             new_types: unknown(&sides.forward),
         };
-        scope.described(self.create.as_deref().unwrap_or_default(), &self.drop())
+        let expand: Vec<String> = self.create.iter().chain(&self.changes.expand).cloned().collect();
+        let contract: Vec<String> = self.changes.contract.iter().cloned().chain([self.drop()]).collect();
+        let mut tasks = scope.described(&expand.join(";\n"), &contract.join(";\n"));
+        self.changes.describe(&sides.new, &mut tasks);
+        tasks
     }
 
     fn drop(&self) -> String {
@@ -109,7 +117,9 @@ impl TableMigration {
             let Some(create) = &self.create else {
                 return Err(PlanError::Refused(format!("table {} has to be created", sides.new)));
             };
-            ddl::alter(pool, &sides.new, migration, Phase::Off, create).await?;
+            let statements: Vec<&str> =
+                std::iter::once(&**create).chain(self.changes.expand.iter().map(|one| &**one)).collect();
+            ddl::alter(pool, &sides.new, migration, Phase::Off, &statements.join("; ")).await?;
         }
         let mut tx = migration.begin(pool).await?;
         let key = self.inspect(&mut tx).await?.key.plain_names();
@@ -201,10 +211,14 @@ impl Plan for TableMigration {
             Task::Backfill => self.sweep(Sweep::Forward, migration).await,
             Task::Repair => self.repair(migration).await,
             Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
-            Task::Scan => self.sweep(Sweep::Compare, migration).await,
+            Task::Scan => {
+                index::ensure(pool, &sides.new, &self.changes.indexes, migration).await?;
+                self.sweep(Sweep::Compare, migration).await
+            }
             Task::Contract => {
                 let trap = self.has_trap.then(|| trap::disarm(&sides.old, &sides.new, migration));
-                let statements: Vec<String> = trap.into_iter().chain([self.drop()]).collect();
+                let statements: Vec<String> =
+                    trap.into_iter().chain(self.changes.contract.clone()).chain([self.drop()]).collect();
                 ddl::alter(pool, &sides.old, migration, Phase::Contract, &statements.join("; ")).await
             }
         }
@@ -276,6 +290,7 @@ pub struct TableMigrationBuilder {
     backward: Described,
     batches: BatchOptions,
     throttle: Throttle,
+    changes: Changes,
     sensitive: bool,
     has_trap: bool,
 }
@@ -338,6 +353,44 @@ impl TableMigrationBuilder {
         self
     }
 
+    /// A statement of your own that runs with the one that makes the new side, in the same transaction; called once for
+    /// each. Where somebody else has made the new side, it is his to run.
+    ///
+    /// With cargo feature `lint` it is held against [Squawk](https://squawkhq.com): what would block the table, break a
+    /// build that is still running or lose data is refused with the rule's name, and [`allow`](Self::allow) lets it pass.
+    pub fn expand_sql(mut self, statement: &str) -> Self {
+        self.changes.expand.push(statement.trim().trim_end_matches(';').to_owned());
+        self
+    }
+
+    /// A statement of your own that runs with the drop of the old side, in the same transaction and before it: to drop
+    /// what depends on it. Linted as [`expand_sql`](Self::expand_sql), but for its drops.
+    pub fn contract_sql(mut self, statement: &str) -> Self {
+        self.changes.contract.push(statement.trim().trim_end_matches(';').to_owned());
+        self
+    }
+
+    /// An index on the new side's table: its name and what follows the table, as in `(status) where status <> 'done'`.
+    ///
+    /// It is built concurrently in `verify`, when the rows are there and nobody reads them from it yet; an invalid one
+    /// that a failed build has left is dropped first. An index that is there by that name is taken as it is.
+    pub fn index(mut self, name: &str, on: &str) -> Self {
+        self.changes.indexes.push(Index::new(name, false, on));
+        self
+    }
+
+    /// The same, and no two rows alike: with two that are, the migration stays in `verify` and says so.
+    pub fn unique_index(mut self, name: &str, on: &str) -> Self {
+        self.changes.indexes.push(Index::new(name, true, on));
+        self
+    }
+
+    /// Lets statements break this rule of the linter.
+    pub fn allow(mut self, rule: &str) -> Self {
+        self.changes.allowed.push(rule.to_owned());
+        self
+    }
+
     /// What holds the work still between batches, beside a person's pause.
     pub fn throttle(mut self, throttle: Throttle) -> Self {
         self.throttle = throttle;
@@ -361,8 +414,20 @@ impl TableMigrationBuilder {
         if !problems.is_empty() {
             return Err(InvalidPlan { problems });
         }
-        let Self { pool, old, new, key, create, forward, backward, batches, throttle, sensitive, has_trap } =
-            self;
+        let Self {
+            pool,
+            old,
+            new,
+            key,
+            create,
+            forward,
+            backward,
+            batches,
+            throttle,
+            changes,
+            sensitive,
+            has_trap,
+        } = self;
         let sides = Sides {
             old: quote_table(&old),
             new: quote_table(&new),
@@ -373,6 +438,7 @@ impl TableMigrationBuilder {
             outline: Outline { pool, sides, key, batches, throttle, sensitive },
             create,
             has_trap,
+            changes,
         })
     }
 
@@ -391,6 +457,7 @@ impl TableMigrationBuilder {
         self.backward.check(["column_back", "backward_rows"], &self.key, &mut problems);
         self.batches.check(&mut problems);
         self.throttle.check(&mut problems);
+        self.changes.check(&mut problems);
         problems
     }
 }

@@ -1,0 +1,83 @@
+//! What else a plan changes in the schema: statements of the user's own, and indexes on the new side.
+
+use super::options::Problem;
+use super::sql::{check_name, quote};
+use crate::migration::control::Task;
+
+/// As it was described.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Changes {
+    /// With the new side, in the same transaction.
+    pub(super) expand: Vec<String>,
+    /// With the drop of the old side, in the same transaction.
+    pub(super) contract: Vec<String>,
+    pub(super) indexes: Vec<Index>,
+    /// Rules of the linter that may be broken.
+    pub(super) allowed: Vec<String>,
+}
+
+/// An index on the new side.
+#[derive(Debug, Clone)]
+pub(super) struct Index {
+    /// As the catalog has it.
+    pub(super) name: String,
+    pub(super) is_unique: bool,
+    /// What stands behind the table's name.
+    pub(super) on: String,
+}
+
+impl Index {
+    pub(super) fn new(name: &str, is_unique: bool, on: &str) -> Self {
+        Self { name: name.to_owned(), is_unique, on: on.trim().to_owned() }
+    }
+
+    /// On `table`, a quoted name.
+    pub(super) fn create(&self, table: &str) -> String {
+        let unique = if self.is_unique { "unique " } else { "" };
+        format!("create {unique}index concurrently {} on {table} {}", quote(&self.name), self.on)
+    }
+}
+
+impl Changes {
+    /// Adds the indexes to what a scan executes.
+    pub(super) fn describe(&self, table: &str, tasks: &mut [(Task, String)]) {
+        let creates: String = self.indexes.iter().map(|index| index.create(table) + ";\n").collect();
+        for (_, sql) in tasks.iter_mut().filter(|(task, _)| *task == Task::Scan) {
+            sql.insert_str(0, &creates);
+        }
+    }
+
+    pub(super) fn check(&self, problems: &mut Vec<Problem>) {
+        for index in &self.indexes {
+            check_name("index", &index.name, problems);
+            if !(index.on.starts_with('(') || index.on.starts_with("using")) || index.on.contains(';') {
+                problems.push(Problem::new(
+                    "index",
+                    format!(
+                        "{:?}: write what follows the table, for example `(status) where status <> 'done'`",
+                        index.on
+                    ),
+                ));
+            }
+        }
+        for (field, statements) in [("expand_sql", &self.expand), ("contract_sql", &self.contract)] {
+            for statement in statements {
+                if statement.to_lowercase().contains("concurrently") {
+                    let problem =
+                        format!("`{statement}` can't run in a transaction: describe indexes by `.index(…)`");
+                    problems.push(Problem::new(field, problem));
+                } else if statement.trim().is_empty() {
+                    problems.push(Problem::new(field, "is empty"));
+                }
+            }
+            #[cfg(feature = "lint")]
+            super::lint::check(field, statements, &self.allowed, problems);
+        }
+        #[cfg(feature = "lint")]
+        super::lint::check_rules(&self.allowed, problems);
+        #[cfg(not(feature = "lint"))]
+        if !self.allowed.is_empty() {
+            problems.push(Problem::new("allow", "nothing is linted without the cargo feature `lint`"));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What Squawk says of statements that a user has written.
+
+use squawk_linter::{Linter, Rule};
+use squawk_syntax::SourceFile;
+
+use super::options::Problem;
+
+/// Matters of taste, and what is seen to here: every statement runs in a transaction under a `lock_timeout`.
+const LEFT_OUT: [Rule; 11] = [
+    Rule::PreferBigintOverInt,
+    Rule::PreferBigintOverSmallint,
+    Rule::PreferIdentity,
+    Rule::PreferRepack,
+    Rule::PreferRobustStmts,
+    Rule::PreferTextField,
+    Rule::PreferTimestampTz,
+    Rule::BanCharField,
+    Rule::RequireTimeoutSettings,
+    Rule::RequireLockTimeout,
+    Rule::RequireStatementTimeout,
+];
+
+/// Every rule that is broken and not allowed is a problem of `field`.
+pub(super) fn check(
+    field: &'static str,
+    statements: &[String],
+    allowed: &[String],
+    problems: &mut Vec<Problem>,
+) {
+    for statement in statements {
+        let parsed = SourceFile::parse(statement);
+        if let Some(error) = parsed.errors().first() {
+            problems
+                .push(Problem::new(field, format!("`{statement}` is not understood: {}", error.message())));
+            continue;
+        }
+        let mut linter = Linter::with_rules(&[], &LEFT_OUT);
+        linter.settings.assume_in_transaction = true;
+        for violation in linter.lint(&parsed, statement) {
+            let rule = violation.code.to_string();
+            // What the old side leaves behind is dropped with it.
+            let is_due = field == "contract_sql" && rule.starts_with("ban-drop-");
+            if is_due || allowed.contains(&rule) {
+                continue;
+            }
+            let help = violation.help.map(|help| format!(" {help}")).unwrap_or_default();
+            problems.push(Problem::new(
+                field,
+                format!(
+                    "`{statement}`: {}{help} (rule `{rule}`; where it can't hurt, `.allow(\"{rule}\")`)",
+                    violation.message
+                ),
+            ));
+        }
+    }
+}
+
+/// Names that are no rule's.
+pub(super) fn check_rules(allowed: &[String], problems: &mut Vec<Problem>) {
+    for name in allowed {
+        if name.parse::<Rule>().is_err() {
+            let problem = format!("{name:?} is no rule of Squawk's: take the name that a refusal gives");
+            problems.push(Problem::new("allow", problem));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(field: &'static str, statement: &str, allowed: &[&str]) -> Vec<String> {
+        let mut problems = Vec::new();
+        let allowed: Vec<String> = allowed.iter().map(|name| (*name).to_owned()).collect();
+        check(field, &[statement.to_owned()], &allowed, &mut problems);
+        problems.into_iter().map(|problem| problem.problem).collect()
+    }
+
+    #[test]
+    fn what_blocks_a_table_is_refused_with_the_rules_name_unless_it_is_allowed() {
+        for (statement, rule) in [
+            ("create index by_status on orders (status)", "require-concurrent-index-creation"),
+            ("alter table orders alter column id type bigint", "changing-column-type"),
+            ("alter table orders rename column a to b", "renaming-column"),
+            ("alter table orders drop column note", "ban-drop-column"),
+            ("alter table orders add constraint c check (a > 0)", "constraint-missing-not-valid"),
+            ("alter table orders alter column a set not null", "adding-not-nullable-field"),
+        ] {
+            let found = problems("expand_sql", statement, &[]);
+            assert!(found.iter().any(|problem| problem.contains(rule)), "{statement}: {found:?}");
+            let found = problems("expand_sql", statement, &[rule]);
+            assert!(!found.iter().any(|problem| problem.contains(rule)), "{statement}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_harms_nobody_passes() {
+        for statement in [
+            "alter table orders add column if not exists note text",
+            "create table notes (id int primary key, text varchar(20))",
+            "comment on column orders.note is 'what was said'",
+        ] {
+            assert_eq!(problems("expand_sql", statement, &[]), Vec::<String>::new(), "{statement}");
+        }
+        assert_eq!(problems("contract_sql", "drop view old_orders", &[]), Vec::<String>::new());
+        assert!(!problems("expand_sql", "alter tabel orders", &[]).is_empty());
+    }
+
+    #[test]
+    fn an_unknown_rule_is_said_to_be_one() {
+        let mut problems = Vec::new();
+        check_rules(&["ban-everything".to_owned(), "ban-drop-view".to_owned()], &mut problems);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+    }
+}
