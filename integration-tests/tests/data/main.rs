@@ -13,6 +13,7 @@ mod pgbench;
 mod repairs;
 mod rows;
 mod schema_changes;
+mod shadow;
 mod standbys;
 mod table_migration;
 mod throttle;

@@ -85,7 +85,9 @@ impl Agent {
         self.migrations.iter().map(|(_, migration)| migration)
     }
 
-    /// Shows `migration_rows_done_total{migration,kind}` and `migration_rows{migration,kind}` in a registry.
+    /// Shows `migration_rows_done_total{migration,kind}`, `migration_rows{migration,kind}`,
+    /// `migration_held_seconds_total{migration,kind,reason}` and `migration_shadow_reads_total{migration,outcome}` in a
+    /// registry.
     ///
     /// # Errors
     ///

@@ -8,7 +8,14 @@ const KINDS: [&str; 3] = ["backfill", "reverse_backfill", "scan"];
 /// Long work on the data: what this process has done of it and how much there is. The rate is
 /// `rate(migration_rows_done_total[1m])`, summed over the fleet.
 pub(crate) struct WorkMetrics {
-    families: Option<(IntCounterVec, IntGaugeVec, CounterVec)>,
+    families: Option<Families>,
+}
+
+struct Families {
+    done: IntCounterVec,
+    total: IntGaugeVec,
+    held: CounterVec,
+    shadow: IntCounterVec,
 }
 
 impl WorkMetrics {
@@ -32,11 +39,21 @@ impl WorkMetrics {
             ),
             &["kind", "reason"],
         );
-        let families = match (done, total, held) {
-            (Ok(done), Ok(total), Ok(held)) => Some((done, total, held)),
+        let shadow = IntCounterVec::new(
+            described(
+                "migration_shadow_reads_total",
+                "Reads of this process that were compared between both sides.",
+            ),
+            &["outcome"],
+        );
+        let families = match (done, total, held, shadow) {
+            (Ok(done), Ok(total), Ok(held), Ok(shadow)) => Some(Families { done, total, held, shadow }),
             _ => None,
         };
-        if let Some((done, total, _)) = &families {
+        if let Some(Families { done, total, shadow, .. }) = &families {
+            for outcome in ["same", "different", "error", "dropped"] {
+                shadow.with_label_values(&[outcome]);
+            }
             for kind in KINDS {
                 done.with_label_values(&[kind]);
                 total.with_label_values(&[kind]);
@@ -46,7 +63,8 @@ impl WorkMetrics {
     }
 
     pub(super) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        if let Some((done, total, held)) = &self.families {
+        if let Some(Families { done, total, held, shadow }) = &self.families {
+            registry.register(Box::new(shadow.clone()))?;
             registry.register(Box::new(done.clone()))?;
             registry.register(Box::new(total.clone()))?;
             registry.register(Box::new(held.clone()))?;
@@ -56,21 +74,28 @@ impl WorkMetrics {
 
     /// A batch was committed.
     pub(crate) fn did(&self, kind: &str, rows: i64) {
-        if let Some((done, ..)) = &self.families {
+        if let Some(Families { done, .. }) = &self.families {
             done.with_label_values(&[kind]).inc_by(u64::try_from(rows).unwrap_or(0));
         }
     }
 
     /// So many rows there are.
     pub(crate) fn expects(&self, kind: &str, rows: i64) {
-        if let Some((_, total, _)) = &self.families {
+        if let Some(Families { total, .. }) = &self.families {
             total.with_label_values(&[kind]).set(rows);
+        }
+    }
+
+    /// A read was compared: `same`, `different`, `error`, or `dropped` before it was.
+    pub(crate) fn compared(&self, outcome: &str) {
+        if let Some(Families { shadow, .. }) = &self.families {
+            shadow.with_label_values(&[outcome]).inc();
         }
     }
 
     /// The throttle held it up for so long.
     pub(crate) fn held(&self, kind: &str, reason: &str, time: Duration) {
-        if let Some((.., held)) = &self.families {
+        if let Some(Families { held, .. }) = &self.families {
             held.with_label_values(&[kind, reason]).inc_by(time.as_secs_f64());
         }
     }
