@@ -8,6 +8,7 @@ mod histories;
 mod inserts;
 mod keys;
 mod matrix;
+mod mirror;
 mod pauses;
 mod pgbench;
 mod repairs;

@@ -58,7 +58,8 @@ impl Station {
                         select last_unmended as seen from cutover.strangers s where s.migration_id = m.id \
                         union all select at from cutover.stranger_writes w \
                             where w.migration_id = m.id and not w.mended) as unmended) as stranger, \
-                    (select count(*) from cutover.repairs r where r.migration_id = m.id) as unrepaired, \
+                    (select count(*) from cutover.repairs r where r.migration_id = m.id \
+                        and (r.error <> '' or r.since < clock_timestamp() - interval '5 s')) as unrepaired, \
                     (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up \
              from cutover.migrations m \
              join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \

@@ -29,6 +29,7 @@ mod keyset;
 #[cfg(feature = "lint")]
 mod lint;
 mod mapping;
+pub mod mirror;
 mod options;
 mod pace;
 mod repair;

@@ -118,8 +118,8 @@ pub(super) async fn begin(
 
 /// The same for a pass over the rows, as soon as nobody holds that up any more. It waits outside of any transaction
 /// and notices when the phase is left.
-async fn begin_unpaused(
-    outline: &Outline,
+pub(super) async fn begin_unpaused(
+    pool: &PgPool,
     sweep: Sweep,
     migration: &Migration,
     limits: &str,
@@ -128,7 +128,7 @@ async fn begin_unpaused(
     // One message: a batch pays no round trip for it.
     let statement = format!("{limits}select paused_at is not null from cutover.migrations where id = {id}");
     loop {
-        let mut tx = begin(&outline.pool, sweep.phases(), migration).await?;
+        let mut tx = begin(pool, sweep.phases(), migration).await?;
         let rows = sqlx::raw_sql(AssertSqlSafe(&*statement)).fetch_all(&mut *tx).await?;
         if !rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get::<bool, _>(0)? {
             return Ok(tx);
@@ -144,7 +144,7 @@ pub(super) async fn run(
     sweep: Sweep,
     migration: &Migration,
 ) -> Result<(), PlanError> {
-    let mut tx = begin_unpaused(outline, sweep, migration, "").await?;
+    let mut tx = begin_unpaused(&outline.pool, sweep, migration, "").await?;
     let epoch = tx.epoch();
     scope.try_out(&mut tx).await?;
     let measure = async |tx: &mut PgConnection| measure(outline, &scope, tx).await;
@@ -246,7 +246,7 @@ impl Pass<'_> {
     }
 
     async fn begin(&self) -> Result<PinnedTx, PlanError> {
-        let tx = begin_unpaused(self.outline, self.sweep, self.migration, LIMITS).await?;
+        let tx = begin_unpaused(&self.outline.pool, self.sweep, self.migration, LIMITS).await?;
         if tx.epoch() == self.job.epoch { Ok(tx) } else { Err(PlanError::PhaseLeft) }
     }
 
@@ -492,7 +492,7 @@ fn keys(rows: &[sqlx::postgres::PgRow]) -> Result<Vec<KeyText>, sqlx::Error> {
 }
 
 /// Whether the same batch may succeed a little later.
-fn passes(error: &Error) -> bool {
+pub(super) fn passes(error: &Error) -> bool {
     error.is_retryable() || matches!(error, Error::Database(error) if is_lock_timeout(error))
 }
 

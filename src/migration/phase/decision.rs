@@ -263,19 +263,20 @@ fn gates(view: &View, to: Phase) -> Vec<Blocked> {
         reasons.extend(view.behind.iter().cloned().map(Blocked::StandbyBehind));
     }
     let evidence = view.evidence;
+    // What is behind must arrive while the side that has it is still written.
+    if matches!(
+        (view.phase, to),
+        (Phase::Verify, Phase::Ramp) | (Phase::Switch, Phase::Retire) | (Phase::Retire, Phase::Contract)
+    ) && let Evidence { unrepaired: rows @ 1.., given_up, .. } = evidence
+    {
+        reasons.push(Blocked::Unrepaired { rows, given_up });
+    }
     match (view.phase, to) {
         (Phase::Off, Phase::Expand) if !evidence.expanded => reasons.push(Blocked::NotExpanded),
         (Phase::Backfill, Phase::Verify) if !evidence.strangers_left.is_zero() => {
             reasons.push(Blocked::Strangers(evidence.strangers_left));
         }
-        (Phase::Verify, Phase::Ramp) => {
-            if !evidence.scanned {
-                reasons.push(Blocked::NotScanned);
-            }
-            if let Evidence { unrepaired: rows @ 1.., given_up, .. } = evidence {
-                reasons.push(Blocked::Unrepaired { rows, given_up });
-            }
-        }
+        (Phase::Verify, Phase::Ramp) if !evidence.scanned => reasons.push(Blocked::NotScanned),
         (Phase::Ramp, Phase::Switch) if !evidence.way_back => reasons.push(Blocked::NoWayBack),
         (Phase::Retire, Phase::Contract) => {
             if !evidence.approved {
@@ -351,7 +352,9 @@ mod tests {
     fn every_gate_holds_its_own_step() {
         type Spoil = fn(&mut View);
         let behind: Spoil = |v| v.behind.push(Behind { standby: "reader".into(), bytes: None });
-        let gates: [(Phase, Phase, Spoil); 14] = [
+        let gates: [(Phase, Phase, Spoil); 16] = [
+            (Phase::Switch, Phase::Retire, |v| v.evidence.unrepaired = 1),
+            (Phase::Retire, Phase::Contract, |v| v.evidence.unrepaired = 1),
             (Phase::Verify, Phase::Ramp, behind),
             (Phase::Switch, Phase::Ramp, behind),
             (Phase::Retire, Phase::Contract, behind),

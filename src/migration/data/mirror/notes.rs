@@ -1,0 +1,137 @@
+//! Keys whose new side may be behind: rows of `cutover.repairs`, without an error while they are on their way.
+
+use sqlx::{Executor, PgConnection, PgPool, Postgres};
+
+use crate::fleet::unnamed;
+
+/// A key that is noted, and which time it was.
+#[derive(Debug)]
+pub(super) struct Note {
+    pub(super) key: String,
+    pub(super) version: i64,
+}
+
+/// Notes that this transaction writes the key, and draws the version. The note's lock orders writers of the key; the
+/// version is drawn when it is had.
+pub(super) async fn write(tx: &mut PgConnection, migration: i32, key: &str) -> Result<i64, sqlx::Error> {
+    unnamed::query_scalar(
+        "insert into cutover.repairs (migration_id, side, key, error) values ($1, 'new', to_jsonb($2::text), '') \
+         on conflict (migration_id, side, key) do update set version = nextval('cutover.repair_versions'), \
+             error = '', since = clock_timestamp(), attempts = 0, dead = false, next_try_at = clock_timestamp() \
+         returning version",
+    )
+    .bind(migration)
+    .bind(key)
+    .fetch_one(tx)
+    .await
+}
+
+/// Notes keys that nobody is writing just now, for a copy; those that are noted stay as they are.
+pub(super) async fn write_all(
+    tx: &mut PgConnection,
+    migration: i32,
+    keys: &[String],
+) -> Result<(), sqlx::Error> {
+    unnamed::query(
+        "insert into cutover.repairs (migration_id, side, key, error) \
+         select $1, 'new', to_jsonb(key), '' from unnest($2::text[]) as keys (key) on conflict do nothing",
+    )
+    .bind(migration)
+    .bind(keys)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Holds the key's writers up until the transaction ends, by a note that is to be settled before; `None` where it is
+/// noted already.
+pub(super) async fn lock(
+    tx: &mut PgConnection,
+    migration: i32,
+    key: &str,
+) -> Result<Option<i64>, sqlx::Error> {
+    unnamed::query_scalar(
+        "insert into cutover.repairs (migration_id, side, key, error) values ($1, 'new', to_jsonb($2::text), '') \
+         on conflict do nothing returning version",
+    )
+    .bind(migration)
+    .bind(key)
+    .fetch_optional(tx)
+    .await
+}
+
+/// Whether the key is noted.
+pub(super) async fn is_noted<'e>(
+    executor: impl Executor<'e, Database = Postgres>,
+    migration: i32,
+    key: &str,
+) -> Result<bool, sqlx::Error> {
+    unnamed::query_scalar(
+        "select exists (select from cutover.repairs \
+             where migration_id = $1 and side = 'new' and key = to_jsonb($2::text))",
+    )
+    .bind(migration)
+    .bind(key)
+    .fetch_one(executor)
+    .await
+}
+
+/// The row has arrived under this version: forgets the note, unless it has been written anew.
+pub(super) async fn settle<'e>(
+    executor: impl Executor<'e, Database = Postgres>,
+    migration: i32,
+    key: &str,
+    version: i64,
+) -> Result<(), sqlx::Error> {
+    unnamed::query(
+        "delete from cutover.repairs \
+         where migration_id = $1 and side = 'new' and key = to_jsonb($2::text) and version = $3",
+    )
+    .bind(migration)
+    .bind(key)
+    .bind(version)
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// Those that are due, the oldest first.
+pub(super) async fn due(pool: &PgPool, migration: i32) -> Result<Vec<Note>, sqlx::Error> {
+    let rows: Vec<(String, i64)> = unnamed::query_as(
+        "select key #>> '{}', version from cutover.repairs \
+         where migration_id = $1 and side = 'new' and not dead and next_try_at <= clock_timestamp() \
+         order by next_try_at limit 500",
+    )
+    .bind(migration)
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|(key, version)| Note { key, version }).collect())
+}
+
+/// How many there are, and how many of them are not tried again before a person asks for it.
+pub(super) async fn left(pool: &PgPool, migration: i32) -> Result<(i64, i64), sqlx::Error> {
+    unnamed::query_as(
+        "select count(*), count(*) filter (where dead) from cutover.repairs where migration_id = $1 and side = 'new'",
+    )
+    .bind(migration)
+    .fetch_one(pool)
+    .await
+}
+
+/// It could not be delivered: it is due again after a second, then two, and so on up to five minutes; after ten times
+/// it is left to a person.
+pub(super) async fn fail(pool: &PgPool, migration: i32, note: &Note, error: &str) -> Result<(), sqlx::Error> {
+    let error: String = error.chars().take(500).collect();
+    unnamed::query(
+        "update cutover.repairs set error = $4, attempts = attempts + 1, dead = attempts + 1 >= 10, \
+                next_try_at = clock_timestamp() + least(power(2, least(attempts, 20)), 300) * interval '1 second' \
+         where migration_id = $1 and side = 'new' and key = to_jsonb($2::text) and version = $3",
+    )
+    .bind(migration)
+    .bind(&note.key)
+    .bind(note.version)
+    .bind(error)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
