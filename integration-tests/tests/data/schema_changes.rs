@@ -1,9 +1,16 @@
 //! What a plan changes in the schema beside its sides, one hazard at a time.
 
-use cutover_testkit::wait_until;
-use sqlx::{AssertSqlSafe, Executor, Row};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use crate::world::{Outcome, World};
+use cutover::migration::control::{Plan, Task};
+use cutover::migration::data::{ColumnMigration, TableMigration};
+use cutover_testkit::wait_until;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
+
+use crate::world::{Fleet, Outcome, World};
 
 async fn waits_for(world: &World, part: &str) -> Outcome {
     let waits = "select coalesce(waits_for, '') from cutover.migrations where name = 'status'";
@@ -12,8 +19,7 @@ async fn waits_for(world: &World, part: &str) -> Outcome {
             sqlx::query_scalar(waits).fetch_one(&world.pool).await.map_err(|error| error.to_string())?;
         if waits.contains(part) { Ok(true) } else { Err(waits) }
     };
-    Ok(wait_until(&format!("the migration to wait for {part:?}"), std::time::Duration::from_secs(60), ask)
-        .await?)
+    Ok(wait_until(&format!("the migration to wait for {part:?}"), Duration::from_secs(60), ask).await?)
 }
 
 async fn is(world: &World, query: &str) -> Outcome<bool> {
@@ -22,6 +28,8 @@ async fn is(world: &World, query: &str) -> Outcome<bool> {
 
 const VALID: &str =
     "select exists (select from pg_index where indexrelid = to_regclass('by_status') and indisvalid)";
+/// What a concurrent build waits for, beside writers: under READ COMMITTED a reader that rests has no snapshot.
+const SNAPSHOT: &str = "begin isolation level repeatable read";
 const NOT_NULL: &str =
     "select attnotnull from pg_attribute where attrelid = 'orders'::regclass and attname = 'new_status'";
 
@@ -54,8 +62,9 @@ async fn an_index_a_constraint_and_statements_of_ones_own_come_at_their_time() -
     world.pool.execute("update orders set new_status = null where id = 7").await?;
     world.approve().await?;
     world.go("contract").await?;
-    waits_for(&world, "is violated by some row").await?;
+    waits_for(&world, "can't become NOT NULL while it is null in some row").await?;
     assert!(world.has_column("old_status").await);
+    world.pool.execute("update orders set note = 'changed' where id = 7").await?;
     world.pool.execute("update orders set new_status = 'void' where id = 7").await?;
     world.until("the old column to go", async || !world.has_column("old_status").await).await?;
     assert!(is(&world, NOT_NULL).await?);
@@ -104,7 +113,11 @@ async fn statements_prepared_before_a_change_of_the_schema_go_on_if_they_name_th
     let world = World::new(100).await?;
     let a = world.instance("a", Some(world.plan()?)).await?;
     // One connection, so that it is the same one's plan.
-    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
+    let pool = PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
+    // And some that are busy all the while.
+    let (busy, is_over) = (connected(&world, 4).await?, Arc::new(AtomicBool::new(false)));
+    let load: Vec<_> =
+        (2..6).map(|id| tokio::spawn(work(a.migration.clone(), busy.clone(), id, is_over.clone()))).collect();
     let named = "select id, note from orders where id = $1";
     let all = "select * from orders where id = $1";
     let update = "update orders set note = $2 where id = $1";
@@ -129,5 +142,214 @@ async fn statements_prepared_before_a_change_of_the_schema_go_on_if_they_name_th
         }
     }
     assert!(refused.contains(&"expand"), "a column more: {refused:?}");
+    is_over.store(true, Ordering::SeqCst);
+    for one in load {
+        let rounds = one.await??;
+        assert!(rounds > 50, "{rounds} rounds are no load");
+    }
+    Ok(())
+}
+
+async fn connected(world: &World, connections: u32) -> Outcome<PgPool> {
+    Ok(PgPoolOptions::new().max_connections(connections).connect(&world.url).await?)
+}
+
+/// Writes and reads a row until told to stop, each time with statements that its connections have prepared.
+async fn work(
+    migration: cutover::migration::control::Migration,
+    pool: PgPool,
+    id: i64,
+    is_over: Arc<AtomicBool>,
+) -> Outcome<i32> {
+    let mut rounds = 0;
+    while !is_over.load(Ordering::SeqCst) {
+        rounds += 1;
+        let mut tx = migration.begin(&pool).await?;
+        let update = sqlx::query("update orders set note = $2 where id = $1");
+        update.bind(id).bind(rounds.to_string()).execute(&mut *tx).await?;
+        tx.commit().await?;
+        let read = sqlx::query_scalar("select note from orders where id = $1");
+        let note: String = read.bind(id).fetch_one(&pool).await?;
+        assert_eq!(note, rounds.to_string());
+    }
+    Ok(rounds)
+}
+
+/// One update by the service; how long it took.
+async fn write(a: &Fleet, pool: &PgPool) -> Outcome<Duration> {
+    let began = Instant::now();
+    let mut tx = a.migration.begin(pool).await?;
+    tx.execute("update orders set note = 'written' where id = 3").await?;
+    tx.commit().await?;
+    Ok(began.elapsed())
+}
+
+/// A role whose limits are for requests: each of them would end a build, or have it wait for its own keeper.
+#[tokio::test]
+async fn an_index_is_built_behind_a_long_transaction_that_is_named_while_everybody_writes() -> Outcome {
+    let world = World::new(500).await?;
+    let options: PgConnectOptions = world.url.parse()?;
+    let limits = [
+        ("statement_timeout", "2s"),
+        ("lock_timeout", "1s"),
+        ("idle_in_transaction_session_timeout", "2s"),
+        ("default_transaction_isolation", "repeatable read"),
+    ];
+    let pool = PgPoolOptions::new().max_connections(3).connect_with(options.clone().options(limits)).await?;
+    let describe = || {
+        ColumnMigration::new(pool.clone(), "orders")
+            .column("old_status", "new_status", "text")
+            .forward("lower(trim(old_status))")
+            .backward("upper(new_status)")
+            .without_trap()
+    };
+    let plan = describe().index("by_status", "(new_status) where new_status <> 'void'").build()?;
+    let a = world.instance("a", Some(plan)).await?;
+    world.go("backfill").await?;
+    let mut report = options.application_name("nightly").connect().await?;
+    let mut long = report.begin_with(SNAPSHOT).await?;
+    long.execute("select count(*) from orders").await?;
+    world.ask("ramp:50").await?;
+    waits_for(&world, "waits for older transactions: pid").await?;
+    waits_for(&world, "(nightly)").await?;
+    let waited = "select exists (select from pg_stat_activity where query like 'create index concurrently%' \
+        and state = 'active' and clock_timestamp() - query_start > '3 s')";
+    let mut slowest = Duration::ZERO;
+    while !is(&world, waited).await? {
+        slowest = slowest.max(write(&a, &world.pool).await?);
+    }
+    assert!(slowest < Duration::from_secs(1), "a writer waited for {slowest:?}");
+    assert!(!is(&world, VALID).await?);
+    long.rollback().await?;
+    world.go("ramp:50").await?;
+    assert!(is(&world, VALID).await?);
+    // By the same name: the same in other words, and another one.
+    let same = describe().index("by_status", "( new_status ) WHERE new_status != 'void'").build()?;
+    same.run(Task::Scan, &a.migration).await?;
+    for other in [
+        describe().index("by_status", "(new_status)").build()?,
+        describe().unique_index("by_status", "(new_status) where new_status <> 'void'").build()?,
+    ] {
+        let error = other.run(Task::Scan, &a.migration).await.expect_err("refused").to_string();
+        assert!(
+            error.contains("by_status is there as `USING btree") && error.contains("described as"),
+            "{error}"
+        );
+    }
+    Ok(())
+}
+
+/// What looks invalid may be a build that goes on in the server though its instance is dead.
+#[tokio::test]
+async fn an_index_that_is_still_being_built_is_not_dropped() -> Outcome {
+    let world = World::new(100).await?;
+    let a = world.instance("a", None).await?;
+    let plan = world.describe().without_trap().index("by_status", "(new_status)").build()?;
+    plan.run(Task::Expand, &a.migration).await?;
+    world.go("backfill").await?;
+    plan.run(Task::Backfill, &a.migration).await?;
+    world.go("verify").await?;
+    let mut long = world.pool.begin_with(SNAPSHOT).await?;
+    long.execute("select count(*) from orders").await?;
+    let pool = connected(&world, 1).await?;
+    let build = tokio::spawn(async move {
+        pool.execute("create index concurrently by_status on orders (new_status)").await
+    });
+    let begun = "select to_regclass('by_status') is not null";
+    world.until("a build", async || is(&world, begun).await.unwrap_or(false)).await?;
+    let error = plan.run(Task::Scan, &a.migration).await.expect_err("refused").to_string();
+    assert!(error.contains("may still be built: pid"), "{error}");
+    long.rollback().await?;
+    build.await??;
+    plan.run(Task::Scan, &a.migration).await?;
+    assert!(is(&world, VALID).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_column_becomes_not_null_without_a_look_at_all_rows_under_the_lock_that_stops_everybody() -> Outcome
+{
+    let world = World::new(1_000).await?;
+    world.pool.execute("alter table orders add new_status text not null default ''").await?;
+    world.pool.execute("alter table orders alter new_status drop not null").await?;
+    let plan = world.describe().without_trap().not_null().build()?;
+    let tasks = plan.sql();
+    let (_, contract) = tasks.iter().find(|(task, _)| *task == Task::Contract).ok_or("contract")?;
+    let mut tx = world.pool.begin().await?;
+    let scanned =
+        "select coalesce((select seq_scan from pg_stat_xact_user_tables where relname = 'orders'), 0)";
+    let before: i64 = sqlx::query_scalar(scanned).fetch_one(&mut *tx).await?;
+    let mut scans = Vec::new();
+    for statement in contract.split(";\n").filter(|statement| !statement.contains("drop column")) {
+        tx.execute(AssertSqlSafe(statement)).await?;
+        scans.push(sqlx::query_scalar::<_, i64>(scanned).fetch_one(&mut *tx).await? - before);
+    }
+    tx.commit().await?;
+    assert_eq!(scans, [0, 1, 1, 1], "add, validate, set not null, drop: {contract}");
+    assert!(is(&world, NOT_NULL).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_column_becomes_not_null_and_the_old_one_goes_while_everybody_writes() -> Outcome {
+    let world = World::new(20_000).await?;
+    let a = world.instance("a", Some(world.describe().without_trap().not_null().build()?)).await?;
+    world.go("retire").await?;
+    world.approve().await?;
+    world.ask("contract").await?;
+    let (mut slowest, mut writes) = (Duration::ZERO, 0);
+    while world.has_column("old_status").await {
+        slowest = slowest.max(write(&a, &world.pool).await?);
+        writes += 1;
+    }
+    assert!(writes > 10 && slowest < Duration::from_secs(1), "{writes} writes, the slowest took {slowest:?}");
+    assert!(is(&world, NOT_NULL).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_statement_of_ones_own_runs_once_and_its_comment_hides_none_behind_it() -> Outcome {
+    let world = World::new(1).await?;
+    let a = world.instance("a", None).await?;
+    let plan = world
+        .describe()
+        .expand_sql("create table notes (id int) -- of people")
+        .expand_sql("create table more_notes (id int)")
+        .build()?;
+    plan.run(Task::Expand, &a.migration).await?;
+    assert!(
+        is(&world, "select to_regclass('notes') is not null and to_regclass('more_notes') is not null")
+            .await?
+    );
+    // The column is there, its trap is not.
+    world.pool.execute("drop trigger cutover_new_status on orders").await?;
+    plan.run(Task::Expand, &a.migration).await?;
+    assert!(is(&world, "select exists (select from pg_trigger where tgname = 'cutover_new_status')").await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_all_that_would_be_executed() -> Outcome {
+    let world = World::new(1).await?;
+    let column = world.describe().expand_sql("comment on table orders is 'x'").not_null();
+    let table = TableMigration::new(world.pool.clone(), "orders", "orders_2")
+        .key("id")
+        .create("create table orders_2 (id bigint primary key, note text)")
+        .same("note");
+    for tasks in [
+        column.index("by_status", "(new_status)").build()?.sql(),
+        table.index("by_status", "(note)").expand_sql("comment on table orders is 'x'").build()?.sql(),
+    ] {
+        let of = |wanted| tasks.iter().find(|(task, _)| *task == wanted).map_or("", |(_, sql)| sql);
+        for (task, part) in [
+            (Task::Expand, "comment on table"),
+            (Task::Expand, "create trigger"),
+            (Task::Scan, "create index concurrently \"by_status\" on"),
+            (Task::Contract, "drop trigger if exists"),
+            (Task::Contract, "drop function if exists cutover.trap_:migration()"),
+        ] {
+            assert!(of(task).contains(part), "{task:?} lacks {part}: {}", of(task));
+        }
+    }
     Ok(())
 }

@@ -179,7 +179,8 @@ impl Driver {
     async fn turn(&mut self, spec: &Spec, migration: &Migration) -> Result<Duration, sqlx::Error> {
         let failure = match self.jobs.get(&spec.name) {
             Some(Job::Failed { what, .. }) => Some(what.clone()),
-            _ => None,
+            Some(Job::Running(..)) => migration.noted(),
+            None => None,
         };
         let turn = Turn {
             ledger: self.fleet.ledger(),
@@ -220,6 +221,7 @@ impl Driver {
             self.jobs.insert(spec.name.clone(), Job::Failed { what, again: Instant::now() + AFTER_FAILURE });
         } else if let (Some(task), Some(plan)) = (needed, spec.plan.clone()) {
             let migration = migration.clone();
+            migration.note("");
             tracing::info!(migration = spec.name, ?task, "work begins");
             let handle = tokio::spawn(async move { plan.run(task, &migration).await });
             self.jobs.insert(spec.name.clone(), Job::Running(task, handle));

@@ -1,6 +1,6 @@
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Error;
@@ -104,6 +104,7 @@ struct Inner {
     id: AtomicI32,
     gate: Arc<Gate>,
     work: WorkMetrics,
+    note: Mutex<String>,
 }
 
 impl Migration {
@@ -111,7 +112,15 @@ impl Migration {
         let shards = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
         let gate = Arc::new(Gate::new(lease, shards));
         let work = WorkMetrics::new(name);
-        Self { inner: Arc::new(Inner { name: name.to_owned(), id: AtomicI32::new(id), gate, work }) }
+        Self {
+            inner: Arc::new(Inner {
+                name: name.to_owned(),
+                id: AtomicI32::new(id),
+                gate,
+                work,
+                note: Mutex::default(),
+            }),
+        }
     }
 
     /// The migration's name.
@@ -127,6 +136,20 @@ impl Migration {
     /// What this process has done of the migration's work on the data.
     pub(crate) fn work(&self) -> &WorkMetrics {
         &self.inner.work
+    }
+
+    /// Says what its work waits for just now, for the driver to write down; empty when it is nothing. Whether that is news.
+    pub(crate) fn note(&self, what: &str) -> bool {
+        let mut note = self.inner.note.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *note != what;
+        what.clone_into(&mut note);
+        is_news
+    }
+
+    /// What was said last.
+    pub(super) fn noted(&self) -> Option<String> {
+        let note = self.inner.note.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(note.clone()).filter(|note| !note.is_empty())
     }
 
     /// Goes by another number from now on. Only the agent calls this, while the gate is shut: what was pinned

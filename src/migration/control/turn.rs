@@ -31,7 +31,7 @@ pub(super) struct Turn<'a> {
     pub(super) fleet: &'a str,
     pub(super) spec: &'a Spec,
     pub(super) options: &'a DriverOptions,
-    /// Why the work that the phase needs failed last.
+    /// Why the work that the phase needs failed last, or what it waits for.
     pub(super) failure: Option<&'a str>,
 }
 

@@ -38,6 +38,13 @@ impl Index {
     }
 }
 
+/// As others can follow it behind a semicolon, whatever comment it ends with.
+pub(super) fn statement_of(text: &str) -> String {
+    let statement = text.trim().trim_end_matches(';');
+    let end = if statement.lines().next_back().is_some_and(|line| line.contains("--")) { "\n" } else { "" };
+    format!("{statement}{end}")
+}
+
 impl Changes {
     /// Adds the indexes to what a scan executes.
     pub(super) fn describe(&self, table: &str, tasks: &mut [(Task, String)]) {
@@ -47,7 +54,8 @@ impl Changes {
         }
     }
 
-    pub(super) fn check(&self, problems: &mut Vec<Problem>) {
+    /// `create` is the statement that makes the new side, where the user has written it.
+    pub(super) fn check(&self, create: Option<&str>, problems: &mut Vec<Problem>) {
         for index in &self.indexes {
             check_name("index", &index.name, problems);
             if !(index.on.starts_with('(') || index.on.starts_with("using")) || index.on.contains(';') {
@@ -70,12 +78,26 @@ impl Changes {
                     problems.push(Problem::new(field, "is empty"));
                 }
             }
-            #[cfg(feature = "lint")]
-            super::lint::check(field, statements, &self.allowed, problems);
         }
-        #[cfg(feature = "lint")]
-        super::lint::check_rules(&self.allowed, problems);
-        #[cfg(not(feature = "lint"))]
+        self.lint(create, problems);
+    }
+
+    #[cfg(feature = "lint")]
+    fn lint(&self, create: Option<&str>, problems: &mut Vec<Problem>) {
+        use super::lint::{check, check_rules};
+
+        let named = |field, statements: &[String]| -> Vec<_> {
+            statements.iter().map(|statement| (field, statement.clone())).collect()
+        };
+        let mut expand: Vec<_> = create.map(|create| ("create", create.to_owned())).into_iter().collect();
+        expand.extend(named("expand_sql", &self.expand));
+        check(&expand, &self.allowed, problems);
+        check(&named("contract_sql", &self.contract), &self.allowed, problems);
+        check_rules(&self.allowed, problems);
+    }
+
+    #[cfg(not(feature = "lint"))]
+    fn lint(&self, _: Option<&str>, problems: &mut Vec<Problem>) {
         if !self.allowed.is_empty() {
             problems.push(Problem::new("allow", "nothing is linted without the cargo feature `lint`"));
         }

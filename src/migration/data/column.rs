@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{PgConnection, PgPool};
 
-use super::changes::{Changes, Index};
+use super::changes::{Changes, Index, statement_of};
 use super::ddl;
 use super::index;
 use super::keyset::Keyset;
@@ -82,18 +82,24 @@ impl Statements {
         format!("alter table {} add column if not exists {} {}", self.table, self.new, self.new_type)
     }
 
-    /// What makes the new column `NOT NULL` without a scan under a lock: one after the other, each by itself.
-    pub(super) fn not_null(&self, names: &Names) -> [String; 3] {
-        let (table, new) = (&self.table, &self.new);
+    /// The constraint by which the new column becomes `NOT NULL`.
+    pub(super) fn check(&self, names: &Names) -> String {
         let name: String = format!("cutover_{}_not_null", names.new).chars().take(63).collect();
-        let check = quote(&name);
+        quote(&name)
+    }
+
+    /// What makes the new column `NOT NULL` without a scan under a lock: one after the other, each by itself. The check
+    /// goes in a statement of its own, because one that does both drops it first and then has to look at every row.
+    pub(super) fn not_null(&self, names: &Names) -> [String; 4] {
+        let (table, new, check) = (&self.table, &self.new, self.check(names));
         [
             format!(
                 "alter table {table} drop constraint if exists {check}, \
                  add constraint {check} check ({new} is not null) not valid"
             ),
-            format!("alter table {table} validate constraint {check}"),
-            format!("alter table {table} alter column {new} set not null, drop constraint {check}"),
+            format!("set local statement_timeout = 0; alter table {table} validate constraint {check}"),
+            format!("alter table {table} alter column {new} set not null"),
+            format!("alter table {table} drop constraint {check}"),
         ]
     }
 
@@ -134,8 +140,14 @@ impl ColumnMigration {
         let expand: Vec<String> =
             std::iter::once(self.sql.expand()).chain(trap).chain(self.changes.expand.clone()).collect();
         let not_null = if self.not_null { self.sql.not_null(&self.names).to_vec() } else { Vec::new() };
-        let contract: Vec<String> =
-            not_null.into_iter().chain(self.changes.contract.clone()).chain([self.sql.contract()]).collect();
+        let disarm =
+            self.trap.iter().map(|_| trap::disarmed_as(&self.sql.table, &self.sql.new, ":migration"));
+        let contract: Vec<String> = not_null
+            .into_iter()
+            .chain(disarm)
+            .chain(self.changes.contract.clone())
+            .chain([self.sql.contract()])
+            .collect();
         let mut tasks = scope.described(&expand.join(";\n"), &contract.join(";\n"));
         self.changes.describe(&self.sql.table, &mut tasks);
         tasks
@@ -269,7 +281,8 @@ impl ColumnMigrationBuilder {
 
     /// Makes the new column `NOT NULL`, in `contract`: only then is there nobody any more who writes the old column and
     /// leaves this one out. By a constraint that is first added without a look at the rows and then validated while
-    /// everybody writes. With a null in the column the drop waits, and says so.
+    /// everybody writes, so that no lock lasts as long as a look at all rows. With a null in the column the drop waits, and
+    /// says so; from when there is none, a write of one is refused.
     pub fn not_null(mut self) -> Self {
         self.not_null = true;
         self
@@ -289,21 +302,24 @@ impl ColumnMigrationBuilder {
     /// With cargo feature `lint` it is held against [Squawk](https://squawkhq.com): what would block the table, break a
     /// build that is still running or lose data is refused with the rule's name, and [`allow`](Self::allow) lets it pass.
     pub fn expand_sql(mut self, statement: &str) -> Self {
-        self.changes.expand.push(statement.trim().trim_end_matches(';').to_owned());
+        self.changes.expand.push(statement_of(statement));
         self
     }
 
     /// A statement of your own that runs with the drop of the old side, in the same transaction and before it: to drop
     /// what depends on it. Linted as [`expand_sql`](Self::expand_sql), but for its drops.
     pub fn contract_sql(mut self, statement: &str) -> Self {
-        self.changes.contract.push(statement.trim().trim_end_matches(';').to_owned());
+        self.changes.contract.push(statement_of(statement));
         self
     }
 
     /// An index on the new side's table: its name and what follows the table, as in `(status) where status <> 'done'`.
     ///
     /// It is built concurrently in `verify`, when the rows are there and nobody reads them from it yet; an invalid one
-    /// that a failed build has left is dropped first. An index that is there by that name is taken as it is.
+    /// that a failed build has left is dropped first. A valid one by that name has to be what is described here, or the
+    /// migration waits. It makes nobody wait; whom it waits for itself is in `cutover status`.
+    ///
+    /// A build that adds one when the scan has ended gets it with the next scan.
     pub fn index(mut self, name: &str, on: &str) -> Self {
         self.changes.indexes.push(Index::new(name, false, on));
         self
@@ -410,7 +426,7 @@ impl ColumnMigrationBuilder {
         }
         self.batches.check(&mut problems);
         self.throttle.check(&mut problems);
-        self.changes.check(&mut problems);
+        self.changes.check(None, &mut problems);
         problems
     }
 }

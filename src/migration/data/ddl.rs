@@ -39,12 +39,21 @@ pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Res
             format!("explain select {} from {} where false", expressions.join(", "), plan.sql.table);
         tx.execute(AssertSqlSafe(explain)).await?;
     }
+    let is_there: bool = unnamed::query_scalar(
+        "select exists (select from pg_attribute \
+             where attrelid = to_regclass($1) and attname = $2 and not attisdropped)",
+    )
+    .bind(&plan.sql.table)
+    .bind(&plan.names.new)
+    .fetch_one(&mut *tx)
+    .await?;
     tx.rollback().await?;
+    // Who made the column ran what goes with it.
+    let own = if is_there { Vec::new() } else { plan.changes.expand.clone() };
     // In one statement: from when there is a new side, nobody writes past it.
     let trap = plan.trap.iter().map(|trap| trap.arm(migration));
-    let statements: Vec<String> =
-        std::iter::once(plan.sql.expand()).chain(trap).chain(plan.changes.expand.clone()).collect();
-    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Off, &statements.join("; ")).await
+    let statements: Vec<String> = std::iter::once(plan.sql.expand()).chain(trap).chain(own).collect();
+    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Off, &statements.join(";\n")).await
 }
 
 /// Drops the old column, unless something depends on it.
@@ -69,14 +78,36 @@ pub(super) async fn contract(plan: &ColumnMigration, migration: &Migration) -> R
         )));
     }
     if plan.not_null && !is_null_free {
-        for statement in plan.sql.not_null(&plan.names) {
-            alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &statement).await?;
-        }
+        forbid_nulls(plan, migration).await?;
     }
     let trap = plan.trap.iter().map(|_| trap::disarm(&plan.sql.table, &plan.sql.new, migration));
     let statements: Vec<String> =
         trap.chain(plan.changes.contract.clone()).chain([plan.sql.contract()]).collect();
-    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &statements.join("; ")).await
+    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &statements.join(";\n")).await
+}
+
+/// Makes the new column `NOT NULL`, if there is no null in it: with the check in place nobody could change such a row.
+async fn forbid_nulls(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
+    let (pool, table, new) = (&plan.outline.pool, &plan.sql.table, &plan.sql.new);
+    let mut tx = begin(pool, &[Phase::Contract], migration).await?;
+    tx.execute("set local statement_timeout = 0").await?;
+    let look = format!("select exists (select from {table} where {new} is null)");
+    let has_null: bool = unnamed::query_scalar(AssertSqlSafe(look)).fetch_one(&mut *tx).await?;
+    tx.rollback().await?;
+    if has_null {
+        return Err(PlanError::Refused(format!(
+            "column {new} of {table} can't become NOT NULL while it is null in some row: give these a value"
+        )));
+    }
+    let check = plan.sql.check(&plan.names);
+    for statement in plan.sql.not_null(&plan.names) {
+        if let Err(error) = alter(pool, table, migration, Phase::Contract, &statement).await {
+            let undo = format!("alter table {table} drop constraint if exists {check}");
+            alter(pool, table, migration, Phase::Contract, &undo).await?;
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// What the catalog says about the table.
@@ -177,7 +208,7 @@ pub(super) async fn alter(
         backoff = (backoff * 2).min(BACKOFF.1);
     }
     let mut tx = begin(pool, &[phase], migration).await?;
-    let holders = holders(table, &mut tx).await?;
+    let holders = locked_by(table, None, &mut tx).await?;
     tx.rollback().await?;
     Err(PlanError::Refused(format!(
         "`{statement}` did not get its lock within 200 ms in {ATTEMPTS} attempts; transactions on the table: {}",
@@ -199,17 +230,22 @@ fn refusal(error: sqlx::Error, table: &str, statement: &str) -> PlanError {
     }
 }
 
-/// Whose transactions hold a lock on the table, the oldest first.
-async fn holders(table: &str, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+/// Whose transactions hold a lock on the table, of this mode or any, the oldest first.
+pub(super) async fn locked_by(
+    table: &str,
+    mode: Option<&str>,
+    connection: &mut PgConnection,
+) -> Result<Vec<String>, sqlx::Error> {
     unnamed::query_scalar(
         "select format('pid %s (%s) for %s s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), \
                 extract(epoch from clock_timestamp() - a.xact_start)::bigint) \
          from pg_locks l join pg_stat_activity a on a.pid = l.pid \
-         where l.relation = to_regclass($1) and l.granted \
+         where l.relation = to_regclass($1) and l.granted and ($2::text is null or l.mode = $2) \
            and l.database = (select oid from pg_database where datname = current_database()) \
          group by a.pid, a.application_name, a.xact_start order by a.xact_start limit 5",
     )
     .bind(table)
-    .fetch_all(tx)
+    .bind(mode)
+    .fetch_all(connection)
     .await
 }

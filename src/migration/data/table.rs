@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{PgConnection, PgPool};
 
-use super::changes::{Changes, Index};
+use super::changes::{Changes, Index, statement_of};
 use super::ddl;
 use super::index;
 use super::keyset::{self, Keyset};
@@ -94,8 +94,17 @@ impl TableMigration {
             old_types: unknown(&sides.backward),
             new_types: unknown(&sides.forward),
         };
-        let expand: Vec<String> = self.create.iter().chain(&self.changes.expand).cloned().collect();
-        let contract: Vec<String> = self.changes.contract.iter().cloned().chain([self.drop()]).collect();
+        let (arm, disarm) = self
+            .has_trap
+            .then(|| {
+                let arm = Trap::on_table(sides, &key).armed_as(":migration");
+                (arm, trap::disarmed_as(&sides.old, &sides.new, ":migration"))
+            })
+            .unzip();
+        let expand: Vec<String> =
+            self.create.iter().chain(&self.changes.expand).cloned().chain(arm).collect();
+        let contract: Vec<String> =
+            disarm.into_iter().chain(self.changes.contract.clone()).chain([self.drop()]).collect();
         let mut tasks = scope.described(&expand.join(";\n"), &contract.join(";\n"));
         self.changes.describe(&sides.new, &mut tasks);
         tasks
@@ -119,7 +128,7 @@ impl TableMigration {
             };
             let statements: Vec<&str> =
                 std::iter::once(&**create).chain(self.changes.expand.iter().map(|one| &**one)).collect();
-            ddl::alter(pool, &sides.new, migration, Phase::Off, &statements.join("; ")).await?;
+            ddl::alter(pool, &sides.new, migration, Phase::Off, &statements.join(";\n")).await?;
         }
         let mut tx = migration.begin(pool).await?;
         let key = self.inspect(&mut tx).await?.key.plain_names();
@@ -219,7 +228,7 @@ impl Plan for TableMigration {
                 let trap = self.has_trap.then(|| trap::disarm(&sides.old, &sides.new, migration));
                 let statements: Vec<String> =
                     trap.into_iter().chain(self.changes.contract.clone()).chain([self.drop()]).collect();
-                ddl::alter(pool, &sides.old, migration, Phase::Contract, &statements.join("; ")).await
+                ddl::alter(pool, &sides.old, migration, Phase::Contract, &statements.join(";\n")).await
             }
         }
     }
@@ -305,7 +314,7 @@ impl TableMigrationBuilder {
 
     /// The statement that creates the new table. Without it somebody else has to, before `expand`.
     pub fn create(mut self, statement: &str) -> Self {
-        self.create = Some(statement.to_owned());
+        self.create = Some(statement_of(statement));
         self
     }
 
@@ -359,21 +368,24 @@ impl TableMigrationBuilder {
     /// With cargo feature `lint` it is held against [Squawk](https://squawkhq.com): what would block the table, break a
     /// build that is still running or lose data is refused with the rule's name, and [`allow`](Self::allow) lets it pass.
     pub fn expand_sql(mut self, statement: &str) -> Self {
-        self.changes.expand.push(statement.trim().trim_end_matches(';').to_owned());
+        self.changes.expand.push(statement_of(statement));
         self
     }
 
     /// A statement of your own that runs with the drop of the old side, in the same transaction and before it: to drop
     /// what depends on it. Linted as [`expand_sql`](Self::expand_sql), but for its drops.
     pub fn contract_sql(mut self, statement: &str) -> Self {
-        self.changes.contract.push(statement.trim().trim_end_matches(';').to_owned());
+        self.changes.contract.push(statement_of(statement));
         self
     }
 
     /// An index on the new side's table: its name and what follows the table, as in `(status) where status <> 'done'`.
     ///
     /// It is built concurrently in `verify`, when the rows are there and nobody reads them from it yet; an invalid one
-    /// that a failed build has left is dropped first. An index that is there by that name is taken as it is.
+    /// that a failed build has left is dropped first. A valid one by that name has to be what is described here, or the
+    /// migration waits. It makes nobody wait; whom it waits for itself is in `cutover status`.
+    ///
+    /// A build that adds one when the scan has ended gets it with the next scan.
     pub fn index(mut self, name: &str, on: &str) -> Self {
         self.changes.indexes.push(Index::new(name, false, on));
         self
@@ -457,7 +469,7 @@ impl TableMigrationBuilder {
         self.backward.check(["column_back", "backward_rows"], &self.key, &mut problems);
         self.batches.check(&mut problems);
         self.throttle.check(&mut problems);
-        self.changes.check(&mut problems);
+        self.changes.check(self.create.as_deref(), &mut problems);
         problems
     }
 }

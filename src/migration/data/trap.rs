@@ -137,7 +137,12 @@ pub(super) fn name(new: &str) -> String {
 
 /// Takes the trap away from a table that may be about to go.
 pub(super) fn disarm(table: &str, new: &str, migration: &Migration) -> String {
-    let (trigger, id) = (trigger(new), migration.id());
+    disarmed_as(table, new, &migration.id().to_string())
+}
+
+/// The same with a number that is not known yet.
+pub(super) fn disarmed_as(table: &str, new: &str, id: &str) -> String {
+    let trigger = trigger(new);
     format!("drop trigger if exists {trigger} on {table}; drop function if exists cutover.trap_{id}()")
 }
 
