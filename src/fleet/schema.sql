@@ -73,6 +73,11 @@ create table cutover.plans (
     migration_id integer not null references cutover.migrations,
     version text not null,
     tasks jsonb not null,
+    -- What `contract` drops, as SQL would name the table and as the catalog names the column; null: nothing, or all of it.
+    old_table text,
+    old_column text,
+    -- Where its desired phase comes from: 'ledger', or what else is named in the history.
+    desired_from text not null,
     published_at timestamptz not null default clock_timestamp(),
     primary key (migration_id, version)
 );

@@ -13,22 +13,30 @@ use sqlx::PgPool;
 
 use crate::{Outcome, Said, database, done, execute, refused, run};
 
-async fn instance(url: &str) -> Result<Agent, Box<dyn std::error::Error>> {
+pub(crate) async fn column(url: &str) -> Result<ColumnMigration, Box<dyn std::error::Error>> {
     let plan = ColumnMigration::new(PgPool::connect(url).await?, "orders")
         .column("old_status", "new_status", "text")
         .forward("lower(old_status)")
         .backward("upper(new_status)")
         .without_trap()
         .build()?;
-    let health = Health::new();
-    let release = Release::new("shop", "stable")?.with_instance("pod")?;
-    let fleet =
-        Fleet::join(Ledger::open(url.parse()?).await?, &release, FleetOptions::default(), &health).await?;
-    let spec = Spec::new("status", PhaseRange::FULL).plan(plan).soak(Duration::ZERO);
-    Ok(Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?)
+    Ok(plan)
 }
 
-async fn went(url: &str, arguments: &[&str]) -> Said {
+/// An instance of this version; its name is the same.
+pub(crate) async fn instance(
+    url: &str,
+    version: &str,
+    spec: Spec,
+) -> Result<Agent, Box<dyn std::error::Error>> {
+    let health = Health::new();
+    let release = Release::new("shop", version)?.with_instance(version)?;
+    let fleet =
+        Fleet::join(Ledger::open(url.parse()?).await?, &release, FleetOptions::default(), &health).await?;
+    Ok(Agent::start(fleet, vec![spec.soak(Duration::ZERO)], DriverOptions::default(), &health).await?)
+}
+
+pub(crate) async fn went(url: &str, arguments: &[&str]) -> Said {
     let said = run(url, arguments).await;
     assert_eq!(said.code, 0, "{arguments:?}: {}{}", said.out, said.err);
     said
@@ -44,11 +52,12 @@ async fn a_person_goes_step_by_step_and_sees_what_each_step_does() -> Outcome {
     )
     .await?;
     done(url, &["install"], &[]).await;
-    let _agent = instance(url).await?;
+    let spec = Spec::new("status", PhaseRange::FULL).plan(column(url).await?);
+    let _agent = instance(url, "stable", spec).await?;
 
     let parts = [
         "shop/status is in `off`",
-        "version stable",
+        "as version stable would do it",
         "off → expand",
         "alter table \"orders\" add column if not exists \"new_status\" text",
         "no   the new side is complete",

@@ -1,10 +1,10 @@
 //! The command line: what a person at a terminal, or a pipeline, asks of the ledger.
-#![allow(clippy::print_stderr, reason = "a command speaks on its terminal")]
 
 mod canary;
 mod http;
 mod moves;
 mod preflight;
+mod screen;
 mod text;
 
 use std::io::Write;
@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 use cutover::fleet::Ledger;
 use cutover::migration::control::{
     AskError, approve, desire, history, pause_work, plan, repairs, report, resume_work, retry_repairs,
-    strangers,
+    strangers, unrepaired,
 };
 use cutover::migration::{Desired, Phase};
 use serde::Serialize;
@@ -119,6 +119,9 @@ enum Command {
         /// Try all of the migration's again at once, also those that were given up
         #[arg(long, requires = "migration")]
         retry: bool,
+        /// Say how many that would be; change nothing
+        #[arg(long, requires = "retry")]
+        dry_run: bool,
         /// How many rows
         #[arg(long, default_value_t = 20)]
         limit: u32,
@@ -152,16 +155,16 @@ async fn main() -> ExitCode {
         return canary::run(*canary, arguments.json).await;
     }
     let Some(url) = &arguments.database_url else {
-        eprintln!("cutover: no database: set DATABASE_URL or give --database-url");
+        complain("cutover: no database: set DATABASE_URL or give --database-url");
         return ExitCode::from(2);
     };
     let options = match connect_options(url) {
         Ok(options) => options.application_name("cutover command line"),
         Err(problem) => {
             // Not the address itself: it may hold a password.
-            eprintln!(
+            complain(&format!(
                 "cutover: the database's address can't be read ({problem}); it looks like postgres://user@host/name"
-            );
+            ));
             return ExitCode::from(2);
         }
     };
@@ -171,11 +174,11 @@ async fn main() -> ExitCode {
     match run(&arguments, options).await {
         Ok(code) => code,
         Err(AskError::Ledger(error)) => {
-            eprintln!("cutover: {error}");
+            complain(&format!("cutover: {error}"));
             ExitCode::from(3)
         }
         Err(error) => {
-            eprintln!("cutover: {error}");
+            complain(&format!("cutover: {error}"));
             ExitCode::from(1)
         }
     }
@@ -242,6 +245,10 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
             resume_work(&ledger, migration, &arguments.actor).await?;
             say(arguments, &"resumed", || format!("{migration}: the work on its rows goes on\n"));
         }
+        Command::Repairs { migration: Some(migration), retry: true, dry_run: true, .. } => {
+            let rows = unrepaired(&ledger, migration).await?;
+            say(arguments, &rows, || format!("{migration}: {rows} rows would be tried again\n"));
+        }
         Command::Repairs { migration: Some(migration), retry: true, .. } => {
             let rows = retry_repairs(&ledger, migration, &arguments.actor).await?;
             say(arguments, &rows, || format!("{migration}: {rows} rows are tried again\n"));
@@ -272,6 +279,16 @@ fn say<T: Serialize>(arguments: &Arguments, value: &T, text: impl FnOnce() -> St
     } else {
         text()
     };
+    print(&text)
+}
+
+/// `false` when nobody reads standard output any more; that never changes the exit status.
+fn print(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+}
+
+/// Says it on standard error, should anybody read that.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,23 +1,20 @@
 //! Steps that a person asks for and watches: expand, backfill, verify, contract.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use cutover::fleet::Ledger;
-use cutover::migration::Phase;
 use cutover::migration::control::{
     AskError, Difference, MigrationReport, PlanReport, approve, desire, differences, plan, report,
 };
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use cutover::migration::{Desired, Phase};
 use serde::Serialize;
 
-use super::{Arguments, say, text};
+use super::screen::Screen;
+use super::{Arguments, complain, say, text};
 
 /// Between looks at the ledger.
 const LOOK: Duration = Duration::from_millis(500);
-/// Between lines where there is no terminal.
-const LINE: Duration = Duration::from_secs(10);
 /// Differences that are named.
 const NAMED: u32 = 20;
 
@@ -44,6 +41,8 @@ struct Outcome<'a> {
     done: bool,
     seconds: f64,
     waits_for: Option<String>,
+    /// Who has asked for something else meanwhile, and for what.
+    overruled: Option<String>,
     differences: Vec<Difference>,
 }
 
@@ -71,7 +70,7 @@ pub(crate) async fn run(
     let now = plan(ledger, &go.migration, to).await?;
     let from: Phase = now.phase.parse().unwrap_or(Phase::Off);
     if let Some(refusal) = out_of_turn(&go.migration, from, to) {
-        eprintln!("cutover: {refusal}");
+        complain(&format!("cutover: {refusal}"));
         return Ok(ExitCode::from(1));
     }
     if go.dry_run {
@@ -80,7 +79,10 @@ pub(crate) async fn run(
         say(arguments, &shown, || format!("nothing is asked for: this is a dry run\n{}", text::plan(&shown)));
         return Ok(ExitCode::SUCCESS);
     }
-    if from != to {
+    // From here on no interrupt is lost between two looks.
+    let mut interrupt = tokio::spawn(tokio::signal::ctrl_c());
+    // In the phase already, it may be about to go back.
+    if from != to || turned_back(&now, to).is_some() {
         desire(ledger, &go.migration, to.into(), &arguments.actor).await?;
     }
     if go.no_wait {
@@ -90,30 +92,46 @@ pub(crate) async fn run(
     let began = Instant::now();
     let screen = Screen::new();
     loop {
-        let (steps, state) = look(ledger, &go.migration, to).await?;
-        let found = found(ledger, &go.migration, to, &steps, &state, began).await?;
-        let done = is_done(to, &steps);
-        if done || !found.is_empty() {
-            screen.end();
-            let outcome = outcome(&go.migration, &state, done, began, found);
-            say(arguments, &outcome, || ended(&outcome));
-            return Ok(ExitCode::from(u8::from(!done)));
+        let steps = plan(ledger, &go.migration, to).await?;
+        let state = report(ledger, Some(&go.migration)).await?.pop();
+        let mut outcome = Outcome {
+            migration: &go.migration,
+            done: is_done(to, &steps),
+            seconds: began.elapsed().as_secs_f64(),
+            waits_for: steps.waits_for.clone(),
+            overruled: turned_back(&steps, to),
+            differences: Vec::new(),
+            phase: steps.phase.clone(),
+        };
+        if to == Phase::Verify && steps.phase == to.name() && has_objected(&state, began) {
+            outcome.differences = differences(ledger, &go.migration, NAMED).await?;
         }
-        screen.show(&state);
+        if outcome.done || outcome.overruled.is_some() || !outcome.differences.is_empty() {
+            screen.end();
+            say(arguments, &outcome, || ended(&outcome));
+            return Ok(ExitCode::from(u8::from(!outcome.done)));
+        }
+        screen.show(&state, steps.desired_from.as_deref().filter(|source| *source != "ledger"));
         let left = go.timeout.map(|limit| limit.saturating_sub(began.elapsed()));
         let is_over = tokio::select! {
             () = tokio::time::sleep(LOOK.min(left.unwrap_or(LOOK))) => left.is_some_and(|left| left.is_zero()),
-            _ = tokio::signal::ctrl_c() => true,
+            _ = &mut interrupt => true,
         };
         if is_over {
             screen.end();
-            let outcome = outcome(&go.migration, &state, false, began, Vec::new());
             say(arguments, &outcome, || {
                 format!("{}: not done yet; it goes on (see `cutover status`)\n", go.migration)
             });
             return Ok(ExitCode::from(4));
         }
     }
+}
+
+/// Who wants it somewhere before `to` by now, in words.
+fn turned_back(now: &PlanReport, to: Phase) -> Option<String> {
+    let desired: Desired = now.desired.as_ref()?.parse().ok()?;
+    let by = now.desired_by.as_deref().unwrap_or("somebody");
+    (desired.phase < to).then(|| format!("{by} has asked for `{desired}`"))
 }
 
 /// Why this step is not the one to ask for now.
@@ -145,110 +163,38 @@ fn last_of(to: Phase) -> Phase {
     }
 }
 
-async fn look(
-    ledger: &Ledger,
-    name: &str,
-    to: Phase,
-) -> Result<(PlanReport, Option<MigrationReport>), AskError> {
-    let steps = plan(ledger, name, to).await?;
-    Ok((steps, report(ledger, Some(name)).await?.pop()))
-}
-
 fn is_done(to: Phase, steps: &PlanReport) -> bool {
-    steps.phase == to.name()
-        && match to {
+    match steps.phase.parse::<Phase>() {
+        // Whoever has asked for more has had this before it.
+        Ok(phase) if phase > to => true,
+        Ok(phase) if phase == to => match to {
             Phase::Backfill => steps.new_complete,
             Phase::Verify => steps.scanned,
             Phase::Contract => steps.dropped,
             _ => true,
-        }
+        },
+        _ => false,
+    }
 }
 
-/// What a scan that ended since has objected to.
-async fn found(
-    ledger: &Ledger,
-    name: &str,
-    to: Phase,
-    steps: &PlanReport,
-    state: &Option<MigrationReport>,
-    began: Instant,
-) -> Result<Vec<Difference>, AskError> {
+/// Whether a scan that ended since has found differences.
+fn has_objected(state: &Option<MigrationReport>, began: Instant) -> bool {
     let work = state.as_ref().and_then(|state| state.work.as_ref());
-    let has_ended = work.is_some_and(|work| {
+    work.is_some_and(|work| {
         let is_new = work.ended_seconds.is_some_and(|ago| ago < began.elapsed().as_secs_f64());
         work.kind == "scan" && work.differences > 0 && is_new
-    });
-    if to == Phase::Verify && steps.phase == to.name() && has_ended {
-        return differences(ledger, name, NAMED).await;
-    }
-    Ok(Vec::new())
-}
-
-fn outcome<'a>(
-    migration: &'a str,
-    state: &Option<MigrationReport>,
-    done: bool,
-    began: Instant,
-    differences: Vec<Difference>,
-) -> Outcome<'a> {
-    let state = state.as_ref();
-    Outcome {
-        migration,
-        phase: state.map(|state| state.phase.clone()).unwrap_or_default(),
-        done,
-        seconds: began.elapsed().as_secs_f64(),
-        waits_for: state.and_then(|state| state.waits_for.clone()),
-        differences,
-    }
+    })
 }
 
 fn ended(outcome: &Outcome) -> String {
-    let Outcome { migration, phase, done, differences, .. } = outcome;
-    if *done {
-        return format!("{migration}: done, in `{phase}`\n");
-    }
-    format!("{migration}: the sides differ\n{}", text::differences(differences))
-}
-
-/// What is going on, on the terminal or in a line now and then.
-struct Screen {
-    bar: ProgressBar,
-    said: std::cell::Cell<Option<Instant>>,
-}
-
-impl Screen {
-    fn new() -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:30} {msg}") {
-            bar.set_style(style);
+    let Outcome { migration, phase, done, overruled, differences, .. } = outcome;
+    match overruled {
+        _ if *done => format!("{migration}: done, in `{phase}`\n"),
+        Some(overruled) => {
+            format!(
+                "{migration}: in `{phase}`, and {overruled} meanwhile (see `cutover history {migration}`)\n"
+            )
         }
-        Self { bar, said: std::cell::Cell::new(None) }
-    }
-
-    fn show(&self, state: &Option<MigrationReport>) {
-        let Some(state) = state else { return };
-        let work = state.work.as_ref().filter(|work| !work.finished);
-        let mut line = format!("{} in `{}`", state.name, state.phase);
-        if let Some(work) = work {
-            self.bar.set_length(work.rows_total.unsigned_abs());
-            self.bar.set_position(work.rows_done.unsigned_abs());
-            line += &format!("; {}", text::progress(work));
-        }
-        if state.driver.is_none() {
-            line += "; no instance drives it: does the service run, with this migration declared?";
-        } else if let Some(waits) = &state.waits_for {
-            line += &format!("; waits: {waits}");
-        }
-        if std::io::stderr().is_terminal() {
-            self.bar.set_message(line);
-            self.bar.tick();
-        } else if self.said.get().is_none_or(|said| said.elapsed() >= LINE) {
-            eprintln!("{line}");
-            self.said.set(Some(Instant::now()));
-        }
-    }
-
-    fn end(&self) {
-        self.bar.finish_and_clear();
+        None => format!("{migration}: the sides differ\n{}", text::differences(differences)),
     }
 }

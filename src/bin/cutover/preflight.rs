@@ -9,6 +9,10 @@ use cutover::migration::{Phase, PhaseRange};
 use cutover::preflight::Preflight;
 use sqlx::postgres::PgConnectOptions;
 
+#[cfg(any(feature = "redis", feature = "unleash"))]
+use super::complain;
+use super::print;
+
 /// The service's own binary knows more: run it with CUTOVER_PREFLIGHT=1 where you can.
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -62,7 +66,6 @@ impl FromStr for Range {
 }
 
 /// Exit status 0 for no problem, 1 for some, 2 for arguments that can't be used.
-#[expect(clippy::print_stdout, reason = "a command speaks on its terminal")]
 pub(crate) async fn run(arguments: Arguments, options: PgConnectOptions, json: bool) -> ExitCode {
     let specs = arguments.ranges.into_iter().map(|Range(name, range)| Spec::new(name, range)).collect();
     let mut preflight =
@@ -72,7 +75,7 @@ pub(crate) async fn run(arguments: Arguments, options: PgConnectOptions, json: b
         match deadpool_redis::Config::from_url(url).create_pool(Some(deadpool_redis::Runtime::Tokio1)) {
             Ok(pool) => preflight = preflight.check(cutover::health::Check::redis(&pool)),
             Err(error) => {
-                eprintln!("cutover: --redis-url: {error}");
+                complain(&format!("cutover: --redis-url: {error}"));
                 return ExitCode::from(2);
             }
         }
@@ -84,15 +87,14 @@ pub(crate) async fn run(arguments: Arguments, options: PgConnectOptions, json: b
         match cutover::flags::Flags::unleash(options) {
             Ok(flags) => preflight = preflight.flags(flags, arguments.flags),
             Err(error) => {
-                eprintln!("cutover: {error}");
+                complain(&format!("cutover: {error}"));
                 return ExitCode::from(2);
             }
         }
     }
     let report = preflight.run().await;
-    match json {
-        true => println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default()),
-        false => println!("{report}"),
-    }
+    let text =
+        if json { serde_json::to_string_pretty(&report).unwrap_or_default() } else { report.to_string() };
+    print(&format!("{text}\n"));
     ExitCode::from(u8::from(!report.passed))
 }

@@ -72,11 +72,12 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         Some(waits) => _ = writeln!(text, " and waits: {waits}"),
         None => text.push('\n'),
     }
+    if let Some(source) = report.desired_from.as_deref().filter(|source| *source != "ledger") {
+        let _ = writeln!(text, "the service takes its phase from {source}, not from what is asked for here");
+    }
     match &report.published_by {
-        Some(version) => _ = writeln!(text, "statements as version {version} would execute them"),
-        None => {
-            text.push_str("no build has published statements: schema and data are somebody else's affair\n")
-        }
+        Some(version) => _ = writeln!(text, "as version {version} would do it"),
+        None => text.push_str("no build has published its statements\n"),
     }
     for step in &report.steps {
         let _ = writeln!(text, "\n{} → {}", step.from, step.to);
@@ -86,7 +87,8 @@ pub(crate) fn plan(report: &PlanReport) -> String {
                 Some(false) => "no",
                 None => "?",
             };
-            let _ = writeln!(text, "  {mark:<4} {}", need.what);
+            let waits = need.waits_for.as_ref().map(|waits| format!(": {waits}")).unwrap_or_default();
+            let _ = writeln!(text, "  {mark:<4} {}{waits}", need.what);
         }
         if let (Some(task), Some(sql)) = (step.task, &step.sql) {
             let _ = writeln!(text, "  {task}:");

@@ -56,11 +56,9 @@ impl Agent {
             let mut tx = ledger.begin().await?;
             let id = register(&mut tx, fleet.name(), &spec.name).await?;
             tx.commit().await?;
-            if let Some(plan) = &spec.plan {
-                let published = steps::publish(ledger, id, fleet.release().version(), &plan.sql()).await;
-                if let Err(error) = published {
-                    tracing::warn!(%error, migration = spec.name, "the plan could not be published for people to read");
-                }
+            let published = steps::publish(ledger, id, fleet.release().version(), &spec).await;
+            if let Err(error) = published {
+                tracing::warn!(%error, migration = spec.name, "the plan could not be published for people to read");
             }
             let migration = Migration::new(&spec.name, id, fleet.lease().clone());
             migrations.push((spec, migration));

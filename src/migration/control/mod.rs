@@ -27,6 +27,7 @@ mod gate;
 #[cfg(test)]
 mod gate_tests;
 mod migration;
+mod old_side;
 mod pauses;
 mod people;
 mod plan;
@@ -46,13 +47,14 @@ pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
 pub use fitness::misfits;
 pub use gate::Pin;
 pub use migration::{Migration, Spec};
+pub use old_side::OldSide;
 pub use pauses::{pause_work, resume_work};
 pub use people::{
     AskError, BadRow, Difference, Event, InstanceReport, MigrationReport, WorkReport, approve, bad_rows,
     desire, differences, history, report,
 };
 pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
-pub use repairs::{RepairReport, repairs, retry_repairs};
+pub use repairs::{RepairReport, repairs, retry_repairs, unrepaired};
 pub use steps::{Need, PlanReport, StepReport, plan};
 pub use strangers::{StrangerReport, strangers};
 

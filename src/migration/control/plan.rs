@@ -3,7 +3,7 @@ use std::fmt;
 use async_trait::async_trait;
 use sqlx::PgConnection;
 
-use super::Migration;
+use super::{Migration, OldSide};
 use crate::migration::phase::{Facts, Task, Wish};
 
 /// Where a migration's desired phase comes from.
@@ -60,6 +60,11 @@ pub trait Plan: Send + Sync + fmt::Debug {
     /// What each task would execute, for people to read: `cutover plan` shows it. Nothing by default.
     fn sql(&self) -> Vec<(Task, String)> {
         Vec::new()
+    }
+
+    /// What [`Task::Contract`] drops, for `cutover plan` to say what depends on it. Nothing by default.
+    fn old_side(&self) -> Option<OldSide> {
+        None
     }
 
     /// Looks at the schema.

@@ -103,3 +103,19 @@ pub async fn retry_repairs(ledger: &Ledger, migration: &str, actor: &str) -> Res
     tx.commit().await?;
     Ok(retried)
 }
+
+/// How many rows of a migration wait for repair: those that [`retry_repairs`] would make due.
+///
+/// # Errors
+///
+/// [`AskError`]; an unknown migration is one.
+///
+/// # Cancel safety
+///
+/// Safe: reads only.
+pub async fn unrepaired(ledger: &Ledger, migration: &str) -> Result<i64, AskError> {
+    let mut tx = ledger.begin().await?;
+    let found = find(&mut tx, migration).await?;
+    let count = unnamed::query_scalar("select count(*) from cutover.repairs where migration_id = $1");
+    Ok(count.bind(found.id).fetch_one(&mut *tx).await?)
+}

@@ -3,9 +3,12 @@
 use serde::Serialize;
 use sqlx::Row;
 
+use super::OldSide;
+use super::migration::Spec;
 use super::people::{AskError, find};
+use super::view::{Counted, members, named};
 use crate::fleet::{Ledger, unnamed};
-use crate::migration::phase::{Phase, Task};
+use crate::migration::phase::{Blocked, Member, Phase, Side, Task};
 
 /// The way from where a migration is to a phase.
 #[derive(Debug, Clone, Serialize)]
@@ -18,9 +21,13 @@ pub struct PlanReport {
     pub phase: String,
     /// What was asked for by SQL or command line.
     pub desired: Option<String>,
+    /// Who asked for that.
+    pub desired_by: Option<String>,
+    /// Where the build takes its desired phase from: `ledger`, which is what was asked for, or for example a flag.
+    pub desired_from: Option<String>,
     /// What it waits for now, in words.
     pub waits_for: Option<String>,
-    /// The version of the build that published the statements last; `None` where no build has a plan.
+    /// The version of the build that published the statements last; `None` where none has published any.
     pub published_by: Option<String>,
     /// The new side holds every row's current value.
     pub new_complete: bool,
@@ -56,16 +63,39 @@ pub struct Need {
     pub what: &'static str,
     /// Whether it does now; `None` where only the instances can tell, when the time has come.
     pub holds: Option<bool>,
+    /// What it waits for, in words, where it does not hold.
+    pub waits_for: Option<String>,
+}
+
+impl Need {
+    fn known(what: &'static str, against: impl IntoIterator<Item = Blocked>) -> Self {
+        let reasons: Vec<String> = against.into_iter().map(|reason| reason.to_string()).collect();
+        Self { what, holds: Some(reasons.is_empty()), waits_for: words(&reasons, "; ") }
+    }
+
+    fn later(what: &'static str) -> Self {
+        Self { what, holds: None, waits_for: None }
+    }
+}
+
+fn words(parts: &[String], between: &str) -> Option<String> {
+    Some(parts.join(between)).filter(|text| !text.is_empty())
 }
 
 /// What the ledger knows of what steps need.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Known {
+    epoch: i32,
+    drained: bool,
+    members: Vec<Member>,
     old_complete: bool,
     new_complete: bool,
     scanned: bool,
     approved: bool,
-    unrepaired: bool,
+    unrepaired: i64,
+    given_up: i64,
+    /// What depends on the old side, where it can be looked at.
+    dependents: Option<Vec<String>>,
 }
 
 /// The steps of this migration (`name` or `fleet/name`) from where it is to the phase `to`.
@@ -80,55 +110,79 @@ struct Known {
 pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, AskError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, name).await?;
+    // The statements are those of the build that drives, then of one that lives, then the latest.
     let row = unnamed::query(
-        "select m.fleet, m.name, m.phase, m.desired, m.waits_for, m.old_complete, m.new_complete, \
+        "select m.fleet, m.name, m.phase, m.epoch, m.desired, m.desired_by, m.waits_for, m.old_complete, m.new_complete, \
                 m.dropped_at is not null as dropped, i.name as driver, p.version, p.tasks::text as tasks, \
+                p.old_table, p.old_column, p.desired_from, \
+                b.epoch is null or b.drained_at is not null as drained, \
                 exists (select 1 from cutover.approvals a where a.migration_id = m.id) as approved, \
-                exists (select 1 from cutover.repairs r where r.migration_id = m.id) as unrepaired, \
+                (select count(*) from cutover.repairs r where r.migration_id = m.id) as unrepaired, \
+                (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up, \
                 coalesce((select s.differences = 0 and not exists ( \
                         select 1 from cutover.jobs b where b.migration_id = m.id \
                             and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
                     from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
                         and s.finished_at is not null order by s.id desc limit 1), false) as scanned \
          from cutover.migrations m \
+         left join cutover.epochs b on b.migration_id = m.id and b.epoch = m.epoch - 1 \
          left join cutover.instances i on i.id = m.driver and m.driver_until > clock_timestamp() \
          left join lateral (select * from cutover.plans p where p.migration_id = m.id \
-             order by p.published_at desc limit 1) p on true \
+             order by coalesce(p.version = i.version, false) desc, \
+                 exists (select 1 from cutover.instances l where l.fleet = m.fleet and l.version = p.version \
+                     and l.lease_until > clock_timestamp()) desc, p.published_at desc limit 1) p on true \
          where m.id = $1",
     )
     .bind(found.id)
     .fetch_one(&mut *tx)
     .await?;
+    let fleet: String = row.try_get("fleet")?;
+    let old_side = row.try_get::<Option<String>, _>("old_table")?;
+    let old_side = match old_side {
+        Some(table) => Some(OldSide { table, column: row.try_get("old_column")? }),
+        None => None,
+    };
     let known = Known {
+        epoch: row.try_get("epoch")?,
+        drained: row.try_get("drained")?,
+        members: members(&mut tx, &fleet, found.id, Counted::WithALease).await?,
         old_complete: row.try_get("old_complete")?,
         new_complete: row.try_get("new_complete")?,
         scanned: row.try_get("scanned")?,
         approved: row.try_get("approved")?,
         unrepaired: row.try_get("unrepaired")?,
+        given_up: row.try_get("given_up")?,
+        dependents: match old_side {
+            // A role of the ledger only may not be allowed to look: then it is not known.
+            Some(old_side) => old_side.dependents(&mut tx).await.unwrap_or_default(),
+            None => None,
+        },
     };
     let phase: String = row.try_get("phase")?;
     let tasks: Option<String> = row.try_get("tasks")?;
     let tasks: Vec<(String, String)> =
         tasks.and_then(|tasks| serde_json::from_str(&tasks).ok()).unwrap_or_default();
     let mut steps = Vec::new();
-    let mut at = super::view::named(&phase)?;
+    let mut at = named(&phase)?;
     while let Some(next) = at.towards(to) {
         let task = task(at, next);
         let sql = task.and_then(|task| tasks.iter().find(|(name, _)| name == task.name()));
         steps.push(StepReport {
             from: at.to_string(),
             to: next.to_string(),
-            needs: needs(at, next, &known),
+            needs: needs(at, next, &known, steps.is_empty()),
             task: task.map(Task::name),
             sql: sql.map(|(_, sql)| sql.clone()),
         });
         at = next;
     }
     Ok(PlanReport {
-        fleet: row.try_get("fleet")?,
+        fleet,
         name: row.try_get("name")?,
         phase,
         desired: row.try_get("desired")?,
+        desired_by: row.try_get("desired_by")?,
+        desired_from: row.try_get("desired_from")?,
         waits_for: row.try_get("waits_for")?,
         published_by: row.try_get("version")?,
         new_complete: known.new_complete,
@@ -151,29 +205,58 @@ fn task(from: Phase, to: Phase) -> Option<Task> {
     }
 }
 
-fn needs(from: Phase, to: Phase, known: &Known) -> Vec<Need> {
-    let need = |what, holds| Need { what, holds };
-    let mut needs =
-        vec![need("every live instance can run it, and has nothing open at the epoch before", None)];
+fn needs(from: Phase, to: Phase, known: &Known, is_first: bool) -> Vec<Need> {
+    let members = || known.members.iter();
+    let unfit = members().filter(|member| !member.range.contains(to)).map(|member| Blocked::OutOfRange {
+        instance: member.name.clone(),
+        range: member.range,
+        to,
+    });
+    let late = members()
+        .filter(|member| member.acknowledged < known.epoch)
+        .map(|member| Blocked::Unacknowledged { instance: member.name.clone(), at: member.acknowledged });
+    let nothing_open = "nothing is open at an epoch before";
+    let mut needs = vec![
+        Need::known("every live instance can run it", unfit),
+        match is_first {
+            true => Need { holds: Some(known.drained), ..Need::known(nothing_open, late) },
+            false => Need::later(nothing_open),
+        },
+    ];
+    let unless = |holds: bool, reason: Blocked| (!holds).then_some(reason);
+    if matches!((from, to), (Phase::Verify | Phase::Switch, Phase::Ramp) | (Phase::Retire, Phase::Contract)) {
+        needs.push(Need::later("every standby that is read from has replayed all of it"));
+    }
     match (from, to) {
-        (Phase::Off, Phase::Expand) => needs.push(need("the new side is there, with its trap", None)),
+        (Phase::Off, Phase::Expand) => needs.push(Need::later("the new side is there, with its trap")),
         (Phase::Backfill, Phase::Verify) => {
-            needs.push(need("the new side is complete", Some(known.new_complete)));
-            needs.push(need("for a while no stranger has written what could not be copied", None));
+            let gaps = unless(known.new_complete, Blocked::Incomplete(Side::New));
+            needs.push(Need::known("the new side is complete", gaps));
+            needs.push(Need::later("for a while no stranger has written what could not be copied"));
         }
         (Phase::Verify, Phase::Ramp) => {
-            needs.push(need("a clean scan of both sides since the last copy", Some(known.scanned)));
-            needs.push(need("no row waits for repair", Some(!known.unrepaired)));
+            let scan = unless(known.scanned, Blocked::NotScanned);
+            needs.push(Need::known("a clean scan of both sides since the last copy", scan));
+            let behind = Blocked::Unrepaired { rows: known.unrepaired, given_up: known.given_up };
+            needs.push(Need::known("no row waits for repair", unless(known.unrepaired == 0, behind)));
         }
         (Phase::Ramp, Phase::Switch) => {
-            needs.push(need("the way back was tried on the data", Some(known.scanned)));
+            let way_back = unless(known.scanned, Blocked::NoWayBack);
+            needs.push(Need::known("the way back was tried on the data", way_back));
         }
         (Phase::Switch, Phase::Ramp) => {
-            needs.push(need("the old side is complete", Some(known.old_complete)));
+            let gaps = unless(known.old_complete, Blocked::Incomplete(Side::Old));
+            needs.push(Need::known("the old side is complete", gaps));
         }
         (Phase::Retire, Phase::Contract) => {
-            needs.push(need("a person has approved the drop", Some(known.approved)));
-            needs.push(need("`retire` has lasted long enough", None));
+            let approval = unless(known.approved, Blocked::NotApproved);
+            needs.push(Need::known("a person has approved the drop", approval));
+            needs.push(Need::later("`retire` has lasted long enough"));
+            needs.push(Need {
+                what: "nothing else depends on the old side",
+                holds: known.dependents.as_ref().map(Vec::is_empty),
+                waits_for: known.dependents.as_deref().and_then(|names| words(names, ", ")),
+            });
         }
         _ => {}
     }
@@ -185,20 +268,29 @@ pub(super) async fn publish(
     ledger: &Ledger,
     migration: i32,
     version: &str,
-    tasks: &[(Task, String)],
+    spec: &Spec,
 ) -> Result<(), sqlx::Error> {
+    let tasks = spec.plan.as_ref().map(|plan| plan.sql()).unwrap_or_default();
     let tasks: Vec<(&str, &str)> = tasks.iter().map(|(task, sql)| (task.name(), &**sql)).collect();
     let tasks = serde_json::to_string(&tasks).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+    let old_side = spec.plan.as_ref().and_then(|plan| plan.old_side());
     let mut tx = ledger.begin().await?;
     // A start of many instances at once writes it once.
     unnamed::query(
-        "insert into cutover.plans as p (migration_id, version, tasks) values ($1, $2, $3::text::jsonb) \
-         on conflict (migration_id, version) do update set tasks = excluded.tasks, published_at = clock_timestamp() \
-         where p.tasks is distinct from excluded.tasks",
+        "insert into cutover.plans as p (migration_id, version, tasks, old_table, old_column, desired_from) \
+         values ($1, $2, $3::text::jsonb, $4, $5, $6) \
+         on conflict (migration_id, version) do update \
+             set tasks = excluded.tasks, old_table = excluded.old_table, old_column = excluded.old_column, \
+                 desired_from = excluded.desired_from, published_at = clock_timestamp() \
+         where (p.tasks, p.old_table, p.old_column, p.desired_from) \
+             is distinct from (excluded.tasks, excluded.old_table, excluded.old_column, excluded.desired_from)",
     )
     .bind(migration)
     .bind(version)
     .bind(tasks)
+    .bind(old_side.as_ref().map(|old_side| &old_side.table))
+    .bind(old_side.as_ref().and_then(|old_side| old_side.column.as_ref()))
+    .bind(spec.desired.actor())
     .execute(&mut *tx)
     .await?;
     tx.commit().await

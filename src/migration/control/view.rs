@@ -93,7 +93,7 @@ impl Station {
                 epoch: row.try_get("epoch")?,
                 phase,
                 previous,
-                members: members(connection, fleet, id).await?,
+                members: members(connection, fleet, id, Counted::UntilBuried).await?,
                 complete: Completeness {
                     old: row.try_get("old_complete")?,
                     new: row.try_get("new_complete")?,
@@ -163,16 +163,32 @@ async fn behind(
         .collect()
 }
 
-async fn members(connection: &mut PgConnection, fleet: &str, id: i32) -> Result<Vec<Member>, sqlx::Error> {
+/// Which instances count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// All that have not been removed: what decisions go by.
+    UntilBuried,
+    /// Those whose lease runs: what will be left once a driver has looked.
+    WithALease,
+}
+
+/// The instances that have to agree.
+pub(super) async fn members(
+    connection: &mut PgConnection,
+    fleet: &str,
+    id: i32,
+    counted: Counted,
+) -> Result<Vec<Member>, sqlx::Error> {
     let rows = unnamed::query(
         "select i.name, a.lowest, a.highest, coalesce(a.epoch, 0) as epoch, coalesce(a.older_open, 0) as older_open, \
                 extract(epoch from clock_timestamp() - a.waits_since)::bigint as waits \
          from cutover.instances i \
          left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
-         where i.fleet = $1 and i.admitted order by i.name, i.id",
+         where i.fleet = $1 and i.admitted and (not $3 or i.lease_until >= clock_timestamp()) order by i.name, i.id",
     )
     .bind(fleet)
     .bind(id)
+    .bind(counted == Counted::WithALease)
     .fetch_all(connection)
     .await?;
     rows.iter().map(member).collect()

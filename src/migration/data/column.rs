@@ -15,7 +15,7 @@ use super::sweep::{self, Outline, Sweep};
 use super::throttle::Throttle;
 use super::trap::{self, Trap};
 use crate::fleet::unnamed;
-use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
+use crate::migration::control::{Facts, Migration, OldSide, Plan, PlanError, Task};
 
 /// Moves the values of one column into another one of the same table.
 ///
@@ -153,6 +153,10 @@ impl ColumnMigration {
         tasks
     }
 
+    pub(super) fn old(&self) -> OldSide {
+        OldSide { table: self.sql.table.clone(), column: Some(self.names.old.clone()) }
+    }
+
     fn scope(&self, key: Keyset, old_types: Vec<String>) -> Scope<'_> {
         Scope { sides: &self.outline.sides, key, old_types, new_types: vec![self.sql.new_type.clone()] }
     }
@@ -173,6 +177,10 @@ impl ColumnMigration {
 impl Plan for ColumnMigration {
     fn sql(&self) -> Vec<(Task, String)> {
         self.sql()
+    }
+
+    fn old_side(&self) -> Option<OldSide> {
+        Some(self.old())
     }
 
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {

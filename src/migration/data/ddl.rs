@@ -162,28 +162,9 @@ async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Found,
     }
 }
 
-/// What would stand in the way of the drop, or would go with it unasked: everything that refers to the column,
-/// but for its own default and for indexes and constraints that concern no other column.
+/// What would stand in the way of the drop, or would go with it unasked.
 async fn dependents(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
-    unnamed::query_scalar(
-        "select distinct case when d.classid = 'pg_rewrite'::regclass then \
-                    (select pg_describe_object('pg_class'::regclass, r.ev_class, 0) \
-                     from pg_rewrite r where r.oid = d.objid) \
-                else pg_describe_object(d.classid, d.objid, d.objsubid) end as name \
-         from pg_attribute a \
-         join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = a.attrelid \
-             and d.refobjsubid = a.attnum \
-         where a.attrelid = to_regclass($1) and a.attname = $2 and not a.attisdropped \
-           and (d.deptype = 'n' or exists ( \
-                select 1 from pg_depend other where other.classid = d.classid and other.objid = d.objid \
-                    and other.refclassid = d.refclassid and other.refobjid = d.refobjid \
-                    and other.refobjsubid not in (0, a.attnum) and d.classid <> 'pg_attrdef'::regclass)) \
-         order by name",
-    )
-    .bind(&plan.sql.table)
-    .bind(&plan.names.old)
-    .fetch_all(tx)
-    .await
+    Ok(plan.old().dependents(tx).await?.unwrap_or_default())
 }
 
 /// Runs a statement that changes the schema of a table.

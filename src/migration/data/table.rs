@@ -15,7 +15,7 @@ use super::sweep::{self, Outline, Sweep, column_types};
 use super::throttle::Throttle;
 use super::trap::{self, Trap};
 use crate::fleet::unnamed;
-use crate::migration::control::{Facts, Migration, Plan, PlanError, Task};
+use crate::migration::control::{Facts, Migration, OldSide, Plan, PlanError, Task};
 use crate::migration::phase::Phase;
 
 /// Moves rows of one table into another one of the same database, one to one, by a key that both have.
@@ -197,6 +197,10 @@ impl TableMigration {
 impl Plan for TableMigration {
     fn sql(&self) -> Vec<(Task, String)> {
         self.sql()
+    }
+
+    fn old_side(&self) -> Option<OldSide> {
+        Some(OldSide { table: self.outline.sides.old.clone(), column: None })
     }
 
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {

@@ -15,6 +15,7 @@ use clap::Args;
 use tokio::time::{Instant, sleep_until};
 use url::Url;
 
+use super::{complain, print};
 use act::{Flag, OnFail};
 use ask::{AskError, Source};
 use judge::{Limits, Outcome, Verdict, judge};
@@ -100,21 +101,21 @@ pub(crate) async fn run(canary: Canary, json: bool) -> ExitCode {
     let problems = canary.problems();
     if !problems.is_empty() {
         for problem in problems {
-            eprintln!("cutover: {problem}");
+            complain(&format!("cutover: {problem}"));
         }
         return ExitCode::from(2);
     }
     let case = match canary.case() {
         Ok(case) => case,
         Err(error) => {
-            eprintln!("cutover: no HTTP client could be made: {error}");
+            complain(&format!("cutover: no HTTP client could be made: {error}"));
             return ExitCode::from(NOT_ASKED);
         }
     };
     let verdict = match case.verdict(json).await {
         Ok(verdict) => verdict,
         Err(error) => {
-            eprintln!("cutover: {error}");
+            complain(&format!("cutover: {error}"));
             return ExitCode::from(NOT_ASKED);
         }
     };
@@ -123,7 +124,7 @@ pub(crate) async fn run(canary: Canary, json: bool) -> ExitCode {
         Outcome::Undecided => ExitCode::from(UNDECIDED),
         Outcome::Fail => {
             for error in case.on_fail.act(&verdict).await {
-                eprintln!("cutover: {error}");
+                complain(&format!("cutover: {error}"));
             }
             ExitCode::from(FAILED)
         }
@@ -240,7 +241,7 @@ impl Case {
             let verdict = match self.look(window).await {
                 Ok(verdict) => verdict,
                 Err(error) if elapsed < self.patience && !is_last => {
-                    eprintln!("cutover: waiting for data: {error}");
+                    complain(&format!("cutover: waiting for data: {error}"));
                     sleep_until(next).await;
                     continue;
                 }
@@ -264,10 +265,9 @@ impl Case {
 }
 
 /// One line of JSON a look, or a line a finding.
-#[expect(clippy::print_stdout, reason = "a command speaks on its terminal")]
 fn say(verdict: &Verdict, json: bool) {
     if json {
-        println!("{}", serde_json::to_string(verdict).unwrap_or_default());
+        print(&format!("{}\n", serde_json::to_string(verdict).unwrap_or_default()));
         return;
     }
     let word = |outcome| match outcome {
@@ -275,8 +275,9 @@ fn say(verdict: &Verdict, json: bool) {
         Outcome::Undecided => "undecided",
         Outcome::Fail => "FAIL",
     };
+    let mut text = String::new();
     for finding in &verdict.findings {
-        println!("{:<9}  {}: {}", word(finding.outcome), finding.question, finding.why);
+        text += &format!("{:<9}  {}: {}\n", word(finding.outcome), finding.question, finding.why);
     }
-    println!("{}", word(verdict.outcome));
+    print(&format!("{text}{}\n", word(verdict.outcome)));
 }
