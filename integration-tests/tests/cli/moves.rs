@@ -23,7 +23,7 @@ pub(crate) async fn column(url: &str) -> Result<ColumnMigration, Box<dyn std::er
     Ok(plan)
 }
 
-/// An instance of this version; its name is the same.
+/// An instance of this version, which is its name too.
 pub(crate) async fn instance(
     url: &str,
     version: &str,
