@@ -10,7 +10,7 @@ use cutover_testkit::wait_until;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::moves::{column, instance, went};
+use crate::moves::{column, described, instance, went};
 use crate::{Outcome, Said, command, database, done, execute, refused, run};
 
 /// A migration that no instance drives.
@@ -125,7 +125,7 @@ async fn a_plan_says_who_stands_in_the_way() -> Outcome {
     .await?;
     let range = PhaseRange::new(Phase::Off..=Phase::Verify).ok_or("not empty")?;
     let spec = Spec::new("status", range).plan(column(url).await?).desired(FromLedger);
-    let _agent = instance(url, "older", spec).await?;
+    let agent = instance(url, "older", spec).await?;
     went(url, &["expand", "status"]).await;
     let parts = [
         "as version older would do it",
@@ -139,6 +139,11 @@ async fn a_plan_says_who_stands_in_the_way() -> Outcome {
     let waits: Vec<&Value> =
         last["needs"].as_array().ok_or("needs")?.iter().map(|n| &n["waits_for"]).collect();
     assert!(waits.contains(&&"view report".into()), "{last}");
+    agent.leave().await?;
+    // Another build sees to the view itself.
+    let plan = described(url).await?.contract_sql("drop view if exists report").build()?;
+    let _agent = instance(url, "newer", Spec::new("status", PhaseRange::FULL).plan(plan)).await?;
+    done(url, &["plan", "status"], &["?    nothing else depends on the old side: view report"]).await;
     execute(url, "drop view report").await?;
     done(url, &["plan", "status"], &["yes  nothing else depends on the old side"]).await;
     Ok(())

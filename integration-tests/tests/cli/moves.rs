@@ -6,21 +6,23 @@ use cutover::fleet::{Fleet, FleetOptions, Ledger};
 use cutover::health::Health;
 use cutover::migration::PhaseRange;
 use cutover::migration::control::{Agent, DriverOptions, Spec};
-use cutover::migration::data::ColumnMigration;
+use cutover::migration::data::{ColumnMigration, ColumnMigrationBuilder};
 use cutover::release::Release;
 use serde_json::Value;
 use sqlx::PgPool;
 
 use crate::{Outcome, Said, database, done, execute, refused, run};
 
-pub(crate) async fn column(url: &str) -> Result<ColumnMigration, Box<dyn std::error::Error>> {
-    let plan = ColumnMigration::new(PgPool::connect(url).await?, "orders")
+pub(crate) async fn described(url: &str) -> Result<ColumnMigrationBuilder, Box<dyn std::error::Error>> {
+    Ok(ColumnMigration::new(PgPool::connect(url).await?, "orders")
         .column("old_status", "new_status", "text")
         .forward("lower(old_status)")
         .backward("upper(new_status)")
-        .without_trap()
-        .build()?;
-    Ok(plan)
+        .without_trap())
+}
+
+pub(crate) async fn column(url: &str) -> Result<ColumnMigration, Box<dyn std::error::Error>> {
+    Ok(described(url).await?.build()?)
 }
 
 /// An instance of this version, which is its name too.

@@ -96,6 +96,8 @@ struct Known {
     given_up: i64,
     /// What depends on the old side, where it can be looked at.
     dependents: Option<Vec<String>>,
+    /// Other statements run with the drop, and may see to that.
+    drops_more: bool,
 }
 
 /// The steps of this migration (`name` or `fleet/name`) from where it is to the phase `to`.
@@ -142,6 +144,10 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         Some(table) => Some(OldSide { table, column: row.try_get("old_column")? }),
         None => None,
     };
+    let tasks: Option<String> = row.try_get("tasks")?;
+    let tasks: Vec<(String, String)> =
+        tasks.and_then(|tasks| serde_json::from_str(&tasks).ok()).unwrap_or_default();
+    let sql = |task: Task| tasks.iter().find(|(name, _)| name == task.name()).map(|(_, sql)| sql);
     let known = Known {
         epoch: row.try_get("epoch")?,
         drained: row.try_get("drained")?,
@@ -157,22 +163,19 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
             Some(old_side) => old_side.dependents(&mut tx).await.unwrap_or_default(),
             None => None,
         },
+        drops_more: sql(Task::Contract).is_some_and(|sql| sql.contains(';')),
     };
     let phase: String = row.try_get("phase")?;
-    let tasks: Option<String> = row.try_get("tasks")?;
-    let tasks: Vec<(String, String)> =
-        tasks.and_then(|tasks| serde_json::from_str(&tasks).ok()).unwrap_or_default();
     let mut steps = Vec::new();
     let mut at = named(&phase)?;
     while let Some(next) = at.towards(to) {
         let task = task(at, next);
-        let sql = task.and_then(|task| tasks.iter().find(|(name, _)| name == task.name()));
         steps.push(StepReport {
             from: at.to_string(),
             to: next.to_string(),
             needs: needs(at, next, &known, steps.is_empty()),
             task: task.map(Task::name),
-            sql: sql.map(|(_, sql)| sql.clone()),
+            sql: task.and_then(sql).cloned(),
         });
         at = next;
     }
@@ -254,7 +257,7 @@ fn needs(from: Phase, to: Phase, known: &Known, is_first: bool) -> Vec<Need> {
             needs.push(Need::later("`retire` has lasted long enough"));
             needs.push(Need {
                 what: "nothing else depends on the old side",
-                holds: known.dependents.as_ref().map(Vec::is_empty),
+                holds: known.dependents.as_ref().map(Vec::is_empty).filter(|free| *free || !known.drops_more),
                 waits_for: known.dependents.as_deref().and_then(|names| words(names, ", ")),
             });
         }
