@@ -1,6 +1,7 @@
 //! The two sides of a migration on a real Postgres, each test in a database of its own.
 
 mod column_migration;
+mod conflicts;
 mod deadpool;
 mod dropped;
 mod dual_write;
