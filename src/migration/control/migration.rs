@@ -77,7 +77,8 @@ impl Spec {
     ///
     /// `ramp` then waits until each has replayed the copy, since on one that lags the new side is not old but empty, and
     /// the drop until none is behind the phases that read the old side. One that is not connected holds the migration.
-    /// The role has to be a member of `pg_monitor`, or it sees no positions. Default none.
+    /// The role has to be a member of `pg_monitor`, or it sees no positions. A row that a repair mends after the copy's end
+    /// is not waited for. Default none.
     pub fn standbys<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.standbys = names.into_iter().map(Into::into).collect();
         self

@@ -231,7 +231,7 @@ impl Job {
         unnamed::query(
             "with job as ( \
                  update cutover.jobs set finished_at = clock_timestamp(), updated_at = clock_timestamp(), \
-                        finished_lsn = pg_current_wal_insert_lsn(), \
+                        finished_lsn = pg_current_wal_insert_lsn(), held_by = null, \
                         rows_total = rows_done, bytes_after = $2, dead_rows_after = $3 \
                  where id = $1 and finished_at is null returning *) \
              insert into cutover.history (fleet, migration, event, epoch, actor, reason) \

@@ -67,7 +67,7 @@ impl Throttle {
     }
 
     /// Holds while more than so many sessions of this database wait for locks on rows or tables; `None`: never. Default
-    /// 10: a few always may.
+    /// 10: a few always may. Of other roles' sessions only a member of `pg_monitor` sees that they wait.
     pub fn lock_waits(mut self, sessions: Option<u32>) -> Self {
         self.lock_waits = sessions;
         self
@@ -224,7 +224,7 @@ async fn look(pool: &PgPool) -> Result<Seen, sqlx::Error> {
          from (select max(application_name) filter (where replay_lsn = (select min(replay_lsn) from pg_stat_replication)) \
                    as standby, \
                    pg_wal_lsn_diff(pg_current_wal_lsn(), min(replay_lsn))::bigint as lag, \
-                   count(*) filter (where replay_lsn is null) as hidden \
+                   count(*) filter (where state is null) as hidden \
                from pg_stat_replication) s",
     )
     .fetch_one(pool)
