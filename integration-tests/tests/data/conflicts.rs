@@ -237,6 +237,7 @@ async fn two_writes_with_deadpool(
     Ok(tx.commit().await?)
 }
 
+#[expect(clippy::panic, reason = "another error fails the test")]
 fn is_lost_by_the_driver(error: &Failed, state: &str) {
     let Failed::Order(error_of_driver) = error else { panic!("{error}") };
     assert_eq!(error_of_driver.code().map(|code| code.code()), Some(state), "{error_of_driver}");

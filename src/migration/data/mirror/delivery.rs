@@ -49,7 +49,11 @@ async fn deliver<S: MirrorSource, M: MirrorStore>(
     let mut connection = pool.acquire().await?;
     let row = source.read(&mut connection, &note.key).await?;
     drop(connection);
-    store.put(&note.key, note.version, to_json(row.as_ref())?.as_deref()).await?;
+    let is_kept = store.put(&note.key, note.version, to_json(row.as_ref())?.as_deref()).await?;
+    if !is_kept && from_json(store.get(&note.key).await?)? != row {
+        // Usually somebody else has brought a later version of it, and the note is that one's.
+        return Ok(notes::redraw(pool, migration, note).await?);
+    }
     notes::settle(pool, migration, &note.key, note.version).await?;
     Ok(())
 }

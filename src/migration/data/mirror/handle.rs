@@ -196,7 +196,10 @@ impl<S: MirrorSource, M: MirrorStore> MirrorTx<S, M> {
         let (id, store) = (mirror.migration.id(), mirror.plan.store());
         if !tx.phase().writes(Side::Old) {
             for (note, json) in &written {
-                store.put(&note.key, note.version, json.as_deref()).await.map_err(MirrorError::Store)?;
+                let is_kept = store.put(&note.key, note.version, json.as_deref()).await;
+                if !is_kept.map_err(MirrorError::Store)? {
+                    return Err(MirrorError::Store("it has a later version of the row: try again".into()));
+                }
                 notes::settle(&mut *tx, id, &note.key, note.version).await?;
             }
             return Ok(tx.commit().await?);
@@ -204,8 +207,9 @@ impl<S: MirrorSource, M: MirrorStore> MirrorTx<S, M> {
         tx.commit().await?;
         let arrive = async {
             for (note, json) in &written {
-                store.put(&note.key, note.version, json.as_deref()).await?;
-                notes::settle(mirror.plan.pool(), id, &note.key, note.version).await?;
+                if store.put(&note.key, note.version, json.as_deref()).await? {
+                    notes::settle(mirror.plan.pool(), id, &note.key, note.version).await?;
+                }
             }
             Ok::<_, StoreError>(())
         };

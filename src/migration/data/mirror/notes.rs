@@ -11,19 +11,45 @@ pub(super) struct Note {
     pub(super) version: i64,
 }
 
-/// Notes that this transaction writes the key, and draws the version. The note's lock orders writers of the key; the
-/// version is drawn when it is had.
+/// Of the lock that orders writers of a key: the first half of its number.
+const LOCK_CLASS: i32 = 0x4357_0000;
+
+/// Notes that this transaction writes the key, and draws the version.
+///
+/// The key's lock comes first, in a statement of its own: a version that was drawn before it was had could be lower than
+/// that of somebody who had it in between, and the store would keep the older row.
 pub(super) async fn write(tx: &mut PgConnection, migration: i32, key: &str) -> Result<i64, sqlx::Error> {
+    unnamed::query("select pg_advisory_xact_lock($1, hashtext($2))")
+        .bind(LOCK_CLASS + migration)
+        .bind(key)
+        .execute(&mut *tx)
+        .await?;
+    // What failed before stays said until the row has arrived.
     unnamed::query_scalar(
         "insert into cutover.repairs (migration_id, side, key, error) values ($1, 'new', to_jsonb($2::text), '') \
          on conflict (migration_id, side, key) do update set version = nextval('cutover.repair_versions'), \
-             error = '', since = clock_timestamp(), attempts = 0, dead = false, next_try_at = clock_timestamp() \
+             since = clock_timestamp(), dead = false, next_try_at = clock_timestamp() \
          returning version",
     )
     .bind(migration)
     .bind(key)
     .fetch_one(tx)
     .await
+}
+
+/// The store has this version or a higher one, and another row: after a failover to a standby that lagged versions are
+/// drawn again. It is tried under a later one.
+pub(super) async fn redraw(pool: &PgPool, migration: i32, note: &Note) -> Result<(), sqlx::Error> {
+    unnamed::query(
+        "update cutover.repairs set version = nextval('cutover.repair_versions') \
+         where migration_id = $1 and side = 'new' and key = to_jsonb($2::text) and version = $3",
+    )
+    .bind(migration)
+    .bind(&note.key)
+    .bind(note.version)
+    .execute(pool)
+    .await?;
+    Ok(())
 }
 
 /// Notes keys that nobody is writing just now, for a copy; those that are noted stay as they are.
@@ -118,12 +144,12 @@ pub(super) async fn left(pool: &PgPool, migration: i32) -> Result<(i64, i64), sq
     .await
 }
 
-/// It could not be delivered: it is due again after a second, then two, and so on up to five minutes; after ten times
-/// it is left to a person.
+/// It could not be delivered: it is due again after a second, then two, and so on up to five minutes; after fifty times,
+/// some four hours, it is left to a person.
 pub(super) async fn fail(pool: &PgPool, migration: i32, note: &Note, error: &str) -> Result<(), sqlx::Error> {
     let error: String = error.chars().take(500).collect();
     unnamed::query(
-        "update cutover.repairs set error = $4, attempts = attempts + 1, dead = attempts + 1 >= 10, \
+        "update cutover.repairs set error = $4, attempts = attempts + 1, dead = attempts + 1 >= 50, \
                 next_try_at = clock_timestamp() + least(power(2, least(attempts, 20)), 300) * interval '1 second' \
          where migration_id = $1 and side = 'new' and key = to_jsonb($2::text) and version = $3",
     )

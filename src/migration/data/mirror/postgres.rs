@@ -54,15 +54,15 @@ impl MirrorStore for PostgresStore {
         Ok(there.bind(&self.table).fetch_one(&self.pool).await?)
     }
 
-    async fn put(&self, key: &str, version: i64, row: Option<&str>) -> Result<(), StoreError> {
+    async fn put(&self, key: &str, version: i64, row: Option<&str>) -> Result<bool, StoreError> {
         let put = format!(
             "insert into {} as kept (key, version, body) values ($1, $2, $3::text::jsonb) \
              on conflict (key) do update set version = excluded.version, body = excluded.body \
              where kept.version < excluded.version",
             self.table
         );
-        sqlx::query(AssertSqlSafe(put)).bind(key).bind(version).bind(row).execute(&self.pool).await?;
-        Ok(())
+        let put = sqlx::query(AssertSqlSafe(put)).bind(key).bind(version).bind(row);
+        Ok(put.execute(&self.pool).await?.rows_affected() == 1)
     }
 
     async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {

@@ -56,13 +56,13 @@ impl MirrorStore for RedisStore {
         Ok(true)
     }
 
-    async fn put(&self, key: &str, version: i64, row: Option<&str>) -> Result<(), StoreError> {
+    async fn put(&self, key: &str, version: i64, row: Option<&str>) -> Result<bool, StoreError> {
         self.within(async {
             let mut connection = self.pool.get().await?;
             let mut put = cmd("EVAL");
             put.arg(PUT).arg(1).arg(self.name(key)).arg(version).arg(row.unwrap_or_default());
-            let _: i64 = put.query_async(&mut connection).await?;
-            Ok(())
+            let kept: i64 = put.query_async(&mut connection).await?;
+            Ok(kept == 1)
         })
         .await
     }

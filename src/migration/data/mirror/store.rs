@@ -63,8 +63,8 @@ pub trait MirrorStore: Send + Sync + 'static {
     /// The store's.
     fn is_prepared(&self) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Keeps the row under this version unless it has this version or a higher one, in one step. A row that is gone
-    /// (`None`) leaves its version behind, so that an older one doesn't bring it back.
+    /// Keeps the row under this version unless it has this version or a higher one, in one step; `false` where it has. A
+    /// row that is gone (`None`) leaves its version behind, so that an older one doesn't bring it back.
     ///
     /// # Errors
     ///
@@ -74,7 +74,7 @@ pub trait MirrorStore: Send + Sync + 'static {
         key: &str,
         version: i64,
         row: Option<&str>,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
     /// The row under this key.
     ///
