@@ -70,7 +70,7 @@ create table cutover.migrations (
 
 -- What each version would execute, as `[[task, sql], …]`: for people to read, nobody runs it from here.
 create table cutover.plans (
-    migration_id integer not null references cutover.migrations,
+    migration_id integer not null references cutover.migrations on delete cascade,
     version text not null,
     tasks jsonb not null,
     -- What `contract` drops, as SQL would name the table and as the catalog names the column; null: nothing, or all of it.
