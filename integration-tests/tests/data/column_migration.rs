@@ -5,10 +5,7 @@ use std::time::{Duration, Instant};
 use crate::world::{Fleet, Outcome, World};
 use cutover::migration::control::{Error, Plan, PlanError, Task};
 use cutover::migration::data::ColumnMigration;
-use cutover_testkit::wait_until;
 use sqlx::{Connection, Executor, PgConnection};
-
-const SOON: Duration = Duration::from_secs(60);
 
 /// Rows on which the sides disagree, and those whose new side is empty.
 async fn differing(world: &World) -> Outcome<i64> {
@@ -21,21 +18,6 @@ async fn job(world: &World, kind: &str) -> Outcome<(i64, i64, i64, bool)> {
     let query = "select id, rows_done, rows_changed, finished_at is not null from cutover.jobs \
         where kind = $1 order by id desc limit 1";
     Ok(sqlx::query_as(query).bind(kind).fetch_one(&world.pool).await?)
-}
-
-/// Waits until the driver waits for something whose text contains `part`.
-async fn waits_for(world: &World, part: &str) -> Outcome {
-    let query = "select waits_for from cutover.migrations where name = 'status'";
-    wait_until(
-        &format!("a wait for {part:?}"),
-        SOON,
-        async || match sqlx::query_scalar::<_, Option<String>>(query).fetch_one(&world.pool).await {
-            Ok(Some(text)) if text.contains(part) => Ok(true),
-            other => Err(format!("{other:?}")),
-        },
-    )
-    .await?;
-    Ok(())
 }
 
 /// An instance whose driver moves the phase but leaves the work to the test; the new column is there.
@@ -163,8 +145,8 @@ async fn a_scan_names_rows_that_differ_and_the_migration_waits_for_their_repair(
     world.until("the backfill's end", async || job(&world, "backfill").await.is_ok_and(|job| job.3)).await?;
     world.pool.execute("update orders set new_status = 'forged' where id in (7, 4321)").await?;
     world.ask("ramp").await?;
-    waits_for(&world, "2 rows of \"orders\" can't be relied on").await?;
-    waits_for(&world, "id in [7, 4321]").await?;
+    world.waits_for("2 rows of \"orders\" can't be relied on").await?;
+    world.waits_for("id in [7, 4321]").await?;
     world.go("verify").await?;
     world.pool.execute("update orders set new_status = lower(trim(old_status))").await?;
     world.go("ramp").await?;
@@ -208,7 +190,7 @@ async fn a_column_that_a_view_shows_is_not_dropped() -> Outcome {
     world.go("retire").await?;
     world.approve().await?;
     world.go("contract").await?;
-    waits_for(&world, "index by_note, view report").await?;
+    world.waits_for("index by_note, view report").await?;
     assert!(world.has_column("old_status").await);
     world.pool.execute("drop view report; drop index by_note").await?;
     world.until("the old column is gone", async || !world.has_column("old_status").await).await?;

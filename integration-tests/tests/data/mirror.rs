@@ -238,10 +238,7 @@ async fn a_store_that_is_away_loses_nothing_and_holds_the_migration() -> Outcome
     assert_eq!((balance(&mirror, "a1").await?, balance(&mirror, "a2").await?), (Some(7), None));
     assert_eq!((notes(&world).await, mirror.deliver().await?.failed), (2, 2));
     world.ask("retire").await?;
-    let waits = "select coalesce(waits_for, '') like '%rows behind on the new side%' from cutover.migrations \
-        where name = 'status'";
-    let ask = async || sqlx::query_scalar(waits).fetch_one(&world.pool).await.unwrap_or(false);
-    world.until("the migration to wait for the rows", ask).await?;
+    world.waits_for("rows behind on the new side").await?;
     gate.open();
     let ask = async || mirror.deliver().await.is_ok() && notes(&world).await == 0;
     world.until("the rows to arrive", ask).await?;
@@ -325,9 +322,7 @@ async fn a_row_that_the_store_refuses_is_listed_and_tried_again_on_request() -> 
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
     let (_a, mirror) = member(&world, "a", &plan).await?;
     world.go("backfill").await?;
-    let complete = "select new_complete from cutover.migrations where name = 'status'";
-    let ask = async || sqlx::query_scalar(complete).fetch_one(&world.pool).await.unwrap_or(false);
-    world.until("the copy", ask).await?;
+    world.filled().await?;
     let other = store.pool();
     other.execute("alter table kept add constraint picky check (body ->> 'balance' <> '13')").await?;
     put(&mirror, "a1", Some(13)).await?;
@@ -343,10 +338,7 @@ async fn a_row_that_the_store_refuses_is_listed_and_tried_again_on_request() -> 
     // A difference that nobody noted is the scan's to find.
     other.execute("update kept set body = '{\"balance\": 1}' where key = 'a2'").await?;
     world.ask("ramp:50").await?;
-    let waits = "select coalesce(waits_for, '') like '%differ between the stores: different: a2%' from cutover.migrations \
-        where name = 'status'";
-    let ask = async || sqlx::query_scalar(waits).fetch_one(&world.pool).await.unwrap_or(false);
-    world.until("the scan's objection", ask).await?;
+    world.waits_for("differ between the stores: different: a2").await?;
     put(&mirror, "a2", Some(0)).await?;
     world.go("ramp:50").await?;
     Ok(())

@@ -85,12 +85,7 @@ async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
         }
     }
     world.ask("ramp").await?;
-    let behind = "select waits_for like '%1 row behind on the new side%' from cutover.migrations where name = 'status'";
-    world
-        .until("it waits for the repair, and says so", async || {
-            sqlx::query_scalar(behind).fetch_one(&world.pool).await.ok().flatten().unwrap_or(false)
-        })
-        .await?;
+    world.waits_for("1 row behind on the new side").await?;
     world
         .until("the driver has tried it", async || {
             repairs(&ledger, Some("status"), 9)
@@ -129,13 +124,7 @@ async fn a_move_into_ramp_and_a_row_left_behind_exclude_each_other() -> Outcome 
         let mut tx = fleet.migration.begin_isolated(&world.pool, isolation).await?;
         set(&sides, &mut tx, 1, "bad").await?;
         world.ask("ramp").await?;
-        let waits =
-            "select waits_for like '%a transaction of epoch%' from cutover.migrations where name = 'status'";
-        world
-            .until("the move waits for the transaction", async || {
-                sqlx::query_scalar(waits).fetch_one(&world.pool).await.ok().flatten().unwrap_or(false)
-            })
-            .await?;
+        world.waits_for("a transaction of epoch").await?;
         assert_eq!(fleet.migration.at().map(|at| at.1), Some(Phase::Verify));
         tx.commit().await?;
         assert_eq!(noted(&world).await?, ["1"]);

@@ -194,8 +194,7 @@ async fn a_driver_that_is_killed_in_the_middle_leaves_no_row_out_and_none_done_t
     victim.kill().await?;
     let open = "select exists (select 1 from cutover.jobs where finished_at is null)";
     assert!(ask(open).await, "it had ended before the driver was killed");
-    let complete = "select new_complete from cutover.migrations where name = 'status'";
-    world.until("the end of the backfill", async || ask(complete).await).await?;
+    world.filled().await?;
     signatures(&world, 20_000).await?;
     let differing =
         "select count(*) = 0 from orders where new_status is distinct from lower(trim(old_status))";

@@ -6,21 +6,10 @@ use std::time::{Duration, Instant};
 
 use cutover::migration::control::{Plan, Task};
 use cutover::migration::data::{ColumnMigration, TableMigration};
-use cutover_testkit::wait_until;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
 
 use crate::world::{Fleet, Outcome, World};
-
-async fn waits_for(world: &World, part: &str) -> Outcome {
-    let waits = "select coalesce(waits_for, '') from cutover.migrations where name = 'status'";
-    let ask = async || {
-        let waits: String =
-            sqlx::query_scalar(waits).fetch_one(&world.pool).await.map_err(|error| error.to_string())?;
-        if waits.contains(part) { Ok(true) } else { Err(waits) }
-    };
-    Ok(wait_until(&format!("the migration to wait for {part:?}"), Duration::from_secs(60), ask).await?)
-}
 
 async fn is(world: &World, query: &str) -> Outcome<bool> {
     Ok(sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&world.pool).await?)
@@ -62,7 +51,7 @@ async fn an_index_a_constraint_and_statements_of_ones_own_come_at_their_time() -
     world.pool.execute("update orders set new_status = null where id = 7").await?;
     world.approve().await?;
     world.go("contract").await?;
-    waits_for(&world, "can't become NOT NULL while it is null in some row").await?;
+    world.waits_for("can't become NOT NULL while it is null in some row").await?;
     assert!(world.has_column("old_status").await);
     world.pool.execute("update orders set note = 'changed' where id = 7").await?;
     world.pool.execute("update orders set new_status = 'void' where id = 7").await?;
@@ -81,7 +70,7 @@ async fn a_unique_index_that_can_not_be_holds_the_migration_and_leaves_nothing_i
     world.go("backfill").await?;
     world.pool.execute("update orders set old_status = 'SAME' where id in (1, 2)").await?;
     world.ask("ramp:50").await?;
-    waits_for(&world, "could not create unique index").await?;
+    world.waits_for("could not create unique index").await?;
     world.pool.execute("update orders set old_status = 'OTHER' where id = 2").await?;
     world.go("ramp:50").await?;
     assert!(is(&world, VALID).await?);
@@ -210,8 +199,8 @@ async fn an_index_is_built_behind_a_long_transaction_that_is_named_while_everybo
     let mut long = report.begin_with(SNAPSHOT).await?;
     long.execute("select count(*) from orders").await?;
     world.ask("ramp:50").await?;
-    waits_for(&world, "waits for older transactions: pid").await?;
-    waits_for(&world, "(nightly)").await?;
+    world.waits_for("waits for older transactions: pid").await?;
+    world.waits_for("(nightly)").await?;
     let waited = "select exists (select from pg_stat_activity where query like 'create index concurrently%' \
         and state = 'active' and clock_timestamp() - query_start > '3 s')";
     let mut slowest = Duration::ZERO;

@@ -5,15 +5,6 @@ use sqlx::{Executor, PgPool};
 
 use crate::world::{Outcome, World};
 
-async fn waits_for(world: &World, part: &str) -> Outcome {
-    let waits = "select coalesce(waits_for, '') from cutover.migrations where name = 'status'";
-    let ask = async || {
-        let waits: String = sqlx::query_scalar(waits).fetch_one(&world.pool).await.unwrap_or_default();
-        waits.contains(part)
-    };
-    Ok(world.until(&format!("the migration to wait for {part:?}"), ask).await?)
-}
-
 #[tokio::test]
 async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcome {
     let primary = Postgres::start(PostgresOptions::default()).await?;
@@ -28,7 +19,7 @@ async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcom
     reader.execute("select pg_wal_replay_pause()").await?;
     world.go("verify").await?;
     world.ask("ramp:50").await?;
-    waits_for(&world, &format!("standby {} has yet to replay", standby.name())).await?;
+    world.waits_for(&format!("standby {} has yet to replay", standby.name())).await?;
     // There it is: on the standby the new side is not old but empty.
     let empty = "select count(*) filter (where new_status is not null) from orders";
     assert_eq!(sqlx::query_scalar::<_, i64>(empty).fetch_one(&reader).await?, 0);
@@ -41,7 +32,7 @@ async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcom
     world.go("retire").await?;
     world.approve().await?;
     world.ask("contract").await?;
-    waits_for(&world, "has yet to replay").await?;
+    world.waits_for("has yet to replay").await?;
     reader.execute("select pg_wal_replay_resume()").await?;
     world.go("contract").await?;
     Ok(())
@@ -53,6 +44,6 @@ async fn a_standby_that_is_not_there_holds_and_is_named() -> Outcome {
     let _a = world.reading("a", world.plan()?, &["reader_7".to_owned()]).await?;
     world.go("verify").await?;
     world.ask("ramp:50").await?;
-    waits_for(&world, "standby reader_7 is not connected").await?;
+    world.waits_for("standby reader_7 is not connected").await?;
     Ok(())
 }

@@ -28,12 +28,6 @@ async fn copied(world: &World) -> Outcome<i64> {
         .await?)
 }
 
-async fn is_complete(world: &World) -> Outcome {
-    let complete = "select new_complete from cutover.migrations where name = 'status'";
-    let ask = async || sqlx::query_scalar(complete).fetch_one(&world.pool).await.unwrap_or(false);
-    Ok(world.until("the end of the backfill", ask).await?)
-}
-
 #[tokio::test]
 async fn a_signal_of_the_services_own_holds_it_and_people_see_why() -> Outcome {
     let world = World::new(1_000).await?;
@@ -51,7 +45,7 @@ async fn a_signal_of_the_services_own_holds_it_and_people_see_why() -> Outcome {
     let line = "migration_held_seconds_total{kind=\"backfill\",migration=\"status\",reason=\"signal\"}";
     world.until("a second of it counted", async || counted().is_ok_and(|text| text.contains(line))).await?;
     busy.store(false, Ordering::Relaxed);
-    is_complete(&world).await?;
+    world.filled().await?;
     assert_eq!((copied(&world).await?, held(&world).await), (1_000, None));
     Ok(())
 }
@@ -89,7 +83,7 @@ async fn it_holds_while_sessions_wait_for_locks() -> Outcome {
     is_held(&world, "3 sessions wait for locks").await?;
     assert_eq!(copied(&world).await?, 0);
     holder.execute("rollback").await?;
-    is_complete(&world).await?;
+    world.filled().await?;
     for session in waiting {
         session.await??;
     }
@@ -112,7 +106,7 @@ async fn it_holds_while_a_standby_is_behind() -> Outcome {
     is_held(&world, "MB to replay").await?;
     assert_eq!(copied(&world).await?, 0);
     reader.execute("select pg_wal_replay_resume()").await?;
-    is_complete(&world).await?;
+    world.filled().await?;
     assert_eq!(copied(&world).await?, 1_000);
     Ok(())
 }

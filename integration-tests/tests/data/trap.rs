@@ -140,13 +140,7 @@ async fn a_mapping_in_rust_can_not_be_copied_so_strangers_hold_the_migration() -
     let mut job = stranger(&world).await?;
     job.execute("update orders set old_status = 'STALE' where id = 7").await?;
     world.ask("ramp:50").await?;
-    let waits = "select coalesce(waits_for, '') like '%writes past the library%' from cutover.migrations \
-        where name = 'status'";
-    world
-        .until("the migration to wait for strangers", async || {
-            sqlx::query_scalar(waits).fetch_one(&world.pool).await.unwrap_or(false)
-        })
-        .await?;
+    world.waits_for("writes past the library").await?;
     assert_eq!(seen(&world).await?[0].unmended, 1);
     Ok(())
 }

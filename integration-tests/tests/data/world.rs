@@ -164,6 +164,23 @@ impl World {
         if at == phase && settled { Ok(true) } else { Err(format!("at {at}, waits for {waits_for:?}")) }
     }
 
+    /// Waits until the driver waits for something whose text contains `part`.
+    pub(crate) async fn waits_for(&self, part: &str) -> Outcome {
+        let query = "select waits_for from cutover.migrations where name = 'status'";
+        let ask = async || match sqlx::query_scalar::<_, Option<String>>(query).fetch_one(&self.pool).await {
+            Ok(Some(text)) if text.contains(part) => Ok(true),
+            other => Err(format!("{other:?}")),
+        };
+        Ok(wait_until(&format!("a wait for {part:?}"), SOON, ask).await?)
+    }
+
+    /// Waits until the new side is complete.
+    pub(crate) async fn filled(&self) -> Outcome {
+        let complete = "select new_complete from cutover.migrations where name = 'status'";
+        let ask = async || sqlx::query_scalar(complete).fetch_one(&self.pool).await.unwrap_or(false);
+        Ok(self.until("the end of the backfill", ask).await?)
+    }
+
     pub(crate) async fn until(&self, what: &str, ask: impl AsyncFn() -> bool) -> Result<(), KitError> {
         wait_until(what, SOON, async || Ok::<_, KitError>(ask().await)).await
     }

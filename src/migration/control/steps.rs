@@ -6,9 +6,9 @@ use sqlx::Row;
 use super::OldSide;
 use super::migration::Spec;
 use super::people::{AskError, find};
-use super::view::{Counted, members, named};
+use super::view::{Counted, known, members, named};
 use crate::fleet::{Ledger, unnamed};
-use crate::migration::phase::{Blocked, Member, Phase, Side, Task};
+use crate::migration::phase::{Blocked, Member, Phase, Side, Task, waits_for_repairs, waits_for_standbys};
 
 /// The way from where a migration is to a phase.
 #[derive(Debug, Clone, Serialize)]
@@ -113,28 +113,21 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, name).await?;
     // The statements are those of the build that drives, then of one that lives, then the latest.
-    let row = unnamed::query(
+    let row = unnamed::query(concat!(
         "select m.fleet, m.name, m.phase, m.epoch, m.desired, m.desired_by, m.waits_for, m.old_complete, m.new_complete, \
                 m.dropped_at is not null as dropped, i.name as driver, p.version, p.tasks::text as tasks, \
                 p.old_table, p.old_column, p.desired_from, \
-                b.epoch is null or b.drained_at is not null as drained, \
-                exists (select 1 from cutover.approvals a where a.migration_id = m.id) as approved, \
-                (select count(*) from cutover.repairs r where r.migration_id = m.id) as unrepaired, \
-                (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up, \
-                coalesce((select s.differences = 0 and not exists ( \
-                        select 1 from cutover.jobs b where b.migration_id = m.id \
-                            and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
-                    from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
-                        and s.finished_at is not null order by s.id desc limit 1), false) as scanned \
-         from cutover.migrations m \
+                b.epoch is null or b.drained_at is not null as drained, ",
+        known!(),
+        " from cutover.migrations m \
          left join cutover.epochs b on b.migration_id = m.id and b.epoch = m.epoch - 1 \
          left join cutover.instances i on i.id = m.driver and m.driver_until > clock_timestamp() \
          left join lateral (select * from cutover.plans p where p.migration_id = m.id \
              order by coalesce(p.version = i.version, false) desc, \
                  exists (select 1 from cutover.instances l where l.fleet = m.fleet and l.version = p.version \
                      and l.lease_until > clock_timestamp()) desc, p.published_at desc limit 1) p on true \
-         where m.id = $1",
-    )
+         where m.id = $1"
+    ))
     .bind(found.id)
     .fetch_one(&mut *tx)
     .await?;
@@ -227,8 +220,12 @@ fn needs(from: Phase, to: Phase, known: &Known, is_first: bool) -> Vec<Need> {
         },
     ];
     let unless = |holds: bool, reason: Blocked| (!holds).then_some(reason);
-    if matches!((from, to), (Phase::Verify | Phase::Switch, Phase::Ramp) | (Phase::Retire, Phase::Contract)) {
+    if waits_for_standbys(from, to) {
         needs.push(Need::later("every standby that is read from has replayed all of it"));
+    }
+    if waits_for_repairs(from, to) {
+        let behind = Blocked::Unrepaired { rows: known.unrepaired, given_up: known.given_up };
+        needs.push(Need::known("no row waits for repair", unless(known.unrepaired == 0, behind)));
     }
     match (from, to) {
         (Phase::Off, Phase::Expand) => needs.push(Need::later("the new side is there, with its trap")),
@@ -240,8 +237,6 @@ fn needs(from: Phase, to: Phase, known: &Known, is_first: bool) -> Vec<Need> {
         (Phase::Verify, Phase::Ramp) => {
             let scan = unless(known.scanned, Blocked::NotScanned);
             needs.push(Need::known("a clean scan of both sides since the last copy", scan));
-            let behind = Blocked::Unrepaired { rows: known.unrepaired, given_up: known.given_up };
-            needs.push(Need::known("no row waits for repair", unless(known.unrepaired == 0, behind)));
         }
         (Phase::Ramp, Phase::Switch) => {
             let way_back = unless(known.scanned, Blocked::NoWayBack);

@@ -27,6 +27,23 @@ pub(super) struct Station {
     pub(super) facts: Facts,
 }
 
+/// What the ledger says of the data of a migration `m`, for who decides and for who is told beforehand: `approved`,
+/// `scanned`, `unrepaired` (but for what is on its way to another store) and `given_up`.
+macro_rules! known {
+    () => {
+        "exists (select 1 from cutover.approvals a where a.migration_id = m.id) as approved, \
+         coalesce((select s.differences = 0 and not exists ( \
+                 select 1 from cutover.jobs b where b.migration_id = m.id \
+                     and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
+             from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
+                 and s.finished_at is not null order by s.id desc limit 1), false) as scanned, \
+         (select count(*) from cutover.repairs r where r.migration_id = m.id \
+             and (r.error <> '' or r.since < clock_timestamp() - interval '5 s')) as unrepaired, \
+         (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up"
+    };
+}
+pub(super) use known;
+
 /// The phase of this name in the ledger.
 pub(super) fn named(phase: &str) -> Result<Phase, sqlx::Error> {
     phase.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
@@ -43,29 +60,21 @@ impl Station {
         fleet: &str,
         spec: &Spec,
     ) -> Result<Self, sqlx::Error> {
-        let row = unnamed::query(
+        let row = unnamed::query(concat!(
             "select m.id, m.epoch, m.phase, m.old_complete, m.new_complete, m.ramp_percent, m.desired, \
                     coalesce(m.desired_by, 'ledger') as desired_by, m.waits_for, m.paused_by, m.dropped_at is not null as dropped, \
                     p.epoch is null or p.drained_at is not null as drained, p.closed_at is not null as closed, \
-                    exists (select 1 from cutover.approvals a where a.migration_id = m.id) as approved, \
                     extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
-                    coalesce((select s.differences = 0 and not exists ( \
-                            select 1 from cutover.jobs b where b.migration_id = m.id \
-                                and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
-                        from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
-                            and s.finished_at is not null order by s.id desc limit 1), false) as scanned, \
                     (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \
                         select last_unmended as seen from cutover.strangers s where s.migration_id = m.id \
                         union all select at from cutover.stranger_writes w \
-                            where w.migration_id = m.id and not w.mended) as unmended) as stranger, \
-                    (select count(*) from cutover.repairs r where r.migration_id = m.id \
-                        and (r.error <> '' or r.since < clock_timestamp() - interval '5 s')) as unrepaired, \
-                    (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up \
-             from cutover.migrations m \
+                            where w.migration_id = m.id and not w.mended) as unmended) as stranger, ",
+            known!(),
+            " from cutover.migrations m \
              join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \
              left join cutover.epochs p on p.migration_id = m.id and p.epoch = m.epoch - 1 \
-             where m.fleet = $1 and m.name = $2",
-        )
+             where m.fleet = $1 and m.name = $2"
+        ))
         .bind(fleet)
         .bind(&spec.name)
         .fetch_one(&mut *connection)

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sqlx::{PgConnection, PgPool};
 
-use super::changes::{Changes, Index, statement_of};
+use super::changes::{Changes, common_settings};
 use super::ddl;
 use super::index;
 use super::keyset::Keyset;
@@ -304,58 +304,7 @@ impl ColumnMigrationBuilder {
         self
     }
 
-    /// A statement of your own that runs with the one that makes the new side, in the same transaction; called once for
-    /// each. Where somebody else has made the new side, it is his to run.
-    ///
-    /// With cargo feature `lint` it is held against [Squawk](https://squawkhq.com): what would block the table, break a
-    /// build that is still running or lose data is refused with the rule's name, and [`allow`](Self::allow) lets it pass.
-    pub fn expand_sql(mut self, statement: &str) -> Self {
-        self.changes.expand.push(statement_of(statement));
-        self
-    }
-
-    /// A statement of your own that runs with the drop of the old side, in the same transaction and before it: to drop
-    /// what depends on it. Linted as [`expand_sql`](Self::expand_sql), but for its drops.
-    pub fn contract_sql(mut self, statement: &str) -> Self {
-        self.changes.contract.push(statement_of(statement));
-        self
-    }
-
-    /// An index on the new side's table: its name and what follows the table, as in `(status) where status <> 'done'`.
-    ///
-    /// It is built concurrently in `verify`, when the rows are there and nobody reads them from it yet; an invalid one
-    /// that a failed build has left is dropped first. A valid one by that name has to be what is described here, or the
-    /// migration waits. It makes nobody wait; whom it waits for itself is in `cutover status`.
-    ///
-    /// A build that adds one when the scan has ended gets it with the next scan.
-    pub fn index(mut self, name: &str, on: &str) -> Self {
-        self.changes.indexes.push(Index::new(name, false, on));
-        self
-    }
-
-    /// The same, and no two rows alike: with two that are, the migration stays in `verify` and says so.
-    pub fn unique_index(mut self, name: &str, on: &str) -> Self {
-        self.changes.indexes.push(Index::new(name, true, on));
-        self
-    }
-
-    /// Lets statements break this rule of the linter.
-    pub fn allow(mut self, rule: &str) -> Self {
-        self.changes.allowed.push(rule.to_owned());
-        self
-    }
-
-    /// What holds the work still between batches, beside a person's pause.
-    pub fn throttle(mut self, throttle: Throttle) -> Self {
-        self.throttle = throttle;
-        self
-    }
-
-    /// How the work is cut into batches.
-    pub fn batches(mut self, batches: BatchOptions) -> Self {
-        self.batches = batches;
-        self
-    }
+    common_settings!();
 
     /// Checks the description.
     ///

@@ -12,11 +12,15 @@ use crate::migration::phase::Side;
 
 /// How many keys are named to people at once.
 const NAMED: i64 = 5;
+/// How many differences a scan keeps for people to look at.
+const REPORTED: i64 = 1_000;
+/// What stands in a report for a value that should not be seen. Not a hash: a status or a date is soon guessed.
+const HIDDEN: &str = "\"…\"";
 
 /// A job under way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Job {
-    pub(super) id: i64,
+    id: i64,
     migration: i32,
     /// The epoch at which it began. What was done at another one counts for nothing: the side may have gone
     /// unwritten in between.
@@ -324,6 +328,33 @@ impl Job {
                 named.join("; ")
             )
         }))
+    }
+
+    /// Keeps a difference for people to look at, with what was expected and what was found as JSON.
+    pub(super) async fn differs(
+        &self,
+        tx: &mut PgConnection,
+        key: &[String],
+        what: &str,
+        values: [Option<String>; 2],
+        sensitive: bool,
+    ) -> Result<(), sqlx::Error> {
+        let [expected, found] =
+            values.map(|value| if sensitive { value.map(|_| HIDDEN.to_owned()) } else { value });
+        unnamed::query(
+            "insert into cutover.differences (job_id, key, what, expected, found) \
+             select $1, $2, $3, $4::text::jsonb, $5::text::jsonb \
+             where (select count(*) from cutover.differences where job_id = $1) < $6 on conflict do nothing",
+        )
+        .bind(self.id)
+        .bind(key)
+        .bind(what)
+        .bind(expected)
+        .bind(found)
+        .bind(REPORTED)
+        .execute(tx)
+        .await?;
+        Ok(())
     }
 
     /// How many rows a scan objected to, and the first of them by what is wrong.

@@ -141,8 +141,8 @@ impl<K: Clone + Debug + Send + Sync + 'static> Shadow<K> {
             while let Some(key) = keys.recv().await {
                 let comparison = compare(&sides, &pool, &options, &key);
                 // Whatever a repository does, the next key has its turn.
-                let outcome = AssertUnwindSafe(comparison).catch_unwind().await.unwrap_or(Outcome::Error);
-                sides.migration().work().compared(outcome.name());
+                let outcome = AssertUnwindSafe(comparison).catch_unwind().await.unwrap_or("error");
+                sides.migration().work().compared(outcome);
             }
         });
         Ok(Self { queue, migration, share })
@@ -168,56 +168,37 @@ fn is_compared(phase: Phase) -> bool {
     (Phase::Verify..=Phase::Switch).contains(&phase)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Same,
-    Different,
-    Error,
-}
-
-impl Outcome {
-    fn name(self) -> &'static str {
-        match self {
-            Outcome::Same => "same",
-            Outcome::Different => "different",
-            Outcome::Error => "error",
-        }
-    }
-}
-
+/// Whether the sides are `same` or `different`, or that it came to an `error`, as the metric has it.
 async fn compare<K, O, N, B>(
     sides: &DualWrite<O, N, B>,
     pool: &PgPool,
     options: &ShadowOptions,
     key: &K,
-) -> Outcome
+) -> &'static str
 where
     K: Debug,
     O: Compared<K>,
     N: Compared<K, Value = O::Value>,
 {
-    let mut outcome = Outcome::Error;
     for is_second in [false, true] {
         if is_second {
             sleep(AGAIN).await;
         }
-        let both = timeout(options.time_limit, read_both(sides, pool, key)).await;
-        outcome = match both {
+        match timeout(options.time_limit, read_both(sides, pool, key)).await {
             Ok(Ok(Some((old, new)))) if old != new => {
                 if is_second {
                     report(sides.migration(), options, key, &old, &new);
                 }
-                Outcome::Different
             }
-            Ok(Ok(_)) => return Outcome::Same,
+            Ok(Ok(_)) => return "same",
             Ok(Err(error)) => {
                 tracing::debug!(%error, migration = sides.migration().name(), "a shadow read failed");
-                return Outcome::Error;
+                return "error";
             }
-            Err(_) => return Outcome::Error,
-        };
+            Err(_) => return "error",
+        }
     }
-    outcome
+    "different"
 }
 
 /// Both sides at one moment; `None` where they don't have to be the same any more.

@@ -41,8 +41,6 @@ const TAKEN: Duration = Duration::from_millis(250);
 const PAUSED: Duration = Duration::from_millis(250);
 /// How many rows are looked at to cut a table into ranges.
 const SAMPLE: f64 = 20_000.0;
-/// How many differences a scan keeps for people to look at.
-const REPORTED: i64 = 1_000;
 
 /// What a pass does with the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -428,27 +426,8 @@ impl Pass<'_> {
         for row in &found {
             let (key, what): (KeyText, String) = (row.try_get("key")?, row.try_get("what")?);
             tracing::warn!(migration = self.migration.name(), key = shown(&key), what, "the sides differ");
-            let value = |name| {
-                let value: Option<String> = row.try_get(name)?;
-                Ok::<_, sqlx::Error>(if self.outline.sensitive {
-                    value.map(|_| HIDDEN.into())
-                } else {
-                    value
-                })
-            };
-            unnamed::query(
-                "insert into cutover.differences (job_id, key, what, expected, found) \
-                 select $1, $2, $3, $4::text::jsonb, $5::text::jsonb \
-                 where (select count(*) from cutover.differences where job_id = $1) < $6 on conflict do nothing",
-            )
-            .bind(self.job.id)
-            .bind(&key)
-            .bind(what)
-            .bind(value("expected")?)
-            .bind(value("found")?)
-            .bind(REPORTED)
-            .execute(&mut *tx)
-            .await?;
+            let values = [row.try_get("expected")?, row.try_get("found")?];
+            self.job.differs(tx, &key, &what, values, self.outline.sensitive).await?;
         }
         Ok(i64::try_from(found.len()).unwrap_or(i64::MAX))
     }
@@ -483,9 +462,6 @@ impl Pass<'_> {
         Err(PlanError::Refused(text))
     }
 }
-
-/// What stands in a report for a value that should not be seen. Not a hash: a status or a date is soon guessed.
-const HIDDEN: &str = "\"…\"";
 
 fn keys(rows: &[sqlx::postgres::PgRow]) -> Result<Vec<KeyText>, sqlx::Error> {
     rows.iter().map(|row| row.try_get("key")).collect()

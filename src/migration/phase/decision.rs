@@ -255,19 +255,12 @@ fn gates(view: &View, to: Phase) -> Vec<Blocked> {
             reasons.push(Blocked::Incomplete(side));
         }
     }
-    // On a standby that lags a side is not old but empty, or still read when it is dropped.
-    if matches!(
-        (view.phase, to),
-        (Phase::Verify | Phase::Switch, Phase::Ramp) | (Phase::Retire, Phase::Contract)
-    ) {
+    if waits_for_standbys(view.phase, to) {
         reasons.extend(view.behind.iter().cloned().map(Blocked::StandbyBehind));
     }
     let evidence = view.evidence;
-    // What is behind must arrive while the side that has it is still written.
-    if matches!(
-        (view.phase, to),
-        (Phase::Verify, Phase::Ramp) | (Phase::Switch, Phase::Retire) | (Phase::Retire, Phase::Contract)
-    ) && let Evidence { unrepaired: rows @ 1.., given_up, .. } = evidence
+    if waits_for_repairs(view.phase, to)
+        && let Evidence { unrepaired: rows @ 1.., given_up, .. } = evidence
     {
         reasons.push(Blocked::Unrepaired { rows, given_up });
     }
@@ -289,6 +282,20 @@ fn gates(view: &View, to: Phase) -> Vec<Blocked> {
         _ => {}
     }
     reasons
+}
+
+/// Whether standbys that are read from have to be that far: on one that lags a side is not old but empty, or still read
+/// when it is dropped.
+pub(crate) fn waits_for_standbys(from: Phase, to: Phase) -> bool {
+    matches!((from, to), (Phase::Verify | Phase::Switch, Phase::Ramp) | (Phase::Retire, Phase::Contract))
+}
+
+/// Whether no row may be behind: it must arrive while the side that has it is still written.
+pub(crate) fn waits_for_repairs(from: Phase, to: Phase) -> bool {
+    matches!(
+        (from, to),
+        (Phase::Verify, Phase::Ramp) | (Phase::Switch, Phase::Retire) | (Phase::Retire, Phase::Contract)
+    )
 }
 
 /// Whether an instance with `older` operations still running at older epochs may acknowledge.

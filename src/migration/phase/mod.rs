@@ -12,6 +12,7 @@ pub use decision::{
     Behind, Blocked, Completeness, Evidence, Member, Previous, Step, View, may_acknowledge, may_join,
     next_step,
 };
+pub(crate) use decision::{waits_for_repairs, waits_for_standbys};
 pub use desired::{Desired, ParseDesiredError, Percent, Wish};
 pub use line::{ParsePhaseError, Phase, PhaseRange, Reads, Side};
 pub use work::{Facts, Task, needed_work};

@@ -10,7 +10,6 @@ use tokio::time::{sleep, timeout};
 use super::delivery::{deliver_due, from_json, to_json};
 use super::notes;
 use super::store::{MirrorSource, MirrorStore, StoreError};
-use crate::fleet::unnamed;
 use crate::migration::control::{Facts, Migration, PinnedTx, Plan, PlanError, Task};
 use crate::migration::data::job::{Claim, Extent, Job, Range, Step};
 use crate::migration::data::sweep::{Sweep, begin_unpaused, passes};
@@ -27,8 +26,6 @@ const LIMITS: &str =
     "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'; ";
 /// The ranges of a pass over both sides: first the old side's keys, then the store's.
 const RANGES: [&str; 2] = ["old", "new"];
-/// Differences that are kept.
-const REPORTED: i64 = 1_000;
 
 /// Moves rows into another database, under their keys.
 ///
@@ -244,22 +241,8 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
             _ => "different",
         };
         tracing::warn!(key, what, "the stores differ");
-        let hidden =
-            |json: Option<String>| json.map(|json| if self.0.sensitive { "\"…\"".to_owned() } else { json });
-        unnamed::query(
-            "insert into cutover.differences (job_id, key, what, expected, found) \
-             select $1, $2, $3, $4::text::jsonb, $5::text::jsonb \
-             where (select count(*) from cutover.differences where job_id = $1) < $6 on conflict do nothing",
-        )
-        .bind(job.id)
-        .bind(vec![key.to_owned()])
-        .bind(what)
-        .bind(hidden(to_json(row).map_err(refused)?))
-        .bind(hidden(to_json(kept).map_err(refused)?))
-        .bind(REPORTED)
-        .execute(tx)
-        .await?;
-        Ok(())
+        let values = [to_json(row).map_err(refused)?, to_json(kept).map_err(refused)?];
+        Ok(job.differs(tx, &[key.to_owned()], what, values, self.0.sensitive).await?)
     }
 
     /// Makes the old side of a key what the store says, unless a writer has noted it: then the old side is the newer.
