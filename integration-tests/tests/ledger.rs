@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use cutover::fleet::{Fleet, FleetOptions, Ledger, LedgerError, Membership};
+use cutover::fleet::{Fleet, FleetOptions, Ledger, LedgerError, Membership, SCHEMA_VERSION};
 use cutover::health::Health;
 use cutover::migration::control::{Agent, AskError, DriverOptions, Spec, approve, desire};
 use cutover::migration::{Phase, PhaseRange};
@@ -83,6 +83,86 @@ async fn a_newer_ledger_is_refused_untouched_unless_it_says_that_it_is_compatibl
     let error = open(&url).await.expect_err("refused");
     assert!(matches!(error, LedgerError::Newer { found: 9, needs: 8 }), "{error}");
     assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, 9);
+    Ok(())
+}
+
+/// The ledger as the first version of the library installed it.
+async fn installed_by_the_first_version(url: &str) -> Outcome {
+    execute(url, include_str!("../../src/fleet/schema/1.sql")).await?;
+    execute(url, "insert into cutover.ledger (version, compatible_from) values (1, 1)").await?;
+    execute(url, STATE).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_older_ledger_is_upgraded_and_keeps_what_it_has_and_whom_it_serves() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    installed_by_the_first_version(&url).await?;
+    let error = Ledger::existing(url.parse()?).await.expect_err("refused");
+    assert!(matches!(error, LedgerError::Older { found: 1 }), "{error}");
+    assert!(error.to_string().contains("cutover install"), "{error}");
+    // Who may use the ledger may not change it.
+    execute(&url, "create role app login").await?;
+    execute(&url, "grant all on all tables in schema cutover to app").await?;
+    for refused in [
+        open(&as_role(&url, "app")).await.map(drop),
+        Ledger::could_install(&as_role(&url, "app").parse()?).await,
+    ] {
+        let error = refused.expect_err("refused");
+        assert!(matches!(&error, LedgerError::NotUpgraded { role, found: 1 } if role == "app"), "{error}");
+    }
+    Ledger::could_install(&url.parse()?).await?;
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, 1);
+
+    let starts: Vec<_> = (0..8)
+        .map(|_| {
+            let url = url.clone();
+            tokio::spawn(async move { open(&url).await.map(drop) })
+        })
+        .collect();
+    for start in starts {
+        start.await??;
+    }
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
+    // Libraries of the first version still work with it.
+    assert_eq!(ask::<i32>(&url, "select compatible_from from cutover.ledger").await?, 1);
+    assert_eq!(ask::<String>(&url, "select phase from cutover.migrations").await?, "expand");
+    Ledger::existing(as_role(&url, "app").parse()?).await?;
+    let fresh = Postgres::fresh_database().await?;
+    open(&fresh).await?;
+    let columns = "select string_agg(format('%s.%s %s', table_name, column_name, data_type), ', ' \
+            order by table_name, column_name) \
+        from information_schema.columns where table_schema = 'cutover'";
+    assert_eq!(ask::<String>(&url, columns).await?, ask::<String>(&fresh, columns).await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upgrade_gets_out_of_the_way_of_writers_and_comes_back() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    installed_by_the_first_version(&url).await?;
+    let fence = "begin; select cutover.fence(1, 2, 'expand')";
+    let mut writer = PgConnection::connect(&url).await?;
+    writer.execute(fence).await?;
+    let upgrade = tokio::spawn({
+        let url = url.clone();
+        async move { open(&url).await.map(drop) }
+    });
+    let waits =
+        "select exists (select from pg_locks where relation = 'cutover.epochs'::regclass and not granted)";
+    until(&url, waits).await?;
+    // Another writer doesn't have to wait for the first one to end.
+    let mut other = PgConnection::connect(&url).await?;
+    tokio::time::timeout(LIMIT, other.execute(fence)).await??;
+    other.execute("commit").await?;
+    assert!(!upgrade.is_finished());
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, 1);
+    writer.execute("commit").await?;
+    upgrade.await??;
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
+    // What it had prepared works on.
+    other.execute(fence).await?;
+    other.execute("commit").await?;
     Ok(())
 }
 

@@ -237,6 +237,13 @@ impl Me {
             .bind(&*self.fleet)
             .execute(&mut *tx)
             .await?;
+        // Where there are migrations a driver has removed them long ago.
+        unnamed::query(
+            "delete from cutover.instances where fleet = $1 and lease_until < clock_timestamp() - interval '1 hour'",
+        )
+        .bind(&*self.fleet)
+        .execute(&mut *tx)
+        .await?;
         let id = unnamed::query(
             "insert into cutover.instances (fleet, name, service, version, revision, lease_until) \
              values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6)) returning id",

@@ -5,13 +5,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgTransaction, Row};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
+use super::begun::begin;
 use super::notices::{Listening, Notices};
+use super::schema::{self, SCHEMA_VERSION};
 use super::unnamed;
-
-/// The version of the ledger's schema that this library was written for.
-pub const SCHEMA_VERSION: i32 = 1;
 
 /// How long a first connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -21,10 +20,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 const BEGIN: &str =
     "begin; set local lock_timeout = '2s'; set local idle_in_transaction_session_timeout = '3s'";
 
-const SCHEMA: &str = include_str!("schema.sql");
-
-/// Serialises installation between processes: "cutover" read as a number.
-const INSTALL_LOCK: i64 = 0x0063_7574_6f76_6572;
+/// How often an upgrade comes back where a writer's transaction was in its way, and after how long: with the wait itself, a
+/// quarter of a minute in all.
+const ATTEMPTS: u32 = 30;
+const BACKOFF: std::ops::Range<u64> = 200..400;
 
 /// The oldest server whose features the ledger uses.
 const OLDEST_SERVER: i32 = 130_000;
@@ -58,6 +57,31 @@ pub enum LedgerError {
         /// What the server said.
         message: String,
     },
+    /// An older library installed the ledger.
+    #[error(
+        "the ledger has version {found} and this library needs {SCHEMA_VERSION}: `cutover install` upgrades it, or the first \
+         start of a service whose role owns it; builds that are running go on working"
+    )]
+    Older {
+        /// The ledger's version.
+        found: i32,
+    },
+    /// An older library installed the ledger, and this role may not upgrade it.
+    #[error(
+        "the ledger has version {found}, this library needs {SCHEMA_VERSION}, and role {role:?} may not upgrade it: run \
+         `cutover install` once with the role that owns schema `cutover`; builds that are running go on working"
+    )]
+    NotUpgraded {
+        /// The role that was refused.
+        role: String,
+        /// The ledger's version.
+        found: i32,
+    },
+    /// The ledger could not be upgraded because transactions were always in the way.
+    #[error(
+        "the ledger could not be upgraded: transactions that write keep its tables locked; try again when none is open for long"
+    )]
+    Busy,
     /// A newer library installed a ledger that this one can't work with.
     #[error(
         "the ledger has version {found} and needs a library for version {needs} or newer; this one is for \
@@ -141,7 +165,7 @@ impl Ledger {
         Self::connect(options, true).await
     }
 
-    /// Like [`Ledger::open`], but a missing schema is [`LedgerError::Missing`].
+    /// Like [`Ledger::open`], but a missing schema is [`LedgerError::Missing`] and an old one [`LedgerError::Older`].
     ///
     /// # Errors
     ///
@@ -154,24 +178,35 @@ impl Ledger {
         Self::connect(options, false).await
     }
 
-    /// Whether the first start of a service would install the schema that [`Ledger::existing`] calls missing.
+    /// Whether the first start of a service would install the schema that [`Ledger::existing`] calls missing, or upgrade
+    /// the one that it calls older.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::NotInstalled`] when this role may not, [`LedgerError::Database`].
+    /// [`LedgerError::NotInstalled`] or [`LedgerError::NotUpgraded`] when this role may not, [`LedgerError::Database`].
     ///
     /// # Cancel safety
     ///
     /// Safe: reads only.
     pub async fn could_install(options: &PgConnectOptions) -> Result<(), LedgerError> {
         let mut connection = connected(options).await?;
-        let (may, role): (bool, String) = unnamed::query_as(
+        let (may_create, role): (bool, String) = unnamed::query_as(
             "select has_database_privilege(current_database(), 'create'), current_user::text",
         )
         .fetch_one(&mut connection)
         .await?;
+        let found = schema::version(&mut connection).await?.map(|version| version.number);
+        let owns: Option<bool> = unnamed::query_scalar(
+            "select pg_has_role(tableowner, 'usage') from pg_tables where schemaname = 'cutover' and tablename = 'ledger'",
+        )
+        .fetch_optional(&mut connection)
+        .await?;
         connection.close().await?;
-        if may { Ok(()) } else { Err(LedgerError::NotInstalled { role }) }
+        match found {
+            None if !may_create => Err(LedgerError::NotInstalled { role }),
+            Some(found) if owns != Some(true) => Err(LedgerError::NotUpgraded { role, found }),
+            _ => Ok(()),
+        }
     }
 
     async fn connect(options: PgConnectOptions, install: bool) -> Result<Self, LedgerError> {
@@ -217,7 +252,7 @@ impl Ledger {
     /// Everything asked of the ledger runs in a transaction, also a single query: behind a pooler in
     /// transaction mode the preparation of a statement and its execution could else reach different servers.
     pub(crate) async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
-        self.pool().begin_with(BEGIN).await
+        begin(&self.pool(), BEGIN).await
     }
 
     /// Runs one statement as a single message: what is asked all the time has to be cheap, and this is one round
@@ -245,37 +280,47 @@ impl Ledger {
         self.inner.pool.store(Arc::new(connections(&self.inner.options)));
     }
 
+    /// Sees that the schema is there and of this library's version, or one that it can work with.
     async fn ensure(&self, may_install: bool) -> Result<(), LedgerError> {
         // A connection of its own, because a pool tries again where the server refuses it, and then says only
         // that time has run out; and because a first installation by several processes takes turns, which the
         // time limits of other transactions are too short for.
         let mut connection = connected(&self.inner.options).await?;
-        let mut tx = connection.begin().await?;
-        let row = tx
-            .fetch_one(
-                "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \
-                 current_user::text as role",
-            )
-            .await?;
-        check_server(row.try_get("server")?, row.try_get("standby")?)?;
-        let role: String = row.try_get("role")?;
-        if !installed(&mut tx).await? {
-            if !may_install {
-                return Err(LedgerError::Missing);
+        let mut attempt = 1;
+        while let Err(error) = ensure(&mut connection, may_install).await {
+            if !matches!(error, LedgerError::Busy) || attempt == ATTEMPTS {
+                return Err(error);
             }
-            install(&mut tx, &role).await?;
+            attempt += 1;
+            sleep(Duration::from_millis(fastrand::u64(BACKOFF))).await;
         }
-        let found: (i32, i32) = unnamed::query_as("select version, compatible_from from cutover.ledger")
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(|error| no_rights(error, &role))?;
-        if found.1 > SCHEMA_VERSION {
-            return Err(LedgerError::Newer { found: found.0, needs: found.1 });
-        }
-        tx.commit().await?;
         connection.close().await?;
         Ok(())
     }
+}
+
+async fn ensure(connection: &mut PgConnection, may_install: bool) -> Result<(), LedgerError> {
+    let mut tx = connection.begin().await?;
+    let row = tx
+        .fetch_one(
+            "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \
+             current_user::text as role",
+        )
+        .await?;
+    check_server(row.try_get("server")?, row.try_get("standby")?)?;
+    let role: String = row.try_get("role")?;
+    let found = schema::version(&mut tx).await.map_err(|error| no_rights(error, &role))?;
+    match found {
+        Some(found) if found.compatible_from > SCHEMA_VERSION => {
+            return Err(LedgerError::Newer { found: found.number, needs: found.compatible_from });
+        }
+        Some(found) if found.number >= SCHEMA_VERSION => {}
+        _ if may_install => schema::bring_up_to_date(&mut tx, &role).await?,
+        Some(found) => return Err(LedgerError::Older { found: found.number }),
+        None => return Err(LedgerError::Missing),
+    }
+    tx.commit().await?;
+    Ok(())
 }
 
 async fn connected(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
@@ -289,32 +334,6 @@ fn check_server(version: i32, is_standby: bool) -> Result<(), LedgerError> {
         return Err(LedgerError::ServerTooOld(version / 10_000));
     }
     if is_standby { Err(LedgerError::ReadOnly) } else { Ok(()) }
-}
-
-/// Reads the catalogue's table: `to_regclass` would answer from what the session remembers.
-async fn installed(tx: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    unnamed::query_scalar(
-        "select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'ledger')",
-    )
-    .fetch_one(tx)
-    .await
-}
-
-async fn install(tx: &mut PgConnection, role: &str) -> Result<(), LedgerError> {
-    unnamed::query("select pg_advisory_xact_lock($1)").bind(INSTALL_LOCK).execute(&mut *tx).await?;
-    // Another process may have been faster.
-    if installed(tx).await? {
-        return Ok(());
-    }
-    tx.execute(SCHEMA).await.map_err(|error| match sql_state(&error).as_deref() {
-        Some("42501") => LedgerError::NotInstalled { role: role.to_owned() },
-        _ => error.into(),
-    })?;
-    unnamed::query("insert into cutover.ledger (version, compatible_from) values ($1, 1)")
-        .bind(SCHEMA_VERSION)
-        .execute(&mut *tx)
-        .await?;
-    Ok(())
 }
 
 fn no_rights(error: sqlx::Error, role: &str) -> LedgerError {

@@ -157,6 +157,7 @@ async fn capacity(
            where usesysid is not null and datid is not null \
            and coalesce(backend_type, 'client backend') = 'client backend' \
            and coalesce(application_name, '') not in ('cutover-ledger', 'cutover-health') \
+           and not exists (select from cutover.instances i where left('cutover ' || i.name, 63) = a.application_name) \
            and not exists (select from cutover.connection_shares s where s.name = a.application_name)) \
          select current_setting('max_connections')::bigint as most, \
            current_setting('superuser_reserved_connections')::bigint \

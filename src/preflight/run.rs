@@ -140,9 +140,14 @@ async fn look_at_ledger(
     let look = async {
         let ledger = match Ledger::existing(options.clone()).await {
             Ok(ledger) => ledger,
-            Err(LedgerError::Missing) => {
+            Err(error @ (LedgerError::Missing | LedgerError::Older { .. })) => {
                 Ledger::could_install(&options).await?;
-                let text = "schema `cutover` is not installed; the first start will install it";
+                let text = match error {
+                    LedgerError::Missing => {
+                        "schema `cutover` is not installed; the first start will install it"
+                    }
+                    _ => "schema `cutover` is older than this build; the first start will upgrade it",
+                };
                 return Ok(vec![finding("ledger", Severity::Warning, text)]);
             }
             Err(error) => return Err(error),

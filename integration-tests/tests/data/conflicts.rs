@@ -4,7 +4,7 @@
 use cutover::migration::control::{DeadpoolTx, Error, Isolation, PinnedTx, is_retryable};
 use cutover::migration::data::{DualWrite, Key, Rows};
 use deadpool_postgres::Pool;
-use sqlx::Executor;
+use sqlx::{Executor, Row};
 use tokio::sync::Barrier;
 
 use crate::deadpool::pool_of_one;
@@ -275,5 +275,41 @@ async fn on_deadpool_and_with_errors_of_ones_own_it_is_the_same() -> Outcome {
         again.commit().await?;
         all_is_well(&world, 2).await?;
     }
+    Ok(())
+}
+
+/// The server answers such a commit with a rollback, and no driver looks.
+#[tokio::test]
+async fn a_transaction_in_which_a_statement_failed_is_not_said_to_be_committed() -> Outcome {
+    let (world, fleet) = world().await?;
+    let aborted = |error: &Error| error.to_string().contains("current transaction is aborted");
+    // One connection, so that what is left behind in it shows.
+    let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
+    let mut tx = fleet.migration.begin(&pool).await?;
+    tx.execute("update orders set note = 'lost' where id = 1").await?;
+    assert!(tx.execute("select 1 / 0").await.is_err());
+    let error = tx.commit().await.expect_err("rolled back");
+    assert!(aborted(&error), "{error}");
+    for note in ["first", "second"] {
+        let mut tx = fleet.migration.begin(&pool).await?;
+        sqlx::query("update orders set note = $1 where id = 1").bind(note).execute(&mut *tx).await?;
+        tx.commit().await?;
+        let kept: String =
+            sqlx::query_scalar("select note from orders where id = 1").fetch_one(&world.pool).await?;
+        assert_eq!(kept, note);
+        // As one message: else the two times are those of two messages.
+        let outside = "select transaction_timestamp() = statement_timestamp()";
+        let row = sqlx::raw_sql(outside).fetch_one(&pool).await?;
+        assert!(row.try_get::<bool, _>(0)?, "the connection came back inside a transaction");
+    }
+    let pool = pool_of_one(&world)?;
+    let tx = fleet.migration.begin(&pool).await?;
+    tx.execute("update orders set note = 'lost' where id = 1", &[]).await?;
+    assert!(tx.batch_execute("select 1 / 0").await.is_err());
+    let error = tx.commit().await.expect_err("rolled back");
+    assert!(aborted(&error) || matches!(&error, Error::Deadpool(_)), "{error}");
+    let kept: String =
+        sqlx::query_scalar("select note from orders where id = 1").fetch_one(&world.pool).await?;
+    assert_eq!(kept, "second");
     Ok(())
 }

@@ -10,6 +10,7 @@ mod inserts;
 mod keys;
 mod matrix;
 mod mirror;
+mod mirror_killed;
 mod pauses;
 mod pgbench;
 mod repairs;

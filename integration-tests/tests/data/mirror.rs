@@ -18,12 +18,12 @@ use tokio::task::JoinSet;
 use crate::world::{Fleet, Outcome, World, interrupted};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Account {
-    balance: i64,
+pub(crate) struct Account {
+    pub(crate) balance: i64,
 }
 
 /// The table that the service has had all along.
-struct Accounts;
+pub(crate) struct Accounts;
 
 impl MirrorSource for Accounts {
     type Row = Account;
@@ -71,9 +71,9 @@ impl MirrorSource for Accounts {
     }
 }
 
-type Plan<M> = MirrorMigration<Accounts, M>;
+pub(crate) type Plan<M> = MirrorMigration<Accounts, M>;
 
-async fn world(rows: i64) -> Outcome<World> {
+pub(crate) async fn world(rows: i64) -> Outcome<World> {
     let world = World::new(0).await?;
     world.pool.execute("create table accounts (name text collate \"C\" primary key, balance bigint)").await?;
     sqlx::query("insert into accounts select 'a' || g, 0 from generate_series(0, $1 - 1) g")
@@ -94,13 +94,12 @@ async fn postgres_store(gate: Option<&Gate>) -> Outcome<PostgresStore> {
     Ok(PostgresStore::new(pool, "kept")?)
 }
 
-fn redis_store(redis: &Redis, prefix: &str) -> Outcome<RedisStore> {
-    let pool =
-        deadpool_redis::Config::from_url(redis.url()).create_pool(Some(deadpool_redis::Runtime::Tokio1))?;
+pub(crate) fn redis_store(url: &str, prefix: &str) -> Outcome<RedisStore> {
+    let pool = deadpool_redis::Config::from_url(url).create_pool(Some(deadpool_redis::Runtime::Tokio1))?;
     Ok(RedisStore::new(pool, prefix, Duration::from_secs(2)))
 }
 
-async fn member<M: MirrorStore>(
+pub(crate) async fn member<M: MirrorStore>(
     world: &World,
     name: &str,
     plan: &Plan<M>,
@@ -110,22 +109,26 @@ async fn member<M: MirrorStore>(
     Ok((fleet, mirror))
 }
 
-async fn balance<M: MirrorStore>(mirror: &Mirror<Accounts, M>, key: &str) -> Outcome<Option<i64>> {
+pub(crate) async fn balance<M: MirrorStore>(mirror: &Mirror<Accounts, M>, key: &str) -> Outcome<Option<i64>> {
     Ok(mirror.read(key).await?.map(|row| row.balance))
 }
 
-async fn kept(store: &impl MirrorStore, key: &str) -> Outcome<Option<i64>> {
+pub(crate) async fn kept(store: &impl MirrorStore, key: &str) -> Outcome<Option<i64>> {
     let json = store.get(key).await?;
     Ok(json.map(|json| serde_json::from_str::<Account>(&json)).transpose()?.map(|row| row.balance))
 }
 
-async fn put<M: MirrorStore>(mirror: &Mirror<Accounts, M>, key: &str, balance: Option<i64>) -> Outcome {
+pub(crate) async fn put<M: MirrorStore>(
+    mirror: &Mirror<Accounts, M>,
+    key: &str,
+    balance: Option<i64>,
+) -> Outcome {
     let mut tx = mirror.begin().await?;
     tx.put(key, balance.map(|balance| Account { balance }).as_ref()).await?;
     Ok(tx.commit().await?)
 }
 
-async fn notes(world: &World) -> i64 {
+pub(crate) async fn notes(world: &World) -> i64 {
     sqlx::query_scalar("select count(*) from cutover.repairs").fetch_one(&world.pool).await.unwrap_or(-1)
 }
 
@@ -218,7 +221,7 @@ async fn rows_move_to_another_postgres_and_back_under_writers() -> Outcome {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_move_to_a_redis_and_back_under_writers() -> Outcome {
     let redis = Redis::start().await?;
-    let (world, store) = (world(120).await?, redis_store(&redis, "acc*:")?);
+    let (world, store) = (world(120).await?, redis_store(&redis.url(), "acc*:")?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
     the_whole_way(plan, world, store).await
 }
@@ -313,7 +316,7 @@ async fn keeps_the_newest(store: impl MirrorStore) -> Outcome {
 async fn an_older_version_never_replaces_a_newer_one() -> Outcome {
     keeps_the_newest(postgres_store(None).await?).await?;
     let redis = Redis::start().await?;
-    keeps_the_newest(redis_store(&redis, "p[1]?:")?).await
+    keeps_the_newest(redis_store(&redis.url(), "p[1]?:")?).await
 }
 
 #[tokio::test]
@@ -341,5 +344,55 @@ async fn a_row_that_the_store_refuses_is_listed_and_tried_again_on_request() -> 
     world.waits_for("differ between the stores: different: a2").await?;
     put(&mirror, "a2", Some(0)).await?;
     world.go("ramp:50").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_database_took_back_never_arrives() -> Outcome {
+    let (world, store) = (world(3).await?, postgres_store(None).await?);
+    let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
+    let (_a, mirror) = member(&world, "a", &plan).await?;
+    for phase in ["switch", "retire"] {
+        world.go(phase).await?;
+        // To a savepoint.
+        let mut tx = mirror.begin().await?;
+        tx.put("a0", Some(&Account { balance: 1 })).await?;
+        tx.execute("savepoint here").await?;
+        tx.put("a0", Some(&Account { balance: 66 })).await?;
+        tx.put("a1", Some(&Account { balance: 66 })).await?;
+        tx.execute("rollback to savepoint here").await?;
+        tx.commit().await?;
+        mirror.deliver().await?;
+        // A statement whose error nobody looked at.
+        let mut tx = mirror.begin().await?;
+        tx.put("a2", Some(&Account { balance: 66 })).await?;
+        assert!(tx.execute("select 1 / 0").await.is_err());
+        assert!(tx.commit().await.is_err(), "{phase}");
+        let read =
+            [balance(&mirror, "a0").await?, balance(&mirror, "a1").await?, balance(&mirror, "a2").await?];
+        let there = [kept(&store, "a0").await?, kept(&store, "a1").await?, kept(&store, "a2").await?];
+        assert_eq!(read, there, "{phase}");
+        assert_eq!(read, [Some(1), Some(0), Some(0)], "{phase}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_key_is_taken_for_the_end_of_the_copy() -> Outcome {
+    let (world, store) = (world(0).await?, postgres_store(None).await?);
+    // The last one of a page, and others after it.
+    world
+        .pool
+        .execute(
+            "insert into accounts select 'a' || lpad(g::text, 4, '0'), 7 from generate_series(1, 199) g; \
+             insert into accounts values ('old', 7), ('new', 7), ('p', 7), ('q', 7), ('end:old', 7), ('z', 7)",
+        )
+        .await?;
+    let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
+    let (_a, mirror) = member(&world, "a", &plan).await?;
+    world.go("switch").await?;
+    for key in ["a0001", "a0199", "new", "old", "p", "q", "end:old", "z"] {
+        assert_eq!(balance(&mirror, key).await?, Some(7), "{key}");
+    }
     Ok(())
 }

@@ -8,7 +8,7 @@ use cutover::migration::control::{DeadpoolTx, Error, Isolation, PinnedTx, repair
 use cutover::migration::data::{DualWrite, Key, Repaired, Rows};
 use sqlx::Executor;
 
-type Sides = DualWrite<(), ()>;
+pub(crate) type Sides = DualWrite<(), ()>;
 
 const SET_OLD: &str = "update orders set old_status = upper($2) where id = $1 returning old_status";
 const SET_NEW: &str = "update orders set new_status = $2 where id = $1 returning new_status";
@@ -17,7 +17,7 @@ async fn run(tx: &mut PinnedTx, statement: &'static str, id: i64, status: &str) 
     Ok(sqlx::query_scalar(statement).bind(id).bind(status).fetch_one(&mut **tx).await?)
 }
 
-async fn set(sides: &Sides, tx: &mut PinnedTx, id: i64, status: &str) -> Result<String, Error> {
+pub(crate) async fn set(sides: &Sides, tx: &mut PinnedTx, id: i64, status: &str) -> Result<String, Error> {
     sides
         .write_with(
             tx,
@@ -38,12 +38,12 @@ async fn picky(phase: &str) -> Outcome<(World, Fleet, Sides)> {
     Ok((world, fleet, sides))
 }
 
-async fn noted(world: &World) -> Outcome<Vec<String>> {
+pub(crate) async fn noted(world: &World) -> Outcome<Vec<String>> {
     let keys = "select key::text from cutover.repairs where side = 'new' order by key";
     Ok(sqlx::query_scalar(keys).fetch_all(&world.pool).await?)
 }
 
-async fn scanned(world: &World) -> Outcome {
+pub(crate) async fn scanned(world: &World) -> Outcome {
     let query = "select exists (select from cutover.jobs where kind = 'scan' and finished_at is not null)";
     let ask = async || sqlx::query_scalar(query).fetch_one(&world.pool).await.unwrap_or(false);
     Ok(world.until("the scan has ended", ask).await?)

@@ -98,6 +98,24 @@ async fn a_column_is_mapped_in_rust_both_ways_and_its_values_stay_out_of_the_rep
     Ok(())
 }
 
+#[tokio::test]
+async fn a_way_back_that_fails_for_nothing_is_no_way_back() -> Outcome {
+    #[derive(FromRow)]
+    struct Given {
+        new_status: String,
+    }
+    let world = World::new(20).await?;
+    world.pool.execute("update orders set old_status = null where id = 3").await?;
+    let lower = each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
+    let upper = each(|row: Given| Ok::<_, String>(Some(row.new_status.to_uppercase())));
+    let plan = describe(&world).forward_rows(lower).backward_rows(upper).build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("verify").await?;
+    world.ask("ramp").await?;
+    world.waits_for("`forward` of `backward` does not give the new side's value back, id in [3]").await?;
+    Ok(())
+}
+
 /// A plan in small batches whose session says whose it is.
 async fn plan_of(world: &World, name: &str) -> Outcome<ColumnMigration> {
     let options = world.url.parse::<PgConnectOptions>()?.application_name(name);

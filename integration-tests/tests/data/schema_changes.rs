@@ -311,9 +311,11 @@ async fn a_statement_of_ones_own_runs_once_and_its_comment_hides_none_behind_it(
             .await?
     );
     // The column is there, its trap is not.
-    world.pool.execute("drop trigger cutover_new_status on orders").await?;
+    world.pool.execute("drop trigger zzz_cutover_new_status on orders").await?;
     plan.run(Task::Expand, &a.migration).await?;
-    assert!(is(&world, "select exists (select from pg_trigger where tgname = 'cutover_new_status')").await?);
+    assert!(
+        is(&world, "select exists (select from pg_trigger where tgname = 'zzz_cutover_new_status')").await?
+    );
     Ok(())
 }
 

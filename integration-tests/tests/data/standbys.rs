@@ -1,8 +1,10 @@
 //! Reads that go to standbys: a side is there only when they have it.
 
+use cutover::migration::data::DualWrite;
 use cutover_testkit::{Postgres, PostgresOptions};
 use sqlx::{Executor, PgPool};
 
+use crate::repairs::{Sides, noted, scanned, set};
 use crate::world::{Outcome, World};
 
 #[tokio::test]
@@ -35,6 +37,41 @@ async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcom
     world.waits_for("has yet to replay").await?;
     reader.execute("select pg_wal_replay_resume()").await?;
     world.go("contract").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_read_before_every_standby_has_what_was_repaired_last() -> Outcome {
+    let primary = Postgres::start(PostgresOptions::default()).await?;
+    let world = World::at(primary.create_database("shop").await?, 20).await?;
+    let standby = primary.standby().await?;
+    let reader = PgPool::connect(&standby.url("shop")).await?;
+    let fleet = world.reading("a", world.plan()?, &[standby.name()]).await?;
+    let sides: Sides = DualWrite::new(fleet.migration.clone(), (), ()).repair_later();
+    world.go("verify").await?;
+    scanned(&world).await?;
+    world.pool.execute("alter table orders add constraint picky check (new_status <> 'bad')").await?;
+    let there: String =
+        sqlx::query_scalar("select pg_current_wal_lsn()::text").fetch_one(&world.pool).await?;
+    let is_there = "select pg_last_wal_replay_lsn() >= $1::pg_lsn";
+    let ask = async || sqlx::query_scalar(is_there).bind(&there).fetch_one(&reader).await.unwrap_or(false);
+    world.until("the standby has the copy", ask).await?;
+    reader.execute("select pg_wal_replay_pause()").await?;
+
+    let mut tx = fleet.migration.begin(&world.pool).await?;
+    set(&sides, &mut tx, 1, "bad").await?;
+    tx.commit().await?;
+    assert_eq!(noted(&world).await?, ["1"]);
+    world.pool.execute("alter table orders drop constraint picky").await?;
+    world.until("it is mended", async || noted(&world).await.is_ok_and(|keys| keys.is_empty())).await?;
+
+    world.ask("ramp:50").await?;
+    world.waits_for(&format!("standby {} has yet to replay", standby.name())).await?;
+    let new = "select new_status from orders where id = 1";
+    assert_eq!(sqlx::query_scalar::<_, String>(new).fetch_one(&reader).await?, "legacy1");
+    reader.execute("select pg_wal_replay_resume()").await?;
+    world.go("ramp:50").await?;
+    assert_eq!(sqlx::query_scalar::<_, String>(new).fetch_one(&reader).await?, "bad");
     Ok(())
 }
 

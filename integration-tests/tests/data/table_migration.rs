@@ -194,3 +194,26 @@ async fn the_old_table_is_dropped_at_the_end_unless_something_depends_on_it() ->
     assert!(plan.facts(&mut connection).await?.contracted);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_table_with_more_columns_than_a_function_takes_arguments() -> Outcome {
+    let world = World::new(0).await?;
+    let names: Vec<String> = (0..60).map(|number| format!("c{number}")).collect();
+    let columns = names.iter().map(|name| format!("{name} int default 1")).collect::<Vec<_>>().join(", ");
+    for table in ["wide", "wide_2"] {
+        let create = format!("create table {table} (id bigint primary key, {columns})");
+        world.pool.execute(sqlx::AssertSqlSafe(create)).await?;
+    }
+    world.pool.execute("insert into wide select generate_series(1, 30)").await?;
+    let mut plan = TableMigration::new(world.pool.clone(), "wide", "wide_2");
+    for name in &names {
+        plan = plan.same(name);
+    }
+    let _a = world.instance_of("a", plan.build()?).await?;
+    world.go("backfill").await?;
+    world.filled().await?;
+    world.pool.execute("update wide_2 set c59 = 2 where id = 7").await?;
+    world.ask("ramp").await?;
+    world.waits_for("the new side is not what `forward` makes of the old one, id in [7]").await?;
+    Ok(())
+}

@@ -3,7 +3,7 @@
 use crate::world::{Outcome, World};
 use cutover::fleet::Ledger;
 use cutover::migration::control::{Error, StrangerReport, strangers};
-use cutover::migration::data::{TableMigration, each};
+use cutover::migration::data::{ColumnMigration, TableMigration, each};
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection};
 
 /// A session of its own, as a job of the night has one.
@@ -192,5 +192,232 @@ async fn a_tables_trap_copies_inserts_updates_and_deletes() -> Outcome {
         })
         .await?;
     a.agent.leave().await?;
+    Ok(())
+}
+
+/// A database's SQLSTATE.
+fn code(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}
+
+#[tokio::test]
+async fn a_type_without_an_equals_sign_keeps_nobody_from_writing() -> Outcome {
+    let world = World::new(0).await?;
+    world.pool.execute("create table parcels (id bigint primary key, note text, spot json)").await?;
+    world
+        .pool
+        .execute("insert into parcels select g, '', '{\"x\": 1}' from generate_series(1, 20) g")
+        .await?;
+    let plan = ColumnMigration::new(world.pool.clone(), "parcels")
+        .column("spot", "place", "jsonb")
+        .forward("spot::jsonb")
+        .backward("place::json")
+        .build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("verify").await?;
+    let mut job = stranger(&world).await?;
+    job.execute("update parcels set note = 'n' where id = 1").await?;
+    job.execute("update parcels set spot = '{\"x\": 2}' where id = 1").await?;
+    job.execute("insert into parcels (id, spot) values (21, '[]')").await?;
+    let places: Vec<String> =
+        sqlx::query_scalar("select place::text from parcels where id in (1, 21) order by id")
+            .fetch_all(&world.pool)
+            .await?;
+    assert_eq!(places, ["{\"x\": 2}", "[]"]);
+    assert_eq!(seen(&world).await?[0].transactions, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_names_the_new_column_is_not_overwritten_by_a_default_of_the_old_one() -> Outcome {
+    let world = World::new(10).await?;
+    world.pool.execute("alter table orders alter column old_status set default 'PENDING'").await?;
+    let _a = world.instance("a", Some(world.describe().build()?)).await?;
+    let mut job = stranger(&world).await?;
+    let insert = "insert into orders (new_status) values ('paid') returning id";
+    for phase in COPIED {
+        world.go(phase).await?;
+        let id: i64 = sqlx::query_scalar(insert).fetch_one(&mut job).await?;
+        assert_eq!(world.row(id).await?, (text("PAID"), text("paid")), "{phase}");
+        let id: i64 =
+            sqlx::query_scalar("insert into orders default values returning id").fetch_one(&mut job).await?;
+        assert_eq!(world.row(id).await?, (text("PENDING"), text("pending")), "{phase}");
+    }
+    world.go("retire").await?;
+    job.execute(insert).await?;
+    let error =
+        job.execute("insert into orders default values").await.expect_err("the new column is left out");
+    assert_eq!(code(&error).as_deref(), Some("ZC003"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_users_expressions_come_into_the_trap_as_they_are() -> Outcome {
+    let world = World::new(10).await?;
+    let plan = world
+        .describe()
+        .forward("replace(lower(trim(old_status)), ':id', ':refused :mends')")
+        .backward("upper(replace(new_status, ':refused :mends', ':id'))")
+        .build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("verify").await?;
+    let mut job = stranger(&world).await?;
+    job.execute("update orders set old_status = ' /X/:ID ' where id = 1").await?;
+    job.execute("update orders set old_status = ' /x/:id ' where id = 2").await?;
+    assert_eq!(world.row(2).await?.1, text("/x/:refused :mends"));
+    world.go("ramp").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_build_with_another_mapping_arms_its_own_trap_before_it_copies() -> Outcome {
+    let world = World::new(10).await?;
+    {
+        let old = world.instance("old", Some(world.describe().forward("lower(old_status)").build()?)).await?;
+        world.go("backfill").await?;
+        world.filled().await?;
+        world.go("expand").await?;
+        old.agent.leave().await?;
+    }
+    let _new = world.instance("new", Some(world.describe().build()?)).await?;
+    world.go("backfill").await?;
+    world.filled().await?;
+    stranger(&world).await?.execute("update orders set old_status = ' PAID ' where id = 1").await?;
+    assert_eq!(world.row(1).await?.1, text("paid"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_trap_sees_what_other_triggers_have_made_of_the_row() -> Outcome {
+    let world = World::new(10).await?;
+    world
+        .pool
+        .execute(
+            "create function normal() returns trigger language plpgsql as $$ begin \
+                 new.old_status := upper(coalesce(new.old_status, new.note)); return new; end $$; \
+             create trigger normalize before insert or update on orders for each row execute function normal()",
+        )
+        .await?;
+    let _a = world.instance("a", Some(world.describe().build()?)).await?;
+    world.go("backfill").await?;
+    let mut job = stranger(&world).await?;
+    job.execute("update orders set note = 'x', old_status = null where id = 1").await?;
+    assert_eq!(world.row(1).await?, (text("X"), text("x")));
+    Ok(())
+}
+
+/// A table's trap writes another table: with whose rights, and which one?
+#[tokio::test]
+async fn a_tables_trap_has_the_rights_and_the_path_of_whoever_armed_it() -> Outcome {
+    let world = World::new(10).await?;
+    let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
+        .create("create table orders_2 (id bigint generated always as identity primary key, note text, status text)")
+        .same("note")
+        .column("status", "lower(trim(old_status))")
+        .column_back("old_status", "upper(status)")
+        .build()?;
+    let _a = world.instance_of("a", plan).await?;
+    world.go("backfill").await?;
+    world.filled().await?;
+    let role = format!("poor_{}", std::process::id());
+    for statement in [
+        format!("create role {role} login"),
+        format!("grant select, insert, update, delete, truncate on orders to {role}"),
+        "revoke execute on all functions in schema cutover from public".into(),
+        "create schema decoy create table orders_2 (id bigint primary key, note text, status text)".into(),
+        format!("grant usage on schema decoy to {role}; grant all on decoy.orders_2 to {role}"),
+    ] {
+        world.pool.execute(AssertSqlSafe(statement)).await?;
+    }
+    let mut job = PgConnection::connect(&world.url.replace("postgres@", &format!("{role}@"))).await?;
+    job.execute("set search_path = decoy").await?;
+    job.execute("create temporary table orders_2 (id bigint primary key, note text, status text)").await?;
+    job.execute("update public.orders set old_status = ' POOR ' where id = 1").await?;
+    job.execute("insert into public.orders (old_status) values (' NEW ')").await?;
+    job.execute("delete from public.orders where id = 2").await?;
+    let there: Vec<Option<String>> =
+        sqlx::query_scalar("select status from orders_2 where id in (1, 2) or id > 10 order by id")
+            .fetch_all(&world.pool)
+            .await?;
+    assert_eq!(there, [text("poor"), text("new")]);
+    // What empties one side empties the other.
+    job.execute("truncate public.orders").await?;
+    let left: i64 = sqlx::query_scalar("select count(*) from orders_2").fetch_one(&world.pool).await?;
+    assert_eq!(left, 0);
+    world.go("retire").await?;
+    let error = job.execute("truncate public.orders").await.expect_err("refused");
+    assert_eq!(code(&error).as_deref(), Some("ZC003"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_scan_counts_only_while_no_stranger_wrote_since_what_can_not_be_copied() -> Outcome {
+    let world = World::new(50).await?;
+    let lower = each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
+    let plan = world.describe().forward_rows(lower).build()?;
+    let _a = world.brief("a", plan).await?;
+    world.go("verify").await?;
+    crate::repairs::scanned(&world).await?;
+    let mut job = stranger(&world).await?;
+    job.execute("begin; update orders set old_status = 'STALE' where id = 7").await?;
+    // Not committed yet: nobody can see it, so the move has to wait for its end.
+    world.ask("ramp").await?;
+    world.waits_for("a transaction past the library").await?;
+    job.execute("commit").await?;
+    world.waits_for("the new side is not what `forward` makes of the old one, id in [7]").await?;
+    assert_eq!(world.row(7).await?, (text("STALE"), text("legacy7")));
+    job.execute("update orders set new_status = 'stale' where id = 7").await?;
+    world.go("ramp").await?;
+    let error = job.execute("update orders set old_status = 'LATE' where id = 7").await.expect_err("refused");
+    assert_eq!(code(&error).as_deref(), Some("ZC003"));
+    Ok(())
+}
+
+/// What a stranger has begun under one rule does not end under another.
+#[tokio::test]
+async fn a_stranger_in_the_middle_of_a_transaction_holds_the_move_after_which_he_is_refused() -> Outcome {
+    let world = World::new(10).await?;
+    let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
+        .create("create table orders_2 (id bigint primary key, note text, status text)")
+        .same("note")
+        .column("status", "lower(trim(old_status))")
+        .column_back("old_status", "upper(status)")
+        .build()?;
+    let a = world.instance_of("a", plan).await?;
+    world.go("switch").await?;
+    let mut long = stranger(&world).await?;
+    long.execute("begin; update orders set note = 'seen' where id = 1").await?;
+    world.ask("retire").await?;
+    world.waits_for("a transaction past the library").await?;
+    long.execute("update orders set note = note || '.' where id = 2").await?;
+    // The way back is open all the while.
+    world.go("ramp").await?;
+    world.go("switch").await?;
+    world.ask("retire").await?;
+    world.waits_for("a transaction past the library").await?;
+    let mut snapshot = stranger(&world).await?;
+    snapshot.execute("begin isolation level repeatable read; select 1 from orders").await?;
+    long.execute("commit").await?;
+    world.go("retire").await?;
+    let mut tx = a.migration.begin(&world.pool).await?;
+    tx.execute("update orders_2 set status = 'fleet' where id = 3").await?;
+    tx.commit().await?;
+    // Its snapshot is older than the move: what it would copy is old.
+    let error = snapshot.execute("update orders set note = 'x' where id = 3").await.expect_err("refused");
+    assert_eq!(code(&error).as_deref(), Some("40001"));
+    let kept = "select status from orders_2 where id = 3";
+    assert_eq!(sqlx::query_scalar::<_, String>(kept).fetch_one(&world.pool).await?, "fleet");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_generated_column_is_not_there_yet_when_the_trap_looks() -> Outcome {
+    let world = World::new(5).await?;
+    let generated =
+        "alter table orders add column short text generated always as (left(old_status, 4)) stored";
+    world.pool.execute(generated).await?;
+    let _a = world.instance("a", Some(world.describe().forward("lower(short)").build()?)).await?;
+    world.ask("expand").await?;
+    world.waits_for("`forward` uses the generated column short").await?;
     Ok(())
 }

@@ -92,6 +92,12 @@ impl World {
         self.take_part(name, Spec::new("status", PhaseRange::FULL).plan(plan)).await
     }
 
+    /// One that waits but a moment after strangers whose writes can't be copied.
+    pub(crate) async fn brief(&self, name: &str, plan: ColumnMigration) -> Outcome<Fleet> {
+        let spec = Spec::new("status", PhaseRange::FULL).plan(plan).quiet(Duration::from_millis(500));
+        self.take_part(name, spec).await
+    }
+
     /// One whose reads go to these standbys too.
     pub(crate) async fn reading(
         &self,

@@ -79,10 +79,22 @@ pub(crate) async fn run(
         say(arguments, &shown, || format!("nothing is asked for: this is a dry run\n{}", text::plan(&shown)));
         return Ok(ExitCode::SUCCESS);
     }
+    // Elsewhere asking would be in vain, and the history would say otherwise.
+    let elsewhere = now.desired_from.as_deref().filter(|source| *source != "ledger");
+    if let Some(source) = elsewhere {
+        complain(&format!(
+            "cutover: {:?} goes by {source}, not by what is asked for here: set it there{}",
+            go.migration,
+            if go.no_wait { "" } else { "; waiting until it has been reached (--timeout ends that)" }
+        ));
+        if go.no_wait {
+            return Ok(ExitCode::from(1));
+        }
+    }
     // From here on no interrupt is lost between two looks.
     let mut interrupt = tokio::spawn(tokio::signal::ctrl_c());
     // In the phase already, it may be about to go back.
-    if from != to || turned_back(&now, to).is_some() {
+    if elsewhere.is_none() && (from != to || turned_back(&now, to).is_some()) {
         desire(ledger, &go.migration, to.into(), &arguments.actor).await?;
     }
     if go.no_wait {
@@ -99,7 +111,7 @@ pub(crate) async fn run(
             done: is_done(to, &steps),
             seconds: began.elapsed().as_secs_f64(),
             waits_for: steps.waits_for.clone(),
-            overruled: turned_back(&steps, to),
+            overruled: turned_back(&steps, to).filter(|_| elsewhere.is_none()),
             differences: Vec::new(),
             phase: steps.phase.clone(),
         };
@@ -111,7 +123,7 @@ pub(crate) async fn run(
             say(arguments, &outcome, || ended(&outcome));
             return Ok(ExitCode::from(u8::from(!outcome.done)));
         }
-        screen.show(&state, steps.desired_from.as_deref().filter(|source| *source != "ledger"));
+        screen.show(&state, elsewhere);
         let left = go.timeout.map(|limit| limit.saturating_sub(began.elapsed()));
         let is_over = tokio::select! {
             () = tokio::time::sleep(LOOK.min(left.unwrap_or(LOOK))) => left.is_some_and(|left| left.is_zero()),

@@ -1,7 +1,9 @@
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use sqlx::Row;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -49,6 +51,9 @@ const UNDER_WAY: Duration = Duration::from_millis(50);
 const AT_REST: Duration = Duration::from_millis(250);
 /// After a failed piece of work or an unreachable database.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// Work that was refused needs a person, and may be a look at a whole table: it is tried again after twice as long each
+/// time, up to this.
+const LONGEST_AFTER_REFUSAL: Duration = Duration::from_secs(120);
 
 /// Moves the fleet's migrations towards what is desired, as far as this instance holds their offices.
 pub(super) struct Driver {
@@ -56,6 +61,8 @@ pub(super) struct Driver {
     migrations: Arc<[(Spec, Migration)]>,
     options: DriverOptions,
     jobs: HashMap<String, Job>,
+    /// How often in a row a migration's work was refused.
+    refusals: HashMap<String, (Task, u32)>,
 }
 
 /// A piece of work under way, or the failure of the last one.
@@ -72,7 +79,7 @@ impl Drop for Driver {
 
 impl Driver {
     pub(super) fn new(fleet: Fleet, migrations: Arc<[(Spec, Migration)]>, options: DriverOptions) -> Self {
-        Self { fleet, migrations, options, jobs: HashMap::new() }
+        Self { fleet, migrations, options, jobs: HashMap::new(), refusals: HashMap::new() }
     }
 
     pub(super) async fn run(mut self) {
@@ -123,10 +130,15 @@ impl Driver {
         while Instant::now() < renew {
             let mut pause = AT_REST;
             for (spec, migration) in &mine {
-                let turn = timeout(self.options.term, self.turn(spec, migration));
-                match turn.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-                    Ok(wish) => pause = pause.min(wish),
-                    Err(error) => tracing::warn!(%error, migration = spec.name, "a turn failed"),
+                // It runs code of the user's: a panic there must not end the driver without a word.
+                let turn = AssertUnwindSafe(timeout(self.options.term, self.turn(spec, migration)));
+                match turn.catch_unwind().await {
+                    Ok(Ok(Ok(wish))) => pause = pause.min(wish),
+                    Ok(Ok(Err(error))) => tracing::warn!(%error, migration = spec.name, "a turn failed"),
+                    Ok(Err(_)) => tracing::warn!(migration = spec.name, "the ledger did not answer a turn"),
+                    Err(_) => {
+                        tracing::error!(migration = spec.name, "a plan or a source of its phase panicked")
+                    }
                 }
             }
             sleep(pause).await;
@@ -212,13 +224,20 @@ impl Driver {
         };
         self.abandon(&spec.name);
         let failure = match finished {
-            Some((task, Ok(Err(error)))) => Some(format!("{task:?} failed: {error}")),
-            Some((task, Err(error))) => Some(format!("{task:?} failed: {error}")),
-            Some((_, Ok(Ok(())))) | None => None,
+            Some((task, Ok(Err(error)))) => {
+                let pause = self.pause_after(&spec.name, task, &error);
+                Some((format!("{task:?} failed: {error}"), pause))
+            }
+            Some((task, Err(error))) => Some((format!("{task:?} failed: {error}"), AFTER_FAILURE)),
+            Some((_, Ok(Ok(())))) => {
+                self.refusals.remove(&spec.name);
+                None
+            }
+            None => None,
         };
-        if let Some(what) = failure {
-            tracing::warn!(migration = spec.name, what);
-            self.jobs.insert(spec.name.clone(), Job::Failed { what, again: Instant::now() + AFTER_FAILURE });
+        if let Some((what, pause)) = failure {
+            tracing::warn!(migration = spec.name, what, ?pause);
+            self.jobs.insert(spec.name.clone(), Job::Failed { what, again: Instant::now() + pause });
         } else if let (Some(task), Some(plan)) = (needed, spec.plan.clone()) {
             let migration = migration.clone();
             migration.note("");
@@ -226,6 +245,19 @@ impl Driver {
             let handle = tokio::spawn(async move { plan.run(task, &migration).await });
             self.jobs.insert(spec.name.clone(), Job::Running(task, handle));
         }
+    }
+
+    /// How long to wait before a piece of work is tried again.
+    fn pause_after(&mut self, name: &str, task: Task, error: &PlanError) -> Duration {
+        if !matches!(error, PlanError::Refused(_)) {
+            return AFTER_FAILURE;
+        }
+        let (last, times) = self.refusals.entry(name.to_owned()).or_insert((task, 0));
+        if *last != task {
+            (*last, *times) = (task, 0);
+        }
+        *times += 1;
+        (AFTER_FAILURE * 2_u32.saturating_pow(*times - 1)).min(LONGEST_AFTER_REFUSAL)
     }
 
     fn abandon(&mut self, name: &str) {

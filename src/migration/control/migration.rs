@@ -75,10 +75,9 @@ impl Spec {
 
     /// The standbys that reads go to, by their `application_name` (or `cluster_name`), as `pg_stat_replication` has it.
     ///
-    /// `ramp` then waits until each has replayed the copy, since on one that lags the new side is not old but empty, and
-    /// the drop until none is behind the phases that read the old side. One that is not connected holds the migration.
-    /// The role has to be a member of `pg_monitor`, or it sees no positions. A row that a repair mends after the copy's end
-    /// is not waited for. Default none.
+    /// `ramp` then waits until each has replayed the copy and what was repaired since, because on one that lags the new side
+    /// is not old but empty, and the drop until none is behind the phases that read the old side. One that is not connected
+    /// holds the migration. The role has to be a member of `pg_monitor`, or it sees no positions. Default none.
     pub fn standbys<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.standbys = names.into_iter().map(Into::into).collect();
         self

@@ -57,5 +57,6 @@ pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
 pub use repairs::{RepairReport, repairs, retry_repairs, unrepaired};
 pub use steps::{Need, PlanReport, StepReport, plan};
 pub use strangers::{StrangerReport, strangers};
+pub(crate) use strangers::{have_ended as strangers_have_ended, open as open_strangers};
 
 pub use super::phase::{Facts, Task};

@@ -1,7 +1,7 @@
 //! Who writes past the library, for people and for the driver.
 
 use serde::Serialize;
-use sqlx::FromRow;
+use sqlx::{FromRow, PgConnection};
 
 use super::people::{AskError, find};
 use crate::fleet::{Ledger, unnamed};
@@ -85,4 +85,37 @@ pub(super) fn count(migration: i32) -> String {
                  last_seen = greatest(known.last_seen, excluded.last_seen), \
                  last_unmended = greatest(known.last_unmended, excluded.last_unmended)"
     )
+}
+
+/// The first half of the advisory lock's key that strangers' transactions hold; see `cutover.stranger`.
+const LOCK_CLASS: i32 = 0x4356_0000;
+
+/// Waits, as long as the transaction's `lock_timeout` allows, until none of those who write past the library is in the
+/// middle of a transaction, and holds the next one up until this transaction ends. Returns the time, as the database
+/// writes it.
+pub(crate) async fn have_ended(tx: &mut PgConnection, migration: i32) -> Result<String, sqlx::Error> {
+    unnamed::query("select pg_advisory_xact_lock($1, $2)")
+        .bind(LOCK_CLASS)
+        .bind(migration)
+        .execute(&mut *tx)
+        .await?;
+    unnamed::query_scalar("select clock_timestamp()::text").fetch_one(tx).await
+}
+
+/// Who is in the middle of such a transaction, the oldest first.
+pub(crate) async fn open(tx: &mut PgConnection, migration: i32) -> Result<Vec<String>, sqlx::Error> {
+    unnamed::query_scalar(
+        "select format('a transaction past the library, open for %s s (pid %s, %s)', \
+                coalesce(extract(epoch from clock_timestamp() - a.xact_start)::bigint, 0), a.pid, \
+                coalesce(nullif(a.application_name, ''), 'unnamed')) \
+         from pg_locks l join pg_stat_activity a on a.pid = l.pid \
+         where l.locktype = 'advisory' and l.classid::bigint = $1 and l.objid::bigint = $2 and l.objsubid = 2 \
+           and l.granted and l.mode = 'ShareLock' \
+           and l.database = (select oid from pg_database where datname = current_database()) \
+         order by a.xact_start limit 5",
+    )
+    .bind(i64::from(LOCK_CLASS))
+    .bind(i64::from(migration))
+    .fetch_all(tx)
+    .await
 }

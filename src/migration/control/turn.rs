@@ -7,6 +7,7 @@ use sqlx::{Executor, PgConnection, Row};
 
 use super::driver::DriverOptions;
 use super::migration::Spec;
+use super::strangers;
 use super::view::{Station, bury};
 use crate::fleet::{Ledger, sql_state, unnamed};
 use crate::migration::phase::{Phase, Step, Task, Wish, needed_work, next_step};
@@ -49,11 +50,9 @@ impl Turn<'_> {
         let step = next_step(&station.view, self.aim(&station).wish.target(station.view.phase));
         tx.commit().await?;
         match step {
-            Step::Close | Step::Move(_) => match self.step(step.clone()).await {
+            Step::Close | Step::Move(_) => match self.step(step.clone(), &station).await {
                 Err(error) if is_lock_timeout(&error) => {
-                    // A move into `ramp` waits for transactions of the epoch that it leaves; see `seal`.
-                    let epoch = station.view.epoch - i32::from(step == Step::Close);
-                    let holders = self.end_old_holders(station.id, epoch).await?;
+                    let holders = self.in_the_way(&station, &step).await?;
                     self.stay(station, holders.unwrap_or_else(|| "a lock in the ledger".into())).await
                 }
                 outcome => outcome,
@@ -85,7 +84,7 @@ impl Turn<'_> {
     ///
     /// A writer under REPEATABLE READ holds a lock on its epoch's row, which a close has to wait for. A live
     /// instance has acknowledged and holds none, but one that was paused in the middle may.
-    async fn step(&self, decided: Step) -> Result<Outcome, sqlx::Error> {
+    async fn step(&self, decided: Step, seen: &Station) -> Result<Outcome, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         tx.execute(SHORTLY).await?;
         // From here to the commit nobody is admitted to the fleet and no other driver decides.
@@ -94,6 +93,9 @@ impl Turn<'_> {
             .execute(&mut *tx)
             .await?;
         bury(&mut tx, self.fleet).await?;
+        if waits_for_strangers(seen.view.phase, &decided) {
+            strangers::have_ended(&mut tx, seen.id).await?;
+        }
         if decided == Step::Move(Phase::Ramp) {
             seal(&mut tx, self.fleet, self.spec).await?;
         }
@@ -101,6 +103,10 @@ impl Turn<'_> {
         let aim = self.aim(&station);
         let step = next_step(&station.view, aim.wish.target(station.view.phase));
         if step != decided {
+            if decided == Step::Move(Phase::Ramp) && !station.view.behind.is_empty() {
+                // Sealed it stays, until the standbys have what was repaired.
+                tx.commit().await?;
+            }
             // The world changed since; the next turn looks again.
             return Ok(Outcome::Stepped);
         }
@@ -155,6 +161,26 @@ impl Turn<'_> {
         }
     }
 
+    /// Whose transactions a step waits for, in words. Those of a closed epoch are ended after a while, and so are those
+    /// that a move into `ramp` waits for; see `seal`. What else is open may be as long as it likes.
+    async fn in_the_way(&self, station: &Station, step: &Step) -> Result<Option<String>, sqlx::Error> {
+        let mut named = Vec::new();
+        if waits_for_strangers(station.view.phase, step) {
+            let mut tx = self.ledger.begin().await?;
+            named = strangers::open(&mut tx, station.id).await?;
+            tx.commit().await?;
+        }
+        let epoch = match step {
+            Step::Close => Some(station.view.epoch - 1),
+            Step::Move(Phase::Ramp) if named.is_empty() => Some(station.view.epoch),
+            _ => None,
+        };
+        if let Some(epoch) = epoch {
+            named.extend(self.end_old_holders(station.id, epoch).await?);
+        }
+        Ok(Some(named.join("; ")).filter(|text| !text.is_empty()))
+    }
+
     async fn end_old_holders(&self, migration: i32, epoch: i32) -> Result<Option<String>, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         let holders = end_old_holders(&mut tx, LOCK_CLASS + migration, epoch, self.options).await?;
@@ -164,6 +190,9 @@ impl Turn<'_> {
 
     /// The desired phase is reached: only the percentage of `ramp` may still differ.
     async fn rest(&self, station: Station) -> Result<Outcome, sqlx::Error> {
+        if station.is_sealed {
+            self.unseal(&station).await?;
+        }
         match self.aim(&station).wish {
             Wish::Go(desired) if station.view.phase == Phase::Ramp && desired.ramp.get() != station.ramp => {
                 let mut tx = self.ledger.begin().await?;
@@ -209,6 +238,20 @@ impl Turn<'_> {
         Ok(Outcome::Still(Box::new(station), target))
     }
 
+    /// Nobody wants to go on any more: rows may be left behind again.
+    async fn unseal(&self, station: &Station) -> Result<(), sqlx::Error> {
+        let mut tx = self.ledger.begin().await?;
+        unnamed::query(
+            "update cutover.epochs e set sealed_at = null, sealed_lsn = null from cutover.migrations m \
+             where m.id = $1 and m.epoch = $2 and e.migration_id = m.id and e.epoch = m.epoch",
+        )
+        .bind(station.id)
+        .bind(station.view.epoch)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
+    }
+
     /// Writes down that the old side is gone, whoever dropped it.
     async fn dropped(&self, station: &Station) -> Result<(), sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
@@ -225,6 +268,14 @@ impl Turn<'_> {
     }
 }
 
+/// Whether strangers' writes are treated otherwise after the step, or what is known of the data depends on them.
+fn waits_for_strangers(from: Phase, step: &Step) -> bool {
+    matches!(
+        (from, step),
+        (Phase::Verify, Step::Move(Phase::Ramp)) | (Phase::Switch, Step::Move(Phase::Retire))
+    )
+}
+
 /// Who holds up the work that is needed now, in words.
 fn paused(station: &Station, target: Phase) -> Option<String> {
     let by = station.paused_by.as_ref()?;
@@ -235,10 +286,25 @@ fn paused(station: &Station, target: Phase) -> Option<String> {
 
 /// From here on no transaction of the current epoch may leave the new side behind, and those that did have ended: what
 /// is counted next is all there will be. Else one of them could commit when the next epoch reads that side already.
+///
+/// Where standbys are read, also writes down how far they have to be: what was repaired is older than that. The epoch then
+/// stays sealed until they are, or until nobody wants to go on.
 async fn seal(tx: &mut PgConnection, fleet: &str, spec: &Spec) -> Result<(), sqlx::Error> {
     unnamed::query(
         "update cutover.epochs e set sealed_at = clock_timestamp() from cutover.migrations m \
          where m.fleet = $1 and m.name = $2 and e.migration_id = m.id and e.epoch = m.epoch",
+    )
+    .bind(fleet)
+    .bind(&spec.name)
+    .execute(&mut *tx)
+    .await?;
+    if spec.standbys.is_empty() {
+        return Ok(());
+    }
+    unnamed::query(
+        "update cutover.epochs e set sealed_lsn = pg_current_wal_insert_lsn() from cutover.migrations m \
+         where m.fleet = $1 and m.name = $2 and e.migration_id = m.id and e.epoch = m.epoch and e.sealed_lsn is null \
+           and not exists (select from cutover.repairs r where r.migration_id = m.id)",
     )
     .bind(fleet)
     .bind(&spec.name)

@@ -24,6 +24,8 @@ pub(super) struct Station {
     pub(super) paused_by: Option<String>,
     /// The ledger knows that the old side is gone.
     pub(super) dropped: bool,
+    /// No transaction of the current epoch may leave a row behind any more.
+    pub(super) is_sealed: bool,
     pub(super) facts: Facts,
 }
 
@@ -35,6 +37,10 @@ macro_rules! known {
          coalesce((select s.differences = 0 and not exists ( \
                  select 1 from cutover.jobs b where b.migration_id = m.id \
                      and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
+                 and not exists ( \
+                     select 1 from cutover.strangers x where x.migration_id = m.id and x.last_unmended > s.started_at) \
+                 and not exists (select 1 from cutover.stranger_writes w \
+                     where w.migration_id = m.id and not w.mended and w.at > s.started_at) \
              from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
                  and s.finished_at is not null order by s.id desc limit 1), false) as scanned, \
          (select count(*) from cutover.repairs r where r.migration_id = m.id \
@@ -63,6 +69,7 @@ impl Station {
         let row = unnamed::query(concat!(
             "select m.id, m.epoch, m.phase, m.old_complete, m.new_complete, m.ramp_percent, m.desired, \
                     coalesce(m.desired_by, 'ledger') as desired_by, m.waits_for, m.paused_by, m.dropped_at is not null as dropped, \
+                    e.sealed_at is not null as sealed, \
                     p.epoch is null or p.drained_at is not null as drained, p.closed_at is not null as closed, \
                     extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
                     (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \
@@ -126,6 +133,7 @@ impl Station {
             waits_for: row.try_get("waits_for")?,
             paused_by: row.try_get("paused_by")?,
             dropped: row.try_get("dropped")?,
+            is_sealed: row.try_get("sealed")?,
             facts,
         })
     }
@@ -143,7 +151,7 @@ pub(super) async fn bury(connection: &mut PgConnection, fleet: &str) -> Result<(
     Ok(())
 }
 
-/// The standbys that lack a part of a copy, or the end of the epoch before.
+/// The standbys that lack a part of a copy, what was repaired before the epoch was sealed, or the end of the epoch before.
 async fn behind(
     connection: &mut PgConnection,
     id: i32,
@@ -155,7 +163,7 @@ async fn behind(
     let rows = unnamed::query(
         "with needed as (select greatest( \
              (select max(finished_lsn) from cutover.jobs where migration_id = $1 and kind <> 'scan'), \
-             (select max(drained_lsn) from cutover.epochs where migration_id = $1)) as lsn) \
+             (select greatest(max(drained_lsn), max(sealed_lsn)) from cutover.epochs where migration_id = $1)) as lsn) \
          select w.name, pg_wal_lsn_diff(needed.lsn, min(r.replay_lsn))::bigint as bytes \
          from needed cross join unnest($2::text[]) as w (name) \
          left join pg_stat_replication r on r.application_name = w.name \

@@ -7,7 +7,7 @@ use super::changes::{Changes, common_settings};
 use super::ddl;
 use super::index;
 use super::keyset::Keyset;
-use super::mapping::{How, MapRows, Mapping};
+use super::mapping::{How, MapRows, Mapping, NEEDS_FORWARD_ROWS};
 use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
@@ -184,28 +184,34 @@ impl Plan for ColumnMigration {
     }
 
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
-        let (table, old, new, armed): (bool, bool, bool, bool) = unnamed::query_as(
+        let (table, old, new): (bool, bool, bool) = unnamed::query_as(
             "select to_regclass($1) is not null, \
                     exists (select 1 from pg_attribute \
                         where attrelid = to_regclass($1) and attname = $2 and not attisdropped), \
                     exists (select 1 from pg_attribute \
-                        where attrelid = to_regclass($1) and attname = $3 and not attisdropped), \
-                    $4::text is null or exists (select 1 from pg_trigger \
-                        where tgrelid = to_regclass($1) and tgname = $4)",
+                        where attrelid = to_regclass($1) and attname = $3 and not attisdropped)",
         )
         .bind(&self.sql.table)
         .bind(&self.names.old)
         .bind(&self.names.new)
-        .bind(self.trap.as_ref().map(|_| trap::name(&self.sql.new)))
-        .fetch_one(connection)
+        .fetch_one(&mut *connection)
         .await?;
+        let armed = match &self.trap {
+            Some(trap) => trap.is_armed(connection, None).await?,
+            None => true,
+        };
         Ok(Facts { expanded: new && armed, contracted: table && !old })
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         match task {
             Task::Expand => ddl::expand(self, migration).await,
-            Task::Backfill => self.sweep(Sweep::Forward, migration).await,
+            Task::Backfill => {
+                if let Some(trap) = &self.trap {
+                    ddl::rearm(&self.outline.pool, &self.sql.table, trap, migration).await?;
+                }
+                self.sweep(Sweep::Forward, migration).await
+            }
             Task::Repair => self.repair(migration).await,
             Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
             Task::Scan => {
@@ -381,6 +387,9 @@ impl ColumnMigrationBuilder {
                 problems.push(Problem::new(field, format!("is missing: an SQL expression over {over:?}")));
             }
         }
+        if matches!((&self.forward, &self.backward), (How::Sql(_), How::Rust(_))) {
+            problems.push(Problem::new("backward_rows", NEEDS_FORWARD_ROWS));
+        }
         self.batches.check(&mut problems);
         self.throttle.check(&mut problems);
         self.changes.check(None, &mut problems);
@@ -427,7 +436,7 @@ mod tests {
         let statements = plan.sql();
         let add = "alter table \"billing\".\"Orders\" add column if not exists \"new\" numeric(12, 2);\n";
         assert!(statements[0].1.starts_with(add), "{}", statements[0].1);
-        assert!(statements[0].1.contains("create trigger \"cutover_new\""), "{}", statements[0].1);
+        assert!(statements[0].1.contains("create trigger \"zzz_cutover_new\""), "{}", statements[0].1);
         assert!(
             statements[1].1.contains("update \"billing\".\"Orders\" set \"new\" = (old::numeric)"),
             "{}",

@@ -13,7 +13,7 @@ use super::ColumnMigration;
 use super::keyset::{self, Keyset};
 use super::mapping::How;
 use super::sweep::begin;
-use super::trap;
+use super::trap::{self, Trap};
 use crate::fleet::{sql_state, unnamed};
 use crate::migration::control::{Migration, PlanError};
 use crate::migration::phase::Phase;
@@ -54,6 +54,23 @@ pub(super) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Res
     let trap = plan.trap.iter().map(|trap| trap.arm(migration));
     let statements: Vec<String> = std::iter::once(plan.sql.expand()).chain(trap).chain(own).collect();
     alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Off, &statements.join(";\n")).await
+}
+
+/// Arms the trap anew where another build has armed another one: what strangers write is copied as this build copies it.
+pub(super) async fn rearm(
+    pool: &PgPool,
+    table: &str,
+    trap: &Trap,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let mut tx = begin(pool, &[Phase::Backfill], migration).await?;
+    let is_armed = trap.is_armed(&mut tx, Some(migration)).await?;
+    tx.rollback().await?;
+    if is_armed {
+        return Ok(());
+    }
+    tracing::info!(migration = migration.name(), table, "the trap is armed anew: the mapping is another one");
+    alter(pool, table, migration, Phase::Backfill, &trap.arm(migration)).await
 }
 
 /// Drops the old column, unless something depends on it.
@@ -156,10 +173,35 @@ async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Found,
     if old_type.is_none() {
         problems.push(format!("column {old} does not exist"));
     }
+    for name in generated(plan, tx).await? {
+        problems.push(format!(
+            "`forward` uses the generated column {name}, which has no value yet when the trap looks at what a stranger \
+             writes: write its expression instead, or go `without_trap`"
+        ));
+    }
     match (key, old_type) {
         (Some(key), Some(old_type)) if problems.is_empty() => Ok(Found { key, old_type }),
         _ => Err(PlanError::Refused(format!("{table}: {}", problems.join("; ")))),
     }
+}
+
+/// Generated columns that a trap's expressions mention.
+async fn generated(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    let (Some(_), How::Sql(expressions)) = (&plan.trap, &plan.outline.sides.forward.how) else {
+        return Ok(Vec::new());
+    };
+    let names: Vec<String> = unnamed::query_scalar(
+        "select attname::text from pg_attribute \
+         where attrelid = to_regclass($1) and attgenerated <> '' and not attisdropped",
+    )
+    .bind(&plan.sql.table)
+    .fetch_all(tx)
+    .await?;
+    let is_apart = |c: char| !(c.is_alphanumeric() || c == '_');
+    let mentions = |name: &String| {
+        expressions.iter().flat_map(|text| text.split(is_apart)).any(|word| word.eq_ignore_ascii_case(name))
+    };
+    Ok(names.into_iter().filter(mentions).collect())
 }
 
 /// What would stand in the way of the drop, or would go with it unasked.

@@ -111,8 +111,8 @@ impl<O, N, B> DualWrite<O, N, B> {
     ///
     /// What the new side's repository did is undone to a savepoint, and the keys of the write's rows are noted in the
     /// ledger, in the same transaction. `ramp` is not entered before all of them have been repaired: by the
-    /// migration's plan where its mapping is SQL, else by [`DualWrite::repair_with`]. From `ramp` on both sides have to
-    /// succeed. So does every write whose rows are unknown, every write of both sides at once, and a transaction that
+    /// migration's plan where its mapping is SQL, else by [`DualWrite::repair_with`]. From `ramp` on, and while the move into
+    /// it waits for standbys, both sides have to succeed. So does every write whose rows are unknown, every write of both sides at once, and a transaction that
     /// lost a deadlock or could not be serialized: it is to be begun again.
     ///
     /// It costs two round trips per write, and a subtransaction: keep it for when the new side is young.

@@ -9,6 +9,10 @@ use sqlx::{FromRow, Row};
 use super::keyset::{KeyText, Keyset};
 use super::sql::unquote;
 
+/// What is said of a way back in Rust whose way there is SQL.
+pub(super) const NEEDS_FORWARD_ROWS: &str =
+    "needs `forward_rows`: the way there and back is tried on the data, all of it in Rust or in SQL";
+
 /// Maps rows of one side to values of the other in Rust, for what SQL can't say.
 ///
 /// A closure `Fn(&[PgRow]) -> Vec<Result<Value, String>>` is one, for code that sees to many rows at once;

@@ -149,19 +149,22 @@ async fn copy(scope: &Scope<'_>, tx: &mut PgConnection, key: &str) -> Result<(),
 
 /// The values of a key's columns, which are JSON: one value, or an array of several.
 fn key_of(json: &str, columns: usize) -> Result<Vec<String>, PlanError> {
+    // Bytes, or a structure, are no column's value as it is written: such a row would not be found, and taken for mended.
     let text = |value: Value| match value {
-        Value::String(text) => text,
-        other => other.to_string(),
+        Value::String(text) => Some(text),
+        Value::Array(_) | Value::Object(_) | Value::Null => None,
+        other => Some(other.to_string()),
     };
-    let values = match serde_json::from_str(json) {
+    let values: Option<Vec<String>> = match serde_json::from_str(json) {
         Ok(Value::Array(values)) if columns > 1 => values.into_iter().map(text).collect(),
-        Ok(value) => vec![text(value)],
-        Err(_) => Vec::new(),
+        Ok(value) => text(value).map(|text| vec![text]),
+        Err(_) => None,
     };
-    if values.len() == columns {
-        return Ok(values);
-    }
-    Err(PlanError::Refused(format!("the key {json} has not the {columns} columns of the table's")))
+    values.filter(|values| values.len() == columns).ok_or_else(|| {
+        PlanError::Refused(format!(
+            "the key {json} is not the text or number of the {columns} columns of the table's"
+        ))
+    })
 }
 
 fn may_repair(phase: Phase) -> bool {
@@ -237,6 +240,7 @@ mod tests {
         assert_eq!(key_of("7", 1).ok(), Some(vec!["7".to_owned()]));
         assert_eq!(key_of("\"a b\"", 1).ok(), Some(vec!["a b".to_owned()]));
         assert_eq!(key_of("[7, \"a\"]", 2).ok(), Some(vec!["7".to_owned(), "a".to_owned()]));
+        assert!(key_of("[1, 2, 3]", 1).is_err() && key_of("{\"id\": 1}", 1).is_err());
         assert!(key_of("7", 2).is_err() && key_of("[1, 2, 3]", 2).is_err() && key_of("{", 1).is_err());
     }
 }

@@ -385,10 +385,11 @@ impl Scope<'_> {
         let (f, c, t) = (columns("x.", 'f', count), columns("x.", 'c', count), columns("x.", 't', count));
         let object = |values: &[String]| {
             let names: Vec<String> = forward.columns.iter().map(|name| name.replace('"', "'")).collect();
-            format!(
-                "jsonb_build_object({})::text",
-                zip(&names, values, |name, value| format!("{name}, {value}"))
-            )
+            let pairs: Vec<String> =
+                names.iter().zip(values).map(|(name, value)| format!("{name}, {value}")).collect();
+            // A function takes a hundred arguments at most.
+            let parts = pairs.chunks(50).map(|pairs| format!("jsonb_build_object({})", pairs.join(", ")));
+            format!("({})::text", parts.collect::<Vec<_>>().join(" || "))
         };
         let (different, lost) = (differ(&c, &f), differ(&c, &t));
         self.query(
@@ -399,7 +400,8 @@ impl Scope<'_> {
                             when {different} then 'different' else 'way_back' end as what, \
                             case when not x.has_old then null when {different} then {} else {} end as expected, \
                             case when x.has_new then {} end as found \
-                     from ({}) as x where not x.has_old or not x.has_new or {different} or {lost} order by {}",
+                     from ({}) as x where not x.has_old or not x.has_new or not x.has_trip or {different} or {lost} \
+                     order by {}",
                     self.key.as_text("x"),
                     object(&f),
                     object(&t),
@@ -412,7 +414,8 @@ impl Scope<'_> {
         )
     }
 
-    /// Keys, what the old side says (`f`), what the new one holds (`c`), and that once back and forth (`t`).
+    /// Keys, what the old side says (`f`), what the new one holds (`c`), and that once back and forth (`t`), if it comes
+    /// through (`has_trip`).
     fn compared(&self, span: &Span, json: &dyn Fn(usize) -> String) -> String {
         let Sides { old, new, forward, backward } = self.sides;
         let (names, within, count) = (self.key.names(), self.key.within(span), forward.columns.len());
@@ -436,7 +439,7 @@ impl Scope<'_> {
         if let (true, Some((f, b))) = (self.one_table(), sql) {
             let trip = columns("trip.", 't', count).join(", ");
             return format!(
-                "select {names}, {}, {held}, {trip}, true as has_old, true as has_new \
+                "select {names}, {}, {held}, {trip}, true as has_old, true as has_new, true as has_trip \
                  from {old} cross join lateral (select {} from (select {}) as back) as trip where {within}",
                 values(f, 'f'),
                 values(f, 't'),
@@ -446,21 +449,26 @@ impl Scope<'_> {
         let o = self.relation(forward, old, span, "", 'f', &json(0));
         let n = match sql {
             Some((f, b)) => format!(
-                "(select {names}, {}, {} from (select {names}, {held}, {} from {new} where {within}) as back)",
+                "(select {names}, {}, {}, true as has_trip \
+                 from (select {names}, {held}, {} from {new} where {within}) as back)",
                 columns("", 'c', count).join(", "),
                 values(f, 't'),
                 back(b)
             ),
             None => format!(
-                "((select {names}, {held} from {new} where {within}) as held left join {} as trip using ({names}))",
-                self.recordset('t', &json(1), &self.new_types)
+                "(select held.*, {}, {} is not null as has_trip \
+                 from (select {names}, {held} from {new} where {within}) as held left join {} as trip on {})",
+                columns("trip.", 't', count).join(", "),
+                self.first("trip"),
+                self.recordset('t', &json(1), &self.new_types),
+                self.key.equal("held", "trip"),
             ),
         };
-        let n = if sql.is_some() { format!("{n} as n") } else { format!("(select * from {n}) as n") };
         let listed = |relation, letter| columns(relation, letter, count).join(", ");
         format!(
-            "select {names}, {}, {}, {}, {} is not null as has_old, {} is not null as has_new \
-             from {o} as o full join {n} using ({names})",
+            "select {names}, {}, {}, {}, {} is not null as has_old, {} is not null as has_new, \
+                    n.has_trip is not false as has_trip \
+             from {o} as o full join {n} as n using ({names})",
             listed("o.", 'f'),
             listed("n.", 'c'),
             listed("n.", 't'),

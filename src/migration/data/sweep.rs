@@ -24,8 +24,10 @@ use super::sql::{Mapped, Scope, Sides, unquote};
 use super::table_size::TableSize;
 use super::throttle::{Looks, Throttle};
 use super::vacuum::Vacuum;
-use crate::fleet::{sql_state, unnamed};
-use crate::migration::control::{Error, Migration, PinnedTx, PlanError};
+use crate::fleet::{self, sql_state, unnamed};
+use crate::migration::control::{
+    Error, Migration, PinnedTx, PlanError, open_strangers, strangers_have_ended,
+};
 use crate::migration::phase::{Phase, Side};
 
 /// How long a batch waits for a row before it lets go of those it has: well below the second after which the
@@ -142,17 +144,41 @@ pub(super) async fn run(
     sweep: Sweep,
     migration: &Migration,
 ) -> Result<(), PlanError> {
+    let since = quiet_moment(&outline.pool, sweep, migration).await?;
     let mut tx = begin_unpaused(&outline.pool, sweep, migration, "").await?;
     let epoch = tx.epoch();
     scope.try_out(&mut tx).await?;
     let measure = async |tx: &mut PgConnection| measure(outline, &scope, tx).await;
-    let job = Job::open(&mut tx, migration.id(), epoch, sweep, measure).await?;
+    let job = Job::open(&mut tx, migration.id(), epoch, sweep, &since, measure).await?;
     tx.commit().await?;
     let Some(job) = job else { return Ok(()) };
     let pass = Pass { outline, scope, sweep, migration, job };
     pass.retry_bad_rows().await?;
     try_join_all((0..outline.batches.workers).map(|_| pass.work())).await?;
     pass.report().await
+}
+
+/// Waits for a moment in which no stranger is in the middle of a transaction, and says when that was: what they wrote
+/// before is there to be seen, and what they write later is written down as later.
+async fn quiet_moment(pool: &PgPool, sweep: Sweep, migration: &Migration) -> Result<String, PlanError> {
+    loop {
+        let mut tx = begin_unpaused(pool, sweep, migration, "set local lock_timeout = '100ms'; ").await?;
+        let moment = strangers_have_ended(&mut tx, migration.id()).await;
+        tx.rollback().await?;
+        match moment {
+            Ok(moment) => return Ok(moment),
+            Err(error) if is_lock_timeout(&error) => {
+                let mut tx = begin(pool, sweep.phases(), migration).await?;
+                migration.note(&format!(
+                    "waits for {}",
+                    open_strangers(&mut tx, migration.id()).await?.join("; ")
+                ));
+                tx.rollback().await?;
+                sleep(PAUSED + Duration::from_millis(fastrand::u64(0..100))).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 async fn measure(outline: &Outline, scope: &Scope<'_>, tx: &mut PgConnection) -> Result<Extent, sqlx::Error> {
@@ -439,7 +465,7 @@ impl Pass<'_> {
 
     /// An error with what a scan found, if it found something.
     async fn report(&self) -> Result<(), PlanError> {
-        let mut tx = self.outline.pool.begin().await?;
+        let mut tx = fleet::begin(&self.outline.pool, "begin").await?;
         let (differences, found) = self.job.findings(&mut tx).await?;
         tx.rollback().await?;
         if differences == 0 {
@@ -459,6 +485,7 @@ impl Pass<'_> {
             let keys: Vec<String> = keys.iter().map(|key| shown(key)).collect();
             text += &format!("; {what}, {names} in [{}]", keys.join(", "));
         }
+        text += ". Mend these, or go back to `expand`: going forward again makes another copy";
         Err(PlanError::Refused(text))
     }
 }

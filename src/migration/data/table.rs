@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use sqlx::{PgConnection, PgPool};
@@ -7,7 +7,7 @@ use super::changes::{Changes, common_settings, statement_of};
 use super::ddl;
 use super::index;
 use super::keyset::{self, Keyset};
-use super::mapping::{How, MapRows, Mapping};
+use super::mapping::{How, MapRows, Mapping, NEEDS_FORWARD_ROWS};
 use super::options::{BatchOptions, InvalidPlan, Problem};
 use super::repair;
 use super::sql::{Scope, Sides, check_name, check_table, quote, quote_table};
@@ -56,6 +56,8 @@ pub struct TableMigration {
     outline: Outline,
     create: Option<String>,
     has_trap: bool,
+    /// The key's columns, once the catalog was asked for them.
+    key: Arc<OnceLock<Vec<String>>>,
     changes: Changes,
 }
 
@@ -131,13 +133,27 @@ impl TableMigration {
             ddl::alter(pool, &sides.new, migration, Phase::Off, &statements.join(";\n")).await?;
         }
         let mut tx = migration.begin(pool).await?;
-        let key = self.inspect(&mut tx).await?.key.plain_names();
+        self.inspect(&mut tx).await?;
+        let trap = self.trap(&mut tx).await?;
         tx.rollback().await?;
-        if !self.has_trap {
-            return Ok(());
+        match trap {
+            Some(trap) => ddl::alter(pool, &sides.old, migration, Phase::Off, &trap.arm(migration)).await,
+            None => Ok(()),
         }
-        let arm = Trap::on_table(sides, &key).arm(migration);
-        ddl::alter(pool, &sides.old, migration, Phase::Off, &arm).await
+    }
+
+    /// The trap, if there is to be one and the old table has a key.
+    async fn trap(&self, connection: &mut PgConnection) -> Result<Option<Trap>, sqlx::Error> {
+        if !self.has_trap {
+            return Ok(None);
+        }
+        let Outline { sides, key, .. } = &self.outline;
+        if self.key.get().is_none()
+            && let Ok(found) = keyset::find(connection, &sides.old, key).await?
+        {
+            let _ = self.key.set(found.plain_names());
+        }
+        Ok(self.key.get().map(|key| Trap::on_table(sides, key)))
     }
 
     async fn sweep(&self, sweep: Sweep, migration: &Migration) -> Result<(), PlanError> {
@@ -204,16 +220,17 @@ impl Plan for TableMigration {
     }
 
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
-        let (old, new, armed): (bool, bool, bool) = unnamed::query_as(
-            "select to_regclass($1) is not null, to_regclass($2) is not null, \
-                    $3::text is null or exists (select 1 from pg_trigger \
-                        where tgrelid = to_regclass($1) and tgname = $3)",
-        )
-        .bind(&self.outline.sides.old)
-        .bind(&self.outline.sides.new)
-        .bind(self.has_trap.then(|| trap::name(&self.outline.sides.new)))
-        .fetch_one(connection)
-        .await?;
+        let Sides { old, new, .. } = &self.outline.sides;
+        let (old, new): (bool, bool) =
+            unnamed::query_as("select to_regclass($1) is not null, to_regclass($2) is not null")
+                .bind(old)
+                .bind(new)
+                .fetch_one(&mut *connection)
+                .await?;
+        let armed = match self.trap(connection).await? {
+            Some(trap) => trap.is_armed(connection, None).await?,
+            None => !self.has_trap,
+        };
         Ok(Facts { expanded: new && armed, contracted: new && !old })
     }
 
@@ -221,7 +238,15 @@ impl Plan for TableMigration {
         let Outline { pool, sides, .. } = &self.outline;
         match task {
             Task::Expand => self.expand(migration).await,
-            Task::Backfill => self.sweep(Sweep::Forward, migration).await,
+            Task::Backfill => {
+                let mut tx = migration.begin(pool).await?;
+                let trap = self.trap(&mut tx).await?;
+                tx.rollback().await?;
+                if let Some(trap) = trap {
+                    ddl::rearm(pool, &sides.old, &trap, migration).await?;
+                }
+                self.sweep(Sweep::Forward, migration).await
+            }
             Task::Repair => self.repair(migration).await,
             Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
             Task::Scan => {
@@ -403,6 +428,7 @@ impl TableMigrationBuilder {
             outline: Outline { pool, sides, key, batches, throttle, sensitive },
             create,
             has_trap,
+            key: Arc::default(),
             changes,
         })
     }
@@ -420,6 +446,9 @@ impl TableMigrationBuilder {
         }
         self.forward.check(["column", "forward_rows"], &self.key, &mut problems);
         self.backward.check(["column_back", "backward_rows"], &self.key, &mut problems);
+        if self.forward.in_rust.is_none() && self.backward.in_rust.is_some() {
+            problems.push(Problem::new("backward_rows", NEEDS_FORWARD_ROWS));
+        }
         self.batches.check(&mut problems);
         self.throttle.check(&mut problems);
         self.changes.check(self.create.as_deref(), &mut problems);

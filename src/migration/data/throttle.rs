@@ -90,13 +90,18 @@ impl Throttle {
     /// `http_request_duration_seconds` in this registry (so one of its bounds is the best choice). Fewer than 50 requests
     /// say nothing.
     pub fn slow_requests(mut self, registry: &Registry, p99: Duration) -> Self {
-        let (registry, last) = (registry.clone(), Mutex::new(Vec::new()));
+        let (registry, last) = (registry.clone(), Mutex::new(Counted::default()));
         let signal = move || {
-            let now = buckets(&registry);
             let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = std::mem::replace(&mut *last, now.clone());
-            let slow = share_above(&before, &now, p99.as_secs_f64())?;
-            (slow > 0.01).then(|| format!("{:.1} % of requests take longer than {p99:?}", slow * 100.0))
+            // Several workers ask: one that has just asked has the answer for all.
+            if last.at.is_none_or(|at| at.elapsed() >= LOOK / 2) {
+                let buckets = buckets(&registry);
+                let slow =
+                    share_above(&last.buckets, &buckets, p99.as_secs_f64()).filter(|share| *share > 0.01);
+                let text = |share| format!("{:.1} % of requests take longer than {p99:?}", share * 100.0);
+                *last = Counted { at: Some(Instant::now()), buckets, verdict: slow.map(text) };
+            }
+            last.verdict.clone()
         };
         self.signals.push(("slow_requests", Arc::new(signal)));
         self
@@ -140,6 +145,14 @@ pub(super) struct Held {
     pub(super) kind: &'static str,
     /// In words.
     pub(super) why: String,
+}
+
+/// Requests as they were counted last, and what came of it.
+#[derive(Debug, Default)]
+struct Counted {
+    at: Option<Instant>,
+    buckets: Vec<(f64, u64)>,
+    verdict: Option<String>,
 }
 
 /// A worker's own memory of when it looked.
@@ -315,6 +328,23 @@ mod tests {
         assert_eq!(throttle.clone().standby_lag(None).judge(&lagging), None);
         let told = throttle.hold_while(|| Some("the queue is long".into()));
         assert_eq!(told.judge(&Seen::default()).map(|held| held.why), Some("the queue is long".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn workers_that_ask_at_once_are_told_the_same() {
+        let registry = Registry::new();
+        let options = prometheus::HistogramOpts::new("http_request_duration_seconds", "Duration.");
+        let requests =
+            prometheus::Histogram::with_opts(options.buckets(vec![0.1, 0.25])).expect("a histogram");
+        registry.register(Box::new(requests.clone())).expect("registered");
+        let throttle = Throttle::off().slow_requests(&registry, Duration::from_millis(250));
+        let ask = || throttle.judge(&Seen::default()).map(|held| held.kind);
+        assert_eq!(ask(), None);
+        (0..FEW).for_each(|_| requests.observe(1.0));
+        tokio::time::advance(LOOK).await;
+        assert_eq!([ask(), ask()], [Some("slow_requests"); 2]);
+        tokio::time::advance(LOOK).await;
+        assert_eq!(ask(), None);
     }
 
     #[test]

@@ -16,10 +16,18 @@
 //! | `retire`, `contract` | is refused with SQLSTATE `ZC003` |
 //!
 //! Where the mapping is not SQL nothing can be copied on the spot. Then `backfill → verify` waits until no stranger was
-//! seen for a while, the scan finds what there was, and from `ramp` on such writes are refused.
+//! seen for a while, a scan counts only while none was seen since, and from `ramp` on such writes are refused.
 //!
-//! A trigger does not fire for the replaying side of logical replication, nor with `session_replication_role = replica`.
+//! A stranger holds no pin. So a copy, a scan and the moves after which writes are refused wait for the strangers'
+//! transactions that are open (`cutover.stranger` takes a lock): what one of them has begun under one rule does not end
+//! under another.
+//!
+//! The trigger runs with the rights and the `search_path` of whoever armed it, because a stranger may have neither; and
+//! after all others, by its name, so that it sees what they have made of the row. A trigger does not fire for the replaying side of logical replication, nor with `session_replication_role = replica`.
 
+use sqlx::PgConnection;
+
+use crate::fleet::unnamed;
 use crate::migration::control::Migration;
 
 use super::mapping::How;
@@ -29,18 +37,40 @@ use super::sql::{Sides, quote, unquote};
 #[derive(Debug, Clone)]
 pub(super) struct Trap {
     table: String,
-    trigger: String,
-    /// What the trigger does, once it knows the phase.
+    /// The new side, which the triggers are named after: a table can have several.
+    new: String,
+    /// What the trigger does. It gets the migration's number as its argument.
     body: String,
     is_row_made: bool,
-    /// Whether the stranger's write is copied on the spot.
-    mends: bool,
+}
+
+/// Whether writes by strangers are copied on the spot, and from when on they are refused.
+fn rules(forward: &How) -> (bool, &'static str) {
+    match forward {
+        How::Sql(_) => (true, "array['retire', 'contract']"),
+        How::Rust(_) => (false, "array['ramp', 'switch', 'retire', 'contract']"),
+    }
+}
+
+const REFUSE: &str = "raise exception using errcode = 'ZC003', \
+     message = format('%s is no longer written by itself: migration %s is in `%s`', tg_table_name, tg_argv[0], phase), \
+     detail = format('The write is %s''s, by role %s.', \
+         coalesce(nullif(current_setting('application_name'), ''), 'somebody'), session_user), \
+     hint = 'Write the new side, or through the service.';";
+
+/// What every body begins with. The user's expressions come into it as they are.
+fn body(mends: bool, before: &str, after: &str) -> String {
+    format!(
+        "\n#variable_conflict use_column\ndeclare phase text; is_old boolean; begin {before} \
+         phase := cutover.stranger(tg_argv[0]::integer, {mends}); {after} end "
+    )
 }
 
 impl Trap {
     /// For a column of `table` that moves into another one.
     pub(super) fn on_column(table: &str, old: &str, new: &str, sides: &Sides) -> Self {
-        let same = |column: &str| format!("old.{column} is not distinct from new.{column}");
+        // By their images: not every type has an `=`.
+        let same = |column: &str| format!("row(old.{column})::record *= row(new.{column})::record");
         let (same_old, same_new) = (same(old), same(new));
         let mend = |column: &str, how: &How| match how {
             How::Sql(expressions) => {
@@ -49,17 +79,20 @@ impl Trap {
             How::Rust(_) => "null;".to_owned(),
         };
         let (forward, backward) = (mend(new, &sides.forward.how), mend(old, &sides.backward.how));
-        let body = format!(
+        let (mends, refused) = rules(&sides.forward.how);
+        // Of an inserted row the old column may be a default: who names the new one has meant that.
+        let before = format!(
             "if tg_op = 'UPDATE' and {same_old} and {same_new} then return new; end if; \
-             is_old := case tg_op when 'INSERT' then new.{old} is not null or new.{new} is null else not ({same_old}) end; \
-             phase := cutover.stranger(:id, :mends); \
-             if is_old and (tg_op = 'UPDATE' or new.{old} is not null) and phase = any (:refused) then :refuse end if; \
+             is_old := case tg_op when 'INSERT' then new.{new} is null else not ({same_old}) end;"
+        );
+        let after = format!(
+            "if is_old and (tg_op = 'UPDATE' or new.{old} is not null) and phase = any ({refused}) then {REFUSE} end if; \
              if phase in ('retire', 'contract') then return new; end if; \
              if is_old then {forward} else {backward} end if; \
              return new;"
         );
-        let mends = matches!(sides.forward.how, How::Sql(_));
-        Self { table: table.to_owned(), trigger: trigger(new), body, is_row_made: false, mends }
+        let body = body(mends, &before, &after);
+        Self { table: table.to_owned(), new: new.to_owned(), body, is_row_made: false }
     }
 
     /// For a table whose rows move into another one. `key` is the key's columns.
@@ -73,10 +106,12 @@ impl Trap {
             forward.columns.iter().map(|column| format!("{column} = excluded.{column}")).collect();
         let mend = match &forward.how {
             How::Sql(expressions) => format!(
-                "if tg_op = 'DELETE' or (tg_op = 'UPDATE' and ({old_key}) is distinct from ({new_key})) then \
+                "if tg_op = 'TRUNCATE' then delete from {target}; return null; end if; \
+                 if tg_op = 'DELETE' or (tg_op = 'UPDATE' and ({old_key}) is distinct from ({new_key})) then \
                      delete from {target} as gone where ({gone_key}) = ({old_key}); end if; \
                  if tg_op <> 'DELETE' then \
-                     insert into {target} ({columns}) select {key}, {values} from (select new.*) as row \
+                     insert into {target} ({columns}) overriding system value \
+                     select {key}, {values} from (select new.*) as row \
                      on conflict ({key}) do update set {sets}; end if;",
                 old_key = of("old"),
                 new_key = of("new"),
@@ -87,11 +122,10 @@ impl Trap {
             ),
             How::Rust(_) => String::new(),
         };
-        let body = format!(
-            "phase := cutover.stranger(:id, :mends); if phase = any (:refused) then :refuse end if; {mend} return null;"
-        );
-        let mends = matches!(forward.how, How::Sql(_));
-        Self { table: table.clone(), trigger: trigger(target), body, is_row_made: true, mends }
+        let (mends, refused) = rules(&forward.how);
+        let after = format!("if phase = any ({refused}) then {REFUSE} end if; {mend} return null;");
+        let body = body(mends, "", &after);
+        Self { table: table.clone(), new: target.clone(), body, is_row_made: true }
     }
 
     /// Arms it, in the place of an earlier one.
@@ -101,38 +135,52 @@ impl Trap {
 
     /// The same with a number that is not known yet.
     pub(super) fn armed_as(&self, id: &str) -> String {
-        let Self { table, trigger, .. } = self;
-        let refused = match self.mends {
-            true => "array['retire', 'contract']",
-            false => "array['ramp', 'switch', 'retire', 'contract']",
+        let Self { table, new, body, is_row_made } = self;
+        let trigger = |name: &str, when: &str, each: &str| {
+            format!(
+                "; drop trigger if exists {name} on {table}; \
+                 create trigger {name} {when} on {table} for each {each} \
+                 when (current_setting('cutover.pin', true) is distinct from '{id}') \
+                 execute function cutover.trap_{id}('{id}')"
+            )
         };
-        let refuse = "raise exception using errcode = 'ZC003', \
-                 message = format('%s is no longer written by itself: migration %s is in `%s`', tg_table_name, :id, phase), \
-                 detail = format('The write is %s''s, by role %s.', \
-                     coalesce(nullif(current_setting('application_name'), ''), 'somebody'), session_user), \
-                 hint = 'Write the new side, or through the service.';";
-        let body = self
-            .body
-            .replace(":refused", refused)
-            .replace(":refuse", refuse)
-            .replace(":mends", if self.mends { "true" } else { "false" })
-            .replace(":id", id);
-        let when =
-            if self.is_row_made { "after insert or update or delete" } else { "before insert or update" };
+        let [on_rows, on_all] = triggers(new);
+        let triggers = match is_row_made {
+            true => {
+                trigger(&on_rows, "after insert or update or delete", "row")
+                    + &trigger(&on_all, "after truncate", "statement")
+            }
+            false => trigger(&on_rows, "before insert or update", "row"),
+        };
+        // Temporary tables come last, or a stranger's would be taken for the new side.
         format!(
-            "create or replace function cutover.trap_{id}() returns trigger language plpgsql as $trap$ \n\
-             #variable_conflict use_column\n\
-             declare phase text; is_old boolean; begin {body} end $trap$; \
-             drop trigger if exists {trigger} on {table}; \
-             create trigger {trigger} {when} on {table} for each row \
-             when (current_setting('cutover.pin', true) is distinct from '{id}') execute function cutover.trap_{id}()"
+            "select set_config('search_path', \
+                 concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp'), true); \
+             create or replace function cutover.trap_{id}() returns trigger \
+             language plpgsql security definer set search_path from current as $trap${body}$trap${triggers}"
         )
     }
-}
 
-/// The name of the trigger for a new side, as the catalog has it.
-pub(super) fn name(new: &str) -> String {
-    unquote(&trigger(new))
+    /// Whether this very trap is armed, with `migration`'s number where one is given. A build whose mapping is another
+    /// one has another trap.
+    pub(super) async fn is_armed(
+        &self,
+        connection: &mut PgConnection,
+        migration: Option<&Migration>,
+    ) -> Result<bool, sqlx::Error> {
+        let [on_rows, _] = triggers(&self.new);
+        unnamed::query_scalar(
+            "select exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
+                 where t.tgrelid = to_regclass($1) and t.tgname = $2 and p.prosrc = $3 \
+                   and ($4::text is null or p.proname = 'trap_' || $4))",
+        )
+        .bind(&self.table)
+        .bind(unquote(&on_rows))
+        .bind(&self.body)
+        .bind(migration.map(|migration| migration.id().to_string()))
+        .fetch_one(connection)
+        .await
+    }
 }
 
 /// Takes the trap away from a table that may be about to go.
@@ -142,12 +190,18 @@ pub(super) fn disarm(table: &str, new: &str, migration: &Migration) -> String {
 
 /// The same with a number that is not known yet.
 pub(super) fn disarmed_as(table: &str, new: &str, id: &str) -> String {
-    let trigger = trigger(new);
-    format!("drop trigger if exists {trigger} on {table}; drop function if exists cutover.trap_{id}()")
+    let [on_rows, on_all] = triggers(new);
+    format!(
+        "drop trigger if exists {on_rows} on {table}; drop trigger if exists {on_all} on {table}; \
+         drop function if exists cutover.trap_{id}()"
+    )
 }
 
-/// One for each new side, since a table can have several.
-fn trigger(new: &str) -> String {
-    let name: String = format!("cutover_{}", unquote(new).replace("\".\"", "_")).chars().take(63).collect();
-    quote(&name)
+/// The names of the triggers for a new side. Those of one kind fire in the order of their names.
+fn triggers(new: &str) -> [String; 2] {
+    let new = unquote(new).replace("\".\"", "_");
+    ["zzz_cutover_", "zzz_cutover_all_"].map(|kind| {
+        let name: String = format!("{kind}{new}").chars().take(63).collect();
+        quote(&name)
+    })
 }

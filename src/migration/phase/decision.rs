@@ -18,9 +18,13 @@ impl Completeness {
     /// At the start only the old side has the data.
     pub const INITIAL: Completeness = Completeness { old: true, new: false };
 
-    /// What is still complete once `phase` has been entered: a side that is not written has gaps at once.
+    /// What is still complete once `phase` has been entered: a side that is not written has gaps at once. And whoever goes
+    /// back to `expand` and forward again wants another copy, by a mapping that has been mended for example.
     pub fn on_entering(self, phase: Phase) -> Completeness {
-        Completeness { old: self.old && phase.writes(Side::Old), new: self.new && phase.writes(Side::New) }
+        Completeness {
+            old: self.old && phase.writes(Side::Old),
+            new: self.new && phase.writes(Side::New) && phase != Phase::Expand,
+        }
     }
 
     /// Whether every side that `phase` may read is complete.
@@ -266,7 +270,9 @@ fn gates(view: &View, to: Phase) -> Vec<Blocked> {
     }
     match (view.phase, to) {
         (Phase::Off, Phase::Expand) if !evidence.expanded => reasons.push(Blocked::NotExpanded),
-        (Phase::Backfill, Phase::Verify) if !evidence.strangers_left.is_zero() => {
+        (Phase::Backfill | Phase::Verify, Phase::Verify | Phase::Ramp)
+            if !evidence.strangers_left.is_zero() =>
+        {
             reasons.push(Blocked::Strangers(evidence.strangers_left));
         }
         (Phase::Verify, Phase::Ramp) if !evidence.scanned => reasons.push(Blocked::NotScanned),
@@ -359,13 +365,14 @@ mod tests {
     fn every_gate_holds_its_own_step() {
         type Spoil = fn(&mut View);
         let behind: Spoil = |v| v.behind.push(Behind { standby: "reader".into(), bytes: None });
-        let gates: [(Phase, Phase, Spoil); 16] = [
+        let gates: [(Phase, Phase, Spoil); 17] = [
             (Phase::Switch, Phase::Retire, |v| v.evidence.unrepaired = 1),
             (Phase::Retire, Phase::Contract, |v| v.evidence.unrepaired = 1),
             (Phase::Verify, Phase::Ramp, behind),
             (Phase::Switch, Phase::Ramp, behind),
             (Phase::Retire, Phase::Contract, behind),
             (Phase::Backfill, Phase::Verify, |v| v.evidence.strangers_left = Duration::from_secs(9)),
+            (Phase::Verify, Phase::Ramp, |v| v.evidence.strangers_left = Duration::from_secs(9)),
             (Phase::Off, Phase::Expand, |v| v.evidence.expanded = false),
             (Phase::Backfill, Phase::Verify, |v| v.complete.new = false),
             (Phase::Verify, Phase::Ramp, |v| v.complete.new = false),
@@ -407,7 +414,8 @@ mod tests {
         let whole = Completeness { old: true, new: true };
         assert_eq!(whole.on_entering(Phase::Retire), Completeness { old: false, new: true });
         assert_eq!(whole.on_entering(Phase::Off), Completeness { old: true, new: false });
-        for phase in [Phase::Expand, Phase::Backfill, Phase::Verify, Phase::Ramp, Phase::Switch] {
+        assert_eq!(whole.on_entering(Phase::Expand), Completeness { old: true, new: false });
+        for phase in [Phase::Backfill, Phase::Verify, Phase::Ramp, Phase::Switch] {
             assert_eq!(whole.on_entering(phase), whole);
         }
     }

@@ -50,7 +50,8 @@ pub fn needed_work(view: &View, facts: Facts, target: Phase) -> Option<Task> {
         Phase::Off if target != Phase::Off && !facts.expanded => Some(Task::Expand),
         Phase::Backfill if !view.complete.new => Some(Task::Backfill),
         Phase::Verify if view.evidence.unrepaired > view.evidence.given_up => Some(Task::Repair),
-        Phase::Verify if !view.evidence.scanned => Some(Task::Scan),
+        // While strangers write what can't be copied on the spot, a scan would be outdated at once.
+        Phase::Verify if !view.evidence.scanned && view.evidence.strangers_left.is_zero() => Some(Task::Scan),
         // A reverse backfill has outdated the scan that was made on the way here.
         Phase::Ramp if target > Phase::Ramp && !view.evidence.way_back => Some(Task::Scan),
         Phase::Switch if !view.complete.old => Some(Task::ReverseBackfill),

@@ -65,7 +65,9 @@ impl FencedTransaction for DeadpoolTx {
     }
 
     async fn commit(self, _: Ending) -> Result<(), Error> {
-        self.end("commit").await
+        // The server answers the commit of a transaction in which a statement has failed with a rollback and no error. The
+        // first statement fails there.
+        self.end("select 1; commit").await
     }
 
     async fn rollback(self, _: Ending) -> Result<(), Error> {

@@ -4,7 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, PgTransaction, Row};
 
 use super::pinned::{Call, Ending, FencedPool, FencedTransaction, PinnedTx};
-use crate::fleet::unnamed;
+use crate::fleet::{begin, unnamed};
 use crate::migration::control::Error;
 
 impl FencedPool for PgPool {
@@ -22,17 +22,10 @@ impl FencedPool for PgPool {
             call.pin.epoch(),
             call.pin.phase()
         );
-        let pool = self.clone();
-        // In a task of its own, because `sqlx` does not notice when it is dropped between sending `begin` and
-        // the answer: the connection would go back to the pool inside a transaction. What nobody waits for any more
-        // is rolled back there. The pin stays here: on a connection that died without a word the task can last
-        // long, and must not hold the fleet up.
-        let begun = tokio::spawn(async move { pool.begin_with(AssertSqlSafe(statement)).await });
-        match begun.await {
-            Ok(tx) => Ok(PinnedTx { tx: SqlxTx(tx?), unfinished: 0, pin: call.pin }),
-            // The runtime is being shut down.
-            Err(_) => Err(Error::NotInFleet),
-        }
+        // The pin stays here: on a connection that died without a word that can last long, and must not hold the
+        // fleet up.
+        let tx = begin(self, AssertSqlSafe(statement)).await?;
+        Ok(PinnedTx { tx: SqlxTx(tx), unfinished: 0, pin: call.pin })
     }
 }
 
@@ -52,8 +45,12 @@ impl FencedTransaction for SqlxTx {
         &self.0
     }
 
-    async fn commit(self, _: Ending) -> Result<(), Error> {
-        Ok(self.0.commit().await?)
+    async fn commit(mut self, _: Ending) -> Result<(), Error> {
+        // The server answers the commit of a transaction in which a statement has failed with a rollback and no error, and
+        // `sqlx` does not look. The first statement fails there. The last one is for `sqlx`, which then has a transaction
+        // to take back when this is dropped: on the connection's way to the pool, without a wait.
+        sqlx::raw_sql("select 1; commit; begin").execute(&mut *self.0).await?;
+        Ok(())
     }
 
     async fn rollback(self, _: Ending) -> Result<(), Error> {

@@ -151,7 +151,8 @@ impl<T: FencedTransaction> PinnedTx<T> {
     ///
     /// # Errors
     ///
-    /// The database's. After a lost connection it isn't known whether the commit took place.
+    /// The database's. After a lost connection it isn't known whether the commit took place. A transaction in which a
+    /// statement has failed, whoever has heard of it, is rolled back, with SQLSTATE `25P02`.
     ///
     /// [`Error::Unfinished`] when a write through a [`DualWrite`](crate::migration::data::DualWrite) failed in this
     /// transaction, or was dropped in the middle. It has been rolled back.

@@ -1,10 +1,14 @@
 //! Bringing noted rows to the other store.
 
+use futures_util::future::join_all;
 use sqlx::PgPool;
 
 use super::notes::{self, Note};
 use super::store::{MirrorSource, MirrorStore, StoreError};
 use crate::migration::data::Repaired;
+
+/// How many rows are on their way side by side: each waits for two databases, and holds a connection for a part of it.
+const AT_ONCE: usize = 4;
 
 /// A row as the store keeps it.
 pub(super) fn to_json<R: serde::Serialize>(row: Option<&R>) -> Result<Option<String>, StoreError> {
@@ -25,13 +29,16 @@ pub(super) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
     store: &M,
 ) -> Result<Repaired, sqlx::Error> {
     let mut done = Repaired::default();
-    for note in notes::due(pool, migration).await? {
-        match deliver(pool, migration, source, store, &note).await {
-            Ok(()) => done.mended += 1,
-            Err(error) => {
-                tracing::warn!(migration, key = note.key, %error, "a row did not arrive at the other store");
-                notes::fail(pool, migration, &note, &error.to_string()).await?;
-                done.failed += 1;
+    for notes in notes::due(pool, migration).await?.chunks(AT_ONCE) {
+        let delivered = notes.iter().map(|note| deliver(pool, migration, source, store, note));
+        for (note, delivered) in notes.iter().zip(join_all(delivered).await) {
+            match delivered {
+                Ok(()) => done.mended += 1,
+                Err(error) => {
+                    tracing::warn!(migration, key = note.key, %error, "a row did not arrive at the other store");
+                    notes::fail(pool, migration, note, &error.to_string()).await?;
+                    done.failed += 1;
+                }
             }
         }
     }

@@ -73,7 +73,8 @@ impl<S, M> fmt::Debug for Mirror<S, M> {
 }
 
 impl<S: MirrorSource, M: MirrorStore> Mirror<S, M> {
-    /// The two sides of this migration, which has `plan` for its plan.
+    /// The two sides of this migration, which has `plan` for its plan. Every instance runs [`keep_up`](Mirror::keep_up) as
+    /// a task beside it, or what did not arrive at once never does outside of `backfill` and `verify`.
     pub fn new(migration: Migration, plan: MirrorMigration<S, M>) -> Self {
         let seed = Key::of(migration.name()).seed();
         Self { migration, plan, seed }
@@ -192,8 +193,14 @@ impl<S: MirrorSource, M: MirrorStore> MirrorTx<S, M> {
     ///
     /// As a commit: dropped in the middle nobody knows whether it was made.
     pub async fn commit(self) -> Result<(), MirrorError> {
-        let Self { mut tx, mirror, written } = self;
+        let Self { mut tx, mirror, mut written } = self;
         let (id, store) = (mirror.migration.id(), mirror.plan.store());
+        if !written.is_empty() {
+            // What the database has taken back must not arrive. In a transaction in which a statement failed this fails too.
+            let keys: Vec<&str> = written.iter().map(|(note, _)| &*note.key).collect();
+            let versions = notes::versions(&mut tx, id, &keys).await?;
+            written.retain(|(note, _)| versions.contains(&note.version));
+        }
         if !tx.phase().writes(Side::Old) {
             for (note, json) in &written {
                 let is_kept = store.put(&note.key, note.version, json.as_deref()).await;

@@ -11,6 +11,9 @@
 //!
 //! # What it does not cover
 //!
+//! Strangers: there is no trap on the old side here. What somebody writes past [`Mirror`] is found by the scan at best, and
+//! lost from `retire` on.
+//!
 //! A write from `retire` on that was given up half way (a client that is cut off in the middle of it) may still arrive, as
 //! one whose outcome nobody was told. On the way back from `retire` to a phase that reads the old side such a latecomer
 //! leaves the sides apart until the next scan names it.

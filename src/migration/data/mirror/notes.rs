@@ -134,13 +134,48 @@ pub(super) async fn due(pool: &PgPool, migration: i32) -> Result<Vec<Note>, sqlx
     Ok(rows.into_iter().map(|(key, version)| Note { key, version }).collect())
 }
 
-/// How many there are, and how many of them are not tried again before a person asks for it.
-pub(super) async fn left(pool: &PgPool, migration: i32) -> Result<(i64, i64), sqlx::Error> {
+/// The version that was drawn last, or a later one.
+pub(super) async fn last(pool: &PgPool) -> Result<i64, sqlx::Error> {
+    unnamed::query_scalar("select nextval('cutover.repair_versions')").fetch_one(pool).await
+}
+
+/// How many of those up to version `last` there are, and how many of them are not tried again before a person asks for it.
+pub(super) async fn left(pool: &PgPool, migration: i32, last: i64) -> Result<(i64, i64), sqlx::Error> {
     unnamed::query_as(
-        "select count(*), count(*) filter (where dead) from cutover.repairs where migration_id = $1 and side = 'new'",
+        "select count(*), count(*) filter (where dead) from cutover.repairs \
+         where migration_id = $1 and side = 'new' and version <= $2",
     )
     .bind(migration)
+    .bind(last)
     .fetch_one(pool)
+    .await
+}
+
+/// Whether so many or more are due, now or later.
+pub(super) async fn are_many(pool: &PgPool, migration: i32, many: i64) -> Result<bool, sqlx::Error> {
+    unnamed::query_scalar(
+        "select count(*) = $2 from (select from cutover.repairs \
+             where migration_id = $1 and not dead limit $2) as noted",
+    )
+    .bind(migration)
+    .bind(many)
+    .fetch_one(pool)
+    .await
+}
+
+/// The versions under which these keys are noted now: without what a savepoint has taken back.
+pub(super) async fn versions(
+    tx: &mut PgConnection,
+    migration: i32,
+    keys: &[&str],
+) -> Result<Vec<i64>, sqlx::Error> {
+    unnamed::query_scalar(
+        "select version from cutover.repairs where migration_id = $1 and side = 'new' \
+             and key in (select to_jsonb(key) from unnest($2::text[]) as keys (key))",
+    )
+    .bind(migration)
+    .bind(keys)
+    .fetch_all(tx)
     .await
 }
 

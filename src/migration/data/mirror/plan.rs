@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::delivery::{deliver_due, from_json, to_json};
 use super::notes;
 use super::store::{MirrorSource, MirrorStore, StoreError};
+use crate::fleet::{begin, unnamed};
 use crate::migration::control::{Facts, Migration, PinnedTx, Plan, PlanError, Task};
 use crate::migration::data::job::{Claim, Extent, Job, Range, Step};
 use crate::migration::data::sweep::{Sweep, begin_unpaused, passes};
@@ -24,8 +25,13 @@ const ASKED: Duration = Duration::from_secs(1);
 /// A single key's transaction gives way to writers.
 const LIMITS: &str =
     "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'; ";
-/// The ranges of a pass over both sides: first the old side's keys, then the store's.
-const RANGES: [&str; 2] = ["old", "new"];
+/// The ends of the ranges of a pass over both sides: first the old side's keys, then the store's. A checkpoint is `k:` and
+/// a key, so none is taken for an end.
+const RANGES: [&str; 2] = ["end:old", "end:new"];
+/// How many keys may be on their way before a copy notes more of them.
+const ON_THE_WAY: i64 = 2_000;
+/// Batches that may fail in a row, for reasons that pass.
+const FAILURES: u32 = 50;
 
 /// Moves rows into another database, under their keys.
 ///
@@ -81,11 +87,12 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         &self.0.store
     }
 
-    /// Delivers until nothing is left but what has been given up.
+    /// Delivers until nothing of what is noted now is left but what has been given up. Writers go on noting.
     async fn deliver_all(&self, migration: &Migration) -> Result<(), PlanError> {
+        let last = notes::last(self.pool()).await?;
         loop {
             deliver_due(self.pool(), migration.id(), self.source(), self.store()).await?;
-            match notes::left(self.pool(), migration.id()).await? {
+            match notes::left(self.pool(), migration.id(), last).await? {
                 (0, _) => return Ok(()),
                 (all, dead) if all == dead => {
                     return Err(PlanError::Refused(format!(
@@ -104,11 +111,23 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         let count = if sweep == Sweep::Forward { 1 } else { 2 };
         let ranges = RANGES[..count].iter().map(|name| vec![(*name).to_owned()]).collect();
         let measure = async |_: &mut PgConnection| Ok(Extent { ranges, size: TableSize::default() });
-        let job = Job::open(&mut tx, migration.id(), epoch, sweep, measure).await?;
+        let now: String = unnamed::query_scalar("select clock_timestamp()::text").fetch_one(&mut *tx).await?;
+        let job = Job::open(&mut tx, migration.id(), epoch, sweep, &now, measure).await?;
         tx.commit().await?;
         let Some(job) = job else { return Ok(()) };
-        while self.batch(&job, sweep, migration).await? {}
-        let mut tx = self.pool().begin().await?;
+        let mut failures = 0;
+        loop {
+            match self.batch(&job, sweep, migration).await {
+                Ok(true) => failures = 0,
+                Ok(false) => break,
+                Err(PlanError::Operation(error)) if passes(&error) && failures < FAILURES => {
+                    failures += 1;
+                    sleep(Duration::from_millis(10 + fastrand::u64(0..40))).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut tx = begin(self.pool(), "begin").await?;
         let (differences, found) = job.findings(&mut tx).await?;
         tx.rollback().await?;
         if differences == 0 {
@@ -121,7 +140,14 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
 
     /// `false` when the pass is over.
     async fn batch(&self, job: &Job, sweep: Sweep, migration: &Migration) -> Result<bool, PlanError> {
-        let mut tx = self.begin(job, sweep, migration, "").await?;
+        if sweep == Sweep::Forward {
+            // The outbox is no place for a whole table.
+            while notes::are_many(self.pool(), migration.id(), ON_THE_WAY).await? {
+                deliver_due(self.pool(), migration.id(), self.source(), self.store()).await?;
+                self.begin(job, sweep, migration, "").await?.rollback().await?;
+            }
+        }
+        let mut tx = self.begin(job, sweep, migration, LIMITS).await?;
         // Any of them first, so that two instances are rarely at the same one.
         let range = match job.claim(&mut tx, Some(fastrand::i16(0..2))).await? {
             Claim::Range(range) => range,
@@ -165,7 +191,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
                 }
             }
         }
-        let done = next.map_or_else(|| range.to.clone(), |next| vec![next]);
+        let done = next.map_or_else(|| range.to.clone(), |next| vec![format!("k:{next}")]);
         let total = job.advance(&mut tx, &range, &done, &step).await?;
         tx.commit().await?;
         migration.work().did(sweep.kind(), step.rows);
@@ -190,15 +216,14 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         tx: &mut PgConnection,
         range: &Range,
     ) -> Result<(Vec<String>, Option<String>), PlanError> {
-        let after = range.from.as_ref().and_then(|from| from.first()).map(String::as_str);
+        // A range begins where the one before ends.
+        let after = range.from.as_ref().and_then(|from| from.first()?.strip_prefix("k:"));
         if range.number == 0 {
             let keys = self.source().keys(tx, after, BATCH).await?;
             let next = keys.last().filter(|_| keys.len() as i64 == BATCH).cloned();
             return Ok((keys, next));
         }
-        // A range begins where the one before ends.
-        let cursor = after.filter(|after| *after != RANGES[0]);
-        self.store().keys(cursor).await.map_err(refused)
+        self.store().keys(after).await.map_err(refused)
     }
 
     /// Whether the sides differ, which counts when a second look says so too.
