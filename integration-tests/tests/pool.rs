@@ -105,6 +105,44 @@ async fn a_rolling_deploy_with_surge_and_slow_endings_never_meets_too_many_clien
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_draining_pod_gives_back_what_its_requests_dont_need() -> Outcome {
+    let postgres = server(40).await;
+    let pod = pod(&postgres.admin_url(), "pod").await?;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(pod.pool.acquire().await?);
+    }
+    pod.guard.drain();
+    let mut granted = pod.guard.granted();
+    tokio::time::timeout(LIMIT, granted.wait_for(|granted| *granted == 8)).await??;
+    // Each of them needs another one beside its own.
+    for _ in 0..4 {
+        held.push(pod.pool.acquire().await?);
+    }
+    drop(held);
+    tokio::time::timeout(LIMIT, granted.wait_for(|granted| *granted == 2)).await??;
+    let _both = (pod.pool.acquire().await?, pod.pool.acquire().await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instances_own_connections_to_the_ledger_count_once() -> Outcome {
+    let postgres = server(40).await;
+    let url = postgres.admin_url();
+    let health = Health::default();
+    let release = Release::new("shop", "1")?.with_instance("own")?;
+    // As the front door names them.
+    let options = url.parse::<sqlx::postgres::PgConnectOptions>()?.application_name("cutover own");
+    let ledger = Ledger::open(options).await?;
+    let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
+    let options =
+        ShareOptions { lowest: 40, highest: 40, start_within: Duration::ZERO, ..ShareOptions::default() };
+    let error = ConnectionShare::lease(&fleet, &options).await.unwrap_err().to_string();
+    assert!(error.contains("others use 0"), "{error}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_servers_connections_follow_the_share() -> Outcome {
     let postgres = server(40).await;
     let url = postgres.admin_url();

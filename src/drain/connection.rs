@@ -1,4 +1,13 @@
-use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::{Future, pending},
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -26,13 +35,18 @@ const HTTP2_PING: Duration = Duration::from_secs(30);
 /// For a handshake (TLS) to come to its end.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-pub(super) type Server = Builder<TokioExecutor>;
+#[derive(Clone)]
+pub(super) struct Server {
+    builder: Builder<TokioExecutor>,
+    /// For the first request too: hyper's own limit begins when the first bytes have told which version it is.
+    head_timeout: Duration,
+}
 
 pub(super) fn server(head_timeout: Duration) -> Server {
-    let mut server = Builder::new(TokioExecutor::new());
-    server.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
-    server.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING).keep_alive_timeout(HTTP2_PING);
-    server
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING).keep_alive_timeout(HTTP2_PING);
+    Server { builder, head_timeout }
 }
 
 /// [`public`] for a connection that begins with a handshake.
@@ -74,12 +88,13 @@ where
     let opened_before = !inner.is_at(Stage::Propagating);
     let service = Tracked { app, peer, inner: Arc::clone(inner), connection: Arc::clone(connection) };
     let stream = TokioIo::new(Watched { stream, registered });
-    let mut served = pin!(server.serve_connection_with_upgrades(stream, service));
+    let mut served = pin!(server.builder.serve_connection_with_upgrades(stream, service));
 
     tokio::select! {
         biased;
         _ = served.as_mut() => return,
         () = connection.reached(inner, Stage::Propagating) => {}
+        () = connection.unused(server.head_timeout) => return,
     }
     // HTTP/1 is told by the header of its next response. HTTP/2 has no such header, and a
     // GOAWAY loses nothing: requests that cross it are still served. A connection that came
@@ -115,12 +130,26 @@ where
     P: Clone + Send + Sync + 'static,
     S: App,
 {
-    let service = service_fn(move |request: http::Request<Incoming>| call_app(&app, request, peer.clone()));
-    let mut served = pin!(server.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let is_used = Arc::new(AtomicBool::new(false));
+    let unused = {
+        let is_used = Arc::clone(&is_used);
+        async move {
+            sleep(server.head_timeout).await;
+            if is_used.load(Ordering::Relaxed) {
+                pending::<()>().await;
+            }
+        }
+    };
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        is_used.store(true, Ordering::Relaxed);
+        call_app(&app, request, peer.clone())
+    });
+    let mut served = pin!(server.builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     tokio::select! {
         biased;
         _ = served.as_mut() => return,
         () = inner.reached(Stage::Finished) => {}
+        () = unused => return,
     }
     served.as_mut().graceful_shutdown();
     tokio::select! {

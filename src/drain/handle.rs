@@ -157,6 +157,14 @@ impl Drain {
         self.inner.reached(Stage::Propagating).await;
     }
 
+    /// Waits until endpoints had time to learn of it: from here on no new connection is accepted, and what the requests
+    /// that are left don't need can be given away.
+    ///
+    /// Cancel safe.
+    pub async fn propagated(&self) {
+        self.inner.reached(Stage::Closing).await;
+    }
+
     /// Waits for the end and says how it went.
     ///
     /// Cancel safe.

@@ -1,9 +1,13 @@
-use std::{fmt, future::Future, io, net::SocketAddr};
+use std::{fmt, future::Future, io, net::SocketAddr, time::Duration};
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream, unix},
 };
+
+/// A connection that is silent for so long is asked whether its peer is still there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Where connections come from: a TCP or Unix listener, or one of your own.
 ///
@@ -29,6 +33,8 @@ impl Listen for TcpListener {
         let (stream, peer) = TcpListener::accept(self).await?;
         // Answers are small and wait for nothing; failing to say so costs only time.
         let _ = stream.set_nodelay(true);
+        // A peer that is gone without a word would keep its place for ever.
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
         Ok((stream, peer))
     }
 }

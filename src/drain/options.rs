@@ -19,7 +19,8 @@ pub struct DrainOptions {
     pub hook_time: Duration,
     /// Kept from the grace period for the process to end after the hooks. Default 1 s.
     pub margin: Duration,
-    /// How long an HTTP/1 connection may take to send a whole request head. hyper counts the
+    /// How long a connection may take to send its first request, and an HTTP/1 connection any whole
+    /// request head. hyper counts the
     /// idle time between two requests in it, so it must be longer than a proxy in front
     /// keeps idle connections (Envoy: 1 hour), or requests race with the close. Default
     /// 65 minutes. During a drain the deadline holds for half-sent heads.

@@ -228,6 +228,14 @@ impl Connection {
         }
     }
 
+    /// Waits for `limit` without a request; never ends where there was one.
+    pub(super) async fn unused(&self, limit: Duration) {
+        tokio::time::sleep(limit).await;
+        if locked(&self.requests).next > 0 {
+            std::future::pending::<()>().await;
+        }
+    }
+
     fn list(&self) -> Vec<Cut> {
         let requests = locked(&self.requests);
         if requests.open.is_empty() {

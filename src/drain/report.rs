@@ -25,6 +25,17 @@ pub struct Cut {
     pub phase: CutPhase,
 }
 
+impl Cut {
+    /// Of a path only its beginning: what comes after that may be a name or a token, and is nobody's business.
+    pub(super) fn for_logs(&self) -> String {
+        let is_request = matches!(self.phase, CutPhase::Head | CutPhase::Body | CutPhase::Upgraded);
+        match self.what.match_indices('/').nth(1) {
+            Some((second, _)) if is_request => format!("{}/…", &self.what[..second]),
+            _ => self.what.clone(),
+        }
+    }
+}
+
 /// How far something had come when it was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -30,7 +30,7 @@ pub(super) async fn run(inner: Arc<Inner>, began: Instant) {
         Err(_) => inner.registry.list(),
     };
     for cut in &cut {
-        tracing::warn!(what = cut.what, age = ?cut.age, phase = %cut.phase, "cut at the deadline");
+        tracing::warn!(what = cut.for_logs(), age = ?cut.age, phase = %cut.phase, "cut at the deadline");
     }
     inner.enter(Stage::Forced);
     if timeout(FORCE, inner.registry.disconnected()).await.is_err() {

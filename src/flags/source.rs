@@ -114,9 +114,13 @@ impl Source {
         if !self.is_fresh() {
             return Switch::Unknown;
         }
-        match self.variant(&Name::new(name), &subject) {
+        let name = Name::new(name);
+        match self.variant(&name, &subject) {
             Some(variant) if variant.enabled => Switch::On(variant.payload),
-            _ => Switch::Off,
+            Some(_) => Switch::Off,
+            None if matches!(self.lack(&name), Some(Lack::Missing)) => Switch::Off,
+            // It is there and can't be evaluated: no reason to turn a fleet back.
+            None => Switch::Unknown,
         }
     }
 

@@ -62,7 +62,6 @@ impl Assembly {
         };
         #[cfg(feature = "redis")]
         let redis = pools::redis(builder.redis, &mut environment);
-        environment.refuse_unknown();
         let problems = &mut environment.problems;
         let release =
             noted(builder.release.map_or_else(|| Release::from_env(&builder.service), Ok), problems);
@@ -120,6 +119,7 @@ impl Assembly {
         #[cfg(feature = "redis")]
         assembly.checks.extend(assembly.redis.as_ref().map(Check::redis));
         assembly.flags = assembly.take_flags(builder.flags, &mut environment);
+        environment.refuse_unknown();
         assembly.fingerprint = environment.fingerprint(&declared);
         assembly.problems = environment.problems;
         assembly.connect_parts();
@@ -127,6 +127,7 @@ impl Assembly {
     }
 
     /// The flags, and whether somebody turns them outside of this process.
+    #[cfg_attr(not(feature = "unleash"), expect(unused_variables, reason = "only Unleash has an address"))]
     fn take_flags(&self, own: Option<Flags>, environment: &mut Environment) -> Option<(Flags, bool)> {
         if let Some(flags) = own {
             return Some((flags, true));
@@ -189,7 +190,20 @@ impl Assembly {
         preflight.run().await
     }
 
+    /// Connects and joins, unless it is told to end before it has.
     pub(super) async fn start(self) -> Result<Instance, StartError> {
+        let Some(drain) = self.drain.clone() else { return Err(StartError::Configuration(self.problems)) };
+        // The first process of a container that has no handler yet never hears of a SIGTERM, and any other ends by it.
+        if let Err(error) = drain.on_signals() {
+            tracing::warn!(%error, "signals are not heard during the start");
+        }
+        tokio::select! {
+            started = self.join() => started,
+            () = drain.begun() => Err(StartError::ToldToEnd),
+        }
+    }
+
+    async fn join(self) -> Result<Instance, StartError> {
         let (
             Some(release),
             Some(drain),
@@ -273,7 +287,7 @@ fn noted<T, E: std::fmt::Display>(result: Result<T, E>, problems: &mut Vec<Strin
     result.map_err(|error| problems.push(error.to_string())).ok()
 }
 
-fn address(name: &str, port: u16, environment: &mut Environment) -> Option<SocketAddr> {
+fn address(name: &'static str, port: u16, environment: &mut Environment) -> Option<SocketAddr> {
     let problems = environment.problems.len();
     let address = environment.value(name, "address", &format!("0.0.0.0:{port}"));
     // One that was wrong is no reason to listen somewhere else.

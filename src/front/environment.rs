@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::str::FromStr;
@@ -39,6 +39,8 @@ pub enum Output {
 /// The environment as it was at the start, what of it was asked for, and what is wrong with it.
 pub(super) struct Environment {
     variables: BTreeMap<String, OsString>,
+    /// What somebody wanted to know, whether or not it is set.
+    wanted: BTreeSet<&'static str>,
     asked: BTreeMap<String, String>,
     /// What was asked for on the command line.
     argument: Option<Output>,
@@ -59,6 +61,7 @@ impl Environment {
     fn new(variables: impl IntoIterator<Item = (String, OsString)>) -> Self {
         Self {
             variables: variables.into_iter().collect(),
+            wanted: BTreeSet::new(),
             asked: BTreeMap::new(),
             argument: None,
             problems: Vec::new(),
@@ -66,7 +69,8 @@ impl Environment {
     }
 
     /// A variable's text. One that is set but empty is a template that was not filled in.
-    pub(super) fn text(&mut self, name: &str) -> Option<String> {
+    pub(super) fn text(&mut self, name: &'static str) -> Option<String> {
+        self.wanted.insert(name);
         match self.variables.get(name)?.to_str() {
             Some("") => self.problems.push(format!("{name}: is empty; give it a value or leave it out")),
             Some(text) => {
@@ -79,7 +83,7 @@ impl Environment {
     }
 
     /// A variable's value; `kind` and `example` say what would be right.
-    pub(super) fn value<T: FromStr>(&mut self, name: &str, kind: &str, example: &str) -> Option<T> {
+    pub(super) fn value<T: FromStr>(&mut self, name: &'static str, kind: &str, example: &str) -> Option<T> {
         let text = self.text(name)?;
         let value = text.parse().ok();
         if value.is_none() {
@@ -88,7 +92,7 @@ impl Environment {
         value
     }
 
-    pub(super) fn seconds(&mut self, name: &str) -> Option<Duration> {
+    pub(super) fn seconds(&mut self, name: &'static str) -> Option<Duration> {
         self.value(name, "whole number of seconds", "30").map(Duration::from_secs)
     }
 
@@ -107,12 +111,15 @@ impl Environment {
         }
     }
 
-    /// Names that look like ours and are not: what they were to set stays as it was, without a word.
+    /// Names that look like ours and are not: what they were to set stays as it was, without a word. To be called when
+    /// everything has been asked for: what is nobody's here may be somebody else's.
     pub(super) fn refuse_unknown(&mut self) {
-        for name in self.variables.keys().filter(|name| !KNOWN.contains(&name.as_str())) {
+        let unknown = |name: &&String| !KNOWN.contains(&name.as_str()) && !is_service_link(name);
+        for name in self.variables.keys().filter(unknown) {
             let nearest = KNOWN.iter().map(|known| (strsim::damerau_levenshtein(known, name), *known)).min();
             let meant = nearest.filter(|(distance, known)| {
-                *distance <= TYPING_ERRORS && !self.variables.contains_key(*known)
+                let is_missed = !self.variables.contains_key(*known);
+                *distance <= TYPING_ERRORS && is_missed && (is_ours(name) || self.wanted.contains(known))
             });
             match meant {
                 Some((_, known)) => {
@@ -135,7 +142,7 @@ impl Environment {
         let mut hash = Sha256::new();
         for (name, value) in &self.asked {
             if name != "UNLEASH_TOKEN" && name != "CUTOVER_PREFLIGHT" {
-                hash.update(format!("{name}={}\n", without_userinfo(value)));
+                hash.update(format!("{name}={}\n", without_secrets(value)));
             }
         }
         hash.update(declared);
@@ -146,17 +153,27 @@ impl Environment {
     }
 }
 
-/// Kubernetes names variables after its Services; one that is called `cutover` must not break a start.
 fn is_ours(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix("CUTOVER_") else { return false };
-    rest != "PORT" && !["PORT_", "SERVICE_HOST", "SERVICE_PORT"].iter().any(|link| rest.starts_with(link))
+    name.starts_with("CUTOVER_")
 }
 
-fn without_userinfo(value: &str) -> String {
-    match (value.split_once("://"), value.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, place))) => format!("{scheme}://{place}"),
-        _ => value.to_owned(),
-    }
+/// Kubernetes names variables after its Services; one that is called `cutover`, or `cutover-demo`, must not break a start.
+fn is_service_link(name: &str) -> bool {
+    let of_a_port = |(_, rest): (&str, &str)| rest.starts_with(|first: char| first.is_ascii_digit());
+    ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].iter().any(|end| name.ends_with(end))
+        || name.contains("_SERVICE_PORT_")
+        || name.split_once("_PORT_").is_some_and(of_a_port)
+}
+
+/// An address without who connects, and without what a parameter gives away.
+fn without_secrets(value: &str) -> String {
+    let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+    let is_harmless =
+        |pair: &&str| !["user", "pass", "token", "secret"].iter().any(|word| pair.contains(word));
+    let query: Vec<&str> = query.split('&').filter(is_harmless).collect();
+    format!("{scheme}://{place}?{}", query.join("&"))
 }
 
 #[cfg(test)]
@@ -181,6 +198,7 @@ mod tests {
         ]);
         environment.value::<std::net::SocketAddr>("LISTEN_ADDR", "address", "0.0.0.0:8080");
         environment.text("ADMIN_ADDR");
+        environment.text("DATABASE_URL");
         environment.seconds("CUTOVER_GRACE_SECONDS");
         assert_eq!(environment.preflight(), Some(Output::Text));
         environment.refuse_unknown();
@@ -205,7 +223,13 @@ mod tests {
             ("CUTOVER_PORT", "tcp://10.0.0.1:80"),
             ("CUTOVER_PORT_80_TCP", "tcp://10.0.0.1:80"),
             ("CUTOVER_SERVICE_HOST", "10.0.0.1"),
+            ("CUTOVER_DEMO_SERVICE_HOST", "10.0.0.1"),
+            ("CUTOVER_DEMO_SERVICE_PORT_HTTP", "80"),
+            ("CUTOVER_DEMO_PORT", "tcp://10.0.0.1:80"),
+            ("CUTOVER_DEMO_PORT_80_TCP_ADDR", "10.0.0.1"),
             ("UNLEASH_PORT", "tcp://10.0.0.1:4242"),
+            // A service that brings its own pool has its own names.
+            ("DATABASE_URI", "postgres://a"),
             ("REDIS_URL", "redis://a"),
             // Somebody has two of them.
             ("REDIS_URL2", "redis://b"),
@@ -216,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_fingerprint_tells_configurations_apart_and_holds_no_secret() {
-        let of = |pairs: &[(&str, &str)], declared: &str| {
+        let of = |pairs: &[(&'static str, &str)], declared: &str| {
             let mut environment = environment(pairs);
             for (name, _) in pairs {
                 environment.text(name);
@@ -225,6 +249,9 @@ mod tests {
         };
         let one = of(&[("DATABASE_URL", "postgres://u:one@db/x"), ("UNLEASH_TOKEN", "a")], "flags");
         assert_eq!(one, of(&[("DATABASE_URL", "postgres://v:two@db/x"), ("UNLEASH_TOKEN", "b")], "flags"));
+        let parameters = "postgres://db/x?user=w&password=three&sslpassword=four";
+        assert_eq!(one, of(&[("DATABASE_URL", parameters)], "flags"));
+        assert_ne!(one, of(&[("DATABASE_URL", "postgres://db/x?sslmode=require")], "flags"));
         assert_ne!(one, of(&[("DATABASE_URL", "postgres://u:one@other/x")], "flags"));
         assert_ne!(one, of(&[("DATABASE_URL", "postgres://u:one@db/x")], "other flags"));
         assert_eq!(one.len(), 12);

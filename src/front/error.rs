@@ -16,6 +16,9 @@ pub enum StartError {
     /// The server has not enough connections for the fleet.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// SIGTERM or SIGINT came before it had started: nothing was begun, or what was ends by itself.
+    #[error("told to end before it had started")]
+    ToldToEnd,
     /// A preflight was asked for instead of a start. It may have passed.
     #[error("{0}")]
     Preflight(Box<PreflightReport>, Output),

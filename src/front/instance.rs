@@ -54,12 +54,12 @@ impl fmt::Debug for Instance {
 impl Instance {
     pub(super) fn leave_when_drained(&self, pool: Option<PoolGuard>) {
         let (agent, flags) = (self.agent.clone(), self.flags.clone());
-        // Others may have the connections from when the drain begins; the last one goes at its end.
+        // Others may have what is not needed once nothing new is accepted; the last connections go at the end.
         let (end, ended) = oneshot::channel::<()>();
         let drain = self.drain.clone();
         let given_back = tokio::spawn(async move {
             let Some(pool) = pool else { return };
-            drain.begun().await;
+            drain.propagated().await;
             pool.drain();
             // Also when nobody asks: the instance is gone then.
             let _ = ended.await;

@@ -75,7 +75,7 @@ fn size(environment: &mut Environment) -> u32 {
     }
 }
 
-fn required(name: &str, schemes: &[&str], environment: &mut Environment) -> Option<String> {
+fn required(name: &'static str, schemes: &[&str], environment: &mut Environment) -> Option<String> {
     let problems = environment.problems.len();
     let Some(url) = environment.text(name) else {
         if environment.problems.len() == problems {

@@ -20,7 +20,7 @@ impl Cutover {
     ///
     /// | exit status | |
     /// |---|---|
-    /// | 0 | drained, or a preflight without problems |
+    /// | 0 | drained, told to end before it had started, or a preflight without problems |
     /// | 1 | a preflight with problems |
     /// | 2 | the configuration is wrong; all of it is on standard error |
     /// | 3 | the ledger or an address can't be used, or `app` failed |
@@ -38,26 +38,29 @@ impl Cutover {
             Err(error) => return error.report(),
         };
         let served = async {
-            match app(&instance).await?.into() {
+            let app = tokio::select! {
+                app = app(&instance) => app?.into(),
+                // Told to end meanwhile: there is no use for it any more.
+                () = instance.drain().begun() => None,
+            };
+            match app {
                 Some(app) => instance.serve(app).await,
                 None => instance.serve_admin().await,
             }
             .map_err(Failure::from)
         };
         match served.await {
-            Ok(report) => {
-                tracing::info!(?report, "drained");
-                ExitCode::SUCCESS
-            }
+            Ok(_) => ExitCode::SUCCESS,
             Err(error) => failed(&*error, 3),
         }
     }
 
-    /// Makes the parts, joins the fleet and starts to take part in the migrations.
+    /// Makes the parts, joins the fleet and starts to take part in the migrations. SIGTERM and SIGINT begin the drain
+    /// from here on, and end the start itself.
     ///
     /// # Errors
     ///
-    /// [`StartError::Configuration`] with all that is wrong with options and environment;
+    /// [`StartError::Configuration`] with all that is wrong with options and environment; [`StartError::ToldToEnd`];
     /// [`StartError::Ledger`] when the ledger can't be used; [`StartError::Preflight`], when one was asked for as
     /// [`run`](Cutover::run) says. [`StartError::report`] makes an exit status of any of them.
     ///
@@ -94,6 +97,10 @@ impl StartError {
                 };
                 let heard = writeln!(std::io::stdout(), "{text}").is_ok();
                 ExitCode::from(u8::from(!report.passed || !heard))
+            }
+            Self::ToldToEnd => {
+                tracing::info!("{self}");
+                ExitCode::SUCCESS
             }
             Self::Configuration(_) => failed(self, 2),
             Self::Ledger(_) | Self::Share(_) => failed(self, 3),

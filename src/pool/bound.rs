@@ -40,15 +40,29 @@ impl Bound {
         }
     }
 
+    /// How many connections somebody has, or waits for, as far as the pool knows.
+    pub(super) fn in_use(&self) -> u32 {
+        match self {
+            Self::Sqlx { pool, held_back, .. } => {
+                pool.size().saturating_sub(len(pool.num_idle() + held_back.len()))
+            }
+            #[cfg(feature = "deadpool")]
+            Self::Deadpool { pool, .. } => {
+                let status = pool.status();
+                len(status.size.saturating_sub(status.available) + status.waiting)
+            }
+        }
+    }
+
     /// Grows at once; shrinks as connections come free.
     pub(super) async fn resize(&mut self, to: u32) {
         match self {
             Self::Sqlx { pool, most, held_back, taking } => {
                 let back = usize::try_from(most.saturating_sub(to)).unwrap_or(usize::MAX);
-                if held_back.len() >= back {
+                if held_back.len() + taking.len() > back {
                     // One that is dropped in the middle of it goes to the pool, which finds it dead.
                     taking.shutdown().await;
-                    for place in held_back.drain(back..) {
+                    for place in held_back.drain(back.min(held_back.len())..) {
                         let _ = place.close().await;
                     }
                 }

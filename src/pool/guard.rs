@@ -267,7 +267,8 @@ impl PoolGuard {
         let (told, granted) = watch::channel(share.granted);
         let places = Arc::new(Semaphore::new(usize::try_from(share.granted).unwrap_or(usize::MAX)));
         let name = share.wish.name.clone();
-        let keeper = Keeper { share, bound, places: Arc::clone(&places), told, debt: 0 };
+        let most = share.wish.highest;
+        let keeper = Keeper { share, most, bound, places: Arc::clone(&places), told, debt: 0 };
         Self { name, places, granted, stage, task: tokio::spawn(keeper.keep(stages)) }
     }
 
@@ -286,8 +287,8 @@ impl PoolGuard {
         Admission::new(Arc::clone(&self.places), limit, waits)
     }
 
-    /// Gives connections back as requests end, down to one: call it when a drain begins. The last one stays for what is
-    /// still to be answered.
+    /// Gives connections back as requests end: call it once a drain accepts nothing new. Twice as many as are in use stay,
+    /// and two at least, because a request may need another one beside the one that it holds.
     pub fn drain(&self) {
         self.stage.send_replace(Stage::Draining);
     }
@@ -307,6 +308,8 @@ impl PoolGuard {
 
 struct Keeper {
     share: ConnectionShare,
+    /// What it asks for while it serves.
+    most: u32,
     bound: Bound,
     places: Arc<Semaphore>,
     told: watch::Sender<u32>,
@@ -329,12 +332,13 @@ impl Keeper {
                 break;
             }
             if stage == Stage::Draining {
-                (self.share.wish.lowest, self.share.wish.highest) = (1, 1);
+                let needed = self.bound.in_use().saturating_mul(2).clamp(self.most.min(2), self.most);
+                (self.share.wish.lowest, self.share.wish.highest) = (1, needed);
             }
             let settled = timeout(self.share.renew_every * 2, self.settle()).await;
             pause = match settled {
-                Ok(Ok(true)) => self.share.renew_every,
-                Ok(Ok(false)) => self.share.renew_every / 8,
+                Ok(Ok(true)) if stage == Stage::Serving => self.share.renew_every,
+                Ok(Ok(_)) => self.share.renew_every / 8,
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "could not renew the share of connections; keeping it as it is");
                     self.share.renew_every / 4

@@ -198,3 +198,50 @@ async fn a_wrong_configuration_is_one_report_and_status_2() {
         assert!(said.contains(part), "{part} is not in {said}");
     }
 }
+
+/// The first process of a container that has no handler never hears of SIGTERM; any other ends by it at once.
+#[tokio::test]
+async fn one_that_is_told_to_end_while_it_starts_ends_well() {
+    // A database that takes connections and says nothing.
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://postgres@{}/none", mute.local_addr().unwrap());
+    let folder = Folder::new("services").unwrap();
+    let mut command = command(env!("CARGO_BIN_EXE_on_axum"), &url, "redis://127.0.0.1:1");
+    command.env("LISTEN_ADDR", "127.0.0.1:0").env("ADMIN_ADDR", "127.0.0.1:0");
+    let process = Process::spawn(&folder, "example", Signal::TERM, &command).unwrap();
+    let _connection = tokio::time::timeout(LIMIT, mute.accept()).await.unwrap().unwrap();
+    process.signal(Signal::TERM).unwrap();
+    let status = process.wait(LIMIT).await.unwrap();
+    assert_eq!(status.code(), Some(0), "{}", process.log_tail());
+}
+
+#[tokio::test]
+async fn one_that_drains_keeps_its_connections_while_requests_still_come() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let redis = Redis::start().await.unwrap();
+    let admin = free_port().unwrap();
+    let folder = Folder::new("services").unwrap();
+    let mut command = command(env!("CARGO_BIN_EXE_on_axum"), &url, &redis.url());
+    command
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .env("ADMIN_ADDR", format!("127.0.0.1:{admin}"))
+        .env("CUTOVER_GRACE_SECONDS", "40")
+        .env("CUTOVER_PROPAGATION_SECONDS", "20");
+    let process = Process::spawn(&folder, "example", Signal::TERM, &command).unwrap();
+    let readyz = format!("http://127.0.0.1:{admin}/readyz");
+    let is = async |status: u16| text(&readyz).await.map(|(found, _)| found == status);
+    wait_until("ready", LIMIT, async || is(200).await).await.unwrap();
+    let mut session = PgConnection::connect(&url).await.unwrap();
+    process.signal(Signal::TERM).unwrap();
+    wait_until("not ready", LIMIT, async || is(503).await).await.unwrap();
+    let renewals = "select lease_until::text, highest from cutover.connection_shares";
+    let (before, _): (String, i64) = sqlx::query_as(renewals).fetch_one(&mut session).await.unwrap();
+    wait_until("a renewal", LIMIT, async || {
+        let mut session = PgConnection::connect(&url).await?;
+        let (until, highest): (String, i64) = sqlx::query_as(renewals).fetch_one(&mut session).await?;
+        assert_eq!(highest, 10, "connections that the pool may have");
+        Ok::<_, sqlx::Error>(until != before)
+    })
+    .await
+    .unwrap();
+}

@@ -378,12 +378,14 @@ async fn every_caller_of_drain_joins_the_same_one() {
 
 /// As the documentation of `head_timeout` says, which is why its default is that long.
 #[tokio::test]
-async fn the_head_timeout_ends_half_heads_and_idle_connections() {
+async fn the_head_timeout_ends_half_heads_and_idle_and_silent_connections() {
     let impatient = DrainOptions { head_timeout: Duration::from_millis(200), ..options() };
     let running = start(impatient, hello()).await;
     let half_head = running.raw(b"GET / HTTP/1.1\r\nhost: te").await;
     let idle = running.raw(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await;
-    for mut stream in [half_head, idle] {
+    // hyper's own limit begins when it knows which version it is.
+    let (silent, half_preface) = (running.raw(b"").await, running.raw(b"PRI * HT").await);
+    for mut stream in [half_head, idle, silent, half_preface] {
         let mut answer = Vec::new();
         let read = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
         read.unwrap();

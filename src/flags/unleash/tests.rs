@@ -443,6 +443,9 @@ async fn a_flag_that_breaks_the_engine_has_its_default_and_the_others_go_on() {
         assert_eq!(flags.value(&Flag::new("a", 7), &subject), 7);
         assert!(flags.decide(&Flag::new("b", false), &subject));
     }
+    // No reason to turn a fleet back, unlike one that is not there.
+    assert!(matches!(flags.switch("a"), Switch::Unknown));
+    assert!(matches!(flags.switch("c"), Switch::Off));
 }
 
 #[tokio::test]
