@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
 use tonic::transport::server::{Server, TcpIncoming};
 
+use super::counted;
 use super::table::Table;
 
 /// Longer than the drain's deadline; what has not ended by then counts as never.
@@ -51,13 +52,18 @@ const ABUSES: [Abuse; 6] = [
     Abuse::ClientsGone,
 ];
 
-fn app() -> Router {
+pub(crate) fn app() -> Router {
     let events = || async {
         let first = stream::iter([Ok::<_, Infallible>(Bytes::from_static(b"data: 1\n\n"))]);
         ([("content-type", "text/event-stream")], Body::from_stream(first.chain(stream::pending())))
     };
+    let torn = || async {
+        let parts = [Ok(Bytes::from_static(b"half")), Err(std::io::Error::other("torn"))];
+        Body::from_stream(stream::iter(parts))
+    };
     Router::new()
         .route("/", get(|| async { "hello" }))
+        .route("/torn", get(torn))
         .route("/events", get(events))
         .route("/slow", get(|| async { sleep(Duration::from_secs(1)).await }))
         .route("/panic", get(panics))
@@ -116,7 +122,7 @@ async fn sent(address: SocketAddr, bytes: &[u8]) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-async fn asked(address: SocketAddr, path: &str) -> std::io::Result<TcpStream> {
+pub(crate) async fn asked(address: SocketAddr, path: &str) -> std::io::Result<TcpStream> {
     sent(address, format!("GET {path} HTTP/1.1\r\nhost: t\r\n\r\n").as_bytes()).await
 }
 
@@ -198,6 +204,8 @@ pub(crate) async fn run() -> Result<()> {
         numbers.push(early_refused(who).await?);
         table.row(name, numbers);
     }
+    table.publish("abuse")?;
+    let counted = counted::run().await;
     std::panic::set_hook(quiet);
-    table.publish("abuse")
+    counted
 }

@@ -7,7 +7,6 @@ use std::task::{Context, Poll, Waker};
 use anyhow::Result;
 use axum::Router;
 use axum::routing::get;
-use axum_prometheus::PrometheusMetricLayerBuilder;
 use bytes::Bytes;
 use cutover::flags::{Decisions, FixedFlag, Flag, Flags, FlagsLayer};
 use cutover::metrics::Metrics;
@@ -23,6 +22,7 @@ use tower_http::trace::TraceLayer;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::counted::PEER;
 use super::timing::{Work, compare};
 
 const FLAG: Flag = Flag::new("new-flow", false);
@@ -115,7 +115,7 @@ pub(crate) fn run(quick: bool) -> Result<()> {
     let flags = Flags::fixed([("new-flow", FixedFlag::ON)]);
     let flags_layer = || FlagsLayer::new(flags.clone());
     let (in_flight, _counter) = InFlightRequestsLayer::pair();
-    let (prometheus, _handle) = PrometheusMetricLayerBuilder::new().with_default_metrics().build_pair();
+    let (prometheus, _handle) = &*PEER;
     let reader = PeriodicReader::builder(InMemoryMetricExporter::default()).build();
     opentelemetry::global::set_meter_provider(SdkMeterProvider::builder().with_reader(reader).build());
     let otel = LayerBuilder::builder().with_tracing(false).build()?;
@@ -143,7 +143,7 @@ pub(crate) fn run(quick: bool) -> Result<()> {
         routed("no layer", router()),
         routed("metrics", router().layer(metrics.layer())),
         routed("whole stack", router().layer(flags_layer()).layer(metrics.layer())),
-        routed("axum-prometheus", router().layer(prometheus)),
+        routed("axum-prometheus", router().layer(prometheus.clone())),
     ];
     let table = compare("A request through a router, from its head to the end of its body", &works, quick);
     table.less_first("What layers add to a request of a router").publish("layers-router")

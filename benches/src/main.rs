@@ -7,6 +7,7 @@
 mod abuse;
 mod backfill;
 mod columns;
+mod counted;
 mod dual;
 mod fence;
 mod flags;
@@ -50,7 +51,7 @@ enum Part {
     Readyz,
     /// What rolling restarts under load cost.
     Restarts,
-    /// How servers end that are abused.
+    /// How servers end that are abused, and what their metrics say of it.
     Abuse,
 }
 
