@@ -17,8 +17,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 
 /// How every transaction on the ledger begins. The server ends one whose process is paused or cut off in the
 /// middle, and nobody waits long for a lock that such a process holds: else one of them could stop the fleet.
-const BEGIN: &str =
-    "begin; set local lock_timeout = '2s'; set local idle_in_transaction_session_timeout = '3s'";
+const BEGIN: &str = "begin isolation level read committed; set local lock_timeout = '2s'; set local idle_in_transaction_session_timeout = '3s'";
 
 /// How often an upgrade comes back where a writer's transaction was in its way, and after how long: with the wait itself, a
 /// quarter of a minute in all.
@@ -300,7 +299,8 @@ impl Ledger {
 }
 
 async fn ensure(connection: &mut PgConnection, may_install: bool) -> Result<(), LedgerError> {
-    let mut tx = connection.begin().await?;
+    // What another process has installed while this one waited for it has to be seen.
+    let mut tx = connection.begin_with("begin isolation level read committed").await?;
     let row = tx
         .fetch_one(
             "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \

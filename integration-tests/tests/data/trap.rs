@@ -288,6 +288,31 @@ async fn a_build_with_another_mapping_arms_its_own_trap_before_it_copies() -> Ou
 }
 
 #[tokio::test]
+async fn the_trigger_of_a_former_version_goes_when_the_trap_is_armed_anew() -> Outcome {
+    let world = World::new(10).await?;
+    let _a = world.instance("a", Some(world.describe().build()?)).await?;
+    world.go("expand").await?;
+    let id: i32 = sqlx::query_scalar("select id from cutover.migrations where name = 'status'")
+        .fetch_one(&world.pool)
+        .await?;
+    let former = format!(
+        "drop trigger zzz_cutover_new_status on orders; \
+         create trigger cutover_new_status before insert or update on orders for each row \
+         when (current_setting('cutover.pin', true) is distinct from '{id}') execute function cutover.trap_{id}()"
+    );
+    world.pool.execute(AssertSqlSafe(former)).await?;
+    world.go("backfill").await?;
+    world.filled().await?;
+    stranger(&world).await?.execute("update orders set old_status = ' PAID ' where id = 1").await?;
+    assert_eq!(world.row(1).await?.1, text("paid"));
+    world.go("retire").await?;
+    world.approve().await?;
+    world.go("contract").await?;
+    world.until("the old column to go", async || !world.has_column("old_status").await).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_trap_sees_what_other_triggers_have_made_of_the_row() -> Outcome {
     let world = World::new(10).await?;
     world
@@ -340,6 +365,15 @@ async fn a_tables_trap_has_the_rights_and_the_path_of_whoever_armed_it() -> Outc
             .fetch_all(&world.pool)
             .await?;
     assert_eq!(there, [text("poor"), text("new")]);
+    // Nobody sets the function on a table of his own, to write the new side by it.
+    let id: i32 = sqlx::query_scalar("select id from cutover.migrations where name = 'status'")
+        .fetch_one(&world.pool)
+        .await?;
+    job.execute("create temporary table bait (id bigint)").await?;
+    let set =
+        format!("create trigger bait after truncate on bait execute function cutover.trap_{id}('{id}')");
+    let error = job.execute(AssertSqlSafe(set)).await.expect_err("refused");
+    assert_eq!(code(&error).as_deref(), Some("42501"));
     // What empties one side empties the other.
     job.execute("truncate public.orders").await?;
     let left: i64 = sqlx::query_scalar("select count(*) from orders_2").fetch_one(&world.pool).await?;

@@ -1,7 +1,3 @@
--- Where the log was when nothing was left to repair at an epoch that is sealed: a standby that has replayed it has every
--- row that a repair mended after the copy had ended.
-alter table cutover.epochs add column sealed_lsn pg_lsn;
-
 -- Notes that are due, of which there can be as many as a table has rows while it is copied to another store.
 create index repairs_due on cutover.repairs (migration_id, next_try_at) where not dead;
 
@@ -75,3 +71,7 @@ begin
     return true;
 end
 $$;
+
+-- Last, because every fence reads this table. Where the log was when nothing was left to repair at an epoch that is sealed: a standby that has replayed it has every
+-- row that a repair mended after the copy had ended.
+alter table cutover.epochs add column sealed_lsn pg_lsn;

@@ -61,8 +61,8 @@ pub(super) struct Driver {
     migrations: Arc<[(Spec, Migration)]>,
     options: DriverOptions,
     jobs: HashMap<String, Job>,
-    /// How often in a row a migration's work was refused.
-    refusals: HashMap<String, (Task, u32)>,
+    /// Why a migration's work was refused, and how often in a row for this reason.
+    refusals: HashMap<String, (String, u32)>,
 }
 
 /// A piece of work under way, or the failure of the last one.
@@ -225,8 +225,9 @@ impl Driver {
         self.abandon(&spec.name);
         let failure = match finished {
             Some((task, Ok(Err(error)))) => {
-                let pause = self.pause_after(&spec.name, task, &error);
-                Some((format!("{task:?} failed: {error}"), pause))
+                let what = format!("{task:?} failed: {error}");
+                let pause = self.pause_after(&spec.name, &what, &error);
+                Some((what, pause))
             }
             Some((task, Err(error))) => Some((format!("{task:?} failed: {error}"), AFTER_FAILURE)),
             Some((_, Ok(Ok(())))) => {
@@ -248,13 +249,13 @@ impl Driver {
     }
 
     /// How long to wait before a piece of work is tried again.
-    fn pause_after(&mut self, name: &str, task: Task, error: &PlanError) -> Duration {
+    fn pause_after(&mut self, name: &str, what: &str, error: &PlanError) -> Duration {
         if !matches!(error, PlanError::Refused(_)) {
             return AFTER_FAILURE;
         }
-        let (last, times) = self.refusals.entry(name.to_owned()).or_insert((task, 0));
-        if *last != task {
-            (*last, *times) = (task, 0);
+        let (last, times) = self.refusals.entry(name.to_owned()).or_default();
+        if last != what {
+            (*last, *times) = (what.to_owned(), 0);
         }
         *times += 1;
         (AFTER_FAILURE * 2_u32.saturating_pow(*times - 1)).min(LONGEST_AFTER_REFUSAL)

@@ -57,6 +57,6 @@ pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
 pub use repairs::{RepairReport, repairs, retry_repairs, unrepaired};
 pub use steps::{Need, PlanReport, StepReport, plan};
 pub use strangers::{StrangerReport, strangers};
-pub(crate) use strangers::{have_ended as strangers_have_ended, open as open_strangers};
+pub(crate) use strangers::{open_now as open_strangers, still_open as strangers_still_open};
 
 pub use super::phase::{Facts, Task};

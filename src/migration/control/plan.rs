@@ -43,6 +43,9 @@ pub enum PlanError {
     /// The work can't be done as it is described.
     #[error("{0}")]
     Refused(String),
+    /// The work can't be done just now, because of somebody else who is in the way, or a server that is away.
+    #[error("{0}")]
+    NotNow(String),
     /// An operation at the current epoch failed.
     #[error(transparent)]
     Operation(#[from] super::Error),

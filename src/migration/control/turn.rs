@@ -51,11 +51,12 @@ impl Turn<'_> {
         tx.commit().await?;
         match step {
             Step::Close | Step::Move(_) => match self.step(step.clone(), &station).await {
-                Err(error) if is_lock_timeout(&error) => {
+                Ok(true) => Ok(Outcome::Stepped),
+                Err(error) if !is_lock_timeout(&error) => Err(error),
+                Ok(false) | Err(_) => {
                     let holders = self.in_the_way(&station, &step).await?;
                     self.stay(station, holders.unwrap_or_else(|| "a lock in the ledger".into())).await
                 }
-                outcome => outcome,
             },
             Step::Drain => match self.drain(&station).await? {
                 None => Ok(Outcome::Stepped),
@@ -80,11 +81,11 @@ impl Turn<'_> {
         }
     }
 
-    /// Closes the previous epoch or opens the next one.
+    /// Closes the previous epoch or opens the next one. `false` where somebody is in the way.
     ///
     /// A writer under REPEATABLE READ holds a lock on its epoch's row, which a close has to wait for. A live
     /// instance has acknowledged and holds none, but one that was paused in the middle may.
-    async fn step(&self, decided: Step, seen: &Station) -> Result<Outcome, sqlx::Error> {
+    async fn step(&self, decided: Step, seen: &Station) -> Result<bool, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         tx.execute(SHORTLY).await?;
         // From here to the commit nobody is admitted to the fleet and no other driver decides.
@@ -93,8 +94,8 @@ impl Turn<'_> {
             .execute(&mut *tx)
             .await?;
         bury(&mut tx, self.fleet).await?;
-        if waits_for_strangers(seen.view.phase, &decided) {
-            strangers::have_ended(&mut tx, seen.id).await?;
+        if waits_for_strangers(seen.view.phase, &decided) && !strangers::have_ended(&mut tx, seen.id).await? {
+            return Ok(false);
         }
         if decided == Step::Move(Phase::Ramp) {
             seal(&mut tx, self.fleet, self.spec).await?;
@@ -108,7 +109,7 @@ impl Turn<'_> {
                 tx.commit().await?;
             }
             // The world changed since; the next turn looks again.
-            return Ok(Outcome::Stepped);
+            return Ok(true);
         }
         match step {
             Step::Close => {
@@ -122,11 +123,11 @@ impl Turn<'_> {
                 .await?;
             }
             Step::Move(to) => open_epoch(&mut tx, self.fleet, self.spec, &station, to, &aim).await?,
-            _ => return Ok(Outcome::Stepped),
+            _ => return Ok(true),
         }
         tx.commit().await?;
         tracing::info!(migration = %self.spec.name, epoch = station.view.epoch, ?step, "step made");
-        Ok(Outcome::Stepped)
+        Ok(true)
     }
 
     /// Waits until no transaction of the closed epoch is left; after the time limit its backends are
@@ -241,6 +242,11 @@ impl Turn<'_> {
     /// Nobody wants to go on any more: rows may be left behind again.
     async fn unseal(&self, station: &Station) -> Result<(), sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
+        // As a step does: else one of another driver could come in between.
+        unnamed::query("select name from cutover.fleets where name = $1 for no key update")
+            .bind(self.fleet)
+            .execute(&mut *tx)
+            .await?;
         unnamed::query(
             "update cutover.epochs e set sealed_at = null, sealed_lsn = null from cutover.migrations m \
              where m.id = $1 and m.epoch = $2 and e.migration_id = m.id and e.epoch = m.epoch",

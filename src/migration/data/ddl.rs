@@ -233,7 +233,7 @@ pub(super) async fn alter(
     let mut tx = begin(pool, &[phase], migration).await?;
     let holders = locked_by(table, None, &mut tx).await?;
     tx.rollback().await?;
-    Err(PlanError::Refused(format!(
+    Err(PlanError::NotNow(format!(
         "`{statement}` did not get its lock within 200 ms in {ATTEMPTS} attempts; transactions on the table: {}",
         if holders.is_empty() { "none any more".to_owned() } else { holders.join(", ") }
     )))

@@ -26,7 +26,7 @@ use super::throttle::{Looks, Throttle};
 use super::vacuum::Vacuum;
 use crate::fleet::{self, sql_state, unnamed};
 use crate::migration::control::{
-    Error, Migration, PinnedTx, PlanError, open_strangers, strangers_have_ended,
+    Error, Migration, PinnedTx, PlanError, open_strangers, strangers_still_open,
 };
 use crate::migration::phase::{Phase, Side};
 
@@ -144,7 +144,7 @@ pub(super) async fn run(
     sweep: Sweep,
     migration: &Migration,
 ) -> Result<(), PlanError> {
-    let since = quiet_moment(&outline.pool, sweep, migration).await?;
+    let since = strangers_aside(&outline.pool, sweep, migration).await?;
     let mut tx = begin_unpaused(&outline.pool, sweep, migration, "").await?;
     let epoch = tx.epoch();
     scope.try_out(&mut tx).await?;
@@ -158,26 +158,20 @@ pub(super) async fn run(
     pass.report().await
 }
 
-/// Waits for a moment in which no stranger is in the middle of a transaction, and says when that was: what they wrote
-/// before is there to be seen, and what they write later is written down as later.
-async fn quiet_moment(pool: &PgPool, sweep: Sweep, migration: &Migration) -> Result<String, PlanError> {
+/// Waits until the strangers have ended that are in the middle of a transaction now, and says when that was.
+async fn strangers_aside(pool: &PgPool, sweep: Sweep, migration: &Migration) -> Result<String, PlanError> {
+    let mut tx = begin_unpaused(pool, sweep, migration, "").await?;
+    let strangers = open_strangers(&mut tx, migration.id()).await?;
     loop {
-        let mut tx = begin_unpaused(pool, sweep, migration, "set local lock_timeout = '100ms'; ").await?;
-        let moment = strangers_have_ended(&mut tx, migration.id()).await;
+        let open = strangers_still_open(&mut tx, migration.id(), &strangers).await?;
         tx.rollback().await?;
-        match moment {
-            Ok(moment) => return Ok(moment),
-            Err(error) if is_lock_timeout(&error) => {
-                let mut tx = begin(pool, sweep.phases(), migration).await?;
-                migration.note(&format!(
-                    "waits for {}",
-                    open_strangers(&mut tx, migration.id()).await?.join("; ")
-                ));
-                tx.rollback().await?;
-                sleep(PAUSED + Duration::from_millis(fastrand::u64(0..100))).await;
-            }
-            Err(error) => return Err(error.into()),
+        if open.is_empty() {
+            migration.note("");
+            return Ok(strangers.since);
         }
+        migration.note(&format!("waits for {}", open.join("; ")));
+        sleep(PAUSED).await;
+        tx = begin_unpaused(pool, sweep, migration, "").await?;
     }
 }
 
@@ -465,7 +459,7 @@ impl Pass<'_> {
 
     /// An error with what a scan found, if it found something.
     async fn report(&self) -> Result<(), PlanError> {
-        let mut tx = fleet::begin(&self.outline.pool, "begin").await?;
+        let mut tx = fleet::begin(&self.outline.pool, "begin isolation level read committed").await?;
         let (differences, found) = self.job.findings(&mut tx).await?;
         tx.rollback().await?;
         if differences == 0 {

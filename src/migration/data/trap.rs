@@ -145,6 +145,7 @@ impl Trap {
             )
         };
         let [on_rows, on_all] = triggers(new);
+        let former = former(new);
         let triggers = match is_row_made {
             true => {
                 trigger(&on_rows, "after insert or update or delete", "row")
@@ -152,12 +153,15 @@ impl Trap {
             }
             false => trigger(&on_rows, "before insert or update", "row"),
         };
-        // Temporary tables come last, or a stranger's would be taken for the new side.
+        // Temporary tables come last, or a stranger's would be taken for the new side. And whoever may execute the function
+        // could set it on a table of his own, and write the new side with its owner's rights.
         format!(
             "select set_config('search_path', \
                  concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp'), true); \
              create or replace function cutover.trap_{id}() returns trigger \
-             language plpgsql security definer set search_path from current as $trap${body}$trap${triggers}"
+             language plpgsql security definer set search_path from current as $trap${body}$trap$; \
+             revoke all on function cutover.trap_{id}() from public; \
+             drop trigger if exists {former} on {table}{triggers}"
         )
     }
 
@@ -190,18 +194,24 @@ pub(super) fn disarm(table: &str, new: &str, migration: &Migration) -> String {
 
 /// The same with a number that is not known yet.
 pub(super) fn disarmed_as(table: &str, new: &str, id: &str) -> String {
-    let [on_rows, on_all] = triggers(new);
+    let ([on_rows, on_all], former) = (triggers(new), former(new));
     format!(
         "drop trigger if exists {on_rows} on {table}; drop trigger if exists {on_all} on {table}; \
-         drop function if exists cutover.trap_{id}()"
+         drop trigger if exists {former} on {table}; drop function if exists cutover.trap_{id}()"
     )
 }
 
 /// The names of the triggers for a new side. Those of one kind fire in the order of their names.
 fn triggers(new: &str) -> [String; 2] {
-    let new = unquote(new).replace("\".\"", "_");
-    ["zzz_cutover_", "zzz_cutover_all_"].map(|kind| {
-        let name: String = format!("{kind}{new}").chars().take(63).collect();
-        quote(&name)
-    })
+    ["zzz_cutover_", "zzz_cutover_all_"].map(|kind| named(kind, new))
+}
+
+/// What the trigger on rows was called when the ledger had version 1. Its function is the same, with another call.
+fn former(new: &str) -> String {
+    named("cutover_", new)
+}
+
+fn named(kind: &str, new: &str) -> String {
+    let name: String = format!("{kind}{}", unquote(new).replace("\".\"", "_")).chars().take(63).collect();
+    quote(&name)
 }

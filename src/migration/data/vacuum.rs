@@ -31,7 +31,7 @@ impl Vacuum {
     /// if autovacuum can be expected to do something about it.
     pub(super) async fn wait(&mut self, pool: &PgPool, table: &str) -> Result<(), sqlx::Error> {
         while self.looked.elapsed() >= EVERY && !self.patience.is_zero() {
-            let mut tx = begin(pool, "begin").await?;
+            let mut tx = begin(pool, "begin isolation level read committed").await?;
             let size = TableSize::estimate(&mut tx, table).await?;
             let outrun = is_outrun(&size) && autovacuum(&mut tx).await?;
             tx.rollback().await?;

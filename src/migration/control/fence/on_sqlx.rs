@@ -47,9 +47,10 @@ impl FencedTransaction for SqlxTx {
 
     async fn commit(mut self, _: Ending) -> Result<(), Error> {
         // The server answers the commit of a transaction in which a statement has failed with a rollback and no error, and
-        // `sqlx` does not look. The first statement fails there. The last one is for `sqlx`, which then has a transaction
-        // to take back when this is dropped: on the connection's way to the pool, without a wait.
+        // `sqlx` does not look. The first statement fails there. The last one is for `sqlx`, which has to have a
+        // transaction to end: that of an empty one is nobody's to wait for.
         sqlx::raw_sql("select 1; commit; begin").execute(&mut *self.0).await?;
+        tokio::spawn(self.0.commit());
         Ok(())
     }
 

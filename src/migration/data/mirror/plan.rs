@@ -25,9 +25,9 @@ const ASKED: Duration = Duration::from_secs(1);
 /// A single key's transaction gives way to writers.
 const LIMITS: &str =
     "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'; ";
-/// The ends of the ranges of a pass over both sides: first the old side's keys, then the store's. A checkpoint is `k:` and
-/// a key, so none is taken for an end.
-const RANGES: [&str; 2] = ["end:old", "end:new"];
+/// The ranges of a pass over both sides: first the old side's keys, then the store's. Their ends have two parts, so that no
+/// key is taken for one.
+const RANGES: [&str; 2] = ["old", "new"];
 /// How many keys may be on their way before a copy notes more of them.
 const ON_THE_WAY: i64 = 2_000;
 /// Batches that may fail in a row, for reasons that pass.
@@ -109,7 +109,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         let epoch = tx.epoch();
         // A copy goes by the old side's keys alone: what only the store has is a scan's to find.
         let count = if sweep == Sweep::Forward { 1 } else { 2 };
-        let ranges = RANGES[..count].iter().map(|name| vec![(*name).to_owned()]).collect();
+        let ranges = RANGES[..count].iter().map(|name| vec![(*name).to_owned(), "end".to_owned()]).collect();
         let measure = async |_: &mut PgConnection| Ok(Extent { ranges, size: TableSize::default() });
         let now: String = unnamed::query_scalar("select clock_timestamp()::text").fetch_one(&mut *tx).await?;
         let job = Job::open(&mut tx, migration.id(), epoch, sweep, &now, measure).await?;
@@ -127,7 +127,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
                 Err(error) => return Err(error),
             }
         }
-        let mut tx = begin(self.pool(), "begin").await?;
+        let mut tx = begin(self.pool(), "begin isolation level read committed").await?;
         let (differences, found) = job.findings(&mut tx).await?;
         tx.rollback().await?;
         if differences == 0 {
@@ -142,8 +142,13 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
     async fn batch(&self, job: &Job, sweep: Sweep, migration: &Migration) -> Result<bool, PlanError> {
         if sweep == Sweep::Forward {
             // The outbox is no place for a whole table.
+            migration.note("");
             while notes::are_many(self.pool(), migration.id(), ON_THE_WAY).await? {
-                deliver_due(self.pool(), migration.id(), self.source(), self.store()).await?;
+                let done = deliver_due(self.pool(), migration.id(), self.source(), self.store()).await?;
+                if done.mended == 0 {
+                    migration.note("waits for rows to arrive at the other store (see `cutover repairs`)");
+                    sleep(PAUSE).await;
+                }
                 self.begin(job, sweep, migration, "").await?.rollback().await?;
             }
         }
@@ -191,7 +196,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
                 }
             }
         }
-        let done = next.map_or_else(|| range.to.clone(), |next| vec![format!("k:{next}")]);
+        let done = next.map_or_else(|| range.to.clone(), |next| vec![next]);
         let total = job.advance(&mut tx, &range, &done, &step).await?;
         tx.commit().await?;
         migration.work().did(sweep.kind(), step.rows);
@@ -217,7 +222,10 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         range: &Range,
     ) -> Result<(Vec<String>, Option<String>), PlanError> {
         // A range begins where the one before ends.
-        let after = range.from.as_ref().and_then(|from| from.first()?.strip_prefix("k:"));
+        let after = match range.from.as_deref() {
+            Some([key]) => Some(&**key),
+            _ => None,
+        };
         if range.number == 0 {
             let keys = self.source().keys(tx, after, BATCH).await?;
             let next = keys.last().filter(|_| keys.len() as i64 == BATCH).cloned();
@@ -319,5 +327,5 @@ impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
 }
 
 fn refused(error: StoreError) -> PlanError {
-    PlanError::Refused(format!("the other store: {error}"))
+    PlanError::NotNow(format!("the other store: {error}"))
 }
