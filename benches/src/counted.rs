@@ -47,7 +47,8 @@ impl Names {
         page.lines()
             .filter(|line| line.starts_with(metric) && labels.iter().all(|label| line.contains(label)))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
+            // Not with `sum`, which makes -0 of nothing.
+            .fold(0.0, |sum, value| sum + value)
     }
 
     fn requests(&self, page: &str, path: &str, status: &str) -> f64 {

@@ -9,7 +9,8 @@ pub struct BatchOptions {
     pub target: Duration,
     /// The fewest rows in a batch. Default 500.
     pub min_rows: u32,
-    /// The most rows in a batch. Default 20,000.
+    /// The most rows in a batch; one that writes also has no more than every 256th row of the table, or `min_rows`.
+    /// Default 20,000.
     pub max_rows: u32,
     /// Into how many ranges of keys the rows are cut, and so how many batches there are at once on all instances
     /// together. No range is shorter than `max_rows`. Default 4.

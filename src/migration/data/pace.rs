@@ -2,22 +2,33 @@ use std::time::Duration;
 
 use super::BatchOptions;
 
+/// Of a table's rows a batch that writes has one in so many at most. Whoever wants one of them waits for the batch: this is
+/// how few of all requests that are, whatever the size of the table.
+const PART: i64 = 256;
+
 /// How many rows the next batch has, so that it takes about as long as it should.
 #[derive(Debug)]
 pub(super) struct Pace {
     options: BatchOptions,
     rows: u32,
+    most: u32,
     /// Among so many rows there is one that can't be done.
     suspects: Option<u32>,
 }
 
 impl Pace {
     pub(super) fn new(options: &BatchOptions) -> Self {
-        Self { options: options.clone(), rows: options.min_rows, suspects: None }
+        Self { options: options.clone(), rows: options.min_rows, most: options.max_rows, suspects: None }
     }
 
     pub(super) fn rows(&self) -> u32 {
         self.suspects.map_or(self.rows, |suspects| suspects.div_ceil(2))
+    }
+
+    /// Leaves most of a table with so many rows to others.
+    pub(super) fn spare(&mut self, total: i64) {
+        let part = u32::try_from(total / PART).unwrap_or(u32::MAX);
+        self.most = part.clamp(self.options.min_rows, self.options.max_rows);
     }
 
     /// Follows what the last batch took. One slow batch halves the next at most, and a fast one doubles it.
@@ -29,7 +40,7 @@ impl Pace {
         }
         let factor = self.options.target.as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
         let rows = f64::from(self.rows) * factor.clamp(0.5, 2.0);
-        self.rows = (rows as u32).clamp(self.options.min_rows, self.options.max_rows);
+        self.rows = (rows as u32).clamp(self.options.min_rows, self.most);
     }
 
     /// One of the last batch's rows can't be done: half as many next, until it is a single one. `false` when it was.
@@ -92,5 +103,12 @@ mod tests {
             pace.took(Duration::ZERO);
         }
         assert_eq!(pace.rows(), 20_000);
+        for (total, most) in [(10, 500), (300_000, 1_171), (100_000_000, 20_000)] {
+            pace.spare(total);
+            pace.took(Duration::ZERO);
+            assert!(pace.rows() <= most, "{total}");
+            (0..20).for_each(|_| pace.took(Duration::ZERO));
+            assert_eq!(pace.rows(), most, "{total}");
+        }
     }
 }

@@ -98,8 +98,8 @@ pub(super) struct Outline {
 
 /// What a batch came to.
 enum Batch {
-    /// It took so long, without what it was held up before it began.
-    Done(Duration),
+    /// It took so long, without what it was held up before it began, and the table has about so many rows.
+    Done { elapsed: Duration, total: i64 },
     /// Others are at what is left.
     Taken,
     /// There are no more rows.
@@ -214,7 +214,10 @@ impl Pass<'_> {
         loop {
             self.hold_still(&mut looks).await?;
             match self.batch(pace.rows(), &mut range, aside.take()).await {
-                Ok(Batch::Done(elapsed)) => {
+                Ok(Batch::Done { elapsed, total }) => {
+                    if self.sweep != Sweep::Compare {
+                        pace.spare(total);
+                    }
                     pace.took(elapsed);
                     failures = 0;
                     self.between_batches(&mut vacuum).await?;
@@ -300,7 +303,7 @@ impl Pass<'_> {
         tx.commit().await?;
         self.migration.work().did(self.sweep.kind(), step.rows);
         self.migration.work().expects(self.sweep.kind(), total);
-        Ok(Batch::Done(began.elapsed()))
+        Ok(Batch::Done { elapsed: began.elapsed(), total })
     }
 
     /// The last key of the range's next rows, and how many these are.
