@@ -7,6 +7,10 @@ use super::pinned::{Call, Ending, FencedPool, FencedTransaction, PinnedTx};
 use crate::fleet::{begin, unnamed};
 use crate::migration::control::Error;
 
+/// The transaction after the commit is for `sqlx`, which has to have one to end. It is empty, nobody waits for its end, and of
+/// a client that is cut off just then the server does not keep it.
+const COMMIT: &str = "select 1; commit; begin; set local idle_in_transaction_session_timeout = '10s'";
+
 impl FencedPool for PgPool {
     type Transaction = SqlxTx;
 
@@ -47,9 +51,8 @@ impl FencedTransaction for SqlxTx {
 
     async fn commit(mut self, _: Ending) -> Result<(), Error> {
         // The server answers the commit of a transaction in which a statement has failed with a rollback and no error, and
-        // `sqlx` does not look. The first statement fails there. The last one is for `sqlx`, which has to have a
-        // transaction to end: that of an empty one is nobody's to wait for.
-        sqlx::raw_sql("select 1; commit; begin").execute(&mut *self.0).await?;
+        // `sqlx` does not look. The first statement fails there.
+        sqlx::raw_sql(COMMIT).execute(&mut *self.0).await?;
         tokio::spawn(self.0.commit());
         Ok(())
     }
