@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
+use sqlx::Row;
+use sqlx::postgres::{PgListener, PgRow};
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -89,8 +90,9 @@ impl Notices {
 
 /// Hears of changes sooner than by polling, where the way to the database carries notifications.
 ///
-/// A pooler in transaction mode accepts LISTEN and then delivers nothing, and a connection that died without a
-/// word is silent too. So it sends notifications to itself, and says so when they don't arrive.
+/// A pooler in transaction mode accepts LISTEN and then delivers to whoever has the session at the moment: drivers that
+/// don't expect it take it for an error. So it looks first whether its session is its own. A connection that died without a
+/// word is silent, so it sends notifications to itself, and says so when they don't arrive.
 struct Listener {
     ledger: Weak<Inner>,
     /// A channel that nobody else listens to.
@@ -123,7 +125,8 @@ impl Listener {
                 State::Deaf(until) => {
                     sleep_until(*until).await;
                     self.state = match timeout(SOON, self.listen()).await {
-                        Ok(Ok(listener)) => State::Trying(listener, Instant::now() + SOON),
+                        Ok(Ok(Some(listener))) => State::Trying(listener, Instant::now() + SOON),
+                        Ok(Ok(None)) => self.deaf(),
                         _ => State::Deaf(Instant::now() + SOON),
                     };
                 }
@@ -151,16 +154,43 @@ impl Listener {
         self.ledger.upgrade().map(|inner| Ledger { inner }).ok_or(sqlx::Error::PoolClosed)
     }
 
-    async fn listen(&self) -> Result<PgListener, sqlx::Error> {
+    /// `None` where it would be no use.
+    async fn listen(&self) -> Result<Option<PgListener>, sqlx::Error> {
         if cfg!(cutover_break = "agree") {
             // An instance that hears of everything late is what the rule is there for.
             std::future::pending::<()>().await;
         }
         let pool = self.ledger()?.pool();
         let mut listener = PgListener::connect_with(&pool).await?;
+        if self.is_shared(&mut listener).await? {
+            return Ok(None);
+        }
         listener.listen_all(["cutover", &self.own]).await?;
         self.call().await?;
-        Ok(listener)
+        Ok(Some(listener))
+    }
+
+    /// Whether the session changes from one transaction to the next, or is somebody else's in between.
+    async fn is_shared(&self, listener: &mut PgListener) -> Result<bool, sqlx::Error> {
+        const WHO: &str = "select pg_backend_pid()";
+        let pid = |row: PgRow| row.try_get::<i32, _>(0);
+        let first = pid(sqlx::raw_sql(WHO).fetch_one(&mut *listener).await?)?;
+        for _ in 0..3 {
+            let others = self.ledger()?.ask(WHO.into()).await?.into_iter().map(pid).next().transpose()?;
+            let mine = pid(sqlx::raw_sql(WHO).fetch_one(&mut *listener).await?)?;
+            if mine != first || others == Some(first) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Says that nothing is heard, once.
+    fn deaf(&self) -> State {
+        if self.are_heard.swap(false, Ordering::Relaxed) {
+            tracing::warn!("{NOT_HEARING}");
+        }
+        State::Deaf(Instant::now() + LATER)
     }
 
     /// Sends itself a notification.
@@ -187,9 +217,6 @@ impl Listener {
             }
             return;
         }
-        self.state = State::Deaf(Instant::now() + LATER);
-        if self.are_heard.swap(false, Ordering::Relaxed) {
-            tracing::warn!("{NOT_HEARING}");
-        }
+        self.state = self.deaf();
     }
 }
