@@ -67,6 +67,16 @@ async fn nothing_is_read_before_every_standby_has_what_was_repaired_last() -> Ou
 
     world.ask("ramp:50").await?;
     world.waits_for(&format!("standby {} has yet to replay", standby.name())).await?;
+    // While it waits no row may be left behind any more, and may again when nobody wants to go on.
+    let sealed = "select e.sealed_at is not null from cutover.epochs e join cutover.migrations m \
+        on m.id = e.migration_id and m.epoch = e.epoch where m.name = 'status'";
+    for (wish, is_sealed) in [("ramp:50", true), ("verify", false), ("ramp:50", true)] {
+        world.ask(wish).await?;
+        let ask = async || {
+            sqlx::query_scalar::<_, bool>(sealed).fetch_one(&world.pool).await.is_ok_and(|is| is == is_sealed)
+        };
+        world.until(&format!("sealed: {is_sealed}"), ask).await?;
+    }
     let new = "select new_status from orders where id = 1";
     assert_eq!(sqlx::query_scalar::<_, String>(new).fetch_one(&reader).await?, "legacy1");
     reader.execute("select pg_wal_replay_resume()").await?;
