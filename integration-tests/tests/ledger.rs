@@ -57,18 +57,24 @@ async fn agent(url: &str, name: &str, health: &Health) -> Result<Agent, LedgerEr
     Agent::start(fleet, vec![Spec::new("status", PhaseRange::FULL)], DriverOptions::default(), health).await
 }
 
-#[tokio::test]
-async fn many_processes_that_install_at_once_all_find_one_ledger() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    let starts: Vec<_> = (0..16)
+/// As many processes do that start at once.
+async fn open_at_once(url: &str, processes: usize) -> Outcome {
+    let starts: Vec<_> = (0..processes)
         .map(|_| {
-            let url = url.clone();
+            let url = url.to_owned();
             tokio::spawn(async move { open(&url).await.map(drop) })
         })
         .collect();
     for start in starts {
         start.await??;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_processes_that_install_at_once_all_find_one_ledger() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    open_at_once(&url, 16).await?;
     assert_eq!(ask::<i64>(&url, "select count(*) from cutover.ledger").await?, 1);
     Ok(())
 }
@@ -114,15 +120,7 @@ async fn an_older_ledger_is_upgraded_and_keeps_what_it_has_and_whom_it_serves() 
     Ledger::could_install(&url.parse()?).await?;
     assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, 1);
 
-    let starts: Vec<_> = (0..8)
-        .map(|_| {
-            let url = url.clone();
-            tokio::spawn(async move { open(&url).await.map(drop) })
-        })
-        .collect();
-    for start in starts {
-        start.await??;
-    }
+    open_at_once(&url, 8).await?;
     assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
     // Libraries of the first version still work with it.
     assert_eq!(ask::<i32>(&url, "select compatible_from from cutover.ledger").await?, 1);

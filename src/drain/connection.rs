@@ -1,5 +1,5 @@
 use std::{
-    future::{Future, pending},
+    future::Future,
     io,
     pin::pin,
     sync::{
@@ -23,6 +23,7 @@ use super::{
     app::App,
     handle::{Inner, Stage},
     in_flight::{Tracked, call_app},
+    registry::unused,
     watched::{Registered, Watched},
 };
 
@@ -131,15 +132,7 @@ where
     S: App,
 {
     let is_used = Arc::new(AtomicBool::new(false));
-    let unused = {
-        let is_used = Arc::clone(&is_used);
-        async move {
-            sleep(server.head_timeout).await;
-            if is_used.load(Ordering::Relaxed) {
-                pending::<()>().await;
-            }
-        }
-    };
+    let was_used = Arc::clone(&is_used);
     let service = service_fn(move |request: http::Request<Incoming>| {
         is_used.store(true, Ordering::Relaxed);
         call_app(&app, request, peer.clone())
@@ -149,7 +142,7 @@ where
         biased;
         _ = served.as_mut() => return,
         () = inner.reached(Stage::Finished) => {}
-        () = unused => return,
+        () = unused(server.head_timeout, || was_used.load(Ordering::Relaxed)) => return,
     }
     served.as_mut().graceful_shutdown();
     tokio::select! {

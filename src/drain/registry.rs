@@ -127,6 +127,14 @@ impl Registry {
     }
 }
 
+/// Waits for `limit`; never ends where something was used by then.
+pub(super) async fn unused(limit: Duration, is_used: impl FnOnce() -> bool) {
+    tokio::time::sleep(limit).await;
+    if is_used() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// One connection and its requests in flight (more than one on HTTP/2 only).
 pub(super) struct Connection {
     peer: String,
@@ -230,10 +238,7 @@ impl Connection {
 
     /// Waits for `limit` without a request; never ends where there was one.
     pub(super) async fn unused(&self, limit: Duration) {
-        tokio::time::sleep(limit).await;
-        if locked(&self.requests).next > 0 {
-            std::future::pending::<()>().await;
-        }
+        unused(limit, || locked(&self.requests).next > 0).await;
     }
 
     fn list(&self) -> Vec<Cut> {

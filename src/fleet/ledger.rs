@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgTransaction, Row};
 use tokio::time::{sleep, timeout};
 
-use super::begun::begin;
+use super::begun::{READ_COMMITTED, begin};
 use super::notices::{Listening, Notices};
 use super::schema::{self, SCHEMA_VERSION};
 use super::unnamed;
@@ -300,7 +300,7 @@ impl Ledger {
 
 async fn ensure(connection: &mut PgConnection, may_install: bool) -> Result<(), LedgerError> {
     // What another process has installed while this one waited for it has to be seen.
-    let mut tx = connection.begin_with("begin isolation level read committed").await?;
+    let mut tx = connection.begin_with(READ_COMMITTED).await?;
     let row = tx
         .fetch_one(
             "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \

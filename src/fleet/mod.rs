@@ -28,7 +28,7 @@ mod schema;
 mod shares;
 pub(crate) mod unnamed;
 
-pub(crate) use begun::begin;
+pub(crate) use begun::{READ_COMMITTED, begin};
 pub use instance::{Fleet, FleetOptions, Membership};
 pub use lease::Lease;
 pub(crate) use ledger::sql_state;

@@ -16,6 +16,16 @@ async fn seen(world: &World) -> Outcome<Vec<StrangerReport>> {
     Ok(strangers(&Ledger::existing(world.url.parse()?).await?, Some("status"), 10).await?)
 }
 
+/// All of the table moves into another one, whose key has this type.
+fn table_plan(world: &World, key: &str) -> Outcome<TableMigration> {
+    Ok(TableMigration::new(world.pool.clone(), "orders", "orders_2")
+        .create(&format!("create table orders_2 (id {key} primary key, note text, status text)"))
+        .same("note")
+        .column("status", "lower(trim(old_status))")
+        .column_back("old_status", "upper(status)")
+        .build()?)
+}
+
 fn text(value: &str) -> Option<String> {
     Some(value.to_owned())
 }
@@ -148,12 +158,7 @@ async fn a_mapping_in_rust_can_not_be_copied_so_strangers_hold_the_migration() -
 #[tokio::test]
 async fn a_tables_trap_copies_inserts_updates_and_deletes() -> Outcome {
     let world = World::new(20).await?;
-    let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
-        .create("create table orders_2 (id bigint primary key, note text, status text)")
-        .same("note")
-        .column("status", "lower(trim(old_status))")
-        .column_back("old_status", "upper(status)")
-        .build()?;
+    let plan = table_plan(&world, "bigint")?;
     let a = world.instance_of("a", plan).await?;
     let mut job = stranger(&world).await?;
     for phase in COPIED {
@@ -335,12 +340,7 @@ async fn the_trap_sees_what_other_triggers_have_made_of_the_row() -> Outcome {
 #[tokio::test]
 async fn a_tables_trap_has_the_rights_and_the_path_of_whoever_armed_it() -> Outcome {
     let world = World::new(10).await?;
-    let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
-        .create("create table orders_2 (id bigint generated always as identity primary key, note text, status text)")
-        .same("note")
-        .column("status", "lower(trim(old_status))")
-        .column_back("old_status", "upper(status)")
-        .build()?;
+    let plan = table_plan(&world, "bigint generated always as identity")?;
     let _a = world.instance_of("a", plan).await?;
     world.go("backfill").await?;
     world.filled().await?;
@@ -411,12 +411,7 @@ async fn a_scan_counts_only_while_no_stranger_wrote_since_what_can_not_be_copied
 #[tokio::test]
 async fn a_stranger_in_the_middle_of_a_transaction_holds_the_move_after_which_he_is_refused() -> Outcome {
     let world = World::new(10).await?;
-    let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
-        .create("create table orders_2 (id bigint primary key, note text, status text)")
-        .same("note")
-        .column("status", "lower(trim(old_status))")
-        .column_back("old_status", "upper(status)")
-        .build()?;
+    let plan = table_plan(&world, "bigint")?;
     let a = world.instance_of("a", plan).await?;
     world.go("switch").await?;
     let mut long = stranger(&world).await?;

@@ -88,11 +88,7 @@ impl Turn<'_> {
     async fn step(&self, decided: Step, seen: &Station) -> Result<bool, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         tx.execute(SHORTLY).await?;
-        // From here to the commit nobody is admitted to the fleet and no other driver decides.
-        unnamed::query("select name from cutover.fleets where name = $1 for no key update")
-            .bind(self.fleet)
-            .execute(&mut *tx)
-            .await?;
+        hold_fleet(&mut tx, self.fleet).await?;
         bury(&mut tx, self.fleet).await?;
         if waits_for_strangers(seen.view.phase, &decided) && !strangers::have_ended(&mut tx, seen.id).await? {
             return Ok(false);
@@ -243,10 +239,7 @@ impl Turn<'_> {
     async fn unseal(&self, station: &Station) -> Result<(), sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         // As a step does: else one of another driver could come in between.
-        unnamed::query("select name from cutover.fleets where name = $1 for no key update")
-            .bind(self.fleet)
-            .execute(&mut *tx)
-            .await?;
+        hold_fleet(&mut tx, self.fleet).await?;
         unnamed::query(
             "update cutover.epochs e set sealed_at = null, sealed_lsn = null from cutover.migrations m \
              where m.id = $1 and m.epoch = $2 and e.migration_id = m.id and e.epoch = m.epoch",
@@ -272,6 +265,15 @@ impl Turn<'_> {
         .await?;
         tx.commit().await
     }
+}
+
+/// Until the transaction ends nobody is admitted to the fleet, and no other driver decides about it.
+async fn hold_fleet(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
+    unnamed::query("select name from cutover.fleets where name = $1 for no key update")
+        .bind(fleet)
+        .execute(tx)
+        .await?;
+    Ok(())
 }
 
 /// Whether strangers' writes are treated otherwise after the step, or what is known of the data depends on them.
@@ -307,6 +309,7 @@ async fn seal(tx: &mut PgConnection, fleet: &str, spec: &Spec) -> Result<(), sql
     if spec.standbys.is_empty() {
         return Ok(());
     }
+    // In a statement of its own, which sees what was noted until the lock was had.
     unnamed::query(
         "update cutover.epochs e set sealed_lsn = pg_current_wal_insert_lsn() from cutover.migrations m \
          where m.fleet = $1 and m.name = $2 and e.migration_id = m.id and e.epoch = m.epoch and e.sealed_lsn is null \

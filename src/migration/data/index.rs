@@ -14,7 +14,7 @@ use super::changes::Index;
 use super::ddl::locked_by;
 use super::sql::quote;
 use super::sweep::begin;
-use crate::fleet::{sql_state, unnamed};
+use crate::fleet::{READ_COMMITTED, sql_state, unnamed};
 use crate::migration::control::{Migration, PlanError};
 use crate::migration::phase::Phase;
 
@@ -56,7 +56,7 @@ pub(super) async fn ensure(
     // A transaction's lock: behind a pooler a session's would stay with whoever gets the session next. It has no snapshot
     // that the build would wait for.
     let mut keeper = pool.acquire().await?.detach();
-    let mut keeper = keeper.begin_with("begin isolation level read committed").await?;
+    let mut keeper = keeper.begin_with(READ_COMMITTED).await?;
     keeper.execute("set local idle_in_transaction_session_timeout = 0").await?;
     let is_mine: bool = unnamed::query_scalar("select pg_try_advisory_xact_lock($1, $2)")
         .bind(LOCK_CLASS)

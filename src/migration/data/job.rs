@@ -63,13 +63,13 @@ pub(super) struct Extent {
 }
 
 impl Job {
-    /// Goes on with this epoch's job or begins it, as from `since`. `None` when there is nothing to do any more.
+    /// Goes on with this epoch's job or begins it, as from `since`, or now. `None` when there is nothing to do any more.
     pub(super) async fn open(
         tx: &mut PgConnection,
         migration: i32,
         epoch: i32,
         sweep: Sweep,
-        since: &str,
+        since: Option<&str>,
         measure: impl AsyncFnOnce(&mut PgConnection) -> Result<Extent, sqlx::Error>,
     ) -> Result<Option<Job>, PlanError> {
         // The lock makes one instance wait for another's end of the job, which sets the flag in this row.
@@ -108,7 +108,7 @@ impl Job {
         let Extent { ranges, size } = measure(tx).await?;
         let id = unnamed::query_scalar(
             "insert into cutover.jobs (migration_id, kind, epoch, rows_total, bytes_before, dead_rows_before, started_at) \
-             values ($1, $2, $3, $4, $5, $6, $7::text::timestamptz) returning id",
+             values ($1, $2, $3, $4, $5, $6, coalesce($7::text::timestamptz, clock_timestamp())) returning id",
         )
         .bind(migration)
         .bind(sweep.kind())

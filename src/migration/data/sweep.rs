@@ -33,10 +33,10 @@ use crate::migration::phase::{Phase, Side};
 /// How long a batch waits for a row before it lets go of those it has: well below the second after which the
 /// server looks for deadlocks, so that in one with a batch it is the batch that gives way. A process that is stopped
 /// in the middle of a batch holds its rows and its range for the second of the two at most.
-const LIMITS: &str =
+pub(super) const LIMITS: &str =
     "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'; ";
 /// Batches that may fail in a row, for reasons that pass, before the work is given back to the driver.
-const FAILURES: u32 = 50;
+pub(super) const FAILURES: u32 = 50;
 /// How long to wait for a range that others are at.
 const TAKEN: Duration = Duration::from_millis(250);
 /// How often paused work looks whether it may go on.
@@ -149,7 +149,7 @@ pub(super) async fn run(
     let epoch = tx.epoch();
     scope.try_out(&mut tx).await?;
     let measure = async |tx: &mut PgConnection| measure(outline, &scope, tx).await;
-    let job = Job::open(&mut tx, migration.id(), epoch, sweep, &since, measure).await?;
+    let job = Job::open(&mut tx, migration.id(), epoch, sweep, Some(&since), measure).await?;
     tx.commit().await?;
     let Some(job) = job else { return Ok(()) };
     let pass = Pass { outline, scope, sweep, migration, job };
@@ -228,7 +228,7 @@ impl Pass<'_> {
                     failures += 1;
                     pace.shrink();
                     tracing::debug!(%error, failures, kind = self.sweep.kind(), "batch failed; trying it again");
-                    sleep(Duration::from_millis(10 + fastrand::u64(0..40))).await;
+                    give_way().await;
                 }
                 Err(PlanError::Operation(Error::Database(error))) if concerns_a_row(&error) => {
                     if !pace.halve() {
@@ -462,7 +462,7 @@ impl Pass<'_> {
 
     /// An error with what a scan found, if it found something.
     async fn report(&self) -> Result<(), PlanError> {
-        let mut tx = fleet::begin(&self.outline.pool, "begin isolation level read committed").await?;
+        let mut tx = fleet::begin(&self.outline.pool, fleet::READ_COMMITTED).await?;
         let (differences, found) = self.job.findings(&mut tx).await?;
         tx.rollback().await?;
         if differences == 0 {
@@ -494,6 +494,11 @@ fn keys(rows: &[sqlx::postgres::PgRow]) -> Result<Vec<KeyText>, sqlx::Error> {
 /// Whether the same batch may succeed a little later.
 pub(super) fn passes(error: &Error) -> bool {
     error.is_retryable() || matches!(error, Error::Database(error) if is_lock_timeout(error))
+}
+
+/// A moment for whoever was in the way, before the same is tried again.
+pub(super) async fn give_way() {
+    sleep(Duration::from_millis(10 + fastrand::u64(0..40))).await;
 }
 
 /// Whether an error may be a single row's: its data, a constraint, or an exception that the expression raised.

@@ -56,8 +56,8 @@ pub struct TableMigration {
     outline: Outline,
     create: Option<String>,
     has_trap: bool,
-    /// The key's columns, once the catalog was asked for them.
-    key: Arc<OnceLock<Vec<String>>>,
+    /// The trap, once the catalog was asked for the key's columns.
+    trap: Arc<OnceLock<Trap>>,
     changes: Changes,
 }
 
@@ -143,17 +143,17 @@ impl TableMigration {
     }
 
     /// The trap, if there is to be one and the old table has a key.
-    async fn trap(&self, connection: &mut PgConnection) -> Result<Option<Trap>, sqlx::Error> {
+    async fn trap(&self, connection: &mut PgConnection) -> Result<Option<&Trap>, sqlx::Error> {
         if !self.has_trap {
             return Ok(None);
         }
         let Outline { sides, key, .. } = &self.outline;
-        if self.key.get().is_none()
+        if self.trap.get().is_none()
             && let Ok(found) = keyset::find(connection, &sides.old, key).await?
         {
-            let _ = self.key.set(found.plain_names());
+            let _ = self.trap.set(Trap::on_table(sides, &found.plain_names()));
         }
-        Ok(self.key.get().map(|key| Trap::on_table(sides, key)))
+        Ok(self.trap.get())
     }
 
     async fn sweep(&self, sweep: Sweep, migration: &Migration) -> Result<(), PlanError> {
@@ -243,7 +243,7 @@ impl Plan for TableMigration {
                 let trap = self.trap(&mut tx).await?;
                 tx.rollback().await?;
                 if let Some(trap) = trap {
-                    ddl::rearm(pool, &sides.old, &trap, migration).await?;
+                    ddl::rearm(pool, &sides.old, trap, migration).await?;
                 }
                 self.sweep(Sweep::Forward, migration).await
             }
@@ -428,7 +428,7 @@ impl TableMigrationBuilder {
             outline: Outline { pool, sides, key, batches, throttle, sensitive },
             create,
             has_trap,
-            key: Arc::default(),
+            trap: Arc::default(),
             changes,
         })
     }

@@ -4,7 +4,7 @@ use sqlx::{PgConnection, PgPool};
 use tokio::time::{Instant, sleep};
 
 use super::table_size::TableSize;
-use crate::fleet::{begin, unnamed};
+use crate::fleet::{READ_COMMITTED, begin, unnamed};
 
 /// How often the statistics are looked at.
 const EVERY: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ impl Vacuum {
     /// if autovacuum can be expected to do something about it.
     pub(super) async fn wait(&mut self, pool: &PgPool, table: &str) -> Result<(), sqlx::Error> {
         while self.looked.elapsed() >= EVERY && !self.patience.is_zero() {
-            let mut tx = begin(pool, "begin isolation level read committed").await?;
+            let mut tx = begin(pool, READ_COMMITTED).await?;
             let size = TableSize::estimate(&mut tx, table).await?;
             let outrun = is_outrun(&size) && autovacuum(&mut tx).await?;
             tx.rollback().await?;

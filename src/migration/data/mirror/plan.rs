@@ -10,10 +10,10 @@ use tokio::time::{sleep, timeout};
 use super::delivery::{deliver_due, from_json, to_json};
 use super::notes;
 use super::store::{MirrorSource, MirrorStore, StoreError};
-use crate::fleet::{begin, unnamed};
+use crate::fleet::{READ_COMMITTED, begin};
 use crate::migration::control::{Facts, Migration, PinnedTx, Plan, PlanError, Task};
 use crate::migration::data::job::{Claim, Extent, Job, Range, Step};
-use crate::migration::data::sweep::{Sweep, begin_unpaused, passes};
+use crate::migration::data::sweep::{FAILURES, LIMITS, Sweep, begin_unpaused, give_way, passes};
 use crate::migration::data::table_size::TableSize;
 
 /// Keys at a time.
@@ -22,16 +22,11 @@ const BATCH: i64 = 200;
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long the store is asked whether it is prepared; the driver waits for it.
 const ASKED: Duration = Duration::from_secs(1);
-/// A single key's transaction gives way to writers.
-const LIMITS: &str =
-    "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'; ";
 /// The ranges of a pass over both sides: first the old side's keys, then the store's. Their ends have two parts, so that no
 /// key is taken for one.
 const RANGES: [&str; 2] = ["old", "new"];
 /// How many keys may be on their way before a copy notes more of them.
 const ON_THE_WAY: i64 = 2_000;
-/// Batches that may fail in a row, for reasons that pass.
-const FAILURES: u32 = 50;
 
 /// Moves rows into another database, under their keys.
 ///
@@ -111,8 +106,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         let count = if sweep == Sweep::Forward { 1 } else { 2 };
         let ranges = RANGES[..count].iter().map(|name| vec![(*name).to_owned(), "end".to_owned()]).collect();
         let measure = async |_: &mut PgConnection| Ok(Extent { ranges, size: TableSize::default() });
-        let now: String = unnamed::query_scalar("select clock_timestamp()::text").fetch_one(&mut *tx).await?;
-        let job = Job::open(&mut tx, migration.id(), epoch, sweep, &now, measure).await?;
+        let job = Job::open(&mut tx, migration.id(), epoch, sweep, None, measure).await?;
         tx.commit().await?;
         let Some(job) = job else { return Ok(()) };
         let mut failures = 0;
@@ -122,12 +116,12 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
                 Ok(false) => break,
                 Err(PlanError::Operation(error)) if passes(&error) && failures < FAILURES => {
                     failures += 1;
-                    sleep(Duration::from_millis(10 + fastrand::u64(0..40))).await;
+                    give_way().await;
                 }
                 Err(error) => return Err(error),
             }
         }
-        let mut tx = begin(self.pool(), "begin isolation level read committed").await?;
+        let mut tx = begin(self.pool(), READ_COMMITTED).await?;
         let (differences, found) = job.findings(&mut tx).await?;
         tx.rollback().await?;
         if differences == 0 {
@@ -294,7 +288,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
                 Ok(()) => return Ok(tx.commit().await?),
                 Err(PlanError::Operation(error)) if passes(&error) => {
                     tx.rollback().await?;
-                    sleep(Duration::from_millis(10 + fastrand::u64(0..40))).await;
+                    give_way().await;
                 }
                 Err(error) => return Err(error),
             }
