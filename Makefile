@@ -53,7 +53,7 @@ GAMEDAY ?= --chaos-seconds 1800
 gameday: cargo
 	scripts/servers --require postgres redis unleash envoy prometheus
 	scripts/servers faketime || true
-	cargo build --release -p payments -p demo -p cutover --features cutover/cli --bins
+	cargo build --release -p payments -p demo -p cutover-cli --bins
 	$(WITH_OWN_SERVERS) target/release/demo gameday $(GAMEDAY) $(ARGS)
 
 check: cargo

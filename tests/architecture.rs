@@ -123,18 +123,12 @@ fn a_wrong_import_is_found() {
     let wrong = |file: &str, line: &str| !violations(Path::new(file), line).is_empty();
     assert!(wrong("health/page.rs", "use crate::drain::Drain;"));
     assert!(wrong("flags/layer.rs", "use crate::{health::Health, session::Store};"));
-    assert!(wrong("migration/phase/line.rs", "use crate::migration::control::Migration;"));
-    assert!(wrong(
-        "migration/control/gate.rs",
-        "use crate::flags::Flags; use crate::migration::data::DualWrite;"
-    ));
+    assert!(wrong("migration/phase/line.rs", "use crate::migration::Migration;"));
+    assert!(wrong("migration/control/gate.rs", "use crate::flags::Flags; use crate::migration::DualWrite;"));
     assert!(wrong("pool/guard.rs", "let url = std::env::var(\"DATABASE_URL\");"));
     assert!(!wrong(
         "front/builder.rs",
         "let url = std::env::var(\"DATABASE_URL\"); use crate::flags::Flags;"
     ));
-    assert!(!wrong(
-        "migration/data/dual.rs",
-        "use crate::migration::control::Migration; use crate::health::Health;"
-    ));
+    assert!(!wrong("migration/data/dual.rs", "use crate::migration::Migration; use crate::health::Health;"));
 }

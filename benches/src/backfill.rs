@@ -3,10 +3,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cutover::fleet::Ledger;
+use cutover::ledger::Ledger;
 use cutover::migration::Phase;
-use cutover::migration::control::{Migration, Plan, Task};
-use cutover::migration::data::{BatchOptions, ColumnMigration};
+use cutover::migration::{BatchOptions, ColumnMigration};
+use cutover::migration::{Migration, Plan, Task};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use super::table::Table;

@@ -1,8 +1,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cutover::migration::control::{Error, Migration, PinnedTx};
-use cutover::migration::data::DualWrite;
+use cutover::migration::DualWrite;
+use cutover::migration::{Error, Migration, PinnedTx};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgPool};
 

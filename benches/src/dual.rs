@@ -2,8 +2,8 @@ use std::hint::black_box;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, anyhow};
-use cutover::migration::control::{Error, PinnedTx};
-use cutover::migration::data::DualWrite;
+use cutover::migration::DualWrite;
+use cutover::migration::{Error, PinnedTx};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use launchdarkly_server_sdk::{

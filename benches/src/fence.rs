@@ -1,9 +1,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cutover::fleet::Ledger;
+use cutover::ledger::Ledger;
+use cutover::migration::Migration;
 use cutover::migration::Phase;
-use cutover::migration::control::Migration;
 use deadpool_postgres::{Manager, Pool};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Executor, PgPool};

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cutover::fleet::Ledger;
+use cutover::ledger::Ledger;
 use cutover::migration::Phase;
 use cutover_testkit::{Postgres, wait_until};
 use futures_util::future::try_join_all;

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
-use cutover::migration::control::{Agent, DriverOptions, Error, Isolation, Migration, Spec};
+use cutover::ledger::Ledger;
+use cutover::migration::{Agent, DriverOptions, Error, Isolation, Migration, Spec};
 use cutover::migration::{Phase, PhaseRange};
 use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, wait_until};

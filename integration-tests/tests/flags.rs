@@ -4,15 +4,13 @@
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
-use cutover::{
-    Cutover,
-    flags::{
-        Backup, Decisions, FileBackup, Flag, Flags, Gap, Lack, PostgresBackup, RedisBackup, Subject, Switch,
-        UnleashOptions,
-    },
-    fleet::Ledger,
-    release::Release,
+use cutover::Cutover;
+use cutover::flags::{
+    Backup, Decisions, FileBackup, Flag, Flags, Gap, Lack, PostgresBackup, RedisBackup, Subject, Switch,
+    UnleashOptions,
 };
+use cutover::ledger::Ledger;
+use cutover::release::Release;
 use cutover_testkit::{
     Folder, KitError, Postgres, PostgresOptions, Redis, Signal, Unleash, UnleashAdmin, if_installed,
     wait_until,

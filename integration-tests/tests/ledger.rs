@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
-use cutover::fleet::{Fleet, FleetOptions, Ledger, LedgerError, Membership, SCHEMA_VERSION};
+use cutover::fleet::{Fleet, FleetOptions, Membership};
 use cutover::health::Health;
-use cutover::migration::control::{Agent, AskError, DriverOptions, Spec, approve, desire};
+use cutover::ledger::{Ledger, LedgerError, SCHEMA_VERSION};
+use cutover::migration::admin::{AskError, approve, desire};
+use cutover::migration::{Agent, DriverOptions, Spec};
 use cutover::migration::{Phase, PhaseRange};
 use cutover::release::Release;
 use cutover_testkit::{PgBouncer, Postgres, PostgresOptions, if_installed, wait_until};
@@ -94,7 +96,7 @@ async fn a_newer_ledger_is_refused_untouched_unless_it_says_that_it_is_compatibl
 
 /// The ledger as the first version of the library installed it.
 async fn installed_by_the_first_version(url: &str) -> Outcome {
-    execute(url, include_str!("../../src/fleet/schema/1.sql")).await?;
+    execute(url, include_str!("../../src/ledger/schema/1.sql")).await?;
     execute(url, "insert into cutover.ledger (version, compatible_from) values (1, 1)").await?;
     execute(url, STATE).await?;
     Ok(())

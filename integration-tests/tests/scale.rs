@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
-use cutover::migration::control::{Agent, DriverOptions, Error, Migration, Spec, desire};
+use cutover::ledger::Ledger;
+use cutover::migration::admin::desire;
+use cutover::migration::{Agent, DriverOptions, Error, Migration, Spec};
 use cutover::migration::{Desired, Phase, PhaseRange};
 use cutover::release::Release;
 use cutover_testkit::{Postgres, wait_until};

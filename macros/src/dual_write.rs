@@ -231,21 +231,21 @@ fn method(
             let first = call(OLD, trait_name, &kept);
             let both = at_once.map(|other| {
                 let both = call(BOTH, other, &moved);
-                quote!(::cutover::migration::data::Writes::Both { at_once: ::core::option::Option::Some(__side), .. } => #both?,)
+                quote!(::cutover::migration::Writes::Both { at_once: ::core::option::Option::Some(__side), .. } => #both?,)
             });
             let Second { before, rows, check } = second(mark);
             quote! {
-                let __value = match ::cutover::migration::data::DualWrite::begin_write(self, #tx)? {
-                    ::cutover::migration::data::Writes::Old(__side) => #old?,
-                    ::cutover::migration::data::Writes::New(__side) => #new?,
+                let __value = match ::cutover::migration::DualWrite::begin_write(self, #tx)? {
+                    ::cutover::migration::Writes::Old(__side) => #old?,
+                    ::cutover::migration::Writes::New(__side) => #new?,
                     #both
-                    ::cutover::migration::data::Writes::Both { old: __side, new: __second, .. } => {
+                    ::cutover::migration::Writes::Both { old: __side, new: __second, .. } => {
                         let __from_old = #first?;
                         #before
-                        let __guard = ::cutover::migration::data::DualWrite::guard(self, #tx, #rows).await?;
+                        let __guard = ::cutover::migration::DualWrite::guard(self, #tx, #rows).await?;
                         let __side = __second;
                         let __attempt = #new;
-                        match ::cutover::migration::data::DualWrite::settle(self, #tx, __guard, __attempt).await? {
+                        match ::cutover::migration::DualWrite::settle(self, #tx, __guard, __attempt).await? {
                             ::core::option::Option::Some(__from_new) => {
                                 #check
                                 match #tx.phase().answers() {
@@ -257,25 +257,25 @@ fn method(
                         }
                     }
                 };
-                ::core::result::Result::Ok(::cutover::migration::data::DualWrite::end_write(self, #tx, __value))
+                ::core::result::Result::Ok(::cutover::migration::DualWrite::end_write(self, #tx, __value))
             }
         }
         (Mark::Read { key }, Some(tx)) => {
             let key = key_of(key);
             quote! {
-                match ::cutover::migration::data::DualWrite::read_in(self, #tx, #key)? {
-                    ::cutover::migration::data::Reads::Old(__side) => #old,
-                    ::cutover::migration::data::Reads::New(__side) => #new,
+                match ::cutover::migration::DualWrite::read_in(self, #tx, #key)? {
+                    ::cutover::migration::Reads::Old(__side) => #old,
+                    ::cutover::migration::Reads::New(__side) => #new,
                 }
             }
         }
         (Mark::Read { key }, None) => {
             let key = key_of(key);
             quote! {
-                let __reading = ::cutover::migration::data::DualWrite::read(self, #key)?;
+                let __reading = ::cutover::migration::DualWrite::read(self, #key)?;
                 let __value = match __reading.side() {
-                    ::cutover::migration::data::Reads::Old(__side) => #old?,
-                    ::cutover::migration::data::Reads::New(__side) => #new?,
+                    ::cutover::migration::Reads::Old(__side) => #old?,
+                    ::cutover::migration::Reads::New(__side) => #new?,
                 };
                 __reading.finish(__value)
             }
@@ -294,16 +294,16 @@ struct Second {
 }
 
 fn second(mark: &Mark) -> Second {
-    let rows = quote!(::cutover::migration::data::Rows);
+    let rows = quote!(::cutover::migration::Rows);
     match mark {
         // The second side inserts the key that the first one returned.
         Mark::Insert(key) => Second {
             before: quote! {
-                let __made = ::cutover::migration::data::made(#key, &__from_old)?;
+                let __made = ::cutover::migration::made(#key, &__from_old)?;
                 let #key = ::core::option::Option::Some(::core::clone::Clone::clone(&__made));
             },
             rows: quote!(#rows::one(&__made)),
-            check: quote!(::cutover::migration::data::same(&__made, &__from_new)?;),
+            check: quote!(::cutover::migration::same(&__made, &__from_new)?;),
         },
         Mark::Write(Rows::One(key)) => {
             Second { before: quote!(), rows: quote!(#rows::one(&(#key))), check: quote!() }
@@ -354,8 +354,8 @@ fn keep(argument: &Ident, transaction: &Ident) -> TokenStream {
 
 fn key_of(key: &Option<Expr>) -> TokenStream {
     match key {
-        Some(key) => quote!(::cutover::migration::data::Key::of(&(#key))),
-        None => quote!(::cutover::migration::data::Key::NONE),
+        Some(key) => quote!(::cutover::migration::Key::of(&(#key))),
+        None => quote!(::cutover::migration::Key::NONE),
     }
 }
 
@@ -373,9 +373,8 @@ fn check(signature: &Signature) -> Result<(), Error> {
         });
     }
     if matches!(signature.output, ReturnType::Default) {
-        let message = format!(
-            "`{name}` has to return a `Result<T, E>` with `E: From<cutover::migration::control::Error>`"
-        );
+        let message =
+            format!("`{name}` has to return a `Result<T, E>` with `E: From<cutover::migration::Error>`");
         return Err(Error::new_spanned(name, message));
     }
     Ok(())
@@ -441,7 +440,7 @@ fn implementation(item: &ItemTrait, at_once: Option<&Ident>, methods: &[Method])
     let methods = methods.iter().map(|method| &method.tokens);
     quote! {
         #(#boxed)*
-        impl #impl_generics #name #trait_generics for ::cutover::migration::data::DualWrite<#(#parameters),*>
+        impl #impl_generics #name #trait_generics for ::cutover::migration::DualWrite<#(#parameters),*>
         #where_clause
         {
             #(#methods)*
@@ -465,7 +464,7 @@ fn writes_at_once(item: &ItemTrait, name: &Ident, methods: &[Method]) -> TokenSt
         }
 
         #(#boxed)*
-        impl #impl_generics #name #trait_generics for ::cutover::migration::data::Apart #where_clause {
+        impl #impl_generics #name #trait_generics for ::cutover::migration::Apart #where_clause {
             #(#[allow(unused_variables)] #signatures { match *self {} })*
         }
     }

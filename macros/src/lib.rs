@@ -4,11 +4,11 @@ mod dual_write;
 
 use proc_macro::TokenStream;
 
-/// Makes `cutover::migration::data::DualWrite<O, N>` implement the trait that it is put on, for any two
+/// Makes `cutover::migration::DualWrite<O, N>` implement the trait that it is put on, for any two
 /// implementations `O` and `N` of it.
 ///
 /// Every method is an `async fn` that takes `&self` and returns a `Result<T, E>` where `E` is an error type of the
-/// repository's own with `E: From<cutover::migration::control::Error> + std::error::Error`, and is marked as one of:
+/// repository's own with `E: From<cutover::migration::Error> + std::error::Error`, and is marked as one of:
 ///
 /// - `#[write(key = id)]`, `#[write(keys = ids)]` or `#[write(unknown_rows)]`: takes a `&mut PinnedTx` among its
 ///   arguments. Runs on the sides that the transaction's phase writes, the old one first. Arguments that are not
@@ -33,7 +33,7 @@ use proc_macro::TokenStream;
 /// The trait may be generic and may be an `#[async_trait]` one, when that attribute stands below this one.
 /// Associated types and constants are not supported.
 ///
-/// See `cutover::migration::data::DualWrite` for an example.
+/// See `cutover::migration::DualWrite` for an example.
 #[proc_macro_attribute]
 pub fn dual_write(arguments: TokenStream, item: TokenStream) -> TokenStream {
     dual_write::expand(arguments.into(), item.into()).into()

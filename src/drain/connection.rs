@@ -1,31 +1,22 @@
-use std::{
-    future::Future,
-    io,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto::Builder,
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{sleep, timeout},
-};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{sleep, timeout};
 
-use super::{
-    app::App,
-    handle::{Inner, Stage},
-    in_flight::{Tracked, call_app},
-    registry::unused,
-    watched::{Registered, Watched},
-};
+use super::app::App;
+use super::handle::{Inner, Stage};
+use super::in_flight::{Tracked, call_app};
+use super::registry::unused;
+use super::watched::{Registered, Watched};
 
 /// A connection that was accepted but never used may have its first request on the way.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);

@@ -1,25 +1,20 @@
-use std::{
-    fmt,
-    future::{Future, ready},
-    io,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU8, Ordering},
-    },
-    time::Duration,
-};
+use std::future::{Future, ready};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use std::{fmt, io};
 
-use axum::{Router, routing::get};
+use axum::Router;
+use axum::routing::get;
 use futures_util::future::BoxFuture;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    runtime::Handle,
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-    time::Instant,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::{App, DrainError, DrainOptions, DrainReport, Listen, registry::Registry, sequence, serve};
+use super::registry::Registry;
+use super::{App, DrainError, DrainOptions, DrainReport, Listen, sequence, serve};
 use crate::health::{Criticality, Health, Signal};
 
 /// How far the one drain of this process has come. Stages only grow.

@@ -1,28 +1,23 @@
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use axum::{
-    body::Body,
-    extract::{ConnectInfo, Request},
-    response::Response,
-};
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request};
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderValue, StatusCode, Version, header::CONNECTION};
+use http::header::CONNECTION;
+use http::{HeaderValue, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 
-use super::{
-    app::App,
-    handle::{Inner, Stage},
-    long::{Ending, LongPath},
-    registry::Connection,
-};
+use super::app::App;
+use super::handle::{Inner, Stage};
+use super::long::{Ending, LongPath};
+use super::registry::Connection;
 
 /// The service of one connection: the application, with each request noted from its head to
 /// the end of its response body.

@@ -1,22 +1,18 @@
-use std::{
-    collections::HashMap,
-    future::poll_fn,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::Poll,
-    time::Duration,
-};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use http::{Method, Version, uri::PathAndQuery};
-use tokio::{sync::Notify, time::Instant};
+use http::uri::PathAndQuery;
+use http::{Method, Version};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::{
-    Cut, CutPhase,
-    handle::{Inner, Stage},
-};
+use super::handle::{Inner, Stage};
+use super::{Cut, CutPhase};
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,16 +1,13 @@
-use std::{
-    panic::AssertUnwindSafe,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
-use futures_util::{FutureExt, future::join_all};
+use futures_util::FutureExt;
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::{
-    DrainReport, HookEnd, HookReport,
-    handle::{Hook, Inner, Stage},
-};
+use super::handle::{Hook, Inner, Stage};
+use super::{DrainReport, HookEnd, HookReport};
 
 /// How long the closing by force waits for connection tasks to go. One whose handler blocks
 /// its thread can't be dropped and must not hold up the hooks.

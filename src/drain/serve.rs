@@ -1,19 +1,20 @@
-use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    task::{JoinSet, coop::unconstrained},
-    time::sleep,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+use tokio::task::coop::unconstrained;
+use tokio::time::sleep;
 
-use super::{
-    app::App,
-    connection,
-    handle::{Inner, Stage},
-    listen::Listen,
-    watched::Registered,
-};
+use super::app::App;
+use super::connection;
+use super::handle::{Inner, Stage};
+use super::listen::Listen;
+use super::watched::Registered;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);

@@ -1,28 +1,20 @@
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use axum::{Router, routing::get};
+use axum::Router;
+use axum::routing::get;
 use futures_util::FutureExt;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::oneshot,
-    time::{Instant, sleep},
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
 
-use super::{
-    CutPhase, Drain, DrainOptions, HookEnd,
-    handle::{Inner, Stage},
-    listen::Listen,
-    serve,
-};
+use super::handle::{Inner, Stage};
+use super::listen::Listen;
+use super::{CutPhase, Drain, DrainOptions, HookEnd, serve};
 use crate::health::Health;
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,16 +1,12 @@
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{
-    handle::{Inner, Stage},
-    registry::Connection,
-};
+use super::handle::{Inner, Stage};
+use super::registry::Connection;
 
 /// An entry in the registry, for as long as the connection's bytes belong to anybody: its
 /// task, or the handler that an upgrade gave them to.

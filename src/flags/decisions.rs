@@ -1,19 +1,15 @@
 //! Decisions of one request.
 
-use std::{
-    fmt,
-    future::Future,
-    str::FromStr,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::fmt;
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use super::{
-    flag::{Flag, Variant},
-    handle::Flags,
-    names::Name,
-    subject::Subject,
-};
+use super::flag::{Flag, Variant};
+use super::handle::Flags;
+use super::names::Name;
+use super::subject::Subject;
 
 /// The flag decisions of one request: the first answer for a flag counts until the request ends,
 /// whatever happens to the flag meanwhile.

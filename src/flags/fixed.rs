@@ -2,11 +2,9 @@
 
 use arc_swap::ArcSwap;
 
-use super::{
-    flag::Variant,
-    names::{Name, NameMap},
-    subject::Subject,
-};
+use super::flag::Variant;
+use super::names::{Name, NameMap};
+use super::subject::Subject;
 
 /// What [`Flags::fixed`](super::Flags::fixed) says to everybody.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,22 +1,20 @@
 //! Two services, one flag.
 
-use std::{
-    future::Future,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll},
-};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 use http::Request;
 use pin_project_lite::pin_project;
-use tower::{ServiceExt, util::Oneshot};
+use tower::ServiceExt;
+use tower::util::Oneshot;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{decisions::Decisions, flag::Flag};
+use super::decisions::Decisions;
+use super::flag::Flag;
 
 /// Sends a request to a new service if a flag is on for it, else to the legacy one.
 ///

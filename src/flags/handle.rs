@@ -4,17 +4,21 @@ use std::{fmt, future::Future, str::FromStr, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
+use super::counters::Families;
+use super::counters::Tally;
+use super::error::FlagsError;
+use super::fixed::Fixed;
+use super::fixed::FixedFlag;
+use super::flag::Flag;
+use super::flag::Switch;
+use super::flag::Variant;
+use super::names::Name;
+use super::source::Gap;
+use super::source::Source;
+use super::subject::Subject;
 #[cfg(feature = "unleash")]
-use super::unleash::{Poller, UnleashOptions};
-use super::{
-    counters::{Families, Tally},
-    error::FlagsError,
-    fixed::{Fixed, FixedFlag},
-    flag::{Flag, Switch, Variant},
-    names::Name,
-    source::{Gap, Source},
-    subject::Subject,
-};
+use super::unleash::Poller;
+use super::unleash::UnleashOptions;
 use crate::release::Release;
 
 /// How often a source that does not tell is asked whether it is ready.

@@ -1,19 +1,18 @@
 //! Puts [`Decisions`] into requests.
 
-use std::{
-    convert::Infallible,
-    task::{Context, Poll},
-};
+use std::convert::Infallible;
+use std::task::{Context, Poll};
 
-use axum::{
-    extract::{FromRequestParts, OptionalFromRequestParts},
-    response::{IntoResponse, Response},
-};
-use http::{Request, StatusCode, request::Parts};
+use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use http::{Request, StatusCode};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{decisions::Decisions, handle::Flags, subject::Subject};
+use super::decisions::Decisions;
+use super::handle::Flags;
+use super::subject::Subject;
 
 /// Gives every request its [`Decisions`].
 ///

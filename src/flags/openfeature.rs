@@ -9,12 +9,10 @@ use open_feature::{
 };
 use tokio::task::coop::unconstrained;
 
-use super::{
-    flag::{PayloadKind, Switch, Variant},
-    names::Name,
-    source::Lack,
-    subject::Subject,
-};
+use super::flag::{PayloadKind, Switch, Variant};
+use super::names::Name;
+use super::source::Lack;
+use super::subject::Subject;
 
 /// Evaluates flags by the client that the application set up, so with its hooks and contexts.
 pub(super) struct OpenFeature(Client);

@@ -3,16 +3,15 @@
 #[cfg(feature = "unleash")]
 use std::sync::Arc;
 
+use super::fixed::Fixed;
+use super::flag::Switch;
+use super::flag::Variant;
+use super::names::Name;
 #[cfg(feature = "openfeature")]
 use super::openfeature::OpenFeature;
+use super::subject::Subject;
 #[cfg(feature = "unleash")]
 use super::unleash::Unleash;
-use super::{
-    fixed::Fixed,
-    flag::{Switch, Variant},
-    names::Name,
-    subject::Subject,
-};
 
 pub(super) enum Source {
     Fixed(Fixed),

@@ -7,9 +7,10 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Lease, Ledger, LedgerError};
-use super::{clock, unnamed};
+use super::clock;
+use super::lease::Lease;
 use crate::health::{Criticality, Health, Signal};
+use crate::ledger::{Ledger, LedgerError, unprepared};
 use crate::release::Release;
 
 /// How an instance takes part in its fleet.
@@ -80,7 +81,7 @@ pub enum Membership {
 /// A cheap handle. When the lease runs out, [`Lease::holds`] is false at once, readiness goes down and
 /// [`Fleet::membership`] says so; when the database is back, the task joins again by itself, under another number.
 ///
-/// A lease that was lost doesn't hold again before the [`Agent`](crate::migration::control::Agent) has seen the
+/// A lease that was lost doesn't hold again before the [`Agent`](crate::migration::Agent) has seen the
 /// loss and taken the new number up. Until then something of the earlier life may still be at work, and a new
 /// lease would vouch for it.
 #[derive(Debug, Clone)]
@@ -224,7 +225,7 @@ impl Fleet {
             return Ok(());
         };
         let mut tx = self.ledger().begin().await?;
-        unnamed::query("delete from cutover.instances where id = $1").bind(id).execute(&mut *tx).await?;
+        unprepared::query("delete from cutover.instances where id = $1").bind(id).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -233,18 +234,18 @@ impl Fleet {
 impl Me {
     async fn enter(&self) -> Result<i64, LedgerError> {
         let mut tx = self.ledger.begin().await?;
-        unnamed::query("insert into cutover.fleets (name) values ($1) on conflict do nothing")
+        unprepared::query("insert into cutover.fleets (name) values ($1) on conflict do nothing")
             .bind(&*self.fleet)
             .execute(&mut *tx)
             .await?;
         // Where there are migrations a driver has removed them long ago.
-        unnamed::query(
+        unprepared::query(
             "delete from cutover.instances where fleet = $1 and lease_until < clock_timestamp() - interval '1 hour'",
         )
         .bind(&*self.fleet)
         .execute(&mut *tx)
         .await?;
-        let id = unnamed::query(
+        let id = unprepared::query(
             "insert into cutover.instances (fleet, name, service, version, revision, lease_until) \
              values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6)) returning id",
         )

@@ -18,23 +18,9 @@
 //!
 //! The margin between the lease and an instance's own reckoning of it is a tenth: no clock is that far off.
 
-mod begun;
 mod clock;
 mod instance;
 mod lease;
-mod ledger;
-mod notices;
-mod schema;
-mod shares;
-pub(crate) mod unnamed;
 
-pub(crate) use begun::{READ_COMMITTED, begin};
 pub use instance::{Fleet, FleetOptions, Membership};
 pub use lease::Lease;
-pub(crate) use ledger::sql_state;
-pub use ledger::{Ledger, LedgerError};
-pub(crate) use notices::NOT_HEARING;
-pub use schema::SCHEMA_VERSION;
-#[cfg(test)]
-pub(crate) use shares::Share;
-pub(crate) use shares::{Book, Room, Wish};

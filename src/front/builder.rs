@@ -11,7 +11,7 @@ use crate::drain::DrainOptions;
 use crate::flags::{Flag, Flags, Subject};
 use crate::fleet::FleetOptions;
 use crate::health::Check;
-use crate::migration::control::DriverOptions;
+use crate::migration::DriverOptions;
 use crate::release::Release;
 
 /// A part that can be left out, made as the environment says, or brought along.
@@ -179,16 +179,16 @@ impl Cutover {
         self
     }
 
-    /// A migration that this build takes part in: a [`Spec`](crate::migration::control::Spec), or a function that
+    /// A migration that this build takes part in: a [`Spec`](crate::migration::Spec), or a function that
     /// makes one of the service's pool. Its desired phase comes from
-    /// [`Spec::desired`](crate::migration::control::Spec::desired).
+    /// [`Spec::desired`](crate::migration::Spec::desired).
     pub fn migration(mut self, spec: impl Declare) -> Self {
         self.migrations.push((spec.into_declaration(), None));
         self
     }
 
     /// A migration whose desired phase is the payload of this flag's variant, as the flag server has it. With
-    /// no flag server it comes from [`Spec::desired`](crate::migration::control::Spec::desired), by default the
+    /// no flag server it comes from [`Spec::desired`](crate::migration::Spec::desired), by default the
     /// ledger.
     pub fn migration_by_flag(mut self, spec: impl Declare, flag: impl Into<String>) -> Self {
         let flag = flag.into();

@@ -2,7 +2,7 @@ use std::fmt::Display;
 
 use sqlx::PgPool;
 
-use crate::migration::control::Spec;
+use crate::migration::Spec;
 
 /// Makes a migration's declaration once the service's pool is there.
 pub(super) type Declaration = Box<dyn FnOnce(&PgPool) -> Result<Spec, String> + Send>;
@@ -13,7 +13,10 @@ pub trait Declare: sealed::IntoDeclaration {}
 impl<T: sealed::IntoDeclaration> Declare for T {}
 
 mod sealed {
-    use super::{Declaration, Display, PgPool, Spec};
+    use super::Declaration;
+    use super::Display;
+    use super::PgPool;
+    use super::Spec;
 
     pub trait IntoDeclaration {
         fn into_declaration(self) -> Declaration;

@@ -1,6 +1,5 @@
 use crate::flags::{Flags, Switch};
-use crate::migration::Wish;
-use crate::migration::control::DesiredPhase;
+use crate::migration::{DesiredPhase, Wish};
 
 /// The desired phase as the payload of a flag's variant.
 ///

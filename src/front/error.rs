@@ -1,5 +1,5 @@
 use super::environment::Output;
-use crate::fleet::LedgerError;
+use crate::ledger::LedgerError;
 use crate::pool::ShareError;
 use crate::preflight::PreflightReport;
 

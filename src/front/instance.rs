@@ -1,7 +1,6 @@
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use axum::Router;
 use axum::http::request::Parts;
@@ -15,7 +14,7 @@ use crate::drain::{Drain, DrainReport};
 use crate::flags::{Flags, FlagsLayer, Subject};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::migration::control::{Agent, Migration};
+use crate::migration::{Agent, Migration};
 use crate::pool::{Admission, PoolGuard};
 use crate::release::Release;
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio::sync::SetOnce;
 
 use crate::flags::{Backup, BackupError, PostgresBackup};
-use crate::fleet::Ledger;
+use crate::ledger::Ledger;
 
 /// The last known flags in the ledger, which is opened when the flags have long been made.
 #[derive(Clone, Debug, Default)]

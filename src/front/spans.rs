@@ -9,7 +9,7 @@ use tower_service::Service;
 use tracing::Instrument;
 use tracing::instrument::Instrumented;
 
-use crate::migration::control::{Agent, Migration};
+use crate::migration::{Agent, Migration};
 use crate::release::Release;
 
 /// A span per request that says which build answered and in which phase. Nobody listening, it costs a comparison.

@@ -1,6 +1,12 @@
-use std::{error::Error, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Criticality, HealthError, redact::redact, runner};
+use super::redact::redact;
+use super::{Criticality, HealthError, runner};
 
 /// What a failed probe says. Anything that turns into a boxed error will do.
 pub type CheckError = Box<dyn Error + Send + Sync>;

@@ -1,12 +1,13 @@
-use std::{pin::Pin, sync::Arc};
+use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::{Stream, stream};
 use tokio::sync::broadcast::error::RecvError;
-use tonic::{Request, Response, Status as Code, transport::Endpoint};
-use tonic_health::pb::{
-    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
-    health_client::HealthClient, health_server,
-};
+use tonic::transport::Endpoint;
+use tonic::{Request, Response, Status as Code};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
 
 use super::{Check, CheckError, Health, Observed};
 

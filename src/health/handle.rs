@@ -1,24 +1,15 @@
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use tokio::{
-    runtime::Handle,
-    sync::{broadcast, watch},
-};
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{
-    Check, Criticality, HealthError, Status, StatusChange,
-    component::{Component, State},
-    pages, runner,
-};
+use super::component::{Component, State};
+use super::{Check, Criticality, HealthError, Status, StatusChange, pages, runner};
 
 /// Changes that a slow listener may be behind; after that it misses some, and is told.
 const LISTENERS_LAG: usize = 64;

@@ -1,11 +1,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Request, Uri, header::HOST};
+use http::header::HOST;
+use http::{Request, Uri};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::JoinSet};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use super::{Check, CheckError, HealthError, Observed};
 

@@ -1,25 +1,17 @@
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::{
-    Router,
-    extract::{Path, Query, State as Handle},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use http::{
-    StatusCode,
-    header::{CACHE_CONTROL, CONTENT_TYPE},
-};
+use axum::Router;
+use axum::extract::{Path, Query, State as Handle};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::StatusCode;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use serde::Serialize;
 
-use super::{
-    Health, Status,
-    component::{Component, State},
-};
+use super::component::{Component, State};
+use super::{Health, Status};
 
 pub(super) fn router(health: Health) -> Router {
     Router::new()

@@ -1,13 +1,14 @@
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{
-    Check, Observed, Status,
-    component::{Component, State},
-    handle::Shared,
-};
+use super::component::{Component, State};
+use super::handle::Shared;
+use super::{Check, Observed, Status};
 
 /// Longest wait between probes of a dependency that was never reached.
 const STARTUP_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,15 +1,16 @@
-use std::{
-    fmt,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
-use ::http::{Response, StatusCode, header::CONTENT_LENGTH};
+use ::http::header::CONTENT_LENGTH;
+use ::http::{Response, StatusCode};
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::{grpc, http::Abort, ticket::Ticket};
+use super::grpc;
+use super::http::Abort;
+use super::ticket::Ticket;
 
 pin_project! {
     /// A response body that counts its request when it ends, by whatever end.

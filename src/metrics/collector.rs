@@ -1,14 +1,11 @@
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use prometheus::{
-    core::{Collector, Desc},
-    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
-};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::{
-    http::{Abort, Http, METHODS},
-    series::{BOUNDS, BUCKETS, Exemplar, Snapshot},
-};
+use super::http::{Abort, Http, METHODS};
+use super::series::{BOUNDS, BUCKETS, Exemplar, Snapshot};
 
 /// The family whose buckets have exemplars.
 pub(super) const DURATIONS: &str = "http_request_duration_seconds";

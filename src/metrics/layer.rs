@@ -1,10 +1,8 @@
-use std::{
-    fmt,
-    future::Future,
-    pin::Pin,
-    sync::{Arc, OnceLock},
-    task::{Context, Poll, ready},
-};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
 
 use ::http::{Request, Response};
 use axum::extract::MatchedPath;
@@ -13,14 +11,12 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{
-    body::{Ending, MetricsBody},
-    grpc,
-    http::{Abort, Http, UNMATCHED, method_index},
-    route::{Route, Shard},
-    ticket::Ticket,
-    trace::TraceId,
-};
+use super::body::{Ending, MetricsBody};
+use super::grpc;
+use super::http::{Abort, Http, UNMATCHED, method_index};
+use super::route::{Route, Shard};
+use super::ticket::Ticket;
+use super::trace::TraceId;
 
 /// Puts [`MetricsService`] around a service; from [`Metrics::layer`](super::Metrics::layer).
 ///

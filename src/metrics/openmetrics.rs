@@ -1,15 +1,12 @@
-use std::{
-    fmt::{self, Write as _},
-    time::SystemTime,
-};
+use std::fmt::{self, Write as _};
+use std::time::SystemTime;
 
-use ::http::{HeaderMap, header::ACCEPT};
+use ::http::HeaderMap;
+use ::http::header::ACCEPT;
 use prometheus::proto::{LabelPair, MetricFamily, MetricType};
 
-use super::{
-    collector::{DURATIONS, Exemplars},
-    series::{BOUNDS, Exemplar},
-};
+use super::collector::{DURATIONS, Exemplars};
+use super::series::{BOUNDS, Exemplar};
 
 /// Content type of what [`encode`] writes.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

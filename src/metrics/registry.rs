@@ -1,19 +1,16 @@
-use std::{fmt, sync::Arc};
+use std::fmt;
+use std::sync::Arc;
 
-use ::http::{HeaderMap, Method, StatusCode, header::CONTENT_TYPE};
-use axum::{
-    Router,
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use ::http::header::CONTENT_TYPE;
+use ::http::{HeaderMap, Method, StatusCode};
+use axum::Router;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use prometheus::{IntGauge, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
-use super::{
-    MetricsLayer,
-    collector::{Exemplars, HttpCollector},
-    http::{Http, method_index},
-    openmetrics,
-};
+use super::collector::{Exemplars, HttpCollector};
+use super::http::{Http, method_index};
+use super::{MetricsLayer, openmetrics};
 use crate::release::Release;
 
 /// The metrics of one process: a registry of its own, the HTTP families, `build_info`.

@@ -1,20 +1,12 @@
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, OnceLock,
-        atomic::{
-            AtomicU64,
-            Ordering::{Acquire, Relaxed},
-        },
-    },
-    time::Duration,
-};
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use super::{
-    http::{Abort, METHODS},
-    series::{Durations, Snapshot, shard_count, thread_number},
-    trace::TraceId,
-};
+use super::http::{Abort, METHODS};
+use super::series::{Durations, Snapshot, shard_count, thread_number};
+use super::trace::TraceId;
 
 /// All series of one route, in shards.
 pub(super) struct Route {

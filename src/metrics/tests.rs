@@ -1,12 +1,12 @@
-use std::{
-    convert::Infallible,
-    future::{pending, ready},
-    panic::AssertUnwindSafe,
-    pin::pin,
-};
+use std::convert::Infallible;
+use std::future::{pending, ready};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-use axum::{Router, body::Body, routing::any};
+use axum::Router;
+use axum::body::Body;
+use axum::routing::any;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
 use http_body::Frame;

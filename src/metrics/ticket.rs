@@ -1,10 +1,9 @@
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
-use super::{
-    http::{Abort, METHODS},
-    route::Shard,
-    trace::TraceId,
-};
+use super::http::{Abort, METHODS};
+use super::route::Shard;
+use super::trace::TraceId;
 
 /// One request in flight: counted exactly once, at the latest when dropped.
 pub(super) struct Ticket {

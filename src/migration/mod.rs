@@ -9,8 +9,29 @@
 //! said that nothing of an older one is running in it any more, and a write transaction at a closed epoch is
 //! refused by the database itself.
 
-pub mod control;
-pub mod data;
+pub mod admin;
+mod batch;
+mod catalog;
+mod coordinator;
+mod dual;
+pub mod mirror;
 pub mod phase;
+mod plan;
+mod runtime;
+mod schema;
 
-pub use phase::{Desired, Phase, PhaseRange, Side, Wish};
+pub use batch::{BatchOptions, MapRows, Throttle, each};
+pub use catalog::OldSide;
+pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, Plan, PlanError, Spec};
+pub use dual::{
+    Apart, Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, Rows, Shadow, ShadowOptions,
+};
+#[doc(hidden)]
+pub use dual::{Guard, Writes, made, same};
+pub use phase::{Desired, Facts, Phase, PhaseRange, Side, Task, Wish};
+pub use plan::{ColumnMigration, ColumnMigrationBuilder, TableMigration, TableMigrationBuilder};
+#[cfg(feature = "deadpool")]
+pub use runtime::DeadpoolTx;
+pub use runtime::{
+    Error, FencedPool, FencedTransaction, Isolation, Migration, Pin, PinnedTx, SqlxTx, is_retryable,
+};

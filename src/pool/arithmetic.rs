@@ -1,4 +1,4 @@
-use crate::fleet::Book;
+use crate::ledger::Book;
 
 /// What everybody should hold: first what each needs at least, in the order in which they came, then the rest one by
 /// one, never more than anybody wants.
@@ -48,7 +48,7 @@ pub(super) fn decide(book: &Book, holding: u32) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::Share;
+    use crate::ledger::Share;
 
     #[test]
     fn everybody_gets_the_least_first_and_the_rest_is_even() {

@@ -10,7 +10,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::arithmetic::{Decision, decide};
 use super::bound::Bound;
 use super::{Admission, Waits};
-use crate::fleet::{Book, Fleet, Ledger, LedgerError, Wish};
+use crate::fleet::Fleet;
+use crate::ledger::{Book, Ledger, LedgerError, Wish};
 
 /// A changed DNS record is followed within this time.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);

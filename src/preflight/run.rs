@@ -6,9 +6,10 @@ use tokio::time::timeout;
 
 use super::report::{Finding, PreflightReport, Severity};
 use crate::flags::{Flags, Lack};
-use crate::fleet::{Ledger, LedgerError, Room};
 use crate::health::{Check, Observed};
-use crate::migration::control::{Spec, misfits};
+use crate::ledger::{Ledger, LedgerError, Room};
+use crate::migration::Spec;
+use crate::migration::admin::misfits;
 use crate::pool::ShareOptions;
 
 /// How long flags may take to arrive. A server that is just starting needs some seconds.
@@ -22,7 +23,7 @@ const LEDGER_LIMIT: Duration = Duration::from_secs(15);
 ///
 /// ```no_run
 /// use cutover::health::Check;
-/// use cutover::migration::{PhaseRange, control::Spec};
+/// use cutover::migration::{PhaseRange, Spec};
 /// use cutover::preflight::Preflight;
 ///
 /// # async fn f(pool: sqlx::PgPool) {

@@ -1,23 +1,19 @@
 //! The store.
 
-use std::{fmt, future::Future, time::Duration};
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_redis::{
-    Connection, Pool,
-    redis::{FromRedisValue, cmd},
-};
+use deadpool_redis::redis::{FromRedisValue, cmd};
+use deadpool_redis::{Connection, Pool};
 use time::OffsetDateTime;
-use tower_sessions_core::{
-    SessionStore,
-    session::{Id, Record},
-    session_store::{Error, Result},
-};
+use tower_sessions_core::SessionStore;
+use tower_sessions_core::session::{Id, Record};
+use tower_sessions_core::session_store::{Error, Result};
 
-use super::{
-    envelope::{Base, Envelope},
-    error::SessionError,
-};
+use super::envelope::{Base, Envelope};
+use super::error::SessionError;
 
 /// Tries to write a record that others write too. Each try that fails means that another one
 /// succeeded.

@@ -29,7 +29,7 @@ macro_rules! gate_on {
 
             #[expect(dead_code, unreachable_pub, reason = "a part of the library, of which a part is needed")]
             mod gate {
-                include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/migration/control/gate.rs"));
+                include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/migration/runtime/gate.rs"));
             }
 
             #[allow(dead_code, reason = "not every one is run on every kind of atomics")]

@@ -190,8 +190,8 @@ mod tests {
         let ledger = Ledger(PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap());
         assert_eq!(ledger.standing().await.unwrap(), None);
         let run = async |sql: &'static str| ledger.0.execute(AssertSqlSafe(sql)).await.unwrap();
-        run(include_str!("../../../src/fleet/schema/1.sql")).await;
-        run(include_str!("../../../src/fleet/schema/2.sql")).await;
+        run(include_str!("../../../src/ledger/schema/1.sql")).await;
+        run(include_str!("../../../src/ledger/schema/2.sql")).await;
         assert_eq!(ledger.standing().await.unwrap(), None);
         run(ROWS).await;
 

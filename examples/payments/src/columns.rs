@@ -1,6 +1,6 @@
 //! The two columns, each behind the same trait.
 
-use cutover::migration::control::PinnedTx;
+use cutover::migration::PinnedTx;
 use sqlx::{PgConnection, PgPool, Row};
 
 use crate::status::Status;

@@ -78,7 +78,7 @@ impl Flow {
 pub enum Error {
     /// The migration's, or the database's.
     #[error(transparent)]
-    Operation(#[from] cutover::migration::control::Error),
+    Operation(#[from] cutover::migration::Error),
 }
 
 impl From<sqlx::Error> for Error {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use cutover::migration::control::Spec;
-use cutover::migration::data::{ColumnMigration, InvalidPlan};
+use cutover::InvalidPlan;
+use cutover::migration::ColumnMigration;
+use cutover::migration::Spec;
 use cutover::migration::{Phase, PhaseRange};
 use sqlx::PgPool;
 

@@ -1,6 +1,6 @@
 //! Writes that are pinned to an epoch, the same for releases 2 and 3.
 
-use cutover::migration::control::Migration;
+use cutover::migration::Migration;
 use sqlx::PgPool;
 
 use crate::columns::{PaymentStatus, book, insert};

@@ -1,7 +1,7 @@
 //! Release 2: knows both columns. Which of them is written and read is the migration's affair.
 
-use cutover::migration::control::Migration;
-use cutover::migration::data::DualWrite;
+use cutover::migration::DualWrite;
+use cutover::migration::Migration;
 use sqlx::PgPool;
 
 use crate::columns::{NewColumn, OldColumn, PaymentStatus};

@@ -1,6 +1,6 @@
 //! Release 3: knows only the new column. It can run from `retire` on, where nobody needs the old one.
 
-use cutover::migration::control::Migration;
+use cutover::migration::Migration;
 use sqlx::PgPool;
 
 use crate::columns::{NewColumn, PaymentStatus};

@@ -4,8 +4,8 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use cutover::migration::control::{DesiredPhase, FromLedger, Spec};
 use cutover::migration::{Desired, Phase, PhaseRange, Wish};
+use cutover::migration::{DesiredPhase, FromLedger, Spec};
 use cutover_testkit::wait_until;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection, PgPool};

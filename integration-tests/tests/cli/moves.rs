@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
+use cutover::ledger::Ledger;
 use cutover::migration::PhaseRange;
-use cutover::migration::control::{Agent, DriverOptions, Spec};
-use cutover::migration::data::{ColumnMigration, ColumnMigrationBuilder};
+use cutover::migration::{Agent, DriverOptions, Spec};
+use cutover::migration::{ColumnMigration, ColumnMigrationBuilder};
 use cutover::release::Release;
 use serde_json::Value;
 use sqlx::PgPool;

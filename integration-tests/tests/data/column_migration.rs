@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::world::{Fleet, Outcome, World};
-use cutover::migration::control::{Error, Plan, PlanError, Task};
-use cutover::migration::data::ColumnMigration;
+use cutover::migration::ColumnMigration;
+use cutover::migration::{Error, Plan, PlanError, Task};
 use sqlx::{Connection, Executor, PgConnection};
 
 /// Rows on which the sides disagree, and those whose new side is empty.
@@ -29,7 +29,7 @@ async fn by_hand(world: &World) -> Outcome<(Fleet, ColumnMigration)> {
 }
 
 /// Writes both columns as a service does, in a transaction that stays open.
-async fn write(a: &Fleet, world: &World, id: i64) -> Result<cutover::migration::control::PinnedTx, Error> {
+async fn write(a: &Fleet, world: &World, id: i64) -> Result<cutover::migration::PinnedTx, Error> {
     let mut tx = a.migration.begin(&world.pool).await?;
     sqlx::query("update orders set old_status = 'NEWER', new_status = 'newer' where id = $1")
         .bind(id)

@@ -1,8 +1,8 @@
 //! Transactions that lose a deadlock or can't be serialized: the driver's own error comes through, no row is noted for
 //! repair, and the whole of it, begun again, ends well on both sides.
 
-use cutover::migration::control::{DeadpoolTx, Error, Isolation, PinnedTx, is_retryable};
-use cutover::migration::data::{DualWrite, Key, Rows};
+use cutover::migration::{DeadpoolTx, Error, Isolation, PinnedTx, is_retryable};
+use cutover::migration::{DualWrite, Key, Rows};
 use deadpool_postgres::Pool;
 use sqlx::{Executor, Row};
 use tokio::sync::Barrier;

@@ -2,9 +2,9 @@
 //! transaction leaves behind meets its next user.
 
 use crate::world::{Outcome, World, interrupted};
+use cutover::migration::DualWrite;
 use cutover::migration::Phase;
-use cutover::migration::control::{DeadpoolTx, Error, Isolation, Migration, PinnedTx};
-use cutover::migration::data::DualWrite;
+use cutover::migration::{DeadpoolTx, Error, Isolation, Migration, PinnedTx};
 use deadpool_postgres::{Manager, Pool, Runtime};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 

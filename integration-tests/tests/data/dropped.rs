@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::deadpool::pool_of_one;
 use crate::world::{Outcome, World, interrupted};
-use cutover::migration::control::{DeadpoolTx, Error, FencedPool, FencedTransaction, PinnedTx};
-use cutover::migration::data::{DualWrite, Rows};
+use cutover::migration::{DeadpoolTx, Error, FencedPool, FencedTransaction, PinnedTx};
+use cutover::migration::{DualWrite, Rows};
 use cutover_testkit::{Gate, Postgres};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgPool};
@@ -20,7 +20,7 @@ trait Update: FencedTransaction {
     async fn update(tx: &mut PinnedTx<Self>, column: Column, id: i64) -> Result<(), Error>;
 }
 
-impl Update for cutover::migration::control::SqlxTx {
+impl Update for cutover::migration::SqlxTx {
     async fn update(tx: &mut PinnedTx, Column(name): Column, id: i64) -> Result<(), Error> {
         let statement = sqlx::AssertSqlSafe(format!("update orders set {name} = 'x' where id = $1"));
         sqlx::query(statement).bind(id).execute(&mut **tx).await?;

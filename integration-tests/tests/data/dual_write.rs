@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::world::{Fleet, Outcome, World};
 use cutover::migration::Phase;
-use cutover::migration::control::{Error, PinnedTx};
-use cutover::migration::data::{DualWrite, Key, Reads};
+use cutover::migration::{DualWrite, Key, Reads};
+use cutover::migration::{Error, PinnedTx};
 use sqlx::PgPool;
 
 #[cutover::dual_write]

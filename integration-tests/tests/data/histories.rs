@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use cutover::migration::control::{Error, PinnedTx};
-use cutover::migration::data::{BatchOptions, ColumnMigration, DualWrite, Key, Rows, TableMigration};
+use cutover::migration::{BatchOptions, ColumnMigration, DualWrite, Key, Rows, TableMigration};
+use cutover::migration::{Error, PinnedTx};
 use fastrand::Rng;
 use sqlx::Executor;
 

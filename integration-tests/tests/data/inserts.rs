@@ -1,8 +1,8 @@
 //! New rows whose key the database makes, in two tables.
 
 use crate::world::{Outcome, World};
-use cutover::migration::control::{Error, PinnedTx};
-use cutover::migration::data::{DualWrite, Keyed};
+use cutover::migration::{DualWrite, Keyed};
+use cutover::migration::{Error, PinnedTx};
 use sqlx::{AssertSqlSafe, Executor};
 
 /// A row as an insert returns it.
@@ -183,7 +183,7 @@ async fn closures_do_the_same_and_may_run_in_a_task() -> Outcome {
         let select = "select name from old_people where id = $1";
         let name: String = people
             .read_with(
-                cutover::migration::data::Key::of(&id),
+                cutover::migration::Key::of(&id),
                 async |_| Ok::<_, PeopleError>(sqlx::query_scalar(select).bind(id).fetch_one(&pool).await?),
                 async |_| Ok("from the new side".to_owned()),
             )

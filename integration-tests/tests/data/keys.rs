@@ -1,8 +1,8 @@
 //! Rows are visited by whatever unique key a table has, once each.
 
 use crate::world::{Outcome, World};
-use cutover::migration::control::{Plan, Task};
-use cutover::migration::data::{BatchOptions, ColumnMigration};
+use cutover::migration::{BatchOptions, ColumnMigration};
+use cutover::migration::{Plan, Task};
 use sqlx::{AssertSqlSafe, Executor};
 
 /// What makes a table of 5,000 rows with `a text` and room for `b`, and the key's columns if they are named.

@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use crate::deadpool::pool_of_one;
 use crate::world::{Fleet, Outcome, World};
 use cutover::migration::Phase;
-use cutover::migration::control::{
-    DeadpoolTx, Error, FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx,
-};
-use cutover::migration::data::{DualWrite, Key, Rows};
+use cutover::migration::{DeadpoolTx, Error, FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
+use cutover::migration::{DualWrite, Key, Rows};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use tokio::sync::Notify;
 
@@ -200,7 +198,7 @@ impl Under<'_> {
 
 struct Inserted((&'static str, i64));
 
-impl cutover::migration::data::Keyed<i64> for Inserted {
+impl cutover::migration::Keyed<i64> for Inserted {
     fn key(&self) -> i64 {
         self.0.1
     }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use cutover::fleet::Ledger;
-use cutover::migration::control::{repairs, retry_repairs};
-use cutover::migration::data::mirror::{
+use cutover::ledger::Ledger;
+use cutover::migration::admin::{repairs, retry_repairs};
+use cutover::migration::mirror::{
     Mirror, MirrorMigration, MirrorSource, MirrorStore, PostgresStore, RedisStore,
 };
 use cutover_testkit::{Gate, Postgres, Redis};

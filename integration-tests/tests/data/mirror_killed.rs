@@ -4,7 +4,7 @@ use std::env;
 use std::process::Command;
 use std::time::Duration;
 
-use cutover::migration::data::mirror::{
+use cutover::migration::mirror::{
     Mirror, MirrorMigration, MirrorSource, MirrorStore, PostgresStore, RedisStore,
 };
 use cutover_testkit::{Folder, Postgres, Process, Redis, Signal};

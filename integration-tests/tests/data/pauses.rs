@@ -1,9 +1,10 @@
 //! Work on the rows that a person holds up: no row moves meanwhile, nothing is lost, and it is said who did it.
 
 use crate::world::{Fleet, Outcome, World};
-use cutover::fleet::Ledger;
-use cutover::migration::control::{Plan, PlanError, Task, pause_work, report, resume_work};
-use cutover::migration::data::{BatchOptions, ColumnMigration};
+use cutover::ledger::Ledger;
+use cutover::migration::admin::{pause_work, report, resume_work};
+use cutover::migration::{BatchOptions, ColumnMigration};
+use cutover::migration::{Plan, PlanError, Task};
 use std::time::Duration;
 
 const ROWS: i64 = 10_000;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use cutover::migration::data::{ColumnMigration, TableMigration};
+use cutover::migration::{ColumnMigration, TableMigration};
 use cutover_testkit::{PgBench, if_installed};
 use sqlx::{AssertSqlSafe, Executor};
 

@@ -2,10 +2,11 @@
 
 use crate::deadpool::pool_of_one;
 use crate::world::{Fleet, Outcome, World};
-use cutover::fleet::Ledger;
+use cutover::ledger::Ledger;
 use cutover::migration::Phase;
-use cutover::migration::control::{DeadpoolTx, Error, Isolation, PinnedTx, repairs, retry_repairs};
-use cutover::migration::data::{DualWrite, Key, Repaired, Rows};
+use cutover::migration::admin::{repairs, retry_repairs};
+use cutover::migration::{DeadpoolTx, Error, Isolation, PinnedTx};
+use cutover::migration::{DualWrite, Key, Repaired, Rows};
 use sqlx::Executor;
 
 pub(crate) type Sides = DualWrite<(), ()>;

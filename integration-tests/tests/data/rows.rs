@@ -4,9 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::world::{Outcome, World};
-use cutover::fleet::Ledger;
-use cutover::migration::control::{Plan, Task, bad_rows, differences};
-use cutover::migration::data::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, each};
+use cutover::ledger::Ledger;
+use cutover::migration::admin::{bad_rows, differences};
+use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, each};
+use cutover::migration::{Plan, Task};
 use cutover_testkit::{Folder, Process, Signal};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Executor, FromRow, PgPool};

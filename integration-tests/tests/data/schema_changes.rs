@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cutover::migration::control::{Plan, Task};
-use cutover::migration::data::{ColumnMigration, TableMigration};
+use cutover::migration::{ColumnMigration, TableMigration};
+use cutover::migration::{Plan, Task};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
 
@@ -145,7 +145,7 @@ async fn connected(world: &World, connections: u32) -> Outcome<PgPool> {
 
 /// Writes and reads a row until told to stop, each time with statements that its connections have prepared.
 async fn work(
-    migration: cutover::migration::control::Migration,
+    migration: cutover::migration::Migration,
     pool: PgPool,
     id: i64,
     is_over: Arc<AtomicBool>,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cutover::migration::control::{Error, PinnedTx};
-use cutover::migration::data::{Compared, DualWrite, Shadow, ShadowOptions};
+use cutover::migration::{Compared, DualWrite, Shadow, ShadowOptions};
+use cutover::migration::{Error, PinnedTx};
 use prometheus::Registry;
 use sqlx::Executor;
 use tokio::sync::Semaphore;

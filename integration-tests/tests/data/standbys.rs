@@ -1,6 +1,6 @@
 //! Reads that go to standbys: a side is there only when they have it.
 
-use cutover::migration::data::DualWrite;
+use cutover::migration::DualWrite;
 use cutover_testkit::{Postgres, PostgresOptions};
 use sqlx::{Executor, PgPool};
 

@@ -1,8 +1,9 @@
 //! The work on the rows of two tables, one hazard at a time.
 
 use crate::world::{Fleet, Outcome, World};
-use cutover::migration::control::{Plan, PlanError, Task, differences};
-use cutover::migration::data::{BatchOptions, TableMigration, TableMigrationBuilder, each};
+use cutover::migration::admin::differences;
+use cutover::migration::{BatchOptions, TableMigration, TableMigrationBuilder, each};
+use cutover::migration::{Plan, PlanError, Task};
 use sqlx::{Executor, FromRow, PgPool};
 
 fn describe(world: &World) -> TableMigrationBuilder {
@@ -125,7 +126,7 @@ async fn a_scan_finds_what_is_missing_extra_or_different_and_an_independent_comp
     assert!(error.contains("3 rows"), "{error}");
     // A changed row is one row to the scan and two to the other.
     assert_eq!(apart(&world.pool).await?, 4);
-    let ledger = cutover::fleet::Ledger::open(world.url.parse()?).await?;
+    let ledger = cutover::ledger::Ledger::open(world.url.parse()?).await?;
     let found = differences(&ledger, "status", 10).await?;
     let found: Vec<_> = found.iter().map(|row| (&*row.key[0], &*row.what, row.found.is_some())).collect();
     assert_eq!(found, [("5", "missing", false), ("9", "different", true), ("7000", "extra", true)]);

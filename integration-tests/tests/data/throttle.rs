@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use cutover::fleet::Ledger;
-use cutover::migration::control::report;
-use cutover::migration::data::Throttle;
+use cutover::ledger::Ledger;
+use cutover::migration::Throttle;
+use cutover::migration::admin::report;
 use cutover_testkit::{Postgres, PostgresOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 

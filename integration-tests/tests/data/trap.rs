@@ -1,9 +1,10 @@
 //! Strangers: whoever writes a migrating table past the library.
 
 use crate::world::{Outcome, World};
-use cutover::fleet::Ledger;
-use cutover::migration::control::{Error, StrangerReport, strangers};
-use cutover::migration::data::{ColumnMigration, TableMigration, each};
+use cutover::ledger::Ledger;
+use cutover::migration::Error;
+use cutover::migration::admin::{StrangerReport, strangers};
+use cutover::migration::{ColumnMigration, TableMigration, each};
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection};
 
 /// A session of its own, as a job of the night has one.

@@ -4,11 +4,13 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use cutover::fleet::{Fleet as Membership, FleetOptions, Ledger};
+use cutover::InvalidPlan;
+use cutover::fleet::{Fleet as Membership, FleetOptions};
 use cutover::health::Health;
+use cutover::ledger::Ledger;
 use cutover::migration::PhaseRange;
-use cutover::migration::control::{Agent, DriverOptions, Migration, Plan, Spec};
-use cutover::migration::data::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, InvalidPlan};
+use cutover::migration::{Agent, DriverOptions, Migration, Plan, Spec};
+use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder};
 use cutover::release::Release;
 use cutover_testkit::{KitError, Postgres, wait_until};
 use sqlx::postgres::PgPoolOptions;

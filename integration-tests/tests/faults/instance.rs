@@ -8,10 +8,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
-use cutover::migration::control::{Agent, DriverOptions, Error, Isolation, Migration, PinnedTx, Spec};
-use cutover::migration::data::ColumnMigration;
+use cutover::ledger::Ledger;
+use cutover::migration::ColumnMigration;
+use cutover::migration::{Agent, DriverOptions, Error, Isolation, Migration, PinnedTx, Spec};
 use cutover::migration::{PhaseRange, Side};
 use cutover::release::Release;
 use rustix::time::{ClockId, clock_gettime};

@@ -11,10 +11,11 @@ mod world;
 use std::fmt;
 use std::time::Duration;
 
-use cutover::fleet::{Fleet, FleetOptions, Ledger};
+use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
+use cutover::ledger::Ledger;
 use cutover::migration::PhaseRange;
-use cutover::migration::control::{Agent, DriverOptions, Error, Spec};
+use cutover::migration::{Agent, DriverOptions, Error, Spec};
 use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, Signal, wait_until};
 use futures_util::StreamExt;

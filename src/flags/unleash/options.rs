@@ -1,6 +1,8 @@
 //! How to reach the server, and what of it counts for how long.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Uri;

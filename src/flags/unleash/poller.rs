@@ -1,28 +1,23 @@
 //! Keeps the state current, in the background.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use tokio::{
-    runtime::Handle,
-    sync::{Mutex, Notify, watch},
-    task::JoinHandle,
-    time::{Instant, sleep, timeout},
-};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{
-    backup::{self, Backup, BackupError},
-    options::UnleashOptions,
-    report::Reporter,
-    state::{Loaded, Unleash},
-    transport::{Features, Http},
-};
-use crate::flags::{
-    counters::{Fetches, Tally},
-    error::{FlagsError, OptionProblem},
-};
+use super::backup::{self, Backup, BackupError};
+use super::options::UnleashOptions;
+use super::report::Reporter;
+use super::state::{Loaded, Unleash};
+use super::transport::{Features, Http};
+use crate::flags::counters::{Fetches, Tally};
+use crate::flags::error::{FlagsError, OptionProblem};
 
 /// The background task; ends when this is closed or dropped.
 pub(in crate::flags) struct Poller {

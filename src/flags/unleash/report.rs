@@ -6,7 +6,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 use unleash_yggdrasil::{CORE_VERSION, KNOWN_STRATEGIES, SUPPORTED_SPEC_VERSION};
 
-use super::{options::UnleashOptions, transport::SDK};
+use super::options::UnleashOptions;
+use super::transport::SDK;
 use crate::flags::counters::{Sharded, Tally};
 
 /// Who reports, and how far the server has been told.

@@ -1,30 +1,22 @@
 //! The engine with a state in it, and how old that is.
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::time::Instant;
-use unleash_yggdrasil::{
-    EngineState, UpdateMessage,
-    state::{EnrichedContext, PropertiesRef},
-};
+use unleash_yggdrasil::state::{EnrichedContext, PropertiesRef};
+use unleash_yggdrasil::{EngineState, UpdateMessage};
 
 use super::options::UnleashOptions;
-use crate::flags::{
-    counters::Fetches,
-    flag::{PayloadKind, Variant},
-    names::{Name, NameMap},
-    source::Lack,
-    subject::Subject,
-};
+use crate::flags::counters::Fetches;
+use crate::flags::flag::{PayloadKind, Variant};
+use crate::flags::names::{Name, NameMap};
+use crate::flags::source::Lack;
+use crate::flags::subject::Subject;
 
 /// Evaluates flags by the last state that was loaded.
 ///

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use axum::{Router, extract::State, routing::get};
+use cutover::InvalidPlan;
 use cutover::flags::{Decisions, Flag};
-use cutover::migration::data::{ColumnMigration, InvalidPlan};
-use cutover::migration::{PhaseRange, control::Spec};
+use cutover::migration::ColumnMigration;
+use cutover::migration::{PhaseRange, Spec};
 use cutover::{Cutover, front::Failure};
 use sqlx::PgPool;
 use tower_sessions::SessionManagerLayer;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Backup, BackupError, seal};
-use crate::fleet::{Ledger, unnamed};
+use crate::ledger::{Ledger, unprepared};
 
 /// The last state in table `cutover.flag_states` of the ledger: nothing more to run, and as durable
 /// as the data.
@@ -22,7 +22,7 @@ impl PostgresBackup {
 
     async fn read(&self) -> Result<Option<(Option<Vec<u8>>, i64)>, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
-        let row = unnamed::query_as(
+        let row = unprepared::query_as(
             "select case when octet_length(state) <= $2 then state end, octet_length(state)::bigint \
              from cutover.flag_states where name = $1",
         )
@@ -36,7 +36,7 @@ impl PostgresBackup {
 
     async fn write(&self, state: &[u8]) -> Result<(), sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
-        unnamed::query(
+        unprepared::query(
             "insert into cutover.flag_states (name, state) values ($1, $2) \
              on conflict (name) do update set state = excluded.state, kept_at = clock_timestamp()",
         )

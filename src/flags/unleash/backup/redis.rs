@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use deadpool_redis::{Pool, redis::cmd};
+use deadpool_redis::Pool;
+use deadpool_redis::redis::cmd;
 
 use super::{Backup, BackupError, seal};
 

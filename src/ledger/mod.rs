@@ -1,0 +1,26 @@
+//! The ledger: the tables in schema `cutover` of the service's own Postgres, and every statement that reads or writes them.
+//!
+//! They hold who is alive, which epoch is current, how far long work is, and the history. The ledger lives in the same
+//! database as the data, so that both are restored from the same write-ahead log.
+
+mod connection;
+mod connections;
+mod error;
+pub(crate) mod external_writes;
+mod notifications;
+pub(crate) mod repairs;
+mod schema;
+mod shares;
+mod sqlstate;
+mod transaction;
+pub(crate) mod unprepared;
+
+pub use connection::Ledger;
+pub use error::LedgerError;
+pub(crate) use notifications::NOT_HEARING;
+pub use schema::SCHEMA_VERSION;
+#[cfg(test)]
+pub(crate) use shares::Share;
+pub(crate) use shares::{Book, Room, Wish};
+pub(crate) use sqlstate::{is_lock_timeout, sql_state};
+pub(crate) use transaction::{READ_COMMITTED, begin};

@@ -1,0 +1,20 @@
+//! What people ask of a migration and what they see of it.
+
+mod commands;
+mod external_writes;
+mod incompatible;
+mod pauses;
+mod repairs;
+mod reports;
+mod steps;
+
+pub use commands::{AskError, approve, desire};
+pub use external_writes::{StrangerReport, strangers};
+pub use incompatible::misfits;
+pub use pauses::{pause_work, resume_work};
+pub use repairs::{RepairReport, repairs, retry_repairs, unrepaired};
+pub use reports::{
+    BadRow, Difference, Event, InstanceReport, MigrationReport, WorkReport, bad_rows, differences, history,
+    report,
+};
+pub use steps::{Need, PlanReport, StepReport, plan};

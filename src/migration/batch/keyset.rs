@@ -1,0 +1,334 @@
+//! The order in which rows are visited: that of a unique index.
+//!
+//! Keys travel as text, one per column, and are cast to the column's type by the server. So any type that an index
+//! can order will do, and the order is the index's own: its columns in its sequence, under its collations.
+
+use sqlx::{PgConnection, Row};
+
+use super::queries::Query;
+use crate::ledger::unprepared;
+use crate::migration::catalog::{quote, unquote};
+
+/// One row's key, column by column.
+pub(crate) type KeyText = Vec<String>;
+
+/// How a key is written for people.
+pub(crate) fn shown(key: &[String]) -> String {
+    if let [only] = key { only.clone() } else { format!("({})", key.join(", ")) }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyColumn {
+    /// Quoted.
+    pub(crate) name: String,
+    pub(crate) sql_type: String,
+    /// Where the index has another collation than the column.
+    collation: Option<String>,
+}
+
+/// The columns of a unique index, in its order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Keyset {
+    pub(crate) columns: Vec<KeyColumn>,
+}
+
+/// Some of the rows.
+#[derive(Debug, Clone)]
+pub(crate) enum Span {
+    /// Those above `from` (all where there is none) up to and including `to`.
+    Between { from: Option<KeyText>, to: KeyText },
+    /// Those with these keys.
+    Keys(Vec<KeyText>),
+}
+
+impl Keyset {
+    /// For people to read, before the catalog was asked.
+    pub(crate) fn named(names: &[String]) -> Self {
+        let column =
+            |name: &String| KeyColumn { name: quote(name), sql_type: String::new(), collation: None };
+        Self { columns: names.iter().map(column).collect() }
+    }
+
+    /// The names as the catalog has them.
+    pub(crate) fn plain_names(&self) -> Vec<String> {
+        self.columns.iter().map(|column| unquote(&column.name)).collect()
+    }
+
+    fn list(&self, each: impl Fn(usize, &KeyColumn) -> String) -> String {
+        self.columns.iter().enumerate().map(|(n, column)| each(n, column)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// `"a", "b"`
+    pub(crate) fn names(&self) -> String {
+        self.list(|_, column| column.name.clone())
+    }
+
+    /// `array["a"::text, "b"::text]`, of the relation with this name.
+    pub(crate) fn as_text(&self, relation: &str) -> String {
+        format!("array[{}]", self.list(|_, column| format!("{relation}.{}::text", column.name)))
+    }
+
+    /// `t."a" = o."a" and …`
+    pub(crate) fn equal(&self, one: &str, other: &str) -> String {
+        let pairs =
+            self.columns.iter().map(|KeyColumn { name, .. }| format!("{one}.{name} = {other}.{name}"));
+        pairs.collect::<Vec<_>>().join(" and ")
+    }
+
+    /// `"a" bigint, "b" text`
+    pub(crate) fn declared(&self) -> String {
+        self.list(|_, column| format!("{} {}", column.name, column.sql_type))
+    }
+
+    fn ordered(&self, direction: &str) -> String {
+        self.list(|_, column| format!("{}{direction}", column.collated()))
+    }
+
+    fn compared(&self, operator: &str, first: usize) -> String {
+        let place = |n: usize, column: &KeyColumn| column.parameter(first + n);
+        if let [only] = &*self.columns {
+            return format!("{} {operator} {}", only.collated(), place(0, only));
+        }
+        format!("({}) {operator} ({})", self.ordered(""), self.list(place))
+    }
+
+    /// The condition for the rows of a span, whose values are the statement's first parameters.
+    pub(crate) fn within(&self, span: &Span) -> String {
+        let columns = self.columns.len();
+        match span {
+            Span::Between { from: None, .. } => self.compared("<=", 1),
+            Span::Between { from: Some(_), .. } => {
+                format!("{} and {}", self.compared("<=", 1), self.compared(">", columns + 1))
+            }
+            Span::Keys(_) => {
+                let arrays = self.list(|n, _| format!("${}::text[]", n + 1));
+                let wanted = self.list(|n, _| format!("k{n}"));
+                let cast = self.list(|n, column| format!("k{n}::{}", column.sql_type));
+                format!("({}) in (select {cast} from unnest({arrays}) as wanted ({wanted}))", self.names())
+            }
+        }
+    }
+
+    /// A statement whose first parameters are a span's values.
+    pub(crate) fn query(&self, span: &Span, text: String) -> Query {
+        let query = Query::new(text);
+        match span {
+            Span::Between { from, to } => {
+                to.iter().chain(from.iter().flatten()).fold(query, |query, value| query.bind(value.clone()))
+            }
+            Span::Keys(keys) => (0..self.columns.len()).fold(query, |query, column| {
+                let values = keys.iter().filter_map(|key| key.get(column).cloned());
+                query.bind_all(values.collect())
+            }),
+        }
+    }
+
+    /// How many parameters a span takes.
+    pub(crate) fn parameters(&self, span: &Span) -> usize {
+        match span {
+            Span::Between { from: Some(_), .. } => 2 * self.columns.len(),
+            _ => self.columns.len(),
+        }
+    }
+
+    /// Number of rows and last key of the batch of a span's first rows, in tables that have the same key. Where it
+    /// has fewer rows than were asked for it is the span's last.
+    pub(crate) fn batch_end(&self, tables: &[&str], span: &Span, rows: &str) -> Query {
+        let within = self.within(span);
+        let aliased = self.list(|n, column| format!("{} as k{n}", column.collated()));
+        let list = self.list(|n, _| format!("k{n}"));
+        let backwards = self.list(|n, _| format!("k{n} desc"));
+        let text = self.list(|n, _| format!("k{n}::text"));
+        let first = tables.iter().map(|table| {
+            format!(
+                "(select {aliased} from {table} where {within} order by {} limit {rows})",
+                self.ordered("")
+            )
+        });
+        let mut batch = first.collect::<Vec<_>>().join(" union ");
+        if tables.len() > 1 {
+            batch = format!("select {list} from ({batch}) as both_sides order by {list} limit {rows}");
+        }
+        self.query(
+            span,
+            format!(
+                "with batch as materialized ({batch}) select (select count(*) from batch) as rows, \
+                 (select array[{text}] from batch order by {backwards} limit 1) as last"
+            ),
+        )
+    }
+
+    /// The largest key in any of the tables.
+    pub(crate) fn last(&self, tables: &[&str]) -> Query {
+        let aliased = self.list(|n, column| format!("{} as k{n}", column.collated()));
+        let each: Vec<String> = tables
+            .iter()
+            .map(|table| {
+                format!("(select {aliased} from {table} order by {} limit 1)", self.ordered(" desc"))
+            })
+            .collect();
+        Query::new(format!(
+            "select array[{}] from ({}) as last order by {} limit 1",
+            self.list(|n, _| format!("k{n}::text")),
+            each.join(" union all "),
+            self.list(|n, _| format!("k{n} desc"))
+        ))
+    }
+
+    /// Keys that cut the rows into so many ranges of about the same size, by a sample of the table's pages.
+    pub(crate) fn cuts(&self, table: &str, ranges: u16, percent: f64) -> Query {
+        let aliased = self.list(|n, column| format!("{} as k{n}", column.collated()));
+        let list = self.list(|n, _| format!("k{n}"));
+        let text = self.list(|n, _| format!("k{n}::text"));
+        Query::new(format!(
+            "with sample as (select {aliased} from {table} tablesample system ({percent})), \
+                  numbered as (select *, row_number() over (order by {list}) * {ranges} / (count(*) over () + 1) as cut \
+                      from sample) \
+             select distinct on (cut) array[{text}] from numbered where cut > 0 order by cut, {list}"
+        ))
+    }
+}
+
+impl KeyColumn {
+    fn collated(&self) -> String {
+        match &self.collation {
+            Some(collation) => format!("{} collate {collation}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
+    fn parameter(&self, number: usize) -> String {
+        if self.sql_type.is_empty() {
+            format!("${number}")
+        } else {
+            format!("${number}::text::{}", self.sql_type)
+        }
+    }
+}
+
+/// A unique index, as far as it matters whether rows can be visited by it.
+#[derive(Debug, Default)]
+struct Candidate {
+    primary: bool,
+    names: Vec<String>,
+    columns: Vec<KeyColumn>,
+    descending: Vec<bool>,
+    problems: Vec<String>,
+}
+
+impl Candidate {
+    fn problems(mut self) -> Result<Keyset, Vec<String>> {
+        if self.descending.windows(2).any(|pair| pair[0] != pair[1]) {
+            self.problems.push(format!(
+                "the unique index on {} has columns in opposite directions",
+                self.names.join(", ")
+            ));
+        }
+        if self.problems.is_empty() { Ok(Keyset { columns: self.columns }) } else { Err(self.problems) }
+    }
+}
+
+/// The key of these columns or, where none are named, the table's primary key, else its unique index of the fewest
+/// columns.
+///
+/// # Errors
+///
+/// Why rows can't be visited by it.
+pub(crate) async fn find(
+    connection: &mut PgConnection,
+    table: &str,
+    named: &[String],
+) -> Result<Result<Keyset, Vec<String>>, sqlx::Error> {
+    let mut candidates = candidates(connection, table).await?;
+    if named.is_empty() {
+        candidates.sort_by_key(|candidate| (!candidate.primary, candidate.names.len()));
+        let mut problems = Vec::new();
+        for candidate in candidates {
+            match candidate.problems() {
+                Ok(keyset) => return Ok(Ok(keyset)),
+                Err(more) => problems.extend(more),
+            }
+        }
+        problems.push(
+            "has no unique index over columns that are not null, so there is no order in which its rows could be \
+             visited and each found again: add a primary key"
+                .into(),
+        );
+        return Ok(Err(problems));
+    }
+    let same = |candidate: &Candidate| {
+        candidate.names.len() == named.len() && named.iter().all(|name| candidate.names.contains(name))
+    };
+    if let Some(candidate) = candidates.into_iter().find(same) {
+        return Ok(candidate.problems());
+    }
+    let mut problems = Vec::new();
+    for name in named {
+        let not_null: Option<bool> = unprepared::query_scalar(
+            "select attnotnull from pg_attribute \
+             where attrelid = to_regclass($1) and attname = $2 and attnum > 0 and not attisdropped",
+        )
+        .bind(table)
+        .bind(name)
+        .fetch_optional(&mut *connection)
+        .await?;
+        match not_null {
+            None => problems.push(format!("key column {} does not exist", quote(name))),
+            Some(false) => problems.push(format!("key column {} can be null", quote(name))),
+            Some(true) => {}
+        }
+    }
+    let names = named.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ");
+    problems.push(format!("key {names} has no unique index of its own"));
+    Ok(Err(problems))
+}
+
+async fn candidates(connection: &mut PgConnection, table: &str) -> Result<Vec<Candidate>, sqlx::Error> {
+    let rows = unprepared::query(
+        "select i.indexrelid::bigint as index, i.indisprimary as is_primary, a.attname::text as name, \
+                format_type(a.atttypid, a.atttypmod) as type, a.attnotnull as not_null, \
+                i.indoption[n] & 1 = 1 as descending, c.opcdefault as usual_order, \
+                case when i.indcollation[n] <> a.attcollation then \
+                    (select quote_ident(s.nspname) || '.' || quote_ident(l.collname) from pg_collation l \
+                     join pg_namespace s on s.oid = l.collnamespace where l.oid = i.indcollation[n]) end as collation \
+         from pg_index i \
+         cross join lateral generate_series(0, i.indnkeyatts - 1) as n \
+         join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[n] \
+         join pg_opclass c on c.oid = i.indclass[n] \
+         where i.indrelid = to_regclass($1) and i.indisunique and i.indisvalid and i.indimmediate \
+           and i.indpred is null and i.indexprs is null \
+         order by i.indexrelid, n",
+    )
+    .bind(table)
+    .fetch_all(connection)
+    .await?;
+    let mut candidates = Vec::new();
+    let mut last = None;
+    for row in rows {
+        let index: i64 = row.try_get("index")?;
+        if last.replace(index) != Some(index) {
+            candidates.push(Candidate { primary: row.try_get("is_primary")?, ..Candidate::default() });
+        }
+        let Some(candidate) = candidates.last_mut() else { continue };
+        let name: String = row.try_get("name")?;
+        // The catalog's names may hold anything.
+        let column = KeyColumn {
+            name: quote(&name.replace('"', "\"\"")),
+            sql_type: row.try_get("type")?,
+            collation: row.try_get("collation")?,
+        };
+        if !row.try_get::<bool, _>("not_null")? {
+            candidate.problems.push(format!("key column {} can be null", column.name));
+        }
+        if !row.try_get::<bool, _>("usual_order")? {
+            candidate.problems.push(format!(
+                "the unique index on {} has an operator class that is not its type's usual one",
+                column.name
+            ));
+        }
+        candidate.descending.push(row.try_get("descending")?);
+        candidate.names.push(name);
+        candidate.columns.push(column);
+    }
+    Ok(candidates)
+}

@@ -1,0 +1,56 @@
+use std::time::Duration;
+
+use crate::config::Problem;
+
+/// How long work on the data is cut into batches, each a transaction of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchOptions {
+    /// How long a batch should take, and so how long a writer may have to wait for one of its rows. The number
+    /// of rows follows from it. Default 75 ms.
+    pub target: Duration,
+    /// The fewest rows in a batch. Default 500.
+    pub min_rows: u32,
+    /// The most rows in a batch; one that writes also has no more than every 256th row of the table, or `min_rows`.
+    /// Default 20,000.
+    pub max_rows: u32,
+    /// Into how many ranges of keys the rows are cut, and so how many batches there are at once on all instances
+    /// together. No range is shorter than `max_rows`. Default 4.
+    pub ranges: u16,
+    /// How many batches there are at once on one instance. Every instance of the fleet takes part, and each
+    /// worker needs a connection of the plan's pool. Default 1.
+    pub workers: u16,
+    /// How many rows that can't be mapped are set aside before the work stops. Default 100.
+    pub bad_rows: u32,
+}
+
+impl Default for BatchOptions {
+    fn default() -> Self {
+        Self {
+            target: Duration::from_millis(75),
+            min_rows: 500,
+            max_rows: 20_000,
+            ranges: 4,
+            workers: 1,
+            bad_rows: 100,
+        }
+    }
+}
+
+impl BatchOptions {
+    pub(crate) fn check(&self, problems: &mut Vec<Problem>) {
+        if self.target.is_zero() {
+            problems.push(Problem::new("batches.target", "has to be longer than nothing"));
+        }
+        if self.min_rows == 0 || self.min_rows > self.max_rows {
+            problems.push(Problem::new(
+                "batches.min_rows",
+                format!("{} has to be between 1 and max_rows ({})", self.min_rows, self.max_rows),
+            ));
+        }
+        for (field, number) in [("batches.ranges", self.ranges), ("batches.workers", self.workers)] {
+            if number == 0 || number > 1_000 {
+                problems.push(Problem::new(field, format!("{number} has to be between 1 and 1000")));
+            }
+        }
+    }
+}

@@ -1,0 +1,63 @@
+use sqlx::PgConnection;
+
+use crate::ledger::unprepared;
+
+/// What is dropped at the end of a migration: a table, or a column of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OldSide {
+    /// The table, quoted as in SQL, with its schema where it was named with one.
+    pub table: String,
+    /// The column, as the catalog has it; `None` where the whole table goes.
+    pub column: Option<String>,
+}
+
+impl OldSide {
+    /// What would stand in the way of the drop, or would go with it unasked: everything that refers to the old side but
+    /// for a column's own default, its indexes and constraints that concern no other column, and what a table owns.
+    ///
+    /// `None` where it is not there, or not on the session's `search_path`.
+    pub(crate) async fn dependents(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Option<Vec<String>>, sqlx::Error> {
+        let there: bool = unprepared::query_scalar(
+            "select exists (select from pg_attribute where attrelid = to_regclass($1) and not attisdropped \
+                 and ($2::text is null or attname = $2))",
+        )
+        .bind(&self.table)
+        .bind(&self.column)
+        .fetch_one(&mut *connection)
+        .await?;
+        if !there {
+            return Ok(None);
+        }
+        let query = if self.column.is_some() { OF_COLUMN } else { OF_TABLE };
+        let query = unprepared::query_scalar(query).bind(&self.table).bind(&self.column);
+        query.fetch_all(connection).await.map(Some)
+    }
+}
+
+const OF_COLUMN: &str = "select distinct case when d.classid = 'pg_rewrite'::regclass then \
+            (select pg_describe_object('pg_class'::regclass, r.ev_class, 0) \
+             from pg_rewrite r where r.oid = d.objid) \
+        else pg_describe_object(d.classid, d.objid, d.objsubid) end as name \
+    from pg_attribute a \
+    join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = a.attrelid \
+        and d.refobjsubid = a.attnum \
+    where a.attrelid = to_regclass($1) and a.attname = $2 and not a.attisdropped \
+        and (d.deptype = 'n' or exists ( \
+            select 1 from pg_depend other where other.classid = d.classid and other.objid = d.objid \
+                and other.refclassid = d.refclassid and other.refobjid = d.refobjid \
+                and other.refobjsubid not in (0, a.attnum) and d.classid <> 'pg_attrdef'::regclass)) \
+    order by name";
+
+/// The table's own views of itself, as a foreign key from the table to itself, go with it.
+const OF_TABLE: &str = "select distinct case when d.classid = 'pg_rewrite'::regclass then \
+            (select pg_describe_object('pg_class'::regclass, r.ev_class, 0) \
+             from pg_rewrite r where r.oid = d.objid) \
+        else pg_describe_object(d.classid, d.objid, d.objsubid) end as name \
+    from pg_depend d \
+    left join pg_constraint c on d.classid = 'pg_constraint'::regclass and c.oid = d.objid \
+    where d.refclassid = 'pg_class'::regclass and d.refobjid = to_regclass($1) and $2::text is null \
+        and d.deptype = 'n' and c.conrelid is distinct from d.refobjid \
+    order by name";

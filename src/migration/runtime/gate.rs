@@ -1,0 +1,240 @@
+use std::borrow::Borrow;
+use std::fmt;
+
+use super::atomics::{AtomicU64, Ordering, thread_number};
+use crate::fleet::Lease;
+use crate::migration::phase::{Percent, Phase};
+
+/// What a gate lets through at a moment, packed so that one load reads all of it.
+///
+/// From the low end: 4 bits phase (15: shut), 8 bits ramp percentage, 20 bits generation, 32 bits epoch.
+/// The generation counts how often the gate was shut: a pin from before doesn't count after.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(u64);
+
+const SHUT: u64 = 15;
+pub(crate) const GENERATIONS: u64 = 1 << 20;
+
+impl Word {
+    pub(crate) fn new(epoch: i32, generation: u64, at: Option<(Phase, Percent)>) -> Self {
+        let (phase, ramp) = at.map_or((SHUT, 0), |(phase, ramp)| (phase as u64, u64::from(ramp.get())));
+        Word(u64::from(epoch.unsigned_abs()) << 32 | (generation % GENERATIONS) << 12 | ramp << 4 | phase)
+    }
+
+    pub(crate) fn phase(self) -> Option<Phase> {
+        Phase::from_index((self.0 & 15) as u8)
+    }
+
+    pub(crate) fn ramp(self) -> Percent {
+        Percent::new((self.0 >> 4) as u8).unwrap_or(Percent::ALL)
+    }
+
+    pub(crate) fn generation(self) -> u64 {
+        (self.0 >> 12) % GENERATIONS
+    }
+
+    pub(crate) fn epoch(self) -> i32 {
+        (self.0 >> 32) as i32
+    }
+
+    /// Which of the counters it uses: two for the epochs, because at most two neighbours are in use, and two
+    /// for the generations. What was pinned before the gate was last shut does not hold any more, and nobody
+    /// waits for it: it may hang on a connection that died without a word.
+    fn counter(self) -> usize {
+        (self.0 >> 32 & 1 | self.generation() << 1 & 2) as usize
+    }
+}
+
+/// The operations begun by some of the threads, by [`Word::counter`]. On cache lines of its own, so that
+/// two cores don't pass one back and forth.
+#[repr(align(128))]
+struct Shard([AtomicU64; 4]);
+
+/// Where operations of this instance enter a migration, each at the epoch in use at that moment.
+///
+/// Entering is one load, one counter up and one more load; leaving is one counter down. The second load
+/// makes it exact: whoever counted himself in before the agent looked at his counter is seen by the
+/// acknowledgement, and whoever did so after goes back and enters at the new epoch.
+///
+/// That rests on both of them *changing* the counter, which puts the two changes in an order. Whoever comes
+/// second reads what the first one wrote, and so everything that he did before: either the agent reads the
+/// operation's count, or the operation reads the agent's new word. No stronger ordering is needed.
+pub(crate) struct Gate {
+    word: AtomicU64,
+    shards: Box<[Shard]>,
+    lease: Lease,
+}
+
+impl Gate {
+    pub(crate) fn new(lease: Lease, shards: usize) -> Self {
+        let shard = || Shard(std::array::from_fn(|_| AtomicU64::new(0)));
+        Self {
+            word: AtomicU64::new(Word::new(0, 0, None).0),
+            // A power of two, so that a shard is found without a division.
+            shards: (0..shards.next_power_of_two()).map(|_| shard()).collect(),
+            lease,
+        }
+    }
+
+    fn word(&self) -> Word {
+        Word(self.word.load(Ordering::Acquire))
+    }
+
+    /// The epoch and phase at which operations enter; `None` while the gate is shut.
+    pub(crate) fn at(&self) -> Option<(i32, Phase)> {
+        let word = self.word();
+        word.phase().map(|phase| (word.epoch(), phase))
+    }
+
+    /// Lets operations enter at this epoch from now on. Only the agent calls this.
+    pub(crate) fn open(&self, epoch: i32, phase: Phase, ramp: Percent) {
+        let generation = self.word().generation();
+        self.word.store(Word::new(epoch, generation, Some((phase, ramp))).0, Ordering::Release);
+    }
+
+    /// Lets nobody enter, and makes every pin that is out worthless. Only the agent calls this.
+    pub(crate) fn shut(&self) {
+        let now = self.word();
+        if now.phase().is_none() {
+            // Nobody has entered since. To count on would give the next life the counters of the last one.
+            return;
+        }
+        self.word.store(Word::new(now.epoch(), now.generation() + 1, None).0, Ordering::Release);
+    }
+
+    /// How many operations that still hold are running at epochs older than the current one.
+    pub(crate) fn older_open(&self) -> u64 {
+        let other = self.word().counter() ^ 1;
+        // By adding nothing: a mere load would not put itself in order with the operations' own changes.
+        self.shards.iter().map(|shard| shard.0[other].fetch_add(0, Ordering::AcqRel)).sum()
+    }
+
+    /// Counts the caller in; `None` while the gate is shut.
+    #[inline]
+    fn enter(&self, shard: usize) -> Option<Ticket> {
+        // Never out of bounds: the length is a power of two.
+        let shard = shard & (self.shards.len() - 1);
+        loop {
+            let word = self.word();
+            let phase = word.phase()?;
+            let count = &self.shards[shard].0[word.counter()];
+            count.fetch_add(1, Ordering::AcqRel);
+            if self.word() == word {
+                return Some(Ticket { word, phase, shard });
+            }
+            count.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    #[inline]
+    fn leave(&self, ticket: &Ticket) {
+        self.shards[ticket.shard].0[ticket.word.counter()].fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("at", &self.at()).finish_non_exhaustive()
+    }
+}
+
+struct Ticket {
+    word: Word,
+    phase: Phase,
+    shard: usize,
+}
+
+/// The epoch that one operation runs at, from its beginning to its end.
+///
+/// While a pin is held, its instance doesn't acknowledge the next epoch, so the phase that the pin names stays
+/// valid for the whole operation. Hold it no longer than the operation: a migration waits for it.
+///
+/// A read has to end with [`Pin::holds`] (or go through
+/// [`Migration::read`](super::Migration::read), which does): a process that was paused in the middle may find
+/// that the fleet has moved on without it, and then must not return what it read.
+#[must_use = "an operation is pinned only while this is held"]
+#[derive(Debug)]
+pub struct Pin<'m>(Held<&'m Gate>);
+
+impl<'m> Pin<'m> {
+    #[inline]
+    pub(crate) fn enter(gate: &'m Gate) -> Option<Self> {
+        Held::enter(gate).map(Self)
+    }
+
+    /// The epoch's phase.
+    #[inline]
+    pub fn phase(&self) -> Phase {
+        self.0.phase()
+    }
+
+    /// The epoch.
+    pub fn epoch(&self) -> i32 {
+        self.0.epoch()
+    }
+
+    /// The share of keys to read from the new side in [`Phase::Ramp`].
+    #[inline]
+    pub fn ramp(&self) -> Percent {
+        self.0.ramp()
+    }
+
+    /// Whether this instance was alive in the fleet's eyes all the while, so that what was read may be
+    /// returned.
+    #[inline]
+    pub fn holds(&self) -> bool {
+        self.0.holds()
+    }
+}
+
+/// What a pin is made of, over any way to keep the gate alive.
+pub(crate) struct Held<G: Borrow<Gate>> {
+    gate: G,
+    ticket: Ticket,
+}
+
+impl<G: Borrow<Gate>> Held<G> {
+    /// Enters through `gate`; `None` while it is shut.
+    #[inline]
+    pub(crate) fn enter(gate: G) -> Option<Self> {
+        let ticket = gate.borrow().enter(thread_number())?;
+        Some(Self { gate, ticket })
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        self.gate.borrow()
+    }
+
+    #[inline]
+    pub(crate) fn phase(&self) -> Phase {
+        self.ticket.phase
+    }
+
+    pub(crate) fn epoch(&self) -> i32 {
+        self.ticket.word.epoch()
+    }
+
+    #[inline]
+    pub(crate) fn ramp(&self) -> Percent {
+        self.ticket.word.ramp()
+    }
+
+    #[inline]
+    pub(crate) fn holds(&self) -> bool {
+        let gate = self.gate.borrow();
+        gate.lease.holds() && gate.word().generation() == self.ticket.word.generation()
+    }
+}
+
+impl<G: Borrow<Gate>> Drop for Held<G> {
+    #[inline]
+    fn drop(&mut self) {
+        self.gate.borrow().leave(&self.ticket);
+    }
+}
+
+impl<G: Borrow<Gate>> fmt::Debug for Held<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("epoch", &self.epoch()).field("phase", &self.phase()).finish()
+    }
+}

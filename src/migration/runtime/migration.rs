@@ -1,0 +1,177 @@
+use std::fmt;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::error::Error;
+use super::fence::{FencedPool, Isolation, PinnedTx};
+use super::gate::{Gate, Held, Pin};
+use super::work_metrics::WorkMetrics;
+use crate::fleet::Lease;
+use crate::migration::phase::Phase;
+
+/// How often [`Migration::begin`] tries before it gives up: half a second in all.
+const ATTEMPTS: u32 = 14;
+
+/// One migration as this instance sees it: where operations find out which sides to write and read.
+///
+/// A cheap handle. Nothing here asks the ledger; the epoch is an atomic that a background task keeps.
+#[derive(Clone)]
+pub struct Migration {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    // Changes only while the gate is shut.
+    id: AtomicI32,
+    gate: Arc<Gate>,
+    work: WorkMetrics,
+    note: Mutex<String>,
+}
+
+impl Migration {
+    pub(crate) fn new(name: &str, id: i32, lease: Lease) -> Self {
+        let shards = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
+        let gate = Arc::new(Gate::new(lease, shards));
+        let work = WorkMetrics::new(name);
+        Self {
+            inner: Arc::new(Inner {
+                name: name.to_owned(),
+                id: AtomicI32::new(id),
+                gate,
+                work,
+                note: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The migration's name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// The migration's number in the ledger.
+    pub(crate) fn id(&self) -> i32 {
+        self.inner.id.load(Ordering::SeqCst)
+    }
+
+    /// What this process has done of the migration's work on the data.
+    pub(crate) fn work(&self) -> &WorkMetrics {
+        &self.inner.work
+    }
+
+    /// Says what its work waits for just now, for the driver to write down; empty when it is nothing. Whether that is news.
+    pub(crate) fn note(&self, what: &str) -> bool {
+        let mut note = self.inner.note.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *note != what;
+        what.clone_into(&mut note);
+        is_news
+    }
+
+    /// What was said last.
+    pub(crate) fn noted(&self) -> Option<String> {
+        let note = self.inner.note.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(note.clone()).filter(|note| !note.is_empty())
+    }
+
+    /// Goes by another number from now on. Only the agent calls this, while the gate is shut: what was pinned
+    /// before is refused by the fence under either number.
+    pub(crate) fn renumber(&self, id: i32) {
+        self.inner.id.store(id, Ordering::SeqCst);
+    }
+
+    #[inline]
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.inner.gate
+    }
+
+    /// The epoch and phase at which operations begin at this moment; `None` while this instance is out of the
+    /// fleet. For people to look at: an operation takes a pin.
+    pub fn at(&self) -> Option<(i32, Phase)> {
+        self.inner.gate.at()
+    }
+
+    /// Pins an operation to the current epoch. No allocation, no lock, no query.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInFleet`] while this instance has no lease or has not been admitted.
+    #[inline]
+    pub fn pin(&self) -> Result<Pin<'_>, Error> {
+        Pin::enter(&self.inner.gate).ok_or(Error::NotInFleet)
+    }
+
+    /// Runs a read under a pin and returns what it read only if this instance was in the fleet all the while.
+    ///
+    /// # Errors
+    ///
+    /// The read's own, or [`Error::NotInFleet`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: the pin is given back.
+    pub async fn read<T, E: From<Error>>(
+        &self,
+        read: impl AsyncFnOnce(&Pin<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let pin = self.pin()?;
+        let value = read(&pin).await?;
+        if pin.holds() { Ok(value) } else { Err(Error::NotInFleet.into()) }
+    }
+
+    /// Begins a transaction at the current epoch, with the fence in the same round trip as `BEGIN`.
+    ///
+    /// `pool` is a `sqlx::PgPool` or, with the cargo feature `deadpool`, a `deadpool_postgres::Pool`.
+    ///
+    /// A refusal because the migration has just moved on is no error: the transaction is begun again at the new
+    /// epoch, a few times at most. Nothing of the caller's has run by then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInFleet`], [`Error::Database`], and the fence's refusals when they don't end.
+    ///
+    /// # Cancel safety
+    ///
+    /// Safe: a transaction that nobody waits for any more is rolled back.
+    pub async fn begin<P: FencedPool>(&self, pool: &P) -> Result<PinnedTx<P::Transaction>, Error> {
+        self.begin_isolated(pool, Isolation::default()).await
+    }
+
+    /// Like [`Migration::begin`], at an isolation level.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`].
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Migration::begin`].
+    pub async fn begin_isolated<P: FencedPool>(
+        &self,
+        pool: &P,
+        isolation: Isolation,
+    ) -> Result<PinnedTx<P::Transaction>, Error> {
+        let mut attempt = 1;
+        loop {
+            let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
+            match PinnedTx::begin(pool, isolation, self, pin).await.map_err(Error::or_refusal) {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    // The next epoch is on its way to this instance already.
+                    tokio::time::sleep(Duration::from_millis(5) * attempt).await;
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Migration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Migration")
+            .field("name", &self.name())
+            .field("at", &self.at())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,17 @@
+//! What a request touches: the gate, the [`Migration`] handle, the fence and pinned transactions.
+
+mod atomics;
+mod error;
+mod fence;
+mod gate;
+#[cfg(test)]
+mod gate_tests;
+mod migration;
+mod work_metrics;
+
+pub use error::{Error, is_retryable};
+#[cfg(feature = "deadpool")]
+pub use fence::DeadpoolTx;
+pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
+pub use gate::Pin;
+pub use migration::Migration;

@@ -1,0 +1,127 @@
+use std::time::Duration;
+
+use prometheus::{CounterVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// The kinds of long work, as the ledger names them.
+const KINDS: [&str; 3] = ["backfill", "reverse_backfill", "scan"];
+
+/// Long work on the data: what this process has done of it and how much there is. The rate is
+/// `rate(migration_rows_done_total[1m])`, summed over the fleet.
+pub(crate) struct WorkMetrics {
+    families: Option<Families>,
+}
+
+struct Families {
+    done: IntCounterVec,
+    total: IntGaugeVec,
+    held: CounterVec,
+    shadow: IntCounterVec,
+}
+
+impl WorkMetrics {
+    pub(crate) fn new(migration: &str) -> Self {
+        let described = |name, help| Opts::new(name, help).const_label("migration", migration);
+        let done = IntCounterVec::new(
+            described("migration_rows_done_total", "Rows that this process has copied or compared."),
+            &["kind"],
+        );
+        let total = IntGaugeVec::new(
+            described(
+                "migration_rows",
+                "Rows that the latest work of this kind has to see, over the whole fleet.",
+            ),
+            &["kind"],
+        );
+        let held = CounterVec::new(
+            described(
+                "migration_held_seconds_total",
+                "Time in which the throttle held this process's work up.",
+            ),
+            &["kind", "reason"],
+        );
+        let shadow = IntCounterVec::new(
+            described(
+                "migration_shadow_reads_total",
+                "Reads of this process that were compared between both sides.",
+            ),
+            &["outcome"],
+        );
+        let families = match (done, total, held, shadow) {
+            (Ok(done), Ok(total), Ok(held), Ok(shadow)) => Some(Families { done, total, held, shadow }),
+            _ => None,
+        };
+        if let Some(Families { done, total, shadow, .. }) = &families {
+            for outcome in ["same", "different", "error", "dropped"] {
+                shadow.with_label_values(&[outcome]);
+            }
+            for kind in KINDS {
+                done.with_label_values(&[kind]);
+                total.with_label_values(&[kind]);
+            }
+        }
+        Self { families }
+    }
+
+    pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
+        if let Some(Families { done, total, held, shadow }) = &self.families {
+            registry.register(Box::new(shadow.clone()))?;
+            registry.register(Box::new(done.clone()))?;
+            registry.register(Box::new(total.clone()))?;
+            registry.register(Box::new(held.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// A batch was committed.
+    pub(crate) fn did(&self, kind: &str, rows: i64) {
+        if let Some(Families { done, .. }) = &self.families {
+            done.with_label_values(&[kind]).inc_by(u64::try_from(rows).unwrap_or(0));
+        }
+    }
+
+    /// So many rows there are.
+    pub(crate) fn expects(&self, kind: &str, rows: i64) {
+        if let Some(Families { total, .. }) = &self.families {
+            total.with_label_values(&[kind]).set(rows);
+        }
+    }
+
+    /// A read was compared: `same`, `different`, `error`, or `dropped` before it was.
+    pub(crate) fn compared(&self, outcome: &str) {
+        if let Some(Families { shadow, .. }) = &self.families {
+            shadow.with_label_values(&[outcome]).inc();
+        }
+    }
+
+    /// The throttle held it up for so long.
+    pub(crate) fn held(&self, kind: &str, reason: &str, time: Duration) {
+        if let Some(Families { held, .. }) = &self.families {
+            held.with_label_values(&[kind, reason]).inc_by(time.as_secs_f64());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_migrations_are_in_one_registry_and_begin_at_zero() {
+        let registry = Registry::new();
+        for name in ["one", "other"] {
+            WorkMetrics::new(name).register(&registry).expect("new");
+        }
+        let work = WorkMetrics::new("third");
+        work.register(&registry).expect("new");
+        work.did("scan", 7);
+        work.expects("scan", 70);
+        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+        for line in [
+            "migration_rows_done_total{kind=\"backfill\",migration=\"one\"} 0",
+            "migration_rows_done_total{kind=\"scan\",migration=\"third\"} 7",
+            "migration_rows{kind=\"scan\",migration=\"third\"} 70",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Changes of the schema under load: DDL, index builds and the guard trigger.
+
+mod alter;
+pub(super) mod guard;
+pub(super) mod index;
+mod index_definition;
+
+pub(super) use alter::{alter, rearm};
+pub(super) use guard::Trap;
+pub(super) use index_definition::Index;
