@@ -17,12 +17,12 @@ impl Problem {
 
 /// A plan whose description makes no sense, with every reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct InvalidPlan {
+pub struct ConfigError {
     /// What is wrong, field by field.
     pub problems: Vec<Problem>,
 }
 
-impl fmt::Display for InvalidPlan {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Problem { field, problem }) in self.problems.iter().enumerate() {
             let separator = if index == 0 { "" } else { "; " };

@@ -15,6 +15,6 @@ pub mod release;
 #[cfg(feature = "redis")]
 pub mod session;
 
-pub use config::{InvalidPlan, Problem};
+pub use config::{ConfigError, Problem};
 pub use cutover_macros::dual_write;
 pub use front::{Cutover, Instance, StartError};

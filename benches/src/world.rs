@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
-use cutover::migration::{Agent, DriverOptions, Migration, Spec};
+use cutover::migration::{Agent, DriverOptions, Migration, MigrationSpec};
 use cutover::migration::{Phase, PhaseRange};
 use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, wait_until};
@@ -29,7 +29,7 @@ impl Instance {
         let release = Release::new("bench", "stable")?.with_instance(&name)?;
         let health = Health::new();
         let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
-        let spec = Spec::new("bench", PhaseRange::FULL).soak(Duration::ZERO);
+        let spec = MigrationSpec::new("bench", PhaseRange::FULL).soak(Duration::ZERO);
         let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
         let migration = agent.migration("bench").context("declared")?;
         Ok(Self { migration, _agent: agent })
@@ -46,13 +46,13 @@ impl Instance {
             sqlx::query(scanned).execute(ledger).await?;
             let open = "select count(*) from cutover.epochs where drained_at is null";
             let open: i64 = sqlx::query_scalar(open).fetch_one(ledger).await?;
-            anyhow::Ok(self.migration.at().is_some_and(|at| at.1 == phase) && open == 1)
+            anyhow::Ok(self.migration.current().is_some_and(|at| at.1 == phase) && open == 1)
         };
         Ok(wait_until(&format!("arrival at {wish}"), LIMIT, arrived).await?)
     }
 
     pub(crate) async fn at(&self, phase: Phase) -> Result<()> {
-        let arrived = async || anyhow::Ok(self.migration.at().is_some_and(|at| at.1 == phase));
+        let arrived = async || anyhow::Ok(self.migration.current().is_some_and(|at| at.1 == phase));
         Ok(wait_until(&format!("arrival at {phase}"), LIMIT, arrived).await?)
     }
 }

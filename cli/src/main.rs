@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use cutover::ledger::Ledger;
 use cutover::migration::admin::{
-    AskError, approve, desire, history, pause_work, plan, repairs, report, resume_work, retry_repairs,
+    AdminError, approve, history, pause_work, plan, repairs, report, resume_work, retry_repairs, set_phase,
     strangers, unrepaired,
 };
 use cutover::migration::{Desired, Phase};
@@ -173,7 +173,7 @@ async fn main() -> ExitCode {
     }
     match run(&arguments, options).await {
         Ok(code) => code,
-        Err(AskError::Ledger(error)) => {
+        Err(AdminError::Ledger(error)) => {
             complain(&format!("cutover: {error}"));
             ExitCode::from(3)
         }
@@ -192,7 +192,7 @@ fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
     url.parse().map_err(|error: sqlx::Error| error.to_string())
 }
 
-async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCode, AskError> {
+async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCode, AdminError> {
     if let Command::Install { grant_to } = &arguments.command {
         let ledger = Ledger::open(options).await?;
         if let Some(role) = grant_to {
@@ -220,7 +220,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
             say(arguments, &reports, || reports.iter().map(text::explain).collect());
         }
         Command::Desired { migration, phase } => {
-            desire(&ledger, migration, *phase, &arguments.actor).await?;
+            set_phase(&ledger, migration, *phase, &arguments.actor).await?;
             say(arguments, &phase.to_string(), || format!("{migration}: asked for {phase}\n"));
         }
         Command::Approve { migration, reason } => {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use cutover::ledger::Ledger;
 use cutover::migration::admin::{
-    AskError, Difference, MigrationReport, PlanReport, approve, desire, differences, plan, report,
+    AdminError, Difference, MigrationReport, PlanReport, approve, differences, plan, report, set_phase,
 };
 use cutover::migration::{Desired, Phase};
 use serde::Serialize;
@@ -52,7 +52,7 @@ pub(crate) async fn contract(
     arguments: &Arguments,
     go: &Move,
     reason: &str,
-) -> Result<ExitCode, AskError> {
+) -> Result<ExitCode, AdminError> {
     let is_ahead = plan(ledger, &go.migration, Phase::Contract).await?.phase == Phase::Retire.name();
     if is_ahead && !go.dry_run {
         approve(ledger, &go.migration, &arguments.actor, reason).await?;
@@ -66,7 +66,7 @@ pub(crate) async fn run(
     arguments: &Arguments,
     go: &Move,
     to: Phase,
-) -> Result<ExitCode, AskError> {
+) -> Result<ExitCode, AdminError> {
     let now = plan(ledger, &go.migration, to).await?;
     let from: Phase = now.phase.parse().unwrap_or(Phase::Off);
     if let Some(refusal) = out_of_turn(&go.migration, from, to) {
@@ -95,7 +95,7 @@ pub(crate) async fn run(
     let mut interrupt = tokio::spawn(tokio::signal::ctrl_c());
     // In the phase already, it may be about to go back.
     if elsewhere.is_none() && (from != to || turned_back(&now, to).is_some()) {
-        desire(ledger, &go.migration, to.into(), &arguments.actor).await?;
+        set_phase(ledger, &go.migration, to.into(), &arguments.actor).await?;
     }
     if go.no_wait {
         say(arguments, &to.name(), || format!("{}: asked for {to}\n", go.migration));

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::complain;
 use super::print;
 use clap::Args;
-use cutover::migration::Spec;
+use cutover::migration::MigrationSpec;
 use cutover::migration::{Phase, PhaseRange};
 use cutover::preflight::Preflight;
 use sqlx::postgres::PgConnectOptions;
@@ -61,7 +61,8 @@ impl FromStr for Range {
 
 /// Exit status 0 for no problem, 1 for some, 2 for arguments that can't be used.
 pub(crate) async fn run(arguments: Arguments, options: PgConnectOptions, json: bool) -> ExitCode {
-    let specs = arguments.ranges.into_iter().map(|Range(name, range)| Spec::new(name, range)).collect();
+    let specs =
+        arguments.ranges.into_iter().map(|Range(name, range)| MigrationSpec::new(name, range)).collect();
     let mut preflight =
         Preflight::new().ledger(options, arguments.fleet, specs).budget(arguments.pool, arguments.instances);
     if let Some(url) = arguments.redis_url {

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use cutover::migration::admin::{
-    Difference, Event, InstanceReport, MigrationReport, PlanReport, RepairReport, StrangerReport, WorkReport,
+    Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, PlanReport, RepairReport,
+    WorkReport,
 };
 
 pub(crate) fn status(reports: &[MigrationReport]) -> String {
@@ -119,7 +120,7 @@ pub(crate) fn progress(work: &WorkReport) -> String {
         None if work.finished => format!("done in {}", age(work.seconds)),
         None => "starting".into(),
     };
-    let held = work.held_by.as_ref().filter(|_| !work.finished);
+    let held = work.throttled_by.as_ref().filter(|_| !work.finished);
     let held = held.map(|why| format!("; held up: {why}")).unwrap_or_default();
     format!(
         "{}: {} of {} rows, {} changed, {} differ, {rate:.0} rows/s, {end}{held}",
@@ -224,7 +225,7 @@ pub(crate) fn repairs(rows: &[RepairReport]) -> String {
     table(&["migration", "side", "key", "since", "tries", "next try", "error"], &cells)
 }
 
-pub(crate) fn strangers(seen: &[StrangerReport]) -> String {
+pub(crate) fn strangers(seen: &[ExternalWriteReport]) -> String {
     if seen.is_empty() {
         return "nobody has written past the library\n".into();
     }

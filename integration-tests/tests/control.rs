@@ -6,7 +6,7 @@ use std::time::Duration;
 use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
-use cutover::migration::{Agent, DriverOptions, Error, Isolation, Migration, Spec};
+use cutover::migration::{Agent, DriverOptions, Error, Isolation, Migration, MigrationSpec};
 use cutover::migration::{Phase, PhaseRange};
 use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, wait_until};
@@ -24,14 +24,14 @@ struct Instance {
 }
 
 impl Instance {
-    async fn start(url: &str, name: &str, specs: Vec<Spec>) -> Self {
+    async fn start(url: &str, name: &str, specs: Vec<MigrationSpec>) -> Self {
         Self::with(url, name, specs, FleetOptions::default(), DriverOptions::default()).await
     }
 
     async fn with(
         url: &str,
         name: &str,
-        specs: Vec<Spec>,
+        specs: Vec<MigrationSpec>,
         options: FleetOptions,
         driver: DriverOptions,
     ) -> Self {
@@ -50,9 +50,11 @@ impl Instance {
     async fn at(&self, phase: Phase) {
         let migration = self.migration();
         let what = format!("an instance is in {phase}");
-        wait_until(&what, LIMIT, async || Ok::<_, Error>(migration.at().is_some_and(|at| at.1 == phase)))
-            .await
-            .unwrap();
+        wait_until(&what, LIMIT, async || {
+            Ok::<_, Error>(migration.current().is_some_and(|at| at.1 == phase))
+        })
+        .await
+        .unwrap();
     }
 
     async fn ready(&self, ready: bool) {
@@ -61,12 +63,12 @@ impl Instance {
     }
 }
 
-fn full() -> Vec<Spec> {
-    vec![Spec::new(NAME, PhaseRange::FULL)]
+fn full() -> Vec<MigrationSpec> {
+    vec![MigrationSpec::new(NAME, PhaseRange::FULL)]
 }
 
-fn range(lowest: Phase, highest: Phase) -> Vec<Spec> {
-    vec![Spec::new(NAME, PhaseRange::new(lowest..=highest).unwrap())]
+fn range(lowest: Phase, highest: Phase) -> Vec<MigrationSpec> {
+    vec![MigrationSpec::new(NAME, PhaseRange::new(lowest..=highest).unwrap())]
 }
 
 /// A person at a prompt.
@@ -222,7 +224,7 @@ async fn a_snapshot_from_before_the_close_can_not_pass_the_fence() {
     a.at(Phase::Off).await;
     let person = Person::new(&url).await;
     for isolation in ["repeatable read", "serializable"] {
-        let from = a.migration().at().unwrap();
+        let from = a.migration().current().unwrap();
         let to = if from.1 == Phase::Off { "expand" } else { "off" };
         let mut paused = PgConnection::connect(&url).await.unwrap();
         sqlx::raw_sql(sqlx::AssertSqlSafe(format!("begin isolation level {isolation}; select 1")))

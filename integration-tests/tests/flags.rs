@@ -6,8 +6,8 @@ use std::{str::FromStr, sync::Arc, time::Duration};
 
 use cutover::Cutover;
 use cutover::flags::{
-    Backup, Decisions, FileBackup, Flag, Flags, Gap, Lack, PostgresBackup, RedisBackup, Subject, Switch,
-    UnleashOptions,
+    Backup, Decisions, FileBackup, Flag, FlagProblem, FlagProblemKind, Flags, PostgresBackup, RedisBackup,
+    Subject, Switch, UnleashOptions,
 };
 use cutover::ledger::Ledger;
 use cutover::release::Release;
@@ -56,7 +56,7 @@ async fn a_rollout_a_phase_and_an_outage() {
     assert_eq!(flags.switch("payment-nothing"), Switch::Off);
     assert_eq!(
         flags.coverage(["payment-new-flow", "payment-nothing"]),
-        [Gap { flag: "payment-nothing".into(), lack: Lack::Missing }]
+        [FlagProblem { flag: "payment-nothing".into(), kind: FlagProblemKind::Missing }]
     );
 
     // A share of the users, always the same ones, and a request keeps what it had.
@@ -115,9 +115,9 @@ async fn a_rollout_a_phase_and_an_outage() {
 
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
     for part in [
-        r#"feature_flag_decisions_total{enabled="true",flag="payment-new-flow",version="stable"}"#,
-        r#"feature_flags_fetches_total{result="failed"}"#,
-        "feature_flags_last_success_timestamp_seconds",
+        r#"cutover_flag_decisions_total{enabled="true",flag="payment-new-flow",version="stable"}"#,
+        r#"cutover_flag_fetches_total{result="failed"}"#,
+        "cutover_flags_last_success_timestamp_seconds",
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
@@ -156,11 +156,15 @@ async fn the_last_counts_reach_the_server_and_gaps_are_found() {
     assert!(!flags.decide(&Flag::new("old", false), &nobody));
 
     let declared = ["payment-new-flow", "old", "gone", "never"];
-    let gap = |flag: &str, lack| Gap { flag: flag.into(), lack };
-    assert_eq!(flags.coverage(declared), [gap("never", Lack::Missing)]);
+    let gap = |flag: &str, kind| FlagProblem { flag: flag.into(), kind };
+    assert_eq!(flags.coverage(declared), [gap("never", FlagProblemKind::Missing)]);
     admin.mark_stale("old").await.unwrap();
     admin.archive("gone").await.unwrap();
-    let gaps = [gap("old", Lack::Stale), gap("gone", Lack::Missing), gap("never", Lack::Missing)];
+    let gaps = [
+        gap("old", FlagProblemKind::Stale),
+        gap("gone", FlagProblemKind::Missing),
+        gap("never", FlagProblemKind::Missing),
+    ];
     until("the gaps", || flags.coverage(declared) == gaps).await;
 
     tokio::time::timeout(LIMIT, flags.close()).await.unwrap();
@@ -204,7 +208,7 @@ async fn a_new_instance_starts_right_while_unleash_is_away() {
     };
     let counted = |registry: &prometheus::Registry, result: &str| {
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
-        text.contains(&format!("feature_flags_backups_total{{result=\"{result}\"}} 1\n"))
+        text.contains(&format!("cutover_flag_backups_total{{result=\"{result}\"}} 1\n"))
     };
 
     let mut before = Vec::new();

@@ -7,8 +7,8 @@ use std::time::Duration;
 use cutover::fleet::{Fleet, FleetOptions, Membership};
 use cutover::health::Health;
 use cutover::ledger::{Ledger, LedgerError, SCHEMA_VERSION};
-use cutover::migration::admin::{AskError, approve, desire};
-use cutover::migration::{Agent, DriverOptions, Spec};
+use cutover::migration::admin::{AdminError, approve, set_phase};
+use cutover::migration::{Agent, DriverOptions, MigrationSpec};
 use cutover::migration::{Phase, PhaseRange};
 use cutover::release::Release;
 use cutover_testkit::{PgBouncer, Postgres, PostgresOptions, if_installed, wait_until};
@@ -56,7 +56,13 @@ async fn join(url: &str, name: &str, health: &Health, options: FleetOptions) -> 
 
 async fn agent(url: &str, name: &str, health: &Health) -> Result<Agent, LedgerError> {
     let fleet = join(url, name, health, FleetOptions::default()).await?;
-    Agent::start(fleet, vec![Spec::new("status", PhaseRange::FULL)], DriverOptions::default(), health).await
+    Agent::start(
+        fleet,
+        vec![MigrationSpec::new("status", PhaseRange::FULL)],
+        DriverOptions::default(),
+        health,
+    )
+    .await
 }
 
 /// As many processes do that start at once.
@@ -114,12 +120,12 @@ async fn an_older_ledger_is_upgraded_and_keeps_what_it_has_and_whom_it_serves() 
     execute(&url, "grant all on all tables in schema cutover to app").await?;
     for refused in [
         open(&as_role(&url, "app")).await.map(drop),
-        Ledger::could_install(&as_role(&url, "app").parse()?).await,
+        Ledger::can_install(&as_role(&url, "app").parse()?).await,
     ] {
         let error = refused.expect_err("refused");
         assert!(matches!(&error, LedgerError::NotUpgraded { role, found: 1 } if role == "app"), "{error}");
     }
-    Ledger::could_install(&url.parse()?).await?;
+    Ledger::can_install(&url.parse()?).await?;
     assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, 1);
 
     open_at_once(&url, 8).await?;
@@ -191,9 +197,9 @@ async fn a_role_without_ddl_rights_is_enough_for_a_whole_walk() -> Outcome {
     let (_a, _b) = (agent(&app, "a", &health).await?, agent(&app, "b", &other).await?);
     // As that role, too.
     let people = Ledger::existing(app.parse()?).await?;
-    desire(&people, "status", Phase::Backfill.into(), "me").await?;
+    set_phase(&people, "status", Phase::Backfill.into(), "me").await?;
     until(&url, "select phase = 'backfill' from cutover.migrations").await?;
-    desire(&people, "status", Phase::Off.into(), "me").await?;
+    set_phase(&people, "status", Phase::Off.into(), "me").await?;
     until(&url, "select phase = 'off' from cutover.migrations").await?;
     for forbidden in [
         "create table cutover.more (x int)",
@@ -337,22 +343,22 @@ async fn what_makes_no_sense_is_refused_with_what_would() -> Outcome {
     let start = async |specs, options| {
         Agent::start(fleet.clone(), specs, options, &health).await.expect_err("refused")
     };
-    let spec = |name: &str| Spec::new(name, PhaseRange::FULL);
+    let spec = |name: &str| MigrationSpec::new(name, PhaseRange::FULL);
     let error = start(vec![spec("x"), spec("x")], DriverOptions::default()).await.to_string();
     assert!(error.contains("migration.name") && error.contains("twice"), "{error}");
     let error = start(vec![spec("")], DriverOptions::default()).await.to_string();
     assert!(error.contains("1 to 63"), "{error}");
-    let hasty = DriverOptions { term: Duration::ZERO, ..DriverOptions::default() };
+    let hasty = DriverOptions { leadership_lease: Duration::ZERO, ..DriverOptions::default() };
     let error = start(vec![spec("x")], hasty).await.to_string();
     assert!(error.contains("driver.term") && error.contains("2s"), "{error}");
     assert_eq!(ask::<i64>(&url, "select count(*) from cutover.migrations").await?, 0);
 
     execute(&url, STATE).await?;
     let ledger = open(&url).await?;
-    let error = desire(&ledger, "stauts", Phase::Ramp.into(), "me").await.expect_err("refused");
+    let error = set_phase(&ledger, "stauts", Phase::Ramp.into(), "me").await.expect_err("refused");
     assert!(error.to_string().contains("there are shop/status"), "{error}");
     let error = approve(&ledger, "status", "me", "").await.expect_err("refused");
-    assert!(matches!(&error, AskError::NotInRetire { phase, .. } if phase == "expand"), "{error}");
+    assert!(matches!(&error, AdminError::NotInRetire { phase, .. } if phase == "expand"), "{error}");
     let untouched = "select count(*) = 0 from cutover.approvals, cutover.history";
     assert!(ask::<bool>(&url, untouched).await?);
     assert!(ask::<bool>(&url, "select desired is null from cutover.migrations").await?);
@@ -402,7 +408,7 @@ async fn an_instance_goes_on_after_the_ledger_forgot_its_migration() -> Outcome 
     let health = Health::new();
     let agent = agent(&url, "a", &health).await?;
     let migration = agent.migration("status").expect("declared");
-    wait_until("admitted", LIMIT, async || Ok::<_, LedgerError>(migration.at().is_some())).await?;
+    wait_until("admitted", LIMIT, async || Ok::<_, LedgerError>(migration.current().is_some())).await?;
     let pin = migration.pin()?;
     // As after a failover to a standby that had none of it, where another migration got the number.
     execute(

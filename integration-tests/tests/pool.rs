@@ -13,7 +13,7 @@ use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
 use cutover::metrics::Metrics;
-use cutover::pool::{Admission, ConnectionShare, PoolGuard, ShareError, ShareOptions, Waits};
+use cutover::pool::{Admission, ConnectionShare, PoolGuard, PoolWaitMetrics, ShareError, ShareOptions};
 use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, wait_until};
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -48,12 +48,13 @@ async fn fleet(url: &str, name: &str, health: &Health) -> Fleet {
 async fn pod(url: &str, name: &str) -> Result<Pod, ShareError> {
     let health = Health::default();
     let fleet = fleet(url, name, &health).await;
-    let wanted = ShareOptions { highest: 12, start_within: LIMIT, ..ShareOptions::default() };
+    let wanted = ShareOptions { max_connections: 12, start_within: LIMIT, ..ShareOptions::default() };
     let share = ConnectionShare::lease(&fleet, &wanted);
     let options = PgPoolOptions::new().acquire_timeout(LIMIT);
     let (pool, guard) = share.await?.sqlx(options, url.parse().unwrap()).await?;
     let metrics = Metrics::new(fleet.release()).unwrap();
-    let admission = guard.admission(Duration::from_secs(2), Waits::register(&metrics, "postgres").unwrap());
+    let admission =
+        guard.admission(Duration::from_secs(2), PoolWaitMetrics::register(&metrics, "postgres").unwrap());
     Ok(Pod { fleet, pool, guard, admission, _health: health })
 }
 
@@ -136,8 +137,12 @@ async fn an_instances_own_connections_to_the_ledger_count_once() -> Outcome {
     let options = url.parse::<sqlx::postgres::PgConnectOptions>()?.application_name("cutover own");
     let ledger = Ledger::open(options).await?;
     let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
-    let options =
-        ShareOptions { lowest: 40, highest: 40, start_within: Duration::ZERO, ..ShareOptions::default() };
+    let options = ShareOptions {
+        min_connections: 40,
+        max_connections: 40,
+        start_within: Duration::ZERO,
+        ..ShareOptions::default()
+    };
     let error = ConnectionShare::lease(&fleet, &options).await.unwrap_err().to_string();
     assert!(error.contains("others use 0"), "{error}");
     Ok(())
@@ -190,8 +195,12 @@ async fn a_server_that_is_too_small_is_an_error_with_the_numbers() -> Outcome {
     let postgres = server(20).await;
     let health = Health::default();
     let fleet = fleet(&postgres.admin_url(), "big", &health).await;
-    let options =
-        ShareOptions { lowest: 30, highest: 30, start_within: Duration::ZERO, ..ShareOptions::default() };
+    let options = ShareOptions {
+        min_connections: 30,
+        max_connections: 30,
+        start_within: Duration::ZERO,
+        ..ShareOptions::default()
+    };
     let error = ConnectionShare::lease(&fleet, &options).await.unwrap_err().to_string();
     // 20 less 3 reserved, 5 beside the pool and 3 spare.
     assert!(
@@ -264,8 +273,12 @@ async fn the_limits_of_a_role_and_of_a_database_are_limits_too() -> Outcome {
     ] {
         sqlx::query(statement).execute(&mut session).await?;
     }
-    let wish =
-        || ShareOptions { lowest: 30, highest: 30, start_within: Duration::ZERO, ..ShareOptions::default() };
+    let wish = || ShareOptions {
+        min_connections: 30,
+        max_connections: 30,
+        start_within: Duration::ZERO,
+        ..ShareOptions::default()
+    };
     let health = Health::default();
     let app = fleet(&url.replace("postgres@", "app@"), "app", &health).await;
     let error = ConnectionShare::lease(&app, &wish()).await.unwrap_err().to_string();
@@ -284,7 +297,8 @@ async fn as_a_layer_admission_answers_503_before_the_pools_queue() -> Outcome {
     let postgres = server(40).await;
     let pod = pod(&postgres.admin_url(), "pod").await?;
     let metrics = Metrics::new(pod.fleet.release())?;
-    let admission = pod.guard.admission(Duration::from_millis(200), Waits::register(&metrics, "postgres")?);
+    let admission =
+        pod.guard.admission(Duration::from_millis(200), PoolWaitMetrics::register(&metrics, "postgres")?);
     let (pool, gate) = (pod.pool.clone(), Arc::new(tokio::sync::Semaphore::new(0)));
     let handler = {
         let gate = Arc::clone(&gate);
@@ -318,7 +332,7 @@ async fn a_deadpool_follows_its_share_as_well() -> Outcome {
     let url = postgres.admin_url();
     let health = Health::default();
     let own = fleet(&url, "dead", &health).await;
-    let wanted = ShareOptions { highest: 12, start_within: LIMIT, ..ShareOptions::default() };
+    let wanted = ShareOptions { max_connections: 12, start_within: LIMIT, ..ShareOptions::default() };
     let share = ConnectionShare::lease(&own, &wanted).await?;
     let (pool, guard) = share.deadpool(url.parse()?, tokio_postgres::NoTls)?;
     assert_eq!(pool.status().max_size, 12);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
-use cutover::migration::admin::desire;
-use cutover::migration::{Agent, DriverOptions, Error, Migration, Spec};
+use cutover::migration::admin::set_phase;
+use cutover::migration::{Agent, DriverOptions, Error, Migration, MigrationSpec};
 use cutover::migration::{Desired, Phase, PhaseRange};
 use cutover::release::Release;
 use cutover_testkit::{Postgres, wait_until};
@@ -22,7 +22,7 @@ async fn instance(ledger: &Ledger, fleet: &str, name: &str, migrations: &[&str])
     let release = Release::new(fleet, "stable")?.with_instance(name)?;
     let health = Health::new();
     let fleet = Fleet::join(ledger.clone(), &release, FleetOptions::default(), &health).await?;
-    let specs = migrations.iter().map(|name| Spec::new(*name, PhaseRange::FULL)).collect();
+    let specs = migrations.iter().map(|name| MigrationSpec::new(*name, PhaseRange::FULL)).collect();
     Ok(Agent::start(fleet, specs, DriverOptions::default(), &health).await?)
 }
 
@@ -31,12 +31,12 @@ fn named(agent: &Agent, name: &str) -> Outcome<Migration> {
 }
 
 async fn at(migrations: &[Migration], phase: Phase) -> Outcome {
-    let all = async || Ok::<_, Error>(migrations.iter().all(|m| m.at().is_some_and(|at| at.1 == phase)));
+    let all = async || Ok::<_, Error>(migrations.iter().all(|m| m.current().is_some_and(|at| at.1 == phase)));
     Ok(wait_until(&format!("all in {phase}"), LIMIT, all).await?)
 }
 
 async fn wants(ledger: &Ledger, migration: &str, phase: Phase) -> Outcome {
-    Ok(desire(ledger, migration, Desired::from(phase), "test").await?)
+    Ok(set_phase(ledger, migration, Desired::from(phase), "test").await?)
 }
 
 /// Somebody who looks into the ledger.
@@ -65,7 +65,7 @@ async fn a_hundred_instances_agree_on_every_step_over_a_handful_of_connections()
     };
     let others = async || Ok::<_, sqlx::Error>(acknowledged().await? == COUNT as i64 - 1);
     wait_until("all others acknowledge", LIMIT, others).await?;
-    assert_eq!(migrations[0].at().ok_or("in the fleet")?.1, Phase::Expand);
+    assert_eq!(migrations[0].current().ok_or("in the fleet")?.1, Phase::Expand);
     drop(pin);
     at(&migrations, Phase::Backfill).await?;
     let connections: i64 = sqlx::query_scalar(
@@ -115,10 +115,10 @@ async fn fleets_in_one_database_and_databases_of_one_service_are_apart() -> Outc
     let _pins = (invoices.pin()?, archive.pin()?);
     wants(&first, "orders/m", Phase::Backfill).await?;
     at(&all[..1], Phase::Backfill).await?;
-    assert_eq!(invoices.at().ok_or("in the fleet")?.1, Phase::Off);
-    assert_eq!(archive.at().ok_or("in the fleet")?.1, Phase::Off);
+    assert_eq!(invoices.current().ok_or("in the fleet")?.1, Phase::Off);
+    assert_eq!(archive.current().ok_or("in the fleet")?.1, Phase::Off);
     wants(&second, "m", Phase::Expand).await?;
     at(&all[2..], Phase::Expand).await?;
-    assert_eq!(invoices.at().ok_or("in the fleet")?.1, Phase::Off);
+    assert_eq!(invoices.current().ok_or("in the fleet")?.1, Phase::Off);
     Ok(())
 }

@@ -10,7 +10,7 @@ use axum::{
     http::{Request, StatusCode, header},
     routing::get,
 };
-use cutover::session::{Keep, RedisStore, RedisStoreOptions, SameKey};
+use cutover::session::{ConflictPolicy, PreserveUnknown, RedisStore, RedisStoreOptions};
 use cutover_testkit::{Gate, KitError, Redis, wait_until};
 use deadpool_redis::{Pool, redis::cmd};
 use serde::{Deserialize, Serialize};
@@ -158,7 +158,7 @@ async fn two_saves_at_once_lose_nothing() {
 async fn two_changes_of_one_key_are_not_both_accepted() {
     let redis = Redis::start().await.unwrap();
     let refuse = store(&redis);
-    let last_wins = RedisStoreOptions { same_key: SameKey::LastWins, ..RedisStoreOptions::default() };
+    let last_wins = RedisStoreOptions { same_key: ConflictPolicy::LastWins, ..RedisStoreOptions::default() };
     let last_wins = RedisStore::new(pool(&redis), last_wins).unwrap();
     let mut made = record(json!({"visits": 1}));
     refuse.create(&mut made).await.unwrap();
@@ -194,7 +194,7 @@ async fn an_older_build_keeps_what_a_newer_one_wrote() {
     // Build N writes a field, a key, and one more field into the envelope.
     let at_n = session(None, &newer);
     let cart = NewCart { items: 1, coupon: Some("SPRING".into()) };
-    at_n.insert("cart", Keep::new(cart)).await.unwrap();
+    at_n.insert("cart", PreserveUnknown::new(cart)).await.unwrap();
     at_n.insert("locale", "de").await.unwrap();
     at_n.save().await.unwrap();
     let id = at_n.id().unwrap();
@@ -204,7 +204,7 @@ async fn an_older_build_keeps_what_a_newer_one_wrote() {
 
     // Build N-1 knows neither, changes the cart and adds a key of its own.
     let at_old = session(Some(id), &older);
-    let mut cart: Keep<OldCart> = at_old.get("cart").await.unwrap().unwrap();
+    let mut cart: PreserveUnknown<OldCart> = at_old.get("cart").await.unwrap().unwrap();
     cart.items += 1;
     at_old.insert("cart", cart).await.unwrap();
     at_old.insert("theme", "dark").await.unwrap();
@@ -212,7 +212,7 @@ async fn an_older_build_keeps_what_a_newer_one_wrote() {
 
     // Build N finds everything.
     let at_n = session(Some(id), &newer);
-    let cart: Keep<NewCart> = at_n.get("cart").await.unwrap().unwrap();
+    let cart: PreserveUnknown<NewCart> = at_n.get("cart").await.unwrap().unwrap();
     assert_eq!((cart.items, cart.coupon.as_deref()), (2, Some("SPRING")));
     assert_eq!(at_n.get("locale").await.unwrap(), Some("de".to_owned()));
     assert_eq!(at_n.get("theme").await.unwrap(), Some("dark".to_owned()));
@@ -242,17 +242,20 @@ async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session()
     let store = store(&redis);
     let session = |id| Session::new(id, store.clone().into(), None);
     let first = session(None);
-    first.insert("cart", Keep::new(NewCart { items: 1, coupon: Some("SPRING".into()) })).await.unwrap();
-    first.insert("who", Keep::new(Named { name: "Ann".into() })).await.unwrap();
+    first
+        .insert("cart", PreserveUnknown::new(NewCart { items: 1, coupon: Some("SPRING".into()) }))
+        .await
+        .unwrap();
+    first.insert("who", PreserveUnknown::new(Named { name: "Ann".into() })).await.unwrap();
     first.save().await.unwrap();
     let id = first.id();
 
     // The build that removed `coupon` and writes the name under both names.
     let second = session(id);
-    let mut cart: Keep<OldCart> = second.get("cart").await.unwrap().unwrap();
+    let mut cart: PreserveUnknown<OldCart> = second.get("cart").await.unwrap().unwrap();
     cart.items = 5;
     second.insert("cart", cart).await.unwrap();
-    let mut who: Keep<NamedTwice> = second.get("who").await.unwrap().unwrap();
+    let mut who: PreserveUnknown<NamedTwice> = second.get("who").await.unwrap().unwrap();
     assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Ann", None));
     (who.name, who.full_name) = ("Bea".into(), Some("Bea".into()));
     second.insert("who", who).await.unwrap();
@@ -260,9 +263,9 @@ async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session()
 
     // Back to the first one: it has its field, and the new name under the old one.
     let first = session(id);
-    let cart: Keep<NewCart> = first.get("cart").await.unwrap().unwrap();
+    let cart: PreserveUnknown<NewCart> = first.get("cart").await.unwrap().unwrap();
     assert_eq!((cart.items, cart.coupon.as_deref()), (5, Some("SPRING")));
-    let mut who: Keep<Named> = first.get("who").await.unwrap().unwrap();
+    let mut who: PreserveUnknown<Named> = first.get("who").await.unwrap().unwrap();
     assert_eq!(who.name, "Bea");
     who.name = "Cid".into();
     first.insert("who", who).await.unwrap();
@@ -270,7 +273,7 @@ async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session()
 
     // Forward: the second one sees that an older build has changed one name and not the other.
     let second = session(id);
-    let mut who: Keep<NamedTwice> = second.get("who").await.unwrap().unwrap();
+    let mut who: PreserveUnknown<NamedTwice> = second.get("who").await.unwrap().unwrap();
     assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Cid", Some("Bea")));
     who.full_name = Some(who.name.clone());
     second.insert("who", who).await.unwrap();
@@ -278,12 +281,12 @@ async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session()
 
     // The third one knows the new name only, and the second one beside it loses nothing.
     let third = session(id);
-    let mut who: Keep<Renamed> = third.get("who").await.unwrap().unwrap();
+    let mut who: PreserveUnknown<Renamed> = third.get("who").await.unwrap().unwrap();
     assert_eq!(who.full_name.as_deref(), Some("Cid"));
     who.full_name = Some("Dan".into());
     third.insert("who", who).await.unwrap();
     third.save().await.unwrap();
-    let who: Keep<NamedTwice> = session(id).get("who").await.unwrap().unwrap();
+    let who: PreserveUnknown<NamedTwice> = session(id).get("who").await.unwrap().unwrap();
     assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Cid", Some("Dan")));
 }
 
@@ -300,7 +303,10 @@ async fn two_builds_keep_a_session_over_a_failover_and_say_so_when_redis_is_away
     let store = RedisStore::new(pool, RedisStoreOptions::default()).unwrap();
     let session = |id| Session::new(id, store.clone().into(), None);
     let newer = session(None);
-    newer.insert("cart", Keep::new(NewCart { items: 1, coupon: Some("SPRING".into()) })).await.unwrap();
+    newer
+        .insert("cart", PreserveUnknown::new(NewCart { items: 1, coupon: Some("SPRING".into()) }))
+        .await
+        .unwrap();
     newer.save().await.unwrap();
     let id = newer.id();
 
@@ -316,23 +322,26 @@ async fn two_builds_keep_a_session_over_a_failover_and_say_so_when_redis_is_away
     .unwrap();
     first.process().kill().await.unwrap();
     let away = session(id);
-    assert!(away.get::<Keep<OldCart>>("cart").await.is_err(), "Redis is away, and that is an error");
+    assert!(
+        away.get::<PreserveUnknown<OldCart>>("cart").await.is_err(),
+        "Redis is away, and that is an error"
+    );
     let () = cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut replica).await.unwrap();
     gate.lead_to(port(&second));
     gate.cut();
 
     // The pool finds it by itself, and the older build the newer one's field.
     wait_until("the store to find the new primary", LIMIT, async || {
-        Ok::<_, KitError>(session(id).get::<Keep<OldCart>>("cart").await.is_ok())
+        Ok::<_, KitError>(session(id).get::<PreserveUnknown<OldCart>>("cart").await.is_ok())
     })
     .await
     .unwrap();
     let older = session(id);
-    let mut cart: Keep<OldCart> = older.get("cart").await.unwrap().unwrap();
+    let mut cart: PreserveUnknown<OldCart> = older.get("cart").await.unwrap().unwrap();
     cart.items += 1;
     older.insert("cart", cart).await.unwrap();
     older.save().await.unwrap();
-    let cart: Keep<NewCart> = session(id).get("cart").await.unwrap().unwrap();
+    let cart: PreserveUnknown<NewCart> = session(id).get("cart").await.unwrap().unwrap();
     assert_eq!((cart.items, cart.coupon.as_deref()), (2, Some("SPRING")));
 
     // Restarted, and empty: nobody is logged in any more, and the next login is kept.
@@ -443,8 +452,11 @@ async fn bad_options_are_told_all_at_once() {
     let pool = config.create_pool(None).unwrap();
     let store = RedisStore::new(pool.clone(), RedisStoreOptions::default()).unwrap();
     assert!(!format!("{store:?}").contains("s3cret"));
-    let options =
-        RedisStoreOptions { prefix: String::new(), time_limit: Duration::ZERO, same_key: SameKey::Refuse };
+    let options = RedisStoreOptions {
+        prefix: String::new(),
+        time_limit: Duration::ZERO,
+        same_key: ConflictPolicy::Refuse,
+    };
     let error = RedisStore::new(pool, options).unwrap_err();
     assert_eq!(error.problems().len(), 2, "{error}");
 }

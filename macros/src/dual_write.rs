@@ -464,7 +464,7 @@ fn writes_at_once(item: &ItemTrait, name: &Ident, methods: &[Method]) -> TokenSt
         }
 
         #(#boxed)*
-        impl #impl_generics #name #trait_generics for ::cutover::migration::Apart #where_clause {
+        impl #impl_generics #name #trait_generics for ::cutover::migration::Separate #where_clause {
             #(#[allow(unused_variables)] #signatures { match *self {} })*
         }
     }

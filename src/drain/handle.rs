@@ -170,8 +170,8 @@ impl Drain {
 
     /// Work beside requests (a pinned transaction, a job) that the drain has to wait for
     /// until the guard is dropped.
-    pub fn work(&self, name: impl Into<Arc<str>>) -> Work {
-        Work { id: self.inner.registry.add_work(name.into()), inner: Arc::clone(&self.inner) }
+    pub fn work(&self, name: impl Into<Arc<str>>) -> WorkGuard {
+        WorkGuard { id: self.inner.registry.add_work(name.into()), inner: Arc::clone(&self.inner) }
     }
 
     /// Runs `hook` after requests and work have ended (or were cut) and before
@@ -314,19 +314,19 @@ impl fmt::Debug for Drain {
 
 /// Something that a drain waits for until it is dropped; from [`Drain::work`].
 #[must_use = "the drain waits only while this is held"]
-pub struct Work {
+pub struct WorkGuard {
     id: u64,
     inner: Arc<Inner>,
 }
 
-impl Drop for Work {
+impl Drop for WorkGuard {
     fn drop(&mut self) {
         self.inner.registry.remove_work(self.id);
     }
 }
 
-impl fmt::Debug for Work {
+impl fmt::Debug for WorkGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Work").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("WorkGuard").field("id", &self.id).finish_non_exhaustive()
     }
 }

@@ -11,7 +11,7 @@
 //! 1. Readiness goes down. Connections are still accepted. Every HTTP/1 response says
 //!    `Connection: close`; HTTP/2 connections that were open get a GOAWAY.
 //! 2. After [`propagation`](DrainOptions::propagation): no more connections are accepted,
-//!    idle ones are closed, requests go on to the end of their bodies, [`Work`] to its end.
+//!    idle ones are closed, requests go on to the end of their bodies, [`WorkGuard`] to its end.
 //! 3. At the deadline, which is [`grace`](DrainOptions::grace) less
 //!    [`hook_time`](DrainOptions::hook_time) and [`margin`](DrainOptions::margin): what is
 //!    left is closed by force and listed in the [`DrainReport`].
@@ -54,7 +54,7 @@ mod serve;
 mod watched;
 
 pub use app::App;
-pub use handle::{Drain, Work};
+pub use handle::{Drain, WorkGuard};
 pub use listen::Listen;
 pub use long::LongStream;
 pub use options::{DrainError, DrainOptions};

@@ -17,7 +17,7 @@ pub struct DrainReport {
 #[non_exhaustive]
 pub struct Cut {
     /// Method and path (without the query) of a request, the peer's address of a connection
-    /// without request, or the name of a [`Work`](super::Work).
+    /// without request, or the name of a [`WorkGuard`](super::WorkGuard).
     pub what: String,
     /// How long it had been running.
     pub age: Duration,

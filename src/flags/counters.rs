@@ -151,16 +151,16 @@ pub(super) struct Families {
 }
 
 const DECISIONS: (&str, &str) =
-    ("feature_flag_decisions_total", "Decisions by flag and outcome; a request that asks twice counts once.");
+    ("cutover_flag_decisions_total", "Decisions by flag and outcome; a request that asks twice counts once.");
 const DEFAULTS: (&str, &str) =
-    ("feature_flag_defaults_total", "Decisions for which the default in the code had to do.");
-const FETCHES: (&str, &str) = ("feature_flags_fetches_total", "Requests to the flag server by result.");
+    ("cutover_flag_defaults_total", "Decisions for which the default in the code had to do.");
+const FETCHES: (&str, &str) = ("cutover_flag_fetches_total", "Requests to the flag server by result.");
 const BACKUPS: (&str, &str) = (
-    "feature_flags_backups_total",
+    "cutover_flag_backups_total",
     "The last known state, kept and taken up again, by result; refused: damaged or too large.",
 );
 const LAST_SUCCESS: (&str, &str) = (
-    "feature_flags_last_success_timestamp_seconds",
+    "cutover_flags_last_success_timestamp_seconds",
     "When the flag server last answered, in seconds since 1970; 0 for never.",
 );
 

@@ -86,7 +86,7 @@ impl Decisions {
     ///
     /// This is the one way to let a request wait for a flag: once, no longer than `limit`, then the
     /// declared default counts. What follows, also [`decide`](Self::decide) and a
-    /// [`GateLayer`](super::GateLayer) further in, has the answer. For all routes:
+    /// [`FlagRouterLayer`](super::FlagRouterLayer) further in, has the answer. For all routes:
     ///
     /// ```
     /// use std::time::Duration;

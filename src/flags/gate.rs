@@ -19,7 +19,7 @@ use super::flag::Flag;
 /// Sends a request to a new service if a flag is on for it, else to the legacy one.
 ///
 /// The layer holds the new service and goes around the legacy one, so that removing it is what
-/// remains to be done at the end, or the other way round: [`Gate::new`] takes both.
+/// remains to be done at the end, or the other way round: [`FlagRouter::new`] takes both.
 ///
 /// It asks the request's [`Decisions`], so a [`FlagsLayer`](super::FlagsLayer) has to be around it;
 /// without one the flag's declared default counts, and the log says so once. Only the service that
@@ -27,7 +27,7 @@ use super::flag::Flag;
 ///
 /// ```
 /// use axum::{Router, routing::post};
-/// use cutover::flags::{Flag, Flags, FlagsLayer, GateLayer};
+/// use cutover::flags::{Flag, Flags, FlagsLayer, FlagRouterLayer};
 ///
 /// const NEW_FLOW: Flag = Flag::new("payment-new-flow", false);
 ///
@@ -35,40 +35,40 @@ use super::flag::Flag;
 /// let legacy: Router = Router::new().route("/pay", post(async || "legacy"));
 /// # let flags = Flags::fixed::<&str>([]);
 /// let app = legacy
-///     .layer(GateLayer::new(NEW_FLOW, new))
+///     .layer(FlagRouterLayer::new(NEW_FLOW, new))
 ///     .layer(FlagsLayer::new(flags));
 /// ```
 #[derive(Clone, Debug)]
-pub struct GateLayer<N> {
+pub struct FlagRouterLayer<N> {
     flag: Flag,
     new: N,
 }
 
-impl<N> GateLayer<N> {
+impl<N> FlagRouterLayer<N> {
     /// A fork before the service that this layer is put around.
     pub fn new(flag: Flag, new: N) -> Self {
         Self { flag, new }
     }
 }
 
-impl<N: Clone, L> Layer<L> for GateLayer<N> {
-    type Service = Gate<N, L>;
+impl<N: Clone, L> Layer<L> for FlagRouterLayer<N> {
+    type Service = FlagRouter<N, L>;
 
     fn layer(&self, legacy: L) -> Self::Service {
-        Gate::new(self.flag, self.new.clone(), legacy)
+        FlagRouter::new(self.flag, self.new.clone(), legacy)
     }
 }
 
-/// The service that [`GateLayer`] makes.
+/// The service that [`FlagRouterLayer`] makes.
 #[derive(Clone, Debug)]
-pub struct Gate<N, L> {
+pub struct FlagRouter<N, L> {
     flag: Flag,
     new: N,
     legacy: L,
     warned: Arc<AtomicBool>,
 }
 
-impl<N, L> Gate<N, L> {
+impl<N, L> FlagRouter<N, L> {
     /// A fork between two services.
     pub fn new(flag: Flag, new: N, legacy: L) -> Self {
         Self { flag, new, legacy, warned: Arc::default() }
@@ -90,14 +90,14 @@ impl<N, L> Gate<N, L> {
     }
 }
 
-impl<N, L, B> Service<Request<B>> for Gate<N, L>
+impl<N, L, B> Service<Request<B>> for FlagRouter<N, L>
 where
     N: Service<Request<B>> + Clone,
     L: Service<Request<B>, Response = N::Response, Error = N::Error> + Clone,
 {
     type Response = N::Response;
     type Error = N::Error;
-    type Future = GateFuture<N, L, B>;
+    type Future = FlagRouterFuture<N, L, B>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         // Which of the two has to be ready depends on the request.
@@ -110,13 +110,13 @@ where
         } else {
             Chosen::Legacy { future: self.legacy.clone().oneshot(request) }
         };
-        GateFuture { chosen }
+        FlagRouterFuture { chosen }
     }
 }
 
 pin_project! {
     /// The response of the service that was chosen.
-    pub struct GateFuture<N, L, B>
+    pub struct FlagRouterFuture<N, L, B>
     where
         N: Service<Request<B>>,
         L: Service<Request<B>>,
@@ -138,7 +138,7 @@ pin_project! {
     }
 }
 
-impl<N, L, B> Future for GateFuture<N, L, B>
+impl<N, L, B> Future for FlagRouterFuture<N, L, B>
 where
     N: Service<Request<B>>,
     L: Service<Request<B>, Response = N::Response, Error = N::Error>,

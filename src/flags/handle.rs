@@ -13,7 +13,7 @@ use super::flag::Flag;
 use super::flag::Switch;
 use super::flag::Variant;
 use super::names::Name;
-use super::source::Gap;
+use super::source::FlagProblem;
 use super::source::Source;
 use super::subject::Subject;
 #[cfg(feature = "unleash")]
@@ -124,10 +124,10 @@ impl Flags {
         }))
     }
 
-    /// Registers what this room counts: `feature_flag_decisions_total{flag,enabled,version}`,
-    /// `feature_flag_defaults_total{flag,version}` (the default in the code had to do), and for a
-    /// server `feature_flags_fetches_total{result}`, `feature_flags_backups_total{result}` and
-    /// `feature_flags_last_success_timestamp_seconds`. The version is the release's, so that a
+    /// Registers what this room counts: `cutover_flag_decisions_total{flag,enabled,version}`,
+    /// `cutover_flag_defaults_total{flag,version}` (the default in the code had to do), and for a
+    /// server `cutover_flag_fetches_total{result}`, `cutover_flag_backups_total{result}` and
+    /// `cutover_flags_last_success_timestamp_seconds`. The version is the release's, so that a
     /// canary's decisions can be told from the stable version's.
     ///
     /// # Errors
@@ -241,11 +241,11 @@ impl Flags {
 
     /// Declared flags that the source lacks or that are stale there; empty before
     /// [`is_ready`](Self::is_ready), because then nothing can be said.
-    pub fn coverage<'a>(&self, declared: impl IntoIterator<Item = &'a str>) -> Vec<Gap> {
+    pub fn coverage<'a>(&self, declared: impl IntoIterator<Item = &'a str>) -> Vec<FlagProblem> {
         let lacking = |flag: &'a str| {
-            let lack = self.0.source.lack(&Name::new(flag))?;
+            let kind = self.0.source.problem(&Name::new(flag))?;
             let flag = flag.to_owned();
-            Some(Gap { flag, lack })
+            Some(FlagProblem { flag, kind })
         };
         declared.into_iter().filter_map(lacking).collect()
     }

@@ -12,10 +12,10 @@
 //!   in use, [`Flags::is_fresh`] tells, and a [`Switch`] that steers a whole fleet reads
 //!   [`Switch::Unknown`] instead of "off".
 //! - A flag that was renamed, archived or marked as stale while code still asks for it:
-//!   [`Flags::coverage`] finds it, `feature_flag_defaults_total` counts it.
+//!   [`Flags::coverage`] finds it, `cutover_flag_defaults_total` counts it.
 //!
 //! [`Flags`] is the handle, [`Flag`] what code declares, [`Subject`] whom a decision is about,
-//! [`Decisions`] what a request carries, [`GateLayer`] the fork in the road. Flags come from an
+//! [`Decisions`] what a request carries, [`FlagRouterLayer`] the fork in the road. Flags come from an
 //! Unleash server (feature `unleash`), from any OpenFeature provider (feature `openfeature`), or
 //! from code (`Flags::fixed`).
 //!
@@ -69,11 +69,11 @@ pub use decisions::Decisions;
 pub use error::{FlagsError, OptionProblem};
 pub use fixed::FixedFlag;
 pub use flag::{Flag, PayloadKind, Switch, Variant};
-pub use gate::{Gate, GateFuture, GateLayer};
+pub use gate::{FlagRouter, FlagRouterFuture, FlagRouterLayer};
 pub use handle::Flags;
 pub use layer::{FlagsLayer, FlagsService, MissingDecisions};
 pub use payload::{Csv, Json};
-pub use source::{Gap, Lack};
+pub use source::{FlagProblem, FlagProblemKind};
 pub use subject::Subject;
 #[cfg(all(feature = "unleash", feature = "redis"))]
 pub use unleash::RedisBackup;

@@ -11,7 +11,7 @@ use tokio::task::coop::unconstrained;
 
 use super::flag::{PayloadKind, Switch, Variant};
 use super::names::Name;
-use super::source::Lack;
+use super::source::FlagProblemKind;
 use super::subject::Subject;
 
 /// Evaluates flags by the client that the application set up, so with its hooks and contexts.
@@ -80,9 +80,9 @@ impl OpenFeature {
         }
     }
 
-    pub(super) fn lack(&self, name: &Name<'_>) -> Option<Lack> {
+    pub(super) fn problem(&self, name: &Name<'_>) -> Option<FlagProblemKind> {
         match self.probe(name.text) {
-            Some(Err(Refusal::NotFound)) => Some(Lack::Missing),
+            Some(Err(Refusal::NotFound)) => Some(FlagProblemKind::Missing),
             _ => None,
         }
     }

@@ -151,7 +151,10 @@ async fn a_provider_serves_the_same_gates() {
     let request = Decisions::new(flags.clone(), Subject::new());
     let never = || async { panic!("the wrong one") };
     assert_eq!(request.gate(&A, || async { 1 }, never).await, 1);
-    assert_eq!(flags.coverage(["a", "size", "c"]), [Gap { flag: "c".into(), lack: Lack::Missing }]);
+    assert_eq!(
+        flags.coverage(["a", "size", "c"]),
+        [FlagProblem { flag: "c".into(), kind: FlagProblemKind::Missing }]
+    );
     assert!(matches!(flags.set("a", FixedFlag::OFF), Err(FlagsError::NotFixed)));
 }
 
@@ -166,7 +169,7 @@ async fn a_provider_that_fails_leaves_the_default_and_is_no_switch() {
     // Not found may be not loaded yet.
     assert_eq!(memory.switch("gone"), Switch::Unknown);
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
-    assert!(text.contains(r#"feature_flag_defaults_total{flag="broken",version="canary"} 1"#), "{text}");
+    assert!(text.contains(r#"cutover_flag_defaults_total{flag="broken",version="canary"} 1"#), "{text}");
 
     let nothing = flags(NoOpProvider::default()).await;
     assert!(!nothing.is_ready() && !nothing.is_fresh());

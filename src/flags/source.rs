@@ -23,17 +23,17 @@ pub(super) enum Source {
 
 /// A declared flag that the source does not have as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gap {
+pub struct FlagProblem {
     /// The flag's name.
     pub flag: String,
     /// What is wrong with it.
-    pub lack: Lack,
+    pub kind: FlagProblemKind,
 }
 
 /// What is wrong with a declared flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Lack {
+pub enum FlagProblemKind {
     /// The source does not have it: never created, archived, or of another project or environment
     /// than the token's. Its declared default counts.
     Missing,
@@ -117,19 +117,19 @@ impl Source {
         match self.variant(&name, &subject) {
             Some(variant) if variant.enabled => Switch::On(variant.payload),
             Some(_) => Switch::Off,
-            None if matches!(self.lack(&name), Some(Lack::Missing)) => Switch::Off,
+            None if matches!(self.problem(&name), Some(FlagProblemKind::Missing)) => Switch::Off,
             // It is there and can't be evaluated: no reason to turn a fleet back.
             None => Switch::Unknown,
         }
     }
 
-    pub(super) fn lack(&self, name: &Name<'_>) -> Option<Lack> {
+    pub(super) fn problem(&self, name: &Name<'_>) -> Option<FlagProblemKind> {
         match self {
-            Self::Fixed(fixed) => fixed.lacks(name).then_some(Lack::Missing),
+            Self::Fixed(fixed) => fixed.lacks(name).then_some(FlagProblemKind::Missing),
             #[cfg(feature = "unleash")]
-            Self::Unleash(unleash) => unleash.lack(name),
+            Self::Unleash(unleash) => unleash.problem(name),
             #[cfg(feature = "openfeature")]
-            Self::OpenFeature(open) => open.lack(name),
+            Self::OpenFeature(open) => open.problem(name),
         }
     }
 }

@@ -34,12 +34,12 @@ fn an_unknown_flag_gets_its_default_and_is_counted() {
     assert_eq!(flags.value(&LIMIT, &Subject::new()), 7);
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
     for line in [
-        r#"feature_flag_decisions_total{enabled="true",flag="a",version="canary"} 1"#,
-        r#"feature_flag_decisions_total{enabled="false",flag="a",version="canary"} 0"#,
-        r#"feature_flag_decisions_total{enabled="true",flag="gone",version="canary"} 1"#,
-        r#"feature_flag_defaults_total{flag="a",version="canary"} 0"#,
-        r#"feature_flag_defaults_total{flag="gone",version="canary"} 1"#,
-        r#"feature_flag_defaults_total{flag="limit",version="canary"} 2"#,
+        r#"cutover_flag_decisions_total{enabled="true",flag="a",version="canary"} 1"#,
+        r#"cutover_flag_decisions_total{enabled="false",flag="a",version="canary"} 0"#,
+        r#"cutover_flag_decisions_total{enabled="true",flag="gone",version="canary"} 1"#,
+        r#"cutover_flag_defaults_total{flag="a",version="canary"} 0"#,
+        r#"cutover_flag_defaults_total{flag="gone",version="canary"} 1"#,
+        r#"cutover_flag_defaults_total{flag="limit",version="canary"} 2"#,
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
@@ -130,7 +130,10 @@ async fn changes_are_told() {
     changed.changed().await.unwrap();
     assert_eq!(flags.switch("b"), Switch::On(Some("ramp:25".into())));
     assert_eq!(flags.switch("a"), Switch::On(None));
-    assert_eq!(flags.coverage(["a", "c"]), [Gap { flag: "c".into(), lack: Lack::Missing }]);
+    assert_eq!(
+        flags.coverage(["a", "c"]),
+        [FlagProblem { flag: "c".into(), kind: FlagProblemKind::Missing }]
+    );
     flags.ready().await;
 }
 
@@ -155,7 +158,8 @@ async fn a_layer_pins_a_router_and_its_gate() {
     let flags = Flags::fixed([("a", FixedFlag::ON)]);
     let new = Router::new().route("/", get(user));
     let legacy = Router::new().route("/", get(async || "legacy"));
-    let app = legacy.layer(GateLayer::new(A, new)).layer(FlagsLayer::new(flags.clone()).subject(subject));
+    let app =
+        legacy.layer(FlagRouterLayer::new(A, new)).layer(FlagsLayer::new(flags.clone()).subject(subject));
     assert_eq!(answer(app.clone()).await, r#"new Some("u1")"#);
     flags.set("a", FixedFlag::OFF).unwrap();
     assert_eq!(answer(app).await, "legacy");
@@ -175,7 +179,7 @@ async fn decisions_made_further_out_are_kept() {
 #[tokio::test]
 async fn without_a_layer_a_gate_takes_the_default_and_a_handler_fails() {
     let say = |text: &'static str| Router::new().route("/", get(async move || text));
-    let gate = |default| Gate::new(Flag::new("a", default), say("new"), say("legacy"));
+    let gate = |default| FlagRouter::new(Flag::new("a", default), say("new"), say("legacy"));
     assert_eq!(answer(gate(false)).await, "legacy");
     assert_eq!(answer(gate(true)).await, "new");
 
@@ -206,7 +210,7 @@ impl Service<Request<()>> for Jammed {
 async fn a_jammed_new_path_does_not_hold_up_the_legacy_one() {
     let flags = Flags::fixed([("a", FixedFlag::OFF)]);
     let legacy = service_fn(async |_: Request<()>| Ok::<_, Infallible>("legacy"));
-    let app = FlagsLayer::new(flags.clone()).layer(Gate::new(A, Jammed, legacy));
+    let app = FlagsLayer::new(flags.clone()).layer(FlagRouter::new(A, Jammed, legacy));
     assert_eq!(app.clone().oneshot(Request::new(())).await, Ok("legacy"));
     flags.set("a", FixedFlag::ON).unwrap();
     let stuck = app.oneshot(Request::new(()));

@@ -10,13 +10,13 @@ use super::environment::{Environment, Output};
 use super::instance::SubjectOf;
 use super::{Cutover, Instance, StartError, pools};
 use crate::drain::{Drain, DrainOptions};
-use crate::flags::{Flags, Lack};
+use crate::flags::{FlagProblemKind, Flags};
 use crate::fleet::{Fleet, FleetOptions};
-use crate::health::{Check, Health, Observed};
+use crate::health::{Check, Health, ProbeOutcome};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
-use crate::migration::{Agent, DriverOptions, Spec};
-use crate::pool::{ConnectionShare, ShareOptions, Waits};
+use crate::migration::{Agent, DriverOptions, MigrationSpec};
+use crate::pool::{ConnectionShare, PoolWaitMetrics, ShareOptions};
 use crate::preflight::{Preflight, PreflightReport};
 use crate::release::Release;
 
@@ -46,7 +46,7 @@ pub(super) struct Assembly {
     declared_flags: Vec<String>,
     subject: SubjectOf,
     checks: Vec<Check>,
-    specs: Vec<(Spec, Option<String>)>,
+    specs: Vec<(MigrationSpec, Option<String>)>,
     fleet: FleetOptions,
     driver: DriverOptions,
 }
@@ -153,7 +153,7 @@ impl Assembly {
     fn connect_parts(&mut self) {
         let problems = &mut self.problems;
         if let Some(metrics) = &self.metrics {
-            noted(config_info(metrics, &self.fingerprint), problems);
+            noted(cutover_config_info(metrics, &self.fingerprint), problems);
             if let Some((flags, _)) = &self.flags {
                 noted(flags.register(metrics.registry(), metrics.release()), problems);
             }
@@ -179,7 +179,7 @@ impl Assembly {
             let specs = self.specs.into_iter().map(|(spec, _)| spec).collect();
             preflight = preflight.ledger((*pool.connect_options()).clone(), fleet, specs);
             if let Some((_, options)) = &self.share {
-                preflight = preflight.budget(options.highest, None);
+                preflight = preflight.budget(options.max_connections, None);
             }
         }
         // Without a source there is nothing to hold them against.
@@ -200,7 +200,7 @@ impl Assembly {
         }
         tokio::select! {
             started = self.join() => started,
-            () = drain.begun() => Err(StartError::ToldToEnd),
+            () = drain.begun() => Err(StartError::Interrupted),
         }
     }
 
@@ -259,7 +259,7 @@ impl Assembly {
             warn_of_gaps(&flags, &self.declared_flags);
         }
         let admission = held.as_ref().and_then(|guard| {
-            let waits = Waits::register(&metrics, "postgres");
+            let waits = PoolWaitMetrics::register(&metrics, "postgres");
             let waits = waits.inspect_err(|error| tracing::warn!(%error, "waits have no metrics")).ok()?;
             Some(guard.admission(pools::WAIT, waits))
         });
@@ -309,10 +309,10 @@ fn drain_options(environment: &mut Environment) -> DrainOptions {
     options
 }
 
-/// Pods that are configured alike have the same one: `count(count by (fingerprint) (config_info)) > 1` is drift.
-fn config_info(metrics: &Metrics, fingerprint: &str) -> Result<(), prometheus::Error> {
+/// Pods that are configured alike have the same one: `count(count by (fingerprint) (cutover_config_info)) > 1` is drift.
+fn cutover_config_info(metrics: &Metrics, fingerprint: &str) -> Result<(), prometheus::Error> {
     let gauge = IntGauge::with_opts(
-        Opts::new("config_info", "A number for the configuration; always 1.")
+        Opts::new("cutover_config_info", "A number for the configuration; always 1.")
             .const_label("version", metrics.release().version())
             .const_label("fingerprint", fingerprint),
     )?;
@@ -326,20 +326,22 @@ fn freshness(flags: Flags) -> Check {
         let fresh = flags.is_fresh();
         async move {
             Ok::<_, std::convert::Infallible>(match fresh {
-                true => Observed::Pass,
-                false => Observed::Warn("the flag server was not reached lately".into()),
+                true => ProbeOutcome::Pass,
+                false => ProbeOutcome::Warn("the flag server was not reached lately".into()),
             })
         }
     })
 }
 
 fn warn_of_gaps(flags: &Flags, declared: &[String]) {
-    for gap in flags.coverage(declared.iter().map(String::as_str)) {
-        match gap.lack {
-            Lack::Missing => {
-                tracing::warn!(flag = gap.flag, "declared, but the source has none: its default counts");
+    for problem in flags.coverage(declared.iter().map(String::as_str)) {
+        match problem.kind {
+            FlagProblemKind::Missing => {
+                tracing::warn!(flag = problem.flag, "declared, but the source has none: its default counts");
             }
-            Lack::Stale => tracing::warn!(flag = gap.flag, "stale at the source: remove it from the code"),
+            FlagProblemKind::Stale => {
+                tracing::warn!(flag = problem.flag, "stale at the source: remove it from the code")
+            }
         }
     }
 }

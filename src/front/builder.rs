@@ -5,7 +5,7 @@ use axum::http::request::Parts;
 use prometheus::Registry;
 use sqlx::PgPool;
 
-use super::declare::{Declaration, Declare};
+use super::declare::{Declaration, IntoSpec};
 use super::instance::SubjectOf;
 use crate::drain::DrainOptions;
 use crate::flags::{Flag, Flags, Subject};
@@ -179,18 +179,18 @@ impl Cutover {
         self
     }
 
-    /// A migration that this build takes part in: a [`Spec`](crate::migration::Spec), or a function that
+    /// A migration that this build takes part in: a [`MigrationSpec`](crate::migration::MigrationSpec), or a function that
     /// makes one of the service's pool. Its desired phase comes from
-    /// [`Spec::desired`](crate::migration::Spec::desired).
-    pub fn migration(mut self, spec: impl Declare) -> Self {
+    /// [`MigrationSpec::desired`](crate::migration::MigrationSpec::desired).
+    pub fn migration(mut self, spec: impl IntoSpec) -> Self {
         self.migrations.push((spec.into_declaration(), None));
         self
     }
 
     /// A migration whose desired phase is the payload of this flag's variant, as the flag server has it. With
-    /// no flag server it comes from [`Spec::desired`](crate::migration::Spec::desired), by default the
+    /// no flag server it comes from [`MigrationSpec::desired`](crate::migration::MigrationSpec::desired), by default the
     /// ledger.
-    pub fn migration_by_flag(mut self, spec: impl Declare, flag: impl Into<String>) -> Self {
+    pub fn migration_by_flag(mut self, spec: impl IntoSpec, flag: impl Into<String>) -> Self {
         let flag = flag.into();
         self.declared_flags.push(flag.clone());
         self.migrations.push((spec.into_declaration(), Some(flag)));

@@ -1,5 +1,5 @@
 use crate::flags::{Flags, Switch};
-use crate::migration::{DesiredPhase, Wish};
+use crate::migration::{DesiredPhase, Target};
 
 /// The desired phase as the payload of a flag's variant.
 ///
@@ -23,15 +23,15 @@ impl FromFlag {
 }
 
 impl DesiredPhase for FromFlag {
-    fn wish(&self) -> Option<Wish> {
+    fn target(&self) -> Option<Target> {
         Some(match self.flags.switch(&self.flag) {
-            Switch::On(Some(payload)) => Wish::from_text(&payload),
-            Switch::On(None) => Wish::Hold(format!(
+            Switch::On(Some(payload)) => Target::from_text(&payload),
+            Switch::On(None) => Target::Hold(format!(
                 "flag {:?} is on but has no variant whose payload names a phase",
                 self.flag
             )),
-            Switch::Off => Wish::Back,
-            Switch::Unknown => Wish::Hold("the flag server has not been reached lately".into()),
+            Switch::Off => Target::Back,
+            Switch::Unknown => Target::Hold("the flag server has not been reached lately".into()),
         })
     }
 
@@ -50,12 +50,12 @@ mod tests {
     fn a_payload_is_a_wish_and_nonsense_is_not() {
         let flags = Flags::fixed([("status", FixedFlag::payload("switch"))]);
         let wish = FromFlag::new(flags.clone(), "status");
-        assert_eq!(wish.wish(), Some(Wish::Go(Phase::Switch.into())));
+        assert_eq!(wish.target(), Some(Target::Go(Phase::Switch.into())));
         flags.set("status", FixedFlag::payload("sideways")).unwrap();
-        assert!(matches!(wish.wish(), Some(Wish::Hold(_))));
+        assert!(matches!(wish.target(), Some(Target::Hold(_))));
         flags.set("status", FixedFlag::ON).unwrap();
-        assert!(matches!(wish.wish(), Some(Wish::Hold(_))));
+        assert!(matches!(wish.target(), Some(Target::Hold(_))));
         flags.set("status", FixedFlag::OFF).unwrap();
-        assert_eq!(wish.wish(), Some(Wish::Back));
+        assert_eq!(wish.target(), Some(Target::Back));
     }
 }

@@ -18,19 +18,19 @@ pub enum StartError {
     Share(#[from] ShareError),
     /// SIGTERM or SIGINT came before it had started: nothing was begun, or what was ends by itself.
     #[error("told to end before it had started")]
-    ToldToEnd,
+    Interrupted,
     /// A preflight was asked for instead of a start. It may have passed.
     #[error("{0}")]
     Preflight(Box<PreflightReport>, Output),
 }
 
 /// Why a service could not make its router.
-pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What an instance was not started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the service was started without {part}: add `{method}`")]
-pub struct MissingPart {
+pub struct NotConfigured {
     pub(super) part: &'static str,
     pub(super) method: &'static str,
 }

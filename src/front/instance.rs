@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-use super::MissingPart;
+use super::NotConfigured;
 use super::spans::SpanLayer;
 use crate::drain::{Drain, DrainReport};
 use crate::flags::{Flags, FlagsLayer, Subject};
@@ -110,9 +110,9 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`MissingPart`] when it was started without one.
-    pub fn postgres(&self) -> Result<PgPool, MissingPart> {
-        self.postgres.clone().ok_or(MissingPart { part: "Postgres", method: "postgres_from_env" })
+    /// [`NotConfigured`] when it was started without one.
+    pub fn postgres(&self) -> Result<PgPool, NotConfigured> {
+        self.postgres.clone().ok_or(NotConfigured { part: "Postgres", method: "postgres_from_env" })
     }
 
     /// Admission before the Postgres pool, as a layer for the routes that use it: 503 with `Retry-After` instead of a
@@ -128,19 +128,19 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`MissingPart`] when it was started without one.
+    /// [`NotConfigured`] when it was started without one.
     #[cfg(feature = "redis")]
-    pub fn redis(&self) -> Result<deadpool_redis::Pool, MissingPart> {
-        self.redis.clone().ok_or(MissingPart { part: "Redis", method: "redis_from_env" })
+    pub fn redis(&self) -> Result<deadpool_redis::Pool, NotConfigured> {
+        self.redis.clone().ok_or(NotConfigured { part: "Redis", method: "redis_from_env" })
     }
 
     /// Sessions in the service's Redis, for a `SessionManagerLayer` of tower-sessions, with the default options.
     ///
     /// # Errors
     ///
-    /// [`MissingPart`] when it was started without Redis.
+    /// [`NotConfigured`] when it was started without Redis.
     #[cfg(feature = "redis")]
-    pub fn sessions(&self) -> Result<crate::session::RedisStore, MissingPart> {
+    pub fn sessions(&self) -> Result<crate::session::RedisStore, NotConfigured> {
         Ok(crate::session::RedisStore::with_defaults(self.redis()?))
     }
 

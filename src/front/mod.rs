@@ -18,7 +18,7 @@
 //!
 //! What is set in code comes before the environment. A name that begins with `CUTOVER_` and is none of these, or is
 //! one of these but for a slip, is refused, because what it was to set would silently stay as it was. The gauge
-//! `config_info` carries a fingerprint of it all, so that a pod that is configured in another way stands out.
+//! `cutover_config_info` carries a fingerprint of it all, so that a pod that is configured in another way stands out.
 //!
 //! # Defaults, and why
 //!
@@ -41,7 +41,7 @@ mod spans;
 mod start;
 
 pub use builder::Cutover;
-pub use declare::Declare;
+pub use declare::IntoSpec;
 pub use environment::Output;
-pub use error::{Failure, MissingPart, StartError};
+pub use error::{BoxError, NotConfigured, StartError};
 pub use instance::Instance;

@@ -37,7 +37,10 @@ pub(super) fn postgres(part: Part<PgPool>, service: &str, environment: &mut Envi
     let pool = PgPoolOptions::new().max_connections(size).acquire_timeout(WAIT).max_lifetime(LIFETIME);
     let name = ConnectionShare::new_name(service);
     let pool = pool.connect_lazy_with(options.application_name(&name));
-    Some(Postgres { pool, share: Some((name, ShareOptions { highest: size, ..ShareOptions::default() })) })
+    Some(Postgres {
+        pool,
+        share: Some((name, ShareOptions { max_connections: size, ..ShareOptions::default() })),
+    })
 }
 
 #[cfg(feature = "redis")]

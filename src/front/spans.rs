@@ -73,7 +73,7 @@ impl fmt::Display for Phases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, migration) in self.0.iter().enumerate() {
             let blank = if number == 0 { "" } else { " " };
-            match migration.at() {
+            match migration.current() {
                 Some((_, phase)) => write!(f, "{blank}{}={phase}", migration.name())?,
                 None => write!(f, "{blank}{}=none", migration.name())?,
             }

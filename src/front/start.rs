@@ -5,7 +5,7 @@ use axum::Router;
 
 use super::assembly::Assembly;
 use super::environment::{Environment, Output};
-use super::{Cutover, Failure, Instance, StartError};
+use super::{BoxError, Cutover, Instance, StartError};
 use crate::preflight::PreflightReport;
 
 impl Cutover {
@@ -30,7 +30,7 @@ impl Cutover {
     /// Not cancel safe: dropped, it stops accepting at once.
     pub async fn run<A, R>(self, app: A) -> ExitCode
     where
-        A: AsyncFnOnce(&Instance) -> Result<R, Failure>,
+        A: AsyncFnOnce(&Instance) -> Result<R, BoxError>,
         R: Into<Option<Router>>,
     {
         let instance = match self.start().await {
@@ -47,7 +47,7 @@ impl Cutover {
                 Some(app) => instance.serve(app).await,
                 None => instance.serve_admin().await,
             }
-            .map_err(Failure::from)
+            .map_err(BoxError::from)
         };
         match served.await {
             Ok(_) => ExitCode::SUCCESS,
@@ -60,7 +60,7 @@ impl Cutover {
     ///
     /// # Errors
     ///
-    /// [`StartError::Configuration`] with all that is wrong with options and environment; [`StartError::ToldToEnd`];
+    /// [`StartError::Configuration`] with all that is wrong with options and environment; [`StartError::Interrupted`];
     /// [`StartError::Ledger`] when the ledger can't be used; [`StartError::Preflight`], when one was asked for as
     /// [`run`](Cutover::run) says. [`StartError::report`] makes an exit status of any of them.
     ///
@@ -98,7 +98,7 @@ impl StartError {
                 let heard = writeln!(std::io::stdout(), "{text}").is_ok();
                 ExitCode::from(u8::from(!report.passed || !heard))
             }
-            Self::ToldToEnd => {
+            Self::Interrupted => {
                 tracing::info!("{self}");
                 ExitCode::SUCCESS
             }

@@ -13,7 +13,7 @@ pub type CheckError = Box<dyn Error + Send + Sync>;
 
 /// What a probe that came to an end saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Observed {
+pub enum ProbeOutcome {
     /// All is well.
     Pass,
     /// Reachable, but not as it should be (saturated, lagging). Never blocks readiness.
@@ -21,27 +21,27 @@ pub enum Observed {
 }
 
 #[cfg(any(feature = "deadpool", feature = "redis"))]
-impl Observed {
+impl ProbeOutcome {
     /// A server that answers, behind a pool that may be used up.
     pub(super) fn of_pool(status: deadpool::Status) -> Self {
         if status.waiting == 0 {
-            return Observed::Pass;
+            return ProbeOutcome::Pass;
         }
-        Observed::Warn(format!(
+        ProbeOutcome::Warn(format!(
             "reachable, but {} wait for one of the pool's {} connections",
             status.waiting, status.max_size
         ))
     }
 }
 
-impl From<()> for Observed {
+impl From<()> for ProbeOutcome {
     fn from((): ()) -> Self {
         Self::Pass
     }
 }
 
 pub(super) type Probe =
-    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Observed, CheckError>> + Send>> + Send + Sync>;
+    Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<ProbeOutcome, CheckError>> + Send>> + Send + Sync>;
 
 /// A probe of a dependency and the rules of judging it, for
 /// [`Health::check`](super::Health::check).
@@ -87,7 +87,7 @@ impl Check {
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, E>> + Send + 'static,
-        T: Into<Observed>,
+        T: Into<ProbeOutcome>,
         E: Into<CheckError>,
     {
         Self {
@@ -174,10 +174,10 @@ impl Check {
     /// # Cancel safety
     ///
     /// As safe as the probe.
-    pub async fn once(&self) -> Result<Observed, String> {
+    pub async fn once(&self) -> Result<ProbeOutcome, String> {
         match runner::probe(self).await {
-            Ok(Observed::Warn(text)) => Ok(Observed::Warn(redact(&text))),
-            Ok(Observed::Pass) => Ok(Observed::Pass),
+            Ok(ProbeOutcome::Warn(text)) => Ok(ProbeOutcome::Warn(redact(&text))),
+            Ok(ProbeOutcome::Pass) => Ok(ProbeOutcome::Pass),
             Err(text) => Err(redact(&text)),
         }
     }

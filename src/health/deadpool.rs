@@ -3,7 +3,7 @@ use std::sync::Arc;
 use deadpool_postgres::{ClientWrapper, Pool};
 use tokio::sync::Mutex;
 
-use super::{Check, CheckError, Observed};
+use super::{Check, CheckError, ProbeOutcome};
 
 impl Check {
     /// A check named `postgres` of the server that a `deadpool-postgres` pool connects to.
@@ -17,7 +17,7 @@ impl Check {
     }
 }
 
-async fn probe(pool: Pool, idle: Arc<Mutex<Option<ClientWrapper>>>) -> Result<Observed, CheckError> {
+async fn probe(pool: Pool, idle: Arc<Mutex<Option<ClientWrapper>>>) -> Result<ProbeOutcome, CheckError> {
     // Taken out while in use: a probe that fails or is cancelled drops the connection.
     let kept = idle.lock().await.take();
     let client = match kept {
@@ -27,5 +27,5 @@ async fn probe(pool: Pool, idle: Arc<Mutex<Option<ClientWrapper>>>) -> Result<Ob
     client.simple_query("").await?;
     *idle.lock().await = Some(client);
 
-    Ok(Observed::of_pool(pool.status()))
+    Ok(ProbeOutcome::of_pool(pool.status()))
 }

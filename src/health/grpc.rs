@@ -9,7 +9,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
 
-use super::{Check, CheckError, Health, Observed};
+use super::{Check, CheckError, Health, ProbeOutcome};
 
 impl Health {
     /// `grpc.health.v1.Health` for a tonic server, by the same state as the pages.
@@ -29,7 +29,7 @@ impl Health {
     fn serving(&self, service: &str) -> ServingStatus {
         let ready = match service {
             "" => Some(self.is_ready()),
-            name => self.is_well(name).map(|well| well && self.is_ready()),
+            name => self.is_passing(name).map(|well| well && self.is_ready()),
         };
         match ready {
             Some(true) => ServingStatus::Serving,
@@ -98,12 +98,12 @@ impl Check {
     }
 }
 
-async fn probe(endpoint: Endpoint, service: String) -> Result<Observed, CheckError> {
+async fn probe(endpoint: Endpoint, service: String) -> Result<ProbeOutcome, CheckError> {
     let mut client = HealthClient::new(endpoint.connect().await?);
     let answer = client.check(HealthCheckRequest { service }).await;
     let status = answer.map_err(|status| format!("{}: {}", status.code(), status.message()))?;
     match status.into_inner().status() {
-        ServingStatus::Serving => Ok(Observed::Pass),
+        ServingStatus::Serving => Ok(ProbeOutcome::Pass),
         other => Err(format!("answered {}", other.as_str_name()).into()),
     }
 }

@@ -114,7 +114,7 @@ impl Health {
 
     /// Whether one component or group is out of readiness's way; `None` if there is none of
     /// that name.
-    pub fn is_well(&self, name: &str) -> Option<bool> {
+    pub fn is_passing(&self, name: &str) -> Option<bool> {
         let components = self.shared.components();
         let called = components.iter().filter(|component| component.is_called(name));
         called.map(|component| !component.blocks()).reduce(|all, one| all && one)

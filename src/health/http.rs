@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{Check, CheckError, HealthError, Observed};
+use super::{Check, CheckError, HealthError, ProbeOutcome};
 
 impl Check {
     /// A check of a dependency that speaks HTTP: `GET` of an `http://` address, well when the
@@ -39,7 +39,7 @@ impl Check {
     }
 }
 
-async fn probe(authority: http::uri::Authority, path: String) -> Result<Observed, CheckError> {
+async fn probe(authority: http::uri::Authority, path: String) -> Result<ProbeOutcome, CheckError> {
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(80))).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
@@ -48,5 +48,5 @@ async fn probe(authority: http::uri::Authority, path: String) -> Result<Observed
     driver.spawn(connection);
     let request = Request::get(path).header(HOST, authority.as_str()).body(Empty::<Bytes>::new())?;
     let status = sender.send_request(request).await?.status();
-    if status.is_success() { Ok(Observed::Pass) } else { Err(format!("answered {status}").into()) }
+    if status.is_success() { Ok(ProbeOutcome::Pass) } else { Err(format!("answered {status}").into()) }
 }

@@ -40,7 +40,7 @@ mod redact;
 mod redis;
 mod runner;
 
-pub use check::{Check, CheckError, Observed};
+pub use check::{Check, CheckError, ProbeOutcome};
 pub use component::{Criticality, Status, StatusChange};
 pub use error::HealthError;
 #[cfg(feature = "tonic")]

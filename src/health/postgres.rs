@@ -3,7 +3,7 @@ use std::sync::Arc;
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
 
-use super::{Check, CheckError, Observed};
+use super::{Check, CheckError, ProbeOutcome};
 
 impl Check {
     /// A check named `postgres` of the server that `pool` connects to.
@@ -20,7 +20,7 @@ impl Check {
     }
 }
 
-async fn probe(pool: PgPool, idle: Arc<Mutex<Option<PgConnection>>>) -> Result<Observed, CheckError> {
+async fn probe(pool: PgPool, idle: Arc<Mutex<Option<PgConnection>>>) -> Result<ProbeOutcome, CheckError> {
     // Taken out while in use: a probe that fails or is cancelled drops the connection.
     let kept = idle.lock().await.take();
     let mut connection = match kept {
@@ -36,7 +36,9 @@ async fn probe(pool: PgPool, idle: Arc<Mutex<Option<PgConnection>>>) -> Result<O
 
     let limit = pool.options().get_max_connections();
     if pool.num_idle() == 0 && pool.size() >= limit {
-        return Ok(Observed::Warn(format!("reachable, but all {limit} connections of the pool are in use")));
+        return Ok(ProbeOutcome::Warn(format!(
+            "reachable, but all {limit} connections of the pool are in use"
+        )));
     }
-    Ok(Observed::Pass)
+    Ok(ProbeOutcome::Pass)
 }

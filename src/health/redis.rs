@@ -3,7 +3,7 @@ use std::sync::Arc;
 use deadpool_redis::{Pool, redis};
 use tokio::sync::Mutex;
 
-use super::{Check, CheckError, Observed};
+use super::{Check, CheckError, ProbeOutcome};
 
 impl Check {
     /// A check named `redis` of the server that `pool` connects to.
@@ -20,7 +20,7 @@ impl Check {
 async fn probe(
     pool: Pool,
     idle: Arc<Mutex<Option<redis::aio::MultiplexedConnection>>>,
-) -> Result<Observed, CheckError> {
+) -> Result<ProbeOutcome, CheckError> {
     use deadpool_redis::redis::cmd;
 
     // Taken out while in use: a probe that fails or is cancelled drops the connection.
@@ -32,5 +32,5 @@ async fn probe(
     cmd("PING").query_async::<()>(&mut connection).await?;
     *idle.lock().await = Some(connection);
 
-    Ok(Observed::of_pool(pool.status()))
+    Ok(ProbeOutcome::of_pool(pool.status()))
 }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::component::{Component, State};
 use super::handle::Shared;
-use super::{Check, Observed, Status};
+use super::{Check, ProbeOutcome, Status};
 
 /// Longest wait between probes of a dependency that was never reached.
 const STARTUP_INTERVAL: Duration = Duration::from_secs(1);
@@ -21,16 +21,16 @@ pub(super) async fn run(check: Check, component: Arc<Component>, shared: Arc<Sha
         let seen = probe(&check).await;
         let status = judge.judge(&seen, Instant::now());
         let output = match &seen {
-            Ok(Observed::Pass) if status == Status::Fail => Some("passed, but not yet often enough"),
-            Ok(Observed::Pass) => None,
-            Ok(Observed::Warn(text)) | Err(text) => Some(text.as_str()),
+            Ok(ProbeOutcome::Pass) if status == Status::Fail => Some("passed, but not yet often enough"),
+            Ok(ProbeOutcome::Pass) => None,
+            Ok(ProbeOutcome::Warn(text)) | Err(text) => Some(text.as_str()),
         };
         shared.set(&component, State::new(status, output, Some(started.elapsed())));
         sleep(if component.reached() { check.interval } else { check.interval.min(STARTUP_INTERVAL) }).await;
     }
 }
 
-pub(super) async fn probe(check: &Check) -> Result<Observed, String> {
+pub(super) async fn probe(check: &Check) -> Result<ProbeOutcome, String> {
     // The closure itself is called inside, so that its panics are caught too.
     let probe = AssertUnwindSafe(async { (check.probe)().await }).catch_unwind();
     match timeout(check.time_limit, probe).await {
@@ -86,7 +86,7 @@ impl Judge {
         }
     }
 
-    fn judge(&mut self, seen: &Result<Observed, String>, now: Instant) -> Status {
+    fn judge(&mut self, seen: &Result<ProbeOutcome, String>, now: Instant) -> Status {
         if let Ok(observed) = seen {
             self.failures = 0;
             self.failures_since = None;
@@ -96,8 +96,8 @@ impl Judge {
             }
             return match (self.failing, observed) {
                 (true, _) => Status::Fail,
-                (false, Observed::Pass) => Status::Pass,
-                (false, Observed::Warn(_)) => Status::Warn,
+                (false, ProbeOutcome::Pass) => Status::Pass,
+                (false, ProbeOutcome::Warn(_)) => Status::Warn,
             };
         }
         self.successes = 0;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::{advance, sleep};
 use tower::ServiceExt;
 
-use super::{Check, CheckError, Criticality, Health, Observed, Status};
+use super::{Check, CheckError, Criticality, Health, ProbeOutcome, Status};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -36,9 +36,9 @@ impl Dependency {
             let answer = answer.load(Ordering::SeqCst);
             async move {
                 match answer {
-                    0 => Ok(Observed::Pass),
+                    0 => Ok(ProbeOutcome::Pass),
                     1 => Err(CheckError::from("postgres://me:secret@db refused")),
-                    2 => Ok(Observed::Warn("saturated".into())),
+                    2 => Ok(ProbeOutcome::Warn("saturated".into())),
                     3 => panic!("boom"),
                     _ => std::future::pending().await,
                 }
@@ -268,7 +268,7 @@ async fn a_group_is_asked_for_and_left_out_together() {
     assert_eq!(document["checks"]["users-db"][0]["group"], "databases");
     assert_eq!(document["checks"]["mail"][0].get("group"), None);
 
-    let asked = ["orders-db", "users-db", "databases", "mail", "none"].map(|name| health.is_well(name));
+    let asked = ["orders-db", "users-db", "databases", "mail", "none"].map(|name| health.is_passing(name));
     assert_eq!(asked, [Some(true), Some(false), Some(false), Some(true), None]);
 }
 

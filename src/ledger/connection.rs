@@ -8,7 +8,7 @@ use tokio::time::{sleep, timeout};
 
 use super::connections::Connections;
 use super::error::LedgerError;
-use super::notifications::{Listening, Notices};
+use super::notifications::{Notifications, Subscription};
 use super::schema::{self, SCHEMA_VERSION};
 use super::transaction::{READ_COMMITTED, begin};
 use super::unprepared;
@@ -43,7 +43,7 @@ pub struct Ledger {
 
 struct Inner {
     connections: Arc<Connections>,
-    listening: Listening,
+    listening: Subscription,
 }
 
 impl fmt::Debug for Ledger {
@@ -94,7 +94,7 @@ impl Ledger {
     /// # Cancel safety
     ///
     /// Safe: reads only.
-    pub async fn could_install(options: &PgConnectOptions) -> Result<(), LedgerError> {
+    pub async fn can_install(options: &PgConnectOptions) -> Result<(), LedgerError> {
         let mut connection = connected(options).await?;
         let (may_create, role): (bool, String) = unprepared::query_as(
             "select has_database_privilege(current_database(), 'create'), current_user::text",
@@ -123,7 +123,7 @@ impl Ledger {
             options = options.application_name("cutover-ledger");
         }
         let connections = Arc::new(Connections::new(options));
-        let ledger = Self { inner: Arc::new(Inner { connections, listening: Listening::default() }) };
+        let ledger = Self { inner: Arc::new(Inner { connections, listening: Subscription::default() }) };
         ledger.ensure(install).await?;
         Ok(ledger)
     }
@@ -167,7 +167,7 @@ impl Ledger {
     }
 
     /// Follows what happens to the migrations of a fleet.
-    pub(crate) fn notices(&self, fleet: &str) -> Notices {
+    pub(crate) fn notices(&self, fleet: &str) -> Notifications {
         self.inner.listening.follow(&self.inner.connections, fleet)
     }
 

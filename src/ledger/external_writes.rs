@@ -2,27 +2,26 @@
 
 use sqlx::PgConnection;
 
+use super::locks;
 use super::unprepared;
 
 /// The statement that counts what was written down one by one.
 pub(crate) fn count(migration: i32) -> String {
     format!(
-        "with seen as (delete from cutover.stranger_writes where migration_id = {migration} returning *) \
-         insert into cutover.strangers as known (migration_id, application, role, transactions, unmended, \
-                 first_seen, last_seen, last_unmended) \
-             select migration_id, application, role, count(*), count(*) filter (where not mended), \
-                    min(at), max(at), max(at) filter (where not mended) \
+        "with seen as (delete from cutover.external_write_events where migration_id = {migration} returning *) \
+         insert into cutover.external_writes as known (migration_id, application, role, transactions, uncopied, \
+                 first_seen, last_seen, last_uncopied) \
+             select migration_id, application, role, count(*), count(*) filter (where not copied), \
+                    min(at), max(at), max(at) filter (where not copied) \
              from seen group by migration_id, application, role \
          on conflict (migration_id, application, role) do update \
              set transactions = known.transactions + excluded.transactions, \
-                 unmended = known.unmended + excluded.unmended, \
+                 uncopied = known.uncopied + excluded.uncopied, \
                  last_seen = greatest(known.last_seen, excluded.last_seen), \
-                 last_unmended = greatest(known.last_unmended, excluded.last_unmended)"
+                 last_uncopied = greatest(known.last_uncopied, excluded.last_uncopied)"
     )
 }
 
-/// The first half of the advisory lock's key that strangers' transactions hold; see `cutover.stranger`.
-const LOCK_CLASS: i32 = 0x4356_0000;
 /// Who is open for longer than this is not waited for in the queue of the lock, where others would have to wait behind.
 const LONG: &str = "1 second";
 
@@ -43,7 +42,7 @@ pub(crate) async fn have_ended(tx: &mut PgConnection, migration: i32) -> Result<
         "select count(*) filter (where a.xact_start is null or a.xact_start < clock_timestamp() - $3::text::interval) > 0",
         holders!()
     ))
-    .bind(i64::from(LOCK_CLASS))
+    .bind(i64::from(locks::EXTERNAL_WRITERS))
     .bind(i64::from(migration))
     .bind(LONG)
     .fetch_one(&mut *tx)
@@ -52,7 +51,7 @@ pub(crate) async fn have_ended(tx: &mut PgConnection, migration: i32) -> Result<
         return Ok(false);
     }
     unprepared::query("select pg_advisory_xact_lock($1, $2)")
-        .bind(LOCK_CLASS)
+        .bind(locks::EXTERNAL_WRITERS)
         .bind(migration)
         .execute(tx)
         .await?;
@@ -72,7 +71,7 @@ pub(crate) struct OpenStrangers {
 pub(crate) async fn open_now(tx: &mut PgConnection, migration: i32) -> Result<OpenStrangers, sqlx::Error> {
     let since = unprepared::query_scalar("select clock_timestamp()::text").fetch_one(&mut *tx).await?;
     let transactions = unprepared::query_scalar(concat!("select l.virtualtransaction", holders!()))
-        .bind(i64::from(LOCK_CLASS))
+        .bind(i64::from(locks::EXTERNAL_WRITERS))
         .bind(i64::from(migration))
         .fetch_all(tx)
         .await?;
@@ -106,7 +105,7 @@ async fn named(
         holders!(),
         " and ($3::text[] is null or l.virtualtransaction = any ($3)) order by a.xact_start limit 5"
     ))
-    .bind(i64::from(LOCK_CLASS))
+    .bind(i64::from(locks::EXTERNAL_WRITERS))
     .bind(i64::from(migration))
     .bind(only)
     .fetch_all(tx)

@@ -7,6 +7,7 @@ mod connection;
 mod connections;
 mod error;
 pub(crate) mod external_writes;
+pub(crate) mod locks;
 mod notifications;
 pub(crate) mod repairs;
 mod schema;
@@ -17,10 +18,10 @@ pub(crate) mod unprepared;
 
 pub use connection::Ledger;
 pub use error::LedgerError;
-pub(crate) use notifications::NOT_HEARING;
+pub(crate) use notifications::NO_NOTIFICATIONS;
 pub use schema::SCHEMA_VERSION;
 #[cfg(test)]
 pub(crate) use shares::Share;
-pub(crate) use shares::{Book, Room, Wish};
+pub(crate) use shares::{Capacity, ShareRequest, ShareTable};
 pub(crate) use sqlstate::{is_lock_timeout, sql_state};
 pub(crate) use transaction::{READ_COMMITTED, begin};

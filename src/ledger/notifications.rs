@@ -22,8 +22,8 @@ const LATER: Duration = Duration::from_secs(60);
 /// Notifications that a follower may be behind by; one that is further behind learns that it missed some.
 const KEPT: usize = 16;
 
-/// What is wrong when [`Notices::are_heard`] is false.
-pub(crate) const NOT_HEARING: &str =
+/// What is wrong when [`Notifications::are_heard`] is false.
+pub(crate) const NO_NOTIFICATIONS: &str =
     "notifications don't arrive, as behind a pooler in transaction mode: changes are seen by polling";
 
 /// The fleet that something happened in; `None`: it may be any.
@@ -31,30 +31,30 @@ type Heard = Option<Arc<str>>;
 
 /// Listens on one connection for all who follow a ledger in this process. It begins with the first of them.
 #[derive(Default)]
-pub(crate) struct Listening {
+pub(crate) struct Subscription {
     begun: OnceLock<(broadcast::Sender<Heard>, Arc<AtomicBool>, JoinHandle<()>)>,
 }
 
-impl Listening {
-    pub(crate) fn follow(&self, ledger: &Arc<Connections>, fleet: &str) -> Notices {
-        let (rung, are_heard, _) = self.begun.get_or_init(|| {
-            let rung = broadcast::Sender::new(KEPT);
+impl Subscription {
+    pub(crate) fn follow(&self, ledger: &Arc<Connections>, fleet: &str) -> Notifications {
+        let (tx, are_heard, _) = self.begun.get_or_init(|| {
+            let tx = broadcast::Sender::new(KEPT);
             let are_heard = Arc::new(AtomicBool::new(true));
             let listener = Listener {
                 // The ledger's last handle ends the listening.
                 ledger: Arc::downgrade(ledger),
                 own: format!("cutover_{:016x}", fastrand::u64(..)),
-                state: State::Deaf(Instant::now()),
+                state: State::Disconnected(Instant::now()),
                 are_heard: are_heard.clone(),
             };
-            let task = tokio::spawn(listener.run(rung.clone()));
-            (rung, are_heard, task)
+            let task = tokio::spawn(listener.run(tx.clone()));
+            (tx, are_heard, task)
         });
-        Notices { fleet: fleet.into(), rung: rung.subscribe(), are_heard: are_heard.clone() }
+        Notifications { fleet: fleet.into(), tx: tx.subscribe(), are_heard: are_heard.clone() }
     }
 }
 
-impl Drop for Listening {
+impl Drop for Subscription {
     fn drop(&mut self) {
         if let Some((_, _, task)) = self.begun.get() {
             task.abort();
@@ -64,17 +64,17 @@ impl Drop for Listening {
 
 /// One follower's view of what is heard.
 #[derive(Debug)]
-pub(crate) struct Notices {
+pub(crate) struct Notifications {
     fleet: Arc<str>,
-    rung: broadcast::Receiver<Heard>,
+    tx: broadcast::Receiver<Heard>,
     are_heard: Arc<AtomicBool>,
 }
 
-impl Notices {
+impl Notifications {
     /// Waits until something may have happened in the fleet. Cancel safe.
     pub(crate) async fn next(&mut self) {
         loop {
-            match self.rung.recv().await {
+            match self.tx.recv().await {
                 Ok(Some(fleet)) if fleet != self.fleet => {}
                 Ok(_) | Err(RecvError::Lagged(_)) => return,
                 Err(RecvError::Closed) => std::future::pending().await,
@@ -103,34 +103,34 @@ struct Listener {
 
 enum State {
     /// Nothing is heard; listening begins then.
-    Deaf(Instant),
+    Disconnected(Instant),
     /// A notification of our own has to arrive before then.
     Trying(PgListener, Instant),
     /// They arrive; the next trial is then.
-    Hearing(PgListener, Instant),
+    Listening(PgListener, Instant),
 }
 
 impl Listener {
-    async fn run(mut self, rung: broadcast::Sender<Heard>) {
+    async fn run(mut self, tx: broadcast::Sender<Heard>) {
         loop {
             let heard = self.next().await;
             // Fails when nobody follows at the moment, which is no harm.
-            let _ = rung.send(heard);
+            let _ = tx.send(heard);
         }
     }
 
     async fn next(&mut self) -> Heard {
         loop {
             match &mut self.state {
-                State::Deaf(until) => {
+                State::Disconnected(until) => {
                     sleep_until(*until).await;
                     self.state = match timeout(SOON, self.listen()).await {
                         Ok(Ok(Some(listener))) => State::Trying(listener, Instant::now() + SOON),
                         Ok(Ok(None)) => self.deaf(),
-                        _ => State::Deaf(Instant::now() + SOON),
+                        _ => State::Disconnected(Instant::now() + SOON),
                     };
                 }
-                State::Trying(listener, until) | State::Hearing(listener, until) => {
+                State::Trying(listener, until) | State::Listening(listener, until) => {
                     tokio::select! {
                         heard = listener.try_recv() => match heard {
                             Ok(Some(notice)) if notice.channel() != self.own => {
@@ -139,7 +139,7 @@ impl Listener {
                             Ok(Some(_)) => self.heard_itself(),
                             // The connection is gone; whatever was missed meanwhile is found by looking.
                             _ => {
-                                self.state = State::Deaf(Instant::now() + SOON / 4);
+                                self.state = State::Disconnected(Instant::now() + SOON / 4);
                                 return None;
                             }
                         },
@@ -188,9 +188,9 @@ impl Listener {
     /// Says that nothing is heard, once.
     fn deaf(&self) -> State {
         if self.are_heard.swap(false, Ordering::Relaxed) {
-            tracing::warn!("{NOT_HEARING}");
+            tracing::warn!("{NO_NOTIFICATIONS}");
         }
-        State::Deaf(Instant::now() + LATER)
+        State::Disconnected(Instant::now() + LATER)
     }
 
     /// Sends itself a notification.
@@ -202,16 +202,16 @@ impl Listener {
 
     fn heard_itself(&mut self) {
         self.are_heard.store(true, Ordering::Relaxed);
-        let state = std::mem::replace(&mut self.state, State::Deaf(Instant::now()));
-        if let State::Trying(listener, _) | State::Hearing(listener, _) = state {
-            self.state = State::Hearing(listener, Instant::now() + TRIAL);
+        let state = std::mem::replace(&mut self.state, State::Disconnected(Instant::now()));
+        if let State::Trying(listener, _) | State::Listening(listener, _) = state {
+            self.state = State::Listening(listener, Instant::now() + TRIAL);
         }
     }
 
     /// The time of a trial has come, or of its end.
     async fn is_due(&mut self) {
-        let state = std::mem::replace(&mut self.state, State::Deaf(Instant::now() + SOON));
-        if let State::Hearing(listener, _) = state {
+        let state = std::mem::replace(&mut self.state, State::Disconnected(Instant::now() + SOON));
+        if let State::Listening(listener, _) = state {
             if matches!(timeout(SOON, self.call()).await, Ok(Ok(()))) {
                 self.state = State::Trying(listener, Instant::now() + SOON);
             }

@@ -2,6 +2,7 @@
 
 use sqlx::{Executor, PgConnection, PgPool, Postgres};
 
+use super::locks;
 use super::unprepared;
 
 /// A key that is noted, and which time it was.
@@ -11,16 +12,13 @@ pub(crate) struct Note {
     pub(crate) version: i64,
 }
 
-/// Of the lock that orders writers of a key: the first half of its number.
-const LOCK_CLASS: i32 = 0x4357_0000;
-
 /// Notes that this transaction writes the key, and draws the version.
 ///
 /// The key's lock comes first, in a statement of its own: a version that was drawn before it was had could be lower than
 /// that of somebody who had it in between, and the store would keep the older row.
 pub(crate) async fn write(tx: &mut PgConnection, migration: i32, key: &str) -> Result<i64, sqlx::Error> {
     unprepared::query("select pg_advisory_xact_lock($1, hashtext($2))")
-        .bind(LOCK_CLASS + migration)
+        .bind(locks::MIRROR_KEY + migration)
         .bind(key)
         .execute(&mut *tx)
         .await?;

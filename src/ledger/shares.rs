@@ -4,10 +4,8 @@ use sqlx::Row;
 
 use super::connection::Ledger;
 use super::error::LedgerError;
+use super::locks;
 use super::unprepared;
-
-/// Serialises the decisions about shares: "cutover" read as a number, plus one.
-const SHARES_LOCK: i64 = 0x0063_7574_6f76_6573;
 
 /// What an instance holds beside its pool: the ledger's four connections and a health probe.
 const BESIDE: i64 = 5;
@@ -15,8 +13,8 @@ const BESIDE: i64 = 5;
 /// One share as it stands in the book.
 #[derive(Debug, Clone)]
 pub(crate) struct Share {
-    pub(crate) lowest: u32,
-    pub(crate) highest: u32,
+    pub(crate) min_connections: u32,
+    pub(crate) max_connections: u32,
     /// What it may hold, or what the server still has of it, whichever is more.
     pub(crate) held: u32,
     /// Its lease still runs.
@@ -26,7 +24,7 @@ pub(crate) struct Share {
 
 /// What the server allows and who holds what, read under the lock.
 #[derive(Debug, Clone)]
-pub(crate) struct Book {
+pub(crate) struct ShareTable {
     /// In the order in which they came.
     pub(crate) shares: Vec<Share>,
     /// What all pools together may hold.
@@ -37,12 +35,12 @@ pub(crate) struct Book {
 
 /// What an instance asks for.
 #[derive(Debug, Clone)]
-pub(crate) struct Wish {
+pub(crate) struct ShareRequest {
     /// The share's name, and the `application_name` of its connections.
     pub(crate) name: String,
     pub(crate) fleet: String,
-    pub(crate) lowest: u32,
-    pub(crate) highest: u32,
+    pub(crate) min_connections: u32,
+    pub(crate) max_connections: u32,
     /// Left free on the server.
     pub(crate) spare: u32,
     pub(crate) lease_seconds: f64,
@@ -52,11 +50,11 @@ impl Ledger {
     /// Renews a share and lets `decide` say, under the lock, how many connections it has from now on.
     pub(crate) async fn settle(
         &self,
-        wish: &Wish,
-        decide: impl FnOnce(&Book) -> u32 + Send,
-    ) -> Result<(Book, u32), LedgerError> {
+        wish: &ShareRequest,
+        decide: impl FnOnce(&ShareTable) -> u32 + Send,
+    ) -> Result<(ShareTable, u32), LedgerError> {
         let mut tx = self.begin().await?;
-        unprepared::query("select pg_advisory_xact_lock($1)").bind(SHARES_LOCK).execute(&mut *tx).await?;
+        unprepared::query("select pg_advisory_xact_lock($1)").bind(locks::SHARES).execute(&mut *tx).await?;
         // A dead instance's share counts until its lease has ended and its last backend is gone.
         unprepared::query(
             "delete from cutover.connection_shares s where lease_until < clock_timestamp() and name <> $1 \
@@ -66,22 +64,22 @@ impl Ledger {
         .execute(&mut *tx)
         .await?;
         unprepared::query(
-            "insert into cutover.connection_shares as s (name, fleet, lowest, highest, lease_until) \
+            "insert into cutover.connection_shares as s (name, fleet, min_connections, max_connections, lease_until) \
              values ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5)) \
-             on conflict (name) do update set lowest = excluded.lowest, highest = excluded.highest, \
+             on conflict (name) do update set min_connections = excluded.min_connections, max_connections = excluded.max_connections, \
              lease_until = excluded.lease_until",
         )
         .bind(&wish.name)
         .bind(&wish.fleet)
-        .bind(i64::from(wish.lowest))
-        .bind(i64::from(wish.highest))
+        .bind(i64::from(wish.min_connections))
+        .bind(i64::from(wish.max_connections))
         .bind(wish.lease_seconds)
         .execute(&mut *tx)
         .await?;
         let rows = unprepared::query(
-            "select lowest, highest, lease_until > clock_timestamp() as alive, name = $1 as mine, \
+            "select min_connections, max_connections, lease_until > clock_timestamp() as alive, name = $1 as mine, \
              greatest(granted, (select count(*) from pg_stat_activity a where a.application_name = s.name)) as held \
-             from cutover.connection_shares s order by asked_at, name",
+             from cutover.connection_shares s order by requested_at, name",
         )
         .bind(&wish.name)
         .fetch_all(&mut *tx)
@@ -89,15 +87,15 @@ impl Ledger {
         let mut shares = Vec::with_capacity(rows.len());
         for row in &rows {
             shares.push(Share {
-                lowest: count(row.try_get("lowest")?),
-                highest: count(row.try_get("highest")?),
+                min_connections: count(row.try_get("min_connections")?),
+                max_connections: count(row.try_get("max_connections")?),
                 held: count(row.try_get("held")?),
                 alive: row.try_get("alive")?,
                 mine: row.try_get("mine")?,
             });
         }
         let (capacity, reckoning) = capacity(&mut tx, shares.len(), wish.spare).await?;
-        let book = Book { shares, capacity, reckoning };
+        let book = ShareTable { shares, capacity, reckoning };
         let granted = decide(&book);
         unprepared::query("update cutover.connection_shares set granted = $2 where name = $1")
             .bind(&wish.name)
@@ -110,7 +108,7 @@ impl Ledger {
 
     /// How many connections the server leaves for the pools of so many instances, of the ones that are alive and one more
     /// without a number, and why so many. Changes nothing.
-    pub(crate) async fn room(&self, instances: Option<usize>, spare: u32) -> Result<Room, LedgerError> {
+    pub(crate) async fn room(&self, instances: Option<usize>, spare: u32) -> Result<Capacity, LedgerError> {
         let mut tx = self.begin().await?;
         let alive: i64 = unprepared::query_scalar(
             "select count(*) from cutover.connection_shares where lease_until > clock_timestamp()",
@@ -120,7 +118,7 @@ impl Ledger {
         let instances = instances.unwrap_or_else(|| usize::try_from(alive).unwrap_or(0) + 1);
         let (connections, reckoning) = capacity(&mut tx, instances, spare).await?;
         tx.rollback().await?;
-        Ok(Room { instances, connections, reckoning })
+        Ok(Capacity { instances, connections, reckoning })
     }
 
     /// Gives a share back whole.
@@ -128,7 +126,7 @@ impl Ledger {
         let mut tx = self.begin().await?;
         // It goes once the server has nothing of it any more; until then it has ended, and counts.
         unprepared::query(
-            "update cutover.connection_shares set lowest = 0, highest = 0, granted = 0, \
+            "update cutover.connection_shares set min_connections = 0, max_connections = 0, granted = 0, \
              lease_until = clock_timestamp() where name = $1",
         )
         .bind(name)
@@ -141,7 +139,7 @@ impl Ledger {
 
 /// What there is for pools.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct Capacity {
     pub(crate) instances: usize,
     pub(crate) connections: u32,
     pub(crate) reckoning: String,

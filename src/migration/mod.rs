@@ -22,13 +22,13 @@ mod schema;
 
 pub use batch::{BatchOptions, MapRows, Throttle, each};
 pub use catalog::OldSide;
-pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, Plan, PlanError, Spec};
+pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError};
 pub use dual::{
-    Apart, Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, Rows, Shadow, ShadowOptions,
+    Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, Rows, Separate, Shadow, ShadowOptions,
 };
 #[doc(hidden)]
 pub use dual::{Guard, Writes, made, same};
-pub use phase::{Desired, Facts, Phase, PhaseRange, Side, Task, Wish};
+pub use phase::{Desired, Facts, Phase, PhaseRange, Side, Target, Task};
 pub use plan::{ColumnMigration, ColumnMigrationBuilder, TableMigration, TableMigrationBuilder};
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;

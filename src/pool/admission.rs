@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::Waits;
+use super::PoolWaitMetrics;
 
 /// Lets as many in as the pool's share has connections, first come, first served, and turns away who would wait too long.
 ///
@@ -20,53 +20,53 @@ use super::Waits;
 pub struct Admission {
     places: Arc<Semaphore>,
     limit: Duration,
-    waits: Waits,
+    waits: PoolWaitMetrics,
 }
 
 /// A place before the pool; dropping it gives it back.
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped"]
-pub struct Admitted {
+pub struct AdmissionPermit {
     _place: OwnedSemaphorePermit,
 }
 
 /// No place came free in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no database connection came free in time")]
-pub struct NoRoom;
+pub struct Overloaded;
 
 impl Admission {
-    pub(super) fn new(places: Arc<Semaphore>, limit: Duration, waits: Waits) -> Self {
+    pub(super) fn new(places: Arc<Semaphore>, limit: Duration, waits: PoolWaitMetrics) -> Self {
         Self { places, limit, waits }
     }
 
-    /// Waits for a place, at most for the limit.
+    /// PoolWaitMetrics for a place, at most for the limit.
     ///
     /// # Errors
     ///
-    /// [`NoRoom`] when the limit has passed.
+    /// [`Overloaded`] when the limit has passed.
     ///
     /// # Cancel safety
     ///
     /// Safe: the place in the queue is given up.
-    pub async fn admit(&self) -> Result<Admitted, NoRoom> {
+    pub async fn admit(&self) -> Result<AdmissionPermit, Overloaded> {
         match self.try_admit() {
             Some(admitted) => Ok(admitted),
             None => self.wait().await,
         }
     }
 
-    fn try_admit(&self) -> Option<Admitted> {
+    fn try_admit(&self) -> Option<AdmissionPermit> {
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         self.waits.none();
-        Some(Admitted { _place: place })
+        Some(AdmissionPermit { _place: place })
     }
 
-    async fn wait(&self) -> Result<Admitted, NoRoom> {
+    async fn wait(&self) -> Result<AdmissionPermit, Overloaded> {
         let _waiting = self.waits.begin();
         match timeout(self.limit, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(Admitted { _place: place }),
-            _ => Err(NoRoom),
+            Ok(Ok(place)) => Ok(AdmissionPermit { _place: place }),
+            _ => Err(Overloaded),
         }
     }
 }
@@ -114,7 +114,7 @@ where
     }
 }
 
-type Wait = Pin<Box<dyn Future<Output = Result<Admitted, NoRoom>> + Send>>;
+type Wait = Pin<Box<dyn Future<Output = Result<AdmissionPermit, Overloaded>> + Send>>;
 
 pin_project! {
     /// The response, or 503.
@@ -134,7 +134,7 @@ pin_project! {
         S: Service<Q>,
     {
         Waiting { wait: Wait, held: Option<(S, Q)> },
-        Serving { #[pin] future: S::Future, _admitted: Admitted },
+        Serving { #[pin] future: S::Future, _admitted: AdmissionPermit },
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::ledger::Book;
+use crate::ledger::ShareTable;
 
 /// What everybody should hold: first what each needs at least, in the order in which they came, then the rest one by
 /// one, never more than anybody wants.
@@ -6,8 +6,8 @@ fn fair(capacity: u32, wishes: &[(u32, u32)]) -> Vec<u32> {
     let mut left = capacity;
     let mut shares: Vec<u32> = wishes
         .iter()
-        .map(|(lowest, _)| {
-            let share = left.min(*lowest);
+        .map(|(min_connections, _)| {
+            let share = left.min(*min_connections);
             left -= share;
             share
         })
@@ -15,7 +15,7 @@ fn fair(capacity: u32, wishes: &[(u32, u32)]) -> Vec<u32> {
     while left > 0 {
         let mut open: Vec<_> =
             shares.iter_mut().zip(wishes).filter(|(share, (_, most))| **share < *most).collect();
-        // The smallest first, so that a large `lowest` is no advantage beyond itself.
+        // The smallest first, so that a large `min_connections` is no advantage beyond itself.
         open.sort_by_key(|(share, _)| **share);
         let Some((share, _)) = open.into_iter().next() else { break };
         *share += 1;
@@ -34,10 +34,10 @@ pub(super) struct Decision {
 /// Decides for the instance whose share is `mine` and whose pool can hold `holding` at the moment.
 ///
 /// Nothing is granted that somebody else still holds. What it holds itself stays its own until it has given it back.
-pub(super) fn decide(book: &Book, holding: u32) -> Decision {
+pub(super) fn decide(book: &ShareTable, holding: u32) -> Decision {
     let ended: u32 = book.shares.iter().filter(|share| !share.alive).map(|share| share.held).sum();
     let living: Vec<_> = book.shares.iter().filter(|share| share.alive).collect();
-    let wishes: Vec<_> = living.iter().map(|share| (share.lowest, share.highest)).collect();
+    let wishes: Vec<_> = living.iter().map(|share| (share.min_connections, share.max_connections)).collect();
     let shares = fair(book.capacity.saturating_sub(ended), &wishes);
     let target = living.iter().zip(shares).find(|(share, _)| share.mine).map_or(0, |(_, share)| share);
     let others: u32 = book.shares.iter().filter(|share| !share.mine).map(|share| share.held).sum();
@@ -69,9 +69,15 @@ mod tests {
             for _ in 0..200 {
                 match random.u8(0..10) {
                     0 if shares.len() < 8 => {
-                        let lowest = random.u32(0..4);
-                        let highest = lowest + random.u32(0..20);
-                        shares.push(Share { lowest, highest, held: 0, alive: true, mine: false });
+                        let min_connections = random.u32(0..4);
+                        let max_connections = min_connections + random.u32(0..20);
+                        shares.push(Share {
+                            min_connections,
+                            max_connections,
+                            held: 0,
+                            alive: true,
+                            mine: false,
+                        });
                     }
                     1 if !shares.is_empty() => {
                         let at = random.usize(0..shares.len());
@@ -83,7 +89,8 @@ mod tests {
                         if !shares[at].alive {
                             continue;
                         }
-                        let mut book = Book { shares: shares.clone(), capacity, reckoning: String::new() };
+                        let mut book =
+                            ShareTable { shares: shares.clone(), capacity, reckoning: String::new() };
                         book.shares[at].mine = true;
                         let decision = decide(&book, shares[at].held);
                         // It gives back as many as it happens to have idle.

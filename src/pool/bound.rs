@@ -78,7 +78,7 @@ impl Bound {
         }
     }
 
-    /// Waits until something was given back; for ever when nothing is on its way.
+    /// PoolWaitMetrics until something was given back; for ever when nothing is on its way.
     pub(super) async fn gave_back(&mut self) {
         match self {
             Self::Sqlx { held_back, taking, .. } => {

@@ -9,9 +9,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::arithmetic::{Decision, decide};
 use super::bound::Bound;
-use super::{Admission, Waits};
+use super::{Admission, PoolWaitMetrics};
 use crate::fleet::Fleet;
-use crate::ledger::{Book, Ledger, LedgerError, Wish};
+use crate::ledger::{Ledger, LedgerError, ShareRequest, ShareTable};
 
 /// A changed DNS record is followed within this time.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
@@ -20,9 +20,9 @@ const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
 #[derive(Debug, Clone)]
 pub struct ShareOptions {
     /// Without so many it does not start. Default 1.
-    pub lowest: u32,
+    pub min_connections: u32,
     /// It never has more. Default 10.
-    pub highest: u32,
+    pub max_connections: u32,
     /// Connections of the server left free: for people, and for the moment in which a closed one is still ending. Default 3.
     pub spare: u32,
     /// How long a start waits until others have made room. Default 30 s.
@@ -31,7 +31,7 @@ pub struct ShareOptions {
 
 impl Default for ShareOptions {
     fn default() -> Self {
-        Self { lowest: 1, highest: 10, spare: 3, start_within: Duration::from_secs(30) }
+        Self { min_connections: 1, max_connections: 10, spare: 3, start_within: Duration::from_secs(30) }
     }
 }
 
@@ -44,8 +44,8 @@ pub enum ShareError {
     Options(String),
     /// The server has not enough connections for the fleet.
     #[error(
-        "the fleet's {instances} pools need at least {needed} connections, this one {lowest} of them, and nobody made \
-         room in time. {reckoning}. Lower `lowest`, or raise the limit by {missing}"
+        "the fleet's {instances} pools need at least {needed} connections, this one {min_connections} of them, and nobody made \
+         room in time. {reckoning}. Lower `min_connections`, or raise the limit by {missing}"
     )]
     Budget {
         /// Pools that are open or still ending, this one among them.
@@ -53,7 +53,7 @@ pub enum ShareError {
         /// The sum of what they need at least.
         needed: u32,
         /// What this one needs at least.
-        lowest: u32,
+        min_connections: u32,
         /// How much the limit is too low for that.
         missing: u32,
         /// What the server allows, in words.
@@ -71,12 +71,14 @@ pub enum ShareError {
 impl ShareOptions {
     fn check(&self) -> Result<(), ShareError> {
         let mut problems = Vec::new();
-        if self.lowest == 0 {
-            problems.push("pool.lowest: 0 connections serve nobody: use 1 or more".to_owned());
+        if self.min_connections == 0 {
+            problems.push("pool.min_connections: 0 connections serve nobody: use 1 or more".to_owned());
         }
-        if self.highest < self.lowest {
-            problems
-                .push(format!("pool.highest: {} is less than pool.lowest ({})", self.highest, self.lowest));
+        if self.max_connections < self.min_connections {
+            problems.push(format!(
+                "pool.max_connections: {} is less than pool.min_connections ({})",
+                self.max_connections, self.min_connections
+            ));
         }
         if problems.is_empty() { Ok(()) } else { Err(ShareError::Options(problems.join("; "))) }
     }
@@ -86,14 +88,14 @@ impl ShareOptions {
 #[derive(Debug)]
 pub struct ConnectionShare {
     ledger: Ledger,
-    wish: Wish,
+    wish: ShareRequest,
     renew_every: Duration,
     start_within: Duration,
     granted: u32,
 }
 
 impl ConnectionShare {
-    /// Leases a share, waiting until others have made room for at least `lowest`.
+    /// Leases a share, waiting until others have made room for at least `min_connections`.
     ///
     /// # Errors
     ///
@@ -123,11 +125,11 @@ impl ConnectionShare {
     /// As [`ConnectionShare::lease`].
     pub async fn lease_as(fleet: &Fleet, name: String, options: &ShareOptions) -> Result<Self, ShareError> {
         options.check()?;
-        let wish = Wish {
+        let wish = ShareRequest {
             name,
             fleet: fleet.name().to_owned(),
-            lowest: options.lowest,
-            highest: options.highest,
+            min_connections: options.min_connections,
+            max_connections: options.max_connections,
             spare: options.spare,
             lease_seconds: fleet.options().lease.as_secs_f64(),
         };
@@ -136,7 +138,7 @@ impl ConnectionShare {
         let mut is_first = true;
         loop {
             let (book, granted) = ledger.settle(&wish, |book| decide(book, 0).granted).await?;
-            if granted >= wish.lowest {
+            if granted >= wish.min_connections {
                 let start_within = options.start_within;
                 return Ok(Self { ledger, wish, renew_every, start_within, granted });
             }
@@ -177,7 +179,7 @@ impl ConnectionShare {
         connect: PgConnectOptions,
     ) -> Result<(PgPool, PoolGuard), ShareError> {
         let lifetime = options.get_max_lifetime().unwrap_or(MAX_LIFETIME);
-        let most = self.wish.highest;
+        let most = self.wish.max_connections;
         let pool = options
             .max_connections(most)
             .min_connections(0)
@@ -187,7 +189,7 @@ impl ConnectionShare {
         Ok((pool, guard))
     }
 
-    /// Holds a `sqlx` pool to the share that was made lazily, with `highest` as its `max_connections` and the share's name
+    /// Holds a `sqlx` pool to the share that was made lazily, with `max_connections` as its `max_connections` and the share's name
     /// as its `application_name`, and that has not been used.
     ///
     /// # Errors
@@ -198,7 +200,7 @@ impl ConnectionShare {
     ///
     /// The share ends with its lease.
     pub async fn hold(self, pool: PgPool) -> Result<PoolGuard, ShareError> {
-        let bound = timeout(self.start_within, Bound::sqlx(pool, self.wish.highest, self.granted));
+        let bound = timeout(self.start_within, Bound::sqlx(pool, self.wish.max_connections, self.granted));
         let bound = bound.await.map_err(|_| LedgerError::from(sqlx::Error::PoolTimedOut))?;
         Ok(PoolGuard::start(self, bound))
     }
@@ -232,13 +234,13 @@ impl ConnectionShare {
     }
 }
 
-fn short(book: &Book, wish: &Wish) -> ShareError {
+fn short(book: &ShareTable, wish: &ShareRequest) -> ShareError {
     let needed: u32 =
-        book.shares.iter().map(|share| if share.alive { share.lowest } else { share.held }).sum();
+        book.shares.iter().map(|share| if share.alive { share.min_connections } else { share.held }).sum();
     ShareError::Budget {
         instances: book.shares.len(),
         needed,
-        lowest: wish.lowest,
+        min_connections: wish.min_connections,
         missing: needed.saturating_sub(book.capacity),
         reckoning: book.reckoning.clone(),
     }
@@ -268,7 +270,7 @@ impl PoolGuard {
         let (told, granted) = watch::channel(share.granted);
         let places = Arc::new(Semaphore::new(usize::try_from(share.granted).unwrap_or(usize::MAX)));
         let name = share.wish.name.clone();
-        let most = share.wish.highest;
+        let most = share.wish.max_connections;
         let keeper = Keeper { share, most, bound, places: Arc::clone(&places), told, debt: 0 };
         Self { name, places, granted, stage, task: tokio::spawn(keeper.keep(stages)) }
     }
@@ -284,7 +286,7 @@ impl PoolGuard {
     }
 
     /// Admission before this pool's queue, waiting at most for `limit`. All of them share the places.
-    pub fn admission(&self, limit: Duration, waits: Waits) -> Admission {
+    pub fn admission(&self, limit: Duration, waits: PoolWaitMetrics) -> Admission {
         Admission::new(Arc::clone(&self.places), limit, waits)
     }
 
@@ -334,7 +336,7 @@ impl Keeper {
             }
             if stage == Stage::Draining {
                 let needed = self.bound.in_use().saturating_mul(2).clamp(self.most.min(2), self.most);
-                (self.share.wish.lowest, self.share.wish.highest) = (1, needed);
+                (self.share.wish.min_connections, self.share.wish.max_connections) = (1, needed);
             }
             let settled = timeout(self.share.renew_every * 2, self.settle()).await;
             pause = match settled {

@@ -18,8 +18,8 @@
 //!
 //! | option | default | because |
 //! |---|---|---|
-//! | [`lowest`](ShareOptions::lowest) | 1 | a pod that can serve something slowly is better than one that does not start |
-//! | [`highest`](ShareOptions::highest) | 10 | sqlx's own; more than a few connections per core of the server make it slower |
+//! | [`min_connections`](ShareOptions::min_connections) | 1 | a pod that can serve something slowly is better than one that does not start |
+//! | [`max_connections`](ShareOptions::max_connections) | 10 | sqlx's own; more than a few connections per core of the server make it slower |
 //! | [`spare`](ShareOptions::spare) | 3 | a person with `psql`, a job, and the moment in which a closed connection still counts |
 //! | [`start_within`](ShareOptions::start_within) | 30 s | longer than a pod takes to give back what it has, shorter than a `startupProbe` allows |
 //! | `max_lifetime` | 30 min where the pool's options have none | a pool that never closes a connection never follows a changed DNS record |
@@ -30,6 +30,6 @@ mod bound;
 mod guard;
 mod waits;
 
-pub use admission::{Admission, AdmissionService, Admitted, NoRoom, ResponseFuture};
+pub use admission::{Admission, AdmissionPermit, AdmissionService, Overloaded, ResponseFuture};
 pub use guard::{ConnectionShare, PoolGuard, ShareError, ShareOptions};
-pub use waits::Waits;
+pub use waits::PoolWaitMetrics;

@@ -3,14 +3,14 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 
-/// `pool_wait_seconds` and `pool_waiters` of one pool, of whatever kind: `sqlx` has neither.
+/// `cutover_pool_wait_seconds` and `cutover_pool_waiters` of one pool, of whatever kind: `sqlx` has neither.
 #[derive(Debug, Clone)]
-pub struct Waits {
+pub struct PoolWaitMetrics {
     seconds: Histogram,
     waiters: IntGauge,
 }
 
-impl Waits {
+impl PoolWaitMetrics {
     /// Registers both families for the pool of this name, with the labels `pool` and `version`.
     ///
     /// # Errors
@@ -20,12 +20,14 @@ impl Waits {
         let labels =
             |opts: Opts| opts.const_label("pool", pool).const_label("version", metrics.release().version());
         let help = "How long a connection, or admission to its pool, was waited for.";
-        let mut opts = HistogramOpts::new("pool_wait_seconds", help)
+        let mut opts = HistogramOpts::new("cutover_pool_wait_seconds", help)
             .buckets(vec![0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
         opts.common_opts = labels(opts.common_opts);
         let seconds = Histogram::with_opts(opts)?;
-        let waiters =
-            IntGauge::with_opts(labels(Opts::new("pool_waiters", "Who waits for a connection now.")))?;
+        let waiters = IntGauge::with_opts(labels(Opts::new(
+            "cutover_pool_waiters",
+            "Who waits for a connection now.",
+        )))?;
         metrics.registry().register(Box::new(seconds.clone()))?;
         metrics.registry().register(Box::new(waiters.clone()))?;
         Ok(Self { seconds, waiters })
@@ -54,7 +56,7 @@ impl Waits {
 
 /// A wait that is counted when it is dropped.
 pub(super) struct Waiting {
-    waits: Waits,
+    waits: PoolWaitMetrics,
     since: Instant,
 }
 

@@ -5,11 +5,11 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::time::timeout;
 
 use super::report::{Finding, PreflightReport, Severity};
-use crate::flags::{Flags, Lack};
-use crate::health::{Check, Observed};
-use crate::ledger::{Ledger, LedgerError, Room};
-use crate::migration::Spec;
-use crate::migration::admin::misfits;
+use crate::flags::{FlagProblemKind, Flags};
+use crate::health::{Check, ProbeOutcome};
+use crate::ledger::{Capacity, Ledger, LedgerError};
+use crate::migration::MigrationSpec;
+use crate::migration::admin::incompatible_builds;
 use crate::pool::ShareOptions;
 
 /// How long flags may take to arrive. A server that is just starting needs some seconds.
@@ -23,13 +23,13 @@ const LEDGER_LIMIT: Duration = Duration::from_secs(15);
 ///
 /// ```no_run
 /// use cutover::health::Check;
-/// use cutover::migration::{PhaseRange, Spec};
+/// use cutover::migration::{PhaseRange, MigrationSpec};
 /// use cutover::preflight::Preflight;
 ///
 /// # async fn f(pool: sqlx::PgPool) {
 /// let report = Preflight::new()
 ///     .check(Check::postgres(&pool))
-///     .ledger((*pool.connect_options()).clone(), "payments", vec![Spec::new("status", PhaseRange::FULL)])
+///     .ledger((*pool.connect_options()).clone(), "payments", vec![MigrationSpec::new("status", PhaseRange::FULL)])
 ///     .run()
 ///     .await;
 /// assert!(report.passed, "{report}");
@@ -41,7 +41,7 @@ pub struct Preflight {
     problems: Vec<(String, String)>,
     fingerprint: Option<String>,
     checks: Vec<Check>,
-    ledger: Option<(PgConnectOptions, String, Vec<Spec>)>,
+    ledger: Option<(PgConnectOptions, String, Vec<MigrationSpec>)>,
     budget: Option<(u32, Option<usize>)>,
     flags: Option<(Flags, Vec<String>)>,
 }
@@ -71,7 +71,12 @@ impl Preflight {
     }
 
     /// The ledger at `options`, and whether a build that declares these migrations fits in with `fleet` there.
-    pub fn ledger(mut self, options: PgConnectOptions, fleet: impl Into<String>, specs: Vec<Spec>) -> Self {
+    pub fn ledger(
+        mut self,
+        options: PgConnectOptions,
+        fleet: impl Into<String>,
+        specs: Vec<MigrationSpec>,
+    ) -> Self {
         self.ledger = Some((options, fleet.into(), specs));
         self
     }
@@ -126,8 +131,8 @@ fn pass(area: &str) -> Finding {
 
 async fn probe(check: &Check) -> Finding {
     match check.once().await {
-        Ok(Observed::Pass) => pass(check.name()),
-        Ok(Observed::Warn(text)) => finding(check.name(), Severity::Warning, text),
+        Ok(ProbeOutcome::Pass) => pass(check.name()),
+        Ok(ProbeOutcome::Warn(text)) => finding(check.name(), Severity::Warning, text),
         Err(text) => finding(check.name(), Severity::Problem, text),
     }
 }
@@ -135,14 +140,14 @@ async fn probe(check: &Check) -> Finding {
 async fn look_at_ledger(
     options: PgConnectOptions,
     fleet: &str,
-    specs: &[Spec],
+    specs: &[MigrationSpec],
     budget: Option<(u32, Option<usize>)>,
 ) -> Vec<Finding> {
     let look = async {
         let ledger = match Ledger::existing(options.clone()).await {
             Ok(ledger) => ledger,
             Err(error @ (LedgerError::Missing | LedgerError::Older { .. })) => {
-                Ledger::could_install(&options).await?;
+                Ledger::can_install(&options).await?;
                 let text = match error {
                     LedgerError::Missing => {
                         "schema `cutover` is not installed; the first start will install it"
@@ -153,15 +158,17 @@ async fn look_at_ledger(
             }
             Err(error) => return Err(error),
         };
-        let misfits = misfits(&ledger, fleet, specs).await?;
+        let incompatible_builds = incompatible_builds(&ledger, fleet, specs).await?;
         let mut findings = vec![pass("ledger")];
-        if misfits.is_empty() {
+        if incompatible_builds.is_empty() {
             findings.push(pass("migrations"));
         }
         if let Some((size, instances)) = budget {
             findings.push(connections(size, &ledger.room(instances, ShareOptions::default().spare).await?));
         }
-        findings.extend(misfits.into_iter().map(|text| finding("migrations", Severity::Problem, text)));
+        findings.extend(
+            incompatible_builds.into_iter().map(|text| finding("migrations", Severity::Problem, text)),
+        );
         Ok::<_, LedgerError>(findings)
     };
     match timeout(LEDGER_LIMIT, look).await {
@@ -171,9 +178,9 @@ async fn look_at_ledger(
     }
 }
 
-fn connections(size: u32, room: &Room) -> Finding {
+fn connections(size: u32, room: &Capacity) -> Finding {
     let instances = u32::try_from(room.instances).unwrap_or(u32::MAX);
-    let Room { connections, reckoning, .. } = room;
+    let Capacity { connections, reckoning, .. } = room;
     if *connections < instances {
         let text = format!("{instances} instances can't have a connection each: {reckoning}");
         return finding("connections", Severity::Problem, text);
@@ -205,16 +212,16 @@ async fn look_at_flags(flags: &Flags, declared: &[String]) -> Vec<Finding> {
     if gaps.is_empty() {
         return vec![pass("flags")];
     }
-    let findings = gaps.iter().map(|gap| match gap.lack {
-        Lack::Missing => finding(
+    let findings = gaps.iter().map(|problem| match problem.kind {
+        FlagProblemKind::Missing => finding(
             "flags",
             Severity::Problem,
-            format!("{:?} is declared, but the source has none: create it, or revive it", gap.flag),
+            format!("{:?} is declared, but the source has none: create it, or revive it", problem.flag),
         ),
-        Lack::Stale => finding(
+        FlagProblemKind::Stale => finding(
             "flags",
             Severity::Warning,
-            format!("{:?} is stale at the source: remove it from the code", gap.flag),
+            format!("{:?} is stale at the source: remove it from the code", problem.flag),
         ),
     });
     findings.collect()
@@ -227,9 +234,9 @@ mod tests {
     #[test]
     fn too_few_connections_are_a_problem_and_fewer_than_wanted_a_warning() {
         let of = |connections| {
-            connections_of(Room { instances: 4, connections, reckoning: "100 less others".into() })
+            connections_of(Capacity { instances: 4, connections, reckoning: "100 less others".into() })
         };
-        fn connections_of(room: Room) -> Severity {
+        fn connections_of(room: Capacity) -> Severity {
             connections(10, &room).severity
         }
         assert_eq!(
@@ -242,7 +249,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn everything_that_is_wrong_is_said_at_once_and_warnings_are_no_problem() {
         let never = || Check::new("mute", std::future::pending::<Result<(), std::io::Error>>);
-        let warm = Check::new("warm", || async { Ok::<_, std::io::Error>(Observed::Warn("rather".into())) });
+        let warm =
+            Check::new("warm", || async { Ok::<_, std::io::Error>(ProbeOutcome::Warn("rather".into())) });
         let flags = Flags::fixed([("there", FixedFlag::ON)]);
         let report = Preflight::new()
             .problem("configuration", "LISTEN_ADDR: no")

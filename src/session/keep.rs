@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 /// A typed session value that keeps the fields it doesn't know.
 ///
 /// A newer build adds a field to a struct that lives in the session. An older build that reads the
-/// struct and writes it back would drop that field; wrapped in `Keep` it is carried along. Wrap from
+/// struct and writes it back would drop that field; wrapped in `PreserveUnknown` it is carried along. Wrap from
 /// the first release on: it is the *older* build that has to do it.
 ///
 /// What is unknown is found out, not declared: the fields of the stored value that `T` does not
@@ -23,14 +23,14 @@ use serde_json::{Map, Value};
 /// It looks into objects, at every depth, but not into arrays, whose elements have no identity.
 ///
 /// ```
-/// use cutover::session::Keep;
+/// use cutover::session::PreserveUnknown;
 /// use serde::{Deserialize, Serialize};
 ///
 /// #[derive(Serialize, Deserialize)]
 /// struct Cart { items: u32 }
 ///
 /// let stored = r#"{"items":1,"coupon":"SPRING"}"#;
-/// let mut cart: Keep<Cart> = serde_json::from_str(stored)?;
+/// let mut cart: PreserveUnknown<Cart> = serde_json::from_str(stored)?;
 /// cart.items += 1;
 /// assert_eq!(
 ///     serde_json::to_value(&cart)?,
@@ -42,12 +42,12 @@ use serde_json::{Map, Value};
 /// Don't rename a field with serde's `alias` inside of it: the old name would be kept beside the
 /// new one. Add the new field and write both for as long as builds differ.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Keep<T> {
+pub struct PreserveUnknown<T> {
     value: T,
     unknown: Unknown,
 }
 
-impl<T> Keep<T> {
+impl<T> PreserveUnknown<T> {
     /// A new value, nothing unknown yet.
     pub fn new(value: T) -> Self {
         Self { value, unknown: Unknown::default() }
@@ -59,7 +59,7 @@ impl<T> Keep<T> {
     }
 }
 
-impl<T> Deref for Keep<T> {
+impl<T> Deref for PreserveUnknown<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -67,13 +67,13 @@ impl<T> Deref for Keep<T> {
     }
 }
 
-impl<T> DerefMut for Keep<T> {
+impl<T> DerefMut for PreserveUnknown<T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
     }
 }
 
-impl<'de, T: DeserializeOwned + Serialize> Deserialize<'de> for Keep<T> {
+impl<'de, T: DeserializeOwned + Serialize> Deserialize<'de> for PreserveUnknown<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let stored = Value::deserialize(deserializer)?;
         let value = T::deserialize(&stored).map_err(D::Error::custom)?;
@@ -83,7 +83,7 @@ impl<'de, T: DeserializeOwned + Serialize> Deserialize<'de> for Keep<T> {
     }
 }
 
-impl<T: Serialize> Serialize for Keep<T> {
+impl<T: Serialize> Serialize for PreserveUnknown<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut value = serde_json::to_value(&self.value).map_err(S::Error::custom)?;
         self.unknown.add_to(&mut value);
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_stay_and_known_ones_can_go() {
-        let mut cart: Keep<Cart> = serde_json::from_value(json!({
+        let mut cart: PreserveUnknown<Cart> = serde_json::from_value(json!({
             "owner": {"name": "a", "tier": "gold"},
             "items": {"x": {"count": 1, "note": "n"}, "y": {"count": 2, "note": "m"}},
             "voucher": "V",
@@ -189,9 +189,9 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_itself() {
-        let number: Keep<u32> = serde_json::from_str("7").unwrap();
+        let number: PreserveUnknown<u32> = serde_json::from_str("7").unwrap();
         assert_eq!(serde_json::to_string(&number).unwrap(), "7");
-        assert_eq!(*Keep::new(7), 7);
-        assert!(serde_json::from_str::<Keep<u32>>(r#""seven""#).is_err());
+        assert_eq!(*PreserveUnknown::new(7), 7);
+        assert!(serde_json::from_str::<PreserveUnknown<u32>>(r#""seven""#).is_err());
     }
 }

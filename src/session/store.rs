@@ -31,19 +31,23 @@ pub struct RedisStoreOptions {
     /// Time limit of each operation, waiting for a connection included. Default 1 s.
     pub time_limit: Duration,
     /// What happens when two requests gave one key different values. Default
-    /// [`SameKey::Refuse`].
-    pub same_key: SameKey,
+    /// [`ConflictPolicy::Refuse`].
+    pub same_key: ConflictPolicy,
 }
 
 impl Default for RedisStoreOptions {
     fn default() -> Self {
-        Self { prefix: "session:".to_owned(), time_limit: Duration::from_secs(1), same_key: SameKey::Refuse }
+        Self {
+            prefix: "session:".to_owned(),
+            time_limit: Duration::from_secs(1),
+            same_key: ConflictPolicy::Refuse,
+        }
     }
 }
 
 /// What happens when two requests of one session, at the same time, gave one key different values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SameKey {
+pub enum ConflictPolicy {
     /// The later save is an error, and its request a 500: nothing is lost without anybody
     /// knowing.
     Refuse,
@@ -76,14 +80,14 @@ pub enum SameKey {
 /// - Keys of the session that this build doesn't use, and fields beside `data` that it doesn't know,
 ///   stay as they are.
 /// - Fields *inside* a value: a build that reads a struct and writes it back drops those that it
-///   doesn't know, before they get here. Wrap such values in [`Keep`](super::Keep).
+///   doesn't know, before they get here. Wrap such values in [`PreserveUnknown`](super::PreserveUnknown).
 /// - A record of another format (`v`) is refused with an error, by loading and saving alike.
 ///
 /// # Requests of one session at the same time
 ///
 /// A save writes the keys that its request changed or removed since it loaded the session, into the
 /// record as it is then, by compare-and-set. Changes of different keys thus all stay. For changes of
-/// the same key see [`SameKey`]. A session that was deleted or has expired meanwhile is not brought
+/// the same key see [`ConflictPolicy`]. A session that was deleted or has expired meanwhile is not brought
 /// back: the save is an error. A request that *clears* a session replaces what others wrote.
 ///
 /// A request may save by hand, go on, and save again: the record remembers the keys that its last
@@ -154,7 +158,7 @@ impl RedisStore {
     async fn try_save(&self, record: &Record) -> Result<()> {
         let mut data = record.data.clone();
         let base = Base::take(&mut data);
-        let refuse = self.options.same_key == SameKey::Refuse;
+        let refuse = self.options.same_key == ConflictPolicy::Refuse;
         let mut connection = self.connection().await?;
         for _ in 0..TRIES {
             let Some(before) = self.get(&mut connection, &record.id).await? else {

@@ -23,7 +23,7 @@ pub(super) struct Source {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AskError {
+pub(super) enum AdminError {
     /// Nobody answers there, or not in time.
     #[error("Prometheus at {server} can't be asked: {problem}")]
     Unreachable { server: Url, problem: String },
@@ -50,7 +50,7 @@ impl Source {
 
     /// What the version did in the last `window`. A series that starts anew within it is no error: `increase` knows of
     /// restarts.
-    pub(super) async fn observe(&self, version: &str, window: Duration) -> Result<Observed, AskError> {
+    pub(super) async fn observe(&self, version: &str, window: Duration) -> Result<Observed, AdminError> {
         let errors = format!("status=~{}", quoted(&self.errors));
         let total =
             |matchers: &[&str]| grown("", &self.series("http_requests_total", version, matchers), window);
@@ -71,11 +71,11 @@ impl Source {
         let one = |index: usize| answers[index].first().map(|series| series.1);
         let missing = |what: &str| {
             let pair = format!("{}={}", self.label, quoted(version));
-            AskError::Missing(format!("Prometheus has no {what} for {pair} within {} s", window.as_secs()))
+            AdminError::Missing(format!("Prometheus has no {what} for {pair} within {} s", window.as_secs()))
         };
         let age = one(0).ok_or_else(|| missing("http_requests_total"))?;
         if age.is_nan() || age > self.stale_after.as_secs_f64() {
-            return Err(AskError::Missing(format!(
+            return Err(AdminError::Missing(format!(
                 "the newest sample for {}={} is {age:.0} s old: it is not scraped any more",
                 self.label,
                 quoted(version)
@@ -104,8 +104,8 @@ impl Source {
     }
 
     /// The answer's values, each with its label `le`, or 0.
-    async fn ask(&self, query: &str) -> Result<Vec<(f64, f64)>, AskError> {
-        let unreachable = |problem: String| AskError::Unreachable { server: self.server.clone(), problem };
+    async fn ask(&self, query: &str) -> Result<Vec<(f64, f64)>, AdminError> {
+        let unreachable = |problem: String| AdminError::Unreachable { server: self.server.clone(), problem };
         let mut url = self.server.join("api/v1/query").map_err(|error| unreachable(error.to_string()))?;
         url.query_pairs_mut().append_pair("query", query);
         let (status, body) = self.http.send(Method::GET, &url, None).await.map_err(unreachable)?;
@@ -113,7 +113,7 @@ impl Source {
             .map_err(|_| unreachable(format!("the answer ({status}) is not Prometheus's")))?;
         if answer["status"] != "success" {
             let problem = answer["error"].as_str().map_or_else(|| status.to_string(), str::to_owned);
-            return Err(AskError::Refused { query: query.to_owned(), problem });
+            return Err(AdminError::Refused { query: query.to_owned(), problem });
         }
         let series = answer["data"]["result"].as_array().into_iter().flatten();
         series

@@ -17,7 +17,7 @@ use url::Url;
 
 use super::{complain, print};
 use act::{Flag, OnFail};
-use ask::{AskError, Source};
+use ask::{AdminError, Source};
 use judge::{Limits, Outcome, Verdict, judge};
 
 /// Exit statuses of its own, beside 0 for a canary that may go on and 2 for wrong usage.
@@ -221,10 +221,10 @@ struct Case {
 
 impl Case {
     /// The verdict of one look, or of the last one.
-    async fn verdict(&self, json: bool) -> Result<Verdict, AskError> {
+    async fn verdict(&self, json: bool) -> Result<Verdict, AdminError> {
         let Some(watch) = self.watch else {
             let verdict = match self.look(self.window).await {
-                Err(AskError::Missing(why)) => Verdict::missing(why),
+                Err(AdminError::Missing(why)) => Verdict::missing(why),
                 outcome => outcome?,
             };
             say(&verdict, json);
@@ -256,7 +256,7 @@ impl Case {
         }
     }
 
-    async fn look(&self, window: Duration) -> Result<Verdict, AskError> {
+    async fn look(&self, window: Duration) -> Result<Verdict, AdminError> {
         let [canary, stable] = &self.versions;
         let (canary, stable) =
             tokio::try_join!(self.source.observe(canary, window), self.source.observe(stable, window))?;

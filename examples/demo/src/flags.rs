@@ -35,13 +35,13 @@ impl Switchboard {
     }
 
     /// Asks for a phase: its name, or `ramp:25`.
-    pub(crate) async fn desire(&self, phase: &str) -> Result<()> {
+    pub(crate) async fn set_phase(&self, phase: &str) -> Result<()> {
         match self {
             Self::Unleash(unleash) => {
                 unleash.set_variant(MIGRATION, phase).await?;
                 Ok(unleash.enable(MIGRATION).await?)
             }
-            Self::Sql(ledger) => ledger.desire(phase).await,
+            Self::Sql(ledger) => ledger.set_phase(phase).await,
         }
     }
 
@@ -49,7 +49,7 @@ impl Switchboard {
     pub(crate) async fn switch_off(&self) -> Result<()> {
         match self {
             Self::Unleash(unleash) => Ok(unleash.disable(MIGRATION).await?),
-            Self::Sql(ledger) => ledger.desire("verify").await,
+            Self::Sql(ledger) => ledger.set_phase("verify").await,
         }
     }
 

@@ -105,7 +105,7 @@ impl Ledger {
     }
 
     /// What a person does by SQL where there is no Unleash.
-    pub(crate) async fn desire(&self, phase: &str) -> Result<()> {
+    pub(crate) async fn set_phase(&self, phase: &str) -> Result<()> {
         sqlx::query("update cutover.migrations set desired = $2, desired_by = 'demo' where name = $1")
             .bind(MIGRATION)
             .bind(phase)
@@ -181,7 +181,7 @@ mod tests {
         insert into cutover.instances (id, fleet, name, service, version, revision, lease_until, admitted)
             values (1, 'payments', 'a', 's', 'v', 'r', now() + interval '1 minute', true),
                    (2, 'payments', 'dead', 's', 'v', 'r', now() - interval '1 minute', true);
-        insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest, epoch)
+        insert into cutover.acknowledgements (instance_id, migration_id, min_phase, max_phase, epoch)
             values (1, 1, 'off', 'contract', 2), (2, 1, 'off', 'contract', 1);";
 
     #[tokio::test]
@@ -191,7 +191,6 @@ mod tests {
         assert_eq!(ledger.standing().await.unwrap(), None);
         let run = async |sql: &'static str| ledger.0.execute(AssertSqlSafe(sql)).await.unwrap();
         run(include_str!("../../../src/ledger/schema/1.sql")).await;
-        run(include_str!("../../../src/ledger/schema/2.sql")).await;
         assert_eq!(ledger.standing().await.unwrap(), None);
         run(ROWS).await;
 
@@ -212,7 +211,7 @@ mod tests {
         assert!(ledger.standing().await.unwrap().unwrap().is_settled);
         assert_eq!(ledger.finished_backfills().await.unwrap()[0].rows_done, 100);
 
-        ledger.desire("ramp:25").await.unwrap();
+        ledger.set_phase("ramp:25").await.unwrap();
         ledger.approve_contract().await.unwrap();
         ledger.approve_contract().await.unwrap();
         let asked: (String, i64) = sqlx::query_as(

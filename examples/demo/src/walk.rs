@@ -32,7 +32,7 @@ impl Walk {
     pub(crate) async fn go(&mut self, switchboard: &Switchboard, wanted: &str) -> Result<()> {
         self.board.doing(format!("phase {wanted}"));
         let began = Instant::now();
-        switchboard.desire(wanted).await?;
+        switchboard.set_phase(wanted).await?;
         self.arrive(wanted, began).await?;
         tokio::time::sleep(self.look).await;
         Ok(())

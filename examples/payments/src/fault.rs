@@ -17,7 +17,7 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use cutover::flags::Decisions;
-use cutover::health::{Check, Observed};
+use cutover::health::{Check, ProbeOutcome};
 use sqlx::PgPool;
 
 use crate::http::NEW_FLOW;
@@ -64,7 +64,7 @@ impl FromStr for Fault {
 impl Fault {
     /// The check that never passes, where that is the mistake.
     pub(crate) fn check(self) -> Option<Check> {
-        let fails = || async { Err::<Observed, _>("there is no such thing") };
+        let fails = || async { Err::<ProbeOutcome, _>("there is no such thing") };
         (self == Self::NeverReady).then(|| Check::new("missing-dependency", fails))
     }
 }

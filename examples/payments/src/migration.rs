@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use cutover::InvalidPlan;
+use cutover::ConfigError;
 use cutover::migration::ColumnMigration;
-use cutover::migration::Spec;
+use cutover::migration::MigrationSpec;
 use cutover::migration::{Phase, PhaseRange};
 use sqlx::PgPool;
 
@@ -20,18 +20,18 @@ pub const FLAG: &str = "payment-status";
 ///
 /// # Errors
 ///
-/// [`InvalidPlan`], with everything that is wrong with the description.
-pub fn declare(pool: PgPool, range: PhaseRange, soak: Duration) -> Result<Spec, InvalidPlan> {
+/// [`ConfigError`], with everything that is wrong with the description.
+pub fn declare(pool: PgPool, range: PhaseRange, soak: Duration) -> Result<MigrationSpec, ConfigError> {
     let plan = ColumnMigration::new(pool, "orders")
         .key("id")
         .column("old_payment_status", "new_payment_status", "text")
         .forward(FORWARD)
         .backward(BACKWARD)
         .build()?;
-    Ok(Spec::new(NAME, range).plan(plan).soak(soak))
+    Ok(MigrationSpec::new(NAME, range).plan(plan).soak(soak))
 }
 
 /// What a build without code for the old column can run.
 pub fn new_only() -> PhaseRange {
-    PhaseRange::starting(Phase::Retire)
+    PhaseRange::from_phase(Phase::Retire)
 }

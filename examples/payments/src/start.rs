@@ -7,7 +7,7 @@ use axum::Router;
 use cutover::drain::DrainOptions;
 use cutover::flags::Subject;
 use cutover::migration::PhaseRange;
-use cutover::session::{RedisStore, RedisStoreOptions, SameKey};
+use cutover::session::{ConflictPolicy, RedisStore, RedisStoreOptions};
 use cutover::{Cutover, Instance};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
@@ -18,7 +18,7 @@ use crate::http;
 use crate::migration;
 
 /// What stands between an instance and its first request.
-pub type Failure = Box<dyn Error + Send + Sync>;
+pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Starts an instance, serves the routes that `routes` makes, and returns when the instance has been drained.
 ///
@@ -30,7 +30,7 @@ pub type Failure = Box<dyn Error + Send + Sync>;
 pub async fn run(
     range: Option<PhaseRange>,
     routes: impl FnOnce(PgPool, &Instance) -> Option<Router>,
-) -> Result<(), Failure> {
+) -> Result<(), BoxError> {
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let pool = PgPoolOptions::new()
         .max_connections(number("POOL_SIZE", 10)?)
@@ -74,7 +74,7 @@ pub async fn run(
     let store = RedisStore::new(
         redis,
         RedisStoreOptions {
-            same_key: SameKey::LastWins,
+            same_key: ConflictPolicy::LastWins,
             // A session that is late is better than one that is gone.
             time_limit: Duration::from_secs(5),
             ..Default::default()
@@ -91,11 +91,11 @@ pub fn routes(orders: impl crate::Orders) -> Option<Router> {
     Some(http::router(orders))
 }
 
-fn variable(name: &str) -> Result<String, Failure> {
+fn variable(name: &str) -> Result<String, BoxError> {
     std::env::var(name).map_err(|error| format!("{name}: {error}").into())
 }
 
-fn number(name: &str, default: u32) -> Result<u32, Failure> {
+fn number(name: &str, default: u32) -> Result<u32, BoxError> {
     match std::env::var(name) {
         Err(_) => Ok(default),
         Ok(text) => text.parse().map_err(|_| format!("{name}: {text:?} is not a whole number").into()),

@@ -68,7 +68,7 @@ async fn lives(program: &str, url: &str, redis: &str, speaks: Speaks, metric: &s
         assert_eq!((status, said.contains(says)), (200, true), "{program}: {said}");
     }
     let (_, page) = text(&format!("http://127.0.0.1:{admin}/metrics")).await.unwrap();
-    assert!(page.contains(metric) && page.contains("config_info{"), "{program}: {page}");
+    assert!(page.contains(metric) && page.contains("cutover_config_info{"), "{program}: {page}");
     process.signal(Signal::TERM).unwrap();
     let status = process.wait(LIMIT).await.unwrap();
     assert_eq!(status.code(), Some(0), "{program}: {}", process.log_tail());
@@ -110,7 +110,7 @@ async fn every_example_becomes_ready_answers_and_leaves() {
     let redis = redis.url();
     let http = "http_requests_total{";
     // A pool from the environment is held to a share of the server's connections, which is given back at the end.
-    let held = "pool_waiters{pool=\"postgres\"";
+    let held = "cutover_pool_waiters{pool=\"postgres\"";
     let log = lives(env!("CARGO_BIN_EXE_on_axum"), &url, &redis, Speaks::Http("hello"), held).await;
     let greeted = log.lines().find(|line| line.contains("greeted")).unwrap();
     for part in

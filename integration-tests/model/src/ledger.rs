@@ -15,7 +15,7 @@ impl Build {
         match self {
             Build::Unaware => PhaseRange::UNAWARE,
             Build::Both => PhaseRange::FULL,
-            Build::NewOnly => PhaseRange::starting(Phase::Retire),
+            Build::NewOnly => PhaseRange::from_phase(Phase::Retire),
         }
     }
 }
@@ -86,7 +86,7 @@ impl Database {
 }
 
 impl Protocol {
-    /// What a driver sees, as `Station::load` reads it.
+    /// What a driver sees, as `MigrationState::load` reads it.
     fn view(&self, state: &State) -> View {
         let db = &state.db;
         let members = db.members.iter().zip(&state.instances).filter_map(|(member, instance)| {

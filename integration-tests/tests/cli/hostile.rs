@@ -4,8 +4,8 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use cutover::migration::{Desired, Phase, PhaseRange, Wish};
-use cutover::migration::{DesiredPhase, FromLedger, Spec};
+use cutover::migration::{Desired, Phase, PhaseRange, Target};
+use cutover::migration::{DesiredPhase, FromLedger, MigrationSpec};
 use cutover_testkit::wait_until;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection, PgPool};
@@ -91,8 +91,8 @@ async fn a_reader_that_goes_away_changes_nothing() -> Outcome {
 struct Flag;
 
 impl DesiredPhase for Flag {
-    fn wish(&self) -> Option<Wish> {
-        Some(Wish::Go(Desired::from(Phase::Off)))
+    fn target(&self) -> Option<Target> {
+        Some(Target::Go(Desired::from(Phase::Off)))
     }
 
     fn actor(&self) -> &str {
@@ -105,7 +105,8 @@ async fn a_service_that_goes_by_a_flag_is_said_to() -> Outcome {
     let url = &database().await?;
     done(url, &["install"], &[]).await;
     execute(url, "create table orders (id bigint primary key, old_status text)").await?;
-    let _agent = instance(url, "stable", Spec::new("status", PhaseRange::FULL).desired(Flag)).await?;
+    let _agent =
+        instance(url, "stable", MigrationSpec::new("status", PhaseRange::FULL).desired(Flag)).await?;
     done(url, &["plan", "status"], &["takes its phase from flag shop.status, not from"]).await;
     let said = run(url, &["expand", "status", "--timeout", "1s"]).await;
     assert_eq!(said.code, 4, "{}{}", said.out, said.err);
@@ -124,7 +125,7 @@ async fn a_plan_says_who_stands_in_the_way() -> Outcome {
     )
     .await?;
     let range = PhaseRange::new(Phase::Off..=Phase::Verify).ok_or("not empty")?;
-    let spec = Spec::new("status", range).plan(column(url).await?).desired(FromLedger);
+    let spec = MigrationSpec::new("status", range).plan(column(url).await?).desired(FromLedger);
     let agent = instance(url, "older", spec).await?;
     went(url, &["expand", "status"]).await;
     let parts = [
@@ -142,7 +143,7 @@ async fn a_plan_says_who_stands_in_the_way() -> Outcome {
     agent.leave().await?;
     // Another build sees to the view itself.
     let plan = described(url).await?.contract_sql("drop view if exists report").build()?;
-    let _agent = instance(url, "newer", Spec::new("status", PhaseRange::FULL).plan(plan)).await?;
+    let _agent = instance(url, "newer", MigrationSpec::new("status", PhaseRange::FULL).plan(plan)).await?;
     done(url, &["plan", "status"], &["?    nothing else depends on the old side: view report"]).await;
     execute(url, "drop view report").await?;
     done(url, &["plan", "status"], &["yes  nothing else depends on the old side"]).await;
@@ -155,7 +156,9 @@ async fn a_plan_is_that_of_the_build_that_drives() -> Outcome {
     done(url, &["install"], &[]).await;
     execute(url, "create table orders (id bigint primary key, old_status text)").await?;
     let spec = || async {
-        Ok::<_, Box<dyn std::error::Error>>(Spec::new("status", PhaseRange::FULL).plan(column(url).await?))
+        Ok::<_, Box<dyn std::error::Error>>(
+            MigrationSpec::new("status", PhaseRange::FULL).plan(column(url).await?),
+        )
     };
     let old = instance(url, "old", spec().await?).await?;
     wait_until("a driver", Duration::from_secs(30), async || {
@@ -189,7 +192,8 @@ async fn a_build_that_may_not_publish_its_plan_works_all_the_same() -> Outcome {
     .await?;
     let role = &url.replace("//postgres:", "//publisher:");
     let _agent =
-        instance(role, "stable", Spec::new("status", PhaseRange::FULL).plan(column(role).await?)).await?;
+        instance(role, "stable", MigrationSpec::new("status", PhaseRange::FULL).plan(column(role).await?))
+            .await?;
     went(url, &["expand", "status"]).await;
     done(url, &["plan", "status"], &["no build has published its statements"]).await;
     Ok(())

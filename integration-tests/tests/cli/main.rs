@@ -90,7 +90,7 @@ const STATE: &str = "
                (2, 'shop', 'dead', 'pay', 'stable', 'r', now() - interval '5 s', now() - interval '15 minutes', true, null),
                (3, 'shop', 'old', 'pay', 'canary', 'r', now() + interval '9 s', now() - interval '1 s', false,
                 'this build does not know it');
-    insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest, epoch, older_open, waits_since)
+    insert into cutover.acknowledgements (instance_id, migration_id, min_phase, max_phase, epoch, older_open, waits_since)
         values (1, 1, 'off', 'contract', 1, 2, now() - interval '41 minutes'),
                (2, 1, 'off', 'contract', 2, 0, null);
     insert into cutover.jobs (migration_id, kind, epoch, rows_total, rows_done, started_at)

@@ -6,7 +6,7 @@ use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
 use cutover::migration::PhaseRange;
-use cutover::migration::{Agent, DriverOptions, Spec};
+use cutover::migration::{Agent, DriverOptions, MigrationSpec};
 use cutover::migration::{ColumnMigration, ColumnMigrationBuilder};
 use cutover::release::Release;
 use serde_json::Value;
@@ -19,7 +19,7 @@ pub(crate) async fn described(url: &str) -> Result<ColumnMigrationBuilder, Box<d
         .column("old_status", "new_status", "text")
         .forward("lower(old_status)")
         .backward("upper(new_status)")
-        .without_trap())
+        .without_guard_trigger())
 }
 
 pub(crate) async fn column(url: &str) -> Result<ColumnMigration, Box<dyn std::error::Error>> {
@@ -30,7 +30,7 @@ pub(crate) async fn column(url: &str) -> Result<ColumnMigration, Box<dyn std::er
 pub(crate) async fn instance(
     url: &str,
     version: &str,
-    spec: Spec,
+    spec: MigrationSpec,
 ) -> Result<Agent, Box<dyn std::error::Error>> {
     let health = Health::new();
     let release = Release::new("shop", version)?.with_instance(version)?;
@@ -55,7 +55,7 @@ async fn a_person_goes_step_by_step_and_sees_what_each_step_does() -> Outcome {
     )
     .await?;
     done(url, &["install"], &[]).await;
-    let spec = Spec::new("status", PhaseRange::FULL).plan(column(url).await?);
+    let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(column(url).await?);
     let _agent = instance(url, "stable", spec).await?;
 
     let parts = [

@@ -99,12 +99,22 @@ async fn write_and_read(
         // What was written at an earlier phase has to be there at this one.
         if let Some(expected) = written.get(&id) {
             let seen = other.get(id).await?;
-            assert_eq!(seen.as_ref(), Some(expected), "lost write of {id} at {:?}", other.migration().at());
+            assert_eq!(
+                seen.as_ref(),
+                Some(expected),
+                "lost write of {id} at {:?}",
+                other.migration().current()
+            );
         }
         let status = format!("w{number}r{round}");
         set(&pool, &mine, id, &status).await?;
         let seen = other.get(id).await?;
-        assert_eq!(seen.as_deref(), Some(&*status), "stale read of {id} at {:?}", other.migration().at());
+        assert_eq!(
+            seen.as_deref(),
+            Some(&*status),
+            "stale read of {id} at {:?}",
+            other.migration().current()
+        );
         written.insert(id, status);
         count.fetch_add(1, Ordering::Relaxed);
     }
@@ -198,7 +208,9 @@ async fn the_fleet_does_not_move_on_under_a_read() -> Outcome {
     let reading = repository.read(Key::of(&1_i64))?;
     world.ask("backfill").await?;
     // The next epoch is open, this instance works at it, and the read holds the one before.
-    world.until("the next epoch", async || a.migration.at().is_some_and(|at| at.1 == Phase::Expand)).await?;
+    world
+        .until("the next epoch", async || a.migration.current().is_some_and(|at| at.1 == Phase::Expand))
+        .await?;
     let held = "select older_open = 1 from cutover.acknowledgements a join cutover.migrations m \
         on m.id = a.migration_id where m.name = 'status'";
     world

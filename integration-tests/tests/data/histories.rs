@@ -287,7 +287,7 @@ impl History {
             }
         }
         let (epochs, strangers): (i32, Option<i64>) = sqlx::query_as(
-            "select epoch, (select sum(transactions)::bigint from cutover.strangers) from cutover.migrations \
+            "select epoch, (select sum(transactions)::bigint from cutover.external_writes) from cutover.migrations \
              where name = 'status'",
         )
         .fetch_one(&self.world.pool)

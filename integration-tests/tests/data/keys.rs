@@ -79,7 +79,7 @@ fn plan(world: &World, table: &str, key: &[&str]) -> Outcome<ColumnMigration> {
     let plan = ColumnMigration::new(world.pool.clone(), table)
         .column("a", "b", "text")
         .batches(batches)
-        .without_trap();
+        .without_guard_trigger();
     let plan = key.iter().fold(plan, |plan, column| plan.key(column));
     Ok(plan.forward("lower(trim(a))").backward("' ' || upper(b)").build()?)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use cutover::ledger::Ledger;
 use cutover::migration::admin::{repairs, retry_repairs};
 use cutover::migration::mirror::{
-    Mirror, MirrorMigration, MirrorSource, MirrorStore, PostgresStore, RedisStore,
+    Mirror, MirrorMigration, MirrorSource, MirrorStore, PostgresMirror, RedisMirror,
 };
 use cutover_testkit::{Gate, Postgres, Redis};
 use serde::{Deserialize, Serialize};
@@ -84,19 +84,19 @@ pub(crate) async fn world(rows: i64) -> Outcome<World> {
 }
 
 /// Where it may lie behind a gate.
-async fn postgres_store(gate: Option<&Gate>) -> Outcome<PostgresStore> {
+async fn postgres_store(gate: Option<&Gate>) -> Outcome<PostgresMirror> {
     let mut url = Postgres::fresh_database().await?;
     if let Some(gate) = gate {
         let port = Postgres::shared().await?.port();
         url = url.replace(&format!(":{port}/"), &format!(":{}/", gate.port()));
     }
     let pool = PgPoolOptions::new().acquire_timeout(Duration::from_secs(2)).connect_lazy(&url)?;
-    Ok(PostgresStore::new(pool, "kept")?)
+    Ok(PostgresMirror::new(pool, "kept")?)
 }
 
-pub(crate) fn redis_store(url: &str, prefix: &str) -> Outcome<RedisStore> {
+pub(crate) fn redis_store(url: &str, prefix: &str) -> Outcome<RedisMirror> {
     let pool = deadpool_redis::Config::from_url(url).create_pool(Some(deadpool_redis::Runtime::Tokio1))?;
-    Ok(RedisStore::new(pool, prefix, Duration::from_secs(2)))
+    Ok(RedisMirror::new(pool, prefix, Duration::from_secs(2)))
 }
 
 pub(crate) async fn member<M: MirrorStore>(
@@ -168,7 +168,7 @@ async fn the_whole_way<M: MirrorStore>(plan: Plan<M>, world: World, store: impl 
     let (a, one) = member(&world, "a", &plan).await?;
     let (_b, two) = member(&world, "b", &plan).await?;
     for mirror in [one.clone(), two.clone()] {
-        tokio::spawn(async move { mirror.keep_up().await });
+        tokio::spawn(async move { mirror.run_delivery().await });
     }
     let stop = Arc::new(AtomicBool::new(false));
     let mut writers = JoinSet::new();

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use cutover::migration::mirror::{
-    Mirror, MirrorMigration, MirrorSource, MirrorStore, PostgresStore, RedisStore,
+    Mirror, MirrorMigration, MirrorSource, MirrorStore, PostgresMirror, RedisMirror,
 };
 use cutover_testkit::{Folder, Postgres, Process, Redis, Signal};
 use sqlx::{Executor, PgPool};
@@ -23,11 +23,11 @@ const BOOK: &str = "create sequence numbers; \
     create table acknowledged (key text primary key, writer text, number bigint); \
     create table complaints (what text)";
 
-async fn postgres_at(url: &str) -> Outcome<PostgresStore> {
-    Ok(PostgresStore::new(PgPool::connect(url).await?, "kept")?)
+async fn postgres_at(url: &str) -> Outcome<PostgresMirror> {
+    Ok(PostgresMirror::new(PgPool::connect(url).await?, "kept")?)
 }
 
-fn redis_at(url: &str) -> Outcome<RedisStore> {
+fn redis_at(url: &str) -> Outcome<RedisMirror> {
     redis_store(url, "accounts:")
 }
 
@@ -51,7 +51,7 @@ async fn live<M: MirrorStore>(world: &World, name: &str, store: M) -> Outcome {
     let mirror = Mirror::new(instance.migration.clone(), plan);
     tokio::spawn({
         let mirror = mirror.clone();
-        async move { mirror.keep_up().await }
+        async move { mirror.run_delivery().await }
     });
     let writer = name.trim_end_matches(char::is_numeric);
     let mut writers = JoinSet::new();

@@ -14,7 +14,7 @@ async fn in_backfill() -> Outcome<(World, Fleet, ColumnMigration, Ledger)> {
     let world = World::new(ROWS).await?;
     let a = world.instance("a", None).await?;
     let batches = BatchOptions { min_rows: 10, max_rows: 10, ..BatchOptions::default() };
-    let plan = world.describe().without_trap().batches(batches).build()?;
+    let plan = world.describe().without_guard_trigger().batches(batches).build()?;
     plan.run(Task::Expand, &a.migration).await?;
     world.go("backfill").await?;
     let ledger = Ledger::open(world.url.parse()?).await?;

@@ -74,13 +74,13 @@ async fn payments_written_by_a_stranger_are_never_apart() -> Outcome {
     );
     walk(&world, &bench, &["verify", "ramp:50", "switch"], &apart).await?;
     // Who wrote is known, and that all of it was copied on the spot.
-    let (who, writes, unmended): (String, i64, i64) = sqlx::query_as(
-        "select max(application), sum(transactions)::bigint, sum(unmended)::bigint from cutover.strangers",
+    let (who, writes, uncopied): (String, i64, i64) = sqlx::query_as(
+        "select max(application), sum(transactions)::bigint, sum(uncopied)::bigint from cutover.external_writes",
     )
     .fetch_one(&world.pool)
     .await?;
     println!("{rows} rows, {writes} transactions of a stranger");
-    assert_eq!((who.as_str(), unmended), ("pgbench", 0));
+    assert_eq!((who.as_str(), uncopied), ("pgbench", 0));
     assert!(writes > 0);
     Ok(())
 }

@@ -98,7 +98,7 @@ async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
     assert_eq!(rows.len(), 1);
     assert_eq!((rows[0].side.as_str(), &rows[0].key), ("new", &serde_json::json!(3)));
     assert!(rows[0].error.contains("picky") && rows[0].next_try_seconds.is_some(), "{rows:?}");
-    assert_eq!(fleet.migration.at().map(|at| at.1), Some(Phase::Verify));
+    assert_eq!(fleet.migration.current().map(|at| at.1), Some(Phase::Verify));
     world.pool.execute("alter table orders drop constraint picky").await?;
     assert_eq!(retry_repairs(&ledger, "status", "test").await?, 1);
     world.go("ramp").await?;
@@ -126,7 +126,7 @@ async fn a_move_into_ramp_and_a_row_left_behind_exclude_each_other() -> Outcome 
         set(&sides, &mut tx, 1, "bad").await?;
         world.ask("ramp").await?;
         world.waits_for("a transaction of epoch").await?;
-        assert_eq!(fleet.migration.at().map(|at| at.1), Some(Phase::Verify));
+        assert_eq!(fleet.migration.current().map(|at| at.1), Some(Phase::Verify));
         tx.commit().await?;
         assert_eq!(noted(&world).await?, ["1"]);
         world.pool.execute("alter table orders drop constraint picky").await?;
@@ -143,7 +143,7 @@ async fn nothing_is_left_behind_by_an_epoch_that_ramp_has_followed() -> Outcome 
         let mut late = fleet.migration.begin_isolated(&world.pool, isolation).await?;
         assert_eq!(late.phase(), Phase::Verify);
         world.ask("ramp").await?;
-        world.until("ramp", async || fleet.migration.at().is_some_and(|at| at.1 == Phase::Ramp)).await?;
+        world.until("ramp", async || fleet.migration.current().is_some_and(|at| at.1 == Phase::Ramp)).await?;
         let refused = set(&sides, &mut late, 1, "bad").await.expect_err("the other epoch reads that side");
         assert!(matches!(refused, Error::Database(_)), "{refused}");
         assert!(matches!(late.commit().await, Err(Error::Unfinished)));
@@ -158,7 +158,7 @@ async fn on_the_way_back_nothing_is_left_behind_while_the_new_side_may_still_be_
     let (world, fleet, sides) = picky("ramp").await?;
     let reading = sides.read(Key::of(&1_i64))?;
     world.ask("verify").await?;
-    world.until("verify", async || fleet.migration.at().is_some_and(|at| at.1 == Phase::Verify)).await?;
+    world.until("verify", async || fleet.migration.current().is_some_and(|at| at.1 == Phase::Verify)).await?;
     let mut tx = fleet.migration.begin(&world.pool).await?;
     let refused = set(&sides, &mut tx, 1, "bad").await.expect_err("the epoch before reads that side");
     assert!(matches!(refused, Error::Database(_)), "{refused}");

@@ -17,7 +17,7 @@ fn describe(world: &World) -> ColumnMigrationBuilder {
         .column("old_status", "new_status", "text")
         .forward("lower(trim(old_status))")
         .backward("upper(new_status)")
-        .without_trap()
+        .without_guard_trigger()
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn plan_of(world: &World, name: &str) -> Outcome<ColumnMigration> {
         .forward("lower(trim(old_status))")
         .backward("upper(new_status)")
         .batches(batches)
-        .without_trap()
+        .without_guard_trigger()
         .build()?)
 }
 

@@ -190,7 +190,7 @@ async fn an_index_is_built_behind_a_long_transaction_that_is_named_while_everybo
             .column("old_status", "new_status", "text")
             .forward("lower(trim(old_status))")
             .backward("upper(new_status)")
-            .without_trap()
+            .without_guard_trigger()
     };
     let plan = describe().index("by_status", "(new_status) where new_status <> 'void'").build()?;
     let a = world.instance("a", Some(plan)).await?;
@@ -233,7 +233,7 @@ async fn an_index_is_built_behind_a_long_transaction_that_is_named_while_everybo
 async fn an_index_that_is_still_being_built_is_not_dropped() -> Outcome {
     let world = World::new(100).await?;
     let a = world.instance("a", None).await?;
-    let plan = world.describe().without_trap().index("by_status", "(new_status)").build()?;
+    let plan = world.describe().without_guard_trigger().index("by_status", "(new_status)").build()?;
     plan.run(Task::Expand, &a.migration).await?;
     world.go("backfill").await?;
     plan.run(Task::Backfill, &a.migration).await?;
@@ -261,7 +261,7 @@ async fn a_column_becomes_not_null_without_a_look_at_all_rows_under_the_lock_tha
     let world = World::new(1_000).await?;
     world.pool.execute("alter table orders add new_status text not null default ''").await?;
     world.pool.execute("alter table orders alter new_status drop not null").await?;
-    let plan = world.describe().without_trap().not_null().build()?;
+    let plan = world.describe().without_guard_trigger().not_null().build()?;
     let tasks = plan.sql();
     let (_, contract) = tasks.iter().find(|(task, _)| *task == Task::Contract).ok_or("contract")?;
     let mut tx = world.pool.begin().await?;
@@ -282,7 +282,7 @@ async fn a_column_becomes_not_null_without_a_look_at_all_rows_under_the_lock_tha
 #[tokio::test]
 async fn a_column_becomes_not_null_and_the_old_one_goes_while_everybody_writes() -> Outcome {
     let world = World::new(20_000).await?;
-    let a = world.instance("a", Some(world.describe().without_trap().not_null().build()?)).await?;
+    let a = world.instance("a", Some(world.describe().without_guard_trigger().not_null().build()?)).await?;
     world.go("retire").await?;
     world.approve().await?;
     world.ask("contract").await?;
@@ -337,7 +337,7 @@ async fn a_dry_run_shows_all_that_would_be_executed() -> Outcome {
             (Task::Expand, "create trigger"),
             (Task::Scan, "create index concurrently \"by_status\" on"),
             (Task::Contract, "drop trigger if exists"),
-            (Task::Contract, "drop function if exists cutover.trap_:migration()"),
+            (Task::Contract, "drop function if exists cutover.guard_:migration()"),
         ] {
             assert!(of(task).contains(part), "{task:?} lacks {part}: {}", of(task));
         }

@@ -64,7 +64,7 @@ impl Watched {
                 && labels.iter().any(|label| label.value() == "status")
         };
         let families = self.registry.gather();
-        let family = families.iter().find(|family| family.name() == "migration_shadow_reads_total");
+        let family = families.iter().find(|family| family.name() == "cutover_migration_shadow_reads_total");
         let metric = family.and_then(|family| family.get_metric().iter().find(wanted));
         metric.map_or(0, |metric| metric.get_counter().get_value() as u64)
     }

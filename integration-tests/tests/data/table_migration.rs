@@ -10,7 +10,7 @@ fn describe(world: &World) -> TableMigrationBuilder {
     TableMigration::new(world.pool.clone(), "orders", "orders_2")
         .create("create table if not exists orders_2 (id bigint primary key, note text, status text)")
         .batches(BatchOptions { min_rows: 100, max_rows: 500, ..BatchOptions::default() })
-        .without_trap()
+        .without_guard_trigger()
 }
 
 fn plan(world: &World) -> Outcome<TableMigration> {

@@ -14,7 +14,7 @@ use crate::world::{Outcome, World};
 /// Why the work is held up, as `cutover status` says it.
 async fn held(world: &World) -> Option<String> {
     let ledger = Ledger::existing(world.url.parse().ok()?).await.ok()?;
-    report(&ledger, Some("status")).await.ok()?.pop()?.work?.held_by
+    report(&ledger, Some("status")).await.ok()?.pop()?.work?.throttled_by
 }
 
 async fn is_held(world: &World, part: &str) -> Outcome {
@@ -42,7 +42,8 @@ async fn a_signal_of_the_services_own_holds_it_and_people_see_why() -> Outcome {
     is_held(&world, "the queue is long").await?;
     assert_eq!(copied(&world).await?, 0);
     let counted = || prometheus::TextEncoder::new().encode_to_string(&registry.gather());
-    let line = "migration_held_seconds_total{kind=\"backfill\",migration=\"status\",reason=\"signal\"}";
+    let line =
+        "cutover_migration_throttled_seconds_total{kind=\"backfill\",migration=\"status\",reason=\"signal\"}";
     world.until("a second of it counted", async || counted().is_ok_and(|text| text.contains(line))).await?;
     busy.store(false, Ordering::Relaxed);
     world.filled().await?;

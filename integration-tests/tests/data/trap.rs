@@ -3,7 +3,7 @@
 use crate::world::{Outcome, World};
 use cutover::ledger::Ledger;
 use cutover::migration::Error;
-use cutover::migration::admin::{StrangerReport, strangers};
+use cutover::migration::admin::{ExternalWriteReport, strangers};
 use cutover::migration::{ColumnMigration, TableMigration, each};
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection};
 
@@ -13,7 +13,7 @@ async fn stranger(world: &World) -> Outcome<PgConnection> {
     Ok(PgConnection::connect_with(&options.application_name("nightly job")).await?)
 }
 
-async fn seen(world: &World) -> Outcome<Vec<StrangerReport>> {
+async fn seen(world: &World) -> Outcome<Vec<ExternalWriteReport>> {
     Ok(strangers(&Ledger::existing(world.url.parse()?).await?, Some("status"), 10).await?)
 }
 
@@ -61,7 +61,7 @@ async fn what_a_stranger_writes_is_copied_on_the_spot_and_refused_when_nobody_re
     let reports = seen(&world).await?;
     assert_eq!(reports.len(), 1, "{reports:?}");
     assert_eq!((reports[0].application.as_str(), reports[0].role.as_str()), ("nightly job", "postgres"));
-    assert_eq!((reports[0].transactions, reports[0].unmended), (3 * 5 + 1, 0));
+    assert_eq!((reports[0].transactions, reports[0].uncopied), (3 * 5 + 1, 0));
 
     world.go("retire").await?;
     for statement in [
@@ -131,7 +131,7 @@ async fn a_strangers_role_needs_no_rights_on_the_ledger() -> Outcome {
     job.execute("update orders set old_status = ' POOR ' where id = 1").await?;
     assert_eq!(world.row(1).await?.1, text("poor"));
     assert_eq!(seen(&world).await?[0].role, role);
-    let refused = "select count(*) from cutover.strangers";
+    let refused = "select count(*) from cutover.external_writes";
     assert!(job.execute(refused).await.is_err(), "the ledger is none of his business");
     Ok(())
 }
@@ -152,7 +152,7 @@ async fn a_mapping_in_rust_can_not_be_copied_so_strangers_hold_the_migration() -
     job.execute("update orders set old_status = 'STALE' where id = 7").await?;
     world.ask("ramp:50").await?;
     world.waits_for("writes past the library").await?;
-    assert_eq!(seen(&world).await?[0].unmended, 1);
+    assert_eq!(seen(&world).await?[0].uncopied, 1);
     Ok(())
 }
 
@@ -304,7 +304,7 @@ async fn the_trigger_of_a_former_version_goes_when_the_trap_is_armed_anew() -> O
     let former = format!(
         "drop trigger zzz_cutover_new_status on orders; \
          create trigger cutover_new_status before insert or update on orders for each row \
-         when (current_setting('cutover.pin', true) is distinct from '{id}') execute function cutover.trap_{id}()"
+         when (current_setting('cutover.pin', true) is distinct from '{id}') execute function cutover.guard_{id}()"
     );
     world.pool.execute(AssertSqlSafe(former)).await?;
     world.go("backfill").await?;
@@ -372,7 +372,7 @@ async fn a_tables_trap_has_the_rights_and_the_path_of_whoever_armed_it() -> Outc
         .await?;
     job.execute("create temporary table bait (id bigint)").await?;
     let set =
-        format!("create trigger bait after truncate on bait execute function cutover.trap_{id}('{id}')");
+        format!("create trigger bait after truncate on bait execute function cutover.guard_{id}('{id}')");
     let error = job.execute(AssertSqlSafe(set)).await.expect_err("refused");
     assert_eq!(code(&error).as_deref(), Some("42501"));
     // What empties one side empties the other.

@@ -4,12 +4,12 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use cutover::InvalidPlan;
+use cutover::ConfigError;
 use cutover::fleet::{Fleet as Membership, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
 use cutover::migration::PhaseRange;
-use cutover::migration::{Agent, DriverOptions, Migration, Plan, Spec};
+use cutover::migration::{Agent, DriverOptions, Migration, MigrationSpec, Plan};
 use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder};
 use cutover::release::Release;
 use cutover_testkit::{KitError, Postgres, wait_until};
@@ -69,8 +69,8 @@ impl World {
     }
 
     /// Tests write past the library on purpose, so it has no trap.
-    pub(crate) fn plan(&self) -> Result<ColumnMigration, InvalidPlan> {
-        self.describe().without_trap().build()
+    pub(crate) fn plan(&self) -> Result<ColumnMigration, ConfigError> {
+        self.describe().without_guard_trigger().build()
     }
 
     pub(crate) fn describe(&self) -> ColumnMigrationBuilder {
@@ -85,18 +85,20 @@ impl World {
     /// An instance that takes part, once it has been admitted. Its driver does the plan's work; without a plan
     /// it believes that everything is there. Its other migration stays in `off`.
     pub(crate) async fn instance(&self, name: &str, plan: Option<ColumnMigration>) -> Outcome<Fleet> {
-        let spec = Spec::new("status", PhaseRange::FULL);
-        self.take_part(name, plan.into_iter().fold(spec, Spec::plan)).await
+        let spec = MigrationSpec::new("status", PhaseRange::FULL);
+        self.take_part(name, plan.into_iter().fold(spec, MigrationSpec::plan)).await
     }
 
     /// The same with any plan.
     pub(crate) async fn instance_of(&self, name: &str, plan: impl Plan + 'static) -> Outcome<Fleet> {
-        self.take_part(name, Spec::new("status", PhaseRange::FULL).plan(plan)).await
+        self.take_part(name, MigrationSpec::new("status", PhaseRange::FULL).plan(plan)).await
     }
 
     /// One that waits but a moment after strangers whose writes can't be copied.
     pub(crate) async fn brief(&self, name: &str, plan: ColumnMigration) -> Outcome<Fleet> {
-        let spec = Spec::new("status", PhaseRange::FULL).plan(plan).quiet(Duration::from_millis(500));
+        let spec = MigrationSpec::new("status", PhaseRange::FULL)
+            .plan(plan)
+            .external_write_quiet_period(Duration::from_millis(500));
         self.take_part(name, spec).await
     }
 
@@ -107,30 +109,31 @@ impl World {
         plan: ColumnMigration,
         standbys: &[String],
     ) -> Outcome<Fleet> {
-        let spec = Spec::new("status", PhaseRange::FULL).plan(plan).standbys(standbys);
+        let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(plan).standbys(standbys);
         self.take_part(name, spec).await
     }
 
     /// The same, one that soon counts as dead when it dies.
     pub(crate) async fn short_lived(&self, name: &str, plan: impl Plan + 'static) -> Outcome<Fleet> {
-        let spec = Spec::new("status", PhaseRange::FULL).plan(plan);
+        let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(plan);
         let (lease, renew_every) = (Duration::from_secs(2), Duration::from_millis(400));
         self.join(name, spec, FleetOptions { lease, renew_every, ..FleetOptions::default() }).await
     }
 
-    async fn take_part(&self, name: &str, spec: Spec) -> Outcome<Fleet> {
+    async fn take_part(&self, name: &str, spec: MigrationSpec) -> Outcome<Fleet> {
         self.join(name, spec, FleetOptions::default()).await
     }
 
-    async fn join(&self, name: &str, spec: Spec, options: FleetOptions) -> Outcome<Fleet> {
+    async fn join(&self, name: &str, spec: MigrationSpec, options: FleetOptions) -> Outcome<Fleet> {
         let health = Health::new();
         let ledger = Ledger::open(self.url.parse()?).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
         let fleet = Membership::join(ledger, &release, options, &health).await?;
-        let specs = vec![spec.soak(Duration::ZERO), Spec::new("other", PhaseRange::FULL)];
+        let specs = vec![spec.soak(Duration::ZERO), MigrationSpec::new("other", PhaseRange::FULL)];
         let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
         let migration = agent.migration("status").ok_or("declared")?;
-        self.until("admitted", async || agent.migrations().all(|migration| migration.at().is_some())).await?;
+        self.until("admitted", async || agent.migrations().all(|migration| migration.current().is_some()))
+            .await?;
         Ok(Fleet { migration, agent })
     }
 

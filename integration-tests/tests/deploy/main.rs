@@ -104,7 +104,7 @@ async fn versions() -> Vec<std::net::SocketAddr> {
         let flags = Flags::fixed([("new-flow", FixedFlag::ON)]);
         flags.register(metrics.registry(), metrics.release()).unwrap();
         let fetched =
-            prometheus::Gauge::new("feature_flags_last_success_timestamp_seconds", "as Unleash's").unwrap();
+            prometheus::Gauge::new("cutover_flags_last_success_timestamp_seconds", "as Unleash's").unwrap();
         fetched.set(1.0);
         metrics.registry().register(Box::new(fetched)).unwrap();
         let app = Router::new()

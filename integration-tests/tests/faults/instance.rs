@@ -12,7 +12,7 @@ use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
 use cutover::migration::ColumnMigration;
-use cutover::migration::{Agent, DriverOptions, Error, Isolation, Migration, PinnedTx, Spec};
+use cutover::migration::{Agent, DriverOptions, Error, Isolation, Migration, MigrationSpec, PinnedTx};
 use cutover::migration::{PhaseRange, Side};
 use cutover::release::Release;
 use rustix::time::{ClockId, clock_gettime};
@@ -64,8 +64,9 @@ async fn serve(url: &str) -> Outcome {
         .forward("old_status")
         .backward("new_status")
         .build()?;
-    let spec = Spec::new("status", PhaseRange::FULL).plan(plan);
-    let driver = DriverOptions { transaction_limit: Duration::from_secs(2), term: Duration::from_secs(2) };
+    let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(plan);
+    let driver =
+        DriverOptions { transaction_limit: Duration::from_secs(2), leadership_lease: Duration::from_secs(2) };
     let agent = Agent::start(fleet, vec![spec], driver, &health).await?;
     let migration = agent.migration("status").ok_or("declared")?;
     let levels = [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable];

@@ -15,7 +15,7 @@ use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
 use cutover::migration::PhaseRange;
-use cutover::migration::{Agent, DriverOptions, Error, Spec};
+use cutover::migration::{Agent, DriverOptions, Error, MigrationSpec};
 use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, Signal, wait_until};
 use futures_util::StreamExt;
@@ -435,10 +435,10 @@ async fn a_read_that_was_paused_beyond_the_lease_is_not_returned() -> Outcome {
     };
     let (health, release) = (Health::new(), Release::new("shop", "1")?.with_instance("a")?);
     let fleet = Fleet::join(Ledger::open(url.parse()?).await?, &release, options, &health).await?;
-    let specs = vec![Spec::new("status", PhaseRange::FULL)];
+    let specs = vec![MigrationSpec::new("status", PhaseRange::FULL)];
     let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
     let migration = agent.migration("status").ok_or("declared")?;
-    let admitted = async || Ok::<_, Error>(migration.at().is_some());
+    let admitted = async || Ok::<_, Error>(migration.current().is_some());
     wait_until("admitted", BOUND, admitted).await?;
     let read = async |pause: Duration| {
         let read = migration.read(async |_| {
@@ -450,7 +450,7 @@ async fn a_read_that_was_paused_beyond_the_lease_is_not_returned() -> Outcome {
     assert_eq!(read(Duration::from_millis(1)).await?, "what was there");
     assert!(matches!(read(Duration::from_millis(1100)).await, Err(Error::NotInFleet)));
     // The gate is still open: nobody has had the time to shut it.
-    assert!(migration.at().is_some());
+    assert!(migration.current().is_some());
     Ok(())
 }
 

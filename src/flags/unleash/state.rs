@@ -15,7 +15,7 @@ use super::options::UnleashOptions;
 use crate::flags::counters::Fetches;
 use crate::flags::flag::{PayloadKind, Variant};
 use crate::flags::names::{Name, NameMap};
-use crate::flags::source::Lack;
+use crate::flags::source::FlagProblemKind;
 use crate::flags::subject::Subject;
 
 /// Evaluates flags by the last state that was loaded.
@@ -135,11 +135,11 @@ impl Unleash {
         }
     }
 
-    pub(in crate::flags) fn lack(&self, name: &Name<'_>) -> Option<Lack> {
+    pub(in crate::flags) fn problem(&self, name: &Name<'_>) -> Option<FlagProblemKind> {
         let loaded = self.loaded.load();
         match loaded.as_ref()?.flags.get(name) {
-            None => Some(Lack::Missing),
-            Some(stale) => stale.then_some(Lack::Stale),
+            None => Some(FlagProblemKind::Missing),
+            Some(stale) => stale.then_some(FlagProblemKind::Stale),
         }
     }
 }

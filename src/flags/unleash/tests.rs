@@ -12,7 +12,7 @@ use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 
 use super::{Backup, BackupError, FileBackup, UnleashOptions};
-use crate::flags::{FixedFlag, Flag, Flags, FlagsError, Gap, Lack, Subject, Switch};
+use crate::flags::{FixedFlag, Flag, FlagProblem, FlagProblemKind, Flags, FlagsError, Subject, Switch};
 
 const A: Flag = Flag::new("a", false);
 const FALLBACK: Flag = Flag::new("a", true);
@@ -252,11 +252,11 @@ async fn what_did_not_change_is_not_downloaded_and_not_announced() {
     assert!(!flags.decide(&A, &Subject::new()));
 
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
-    assert!(text.contains(r#"feature_flags_fetches_total{result="changed"} 2"#), "{text}");
-    assert!(!text.contains(r#"feature_flags_fetches_total{result="unchanged"} 0"#), "{text}");
+    assert!(text.contains(r#"cutover_flag_fetches_total{result="changed"} 2"#), "{text}");
+    assert!(!text.contains(r#"cutover_flag_fetches_total{result="unchanged"} 0"#), "{text}");
     let seconds = text
         .lines()
-        .find_map(|line| line.strip_prefix("feature_flags_last_success_timestamp_seconds "))
+        .find_map(|line| line.strip_prefix("cutover_flags_last_success_timestamp_seconds "))
         .unwrap();
     assert!(seconds.parse::<f64>().unwrap() > 1.7e9, "{seconds}");
 
@@ -340,7 +340,7 @@ async fn a_restart_while_the_server_is_away_begins_with_the_last_state() {
         UnleashOptions { backup: Some(Arc::new(FileBackup::new(path.clone()))), ..server.options() };
     let flags = Flags::unleash(options.clone()).unwrap();
     let saved = metrics(&flags);
-    until("saved", || saved(r#"feature_flags_backups_total{result="saved"} 1"#)).await;
+    until("saved", || saved(r#"cutover_flag_backups_total{result="saved"} 1"#)).await;
     let snapshot = flags.snapshot();
     flags.close().await;
 
@@ -353,7 +353,7 @@ async fn a_restart_while_the_server_is_away_begins_with_the_last_state() {
         assert!(flags.decide(&A, &Subject::new()));
         assert_eq!(flags.switch("a"), Switch::Unknown);
     }
-    assert!(metrics(&again)(r#"feature_flags_backups_total{result="restored"} 1"#));
+    assert!(metrics(&again)(r#"cutover_flag_backups_total{result="restored"} 1"#));
 
     // Good JSON, but not what was kept.
     let kept = std::fs::read_to_string(&path).unwrap();
@@ -362,7 +362,7 @@ async fn a_restart_while_the_server_is_away_begins_with_the_last_state() {
         std::fs::write(&path, damaged).unwrap();
         let flags = Flags::unleash(options.clone()).unwrap();
         let refused = metrics(&flags);
-        until("refused", || refused(r#"feature_flags_backups_total{result="refused"} 1"#)).await;
+        until("refused", || refused(r#"cutover_flag_backups_total{result="refused"} 1"#)).await;
         assert!(!flags.is_ready());
         assert!(flags.decide(&FALLBACK, &Subject::new()));
     }
@@ -484,8 +484,11 @@ async fn strategies_that_look_at_the_application_see_it() {
     // There is a state, but not for this one.
     assert!(flags.decide(&Flag::new("b", true), &Subject::new()));
     assert!(flags.variant("b", &Subject::new()).is_none());
-    let gap = |flag: &str, lack| Gap { flag: flag.into(), lack };
-    assert_eq!(flags.coverage(["a", "b"]), [gap("a", Lack::Stale), gap("b", Lack::Missing)]);
+    let gap = |flag: &str, kind| FlagProblem { flag: flag.into(), kind };
+    assert_eq!(
+        flags.coverage(["a", "b"]),
+        [gap("a", FlagProblemKind::Stale), gap("b", FlagProblemKind::Missing)]
+    );
     assert!(matches!(flags.set("a", FixedFlag::OFF), Err(FlagsError::NotFixed)));
 }
 

@@ -1,25 +1,25 @@
--- The ledger. Everything of it lives in schema `cutover`; constraints make an illegal row impossible
--- where SQL can say so.
+-- The ledger, version 1. All of its objects live in schema `cutover`. Constraints reject illegal rows wherever SQL can
+-- express the rule. Every table has a primary key, so that it can be published for logical replication.
 
 create schema if not exists cutover;
 
 create table cutover.ledger (
     only_row boolean primary key default true check (only_row),
     version integer not null,
-    -- The oldest library schema version that can still work with this ledger.
+    -- The oldest library schema version that still works with this ledger.
     compatible_from integer not null check (compatible_from <= version),
     installed_at timestamptz not null default clock_timestamp()
 );
 
--- The set of instances that have to agree. Its row is what admission and moves lock against each other.
+-- A set of instances that move together. Admissions and moves lock this row against each other.
 create table cutover.fleets (
     name text primary key check (name <> '' and length(name) <= 63)
 );
 
--- One life of one process. A restarted process is a new row.
+-- One run of one process. A restarted process is a new row.
 create table cutover.instances (
-    -- Drawn at random: after a failover to a standby that lagged, a sequence would give a number that is in
-    -- use by a living process to another one, and each would then extend and acknowledge for the other.
+    -- Random, because after a failover to a lagging standby a sequence would hand out a number that a live process
+    -- still uses. Two processes would then renew and acknowledge for each other.
     id bigint primary key default 1 + floor(random() * 9007199254740000)::bigint,
     fleet text not null references cutover.fleets,
     name text not null,
@@ -29,15 +29,15 @@ create table cutover.instances (
     joined_at timestamptz not null default clock_timestamp(),
     seen_at timestamptz not null default clock_timestamp(),
     lease_until timestamptz not null,
-    -- Only an admitted instance serves, and only admitted instances are waited for.
+    -- Only an admitted instance serves, and moves wait only for admitted instances.
     admitted boolean not null default false,
-    -- Why it is not admitted.
+    -- Why the instance is not admitted.
     refusal text
 ) with (fillfactor = 50);
 create index instances_by_fleet on cutover.instances (fleet);
 
 create table cutover.migrations (
-    -- Part of the advisory lock's key.
+    -- Part of advisory lock keys, hence the limit.
     id integer generated always as identity primary key check (id between 1 and 65535),
     fleet text not null references cutover.fleets,
     name text not null check (name <> '' and length(name) <= 63),
@@ -46,19 +46,20 @@ create table cutover.migrations (
     old_complete boolean not null default true,
     new_complete boolean not null default false,
     ramp_percent smallint not null default 100 check (ramp_percent between 0 and 100),
-    -- What a person asked for by SQL or command line; null: nothing.
+    -- The phase requested through SQL or the command line; null: none was requested.
     desired text,
     desired_by text,
-    -- Who holds up the work on its rows, and since when; null: nobody.
+    -- Since when, and by whom, backfills and scans of this migration are paused; null: they run.
     paused_at timestamptz,
     paused_by text,
-    -- Which instance moves it at the moment; it is an office, not a safeguard.
+    -- The instance that drives the migration, and the end of its leadership lease. The lease only avoids duplicate
+    -- work: two drivers at once are harmless.
     driver bigint,
     driver_until timestamptz,
-    -- What the driver waits for, for people to read.
+    -- What the driver waits for, as text for people.
     waits_for text,
     waits_since timestamptz,
-    -- When the old side was found to be gone, in `contract`.
+    -- When the old side was found to be dropped, in `contract`.
     dropped_at timestamptz,
     unique (fleet, name),
     check ((paused_at is null) = (paused_by is null)),
@@ -68,21 +69,23 @@ create table cutover.migrations (
     check (not (new_complete and phase = 'off'))
 );
 
--- What each version would execute, as `[[task, sql], …]`: for people to read, nobody runs it from here.
+-- The statements that each version of the service would run, as `[[task, sql], …]`. They are for people to read; the
+-- library never executes SQL from this table.
 create table cutover.plans (
     migration_id integer not null references cutover.migrations on delete cascade,
     version text not null,
     tasks jsonb not null,
-    -- What `contract` drops, as SQL would name the table and as the catalog names the column; null: nothing, or all of it.
+    -- What `contract` drops: the table as SQL names it, the column as the catalog names it. Null column: the whole
+    -- table. Null table: nothing.
     old_table text,
     old_column text,
-    -- Where its desired phase comes from: 'ledger', or what else is named in the history.
+    -- Where the desired phase comes from: 'ledger', or the actor that the history names.
     desired_from text not null,
     published_at timestamptz not null default clock_timestamp(),
     primary key (migration_id, version)
 );
 
--- Every phase change there ever was.
+-- Every phase change.
 create table cutover.epochs (
     migration_id integer not null references cutover.migrations,
     epoch integer not null check (epoch > 0),
@@ -91,14 +94,16 @@ create table cutover.epochs (
     previous_epoch integer generated always as (nullif(epoch - 1, 0)) stored,
     previous_phase text,
     opened_at timestamptz not null default clock_timestamp(),
-    -- From here on the fence refuses it.
+    -- When the fence began to refuse the epoch.
     closed_at timestamptz,
-    -- From here on no transaction of it is left.
+    -- When the last transaction of the epoch had ended, and the WAL position at that time.
     drained_at timestamptz,
-    -- Where the log was then.
     drained_lsn pg_lsn,
-    -- From here on no transaction of it may leave a side behind, to be repaired: the next epoch reads that side.
+    -- When transactions of the epoch were forbidden to leave a side to be repaired, because the next epoch reads it.
     sealed_at timestamptz,
+    -- The WAL position when a sealed epoch had no row left to repair. A standby that has replayed it has every
+    -- repaired row.
+    sealed_lsn pg_lsn,
     actor text not null,
     reason text not null,
     primary key (migration_id, epoch),
@@ -107,29 +112,30 @@ create table cutover.epochs (
         references cutover.epochs (migration_id, epoch, phase),
     check ((epoch = 1) = (previous_phase is null)),
     check (drained_at is null or closed_at is not null),
-    -- One step along the line, either way; none out of `contract`.
+    -- One step forwards or backwards. `contract` has no way back.
     check (previous_phase is null or (previous_phase, phase) in (
         ('off', 'expand'), ('expand', 'backfill'), ('backfill', 'verify'), ('verify', 'ramp'),
         ('ramp', 'switch'), ('switch', 'retire'), ('retire', 'contract'),
         ('expand', 'off'), ('backfill', 'expand'), ('verify', 'backfill'), ('ramp', 'verify'),
         ('switch', 'ramp'), ('retire', 'switch')))
 );
--- Epochs follow one another without a gap, so this allows two neighbours in use and never a third.
+-- Epochs are consecutive, so this allows two adjacent epochs in use and never a third.
 create unique index at_most_two_epochs_in_use
     on cutover.epochs (migration_id, (epoch % 2)) where drained_at is null;
 
 alter table cutover.migrations add foreign key (id, epoch, phase)
     references cutover.epochs (migration_id, epoch, phase) deferrable initially deferred;
 
--- What an instance declared about a migration, and how far it has come.
+-- What an instance declared about a migration, and the epoch that it has acknowledged.
 create table cutover.acknowledgements (
     instance_id bigint not null references cutover.instances on delete cascade,
     migration_id integer not null references cutover.migrations,
-    lowest text not null,
-    highest text not null,
-    -- Nothing of the instance runs at an older epoch than this.
+    -- The phases that its build can run.
+    min_phase text not null,
+    max_phase text not null,
+    -- No operation of the instance runs at an older epoch.
     epoch integer not null default 0,
-    -- Operations at older epochs, as last reported, and since when it waits for them.
+    -- Operations at older epochs as last reported, and since when the acknowledgement waits for them.
     older_open integer not null default 0,
     waits_since timestamptz,
     primary key (instance_id, migration_id)
@@ -144,46 +150,46 @@ create table cutover.approvals (
     primary key (migration_id, phase)
 );
 
--- Long work on the data: checkpoints that commit with the batch they describe.
+-- Backfills and scans. A checkpoint commits in the transaction of the batch that it describes.
 create table cutover.jobs (
     id bigint generated always as identity primary key,
     migration_id integer not null references cutover.migrations,
     kind text not null check (kind in ('backfill', 'reverse_backfill', 'scan')),
-    -- The epoch at which it began.
+    -- The epoch at which the job began.
     epoch integer not null,
     rows_total bigint not null default 0,
     rows_done bigint not null default 0,
     rows_changed bigint not null default 0,
-    -- Rows whose sides differ (scan).
+    -- Rows whose sides differ (scans only).
     differences bigint not null default 0,
-    -- The table's size and its dead rows, before and after, as the statistics have them.
+    -- Size of the table and number of dead rows, before and after, from the statistics.
     bytes_before bigint not null default 0,
     bytes_after bigint,
     dead_rows_before bigint not null default 0,
     dead_rows_after bigint,
     started_at timestamptz not null default clock_timestamp(),
     updated_at timestamptz not null default clock_timestamp(),
-    -- Why nothing is done just now, in words; null: it goes on.
-    held_by text,
+    -- Why the job is throttled at the moment; null: it is not.
+    throttled_by text,
     finished_at timestamptz,
-    -- Where the log was then: a standby that has replayed it has all that was done.
+    -- The WAL position at the end. A standby that has replayed it has everything that the job wrote.
     finished_lsn pg_lsn
 );
 create unique index one_open_job on cutover.jobs (migration_id, kind) where finished_at is null;
 
--- The key ranges that a job is cut into. Whoever has the row locked works on the range, for as long as a batch takes:
--- a process that dies lets go of it. Keys are text, column by column.
+-- The key ranges of a job. A worker locks the row for the duration of a batch; the lock is its claim, and ends with its
+-- transaction. Keys are text, column by column.
 create table cutover.job_ranges (
     job_id bigint not null references cutover.jobs on delete cascade,
     number smallint not null,
-    -- Done up to and including this key; null: from the lowest one on.
+    -- The last key that is done; null: none yet.
     checkpoint text[],
     upper_bound text[] not null,
     finished_at timestamptz,
     primary key (job_id, number)
 );
 
--- Rows that could not be mapped. A job does not end while it has some.
+-- Rows that could not be mapped. A job cannot finish while it has such rows.
 create table cutover.bad_rows (
     migration_id integer not null references cutover.migrations,
     kind text not null check (kind in ('backfill', 'reverse_backfill', 'scan')),
@@ -193,47 +199,50 @@ create table cutover.bad_rows (
     primary key (migration_id, kind, key)
 );
 
--- What a scan found, the first rows of it.
+-- The first differences that a scan found.
 create table cutover.differences (
     job_id bigint not null references cutover.jobs on delete cascade,
     key text[] not null,
     what text not null check (what in ('missing', 'extra', 'different', 'way_back')),
-    -- What the old side says and what the new one holds; null where there is no row.
+    -- The value computed from the old side, and the value found on the new side; null: there is no row.
     expected jsonb,
     found jsonb,
     primary key (job_id, key)
 );
--- Rows of which one side is behind the other, noted in the transaction that wrote the other one.
+
+-- Rows of which one side is behind the other. The transaction that wrote the other side inserts the row here.
 create sequence cutover.repair_versions;
 create table cutover.repairs (
     migration_id integer not null references cutover.migrations,
     -- The side that is behind.
     side text not null check (side in ('old', 'new')),
-    -- An array where it has several columns.
+    -- An array if the key has several columns.
     key jsonb not null,
-    -- Another one every time that it is left behind: who made good an older one has not made good this one.
+    -- Changes whenever the row falls behind again, so that a repair of an older state does not count as done.
     version bigint not null default nextval('cutover.repair_versions'),
     error text not null,
     since timestamptz not null default clock_timestamp(),
     attempts integer not null default 0,
     next_try_at timestamptz not null default clock_timestamp(),
-    -- Not tried again before a person asks for it.
+    -- Given up: not tried again until a person asks for it.
     dead boolean not null default false,
     primary key (migration_id, side, key)
 );
+-- A copy to another store can have as many rows here as the table has.
+create index repairs_due on cutover.repairs (migration_id, next_try_at) where not dead;
 
--- Notes rows whose side could not be written. False when the epoch may leave none behind, because the epoch after it
--- or before it reads that side. The epoch's row stays locked until the end of the transaction, so that a move into a
--- phase that reads the side waits for it; under REPEATABLE READ and SERIALIZABLE the lock fails with 40001 when such a
--- move has come in between.
-create function cutover.note_repairs(p_migration integer, p_epoch integer, p_side text, p_keys jsonb, p_error text)
+-- Records rows whose side could not be written. Returns false if the epoch may leave none behind, because the next or
+-- the previous epoch reads that side. The row of the epoch stays locked until the end of the transaction, so that a
+-- move into a phase that reads the side waits for it. Under REPEATABLE READ and SERIALIZABLE the lock fails with
+-- SQLSTATE 40001 if such a move has committed since the snapshot.
+create function cutover.record_repairs(p_migration integer, p_epoch integer, p_side text, p_keys jsonb, p_error text)
     returns boolean language plpgsql as $$
 begin
     perform from cutover.epochs
         where migration_id = p_migration and epoch = p_epoch and sealed_at is null for share;
     if not found or exists (
         select from cutover.epochs
-            where migration_id = p_migration and epoch = p_epoch - 1 and phase = 'ramp' and closed_at is null)
+            where migration_id = p_migration and epoch = p_epoch - 1 and phase = 'ramp' and drained_at is null)
     then
         return false;
     end if;
@@ -247,19 +256,19 @@ begin
 end
 $$;
 
--- What an instance's pool may hold of the server's connections. All decisions about it take one advisory lock.
+-- How many of the server's connections each instance's pool may use. One advisory lock serialises all decisions.
 create table cutover.connection_shares (
-    -- Also the application_name of the pool's connections, so that the server itself says what is left of it.
+    -- Also the application_name of the pool's connections, so that the server can count them.
     name text primary key check (name <> '' and length(name) <= 63),
     fleet text not null,
-    lowest bigint not null check (lowest >= 0),
-    highest bigint not null check (highest >= lowest),
+    min_connections bigint not null check (min_connections >= 0),
+    max_connections bigint not null check (max_connections >= min_connections),
     granted bigint not null default 0 check (granted >= 0),
-    asked_at timestamptz not null default clock_timestamp(),
+    requested_at timestamptz not null default clock_timestamp(),
     lease_until timestamptz not null
 );
 
--- Who asked for, approved or did what, when and why.
+-- Who requested, approved or did what, when and why.
 create table cutover.history (
     id bigint generated always as identity primary key,
     at timestamptz not null default clock_timestamp(),
@@ -271,23 +280,21 @@ create table cutover.history (
     reason text not null default ''
 );
 
--- The last known state of the flags, for an instance that starts while the flag server is away.
+-- The last known state of the flags, for an instance that starts while the flag server is unreachable.
 create table cutover.flag_states (
     name text primary key check (name <> ''),
-    -- Sealed with its length and a checksum. The flag server's answer is bounded at 16 MiB.
+    -- Carries its length and a checksum. The flag server's answer is limited to 16 MiB.
     state bytea not null check (octet_length(state) <= 17000000),
     kept_at timestamptz not null default clock_timestamp()
 );
 
--- The fence: the first thing in every write transaction.
+-- The fence: the first statement of every pinned write transaction.
 --
--- The shared lock comes first and the look at the epoch second, as statements of their own: under READ
--- COMMITTED the second one then sees every close that was committed before the lock was granted. Under
--- REPEATABLE READ and SERIALIZABLE the snapshot may be older than the close, so there the row itself is
--- locked, which fails with 40001 when it has changed since the snapshot.
+-- The shared lock comes first, and the look at the epoch is a separate statement. Under READ COMMITTED it therefore sees
+-- every close that committed before the lock was granted. Under REPEATABLE READ and SERIALIZABLE the snapshot may be
+-- older than the close, so the row itself is locked; that fails with SQLSTATE 40001 if the row has changed since.
 --
--- The phase is compared too: after a failover to a standby that lagged, the same number can come to stand for
--- another phase.
+-- The phase is compared too: after a failover to a lagging standby the same epoch can stand for another phase.
 create function cutover.fence(p_migration integer, p_epoch integer, p_phase text) returns void
 language plpgsql as $$
 declare
@@ -304,65 +311,96 @@ begin
     if not found then
         raise exception using errcode = 'ZC002',
             message = format('epoch %s (%s) of migration %s is not in the ledger', p_epoch, p_phase, p_migration),
-            hint = 'The database was restored or failed over to an older state. Rejoin and try again.';
+            hint = 'The database was restored, or failed over to an older state. Rejoin the fleet and retry.';
     elsif v_closed is not null then
         raise exception using errcode = 'ZC001',
             message = format('epoch %s of migration %s is closed', p_epoch, p_migration),
-            hint = 'The migration has moved on. Try again at the current epoch.';
+            hint = 'The migration has moved on. Retry at the current epoch.';
     end if;
-    -- Until the end of the transaction, for the trap: its writes are the fleet's.
+    -- Tells the guard trigger, until the end of the transaction, that the writes are pinned.
     perform set_config('cutover.pin', p_migration::text, true);
-    -- Whoever is cut off in the middle would hold his rows until the system gives the connection up, for hours, and
-    -- everyone who wants one of them a connection of his own pool. A limit that the role or the session has is kept.
+    -- A client that is cut off in mid-transaction would hold its rows until the operating system closes the connection,
+    -- which can take hours. A limit that the role or the session has set is kept.
     if current_setting('idle_in_transaction_session_timeout') = '0' then
         perform set_config('idle_in_transaction_session_timeout', '10s', true);
     end if;
 end
 $$;
 
--- Transactions that wrote past the library, until they are counted in `strangers`. A row each, so that strangers don't
--- wait for one another.
-create table cutover.stranger_writes (
+-- One row per transaction that wrote a migrating table without a pin, until the driver adds it to `external_writes`.
+-- Separate rows, so that external writers do not wait for each other.
+create table cutover.external_write_events (
+    id bigint generated always as identity primary key,
     migration_id integer not null references cutover.migrations,
     application text not null,
     role text not null,
-    -- Whether the write was copied to the new side on the spot.
-    mended boolean not null,
+    -- Whether the guard trigger copied the write to the other side.
+    copied boolean not null,
     at timestamptz not null default clock_timestamp()
 );
 
-create table cutover.strangers (
+create table cutover.external_writes (
     migration_id integer not null references cutover.migrations,
     application text not null,
     role text not null,
     transactions bigint not null default 0,
-    unmended bigint not null default 0,
+    uncopied bigint not null default 0,
     first_seen timestamptz not null,
     last_seen timestamptz not null,
-    last_unmended timestamptz,
+    last_uncopied timestamptz,
     primary key (migration_id, application, role)
 );
 
--- Called by the trap: writes down that a stranger's transaction wrote, once, and tells the migration's phase. It has
--- its owner's rights, so that strangers need none on the ledger.
-create function cutover.stranger(p_migration integer, p_mended boolean) returns text
+-- The phase of each migration for the guard trigger, which locks the row where a snapshot may be older than the last
+-- move.
+create table cutover.guard_phases (
+    migration_id integer primary key references cutover.migrations on delete cascade,
+    phase text not null
+);
+
+create function cutover.update_guard_phase() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    insert into cutover.guard_phases (migration_id, phase) values (new.id, new.phase)
+        on conflict (migration_id) do update set phase = excluded.phase;
+    return null;
+end
+$$;
+create trigger update_guard_phase after insert or update of phase on cutover.migrations
+    for each row execute function cutover.update_guard_phase();
+
+-- Called by the guard trigger: records once per transaction that an external writer wrote, and returns the migration's
+-- phase. Runs with its owner's rights, so that external writers need none on the ledger.
+--
+-- The advisory lock is held until the external transaction ends. Copies, scans and the moves after which such writes are
+-- refused take it too, so they wait for transactions that began under the earlier rule. Under REPEATABLE READ and
+-- SERIALIZABLE the row with the phase is locked; that fails with SQLSTATE 40001 if a move came after the snapshot.
+create function cutover.record_external_write(p_migration integer, p_copied boolean) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_known text := 'cutover.stranger_' || p_migration;
+    v_known text := 'cutover.external_write_' || p_migration;
     v_phase text := nullif(current_setting(v_known, true), '');
 begin
     if v_phase is null then
-        v_phase := coalesce((select phase from cutover.migrations where id = p_migration), 'off');
+        perform pg_advisory_xact_lock_shared(1129709568, p_migration);
+        if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+            select phase into v_phase from cutover.guard_phases where migration_id = p_migration for share;
+        else
+            select phase into v_phase from cutover.guard_phases where migration_id = p_migration;
+        end if;
+        v_phase := coalesce(v_phase, 'off');
         perform set_config(v_known, v_phase, true);
         if v_phase <> 'off' then
-            insert into cutover.stranger_writes (migration_id, application, role, mended)
+            insert into cutover.external_write_events (migration_id, application, role, copied)
                 values (p_migration, coalesce(nullif(current_setting('application_name'), ''), 'unnamed'),
-                        session_user, p_mended);
+                        session_user, p_copied);
         end if;
     end if;
     return v_phase;
 end
 $$;
 
--- For the trap's call. What the other functions and the tables let nobody do needs rights of its own.
+-- The guard trigger calls this function as whoever writes the table. Every other function and table needs a grant of its
+-- own.
 grant usage on schema cutover to public;
+grant execute on function cutover.record_external_write(integer, boolean) to public;

@@ -6,6 +6,7 @@
 use sqlx::{Executor, PgConnection};
 
 use crate::ledger::error::LedgerError;
+use crate::ledger::locks;
 
 use crate::ledger::sqlstate::sql_state;
 use crate::ledger::unprepared;
@@ -14,10 +15,7 @@ use crate::ledger::unprepared;
 pub const SCHEMA_VERSION: i32 = STEPS[STEPS.len() - 1].version;
 
 /// An installation makes all of them, an upgrade those that the ledger lacks.
-const STEPS: [Step; 2] = [
-    Step { version: 1, compatible_from: 1, sql: include_str!("1.sql") },
-    Step { version: 2, compatible_from: 1, sql: include_str!("2.sql") },
-];
+const STEPS: [Step; 1] = [Step { version: 1, compatible_from: 1, sql: include_str!("1.sql") }];
 
 /// What leads to a version. A change of a table that writers use is one that waits for nobody else and takes a moment, as
 /// for any other table under load.
@@ -34,9 +32,6 @@ pub(super) struct Version {
     pub(super) number: i32,
     pub(super) compatible_from: i32,
 }
-
-/// Serialises installation between processes: "cutover" read as a number.
-const INSTALL_LOCK: i64 = 0x0063_7574_6f76_6572;
 
 /// The fence reads these tables in every write transaction: who waits for them is in everybody's way, so not for long.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '200ms'";
@@ -61,7 +56,7 @@ pub(super) async fn version(connection: &mut PgConnection) -> Result<Option<Vers
 
 /// Makes every step that the ledger lacks. Nothing is changed when it fails.
 pub(super) async fn bring_up_to_date(tx: &mut PgConnection, role: &str) -> Result<(), LedgerError> {
-    unprepared::query("select pg_advisory_xact_lock($1)").bind(INSTALL_LOCK).execute(&mut *tx).await?;
+    unprepared::query("select pg_advisory_xact_lock($1)").bind(locks::INSTALL).execute(&mut *tx).await?;
     // Another process may have been faster.
     let found = version(tx).await?.map(|version| version.number);
     tx.execute(LOCK_TIMEOUT).await?;

@@ -8,7 +8,7 @@ use crate::migration::phase::{Desired, Phase};
 /// Why something could not be asked of a migration. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum AskError {
+pub enum AdminError {
     /// There is no migration of this name.
     #[error("there is no migration {name:?}{}", listed(.known))]
     UnknownMigration {
@@ -38,7 +38,7 @@ pub enum AskError {
     Ledger(#[from] LedgerError),
 }
 
-impl From<sqlx::Error> for AskError {
+impl From<sqlx::Error> for AdminError {
     fn from(error: sqlx::Error) -> Self {
         Self::Ledger(error.into())
     }
@@ -58,12 +58,12 @@ fn listed(names: &[String]) -> String {
 ///
 /// # Errors
 ///
-/// [`AskError`].
+/// [`AdminError`].
 ///
 /// # Cancel safety
 ///
 /// Safe: asked or not asked.
-pub async fn desire(ledger: &Ledger, migration: &str, to: Desired, actor: &str) -> Result<(), AskError> {
+pub async fn set_phase(ledger: &Ledger, migration: &str, to: Desired, actor: &str) -> Result<(), AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, migration).await?;
     unprepared::query("update cutover.migrations set desired = $2, desired_by = $3 where id = $1")
@@ -81,16 +81,16 @@ pub async fn desire(ledger: &Ledger, migration: &str, to: Desired, actor: &str) 
 ///
 /// # Errors
 ///
-/// [`AskError`].
+/// [`AdminError`].
 ///
 /// # Cancel safety
 ///
 /// Safe: approved or not approved.
-pub async fn approve(ledger: &Ledger, migration: &str, actor: &str, reason: &str) -> Result<(), AskError> {
+pub async fn approve(ledger: &Ledger, migration: &str, actor: &str, reason: &str) -> Result<(), AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, migration).await?;
     if found.phase != Phase::Retire.name() {
-        return Err(AskError::NotInRetire { name: migration.to_owned(), phase: found.phase });
+        return Err(AdminError::NotInRetire { name: migration.to_owned(), phase: found.phase });
     }
     unprepared::query(
         "insert into cutover.approvals (migration_id, phase, actor, reason) values ($1, 'contract', $2, $3) \
@@ -116,7 +116,7 @@ pub(crate) struct Found {
 }
 
 /// By name, or by `fleet/name`. Locked, so that what is found stays true until the commit.
-pub(crate) async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found, AskError> {
+pub(crate) async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found, AdminError> {
     let mut found: Vec<Found> = unprepared::query_as(
         "select id, fleet, name, phase, epoch from cutover.migrations \
          where name = $1 or fleet || '/' || name = $1 order by id for no key update",
@@ -126,11 +126,11 @@ pub(crate) async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found
     .await?;
     match (found.pop(), found.first()) {
         (Some(found), None) => Ok(found),
-        (Some(_), Some(first)) => Err(AskError::Ambiguous {
+        (Some(_), Some(first)) => Err(AdminError::Ambiguous {
             name: migration.to_owned(),
             first: format!("{}/{}", first.fleet, first.name),
         }),
-        (None, _) => Err(AskError::UnknownMigration {
+        (None, _) => Err(AdminError::UnknownMigration {
             name: migration.to_owned(),
             known: unprepared::query_scalar(
                 "select fleet || '/' || name from cutover.migrations order by id",

@@ -1,5 +1,5 @@
 use crate::ledger::{Ledger, LedgerError};
-use crate::migration::coordinator::{Entry, Spec, check};
+use crate::migration::coordinator::{Entry, MigrationSpec, check};
 use crate::migration::phase::{Phase, Side};
 
 /// Why a build that declares `specs` would not be admitted to `fleet` as the ledger is now, or could not work with
@@ -14,24 +14,28 @@ use crate::migration::phase::{Phase, Side};
 /// # Cancel safety
 ///
 /// Safe: reads only.
-pub async fn misfits(ledger: &Ledger, fleet: &str, specs: &[Spec]) -> Result<Vec<String>, LedgerError> {
+pub async fn incompatible_builds(
+    ledger: &Ledger,
+    fleet: &str,
+    specs: &[MigrationSpec],
+) -> Result<Vec<String>, LedgerError> {
     check(specs)?;
     let mut tx = ledger.begin().await?;
     // No instance has this number.
     let entries = Entry::load_all(&mut tx, fleet, 0).await?;
     tx.commit().await?;
     let declared = |name: &str| specs.iter().find(|spec| spec.name == name);
-    let mut misfits: Vec<String> =
+    let mut incompatible_builds: Vec<String> =
         entries.iter().filter_map(|entry| entry.refusal(declared(&entry.name))).collect();
     for spec in specs {
         let phase = entries.iter().find(|entry| entry.name == spec.name).map_or(Phase::Off, |e| e.phase);
-        misfits.extend(schema(ledger, spec, phase).await);
+        incompatible_builds.extend(schema(ledger, spec, phase).await);
     }
-    Ok(misfits)
+    Ok(incompatible_builds)
 }
 
 /// What the schema lacks for `phase`.
-async fn schema(ledger: &Ledger, spec: &Spec, phase: Phase) -> Option<String> {
+async fn schema(ledger: &Ledger, spec: &MigrationSpec, phase: Phase) -> Option<String> {
     let plan = spec.plan.as_ref()?;
     let facts = async {
         let mut tx = ledger.begin().await?;

@@ -8,9 +8,9 @@ mod repairs;
 mod reports;
 mod steps;
 
-pub use commands::{AskError, approve, desire};
-pub use external_writes::{StrangerReport, strangers};
-pub use incompatible::misfits;
+pub use commands::{AdminError, approve, set_phase};
+pub use external_writes::{ExternalWriteReport, strangers};
+pub use incompatible::incompatible_builds;
 pub use pauses::{pause_work, resume_work};
 pub use repairs::{RepairReport, repairs, retry_repairs, unrepaired};
 pub use reports::{

@@ -1,4 +1,4 @@
-use super::commands::{AskError, find, record};
+use super::commands::{AdminError, find, record};
 use crate::ledger::{Ledger, unprepared};
 
 /// Holds up the work on a migration's rows: backfill, reverse backfill and scan, on every instance, also work that
@@ -8,12 +8,12 @@ use crate::ledger::{Ledger, unprepared};
 ///
 /// # Errors
 ///
-/// [`AskError`]; an unknown migration is one.
+/// [`AdminError`]; an unknown migration is one.
 ///
 /// # Cancel safety
 ///
 /// Safe: paused or not paused.
-pub async fn pause_work(ledger: &Ledger, migration: &str, actor: &str) -> Result<(), AskError> {
+pub async fn pause_work(ledger: &Ledger, migration: &str, actor: &str) -> Result<(), AdminError> {
     set(ledger, migration, actor, true).await
 }
 
@@ -21,16 +21,16 @@ pub async fn pause_work(ledger: &Ledger, migration: &str, actor: &str) -> Result
 ///
 /// # Errors
 ///
-/// [`AskError`]; an unknown migration is one.
+/// [`AdminError`]; an unknown migration is one.
 ///
 /// # Cancel safety
 ///
 /// Safe: resumed or not resumed.
-pub async fn resume_work(ledger: &Ledger, migration: &str, actor: &str) -> Result<(), AskError> {
+pub async fn resume_work(ledger: &Ledger, migration: &str, actor: &str) -> Result<(), AdminError> {
     set(ledger, migration, actor, false).await
 }
 
-async fn set(ledger: &Ledger, migration: &str, actor: &str, paused: bool) -> Result<(), AskError> {
+async fn set(ledger: &Ledger, migration: &str, actor: &str, paused: bool) -> Result<(), AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, migration).await?;
     let changed = unprepared::query(

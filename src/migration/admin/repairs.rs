@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::commands::{AskError, find, record};
+use super::commands::{AdminError, find, record};
 use crate::ledger::{Ledger, unprepared};
 
 /// A row of which one side is behind the other, until that has been made good.
@@ -51,12 +51,16 @@ impl RepairReport {
 ///
 /// # Errors
 ///
-/// [`AskError`]; an unknown name is one.
+/// [`AdminError`]; an unknown name is one.
 ///
 /// # Cancel safety
 ///
 /// Safe: reads only.
-pub async fn repairs(ledger: &Ledger, only: Option<&str>, limit: u32) -> Result<Vec<RepairReport>, AskError> {
+pub async fn repairs(
+    ledger: &Ledger,
+    only: Option<&str>,
+    limit: u32,
+) -> Result<Vec<RepairReport>, AdminError> {
     let mut tx = ledger.begin().await?;
     if let Some(name) = only {
         find(&mut tx, name).await?;
@@ -83,12 +87,12 @@ pub async fn repairs(ledger: &Ledger, only: Option<&str>, limit: u32) -> Result<
 ///
 /// # Errors
 ///
-/// [`AskError`].
+/// [`AdminError`].
 ///
 /// # Cancel safety
 ///
 /// Safe: all or nothing.
-pub async fn retry_repairs(ledger: &Ledger, migration: &str, actor: &str) -> Result<u64, AskError> {
+pub async fn retry_repairs(ledger: &Ledger, migration: &str, actor: &str) -> Result<u64, AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, migration).await?;
     let retried = unprepared::query(
@@ -108,12 +112,12 @@ pub async fn retry_repairs(ledger: &Ledger, migration: &str, actor: &str) -> Res
 ///
 /// # Errors
 ///
-/// [`AskError`]; an unknown migration is one.
+/// [`AdminError`]; an unknown migration is one.
 ///
 /// # Cancel safety
 ///
 /// Safe: reads only.
-pub async fn unrepaired(ledger: &Ledger, migration: &str) -> Result<i64, AskError> {
+pub async fn unrepaired(ledger: &Ledger, migration: &str) -> Result<i64, AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, migration).await?;
     let count = unprepared::query_scalar("select count(*) from cutover.repairs where migration_id = $1");

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 
-use super::commands::{AskError, find};
+use super::commands::{AdminError, find};
 use crate::ledger::{Ledger, unprepared};
 
 /// Where a migration is, what it waits for, and on whom.
@@ -83,7 +83,7 @@ pub struct WorkReport {
     /// Seconds since its end.
     pub ended_seconds: Option<f64>,
     /// Why nothing is done just now, where the throttle holds it up.
-    pub held_by: Option<String>,
+    pub throttled_by: Option<String>,
 }
 
 impl WorkReport {
@@ -98,12 +98,12 @@ impl WorkReport {
 ///
 /// # Errors
 ///
-/// [`AskError`]; an unknown name is one.
+/// [`AdminError`]; an unknown name is one.
 ///
 /// # Cancel safety
 ///
 /// Safe: reads only.
-pub async fn report(ledger: &Ledger, only: Option<&str>) -> Result<Vec<MigrationReport>, AskError> {
+pub async fn report(ledger: &Ledger, only: Option<&str>) -> Result<Vec<MigrationReport>, AdminError> {
     let mut tx = ledger.begin().await?;
     if let Some(name) = only {
         find(&mut tx, name).await?;
@@ -132,7 +132,7 @@ async fn migration_report(tx: &mut PgConnection, row: &PgRow) -> Result<Migratio
     let (id, fleet): (i32, String) = (row.try_get("id")?, row.try_get("fleet")?);
     let instances = unprepared::query_as(
         "select i.name, i.version, i.admitted, i.refusal, \
-                case when a.lowest = a.highest then a.lowest else a.lowest || '..=' || a.highest end as range, \
+                case when a.min_phase = a.max_phase then a.min_phase else a.min_phase || '..=' || a.max_phase end as range, \
                 a.epoch as acknowledged, a.older_open, \
                 extract(epoch from clock_timestamp() - a.waits_since)::float8 as waits_seconds, \
                 extract(epoch from clock_timestamp() - i.seen_at)::float8 as seen_seconds, \
@@ -147,7 +147,7 @@ async fn migration_report(tx: &mut PgConnection, row: &PgRow) -> Result<Migratio
     .await?;
     let work = unprepared::query_as(
         "select kind, rows_done, rows_total, rows_changed, differences, finished_at is not null as finished, \
-                extract(epoch from clock_timestamp() - finished_at)::float8 as ended_seconds, held_by, \
+                extract(epoch from clock_timestamp() - finished_at)::float8 as ended_seconds, throttled_by, \
                 extract(epoch from coalesce(finished_at, clock_timestamp()) - started_at)::float8 as seconds \
          from cutover.jobs where migration_id = $1 order by id desc limit 1",
     )
@@ -189,12 +189,12 @@ pub struct Difference {
 ///
 /// # Errors
 ///
-/// [`AskError`]; an unknown migration is one.
+/// [`AdminError`]; an unknown migration is one.
 ///
 /// # Cancel safety
 ///
 /// Safe: reads only.
-pub async fn differences(ledger: &Ledger, name: &str, limit: u32) -> Result<Vec<Difference>, AskError> {
+pub async fn differences(ledger: &Ledger, name: &str, limit: u32) -> Result<Vec<Difference>, AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, name).await?;
     Ok(unprepared::query_as(
@@ -225,12 +225,12 @@ pub struct BadRow {
 ///
 /// # Errors
 ///
-/// [`AskError`]; an unknown migration is one.
+/// [`AdminError`]; an unknown migration is one.
 ///
 /// # Cancel safety
 ///
 /// Safe: reads only.
-pub async fn bad_rows(ledger: &Ledger, name: &str, limit: u32) -> Result<Vec<BadRow>, AskError> {
+pub async fn bad_rows(ledger: &Ledger, name: &str, limit: u32) -> Result<Vec<BadRow>, AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, name).await?;
     Ok(unprepared::query_as(
@@ -265,12 +265,12 @@ pub struct Event {
 ///
 /// # Errors
 ///
-/// [`AskError`]; an unknown migration is one.
+/// [`AdminError`]; an unknown migration is one.
 ///
 /// # Cancel safety
 ///
 /// Safe: reads only.
-pub async fn history(ledger: &Ledger, only: Option<&str>, limit: u32) -> Result<Vec<Event>, AskError> {
+pub async fn history(ledger: &Ledger, only: Option<&str>, limit: u32) -> Result<Vec<Event>, AdminError> {
     let mut tx = ledger.begin().await?;
     if let Some(name) = only {
         find(&mut tx, name).await?;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sqlx::Row;
 
-use super::commands::{AskError, find};
+use super::commands::{AdminError, find};
 use crate::ledger::{Ledger, unprepared};
 use crate::migration::catalog::OldSide;
 use crate::migration::coordinator::{Counted, known, members, named};
@@ -103,12 +103,12 @@ struct Known {
 ///
 /// # Errors
 ///
-/// [`AskError`]; an unknown migration is one.
+/// [`AdminError`]; an unknown migration is one.
 ///
 /// # Cancel safety
 ///
 /// Safe: reads only.
-pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, AskError> {
+pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, name).await?;
     // The statements are those of the build that drives, then of one that lives, then the latest.
@@ -143,7 +143,7 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
     let known = Known {
         epoch: row.try_get("epoch")?,
         drained: row.try_get("drained")?,
-        members: members(&mut tx, &fleet, found.id, Counted::WithALease).await?,
+        members: members(&mut tx, &fleet, found.id, Counted::WithLease).await?,
         old_complete: row.try_get("old_complete")?,
         new_complete: row.try_get("new_complete")?,
         scanned: row.try_get("scanned")?,

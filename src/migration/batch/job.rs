@@ -4,7 +4,7 @@
 use sqlx::{PgConnection, PgPool, Row};
 
 use super::keyset::{KeyText, shown};
-use super::kind::Sweep;
+use super::kind::PassKind;
 use super::table_size::TableSize;
 use crate::ledger::unprepared;
 use crate::migration::coordinator::PlanError;
@@ -25,7 +25,7 @@ pub(crate) struct Job {
     /// The epoch at which it began. What was done at another one counts for nothing: the side may have gone
     /// unwritten in between.
     pub(crate) epoch: i32,
-    sweep: Sweep,
+    sweep: PassKind,
 }
 
 /// A part of the rows, locked until the transaction ends.
@@ -68,7 +68,7 @@ impl Job {
         tx: &mut PgConnection,
         migration: i32,
         epoch: i32,
-        sweep: Sweep,
+        sweep: PassKind,
         since: Option<&str>,
         measure: impl AsyncFnOnce(&mut PgConnection) -> Result<Extent, sqlx::Error>,
     ) -> Result<Option<Job>, PlanError> {
@@ -191,7 +191,7 @@ impl Job {
         unprepared::query_scalar(
             "update cutover.jobs set rows_done = rows_done + $2, rows_changed = rows_changed + $3, \
                     differences = differences + $4, rows_total = greatest(rows_total, rows_done + $2), \
-                    held_by = null, updated_at = clock_timestamp() \
+                    throttled_by = null, updated_at = clock_timestamp() \
              where id = $1 returning rows_total",
         )
         .bind(self.id)
@@ -205,7 +205,7 @@ impl Job {
     /// Lets people see why nothing is done just now, until the next batch.
     pub(crate) async fn held(&self, pool: &PgPool, why: &str) -> Result<(), sqlx::Error> {
         unprepared::query(
-            "update cutover.jobs set held_by = $2, updated_at = clock_timestamp() where id = $1",
+            "update cutover.jobs set throttled_by = $2, updated_at = clock_timestamp() where id = $1",
         )
         .bind(self.id)
         .bind(why)
@@ -239,7 +239,7 @@ impl Job {
         unprepared::query(
             "with job as ( \
                  update cutover.jobs set finished_at = clock_timestamp(), updated_at = clock_timestamp(), \
-                        finished_lsn = pg_current_wal_insert_lsn(), held_by = null, \
+                        finished_lsn = pg_current_wal_insert_lsn(), throttled_by = null, \
                         rows_total = rows_done, bytes_after = $2, dead_rows_after = $3 \
                  where id = $1 and finished_at is null returning *) \
              insert into cutover.history (fleet, migration, event, epoch, actor, reason) \

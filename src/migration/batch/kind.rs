@@ -2,7 +2,7 @@ use crate::migration::phase::{Phase, Side};
 
 /// What a pass does with the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sweep {
+pub(crate) enum PassKind {
     /// Makes the new side what the old one says.
     Forward,
     /// Makes the old side what the new one says.
@@ -11,30 +11,30 @@ pub(crate) enum Sweep {
     Compare,
 }
 
-impl Sweep {
+impl PassKind {
     pub(crate) fn kind(self) -> &'static str {
         match self {
-            Sweep::Forward => "backfill",
-            Sweep::Back => "reverse_backfill",
-            Sweep::Compare => "scan",
+            PassKind::Forward => "backfill",
+            PassKind::Back => "reverse_backfill",
+            PassKind::Compare => "scan",
         }
     }
 
     /// The phases that it belongs to.
     pub(crate) fn phases(self) -> &'static [Phase] {
         match self {
-            Sweep::Forward => &[Phase::Backfill],
-            Sweep::Back => &[Phase::Switch],
-            Sweep::Compare => &[Phase::Verify, Phase::Ramp],
+            PassKind::Forward => &[Phase::Backfill],
+            PassKind::Back => &[Phase::Switch],
+            PassKind::Compare => &[Phase::Verify, Phase::Ramp],
         }
     }
 
     /// The side that is complete when it has come to its end.
     pub(crate) fn completes(self) -> Option<Side> {
         match self {
-            Sweep::Forward => Some(Side::New),
-            Sweep::Back => Some(Side::Old),
-            Sweep::Compare => None,
+            PassKind::Forward => Some(Side::New),
+            PassKind::Back => Some(Side::Old),
+            PassKind::Compare => None,
         }
     }
 }

@@ -16,7 +16,7 @@ mod vacuum;
 
 pub(super) use job::{Claim, Extent, Job, Range, Step};
 pub(super) use keyset::Keyset;
-pub(super) use kind::Sweep;
+pub(super) use kind::PassKind;
 pub(super) use mapping::{How, Mapping, NEEDS_FORWARD_ROWS};
 pub use mapping::{MapRows, each};
 pub use options::BatchOptions;

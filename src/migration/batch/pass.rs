@@ -24,7 +24,7 @@ use super::table_size::TableSize;
 use super::throttle::{Looks, Throttle};
 use super::vacuum::Vacuum;
 use crate::ledger::{self, external_writes, sql_state};
-use crate::migration::batch::kind::Sweep;
+use crate::migration::batch::kind::PassKind;
 use crate::migration::batch::transaction::{FAILURES, LIMITS, PAUSED, begin_unpaused, give_way, passes};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::{Error, Migration, PinnedTx};
@@ -60,7 +60,7 @@ enum Batch {
 pub(crate) async fn run(
     outline: &Outline,
     scope: Scope<'_>,
-    sweep: Sweep,
+    sweep: PassKind,
     migration: &Migration,
 ) -> Result<(), PlanError> {
     let since = strangers_aside(&outline.pool, sweep, migration).await?;
@@ -78,7 +78,7 @@ pub(crate) async fn run(
 }
 
 /// Waits until the strangers have ended that are in the middle of a transaction now, and says when that was.
-async fn strangers_aside(pool: &PgPool, sweep: Sweep, migration: &Migration) -> Result<String, PlanError> {
+async fn strangers_aside(pool: &PgPool, sweep: PassKind, migration: &Migration) -> Result<String, PlanError> {
     let mut tx = begin_unpaused(pool, sweep, migration, "").await?;
     let strangers = external_writes::open_now(&mut tx, migration.id()).await?;
     loop {
@@ -117,7 +117,7 @@ async fn measure(outline: &Outline, scope: &Scope<'_>, tx: &mut PgConnection) ->
 struct Pass<'a> {
     outline: &'a Outline,
     scope: Scope<'a>,
-    sweep: Sweep,
+    sweep: PassKind,
     migration: &'a Migration,
     job: Job,
 }
@@ -134,7 +134,7 @@ impl Pass<'_> {
             self.hold_still(&mut looks).await?;
             match self.batch(pace.rows(), &mut range, aside.take()).await {
                 Ok(Batch::Done { elapsed, total }) => {
-                    if self.sweep != Sweep::Compare {
+                    if self.sweep != PassKind::Compare {
                         pace.spare(total);
                     }
                     pace.took(elapsed);
@@ -161,7 +161,7 @@ impl Pass<'_> {
 
     /// Outside of any transaction: the one place at which a worker is held up.
     async fn between_batches(&self, vacuum: &mut Vacuum) -> Result<(), PlanError> {
-        if self.sweep != Sweep::Compare {
+        if self.sweep != PassKind::Compare {
             vacuum.wait(&self.outline.pool, self.written()).await?;
         }
         Ok(())
@@ -178,7 +178,7 @@ impl Pass<'_> {
             }
             self.migration.work().held(kind, held.kind, Throttle::pause().await);
             told = Some(held);
-            if self.migration.at().is_none_or(|(epoch, _)| epoch != self.job.epoch) {
+            if self.migration.current().is_none_or(|(epoch, _)| epoch != self.job.epoch) {
                 return Err(PlanError::PhaseLeft);
             }
         }
@@ -248,15 +248,15 @@ impl Pass<'_> {
         let Sides { old, new, .. } = self.scope.sides;
         let mapped = self.map(tx, span).await?;
         match self.sweep {
-            Sweep::Forward => {
+            PassKind::Forward => {
                 let changed = self.scope.copy_forward(span, &mapped).execute(tx).await?;
                 Ok((changed + self.remove_orphans(tx, new, old, span).await?, 0))
             }
-            Sweep::Back => {
+            PassKind::Back => {
                 let changed = self.scope.copy_back(span, &mapped).execute(tx).await?;
                 Ok((changed + self.remove_orphans(tx, old, new, span).await?, 0))
             }
-            Sweep::Compare => Ok((0, self.compare(tx, span, &mapped).await?)),
+            PassKind::Compare => Ok((0, self.compare(tx, span, &mapped).await?)),
         }
     }
 
@@ -264,17 +264,18 @@ impl Pass<'_> {
     async fn map(&self, tx: &mut PgConnection, span: &Span) -> Result<Mapped, PlanError> {
         let Sides { old, new, forward, backward } = self.scope.sides;
         let mut mapped = Mapped::default();
-        let copies = self.sweep != Sweep::Compare;
+        let copies = self.sweep != PassKind::Compare;
         if matches!(forward.how, How::Rust(_)) {
-            let rows = self.scope.rows(old, span, self.sweep == Sweep::Forward).fetch_all(&mut *tx).await?;
+            let rows =
+                self.scope.rows(old, span, self.sweep == PassKind::Forward).fetch_all(&mut *tx).await?;
             mapped.forward = self.map_rows(tx, forward, &rows, 'f', copies).await?;
         }
-        if self.sweep != Sweep::Forward && matches!(backward.how, How::Rust(_)) {
+        if self.sweep != PassKind::Forward && matches!(backward.how, How::Rust(_)) {
             let rows = self.scope.rows(new, span, copies).fetch_all(&mut *tx).await?;
             mapped.backward = self.map_rows(tx, backward, &rows, 'b', copies).await?;
         }
         let in_rust = [forward, backward].iter().any(|mapping| matches!(mapping.how, How::Rust(_)));
-        if self.sweep == Sweep::Compare && in_rust {
+        if self.sweep == PassKind::Compare && in_rust {
             let rows = self.scope.rows_back(span, &mapped).fetch_all(&mut *tx).await?;
             mapped.trip = match forward.how {
                 How::Rust(_) => self.map_rows(tx, forward, &rows, 't', false).await?,
@@ -376,7 +377,7 @@ impl Pass<'_> {
 
     /// The table that the pass writes.
     fn written(&self) -> &str {
-        if self.sweep == Sweep::Back { &self.scope.sides.old } else { &self.scope.sides.new }
+        if self.sweep == PassKind::Back { &self.scope.sides.old } else { &self.scope.sides.new }
     }
 
     /// An error with what a scan found, if it found something.

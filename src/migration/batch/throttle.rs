@@ -21,7 +21,7 @@ type Signal = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 /// When work on the rows holds still, so that others don't feel it: between two batches, outside of any transaction,
 /// for no longer than the reason lasts.
 ///
-/// What it is held up by is in `cutover status`, and `migration_held_seconds_total` counts it. One statement a second
+/// What it is held up by is in `cutover status`, and `cutover_migration_throttled_seconds_total` counts it. One statement a second
 /// and worker asks the database about all of it.
 ///
 /// ```

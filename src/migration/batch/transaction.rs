@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 use tokio::time::sleep;
 
-use super::kind::Sweep;
+use super::kind::PassKind;
 use crate::ledger::is_lock_timeout;
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -35,7 +35,7 @@ pub(crate) async fn begin(
 /// and notices when the phase is left.
 pub(crate) async fn begin_unpaused(
     pool: &PgPool,
-    sweep: Sweep,
+    sweep: PassKind,
     migration: &Migration,
     limits: &str,
 ) -> Result<PinnedTx, PlanError> {

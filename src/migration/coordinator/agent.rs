@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 use super::driver::{Driver, DriverOptions};
 use super::follower::Follower;
 use super::publish;
-use super::spec::Spec;
+use super::spec::MigrationSpec;
 use crate::fleet::Fleet;
 use crate::health::{Criticality, Health};
 use crate::ledger::{LedgerError, unprepared};
@@ -21,7 +21,7 @@ use crate::migration::runtime::Migration;
 #[derive(Debug)]
 pub struct Agent {
     fleet: Fleet,
-    migrations: Arc<[(Spec, Migration)]>,
+    migrations: Arc<[(MigrationSpec, Migration)]>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -46,7 +46,7 @@ impl Agent {
     /// Safe: entering a migration is idempotent.
     pub async fn start(
         fleet: Fleet,
-        specs: Vec<Spec>,
+        specs: Vec<MigrationSpec>,
         options: DriverOptions,
         health: &Health,
     ) -> Result<Self, LedgerError> {
@@ -85,8 +85,8 @@ impl Agent {
         self.migrations.iter().map(|(_, migration)| migration)
     }
 
-    /// Shows `migration_rows_done_total{migration,kind}`, `migration_rows{migration,kind}`,
-    /// `migration_held_seconds_total{migration,kind,reason}` and `migration_shadow_reads_total{migration,outcome}` in a
+    /// Shows `cutover_migration_rows_done_total{migration,kind}`, `cutover_migration_rows_expected{migration,kind}`,
+    /// `cutover_migration_throttled_seconds_total{migration,kind,reason}` and `cutover_migration_shadow_reads_total{migration,outcome}` in a
     /// registry.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl Agent {
     }
 }
 
-pub(crate) fn check(specs: &[Spec]) -> Result<(), LedgerError> {
+pub(crate) fn check(specs: &[MigrationSpec]) -> Result<(), LedgerError> {
     for (index, spec) in specs.iter().enumerate() {
         let problem = if spec.name.is_empty() || spec.name.len() > 63 {
             "has to be 1 to 63 bytes long"

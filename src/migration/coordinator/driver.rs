@@ -9,8 +9,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::plan::PlanError;
-use super::reconcile::{Outcome, Turn};
-use super::spec::Spec;
+use super::reconcile::{Outcome, Reconcile};
+use super::spec::MigrationSpec;
 use crate::fleet::{Fleet, Membership};
 use crate::ledger::{LedgerError, external_writes};
 use crate::migration::phase::{Previous, Task, needed_work};
@@ -24,20 +24,20 @@ pub struct DriverOptions {
     pub transaction_limit: Duration,
     /// How long the driver's office lasts when it says nothing, and how long the driver waits for an answer of the
     /// ledger. Default 5 s, at least 2 s.
-    pub term: Duration,
+    pub leadership_lease: Duration,
 }
 
 impl Default for DriverOptions {
     fn default() -> Self {
-        Self { transaction_limit: Duration::from_secs(30), term: Duration::from_secs(5) }
+        Self { transaction_limit: Duration::from_secs(30), leadership_lease: Duration::from_secs(5) }
     }
 }
 
 impl DriverOptions {
     pub(crate) fn check(&self) -> Result<(), LedgerError> {
-        if self.term < SHORTEST_TERM {
-            let problem = format!("{:?} is too short: use {SHORTEST_TERM:?} or more", self.term);
-            return Err(LedgerError::Option { field: "driver.term", problem });
+        if self.leadership_lease < SHORTEST_TERM {
+            let problem = format!("{:?} is too short: use {SHORTEST_TERM:?} or more", self.leadership_lease);
+            return Err(LedgerError::Option { field: "driver.leadership_lease", problem });
         }
         Ok(())
     }
@@ -58,7 +58,7 @@ const LONGEST_AFTER_REFUSAL: Duration = Duration::from_secs(120);
 /// Moves the fleet's migrations towards what is desired, as far as this instance holds their offices.
 pub(crate) struct Driver {
     fleet: Fleet,
-    migrations: Arc<[(Spec, Migration)]>,
+    migrations: Arc<[(MigrationSpec, Migration)]>,
     options: DriverOptions,
     jobs: HashMap<String, Job>,
     /// Why a migration's work was refused, and how often in a row for this reason.
@@ -78,7 +78,11 @@ impl Drop for Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(fleet: Fleet, migrations: Arc<[(Spec, Migration)]>, options: DriverOptions) -> Self {
+    pub(crate) fn new(
+        fleet: Fleet,
+        migrations: Arc<[(MigrationSpec, Migration)]>,
+        options: DriverOptions,
+    ) -> Self {
         Self { fleet, migrations, options, jobs: HashMap::new(), refusals: HashMap::new() }
     }
 
@@ -104,7 +108,7 @@ impl Driver {
     async fn serve(&mut self, id: i64) -> Duration {
         let mut mine = Vec::new();
         for (spec, migration) in self.migrations.clone().iter() {
-            match self.in_time(self.take_office(id, migration)).await {
+            match self.in_time(self.acquire_leadership(id, migration)).await {
                 Ok(true) => {
                     let count = self.fleet.ledger().ask(external_writes::count(migration.id()));
                     if let Err(error) = self.in_time(count).await {
@@ -124,14 +128,15 @@ impl Driver {
             }
         }
         if mine.is_empty() {
-            return self.options.term / 3;
+            return self.options.leadership_lease / 3;
         }
-        let renew = Instant::now() + self.options.term / 3;
+        let renew = Instant::now() + self.options.leadership_lease / 3;
         while Instant::now() < renew {
             let mut pause = AT_REST;
             for (spec, migration) in &mine {
                 // It runs code of the user's: a panic there must not end the driver without a word.
-                let turn = AssertUnwindSafe(timeout(self.options.term, self.turn(spec, migration)));
+                let turn =
+                    AssertUnwindSafe(timeout(self.options.leadership_lease, self.turn(spec, migration)));
                 match turn.catch_unwind().await {
                     Ok(Ok(Ok(wish))) => pause = pause.min(wish),
                     Ok(Ok(Err(error))) => tracing::warn!(%error, migration = spec.name, "a turn failed"),
@@ -149,12 +154,12 @@ impl Driver {
     /// A connection that doesn't answer must not keep this instance from serving again: by then another one has
     /// the office.
     async fn in_time<T>(&self, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-        timeout(self.options.term, work).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        timeout(self.options.leadership_lease, work).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
     /// Holding the office only spares the others the work: every step is safe with two drivers too. Each
     /// migration has an office of its own, because not every build knows every migration.
-    async fn take_office(&self, id: i64, migration: &Migration) -> Result<bool, sqlx::Error> {
+    async fn acquire_leadership(&self, id: i64, migration: &Migration) -> Result<bool, sqlx::Error> {
         let statement = format!(
             "update cutover.migrations set driver = {id}, \
                     driver_until = clock_timestamp() + make_interval(secs => {}) \
@@ -163,7 +168,7 @@ impl Driver {
                and (driver is null or driver = {id} or driver_until < clock_timestamp() \
                     or not exists (select 1 from cutover.instances where id = driver)) \
              returning id",
-            self.options.term.as_secs_f64(),
+            self.options.leadership_lease.as_secs_f64(),
             migration.id()
         );
         Ok(self.fleet.ledger().ask(statement).await?.len() == 1)
@@ -188,13 +193,13 @@ impl Driver {
     }
 
     /// Takes turns until nothing more can be done now; returns how long to wait for the next.
-    async fn turn(&mut self, spec: &Spec, migration: &Migration) -> Result<Duration, sqlx::Error> {
+    async fn turn(&mut self, spec: &MigrationSpec, migration: &Migration) -> Result<Duration, sqlx::Error> {
         let failure = match self.jobs.get(&spec.name) {
             Some(Job::Failed { what, .. }) => Some(what.clone()),
             Some(Job::Running(..)) => migration.noted(),
             None => None,
         };
-        let turn = Turn {
+        let turn = Reconcile {
             ledger: self.fleet.ledger(),
             fleet: self.fleet.name(),
             spec,
@@ -203,11 +208,11 @@ impl Driver {
         };
         match turn.take().await? {
             Outcome::Stepped => Ok(Duration::ZERO),
-            Outcome::Still(station, target) => {
-                self.see_to_work(spec, migration, needed_work(&station.view, station.facts, target)).await;
-                Ok(match station.view.previous {
+            Outcome::Still(state, target) => {
+                self.see_to_work(spec, migration, needed_work(&state.view, state.facts, target)).await;
+                Ok(match state.view.previous {
                     Previous::Open | Previous::Closed => AWAITING,
-                    Previous::Drained if station.view.phase == target => AT_REST,
+                    Previous::Drained if state.view.phase == target => AT_REST,
                     Previous::Drained => UNDER_WAY,
                 })
             }
@@ -215,7 +220,7 @@ impl Driver {
     }
 
     /// Starts the work that is needed, keeps it going, and drops what is needed no more.
-    async fn see_to_work(&mut self, spec: &Spec, migration: &Migration, needed: Option<Task>) {
+    async fn see_to_work(&mut self, spec: &MigrationSpec, migration: &Migration, needed: Option<Task>) {
         let finished = match self.jobs.get_mut(&spec.name) {
             Some(Job::Running(task, handle)) if handle.is_finished() => Some((*task, handle.await)),
             Some(Job::Running(task, _)) if Some(*task) == needed => return,

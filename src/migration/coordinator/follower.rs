@@ -9,11 +9,11 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::agent::register;
-use super::spec::Spec;
+use super::spec::MigrationSpec;
 use super::state::named;
 use crate::fleet::{Fleet, Membership};
 use crate::health::Signal;
-use crate::ledger::{NOT_HEARING, unprepared};
+use crate::ledger::{NO_NOTIFICATIONS, unprepared};
 use crate::migration::phase::{Percent, Phase, PhaseRange, may_acknowledge, may_join};
 use crate::migration::runtime::Migration;
 
@@ -86,7 +86,7 @@ impl Entry {
     }
 
     /// Why a build that declares this about the migration, or nothing, can't work while it is where it is.
-    pub(crate) fn refusal(&self, declared: Option<&Spec>) -> Option<String> {
+    pub(crate) fn refusal(&self, declared: Option<&MigrationSpec>) -> Option<String> {
         let range = declared.map_or(PhaseRange::UNAWARE, |spec| spec.range);
         if may_join(range, [Some(self.phase), self.also].into_iter().flatten()) {
             return None;
@@ -101,7 +101,7 @@ impl Entry {
     /// Those that this build knows, in one message.
     async fn load_known(
         fleet: &Fleet,
-        migrations: &[(Spec, Migration)],
+        migrations: &[(MigrationSpec, Migration)],
         instance: i64,
     ) -> Result<Vec<Self>, sqlx::Error> {
         if migrations.is_empty() {
@@ -128,7 +128,7 @@ enum Done {
 /// Follows the ledger.
 pub(crate) struct Follower {
     fleet: Fleet,
-    migrations: Arc<[(Spec, Migration)]>,
+    migrations: Arc<[(MigrationSpec, Migration)]>,
     /// Under which number this instance was admitted.
     admitted: Option<i64>,
     /// The last epoch acknowledged, by migration number, as the ledger has it.
@@ -140,7 +140,7 @@ pub(crate) struct Follower {
 impl Follower {
     pub(crate) fn new(
         fleet: Fleet,
-        migrations: Arc<[(Spec, Migration)]>,
+        migrations: Arc<[(MigrationSpec, Migration)]>,
         guard: Signal,
         hearing: Signal,
     ) -> Self {
@@ -156,7 +156,7 @@ impl Follower {
             if notices.are_heard() {
                 self.hearing.ok();
             } else {
-                self.hearing.warn(NOT_HEARING);
+                self.hearing.warn(NO_NOTIFICATIONS);
             }
             let now = *membership.borrow_and_update();
             let mut pause = POLL;
@@ -239,13 +239,13 @@ impl Follower {
         }
         for (spec, migration) in self.migrations.iter() {
             unprepared::query(
-                "insert into cutover.acknowledgements (instance_id, migration_id, lowest, highest) \
+                "insert into cutover.acknowledgements (instance_id, migration_id, min_phase, max_phase) \
                  values ($1, $2, $3, $4) on conflict (instance_id, migration_id) do update set epoch = 0",
             )
             .bind(id)
             .bind(migration.id())
-            .bind(spec.range.lowest().name())
-            .bind(spec.range.highest().name())
+            .bind(spec.range.min().name())
+            .bind(spec.range.max().name())
             .execute(&mut *tx)
             .await?;
         }
@@ -282,7 +282,7 @@ impl Follower {
         let entries = Entry::load_known(&self.fleet, &self.migrations, id).await?;
         for (_, migration) in self.migrations.iter() {
             let entry = entries.iter().find(|entry| entry.is_of(migration));
-            match (entry.and_then(|entry| Some((entry, entry.acknowledged?))), migration.at()) {
+            match (entry.and_then(|entry| Some((entry, entry.acknowledged?))), migration.current()) {
                 // The next one, or the same one with another percentage.
                 (Some((entry, acknowledged)), Some((epoch, phase)))
                     if entry.epoch == epoch + 1 || (entry.epoch == epoch && entry.phase == phase) =>
@@ -310,7 +310,7 @@ impl Follower {
             let mut open = Vec::new();
             let mut ready = Vec::new();
             for (_, migration) in self.migrations.iter() {
-                let Some((epoch, phase)) = migration.at() else { continue };
+                let Some((epoch, phase)) = migration.current() else { continue };
                 if self.acknowledged.get(&migration.id()).is_some_and(|known| *known >= epoch) {
                     continue;
                 }

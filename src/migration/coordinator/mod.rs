@@ -12,9 +12,9 @@
 //! | option | default | because |
 //! |---|---|---|
 //! | [`transaction_limit`](DriverOptions::transaction_limit) | 30 s | longer than a transaction of a service should be open; then its backend is terminated, where the role may do that, rather than the migration held up for ever |
-//! | [`term`](DriverOptions::term) | 5 s | a dead driver is replaced within it, and one slow answer does not cost it the office |
-//! | [`soak`](Spec::soak) | a day | what is read once a day has been read once before the old side is dropped |
-//! | [`quiet`](Spec::quiet) | a minute | for strangers whose writes could not be copied; a job that runs more seldom needs more |
+//! | [`term`](DriverOptions::leadership_lease) | 5 s | a dead driver is replaced within it, and one slow answer does not cost it the office |
+//! | [`soak`](MigrationSpec::soak) | a day | what is read once a day has been read once before the old side is dropped |
+//! | [`quiet`](MigrationSpec::external_write_quiet_period) | a minute | for strangers whose writes could not be copied; a job that runs more seldom needs more |
 
 mod agent;
 mod driver;
@@ -30,5 +30,5 @@ pub(super) use agent::check;
 pub use driver::DriverOptions;
 pub(super) use follower::Entry;
 pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
-pub use spec::Spec;
+pub use spec::MigrationSpec;
 pub(super) use state::{Counted, known, members, named};

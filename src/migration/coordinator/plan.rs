@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use crate::migration::catalog::OldSide;
-use crate::migration::phase::{Facts, Task, Wish};
+use crate::migration::phase::{Facts, Target, Task};
 use crate::migration::runtime::Migration;
 
 /// Where a migration's desired phase comes from.
@@ -13,7 +13,7 @@ use crate::migration::runtime::Migration;
 pub trait DesiredPhase: Send + Sync + fmt::Debug {
     /// What a person wants at this moment, or `None` to leave it to what was asked for in the ledger by SQL
     /// or command line.
-    fn wish(&self) -> Option<Wish>;
+    fn target(&self) -> Option<Target>;
 
     /// Who is named in the history as the one who wanted it.
     fn actor(&self) -> &str;
@@ -25,7 +25,7 @@ pub trait DesiredPhase: Send + Sync + fmt::Debug {
 pub struct FromLedger;
 
 impl DesiredPhase for FromLedger {
-    fn wish(&self) -> Option<Wish> {
+    fn target(&self) -> Option<Target> {
         None
     }
 

@@ -1,4 +1,4 @@
-use super::spec::Spec;
+use super::spec::MigrationSpec;
 use crate::ledger::{Ledger, unprepared};
 
 /// Lets people read what this build would execute.
@@ -6,7 +6,7 @@ pub(crate) async fn publish(
     ledger: &Ledger,
     migration: i32,
     version: &str,
-    spec: &Spec,
+    spec: &MigrationSpec,
 ) -> Result<(), sqlx::Error> {
     let tasks = spec.plan.as_ref().map(|plan| plan.sql()).unwrap_or_default();
     let tasks: Vec<(&str, &str)> = tasks.iter().map(|(task, sql)| (task.name(), &**sql)).collect();

@@ -6,13 +6,11 @@
 use sqlx::{Executor, PgConnection, Row};
 
 use super::driver::DriverOptions;
-use super::spec::Spec;
-use super::state::{Station, bury};
+use super::spec::MigrationSpec;
+use super::state::{MigrationState, remove_expired};
+use crate::ledger::locks;
 use crate::ledger::{Ledger, external_writes, is_lock_timeout, unprepared};
-use crate::migration::phase::{Phase, Step, Task, Wish, needed_work, next_step};
-
-/// The first half of the advisory lock's key, as in the fence.
-const LOCK_CLASS: i32 = 0x4355_0000;
+use crate::migration::phase::{Phase, Step, Target, Task, needed_work, next_step};
 
 /// How long a turn waits for a lock before it says who holds it.
 const SHORTLY: &str = "set local lock_timeout = '500ms'";
@@ -23,13 +21,13 @@ pub(crate) enum Outcome {
     /// A step was made; the next one may be possible at once.
     Stepped,
     /// Nothing to do, or nothing that can be done now, on the way to this phase.
-    Still(Box<Station>, Phase),
+    Still(Box<MigrationState>, Phase),
 }
 
-pub(crate) struct Turn<'a> {
+pub(crate) struct Reconcile<'a> {
     pub(crate) ledger: &'a Ledger,
     pub(crate) fleet: &'a str,
-    pub(crate) spec: &'a Spec,
+    pub(crate) spec: &'a MigrationSpec,
     pub(crate) options: &'a DriverOptions,
     /// Why the work that the phase needs failed last, or what it waits for.
     pub(crate) failure: Option<&'a str>,
@@ -37,46 +35,45 @@ pub(crate) struct Turn<'a> {
 
 /// Where a migration shall go, and on whose word.
 struct Aim {
-    wish: Wish,
+    target: Target,
     actor: String,
 }
 
-impl Turn<'_> {
+impl Reconcile<'_> {
     pub(crate) async fn take(&self) -> Result<Outcome, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
-        bury(&mut tx, self.fleet).await?;
-        let station = Station::load(&mut tx, self.fleet, self.spec).await?;
-        let step = next_step(&station.view, self.aim(&station).wish.target(station.view.phase));
+        remove_expired(&mut tx, self.fleet).await?;
+        let state = MigrationState::load(&mut tx, self.fleet, self.spec).await?;
+        let step = next_step(&state.view, self.aim(&state).target.phase_from(state.view.phase));
         tx.commit().await?;
         match step {
-            Step::Close | Step::Move(_) => match self.step(step.clone(), &station).await {
+            Step::Close | Step::Move(_) => match self.step(step.clone(), &state).await {
                 Ok(true) => Ok(Outcome::Stepped),
                 Err(error) if !is_lock_timeout(&error) => Err(error),
                 Ok(false) | Err(_) => {
-                    let holders = self.in_the_way(&station, &step).await?;
-                    self.stay(station, holders.unwrap_or_else(|| "a lock in the ledger".into())).await
+                    let holders = self.in_the_way(&state, &step).await?;
+                    self.stay(state, holders.unwrap_or_else(|| "a lock in the ledger".into())).await
                 }
             },
-            Step::Drain => match self.drain(&station).await? {
+            Step::Drain => match self.drain(&state).await? {
                 None => Ok(Outcome::Stepped),
-                Some(holders) => self.stay(station, holders).await,
+                Some(holders) => self.stay(state, holders).await,
             },
             Step::Wait(reasons) => {
                 let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
-                self.stay(station, reasons.join("; ")).await
+                self.stay(state, reasons.join("; ")).await
             }
-            Step::Rest => self.rest(station).await,
+            Step::Rest => self.rest(state).await,
         }
     }
 
-    fn aim(&self, station: &Station) -> Aim {
-        let nothing = || Wish::Hold("no phase was asked for".into());
-        match self.spec.desired.wish() {
-            Some(wish) => Aim { wish, actor: self.spec.desired.actor().to_owned() },
-            None => Aim {
-                wish: station.desired.clone().unwrap_or_else(nothing),
-                actor: station.desired_by.clone(),
-            },
+    fn aim(&self, state: &MigrationState) -> Aim {
+        let nothing = || Target::Hold("no phase was asked for".into());
+        match self.spec.desired.target() {
+            Some(target) => Aim { target, actor: self.spec.desired.actor().to_owned() },
+            None => {
+                Aim { target: state.desired.clone().unwrap_or_else(nothing), actor: state.desired_by.clone() }
+            }
         }
     }
 
@@ -84,11 +81,11 @@ impl Turn<'_> {
     ///
     /// A writer under REPEATABLE READ holds a lock on its epoch's row, which a close has to wait for. A live
     /// instance has acknowledged and holds none, but one that was paused in the middle may.
-    async fn step(&self, decided: Step, seen: &Station) -> Result<bool, sqlx::Error> {
+    async fn step(&self, decided: Step, seen: &MigrationState) -> Result<bool, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         tx.execute(SHORTLY).await?;
         hold_fleet(&mut tx, self.fleet).await?;
-        bury(&mut tx, self.fleet).await?;
+        remove_expired(&mut tx, self.fleet).await?;
         if waits_for_strangers(seen.view.phase, &decided)
             && !external_writes::have_ended(&mut tx, seen.id).await?
         {
@@ -97,11 +94,11 @@ impl Turn<'_> {
         if decided == Step::Move(Phase::Ramp) {
             seal(&mut tx, self.fleet, self.spec).await?;
         }
-        let station = Station::load(&mut tx, self.fleet, self.spec).await?;
-        let aim = self.aim(&station);
-        let step = next_step(&station.view, aim.wish.target(station.view.phase));
+        let state = MigrationState::load(&mut tx, self.fleet, self.spec).await?;
+        let aim = self.aim(&state);
+        let step = next_step(&state.view, aim.target.phase_from(state.view.phase));
         if step != decided {
-            if decided == Step::Move(Phase::Ramp) && !station.view.behind.is_empty() {
+            if decided == Step::Move(Phase::Ramp) && !state.view.behind.is_empty() {
                 // Sealed it stays, until the standbys have what was repaired.
                 tx.commit().await?;
             }
@@ -114,27 +111,27 @@ impl Turn<'_> {
                     "update cutover.epochs set closed_at = clock_timestamp() \
                      where migration_id = $1 and epoch = $2 and closed_at is null",
                 )
-                .bind(station.id)
-                .bind(station.view.epoch - 1)
+                .bind(state.id)
+                .bind(state.view.epoch - 1)
                 .execute(&mut *tx)
                 .await?;
             }
-            Step::Move(to) => open_epoch(&mut tx, self.fleet, self.spec, &station, to, &aim).await?,
+            Step::Move(to) => open_epoch(&mut tx, self.fleet, self.spec, &state, to, &aim).await?,
             _ => return Ok(true),
         }
         tx.commit().await?;
-        tracing::info!(migration = %self.spec.name, epoch = station.view.epoch, ?step, "step made");
+        tracing::info!(migration = %self.spec.name, epoch = state.view.epoch, ?step, "step made");
         Ok(true)
     }
 
     /// Waits until no transaction of the closed epoch is left; after the time limit its backends are
     /// terminated. Returns who is still there.
-    async fn drain(&self, station: &Station) -> Result<Option<String>, sqlx::Error> {
-        let closed = station.view.epoch - 1;
+    async fn drain(&self, state: &MigrationState) -> Result<Option<String>, sqlx::Error> {
+        let closed = state.view.epoch - 1;
         let mut tx = self.ledger.begin().await?;
         tx.execute(SHORTLY).await?;
         let granted = unprepared::query("select pg_advisory_xact_lock($1, $2)")
-            .bind(LOCK_CLASS + station.id)
+            .bind(locks::EPOCH + state.id)
             .bind(closed)
             .execute(&mut *tx)
             .await;
@@ -144,7 +141,7 @@ impl Turn<'_> {
                     "update cutover.epochs set drained_at = clock_timestamp(), drained_lsn = pg_current_wal_insert_lsn() \
                      where migration_id = $1 and epoch = $2 and drained_at is null and closed_at is not null",
                 )
-                .bind(station.id)
+                .bind(state.id)
                 .bind(closed)
                 .execute(&mut *tx)
                 .await?;
@@ -153,7 +150,7 @@ impl Turn<'_> {
             }
             Err(error) if is_lock_timeout(&error) => {
                 tx.rollback().await?;
-                Ok(Some(self.end_old_holders(station.id, closed).await?.unwrap_or_default()))
+                Ok(Some(self.end_old_holders(state.id, closed).await?.unwrap_or_default()))
             }
             Err(error) => Err(error),
         }
@@ -161,83 +158,83 @@ impl Turn<'_> {
 
     /// Whose transactions a step waits for, in words. Those of a closed epoch are ended after a while, and so are those
     /// that a move into `ramp` waits for; see `seal`. What else is open may be as long as it likes.
-    async fn in_the_way(&self, station: &Station, step: &Step) -> Result<Option<String>, sqlx::Error> {
+    async fn in_the_way(&self, state: &MigrationState, step: &Step) -> Result<Option<String>, sqlx::Error> {
         let mut named = Vec::new();
-        if waits_for_strangers(station.view.phase, step) {
+        if waits_for_strangers(state.view.phase, step) {
             let mut tx = self.ledger.begin().await?;
-            named = external_writes::open(&mut tx, station.id).await?;
+            named = external_writes::open(&mut tx, state.id).await?;
             tx.commit().await?;
         }
         let epoch = match step {
-            Step::Close => Some(station.view.epoch - 1),
-            Step::Move(Phase::Ramp) if named.is_empty() => Some(station.view.epoch),
+            Step::Close => Some(state.view.epoch - 1),
+            Step::Move(Phase::Ramp) if named.is_empty() => Some(state.view.epoch),
             _ => None,
         };
         if let Some(epoch) = epoch {
-            named.extend(self.end_old_holders(station.id, epoch).await?);
+            named.extend(self.end_old_holders(state.id, epoch).await?);
         }
         Ok(Some(named.join("; ")).filter(|text| !text.is_empty()))
     }
 
     async fn end_old_holders(&self, migration: i32, epoch: i32) -> Result<Option<String>, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
-        let holders = end_old_holders(&mut tx, LOCK_CLASS + migration, epoch, self.options).await?;
+        let holders = end_old_holders(&mut tx, locks::EPOCH + migration, epoch, self.options).await?;
         tx.commit().await?;
         Ok(Some(holders).filter(|text| !text.is_empty()))
     }
 
     /// The desired phase is reached: only the percentage of `ramp` may still differ.
-    async fn rest(&self, station: Station) -> Result<Outcome, sqlx::Error> {
-        if station.is_sealed {
-            self.unseal(&station).await?;
+    async fn rest(&self, state: MigrationState) -> Result<Outcome, sqlx::Error> {
+        if state.is_sealed {
+            self.unseal(&state).await?;
         }
-        match self.aim(&station).wish {
-            Wish::Go(desired) if station.view.phase == Phase::Ramp && desired.ramp.get() != station.ramp => {
+        match self.aim(&state).target {
+            Target::Go(desired) if state.view.phase == Phase::Ramp && desired.ramp.get() != state.ramp => {
                 let mut tx = self.ledger.begin().await?;
                 unprepared::query(
                     "update cutover.migrations set ramp_percent = $2 where id = $1 and epoch = $3",
                 )
-                .bind(station.id)
+                .bind(state.id)
                 .bind(i16::from(desired.ramp.get()))
-                .bind(station.view.epoch)
+                .bind(state.view.epoch)
                 .execute(&mut *tx)
                 .await?;
                 notify(&mut tx, self.fleet).await?;
                 tx.commit().await?;
                 Ok(Outcome::Stepped)
             }
-            Wish::Hold(reason) => self.stay(station, reason).await,
-            _ => self.stay(station, String::new()).await,
+            Target::Hold(reason) => self.stay(state, reason).await,
+            _ => self.stay(state, String::new()).await,
         }
     }
 
     /// Writes down what the migration waits for, when that has changed.
-    async fn stay(&self, station: Station, reason: String) -> Result<Outcome, sqlx::Error> {
-        let target = self.aim(&station).wish.target(station.view.phase);
-        let paused = paused(&station, target).unwrap_or_default();
+    async fn stay(&self, state: MigrationState, reason: String) -> Result<Outcome, sqlx::Error> {
+        let target = self.aim(&state).target.phase_from(state.view.phase);
+        let paused = paused(&state, target).unwrap_or_default();
         let reasons: Vec<&str> =
             [&*reason, &*paused].into_iter().chain(self.failure).filter(|text| !text.is_empty()).collect();
         let waits_for = Some(reasons.join("; ")).filter(|text| !text.is_empty());
-        if station.view.phase == Phase::Contract && station.facts.contracted && !station.dropped {
-            self.dropped(&station).await?;
+        if state.view.phase == Phase::Contract && state.facts.contracted && !state.dropped {
+            self.dropped(&state).await?;
         }
-        if station.waits_for != waits_for {
+        if state.waits_for != waits_for {
             let mut tx = self.ledger.begin().await?;
             unprepared::query(
                 "update cutover.migrations set waits_for = $2, waits_since = \
                  case when $2 is null then null else clock_timestamp() end where id = $1",
             )
-            .bind(station.id)
+            .bind(state.id)
             .bind(&waits_for)
             .execute(&mut *tx)
             .await?;
             tx.commit().await?;
         }
-        Ok(Outcome::Still(Box::new(station), target))
+        Ok(Outcome::Still(Box::new(state), target))
     }
 
     /// Nobody wants to go on any more: rows may be left behind again.
-    async fn unseal(&self, station: &Station) -> Result<(), sqlx::Error> {
+    async fn unseal(&self, state: &MigrationState) -> Result<(), sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         // As a step does: else one of another driver could come in between.
         hold_fleet(&mut tx, self.fleet).await?;
@@ -245,15 +242,15 @@ impl Turn<'_> {
             "update cutover.epochs e set sealed_at = null, sealed_lsn = null from cutover.migrations m \
              where m.id = $1 and m.epoch = $2 and e.migration_id = m.id and e.epoch = m.epoch",
         )
-        .bind(station.id)
-        .bind(station.view.epoch)
+        .bind(state.id)
+        .bind(state.view.epoch)
         .execute(&mut *tx)
         .await?;
         tx.commit().await
     }
 
     /// Writes down that the old side is gone, whoever dropped it.
-    async fn dropped(&self, station: &Station) -> Result<(), sqlx::Error> {
+    async fn dropped(&self, state: &MigrationState) -> Result<(), sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         unprepared::query(
             "with gone as (update cutover.migrations set dropped_at = clock_timestamp() \
@@ -261,7 +258,7 @@ impl Turn<'_> {
              insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
              select fleet, name, 'old side dropped', epoch, 'cutover', '' from gone",
         )
-        .bind(station.id)
+        .bind(state.id)
         .execute(&mut *tx)
         .await?;
         tx.commit().await
@@ -286,9 +283,9 @@ fn waits_for_strangers(from: Phase, step: &Step) -> bool {
 }
 
 /// Who holds up the work that is needed now, in words.
-fn paused(station: &Station, target: Phase) -> Option<String> {
-    let by = station.paused_by.as_ref()?;
-    let needed = needed_work(&station.view, station.facts, target)?;
+fn paused(state: &MigrationState, target: Phase) -> Option<String> {
+    let by = state.paused_by.as_ref()?;
+    let needed = needed_work(&state.view, state.facts, target)?;
     matches!(needed, Task::Backfill | Task::ReverseBackfill | Task::Scan)
         .then(|| format!("the work on its rows was paused by {by} (see `cutover backfill --resume`)"))
 }
@@ -298,7 +295,7 @@ fn paused(station: &Station, target: Phase) -> Option<String> {
 ///
 /// Where standbys are read, also writes down how far they have to be: what was repaired is older than that. The epoch then
 /// stays sealed until they are, or until nobody wants to go on.
-async fn seal(tx: &mut PgConnection, fleet: &str, spec: &Spec) -> Result<(), sqlx::Error> {
+async fn seal(tx: &mut PgConnection, fleet: &str, spec: &MigrationSpec) -> Result<(), sqlx::Error> {
     unprepared::query(
         "update cutover.epochs e set sealed_at = clock_timestamp() from cutover.migrations m \
          where m.fleet = $1 and m.name = $2 and e.migration_id = m.id and e.epoch = m.epoch",
@@ -326,23 +323,23 @@ async fn seal(tx: &mut PgConnection, fleet: &str, spec: &Spec) -> Result<(), sql
 async fn open_epoch(
     tx: &mut PgConnection,
     fleet: &str,
-    spec: &Spec,
-    station: &Station,
+    spec: &MigrationSpec,
+    state: &MigrationState,
     to: Phase,
     aim: &Aim,
 ) -> Result<(), sqlx::Error> {
-    let (from, epoch) = (station.view.phase, station.view.epoch + 1);
-    let complete = station.view.complete.on_entering(to);
-    let reason = match &aim.wish {
-        Wish::Go(desired) => format!("towards {desired}"),
-        Wish::Back => "switched off: back to reading old".to_owned(),
-        Wish::Hold(reason) => reason.clone(),
+    let (from, epoch) = (state.view.phase, state.view.epoch + 1);
+    let complete = state.view.complete.on_entering(to);
+    let reason = match &aim.target {
+        Target::Go(desired) => format!("towards {desired}"),
+        Target::Back => "switched off: back to reading old".to_owned(),
+        Target::Hold(reason) => reason.clone(),
     };
     unprepared::query(
         "insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason) \
          values ($1, $2, $3, $4, $5, $6)",
     )
-    .bind(station.id)
+    .bind(state.id)
     .bind(epoch)
     .bind(to.name())
     .bind(from.name())
@@ -354,13 +351,13 @@ async fn open_epoch(
         "update cutover.migrations set epoch = $2, phase = $3, old_complete = $4, new_complete = $5, \
          ramp_percent = $6, waits_for = null, waits_since = null where id = $1 and epoch = $2 - 1",
     )
-    .bind(station.id)
+    .bind(state.id)
     .bind(epoch)
     .bind(to.name())
     .bind(complete.old)
     .bind(complete.new)
-    .bind(match &aim.wish {
-        Wish::Go(desired) => i16::from(desired.ramp.get()),
+    .bind(match &aim.target {
+        Target::Go(desired) => i16::from(desired.ramp.get()),
         _ => 100,
     })
     .execute(&mut *tx)
@@ -368,14 +365,14 @@ async fn open_epoch(
     if from == Phase::Retire {
         // An approval is for one stay in `retire`.
         unprepared::query("delete from cutover.approvals where migration_id = $1 and phase = 'contract'")
-            .bind(station.id)
+            .bind(state.id)
             .execute(&mut *tx)
             .await?;
     }
     if to == Phase::Off {
         // The new side has been given up, and with it what it lacks.
         unprepared::query("delete from cutover.repairs where migration_id = $1 and side = 'new'")
-            .bind(station.id)
+            .bind(state.id)
             .execute(&mut *tx)
             .await?;
     }

@@ -8,24 +8,24 @@ use crate::migration::phase::PhaseRange;
 ///
 /// ```
 /// use std::time::Duration;
-/// use cutover::migration::{Phase, PhaseRange, Spec};
+/// use cutover::migration::{Phase, PhaseRange, MigrationSpec};
 ///
 /// // A build that has no code for the old side any more.
-/// let spec = Spec::new("payment_status", PhaseRange::starting(Phase::Retire)).soak(Duration::from_secs(3600));
+/// let spec = MigrationSpec::new("payment_status", PhaseRange::from_phase(Phase::Retire)).soak(Duration::from_secs(3600));
 /// ```
 #[derive(Debug, Clone)]
 #[must_use = "a declaration does nothing until an agent is started with it"]
-pub struct Spec {
+pub struct MigrationSpec {
     pub(crate) name: String,
     pub(crate) range: PhaseRange,
     pub(crate) plan: Option<Arc<dyn Plan>>,
     pub(crate) desired: Arc<dyn DesiredPhase>,
     pub(crate) soak: Duration,
-    pub(crate) quiet: Duration,
+    pub(crate) external_write_quiet_period: Duration,
     pub(crate) standbys: Vec<String>,
 }
 
-impl Spec {
+impl MigrationSpec {
     /// A migration of this name (the same in every build, in flags and on the command line), and the phases of it
     /// that this build can run.
     ///
@@ -38,7 +38,7 @@ impl Spec {
             plan: None,
             desired: Arc::new(FromLedger),
             soak: Duration::from_secs(24 * 60 * 60),
-            quiet: Duration::from_secs(60),
+            external_write_quiet_period: Duration::from_secs(60),
             standbys: Vec::new(),
         }
     }
@@ -58,8 +58,8 @@ impl Spec {
 
     /// For how long nobody may have written past the library before `verify`, where such writes can't be copied on the
     /// spot because the mapping is not SQL. Default a minute; longer than the pause between two runs of a job is better.
-    pub fn quiet(mut self, time: Duration) -> Self {
-        self.quiet = time;
+    pub fn external_write_quiet_period(mut self, time: Duration) -> Self {
+        self.external_write_quiet_period = time;
         self
     }
 

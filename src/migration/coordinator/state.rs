@@ -3,20 +3,20 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use super::spec::Spec;
+use super::spec::MigrationSpec;
 use crate::ledger::unprepared;
 use crate::migration::phase::{
-    Behind, Completeness, Evidence, Facts, Member, Phase, PhaseRange, Previous, View, Wish,
+    Behind, Completeness, Evidence, Facts, Member, Phase, PhaseRange, Previous, Target, View,
 };
 
 /// A migration as the ledger has it: what decides about its next step, and what else a driver needs.
 #[derive(Debug)]
-pub(crate) struct Station {
+pub(crate) struct MigrationState {
     pub(crate) id: i32,
     pub(crate) view: View,
     pub(crate) ramp: u8,
     /// What was asked for by SQL or command line.
-    pub(crate) desired: Option<Wish>,
+    pub(crate) desired: Option<Target>,
     pub(crate) desired_by: String,
     pub(crate) waits_for: Option<String>,
     /// Who holds up the work on its rows.
@@ -37,9 +37,9 @@ macro_rules! known {
                  select 1 from cutover.jobs b where b.migration_id = m.id \
                      and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
                  and not exists ( \
-                     select 1 from cutover.strangers x where x.migration_id = m.id and x.last_unmended > s.started_at) \
-                 and not exists (select 1 from cutover.stranger_writes w \
-                     where w.migration_id = m.id and not w.mended and w.at > s.started_at) \
+                     select 1 from cutover.external_writes x where x.migration_id = m.id and x.last_uncopied > s.started_at) \
+                 and not exists (select 1 from cutover.external_write_events w \
+                     where w.migration_id = m.id and not w.copied and w.at > s.started_at) \
              from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
                  and s.finished_at is not null order by s.id desc limit 1), false) as scanned, \
          (select count(*) from cutover.repairs r where r.migration_id = m.id \
@@ -58,12 +58,12 @@ fn parse_phase(row: &PgRow, column: &str) -> Result<Phase, sqlx::Error> {
     named(row.try_get(column)?)
 }
 
-impl Station {
-    /// Reads a migration's state. Its members are those that [`bury`] has left.
+impl MigrationState {
+    /// Reads a migration's state. Its members are those that [`remove_expired`] has left.
     pub(crate) async fn load(
         connection: &mut PgConnection,
         fleet: &str,
-        spec: &Spec,
+        spec: &MigrationSpec,
     ) -> Result<Self, sqlx::Error> {
         let row = unprepared::query(concat!(
             "select m.id, m.epoch, m.phase, m.old_complete, m.new_complete, m.ramp_percent, m.desired, \
@@ -72,9 +72,9 @@ impl Station {
                     p.epoch is null or p.drained_at is not null as drained, p.closed_at is not null as closed, \
                     extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
                     (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \
-                        select last_unmended as seen from cutover.strangers s where s.migration_id = m.id \
-                        union all select at from cutover.stranger_writes w \
-                            where w.migration_id = m.id and not w.mended) as unmended) as stranger, ",
+                        select last_uncopied as seen from cutover.external_writes s where s.migration_id = m.id \
+                        union all select at from cutover.external_write_events w \
+                            where w.migration_id = m.id and not w.copied) as uncopied) as stranger, ",
             known!(),
             " from cutover.migrations m \
              join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \
@@ -108,7 +108,7 @@ impl Station {
                 epoch: row.try_get("epoch")?,
                 phase,
                 previous,
-                members: members(connection, fleet, id, Counted::UntilBuried).await?,
+                members: members(connection, fleet, id, Counted::NotRemoved).await?,
                 complete: Completeness {
                     old: row.try_get("old_complete")?,
                     new: row.try_get("new_complete")?,
@@ -119,7 +119,8 @@ impl Station {
                     // The scan maps every value back and forth.
                     way_back: scanned,
                     approved: row.try_get("approved")?,
-                    strangers_left: stranger.map_or(Duration::ZERO, |age| spec.quiet.saturating_sub(age)),
+                    strangers_left: stranger
+                        .map_or(Duration::ZERO, |age| spec.external_write_quiet_period.saturating_sub(age)),
                     soak_left: spec.soak.saturating_sub(age),
                     unrepaired: row.try_get("unrepaired")?,
                     given_up: row.try_get("given_up")?,
@@ -127,7 +128,7 @@ impl Station {
                 behind,
             },
             ramp: u8::try_from(row.try_get::<i16, _>("ramp_percent")?).unwrap_or(100),
-            desired: row.try_get::<Option<String>, _>("desired")?.map(|text| Wish::from_text(&text)),
+            desired: row.try_get::<Option<String>, _>("desired")?.map(|text| Target::from_text(&text)),
             desired_by: row.try_get("desired_by")?,
             waits_for: row.try_get("waits_for")?,
             paused_by: row.try_get("paused_by")?,
@@ -142,7 +143,7 @@ impl Station {
 ///
 /// Who is dead stays dead, also should that clock be set back: an instance is counted until it is removed, and one
 /// that was removed has to join anew.
-pub(crate) async fn bury(connection: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
+pub(crate) async fn remove_expired(connection: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
     unprepared::query("delete from cutover.instances where fleet = $1 and lease_until < clock_timestamp()")
         .bind(fleet)
         .execute(connection)
@@ -183,9 +184,9 @@ async fn behind(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counted {
     /// All that have not been removed: what decisions go by.
-    UntilBuried,
+    NotRemoved,
     /// Those whose lease runs: what will be left once a driver has looked.
-    WithALease,
+    WithLease,
 }
 
 /// The instances that have to agree.
@@ -196,7 +197,7 @@ pub(crate) async fn members(
     counted: Counted,
 ) -> Result<Vec<Member>, sqlx::Error> {
     let rows = unprepared::query(
-        "select i.name, a.lowest, a.highest, coalesce(a.epoch, 0) as epoch, coalesce(a.older_open, 0) as older_open, \
+        "select i.name, a.min_phase, a.max_phase, coalesce(a.epoch, 0) as epoch, coalesce(a.older_open, 0) as older_open, \
                 extract(epoch from clock_timestamp() - a.waits_since)::bigint as waits \
          from cutover.instances i \
          left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
@@ -204,7 +205,7 @@ pub(crate) async fn members(
     )
     .bind(fleet)
     .bind(id)
-    .bind(counted == Counted::WithALease)
+    .bind(counted == Counted::WithLease)
     .fetch_all(connection)
     .await?;
     rows.iter().map(member).collect()
@@ -212,7 +213,7 @@ pub(crate) async fn members(
 
 fn member(row: &PgRow) -> Result<Member, sqlx::Error> {
     let mut name: String = row.try_get("name")?;
-    if row.try_get::<Option<String>, _>("lowest")?.is_none() {
+    if row.try_get::<Option<String>, _>("min_phase")?.is_none() {
         // Admitted while the migration was in `off` by a build that has never heard of it. It touches only
         // the old side, as everybody does in `off`, and nothing of it can be at an older epoch.
         return Ok(Member { name, range: PhaseRange::UNAWARE, acknowledged: i32::MAX });
@@ -221,7 +222,7 @@ fn member(row: &PgRow) -> Result<Member, sqlx::Error> {
     if let (1.., Some(waits)) = (open, waits) {
         name = format!("{name} with {open} operations of an older epoch still open after {waits} s,");
     }
-    let range = PhaseRange::new(parse_phase(row, "lowest")?..=parse_phase(row, "highest")?)
+    let range = PhaseRange::new(parse_phase(row, "min_phase")?..=parse_phase(row, "max_phase")?)
         .unwrap_or(PhaseRange::UNAWARE);
     Ok(Member { name, range, acknowledged: row.try_get("epoch")? })
 }

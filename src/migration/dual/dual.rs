@@ -76,7 +76,7 @@ use crate::migration::runtime::{Error, FencedTransaction, Migration, Pin, Pinned
 /// Where one side is concerned a write is one call of it, a read one call between two counts on an atomic. There
 /// is no allocation, and arguments are cloned only where both sides are written.
 #[derive(Clone)]
-pub struct DualWrite<O, N, B = Apart> {
+pub struct DualWrite<O, N, B = Separate> {
     migration: Migration,
     old: O,
     new: N,
@@ -87,7 +87,7 @@ pub struct DualWrite<O, N, B = Apart> {
 
 /// There is nothing that writes both sides at once: each is written by its own repository.
 #[derive(Debug, Clone, Copy)]
-pub enum Apart {}
+pub enum Separate {}
 
 impl<O, N> DualWrite<O, N> {
     /// Joins the two sides of a migration.

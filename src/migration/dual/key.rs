@@ -1,6 +1,6 @@
 use std::hash::{Hash, Hasher};
 
-use crate::migration::phase::{Percent, Phase, Reads, Side};
+use crate::migration::phase::{Percent, Phase, ReadSource, Side};
 
 /// What decides which side a read goes to while reads are split.
 ///
@@ -32,8 +32,8 @@ impl Key {
     #[inline]
     pub(crate) fn side(self, phase: Phase, ramp: Percent, seed: u64) -> Side {
         match phase.reads() {
-            Reads::From(side) => side,
-            Reads::Split => {
+            ReadSource::From(side) => side,
+            ReadSource::Split => {
                 let bucket = self.0.map_or(99, |hash| mix(hash ^ seed) % 100);
                 if bucket < u64::from(ramp.get()) { Side::New } else { Side::Old }
             }
@@ -154,7 +154,7 @@ mod tests {
                     (Phase::Ramp, 0) => assert_eq!(new, 0),
                     (Phase::Ramp, _) => assert_eq!(new, 1000),
                     (phase, _) => {
-                        assert_eq!(new == 1000, phase.reads() == Reads::From(Side::New), "{phase}");
+                        assert_eq!(new == 1000, phase.reads() == ReadSource::From(Side::New), "{phase}");
                         assert!(new == 0 || new == 1000);
                     }
                 }

@@ -6,7 +6,7 @@ mod repair;
 mod rows;
 mod shadow;
 
-pub use dual::{Apart, DualWrite, Reading, Reads};
+pub use dual::{DualWrite, Reading, Reads, Separate};
 #[doc(hidden)]
 pub use dual::{Guard, Writes, made, same};
 pub use key::Key;

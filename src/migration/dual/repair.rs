@@ -44,7 +44,7 @@ impl<O, N, B> DualWrite<O, N, B> {
         tx.ask("release savepoint cutover_new_side", &[]).await?;
         let noted = tx
             .ask(
-                "select cutover.note_repairs($1::text::integer, $2::text::integer, 'new', $3::text::jsonb, $4)::text",
+                "select cutover.record_repairs($1::text::integer, $2::text::integer, 'new', $3::text::jsonb, $4)::text",
                 &[&id, &epoch, &keys, &error],
             )
             .await?;

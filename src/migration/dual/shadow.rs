@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::dual::DualWrite;
-use crate::config::{InvalidPlan, Problem};
+use crate::config::{ConfigError, Problem};
 use crate::migration::phase::Phase;
 use crate::migration::runtime::{Error, Isolation, Migration, PinnedTx};
 
@@ -53,7 +53,7 @@ impl Default for ShadowOptions {
 }
 
 impl ShadowOptions {
-    fn check(&self) -> Result<(), InvalidPlan> {
+    fn check(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         if !(0.0..=1.0).contains(&self.share) {
             problems.push(Problem::new("shadow.share", format!("{} has to be between 0 and 1", self.share)));
@@ -67,7 +67,7 @@ impl ShadowOptions {
         if tokio::runtime::Handle::try_current().is_err() {
             problems.push(Problem::new("shadow", "has to be started within a Tokio runtime"));
         }
-        if problems.is_empty() { Ok(()) } else { Err(InvalidPlan { problems }) }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }
 }
 
@@ -78,7 +78,7 @@ impl ShadowOptions {
 ///
 /// ```
 /// use cutover::migration::{Error, PinnedTx};
-/// use cutover::InvalidPlan;
+/// use cutover::ConfigError;
 /// use cutover::migration::{Compared, DualWrite, Shadow, ShadowOptions};
 ///
 /// struct OldColumn;
@@ -96,7 +96,7 @@ impl ShadowOptions {
 /// #     async fn read(&self, _: &mut PinnedTx, _: &i64) -> Result<Self::Value, Error> { Ok(None) }
 /// # }
 ///
-/// # fn f(sides: DualWrite<OldColumn, NewColumn>, pool: sqlx::PgPool) -> Result<(), InvalidPlan> {
+/// # fn f(sides: DualWrite<OldColumn, NewColumn>, pool: sqlx::PgPool) -> Result<(), ConfigError> {
 /// let shadow = Shadow::start(sides, pool, ShadowOptions::default())?;
 /// // In a handler, beside the read itself:
 /// shadow.look(7);
@@ -110,7 +110,7 @@ impl ShadowOptions {
 /// a key that is drawn goes into a bounded queue without waiting. Nothing of it changes a request's outcome: not an error,
 /// not a panic in [`Compared::read`], not a full queue. Both sides are read in one REPEATABLE READ snapshot, so that writes
 /// between them make no difference, and a difference counts when a second look in another snapshot confirms it. It is
-/// in the log with its key, and `migration_shadow_reads_total{outcome}` counts `same`, `different`, `error`, `dropped`.
+/// in the log with its key, and `cutover_migration_shadow_reads_total{outcome}` counts `same`, `different`, `error`, `dropped`.
 #[derive(Debug, Clone)]
 pub struct Shadow<K> {
     queue: mpsc::Sender<K>,
@@ -124,12 +124,12 @@ impl<K: Clone + Debug + Send + Sync + 'static> Shadow<K> {
     ///
     /// # Errors
     ///
-    /// [`InvalidPlan`] with everything that is wrong with the options.
+    /// [`ConfigError`] with everything that is wrong with the options.
     pub fn start<O, N, B>(
         sides: DualWrite<O, N, B>,
         pool: PgPool,
         options: ShadowOptions,
-    ) -> Result<Self, InvalidPlan>
+    ) -> Result<Self, ConfigError>
     where
         O: Compared<K>,
         N: Compared<K, Value = O::Value>,
@@ -152,7 +152,9 @@ impl<K: Clone + Debug + Send + Sync + 'static> Shadow<K> {
     /// A request has read this key: it may be compared, some time later.
     #[inline]
     pub fn look(&self, key: K) {
-        if self.migration.at().is_some_and(|(_, phase)| is_compared(phase)) && fastrand::f64() < self.share {
+        if self.migration.current().is_some_and(|(_, phase)| is_compared(phase))
+            && fastrand::f64() < self.share
+        {
             self.note(key);
         }
     }

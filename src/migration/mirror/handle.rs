@@ -73,7 +73,7 @@ impl<S, M> fmt::Debug for Mirror<S, M> {
 }
 
 impl<S: MirrorSource, M: MirrorStore> Mirror<S, M> {
-    /// The two sides of this migration, which has `plan` for its plan. Every instance runs [`keep_up`](Mirror::keep_up) as
+    /// The two sides of this migration, which has `plan` for its plan. Every instance runs [`run_delivery`](Mirror::run_delivery) as
     /// a task beside it, or what did not arrive at once never does outside of `backfill` and `verify`.
     pub fn new(migration: Migration, plan: MirrorMigration<S, M>) -> Self {
         let seed = Key::of(migration.name()).seed();
@@ -138,7 +138,7 @@ impl<S: MirrorSource, M: MirrorStore> Mirror<S, M> {
     /// # Cancel safety
     ///
     /// Safe, as [`Mirror::deliver`].
-    pub async fn keep_up(&self) {
+    pub async fn run_delivery(&self) {
         loop {
             if let Err(error) = self.deliver().await {
                 tracing::warn!(%error, migration = self.migration.name(), "rows for the other store could not be looked for");

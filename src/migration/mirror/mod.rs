@@ -28,7 +28,7 @@ mod store;
 
 pub use handle::{Mirror, MirrorError, MirrorTx};
 pub use plan::MirrorMigration;
-pub use postgres::PostgresStore;
+pub use postgres::PostgresMirror;
 #[cfg(feature = "redis")]
-pub use redis::RedisStore;
+pub use redis::RedisMirror;
 pub use store::{MirrorSource, MirrorStore, StoreError};

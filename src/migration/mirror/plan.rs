@@ -11,7 +11,7 @@ use super::delivery::{deliver_due, from_json, to_json};
 use super::store::{MirrorSource, MirrorStore, StoreError};
 use crate::ledger::{READ_COMMITTED, begin, repairs};
 use crate::migration::batch::{
-    Claim, Extent, FAILURES, Job, LIMITS, Range, Step, Sweep, TableSize, begin_unpaused, give_way, passes,
+    Claim, Extent, FAILURES, Job, LIMITS, PassKind, Range, Step, TableSize, begin_unpaused, give_way, passes,
 };
 use crate::migration::coordinator::{Plan, PlanError};
 use crate::migration::phase::{Facts, Task};
@@ -100,11 +100,11 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         }
     }
 
-    async fn pass(&self, sweep: Sweep, migration: &Migration) -> Result<(), PlanError> {
+    async fn pass(&self, sweep: PassKind, migration: &Migration) -> Result<(), PlanError> {
         let mut tx = begin_unpaused(self.pool(), sweep, migration, "").await?;
         let epoch = tx.epoch();
         // A copy goes by the old side's keys alone: what only the store has is a scan's to find.
-        let count = if sweep == Sweep::Forward { 1 } else { 2 };
+        let count = if sweep == PassKind::Forward { 1 } else { 2 };
         let ranges = RANGES[..count].iter().map(|name| vec![(*name).to_owned(), "end".to_owned()]).collect();
         let measure = async |_: &mut PgConnection| Ok(Extent { ranges, size: TableSize::default() });
         let job = Job::open(&mut tx, migration.id(), epoch, sweep, None, measure).await?;
@@ -134,8 +134,8 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
     }
 
     /// `false` when the pass is over.
-    async fn batch(&self, job: &Job, sweep: Sweep, migration: &Migration) -> Result<bool, PlanError> {
-        if sweep == Sweep::Forward {
+    async fn batch(&self, job: &Job, sweep: PassKind, migration: &Migration) -> Result<bool, PlanError> {
+        if sweep == PassKind::Forward {
             // The outbox is no place for a whole table.
             migration.note("");
             while repairs::are_many(self.pool(), migration.id(), ON_THE_WAY).await? {
@@ -158,7 +158,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
             }
             Claim::Nothing => {
                 tx.rollback().await?;
-                if sweep == Sweep::Forward {
+                if sweep == PassKind::Forward {
                     self.deliver_all(migration).await?;
                 }
                 let mut tx = self.begin(job, sweep, migration, "").await?;
@@ -169,7 +169,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         };
         let (keys, next) = self.keys(&mut tx, &range).await?;
         let mut step = Step { rows: keys.len() as i64, ..Step::default() };
-        if sweep == Sweep::Forward {
+        if sweep == PassKind::Forward {
             repairs::write_all(&mut tx, migration.id(), &keys).await?;
         } else {
             // Key by key: a transaction that waits for another store all the while is in everybody's way. Two
@@ -177,7 +177,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
             tx.rollback().await?;
             for key in &keys {
                 match sweep {
-                    Sweep::Back => self.bring_back(job, migration, key).await?,
+                    PassKind::Back => self.bring_back(job, migration, key).await?,
                     _ => step.differences += i64::from(self.compare(job, migration, key).await?),
                 }
             }
@@ -202,7 +202,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
     async fn begin(
         &self,
         job: &Job,
-        sweep: Sweep,
+        sweep: PassKind,
         migration: &Migration,
         limits: &str,
     ) -> Result<PinnedTx, PlanError> {
@@ -232,7 +232,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
     /// Whether the sides differ, which counts when a second look says so too.
     async fn compare(&self, job: &Job, migration: &Migration, key: &str) -> Result<bool, PlanError> {
         for is_second in [false, true] {
-            let mut tx = self.begin(job, Sweep::Compare, migration, "").await?;
+            let mut tx = self.begin(job, PassKind::Compare, migration, "").await?;
             // What is on its way is no difference, since nobody reads the store before it has arrived. So it must not
             // have been on its way before the store was looked at nor after, and the row must be the same.
             let before = self.source().read(&mut tx, key).await?;
@@ -276,7 +276,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
     /// Makes the old side of a key what the store says, unless a writer has noted it: then the old side is the newer.
     async fn bring_back(&self, job: &Job, migration: &Migration, key: &str) -> Result<(), PlanError> {
         loop {
-            let mut tx = self.begin(job, Sweep::Back, migration, LIMITS).await?;
+            let mut tx = self.begin(job, PassKind::Back, migration, LIMITS).await?;
             let done = async {
                 if let Some(version) = repairs::lock(&mut tx, migration.id(), key).await? {
                     let kept = from_json(self.store().get(key).await.map_err(refused)?).map_err(refused)?;
@@ -312,10 +312,10 @@ impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         match task {
             Task::Expand => self.store().prepare().await.map_err(refused),
-            Task::Backfill => self.pass(Sweep::Forward, migration).await,
+            Task::Backfill => self.pass(PassKind::Forward, migration).await,
             Task::Repair => self.deliver_all(migration).await,
-            Task::ReverseBackfill => self.pass(Sweep::Back, migration).await,
-            Task::Scan => self.pass(Sweep::Compare, migration).await,
+            Task::ReverseBackfill => self.pass(PassKind::Back, migration).await,
+            Task::Scan => self.pass(PassKind::Compare, migration).await,
             Task::Contract => Ok(()),
         }
     }

@@ -1,7 +1,7 @@
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::store::{MirrorStore, StoreError};
-use crate::config::{InvalidPlan, Problem};
+use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::catalog::{check_table, quote_table};
 
@@ -11,25 +11,25 @@ const PAGE: i64 = 1_000;
 /// Rows in a table of another Postgres: `(key text primary key, version bigint, body jsonb)`, where a body that is null
 /// is that of a row that is gone. Give its pool a short `acquire_timeout`, and the role a `statement_timeout`.
 #[derive(Debug, Clone)]
-pub struct PostgresStore {
+pub struct PostgresMirror {
     pool: PgPool,
     /// Quoted.
     table: String,
 }
 
-impl PostgresStore {
+impl PostgresMirror {
     /// A store in this table, which may be written with its schema.
     ///
     /// # Errors
     ///
-    /// [`InvalidPlan`] for a name that can't be one.
-    pub fn new(pool: PgPool, table: &str) -> Result<Self, InvalidPlan> {
+    /// [`ConfigError`] for a name that can't be one.
+    pub fn new(pool: PgPool, table: &str) -> Result<Self, ConfigError> {
         let mut problems: Vec<Problem> = Vec::new();
         check_table("table", table, &mut problems);
         if problems.is_empty() {
             Ok(Self { pool, table: quote_table(table) })
         } else {
-            Err(InvalidPlan { problems })
+            Err(ConfigError { problems })
         }
     }
 
@@ -39,7 +39,7 @@ impl PostgresStore {
     }
 }
 
-impl MirrorStore for PostgresStore {
+impl MirrorStore for PostgresMirror {
     async fn prepare(&self) -> Result<(), StoreError> {
         let create = format!(
             "create table if not exists {} (key text collate \"C\" primary key, version bigint not null, body jsonb)",

@@ -17,13 +17,13 @@ const PUT: &str = "local have = redis.call('HGET', KEYS[1], 'v') \
 /// Rows in a Redis, each a hash of its version (`v`) and its body (`b`) under `prefix` and the key. The server must not
 /// evict them, and has to keep what it acknowledged as well as you need it (`appendfsync`, `WAIT`).
 #[derive(Clone)]
-pub struct RedisStore {
+pub struct RedisMirror {
     pool: Pool,
     prefix: String,
     limit: Duration,
 }
 
-impl RedisStore {
+impl RedisMirror {
     /// A store under this prefix, whose operations may take so long each, waiting for a connection included.
     pub fn new(pool: Pool, prefix: &str, limit: Duration) -> Self {
         Self { pool, prefix: prefix.to_owned(), limit }
@@ -41,13 +41,13 @@ impl RedisStore {
     }
 }
 
-impl std::fmt::Debug for RedisStore {
+impl std::fmt::Debug for RedisMirror {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisStore").field("prefix", &self.prefix).finish_non_exhaustive()
+        f.debug_struct("RedisMirror").field("prefix", &self.prefix).finish_non_exhaustive()
     }
 }
 
-impl MirrorStore for RedisStore {
+impl MirrorStore for RedisMirror {
     async fn prepare(&self) -> Result<(), StoreError> {
         Ok(())
     }

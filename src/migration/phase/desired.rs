@@ -76,7 +76,7 @@ impl FromStr for Desired {
 
 /// What the source of the desired phase says at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wish {
+pub enum Target {
     /// A person wants this.
     Go(Desired),
     /// A person switched the migration off: reads go back to the old side, writes go on to both.
@@ -85,12 +85,12 @@ pub enum Wish {
     Hold(String),
 }
 
-impl Wish {
-    /// Reads a wish from text; what is no phase becomes [`Wish::Hold`] with the reason.
-    pub fn from_text(text: &str) -> Wish {
+impl Target {
+    /// Reads a wish from text; what is no phase becomes [`Target::Hold`] with the reason.
+    pub fn from_text(text: &str) -> Target {
         match text.trim().parse() {
-            Ok(desired) => Wish::Go(desired),
-            Err(error) => Wish::Hold(error.to_string()),
+            Ok(desired) => Target::Go(desired),
+            Err(error) => Target::Hold(error.to_string()),
         }
     }
 
@@ -99,11 +99,11 @@ impl Wish {
     /// Switched off means "read old again", not "forget the new side": it leads back to [`Phase::Verify`],
     /// where both sides are still written, so that going forward again costs no backfill. Whoever wants the
     /// new side to be abandoned says `off`.
-    pub fn target(&self, current: Phase) -> Phase {
+    pub fn phase_from(&self, current: Phase) -> Phase {
         match self {
-            Wish::Go(desired) => desired.phase,
-            Wish::Back => current.min(Phase::Verify),
-            Wish::Hold(_) => current,
+            Target::Go(desired) => desired.phase,
+            Target::Back => current.min(Phase::Verify),
+            Target::Hold(_) => current,
         }
     }
 }
@@ -123,13 +123,13 @@ mod tests {
 
     #[test]
     fn switched_off_goes_back_to_reading_old_and_no_further() {
-        assert_eq!(Wish::Back.target(Phase::Retire), Phase::Verify);
-        assert_eq!(Wish::Back.target(Phase::Expand), Phase::Expand);
-        assert_eq!(Wish::Hold(String::new()).target(Phase::Ramp), Phase::Ramp);
+        assert_eq!(Target::Back.phase_from(Phase::Retire), Phase::Verify);
+        assert_eq!(Target::Back.phase_from(Phase::Expand), Phase::Expand);
+        assert_eq!(Target::Hold(String::new()).phase_from(Phase::Ramp), Phase::Ramp);
     }
 
     #[test]
     fn nonsense_holds_and_says_so() {
-        assert!(matches!(Wish::from_text("forward!"), Wish::Hold(reason) if reason.contains("forward!")));
+        assert!(matches!(Target::from_text("forward!"), Target::Hold(reason) if reason.contains("forward!")));
     }
 }

@@ -52,7 +52,7 @@ pub enum Side {
 
 /// Where a phase reads from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reads {
+pub enum ReadSource {
     /// Every key from this side.
     From(Side),
     /// Some keys from the new side, the rest from the old one.
@@ -95,20 +95,20 @@ impl Phase {
     }
 
     /// Where this phase reads from.
-    pub const fn reads(self) -> Reads {
+    pub const fn reads(self) -> ReadSource {
         match self {
-            Phase::Off | Phase::Expand | Phase::Backfill | Phase::Verify => Reads::From(Side::Old),
-            Phase::Ramp => Reads::Split,
-            Phase::Switch | Phase::Retire | Phase::Contract => Reads::From(Side::New),
+            Phase::Off | Phase::Expand | Phase::Backfill | Phase::Verify => ReadSource::From(Side::Old),
+            Phase::Ramp => ReadSource::Split,
+            Phase::Switch | Phase::Retire | Phase::Contract => ReadSource::From(Side::New),
         }
     }
 
     /// Whether this phase reads `side` for at least some keys.
     pub const fn may_read(self, side: Side) -> bool {
         match self.reads() {
-            Reads::From(Side::Old) => matches!(side, Side::Old),
-            Reads::From(Side::New) => matches!(side, Side::New),
-            Reads::Split => true,
+            ReadSource::From(Side::Old) => matches!(side, Side::Old),
+            ReadSource::From(Side::New) => matches!(side, Side::New),
+            ReadSource::Split => true,
         }
     }
 
@@ -163,48 +163,48 @@ impl FromStr for Phase {
 /// current phase never becomes ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PhaseRange {
-    lowest: Phase,
-    highest: Phase,
+    min: Phase,
+    max: Phase,
 }
 
 impl PhaseRange {
     /// Every phase: a build that has code for both sides.
-    pub const FULL: PhaseRange = PhaseRange { lowest: Phase::Off, highest: Phase::Contract };
+    pub const FULL: PhaseRange = PhaseRange { min: Phase::Off, max: Phase::Contract };
 
     /// What a build that has never heard of the migration can run.
-    pub const UNAWARE: PhaseRange = PhaseRange { lowest: Phase::Off, highest: Phase::Off };
+    pub const UNAWARE: PhaseRange = PhaseRange { min: Phase::Off, max: Phase::Off };
 
     /// A range of phases; `None` when it is empty.
     pub fn new(range: RangeInclusive<Phase>) -> Option<Self> {
-        let (lowest, highest) = range.into_inner();
-        (lowest <= highest).then_some(Self { lowest, highest })
+        let (min, max) = range.into_inner();
+        (min <= max).then_some(Self { min, max })
     }
 
     /// From this phase to the end of the line: a build that has no code for the old side runs
-    /// `PhaseRange::starting(Phase::Retire)`.
-    pub const fn starting(lowest: Phase) -> Self {
-        Self { lowest, highest: Phase::Contract }
+    /// `PhaseRange::from_phase(Phase::Retire)`.
+    pub const fn from_phase(min: Phase) -> Self {
+        Self { min, max: Phase::Contract }
     }
 
     /// The first phase of the range.
-    pub const fn lowest(self) -> Phase {
-        self.lowest
+    pub const fn min(self) -> Phase {
+        self.min
     }
 
     /// The last phase of the range.
-    pub const fn highest(self) -> Phase {
-        self.highest
+    pub const fn max(self) -> Phase {
+        self.max
     }
 
     /// Whether the build can run `phase`.
     pub fn contains(self, phase: Phase) -> bool {
-        self.lowest <= phase && phase <= self.highest
+        self.min <= phase && phase <= self.max
     }
 }
 
 impl fmt::Display for PhaseRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}..={}", self.lowest, self.highest)
+        write!(f, "{}..={}", self.min, self.max)
     }
 }
 

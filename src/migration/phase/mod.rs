@@ -13,6 +13,6 @@ pub use decision::{
     next_step,
 };
 pub(crate) use decision::{waits_for_repairs, waits_for_standbys};
-pub use desired::{Desired, ParseDesiredError, Percent, Wish};
-pub use line::{ParsePhaseError, Phase, PhaseRange, Reads, Side};
+pub use desired::{Desired, ParseDesiredError, Percent, Target};
+pub use line::{ParsePhaseError, Phase, PhaseRange, ReadSource, Side};
 pub use work::{Facts, Task, needed_work};

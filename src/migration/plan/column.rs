@@ -5,17 +5,17 @@ use sqlx::{PgConnection, PgPool};
 
 use super::changes::{Changes, common_settings};
 use super::column_steps;
-use crate::config::{InvalidPlan, Problem};
+use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::batch::{
-    BatchOptions, How, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, Scope, Sides, Sweep, Throttle,
-    pass, repair,
+    BatchOptions, How, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
+    Throttle, pass, repair,
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, quote, quote_table};
 use crate::migration::coordinator::{Plan, PlanError};
 use crate::migration::phase::{Facts, Task};
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{Trap, guard, index, rearm};
+use crate::migration::schema::{GuardTrigger, guard, index, rearm};
 
 /// Moves the values of one column into another one of the same table.
 ///
@@ -26,18 +26,18 @@ use crate::migration::schema::{Trap, guard, index, rearm};
 ///
 /// ```
 /// use cutover::migration::PhaseRange;
-/// use cutover::migration::Spec;
-/// use cutover::InvalidPlan;
+/// use cutover::migration::MigrationSpec;
+/// use cutover::ConfigError;
 /// use cutover::migration::ColumnMigration;
 ///
-/// fn spec(pool: sqlx::PgPool) -> Result<Spec, InvalidPlan> {
+/// fn spec(pool: sqlx::PgPool) -> Result<MigrationSpec, ConfigError> {
 ///     let plan = ColumnMigration::new(pool, "orders")
 ///         .key("id")
 ///         .column("old_payment_status", "new_payment_status", "text")
 ///         .forward("lower(trim(old_payment_status))")
 ///         .backward("upper(new_payment_status)")
 ///         .build()?;
-///     Ok(Spec::new("payment-status", PhaseRange::FULL).plan(plan))
+///     Ok(MigrationSpec::new("payment-status", PhaseRange::FULL).plan(plan))
 /// }
 /// ```
 ///
@@ -56,7 +56,7 @@ pub struct ColumnMigration {
     pub(crate) outline: Outline,
     pub(crate) sql: Statements,
     pub(crate) names: Names,
-    pub(crate) trap: Option<Trap>,
+    pub(crate) trap: Option<GuardTrigger>,
     pub(crate) changes: Changes,
     pub(crate) not_null: bool,
 }
@@ -162,7 +162,7 @@ impl ColumnMigration {
         Scope { sides: &self.outline.sides, key, old_types, new_types: vec![self.sql.new_type.clone()] }
     }
 
-    async fn sweep(&self, sweep: Sweep, migration: &Migration) -> Result<(), PlanError> {
+    async fn sweep(&self, sweep: PassKind, migration: &Migration) -> Result<(), PlanError> {
         let found = column_steps::check(self, migration).await?;
         let scope = self.scope(found.key, vec![found.old_type]);
         pass::run(&self.outline, scope, sweep, migration).await
@@ -211,13 +211,13 @@ impl Plan for ColumnMigration {
                 if let Some(trap) = &self.trap {
                     rearm(&self.outline.pool, &self.sql.table, trap, migration).await?;
                 }
-                self.sweep(Sweep::Forward, migration).await
+                self.sweep(PassKind::Forward, migration).await
             }
             Task::Repair => self.repair(migration).await,
-            Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
+            Task::ReverseBackfill => self.sweep(PassKind::Back, migration).await,
             Task::Scan => {
                 index::ensure(&self.outline.pool, &self.sql.table, &self.changes.indexes, migration).await?;
-                self.sweep(Sweep::Compare, migration).await
+                self.sweep(PassKind::Compare, migration).await
             }
             Task::Contract => column_steps::contract(self, migration).await,
         }
@@ -306,7 +306,7 @@ impl ColumnMigrationBuilder {
     /// Arms no trap: nobody but the fleet writes the table, or its owner wants no trigger on it.
     ///
     /// What a stranger writes then is found by the scan at best, and from `retire` on it is lost.
-    pub fn without_trap(mut self) -> Self {
+    pub fn without_guard_trigger(mut self) -> Self {
         self.has_trap = false;
         self
     }
@@ -317,12 +317,12 @@ impl ColumnMigrationBuilder {
     ///
     /// # Errors
     ///
-    /// [`InvalidPlan`] with everything that is wrong. What only the database can tell, such as whether the
+    /// [`ConfigError`] with everything that is wrong. What only the database can tell, such as whether the
     /// table exists, is checked when the first task runs.
-    pub fn build(self) -> Result<ColumnMigration, InvalidPlan> {
+    pub fn build(self) -> Result<ColumnMigration, ConfigError> {
         let problems = self.problems();
         if !problems.is_empty() {
-            return Err(InvalidPlan { problems });
+            return Err(ConfigError { problems });
         }
         let Self {
             pool,
@@ -348,7 +348,7 @@ impl ColumnMigrationBuilder {
             forward: mapping(&sql.new, forward),
             backward: mapping(&sql.old, backward),
         };
-        let trap = has_trap.then(|| Trap::on_column(&sql.table, &sql.old, &sql.new, &sides));
+        let trap = has_trap.then(|| GuardTrigger::on_column(&sql.table, &sql.old, &sql.new, &sides));
         Ok(ColumnMigration {
             outline: Outline { pool, sides, key, batches, throttle, sensitive },
             sql,

@@ -140,7 +140,7 @@ async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Found,
     for name in generated(plan, tx).await? {
         problems.push(format!(
             "`forward` uses the generated column {name}, which has no value yet when the trap looks at what a stranger \
-             writes: write its expression instead, or go `without_trap`"
+             writes: write its expression instead, or go `without_guard_trigger`"
         ));
     }
     match (key, old_type) {

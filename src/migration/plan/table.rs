@@ -4,17 +4,17 @@ use async_trait::async_trait;
 use sqlx::{PgConnection, PgPool};
 
 use super::changes::{Changes, common_settings, statement_of};
-use crate::config::{InvalidPlan, Problem};
+use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::batch::{
-    BatchOptions, How, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, Scope, Sides, Sweep, Throttle,
-    keyset, pass, repair,
+    BatchOptions, How, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
+    Throttle, keyset, pass, repair,
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, column_types, quote, quote_table};
 use crate::migration::coordinator::{Plan, PlanError};
 use crate::migration::phase::{Facts, Phase, Task};
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{Trap, alter, guard, index, rearm};
+use crate::migration::schema::{GuardTrigger, alter, guard, index, rearm};
 
 /// Moves rows of one table into another one of the same database, one to one, by a key that both have.
 ///
@@ -23,10 +23,10 @@ use crate::migration::schema::{Trap, alter, guard, index, rearm};
 /// Mappings are SQL expressions over one row, whose columns are named without their table, or Rust.
 ///
 /// ```
-/// use cutover::InvalidPlan;
+/// use cutover::ConfigError;
 /// use cutover::migration::TableMigration;
 ///
-/// fn plan(pool: sqlx::PgPool) -> Result<TableMigration, InvalidPlan> {
+/// fn plan(pool: sqlx::PgPool) -> Result<TableMigration, ConfigError> {
 ///     TableMigration::new(pool, "orders", "billing.orders")
 ///         .create("create table if not exists billing.orders (id bigint primary key, note text, status text)")
 ///         .same("note")
@@ -56,7 +56,7 @@ pub struct TableMigration {
     create: Option<String>,
     has_trap: bool,
     /// The trap, once the catalog was asked for the key's columns.
-    trap: Arc<OnceLock<Trap>>,
+    trap: Arc<OnceLock<GuardTrigger>>,
     changes: Changes,
 }
 
@@ -98,7 +98,7 @@ impl TableMigration {
         let (arm, disarm) = self
             .has_trap
             .then(|| {
-                let arm = Trap::on_table(sides, &key).armed_as(":migration");
+                let arm = GuardTrigger::on_table(sides, &key).armed_as(":migration");
                 (arm, guard::disarmed_as(&sides.old, &sides.new, ":migration"))
             })
             .unzip();
@@ -142,7 +142,7 @@ impl TableMigration {
     }
 
     /// The trap, if there is to be one and the old table has a key.
-    async fn trap(&self, connection: &mut PgConnection) -> Result<Option<&Trap>, sqlx::Error> {
+    async fn trap(&self, connection: &mut PgConnection) -> Result<Option<&GuardTrigger>, sqlx::Error> {
         if !self.has_trap {
             return Ok(None);
         }
@@ -150,12 +150,12 @@ impl TableMigration {
         if self.trap.get().is_none()
             && let Ok(found) = keyset::find(connection, &sides.old, key).await?
         {
-            let _ = self.trap.set(Trap::on_table(sides, &found.plain_names()));
+            let _ = self.trap.set(GuardTrigger::on_table(sides, &found.plain_names()));
         }
         Ok(self.trap.get())
     }
 
-    async fn sweep(&self, sweep: Sweep, migration: &Migration) -> Result<(), PlanError> {
+    async fn sweep(&self, sweep: PassKind, migration: &Migration) -> Result<(), PlanError> {
         let mut tx = migration.begin(&self.outline.pool).await?;
         let scope = self.inspect(&mut tx).await?;
         tx.rollback().await?;
@@ -244,13 +244,13 @@ impl Plan for TableMigration {
                 if let Some(trap) = trap {
                     rearm(pool, &sides.old, trap, migration).await?;
                 }
-                self.sweep(Sweep::Forward, migration).await
+                self.sweep(PassKind::Forward, migration).await
             }
             Task::Repair => self.repair(migration).await,
-            Task::ReverseBackfill => self.sweep(Sweep::Back, migration).await,
+            Task::ReverseBackfill => self.sweep(PassKind::Back, migration).await,
             Task::Scan => {
                 index::ensure(pool, &sides.new, &self.changes.indexes, migration).await?;
-                self.sweep(Sweep::Compare, migration).await
+                self.sweep(PassKind::Compare, migration).await
             }
             Task::Contract => {
                 let trap = self.has_trap.then(|| guard::disarm(&sides.old, &sides.new, migration));
@@ -385,7 +385,7 @@ impl TableMigrationBuilder {
     /// Arms no trap on the old table: nobody but the fleet writes it, or its owner wants no trigger on it.
     ///
     /// What a stranger writes then is found by the scan at best, and from `retire` on it is lost.
-    pub fn without_trap(mut self) -> Self {
+    pub fn without_guard_trigger(mut self) -> Self {
         self.has_trap = false;
         self
     }
@@ -396,12 +396,12 @@ impl TableMigrationBuilder {
     ///
     /// # Errors
     ///
-    /// [`InvalidPlan`] with everything that is wrong. What only the database can tell, such as whether the
+    /// [`ConfigError`] with everything that is wrong. What only the database can tell, such as whether the
     /// tables have the key, is checked when the first task runs.
-    pub fn build(self) -> Result<TableMigration, InvalidPlan> {
+    pub fn build(self) -> Result<TableMigration, ConfigError> {
         let problems = self.problems();
         if !problems.is_empty() {
-            return Err(InvalidPlan { problems });
+            return Err(ConfigError { problems });
         }
         let Self {
             pool,

@@ -81,7 +81,7 @@ impl Gate {
     }
 
     /// The epoch and phase at which operations enter; `None` while the gate is shut.
-    pub(crate) fn at(&self) -> Option<(i32, Phase)> {
+    pub(crate) fn current(&self) -> Option<(i32, Phase)> {
         let word = self.word();
         word.phase().map(|phase| (word.epoch(), phase))
     }
@@ -134,7 +134,7 @@ impl Gate {
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("at", &self.at()).finish_non_exhaustive()
+        f.debug_struct("Gate").field("current", &self.current()).finish_non_exhaustive()
     }
 }
 

@@ -88,8 +88,8 @@ impl Migration {
 
     /// The epoch and phase at which operations begin at this moment; `None` while this instance is out of the
     /// fleet. For people to look at: an operation takes a pin.
-    pub fn at(&self) -> Option<(i32, Phase)> {
-        self.inner.gate.at()
+    pub fn current(&self) -> Option<(i32, Phase)> {
+        self.inner.gate.current()
     }
 
     /// Pins an operation to the current epoch. No allocation, no lock, no query.
@@ -171,7 +171,7 @@ impl fmt::Debug for Migration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Migration")
             .field("name", &self.name())
-            .field("at", &self.at())
+            .field("current", &self.current())
             .finish_non_exhaustive()
     }
 }

@@ -6,7 +6,7 @@ use prometheus::{CounterVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 const KINDS: [&str; 3] = ["backfill", "reverse_backfill", "scan"];
 
 /// Long work on the data: what this process has done of it and how much there is. The rate is
-/// `rate(migration_rows_done_total[1m])`, summed over the fleet.
+/// `rate(cutover_migration_rows_done_total[1m])`, summed over the fleet.
 pub(crate) struct WorkMetrics {
     families: Option<Families>,
 }
@@ -22,26 +22,26 @@ impl WorkMetrics {
     pub(crate) fn new(migration: &str) -> Self {
         let described = |name, help| Opts::new(name, help).const_label("migration", migration);
         let done = IntCounterVec::new(
-            described("migration_rows_done_total", "Rows that this process has copied or compared."),
+            described("cutover_migration_rows_done_total", "Rows that this process has copied or compared."),
             &["kind"],
         );
         let total = IntGaugeVec::new(
             described(
-                "migration_rows",
+                "cutover_migration_rows_expected",
                 "Rows that the latest work of this kind has to see, over the whole fleet.",
             ),
             &["kind"],
         );
         let held = CounterVec::new(
             described(
-                "migration_held_seconds_total",
+                "cutover_migration_throttled_seconds_total",
                 "Time in which the throttle held this process's work up.",
             ),
             &["kind", "reason"],
         );
         let shadow = IntCounterVec::new(
             described(
-                "migration_shadow_reads_total",
+                "cutover_migration_shadow_reads_total",
                 "Reads of this process that were compared between both sides.",
             ),
             &["outcome"],
@@ -117,9 +117,9 @@ mod tests {
         work.expects("scan", 70);
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
         for line in [
-            "migration_rows_done_total{kind=\"backfill\",migration=\"one\"} 0",
-            "migration_rows_done_total{kind=\"scan\",migration=\"third\"} 7",
-            "migration_rows{kind=\"scan\",migration=\"third\"} 70",
+            "cutover_migration_rows_done_total{kind=\"backfill\",migration=\"one\"} 0",
+            "cutover_migration_rows_done_total{kind=\"scan\",migration=\"third\"} 7",
+            "cutover_migration_rows_expected{kind=\"scan\",migration=\"third\"} 70",
         ] {
             assert!(text.contains(line), "{text}");
         }

@@ -9,7 +9,7 @@ use sqlx::postgres::PgDatabaseError;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 use tokio::time::sleep;
 
-use super::guard::Trap;
+use super::guard::GuardTrigger;
 use crate::ledger::{is_lock_timeout, sql_state, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::coordinator::PlanError;
@@ -27,7 +27,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 pub(crate) async fn rearm(
     pool: &PgPool,
     table: &str,
-    trap: &Trap,
+    trap: &GuardTrigger,
     migration: &Migration,
 ) -> Result<(), PlanError> {
     let mut tx = begin(pool, &[Phase::Backfill], migration).await?;

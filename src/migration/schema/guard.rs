@@ -19,7 +19,7 @@
 //! seen for a while, a scan counts only while none was seen since, and from `ramp` on such writes are refused.
 //!
 //! A stranger holds no pin. So a copy, a scan and the moves after which writes are refused wait for the strangers'
-//! transactions that are open (`cutover.stranger` takes a lock): what one of them has begun under one rule does not end
+//! transactions that are open (`cutover.record_external_write` takes a lock): what one of them has begun under one rule does not end
 //! under another.
 //!
 //! The trigger runs with the rights and the `search_path` of whoever armed it, because a stranger may have neither; and
@@ -34,7 +34,7 @@ use crate::migration::runtime::Migration;
 
 /// A trap for one table. Names are quoted.
 #[derive(Debug, Clone)]
-pub(crate) struct Trap {
+pub(crate) struct GuardTrigger {
     table: String,
     /// The new side, which the triggers are named after: a table can have several.
     new: String,
@@ -61,11 +61,11 @@ const REFUSE: &str = "raise exception using errcode = 'ZC003', \
 fn body(mends: bool, before: &str, after: &str) -> String {
     format!(
         "\n#variable_conflict use_column\ndeclare phase text; is_old boolean; begin {before} \
-         phase := cutover.stranger(tg_argv[0]::integer, {mends}); {after} end "
+         phase := cutover.record_external_write(tg_argv[0]::integer, {mends}); {after} end "
     )
 }
 
-impl Trap {
+impl GuardTrigger {
     /// For a column of `table` that moves into another one.
     pub(crate) fn on_column(table: &str, old: &str, new: &str, sides: &Sides) -> Self {
         // By their images: not every type has an `=`.
@@ -140,7 +140,7 @@ impl Trap {
                 "; drop trigger if exists {name} on {table}; \
                  create trigger {name} {when} on {table} for each {each} \
                  when (current_setting('cutover.pin', true) is distinct from '{id}') \
-                 execute function cutover.trap_{id}('{id}')"
+                 execute function cutover.guard_{id}('{id}')"
             )
         };
         let [on_rows, on_all] = triggers(new);
@@ -157,9 +157,9 @@ impl Trap {
         format!(
             "select set_config('search_path', \
                  concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp'), true); \
-             create or replace function cutover.trap_{id}() returns trigger \
+             create or replace function cutover.guard_{id}() returns trigger \
              language plpgsql security definer set search_path from current as $trap${body}$trap$; \
-             revoke all on function cutover.trap_{id}() from public; \
+             revoke all on function cutover.guard_{id}() from public; \
              drop trigger if exists {former} on {table}{triggers}"
         )
     }
@@ -175,7 +175,7 @@ impl Trap {
         unprepared::query_scalar(
             "select exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
                  where t.tgrelid = to_regclass($1) and t.tgname = $2 and p.prosrc = $3 \
-                   and ($4::text is null or p.proname = 'trap_' || $4))",
+                   and ($4::text is null or p.proname = 'guard_' || $4))",
         )
         .bind(&self.table)
         .bind(unquote(&on_rows))
@@ -196,7 +196,7 @@ pub(crate) fn disarmed_as(table: &str, new: &str, id: &str) -> String {
     let ([on_rows, on_all], former) = (triggers(new), former(new));
     format!(
         "drop trigger if exists {on_rows} on {table}; drop trigger if exists {on_all} on {table}; \
-         drop trigger if exists {former} on {table}; drop function if exists cutover.trap_{id}()"
+         drop trigger if exists {former} on {table}; drop function if exists cutover.guard_{id}()"
     )
 }
 

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::alter::locked_by;
 use super::index_definition::Index;
+use crate::ledger::locks;
 use crate::ledger::{READ_COMMITTED, sql_state, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::quote;
@@ -19,8 +20,6 @@ use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
 
-/// Of the lock that keeps two instances from building at once: the first half of its key.
-const LOCK_CLASS: i32 = 0x4356_0000;
 /// Between looks at whom a build waits for.
 const LOOK: Duration = Duration::from_secs(1);
 /// What a role's limits are, they are for requests.
@@ -60,7 +59,7 @@ pub(crate) async fn ensure(
     let mut keeper = keeper.begin_with(READ_COMMITTED).await?;
     keeper.execute("set local idle_in_transaction_session_timeout = 0").await?;
     let is_mine: bool = unprepared::query_scalar("select pg_try_advisory_xact_lock($1, $2)")
-        .bind(LOCK_CLASS)
+        .bind(locks::INDEX_BUILD)
         .bind(migration.id())
         .fetch_one(&mut *keeper)
         .await?;

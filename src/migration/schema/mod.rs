@@ -6,5 +6,5 @@ pub(super) mod index;
 mod index_definition;
 
 pub(super) use alter::{alter, rearm};
-pub(super) use guard::Trap;
+pub(super) use guard::GuardTrigger;
 pub(super) use index_definition::Index;

@@ -271,7 +271,7 @@ impl Day {
             self.walk.ledger.approve_contract().await?;
         }
         self.board.doing(format!("{}: asking for {phase}", self.line.scenario));
-        self.servers.switchboard.desire(phase).await
+        self.servers.switchboard.set_phase(phase).await
     }
 
     /// The instance that moves the migration, or does its work.

@@ -4,6 +4,6 @@ use payments::release1::Release1;
 use payments::start;
 
 #[tokio::main]
-async fn main() -> Result<(), start::Failure> {
+async fn main() -> Result<(), start::BoxError> {
     start::run(None, |pool, _| start::routes(Release1 { pool })).await
 }

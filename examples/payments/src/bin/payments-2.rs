@@ -6,7 +6,7 @@ use payments::release2::Release2;
 use payments::start;
 
 #[tokio::main]
-async fn main() -> Result<(), start::Failure> {
+async fn main() -> Result<(), start::BoxError> {
     start::run(Some(PhaseRange::FULL), |pool, instance| {
         start::routes(Release2::new(pool, instance.migration(NAME)?))
     })

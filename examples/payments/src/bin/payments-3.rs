@@ -5,7 +5,7 @@ use payments::release3::Release3;
 use payments::start;
 
 #[tokio::main]
-async fn main() -> Result<(), start::Failure> {
+async fn main() -> Result<(), start::BoxError> {
     start::run(Some(new_only()), |pool, instance| {
         start::routes(Release3::new(pool, instance.migration(NAME)?))
     })

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use axum::{Router, extract::State, routing::get};
-use cutover::InvalidPlan;
+use cutover::ConfigError;
 use cutover::flags::{Decisions, Flag};
 use cutover::migration::ColumnMigration;
-use cutover::migration::{PhaseRange, Spec};
-use cutover::{Cutover, front::Failure};
+use cutover::migration::{MigrationSpec, PhaseRange};
+use cutover::{Cutover, front::BoxError};
 use sqlx::PgPool;
 use tower_sessions::SessionManagerLayer;
 
@@ -22,19 +22,19 @@ async fn main() -> ExitCode {
         .run(async |instance| {
             let sessions = SessionManagerLayer::new(instance.sessions()?);
             let app = Router::new().route("/", get(hello)).with_state(instance.postgres()?);
-            Ok::<_, Failure>(app.layer(sessions))
+            Ok::<_, BoxError>(app.layer(sessions))
         })
         .await
 }
 
-fn payment_status(pool: PgPool) -> Result<Spec, InvalidPlan> {
+fn payment_status(pool: PgPool) -> Result<MigrationSpec, ConfigError> {
     let plan = ColumnMigration::new(pool, "orders")
         .key("id")
         .column("old_payment_status", "new_payment_status", "text")
         .forward("lower(old_payment_status)")
         .backward("upper(new_payment_status)")
         .build()?;
-    Ok(Spec::new("payment_status", PhaseRange::FULL).plan(plan))
+    Ok(MigrationSpec::new("payment_status", PhaseRange::FULL).plan(plan))
 }
 
 async fn hello(State(pool): State<PgPool>, decisions: Decisions) -> Result<String, String> {

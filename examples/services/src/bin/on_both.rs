@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use axum::{Router, routing::get};
-use cutover::{Cutover, front::Failure};
+use cutover::{Cutover, front::BoxError};
 use tonic::service::Routes;
 
 #[tokio::main]
@@ -12,7 +12,7 @@ async fn main() -> ExitCode {
     Cutover::service("on-both")
         .run(async |instance| {
             let grpc = Routes::new(instance.health().grpc()).into_axum_router().reset_fallback();
-            Ok::<_, Failure>(Router::new().route("/", get(|| async { "hello" })).merge(grpc))
+            Ok::<_, BoxError>(Router::new().route("/", get(|| async { "hello" })).merge(grpc))
         })
         .await
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use cutover::drain::Drain;
-use cutover::{Cutover, front::Failure};
+use cutover::{Cutover, front::BoxError};
 use sqlx::PgPool;
 
 #[tokio::main]
@@ -15,7 +15,7 @@ async fn main() -> ExitCode {
         .postgres_from_env()
         .run(async |instance| {
             tokio::spawn(work(instance.postgres()?, instance.drain().clone()));
-            Ok::<_, Failure>(None::<Router>)
+            Ok::<_, BoxError>(None::<Router>)
         })
         .await
 }

@@ -5,7 +5,7 @@
 //! A pod that starts while Unleash is away knows nothing, and a default that is safe in the code's
 //! first week sends everybody back to the old path in its tenth. What is kept may itself be half
 //! written, of another build, or grown out of all bounds; then defaults count and the log and
-//! `feature_flags_backups_total{result="refused"}` say so.
+//! `cutover_flag_backups_total{result="refused"}` say so.
 
 mod contract;
 mod file;
