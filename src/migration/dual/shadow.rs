@@ -67,7 +67,7 @@ impl ShadowOptions {
         if tokio::runtime::Handle::try_current().is_err() {
             problems.push(Problem::new("shadow", "has to be started within a Tokio runtime"));
         }
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+        ConfigError::check(problems)
     }
 }
 

@@ -320,10 +320,7 @@ impl ColumnMigrationBuilder {
     /// [`ConfigError`] with everything that is wrong. What only the database can tell, such as whether the
     /// table exists, is checked when the first task runs.
     pub fn build(self) -> Result<ColumnMigration, ConfigError> {
-        let problems = self.problems();
-        if !problems.is_empty() {
-            return Err(ConfigError { problems });
-        }
+        ConfigError::check(self.problems())?;
         let Self {
             pool,
             names,
@@ -417,7 +414,7 @@ mod tests {
             .batches(BatchOptions { min_rows: 0, ..BatchOptions::default() })
             .build()
             .expect_err("refused");
-        let fields: Vec<&str> = error.problems.iter().map(|problem| problem.field).collect();
+        let fields: Vec<&str> = error.problems.iter().map(|problem| &*problem.field).collect();
         assert_eq!(
             fields,
             ["table", "column.new", "key", "column.new_type", "forward", "backward", "batches.min_rows"]

@@ -136,7 +136,7 @@ mod tests {
         let (create, alter) = (("create", create.to_owned()), ("expand_sql", alter.to_owned()));
         assert_eq!(check(&[create.clone(), alter.clone()]).len(), 0);
         let found = check(&[alter]);
-        assert_eq!((found.len(), found[0].field), (1, "expand_sql"), "{found:?}");
+        assert_eq!((found.len(), &*found[0].field), (1, "expand_sql"), "{found:?}");
     }
 
     #[test]

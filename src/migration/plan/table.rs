@@ -399,10 +399,7 @@ impl TableMigrationBuilder {
     /// [`ConfigError`] with everything that is wrong. What only the database can tell, such as whether the
     /// tables have the key, is checked when the first task runs.
     pub fn build(self) -> Result<TableMigration, ConfigError> {
-        let problems = self.problems();
-        if !problems.is_empty() {
-            return Err(ConfigError { problems });
-        }
+        ConfigError::check(self.problems())?;
         let Self {
             pool,
             old,
@@ -472,7 +469,7 @@ mod tests {
             .forward_rows(&["x"], nothing)
             .build();
         let problems = error.expect_err("refused").problems;
-        let fields: Vec<&str> = problems.iter().map(|problem| problem.field).collect();
+        let fields: Vec<&str> = problems.iter().map(|problem| &*problem.field).collect();
         assert_eq!(fields, ["new", "forward_rows", "column", "column", "column", "column_back"]);
     }
 }
