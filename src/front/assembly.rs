@@ -263,6 +263,14 @@ impl Assembly {
             let waits = waits.inspect_err(|error| tracing::warn!(%error, "waits have no metrics")).ok()?;
             Some(guard.admission(pools::WAIT, waits))
         });
+        #[cfg(feature = "redis")]
+        let sessions = self.redis.clone().map(crate::session::RedisStore::with_defaults);
+        #[cfg(feature = "redis")]
+        if let Some(sessions) = &sessions
+            && let Err(error) = sessions.register(metrics.registry())
+        {
+            tracing::warn!(%error, "session conflicts have no metric");
+        }
         let instance = Instance {
             release,
             listen,
@@ -277,6 +285,8 @@ impl Assembly {
             postgres: self.postgres,
             #[cfg(feature = "redis")]
             redis: self.redis,
+            #[cfg(feature = "redis")]
+            sessions,
         };
         instance.leave_when_drained(held);
         Ok(instance)

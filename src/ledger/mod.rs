@@ -7,6 +7,8 @@ mod connection;
 mod connections;
 mod error;
 pub(crate) mod external_writes;
+#[cfg(feature = "unleash")]
+pub(crate) mod flag_states;
 pub(crate) mod locks;
 mod notifications;
 pub(crate) mod repairs;

@@ -1,6 +1,7 @@
 //! Flags from an Unleash server.
 
 mod backup;
+mod definition;
 mod options;
 mod poller;
 mod report;
