@@ -182,13 +182,12 @@ impl Assembly {
                 preflight = preflight.budget(options.max_connections, None);
             }
         }
-        // Without a source there is nothing to hold them against.
-        if let Some((flags, true)) = self.flags {
-            let report = preflight.flags(flags.clone(), self.declared_flags).run().await;
+        let source = self.flags.and_then(|(flags, from_server)| from_server.then_some(flags));
+        let report = preflight.flags(source.clone(), self.declared_flags).run().await;
+        if let Some(flags) = source {
             flags.close().await;
-            return report;
         }
-        preflight.run().await
+        report
     }
 
     /// Connects and joins, unless it is told to end before it has.

@@ -125,6 +125,8 @@ impl Flapping {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::flags::FixedFlag;
 
@@ -153,6 +155,39 @@ mod tests {
         assert_eq!(source.target(), Some(Target::Back));
         let missing = reason(&FromFlag::new(flags, "archived"));
         assert!(missing.contains("no flag of this name"), "{missing}");
+    }
+
+    #[test]
+    fn a_reason_to_stay_is_logged_once() {
+        let (flags, source) = from_flag(FixedFlag::ON);
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let writer = Arc::clone(&log);
+        let subscriber =
+            tracing_subscriber::fmt().with_writer(move || Log(Arc::clone(&writer))).with_ansi(false).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..3 {
+                source.target();
+            }
+            flags.set("status", FixedFlag::payload("sideways")).unwrap();
+            source.target();
+            source.target();
+        });
+        let text = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.matches("WARN").count(), 2, "{text}");
+        assert_eq!(text.matches("sideways").count(), 1, "{text}");
+    }
+
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(text);
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
     }
 
     #[tokio::test(start_paused = true)]
