@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::schema::SCHEMA_VERSION;
-use super::sqlstate::describe;
+use super::sqlstate::describe_error;
 use crate::config::ConfigError;
 
 /// An error of the ledger.
@@ -9,7 +9,7 @@ use crate::config::ConfigError;
 #[non_exhaustive]
 pub enum LedgerError {
     /// The database did not answer, or refused a statement.
-    #[error("ledger database: {}", describe(.0))]
+    #[error("ledger database: {}", describe_error(.0))]
     Database(#[from] sqlx::Error),
     /// The database did not answer in time. It may still have executed what it was sent.
     #[error(

@@ -40,5 +40,5 @@ pub use schema::Step;
 #[cfg(test)]
 pub(crate) use shares::Share;
 pub(crate) use shares::{Capacity, ShareRequest, ShareTable};
-pub(crate) use sqlstate::{describe, is_lock_timeout, sql_state};
+pub(crate) use sqlstate::{describe_error, is_lock_timeout, sql_state};
 pub(crate) use transaction::{READ_COMMITTED, begin};

@@ -1,7 +1,5 @@
 //! What the server's errors mean, and how they are shown.
 
-use std::fmt::Write;
-
 use sqlx::postgres::PgDatabaseError;
 
 /// The SQLSTATE of an error that the server sent.
@@ -14,19 +12,19 @@ pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
     sql_state(error).as_deref() == Some("55P03")
 }
 
-/// The error as text: the server's message, SQLSTATE, detail and hint. The driver's own text leaves the last three out, and
-/// ends with a line number of the server's source code.
-pub(crate) fn describe(error: &sqlx::Error) -> String {
-    let Some(refusal) = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
-    else {
+/// The error for people: message, SQLSTATE, detail and hint. The driver's own text ends in a line number of the server's
+/// source code instead.
+pub(crate) fn describe_error(error: &sqlx::Error) -> String {
+    let refusal = error.as_database_error();
+    let Some(refusal) = refusal.and_then(|refusal| refusal.try_downcast_ref::<PgDatabaseError>()) else {
         return error.to_string();
     };
-    let mut text = format!("{} (SQLSTATE {})", refusal.message(), refusal.code());
-    for (name, part) in [("detail", refusal.detail()), ("hint", refusal.hint())] {
-        if let Some(part) = part {
-            // Writing to a `String` does not fail.
-            let _ = write!(text, "; {name}: {part}");
+    let mut text = format!("{} (SQLSTATE {}", refusal.message(), refusal.code());
+    for (name, value) in [("detail", refusal.detail()), ("hint", refusal.hint())] {
+        if let Some(value) = value {
+            text.push_str(&format!("; {name}: {value}"));
         }
     }
+    text.push(')');
     text
 }

@@ -10,7 +10,7 @@ use crate::config::ConfigError;
 use crate::fleet::Fleet;
 use crate::health::{Criticality, Health};
 use crate::ledger::plans::{self, PublishedPlan};
-use crate::ledger::{LedgerError, describe, migrations as migrations_table};
+use crate::ledger::{LedgerError, describe_error, migrations as migrations_table};
 use crate::migration::runtime::Migration;
 
 /// This instance's part in its fleet's migrations.
@@ -62,7 +62,7 @@ impl Agent {
             let id = migrations_table::register(&mut tx, fleet.name(), &spec.name).await?;
             tx.commit().await?;
             if let Err(error) = publish(&fleet, id, &spec).await {
-                let error = describe(&error);
+                let error = describe_error(&error);
                 tracing::warn!(error, migration = spec.name, "could not publish the plan in the ledger");
             }
             let migration = Migration::new(&spec.name, id, fleet.lease().clone());
