@@ -1,12 +1,12 @@
 //! Throwaway real servers for tests: Postgres, Redis, Unleash, Envoy, Prometheus, PgBouncer.
 //!
-//! Nothing here is a stand-in: each type starts the real server on a free loopback port, waits
-//! until it answers, and takes it away again, with its folder, when it is dropped or the test
-//! process ends in whatever way (see [`Folder`]). Programs are looked for on the machine and then
-//! in `.cache` of the repository, where `scripts/servers` puts what is missing.
+//! Each type starts the real server on a free loopback port and waits until it answers. The server and its folder are
+//! removed when the value is dropped, and also when the test process is killed (see [`Folder`]). Programs come from the
+//! machine, or from `.cache` of the repository, where `scripts/servers` puts the missing ones.
 //!
-//! The kit does not depend on the library it helps to test.
+//! The kit does not depend on the library that it tests.
 
+mod base_backup;
 mod envoy;
 mod error;
 mod find;
