@@ -7,7 +7,7 @@ use super::changes::{Changes, common_settings, statement_of};
 use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::batch::{
-    BatchOptions, How, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
+    BatchOptions, MappingCode, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
     Throttle, keyset, pass, repair,
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, column_types, quote, quote_table};
@@ -309,7 +309,7 @@ impl Described {
     fn mapping(self) -> Mapping {
         Mapping {
             columns: self.columns.iter().map(|column| quote(column)).collect(),
-            how: self.in_rust.map_or(How::Sql(self.expressions), How::Rust),
+            code: self.in_rust.map_or(MappingCode::Sql(self.expressions), MappingCode::Rust),
             is_object: true,
         }
     }
