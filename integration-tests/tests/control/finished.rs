@@ -150,7 +150,9 @@ async fn a_failing_task_keeps_one_steady_reason() {
     while began.elapsed() < Duration::from_secs(8) {
         assert!(
             person
-                .ask::<bool>("select coalesce(waits_for, '') like '%holds the table%' from cutover.migrations")
+                .ask::<bool>(
+                    "select coalesce(waits_for, '') like '%holds the table%' from cutover.migrations"
+                )
                 .await,
             "sample {samples}: {:?}",
             person.ask::<Option<String>>("select waits_for from cutover.migrations").await
