@@ -1,6 +1,9 @@
 //! Epochs, the fence, leases and the driver on a real Postgres.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 
+mod finished;
+mod plans;
+
 use std::time::Duration;
 
 use cutover::fleet::{Fleet, FleetOptions};
@@ -261,6 +264,50 @@ async fn a_transaction_left_open_by_a_dead_process_is_named_and_then_ended() {
 }
 
 #[tokio::test]
+async fn a_transaction_of_the_current_epoch_is_not_terminated() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let driver = DriverOptions { transaction_limit: Duration::from_secs(2), ..DriverOptions::default() };
+    let a = Instance::with(&url, "a", full(), FleetOptions::default(), driver).await;
+    a.at(Phase::Off).await;
+    let person = Person::new(&url).await;
+    person.wants("backfill").await;
+    person.settled("backfill").await;
+    walk_through_gates(&person, Phase::Verify).await;
+    person.wants("verify").await;
+    person.settled("verify").await;
+    walk_through_gates(&person, Phase::Ramp).await;
+    let (epoch, phase) = a.migration().current().unwrap();
+    let fence = format!(
+        "set idle_in_transaction_session_timeout = '1min'; begin; select cutover.fence(1, {epoch}, '{phase}')"
+    );
+    // One holds the epoch's lock only. The other has left a row to be repaired, so the move has to wait for it.
+    let mut harmless = PgConnection::connect(&format!("{url}?application_name=harmless")).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(fence.clone())).execute(&mut harmless).await.unwrap();
+    let mut blocking = PgConnection::connect(&format!("{url}?application_name=blocking")).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(fence)).execute(&mut blocking).await.unwrap();
+    let recorded: bool = sqlx::query_scalar("select cutover.record_repairs(1, $1, 'new', '[1]', 'refused')")
+        .bind(epoch)
+        .fetch_one(&mut blocking)
+        .await
+        .unwrap();
+    assert!(recorded);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    person.wants("ramp").await;
+    person.until("select coalesce(waits_for, '') like '%\"blocking\"%' from cutover.migrations").await;
+    assert!(
+        !person
+            .ask::<bool>("select coalesce(waits_for, '') like '%\"harmless\"%' from cutover.migrations")
+            .await
+    );
+    // Several more reconcile steps, all of them after the time limit.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for session in [&mut harmless, &mut blocking] {
+        sqlx::raw_sql("rollback").execute(session).await.expect("not terminated");
+    }
+    person.settled("ramp").await;
+}
+
+#[tokio::test]
 async fn a_build_that_does_not_know_the_migration_holds_it_in_off_and_is_refused_later() {
     let url = Postgres::fresh_database().await.unwrap();
     let old = Instance::start(&url, "old", vec![]).await;
@@ -277,7 +324,7 @@ async fn a_build_that_does_not_know_the_migration_holds_it_in_off_and_is_refused
     person.settled("expand").await;
     // Rolled back to the old build: it stays unready, and nobody waits for it.
     let back = Instance::start(&url, "back", vec![]).await;
-    person.until("select exists (select 1 from cutover.instances where name = 'back' and refusal like '%does not know it%')").await;
+    person.until("select exists (select 1 from cutover.instances where name = 'back' and refusal like '%does not declare it%')").await;
     back.ready(false).await;
     person.wants("off").await;
     person.settled("off").await;
