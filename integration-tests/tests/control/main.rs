@@ -399,6 +399,8 @@ async fn an_instance_that_was_cut_off_serves_no_reads_and_rejoins_by_itself() {
     };
     let a = Instance::with(&url, "a", full(), options, DriverOptions::default()).await;
     a.ready(true).await;
+    Person::new(&url).await.wants("expand").await;
+    a.at(Phase::Expand).await;
     let migration = a.migration();
     let pin = migration.pin().unwrap();
     postgres.pause().unwrap();

@@ -66,6 +66,12 @@ impl Entry {
         self.id == migration.id() && self.name == migration.name()
     }
 
+    /// Whether builds have to agree on the phase: a phase after `off` is in use, and the old side still exists.
+    pub(super) fn is_past_off(&self) -> bool {
+        let in_use = [Some(self.phase), self.previous_phase];
+        !self.is_finished && in_use.into_iter().flatten().any(|phase| phase != Phase::Off)
+    }
+
     /// Why a build with this declaration, or without one, cannot run at the migration's present phase.
     pub(crate) fn refusal(&self, declared: Option<&MigrationSpec>) -> Option<String> {
         if declared.is_none() && self.is_finished {
