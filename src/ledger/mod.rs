@@ -12,6 +12,7 @@ mod notifications;
 pub(crate) mod repairs;
 mod schema;
 mod shares;
+pub(crate) mod sides;
 mod sqlstate;
 mod transaction;
 pub(crate) mod unprepared;
@@ -23,5 +24,5 @@ pub use schema::SCHEMA_VERSION;
 #[cfg(test)]
 pub(crate) use shares::Share;
 pub(crate) use shares::{Capacity, ShareRequest, ShareTable};
-pub(crate) use sqlstate::{is_lock_timeout, sql_state};
+pub(crate) use sqlstate::{describe_error, is_lock_timeout, sql_state};
 pub(crate) use transaction::{READ_COMMITTED, begin};

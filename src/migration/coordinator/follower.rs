@@ -26,7 +26,7 @@ const COUNT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 
 /// What the ledger says about one migration.
 pub(crate) struct Entry {
-    id: i32,
+    pub(crate) id: i32,
     fleet: String,
     pub(crate) name: String,
     epoch: i32,

@@ -88,7 +88,7 @@ impl MigrationState {
         let id: i32 = row.try_get("id")?;
         let phase = parse_phase(&row, "phase")?;
         let facts = match &spec.plan {
-            Some(plan) => plan.facts(connection).await?,
+            Some(plan) => plan.facts(Some(id), connection).await?,
             // Somebody else looks after the schema.
             None => Facts { expanded: true, contracted: true },
         };
