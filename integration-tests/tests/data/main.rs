@@ -14,6 +14,7 @@ mod mirror;
 mod mirror_killed;
 mod pauses;
 mod pgbench;
+mod plan_problems;
 mod repairs;
 mod rows;
 mod schema_changes;

@@ -415,14 +415,10 @@ end
 $$;
 
 -- Called by the guard trigger when the mapping of an external write fails: the write succeeds, and its row is repaired
--- later. The row of the epoch is locked, so that a move into a phase that reads the side waits for the end of the
--- transaction and sees the row.
+-- later. It takes no lock that a move waits for, because the way back never waits for external writers.
 create function cutover.record_external_repair(p_migration integer, p_side text, p_key jsonb, p_error text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    perform from cutover.migrations m
-        join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch
-        where m.id = p_migration for share of e;
     insert into cutover.repairs (migration_id, side, key, error)
         values (p_migration, p_side, p_key, left(p_error, 500))
         on conflict (migration_id, side, key) do update

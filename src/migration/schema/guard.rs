@@ -65,10 +65,12 @@ enum Watched {
     Rows { target: String, columns: Vec<String> },
 }
 
-/// Both mappings as a `select` over a row that is called `cutover_row`, without its `from`; `None` in Rust.
+/// Both mappings as a `select` over a row that is called `cutover_row`, without its `from`; `None` in Rust. And the table
+/// that the trigger writes.
 struct Selects {
     forward: Option<String>,
     backward: Option<String>,
+    target: String,
 }
 
 const REFUSE: &str = "raise exception using errcode = 'ZC003', \
@@ -120,11 +122,11 @@ impl GuardTrigger {
     }
 
     fn written(&self) -> Selects {
-        let backward = match self.watched {
-            Watched::Columns { .. } => written(&self.backward),
-            Watched::Rows { .. } => None,
+        let (backward, target) = match &self.watched {
+            Watched::Columns { .. } => (written(&self.backward), String::new()),
+            Watched::Rows { target, .. } => (None, target.clone()),
         };
-        Selects { forward: written(&self.forward), backward }
+        Selects { forward: written(&self.forward), backward, target }
     }
 
     /// What the function executes. It gets the migration's id as its argument.
@@ -132,7 +134,7 @@ impl GuardTrigger {
         let copies = selects.forward.is_some();
         let (before, after) = match &self.watched {
             Watched::Columns { old, new } => self.on_columns(old, new, selects),
-            Watched::Rows { target, columns } => (String::new(), self.on_rows(target, columns, selects)),
+            Watched::Rows { columns, .. } => (String::new(), self.on_rows(columns, selects)),
         };
         format!(
             "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
@@ -182,7 +184,8 @@ impl GuardTrigger {
         (before, after)
     }
 
-    fn on_rows(&self, target: &str, columns: &[String], selects: &Selects) -> String {
+    fn on_rows(&self, columns: &[String], selects: &Selects) -> String {
+        let target = &selects.target;
         let of = |row: &str| {
             self.key.iter().map(|column| format!("{row}.{column}")).collect::<Vec<_>>().join(", ")
         };
@@ -252,6 +255,14 @@ impl GuardTrigger {
                     Err(error) => return Err(error),
                 }
             }
+        }
+        if let Watched::Rows { target, .. } = &self.watched {
+            let name = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) from pg_class c \
+                 join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
+            let qualified: Option<String> =
+                unprepared::query_scalar(name).bind(target).fetch_optional(&mut *connection).await?;
+            let Some(qualified) = qualified else { return Ok(Err(format!("table {target} does not exist"))) };
+            selects.target = qualified;
         }
         let fingerprint: String = unprepared::query_scalar("select md5($1)")
             .bind(self.body(&self.written()))
