@@ -1,4 +1,4 @@
-//! What the server means by its errors.
+//! What the server's errors mean, and how they are shown.
 
 use sqlx::postgres::PgDatabaseError;
 

@@ -4,7 +4,7 @@ use crate::world::{Outcome, World};
 use cutover::ledger::Ledger;
 use cutover::migration::Error;
 use cutover::migration::admin::{ExternalWriteReport, strangers};
-use cutover::migration::{ColumnMigration, Plan, TableMigration, Task, each};
+use cutover::migration::{ColumnMigration, Plan, TableMigration, Task, map_each};
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection};
 
 /// A session that does not go through the library.
@@ -143,7 +143,7 @@ struct Row {
 #[tokio::test]
 async fn with_a_rust_mapping_external_writes_hold_the_migration() -> Outcome {
     let world = World::new(50).await?;
-    let lower = each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
+    let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
     let plan = world.describe().forward_rows(lower).build()?;
     let _a = world.instance("a", Some(plan)).await?;
     world.go("backfill").await?;
@@ -236,7 +236,8 @@ async fn a_type_without_equality_does_not_fail_a_write() -> Outcome {
 #[tokio::test]
 async fn the_side_that_the_phase_reads_has_authority_over_defaults() -> Outcome {
     let world = World::new(10).await?;
-    let plan = world.describe().expand_sql("alter table orders alter new_status set default 'new'").build()?;
+    let plan =
+        world.describe().expand_sql("alter table orders alter new_status set default 'new'").build()?;
     let _a = world.instance("a", Some(plan)).await?;
     let mut job = external(&world).await?;
     let by_old = "insert into orders (old_status) values (' PAID ') returning id";
@@ -254,7 +255,8 @@ async fn the_side_that_the_phase_reads_has_authority_over_defaults() -> Outcome 
         assert_eq!(world.row(id).await?, (text(" C "), text("c")), "{phase}");
     }
     world.go("switch").await?;
-    job.execute("alter table orders alter old_status set default 'PENDING', alter new_status drop default").await?;
+    job.execute("alter table orders alter old_status set default 'PENDING', alter new_status drop default")
+        .await?;
     let id: i64 = sqlx::query_scalar(by_new).fetch_one(&mut job).await?;
     assert_eq!(world.row(id).await?, (text("PAID"), text("paid")));
     let both = format!("update orders set old_status = ' C ', new_status = 'd' where id = {id}");
@@ -492,7 +494,7 @@ async fn the_guard_keeps_the_rights_and_tables_of_its_installer() -> Outcome {
 #[tokio::test]
 async fn a_scan_counts_only_without_a_later_uncopied_write() -> Outcome {
     let world = World::new(50).await?;
-    let lower = each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
+    let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
     let plan = world.describe().forward_rows(lower).build()?;
     let _a = world.brief("a", plan).await?;
     world.go("verify").await?;

@@ -88,7 +88,10 @@ async fn a_trigger_that_requires_the_old_column_is_named() -> Outcome {
         )
         .await?;
     let found = problems(&world, &describe(&world.pool).build()?).await?;
-    assert!(found.iter().any(|one| one.is_blocking && one.problem.contains("a status is required")), "{found:?}");
+    assert!(
+        found.iter().any(|one| one.is_blocking && one.problem.contains("a status is required")),
+        "{found:?}"
+    );
     let depends = found.iter().find(|one| !one.is_blocking).ok_or("no warning")?;
     assert!(depends.problem.contains("trigger \"required\" of \"orders\" may depend on column"), "{depends}");
     Ok(())
@@ -133,7 +136,9 @@ async fn a_new_column_that_others_made_is_refused() -> Outcome {
 async fn identity_serial_and_primary_keys_are_refused() -> Outcome {
     let world = World::new(3).await?;
     world.pool.execute("alter table orders add number serial").await?;
-    for (old, words) in [("id", "part of the primary key"), ("number", "draws from a sequence (orders_number_seq)")] {
+    for (old, words) in
+        [("id", "part of the primary key"), ("number", "draws from a sequence (orders_number_seq)")]
+    {
         world.pool.execute("create unique index if not exists by_number on orders (number)").await?;
         let plan = ColumnMigration::new(world.pool.clone(), "orders")
             .column(old, "big", "bigint")
@@ -169,8 +174,16 @@ async fn a_mapping_that_does_not_follow_from_the_row_is_refused() -> Outcome {
         assert!(found[0].is_blocking && found[0].to_string().contains(word), "{forward}: {found:?}");
         assert!(!found[0].to_string().contains("at line"), "{found:?}");
     }
-    for forward in ["tidied(old_status)", "to_char(old_status::timestamptz, 'YYYY')", "(select max(x) from unnest(array[old_status]) x)"] {
-        assert_eq!(problems(&world, &describe(&world.pool).forward(forward).build()?).await?, [], "{forward}");
+    for forward in [
+        "tidied(old_status)",
+        "to_char(old_status::timestamptz, 'YYYY')",
+        "(select max(x) from unnest(array[old_status]) x)",
+    ] {
+        assert_eq!(
+            problems(&world, &describe(&world.pool).forward(forward).build()?).await?,
+            [],
+            "{forward}"
+        );
     }
     Ok(())
 }
@@ -231,7 +244,8 @@ async fn children_and_partitions_are_named() -> Outcome {
 async fn a_table_that_two_search_paths_resolve_differently_is_named() -> Outcome {
     let world = World::new(3).await?;
     world.pool.execute("create schema app; create table app.orders (like orders including all)").await?;
-    let options = world.url.parse::<sqlx::postgres::PgConnectOptions>()?.options([("search_path", "app, public")]);
+    let options =
+        world.url.parse::<sqlx::postgres::PgConnectOptions>()?.options([("search_path", "app, public")]);
     let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await?;
     let found = problems(&world, &describe(&pool).build()?).await?;
     assert!(found[0].problem.contains("app.orders for the pool and public.orders"), "{found:?}");
@@ -248,7 +262,10 @@ async fn the_old_side_is_dropped_once_and_by_its_identity() -> Outcome {
     let world = World::new(10).await?;
     let _a = world.instance("a", Some(describe(&world.pool).build()?)).await?;
     world.go("retire").await?;
-    world.pool.execute("alter table orders rename old_status to legacy; alter table orders add old_status text").await?;
+    world
+        .pool
+        .execute("alter table orders rename old_status to legacy; alter table orders add old_status text")
+        .await?;
     world.approve().await?;
     world.go("contract").await?;
     world.until("the old column to be dropped", async || !world.has_column("legacy").await).await?;
@@ -265,7 +282,9 @@ async fn all_problems_are_refused_together() -> Outcome {
     let a = world.instance("a", None).await?;
     let plan = describe(&world.pool).forward("old_status || now()").build()?;
     let error = plan.run(Task::Expand, &a.migration).await.expect_err("refused").to_string();
-    for part in ["NOT NULL without a default", "with type integer instead of text", "use_existing_column", "now()"] {
+    for part in
+        ["NOT NULL without a default", "with type integer instead of text", "use_existing_column", "now()"]
+    {
         assert!(error.contains(part), "{part} is not in {error}");
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cutover::migration::{ColumnMigration, TableMigration};
 use cutover::migration::{Plan, Task};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row};
 
 use crate::world::{Fleet, Outcome, World};
 
@@ -340,5 +340,64 @@ async fn a_dry_run_shows_every_statement() -> Outcome {
             assert!(of(task).contains(part), "{task:?} lacks {part}: {}", of(task));
         }
     }
+    Ok(())
+}
+
+/// The guard trigger, an index build and a pinned writer must never wait for each other in a circle.
+#[tokio::test]
+async fn an_index_build_ends_while_external_writers_come_and_go() -> Outcome {
+    let world = World::new(500).await?;
+    let a = world.instance("a", Some(world.describe().index("by_status", "(new_status)").build()?)).await?;
+    world.go("backfill").await?;
+    world.filled().await?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    // Two writers whose transactions of 300 ms overlap, so that there is always one.
+    let mut writers = Vec::new();
+    for id in [1, 2] {
+        let (mut external, is_over) = (PgConnection::connect(&world.url).await?, is_over.clone());
+        writers.push(tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(150 * id)).await;
+            let update = format!("begin; update orders set old_status = old_status || '.' where id = {id}");
+            while !is_over.load(Ordering::SeqCst) {
+                external.execute(AssertSqlSafe(&*update)).await?;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                external.execute("commit").await?;
+            }
+            Ok::<_, sqlx::Error>(())
+        }));
+    }
+    world.ask("ramp:50").await?;
+    let (mut slowest, began) = (Duration::ZERO, Instant::now());
+    while !is(&world, VALID).await? {
+        slowest = slowest.max(write(&a, &world.pool).await?);
+        assert!(began.elapsed() < Duration::from_secs(30), "the build does not end");
+    }
+    is_over.store(true, Ordering::SeqCst);
+    for writer in writers {
+        writer.await??;
+    }
+    assert!(slowest < Duration::from_secs(1), "a pinned writer waited for {slowest:?}");
+    world.go("ramp:50").await
+}
+
+#[tokio::test]
+async fn a_second_builder_is_told_that_another_instance_builds() -> Outcome {
+    let world = World::new(10).await?;
+    let a = world.instance("a", None).await?;
+    let plan = world.describe().without_guard_trigger().index("by_status", "(new_status)").build()?;
+    plan.run(Task::Expand, &a.migration).await?;
+    world.go("backfill").await?;
+    plan.run(Task::Backfill, &a.migration).await?;
+    world.go("verify").await?;
+    let mut long = world.pool.begin_with(SNAPSHOT).await?;
+    long.execute("select count(*) from orders").await?;
+    let (first, migration) = (plan.clone(), a.migration.clone());
+    let building = tokio::spawn(async move { first.run(Task::Scan, &migration).await });
+    let begun = "select to_regclass('by_status') is not null";
+    world.until("a build", async || is(&world, begun).await.unwrap_or(false)).await?;
+    let error = plan.run(Task::Scan, &a.migration).await.expect_err("refused").to_string();
+    assert!(error.contains("another instance builds the indexes of migration status"), "{error}");
+    long.rollback().await?;
+    building.await??;
     Ok(())
 }

@@ -58,11 +58,15 @@ fn row_security(table: &str, facts: &TableFacts) -> PlanProblem {
         names => format!("policies {}", names.join(", ")),
     };
     let remedy = match facts.is_owner {
-        true => format!("`alter table {table} no force row level security`, or `alter role {role} bypassrls`"),
+        true => {
+            format!("`alter table {table} no force row level security`, or `alter role {role} bypassrls`")
+        }
         false => format!("`alter role {role} bypassrls`"),
     };
     PlanProblem::blocking(
-        format!("row security filters the rows of {table} for role {role} ({policies}), so a copy would miss rows"),
+        format!(
+            "row security filters the rows of {table} for role {role} ({policies}), so a copy would miss rows"
+        ),
         remedy,
     )
 }
@@ -120,12 +124,16 @@ fn old_column(plan: &ColumnPlan<'_>, old: &ColumnFacts) -> Vec<PlanProblem> {
     } else if old.is_identity || old.sequence.is_some() {
         let sequence = old.sequence.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
         problems.push(PlanProblem::blocking(
-            format!("column {column} of {table} draws from a sequence{sequence} that would be dropped with it"),
+            format!(
+                "column {column} of {table} draws from a sequence{sequence} that would be dropped with it"
+            ),
             "move the table with a TableMigration to one whose column draws from its own sequence",
         ));
     } else if old.not_null && !old.has_default {
         problems.push(PlanProblem::blocking(
-            format!("column {column} is NOT NULL without a default, so every insert would fail from `retire` on"),
+            format!(
+                "column {column} is NOT NULL without a default, so every insert would fail from `retire` on"
+            ),
             format!("`alter table {table} alter column {column} drop not null`"),
         ));
     }
@@ -188,7 +196,11 @@ fn new_column(plan: &ColumnPlan<'_>, new: Option<&ColumnFacts>) -> Vec<PlanProbl
 
 /// What stands against this table as a new side. `has_foreign_rows`: it holds rows, and this migration neither created it
 /// nor may use it.
-pub(crate) fn new_table_problems(table: &str, facts: &TableFacts, has_foreign_rows: bool) -> Vec<PlanProblem> {
+pub(crate) fn new_table_problems(
+    table: &str,
+    facts: &TableFacts,
+    has_foreign_rows: bool,
+) -> Vec<PlanProblem> {
     let mut problems = table_problems(table, facts, false);
     if has_foreign_rows {
         problems.push(PlanProblem::blocking(

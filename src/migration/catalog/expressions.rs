@@ -44,8 +44,7 @@ pub(crate) async fn resolve(
     }
     let values: Vec<String> =
         expressions.iter().enumerate().map(|(number, text)| format!("({text}\n) as v{number}")).collect();
-    let view =
-        format!("create temporary view cutover_mapping as select {} from {ROW}", values.join(", "));
+    let view = format!("create temporary view cutover_mapping as select {} from {ROW}", values.join(", "));
     tx.execute(AssertSqlSafe(view)).await?;
     let unstable: Vec<(String, String)> = unprepared::query_as(UNSTABLE).fetch_all(&mut *tx).await?;
     let generated = unprepared::query_scalar(GENERATED).bind(table).fetch_all(&mut *tx).await?;

@@ -14,7 +14,9 @@ pub(crate) fn check_name(field: &'static str, name: &str, problems: &mut Vec<Pro
     if !is_plain(name) {
         problems.push(Problem::new(
             field,
-            format!("{name:?} is not a plain name: use letters, digits and `_`, at most 63, and no digit first"),
+            format!(
+                "{name:?} is not a plain name: use letters, digits and `_`, at most 63, and no digit first"
+            ),
         ));
     }
 }

@@ -28,7 +28,9 @@ pub(crate) async fn insert_without(
     }
     let (column, reason) = (quote(column), describe_error(&without));
     Ok(Some(PlanProblem::blocking(
-        format!("an insert into {table} without column {column} fails, as every insert would from `retire` on: {reason}"),
+        format!(
+            "an insert into {table} without column {column} fails, as every insert would from `retire` on: {reason}"
+        ),
         remedy(&without, table, &column),
     )))
 }
@@ -53,7 +55,9 @@ async fn refusal(
     let outcome = tx.execute(AssertSqlSafe(insert)).await;
     tx.rollback().await?;
     match outcome {
-        Err(sqlx::Error::Database(error)) if error.code().is_some_and(|code| DUPLICATES.contains(&&*code)) => {
+        Err(sqlx::Error::Database(error))
+            if error.code().is_some_and(|code| DUPLICATES.contains(&&*code)) =>
+        {
             Ok(None)
         }
         Err(error @ sqlx::Error::Database(_)) => Ok(Some(error)),
@@ -79,7 +83,9 @@ fn remedy(error: &sqlx::Error, table: &str, column: &str) -> String {
     let Some(error) = of_postgres(error) else { return other() };
     match (error.code(), error.data_type(), error.constraint()) {
         ("23502", Some(domain), _) => format!("`alter domain {domain} drop not null`"),
-        ("23514", Some(domain), Some(name)) => format!("`alter domain {domain} drop constraint {}`", quote(name)),
+        ("23514", Some(domain), Some(name)) => {
+            format!("`alter domain {domain} drop constraint {}`", quote(name))
+        }
         ("23502", None, _) => format!("`alter table {table} alter column {column} drop not null`"),
         ("23514", None, Some(name)) => format!("`alter table {table} drop constraint {}`", quote(name)),
         _ => other(),

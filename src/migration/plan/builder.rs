@@ -5,7 +5,9 @@ use sqlx::PgPool;
 use super::changes::{Changes, statement_of};
 use super::description::{Description, Shape};
 use crate::config::{ConfigError, Problem};
-use crate::migration::batch::{BatchOptions, How, Mapping, NEEDS_FORWARD_ROWS, Outline, Sides, Throttle};
+use crate::migration::batch::{
+    BatchOptions, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, Sides, Throttle,
+};
 use crate::migration::catalog::{check_name, check_table, quote_table};
 use crate::migration::schema::Index;
 
@@ -112,7 +114,7 @@ impl<S> SqlMigrationBuilder<S> {
         self
     }
 
-    /// How the work is cut into batches.
+    /// MappingCode the work is cut into batches.
     pub fn batches(mut self, batches: BatchOptions) -> Self {
         self.batches = batches;
         self
@@ -175,6 +177,6 @@ pub(super) fn check_tables(tables: &[(&'static str, &str)], problems: &mut Vec<P
 }
 
 /// A mapping of one column by an SQL expression.
-pub(super) fn sql(expression: &str) -> How {
-    How::Sql(vec![expression.trim().to_owned()])
+pub(super) fn sql(expression: &str) -> MappingCode {
+    MappingCode::Sql(vec![expression.trim().to_owned()])
 }

@@ -50,8 +50,9 @@ impl Changes {
         for (field, statements) in [("expand_sql", &self.expand), ("contract_sql", &self.contract)] {
             for statement in statements {
                 if statement.to_lowercase().contains("concurrently") {
-                    let problem =
-                        format!("`{statement}` cannot run in a transaction: describe indexes with `.index(…)`");
+                    let problem = format!(
+                        "`{statement}` cannot run in a transaction: describe indexes with `.index(…)`"
+                    );
                     problems.push(Problem::new(field, problem));
                 } else if statement.trim().is_empty() {
                     problems.push(Problem::new(field, "is empty: leave it out"));
@@ -78,7 +79,10 @@ impl Changes {
     #[cfg(not(feature = "lint"))]
     fn lint(&self, _: Option<&str>, problems: &mut Vec<Problem>) {
         if !self.allowed.is_empty() {
-            problems.push(Problem::new("allow", "has no effect without the cargo feature `lint`: enable it, or leave `.allow(…)` out"));
+            problems.push(Problem::new(
+                "allow",
+                "has no effect without the cargo feature `lint`: enable it, or leave `.allow(…)` out",
+            ));
         }
     }
 }

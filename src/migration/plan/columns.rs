@@ -7,7 +7,7 @@ use super::description::Shape;
 use super::new_type;
 use super::sql_migration::SqlMigration;
 use crate::config::{ConfigError, Problem};
-use crate::migration::batch::{How, MapRows, Mapping};
+use crate::migration::batch::{MapRows, Mapping, MappingCode};
 use crate::migration::catalog::{check_name, quote};
 
 /// Moves the values of one column into another column of the same table.
@@ -56,8 +56,8 @@ pub struct Column {
     table: String,
     /// Old column, new column, type. More than one is a mistake that `build` reports.
     pairs: Vec<[String; 3]>,
-    forward: How,
-    backward: How,
+    forward: MappingCode,
+    backward: MappingCode,
     not_null: bool,
 }
 
@@ -97,7 +97,7 @@ impl SqlMigrationBuilder<Column> {
 
     /// The new column's value, computed in Rust from the table's row.
     pub fn forward_rows(mut self, mapping: impl MapRows) -> Self {
-        self.sides.forward = How::Rust(Arc::new(mapping));
+        self.sides.forward = MappingCode::Rust(Arc::new(mapping));
         self
     }
 
@@ -112,7 +112,7 @@ impl SqlMigrationBuilder<Column> {
     /// The scan also tries the way there and back. It then calls `forward` with a row that holds only the key and the
     /// old column.
     pub fn backward_rows(mut self, mapping: impl MapRows) -> Self {
-        self.sides.backward = How::Rust(Arc::new(mapping));
+        self.sides.backward = MappingCode::Rust(Arc::new(mapping));
         self
     }
 
@@ -142,19 +142,20 @@ impl SqlMigrationBuilder<Column> {
     /// by the preflight and before the first task runs.
     pub fn build(self) -> Result<ColumnMigration, ConfigError> {
         let problems = self.problems();
-        let description = self.described(problems, |Column { table, pairs, forward, backward, not_null }| {
-            let [old, new, new_type] = pairs.into_iter().next().unwrap_or_default();
-            let (old, new) = (quote(&old), quote(&new));
-            let mapping =
-                |column: &str, how| Mapping { columns: vec![column.to_owned()], how, is_object: false };
-            Described {
-                old: table.clone(),
-                new: table,
-                forward: mapping(&new, forward),
-                backward: mapping(&old, backward),
-                shape: Shape::Column { old, new, new_type, not_null },
-            }
-        })?;
+        let description =
+            self.described(problems, |Column { table, pairs, forward, backward, not_null }| {
+                let [old, new, new_type] = pairs.into_iter().next().unwrap_or_default();
+                let (old, new) = (quote(&old), quote(&new));
+                let mapping =
+                    |column: &str, code| Mapping { columns: vec![column.to_owned()], code, is_object: false };
+                Described {
+                    old: table.clone(),
+                    new: table,
+                    forward: mapping(&new, forward),
+                    backward: mapping(&old, backward),
+                    shape: Shape::Column { old, new, new_type, not_null },
+                }
+            })?;
         Ok(SqlMigration::of(description))
     }
 
@@ -181,18 +182,20 @@ impl SqlMigrationBuilder<Column> {
         if let Some(column) = self.key.iter().find(|column| [old, new].contains(column)) {
             problems.push(Problem::new(
                 "key",
-                format!("{column:?} is one of the migrated columns: name the columns of another unique index"),
+                format!(
+                    "{column:?} is one of the migrated columns: name the columns of another unique index"
+                ),
             ));
         }
         new_type::check(sql_type, &mut problems);
         for (field, how, over) in [("forward", forward, old), ("backward", backward, new)] {
-            if matches!(how, How::Sql(expressions) if expressions.iter().any(String::is_empty)) {
+            if matches!(how, MappingCode::Sql(expressions) if expressions.iter().any(String::is_empty)) {
                 problems.push(Problem::new(field, format!("is missing: an SQL expression over {over:?}")));
             }
         }
         check_directions(
-            matches!(forward, How::Sql(_)),
-            matches!(backward, How::Rust(_)),
+            matches!(forward, MappingCode::Sql(_)),
+            matches!(backward, MappingCode::Rust(_)),
             &mut problems,
         );
         self.common_problems(None, &mut problems);
@@ -251,8 +254,16 @@ mod tests {
         let statements = plan.sql();
         let add = "alter table \"billing\".\"Orders\" add column if not exists \"new\" numeric(12, 2);\n";
         assert!(statements[0].1.starts_with(add), "{}", statements[0].1);
-        assert!(statements[0].1.contains("create trigger \"zzz_cutover_:migration_row\""), "{}", statements[0].1);
-        assert!(statements[1].1.contains("update \"billing\".\"Orders\" set \"new\" = "), "{}", statements[1].1);
+        assert!(
+            statements[0].1.contains("create trigger \"zzz_cutover_:migration_row\""),
+            "{}",
+            statements[0].1
+        );
+        assert!(
+            statements[1].1.contains("update \"billing\".\"Orders\" set \"new\" = "),
+            "{}",
+            statements[1].1
+        );
         let tasks: Vec<Task> = statements.iter().map(|(task, _)| *task).collect();
         assert_eq!(tasks.len(), 5);
         for name in ["id; drop table x", "a b", "1a", "", "é"] {

@@ -9,7 +9,7 @@ use crate::migration::catalog::{OldSide, unquote};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::alter;
+use crate::migration::schema::{alter, drop_old_side};
 
 /// Drops the old side, unless something depends on it or it is gone.
 pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
@@ -49,7 +49,7 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         .chain(plan.changes.contract.clone())
         .chain([plan.drop(&table, column.as_deref())])
         .collect();
-    alter(&plan.outline.pool, &table, migration, Phase::Contract, &statements.join(";\n")).await
+    drop_old_side(&plan.outline.pool, &table, migration, &statements.join(";\n")).await
 }
 
 /// Makes the new column `NOT NULL`, if no row holds a null. With the check in place no writer could change such a row.

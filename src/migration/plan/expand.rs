@@ -1,4 +1,4 @@
-//! The expand step: the new side, the guard trigger and the record of both sides, in one transaction.
+//! The expand step: the new side, the guard trigger, and the record of both sides.
 
 use sqlx::PgConnection;
 
@@ -22,15 +22,8 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
     }
     refuse(&found)?;
     let exists = new_side_exists(plan, &mut connection).await?;
-    let guard = find_guard(plan, &mut connection).await?;
-    let arm = match &guard {
-        Some(guard) => Some(armed(plan, guard, migration, &mut connection).await?),
-        None => None,
-    };
-    drop(connection);
-    // Whoever made the new side ran the statements that belong to it. In one transaction, so that no write can pass
-    // between the new side and its trigger.
-    let make: Vec<String> = match exists {
+    // Whoever made the new side ran the statements that belong to it.
+    let mut make: Vec<String> = match exists {
         true => Vec::new(),
         false => plan.create().into_iter().chain(plan.changes.expand.clone()).collect(),
     };
@@ -38,8 +31,23 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
     let columns = columns.as_ref().map_or([None, None], |(old, new)| [Some(&**old), Some(&**new)]);
     let tables = [plan.old_table(), plan.new_table()];
     let record = sides::record(&migration.id().to_string(), tables, columns, !exists);
+    let pool = &plan.outline.pool;
+    if let (Shape::Table { .. }, false) = (&plan.shape, exists) {
+        // The trigger names the new table with its schema, which only the server knows. No write is lost in between,
+        // because the copy comes later.
+        make.push(record.clone());
+        alter(pool, plan.new_table(), migration, Phase::Off, &make.join(";\n")).await?;
+        make.clear();
+        refuse(&problems(plan, Some(migration.id()), &mut connection).await?)?;
+    }
+    let arm = match find_guard(plan, &mut connection).await? {
+        Some(guard) => Some(armed(plan, &guard, migration, &mut connection).await?),
+        None => None,
+    };
+    drop(connection);
+    // In one transaction, so that no write passes between a new column and its trigger.
     let statements: Vec<String> = make.into_iter().chain(arm).chain([record]).collect();
-    alter(&plan.outline.pool, plan.old_table(), migration, Phase::Off, &statements.join(";\n")).await
+    alter(pool, plan.old_table(), migration, Phase::Off, &statements.join(";\n")).await
 }
 
 /// Installs the trigger again if another build has installed another one, so that external writes are mapped as this build
@@ -72,7 +80,10 @@ async fn armed(
         Shape::Table { .. } => None,
     };
     guard.armed(connection, added, migration.id()).await?.map_err(|reason| {
-        PlanError::Refused(format!("the guard trigger of {} cannot compute the mapping: {reason}", plan.old_table()))
+        PlanError::Refused(format!(
+            "the guard trigger of {} cannot compute the mapping: {reason}",
+            plan.old_table()
+        ))
     })
 }
 

@@ -4,7 +4,7 @@ use sqlx::{Connection, Executor, PgConnection};
 
 use super::description::{Description, Shape};
 use crate::ledger::{describe_error, sides, unprepared};
-use crate::migration::batch::{How, Keyset, keyset};
+use crate::migration::batch::{Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
     ColumnPlan, PlanProblem, Resolved, TableFacts, canonical_type, column_problems, column_types,
     insert_without, new_table_problems, resolve, table_problems, unquote,
@@ -120,7 +120,7 @@ async fn of_columns(
     let sides = &plan.outline.sides;
     for (field, mapping) in [("forward", &sides.forward), ("backward", &sides.backward)] {
         let is_guarded = plan.has_guard && field == "forward";
-        problems.extend(of_mapping(field, table, added, &mapping.how, is_guarded, tx).await?);
+        problems.extend(of_mapping(field, table, added, &mapping.code, is_guarded, tx).await?);
     }
     let is_refused = problems.iter().any(|problem| problem.is_blocking);
     if !is_refused && let Some(problem) = insert_without(tx, table, facts, old).await? {
@@ -148,22 +148,20 @@ async fn of_tables(
         ));
     }
     problems.extend(columns_there(&sides.old, &sides.backward.columns, old));
-    problems.extend(of_mapping("column", &sides.old, None, &sides.forward.how, plan.has_guard, tx).await?);
+    problems.extend(of_mapping("column", &sides.old, None, &sides.forward.code, plan.has_guard, tx).await?);
     let Some(new) = TableFacts::read(tx, &sides.new).await? else {
         if plan.create().is_none() {
             problems.push(missing(&sides.new, tx).await?);
         }
         return Ok(problems);
     };
-    let has_rows: bool = unprepared::query_scalar(sqlx::AssertSqlSafe(format!(
-        "select exists (select from {})",
-        sides.new
-    )))
-    .fetch_one(&mut *tx)
-    .await?;
+    let has_rows: bool =
+        unprepared::query_scalar(sqlx::AssertSqlSafe(format!("select exists (select from {})", sides.new)))
+            .fetch_one(&mut *tx)
+            .await?;
     problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new));
     problems.extend(columns_there(&sides.new, &sides.forward.columns, &new));
-    problems.extend(of_mapping("column_back", &sides.new, None, &sides.backward.how, false, tx).await?);
+    problems.extend(of_mapping("column_back", &sides.new, None, &sides.backward.code, false, tx).await?);
     if let Some(key) = key
         && let Err(reasons) = keyset::find(tx, &sides.new, &key.plain_names()).await?
     {
@@ -198,11 +196,11 @@ async fn of_mapping(
     field: &str,
     table: &str,
     added: Option<(&str, &str)>,
-    how: &How,
+    how: &MappingCode,
     is_guarded: bool,
     tx: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-    let How::Sql(expressions) = how else { return Ok(Vec::new()) };
+    let MappingCode::Sql(expressions) = how else { return Ok(Vec::new()) };
     let Resolved { unstable, generated, .. } = match resolve(tx, table, added, expressions).await {
         Ok(resolved) => resolved,
         Err(error @ sqlx::Error::Database(_)) => {
@@ -248,8 +246,10 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
     let (mut problems, mut key, mut types) = (Vec::new(), None, [Vec::new(), Vec::new()]);
     let both = [(&sides.old, &sides.backward), (&sides.new, &sides.forward)];
     for (number, (table, mapping)) in both.into_iter().enumerate() {
-        let oid: Option<i64> =
-            unprepared::query_scalar("select to_regclass($1)::oid::bigint").bind(table).fetch_one(&mut *tx).await?;
+        let oid: Option<i64> = unprepared::query_scalar("select to_regclass($1)::oid::bigint")
+            .bind(table)
+            .fetch_one(&mut *tx)
+            .await?;
         let Some(oid) = oid else {
             problems.push(missing(table, tx).await?);
             continue;
@@ -258,7 +258,10 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         if let Some(side) = side.filter(|side| side.relation != oid) {
             let expanded = side.table.as_deref().filter(|_| side.is_there).unwrap_or("a table that is gone");
             problems.push(blocking(
-                format!("{table} is another table now than in `expand`, which was {expanded} (oid {})", side.relation),
+                format!(
+                    "{table} is another table now than in `expand`, which was {expanded} (oid {})",
+                    side.relation
+                ),
                 "restore the table of that time under its name, or go back to `off` and begin again",
             ));
         }
@@ -270,7 +273,8 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
                 reasons.into_iter().map(|reason| blocking(format!("{table}: {reason}"), "restore the index")),
             ),
         }
-        for (column, sql_type) in mapping.columns.iter().zip(column_types(tx, table, &mapping.columns).await?) {
+        for (column, sql_type) in mapping.columns.iter().zip(column_types(tx, table, &mapping.columns).await?)
+        {
             match sql_type {
                 Some(sql_type) => types[number].push(sql_type),
                 None => problems.push(blocking(

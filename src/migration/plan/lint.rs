@@ -62,7 +62,8 @@ pub(crate) fn check(statements: &[(&'static str, String)], allowed: &[String], p
 }
 
 fn refusal(field: &'static str, statement: &str, why: &str, rule: &str) -> Problem {
-    let problem = format!("`{statement}`: {why} (rule `{rule}`; if it is harmless here, use `.allow(\"{rule}\")`)");
+    let problem =
+        format!("`{statement}`: {why} (rule `{rule}`; if it is harmless here, use `.allow(\"{rule}\")`)");
     Problem::new(field, problem)
 }
 

@@ -29,8 +29,10 @@ pub(crate) fn check(new_type: &str, problems: &mut Vec<Problem>) {
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
         .map(str::to_ascii_lowercase)
         .collect();
-    let more: Vec<_> =
-        MORE_THAN_A_TYPE.iter().filter(|(names, _)| words.iter().any(|word| names.contains(&&**word))).collect();
+    let more: Vec<_> = MORE_THAN_A_TYPE
+        .iter()
+        .filter(|(names, _)| words.iter().any(|word| names.contains(&&**word)))
+        .collect();
     for (_, remedy) in &more {
         problems.push(Problem::new(field, format!("{new_type:?} is more than a type: {remedy}")));
     }

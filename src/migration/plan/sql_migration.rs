@@ -75,7 +75,10 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
                 && !found.iter().any(|problem| problem.problem.contains(&here.1))
             {
                 found.push(PlanProblem::warning(
-                    format!("table {table} is {} for the pool and {} for the ledger's connections", here.1, there.1),
+                    format!(
+                        "table {table} is {} for the pool and {} for the ledger's connections",
+                        here.1, there.1
+                    ),
                     format!("name it with its schema: {:?}", here.1),
                 ));
             }
@@ -83,7 +86,11 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         Ok(found)
     }
 
-    async fn facts(&self, migration: Option<i32>, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+    async fn facts(
+        &self,
+        migration: Option<i32>,
+        connection: &mut PgConnection,
+    ) -> Result<Facts, sqlx::Error> {
         let plan = &*self.description;
         let recorded = match migration {
             Some(id) => sides::find(connection, id).await?.zip(migration),
@@ -121,10 +128,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
 }
 
 /// The table's oid and full name on this connection.
-async fn resolved(
-    connection: &mut PgConnection,
-    table: &str,
-) -> Result<Option<(i64, String)>, sqlx::Error> {
+async fn resolved(connection: &mut PgConnection, table: &str) -> Result<Option<(i64, String)>, sqlx::Error> {
     unprepared::query_as(
         "select c.oid::bigint, n.nspname || '.' || c.relname from pg_class c \
          join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)",

@@ -8,7 +8,7 @@ use super::changes::statement_of;
 use super::description::Shape;
 use super::sql_migration::SqlMigration;
 use crate::config::{ConfigError, Problem};
-use crate::migration::batch::{How, MapRows, Mapping};
+use crate::migration::batch::{MapRows, Mapping, MappingCode};
 use crate::migration::catalog::{check_name, quote};
 
 /// Moves the rows of one table into another table of the same database, one to one, by a key that both have.
@@ -120,7 +120,7 @@ impl Direction {
     fn mapping(self) -> Mapping {
         Mapping {
             columns: self.columns.iter().map(|column| quote(column)).collect(),
-            how: self.in_rust.map_or(How::Sql(self.expressions), How::Rust),
+            code: self.in_rust.map_or(MappingCode::Sql(self.expressions), MappingCode::Rust),
             is_object: true,
         }
     }

@@ -44,7 +44,7 @@
 use sqlx::PgConnection;
 
 use crate::ledger::{describe_error, unprepared};
-use crate::migration::batch::{How, Sides};
+use crate::migration::batch::{MappingCode, Sides};
 use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, quote, resolve};
 
 /// The guard trigger of one migration on the table of its old side. Names are quoted.
@@ -53,8 +53,8 @@ pub(crate) struct GuardTrigger {
     table: String,
     watched: Watched,
     key: Vec<String>,
-    forward: How,
-    backward: How,
+    forward: MappingCode,
+    backward: MappingCode,
 }
 
 #[derive(Debug, Clone)]
@@ -84,21 +84,21 @@ const REFUSE: &str = "raise exception using errcode = 'ZC003', \
 const RAISE: &str = "when serialization_failure or deadlock_detected then raise;";
 
 /// The phases that refuse external writes of the old side.
-fn refused(forward: &How) -> &'static str {
+fn refused(forward: &MappingCode) -> &'static str {
     match forward {
-        How::Sql(_) => "'retire', 'contract'",
-        How::Rust(_) => "'ramp', 'switch', 'retire', 'contract'",
+        MappingCode::Sql(_) => "'retire', 'contract'",
+        MappingCode::Rust(_) => "'ramp', 'switch', 'retire', 'contract'",
     }
 }
 
-fn written(how: &How) -> Option<String> {
+fn written(how: &MappingCode) -> Option<String> {
     match how {
-        How::Sql(expressions) => {
+        MappingCode::Sql(expressions) => {
             let values: Vec<String> =
                 expressions.iter().enumerate().map(|(n, text)| format!("({text}) as v{n}")).collect();
             Some(format!("select {}", values.join(", ")))
         }
-        How::Rust(_) => None,
+        MappingCode::Rust(_) => None,
     }
 }
 
@@ -117,7 +117,7 @@ impl GuardTrigger {
 
     fn over(watched: Watched, sides: &Sides, key: &[String]) -> Self {
         let key = key.iter().map(|column| quote(column)).collect();
-        let (forward, backward) = (sides.forward.how.clone(), sides.backward.how.clone());
+        let (forward, backward) = (sides.forward.code.clone(), sides.backward.code.clone());
         Self { table: sides.old.clone(), watched, key, forward, backward }
     }
 
@@ -145,12 +145,16 @@ impl GuardTrigger {
     fn on_columns(&self, old: &str, new: &str, selects: &Selects) -> (String, String) {
         // By their images, because not every type has an `=`.
         let same = |column: &str| {
-            format!("row(old.{column})::pg_catalog.record operator(pg_catalog.*=) row(new.{column})::pg_catalog.record")
+            format!(
+                "row(old.{column})::pg_catalog.record operator(pg_catalog.*=) row(new.{column})::pg_catalog.record"
+            )
         };
         let (same_old, same_new) = (same(old), same(new));
         let map = |column: &str, select: &Option<String>| match select {
             Some(select) => {
-                format!("select v0 into new.{column} from ({select} from (select new.*) as cutover_row) as mapped;")
+                format!(
+                    "select v0 into new.{column} from ({select} from (select new.*) as cutover_row) as mapped;"
+                )
             }
             None => "null;".to_owned(),
         };
@@ -161,8 +165,7 @@ impl GuardTrigger {
             "not exists (select from pg_catalog.pg_attrdef d join pg_catalog.pg_attribute a \
                  on a.attrelid = d.adrelid and a.attnum = d.adnum where d.adrelid = tg_relid and a.attname = '{name}')"
         );
-        let before =
-            format!("if tg_op = 'UPDATE' and {same_old} and {same_new} then return new; end if;");
+        let before = format!("if tg_op = 'UPDATE' and {same_old} and {same_new} then return new; end if;");
         let after = format!(
             "if phase in ({refused}) then \
                  if tg_op = 'UPDATE' then writes_old := not ({same_old}); \
@@ -179,7 +182,8 @@ impl GuardTrigger {
              exception {RAISE} when others then {record} end; \
              return new;",
             refused = refused(&self.forward),
-            record = self.record("case when maps_forward or phase <> 'switch' then 'new' else 'old' end", "new"),
+            record =
+                self.record("case when maps_forward or phase <> 'switch' then 'new' else 'old' end", "new"),
         );
         (before, after)
     }
@@ -191,7 +195,8 @@ impl GuardTrigger {
         };
         let key = self.key.join(", ");
         let all = [self.key.as_slice(), columns].concat().join(", ");
-        let sets: Vec<String> = columns.iter().map(|column| format!("{column} = excluded.{column}")).collect();
+        let sets: Vec<String> =
+            columns.iter().map(|column| format!("{column} = excluded.{column}")).collect();
         let values: Vec<String> = (0..columns.len()).map(|n| format!("v{n}")).collect();
         let (old_key, new_key, gone_key) = (of("old"), of("new"), of("gone"));
         let copy = selects.forward.as_ref().map_or_else(String::new, |select| {
@@ -247,8 +252,9 @@ impl GuardTrigger {
         migration: i32,
     ) -> Result<Result<String, String>, sqlx::Error> {
         let mut selects = self.written();
-        for (how, select) in [(&self.forward, &mut selects.forward), (&self.backward, &mut selects.backward)] {
-            if let (How::Sql(expressions), Some(select)) = (how, select) {
+        for (how, select) in [(&self.forward, &mut selects.forward), (&self.backward, &mut selects.backward)]
+        {
+            if let (MappingCode::Sql(expressions), Some(select)) = (how, select) {
                 match resolve(connection, &self.table, added, expressions).await {
                     Ok(Resolved { select: resolved, .. }) => *select = resolved,
                     Err(error @ sqlx::Error::Database(_)) => return Ok(Err(describe_error(&error))),

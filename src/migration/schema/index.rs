@@ -100,9 +100,10 @@ async fn look(pool: &PgPool, table: &str, index: &Index, migration: &Migration) 
     .await?;
     match found {
         None => Ok(Found::Nothing),
-        Some((false, ..)) => {
-            Err(PlanError::Refused(format!("index {} belongs to another table; to fix: describe it under another name", quote(&index.name))))
-        }
+        Some((false, ..)) => Err(PlanError::Refused(format!(
+            "index {} belongs to another table; to fix: describe it under another name",
+            quote(&index.name)
+        ))),
         Some((true, false, name, _)) => Ok(Found::Invalid(name)),
         Some((true, true, name, is)) => match described(&mut tx, table, index).await? {
             Some(wanted) if wanted != is => Err(PlanError::Refused(format!(
@@ -123,7 +124,11 @@ async fn described(tx: &mut PgConnection, table: &str, index: &Index) -> Result<
     match tx.execute(AssertSqlSafe(twin)).await {
         Err(error) if sql_state(&error).as_deref() == Some("42501") => {
             let error = describe_error(&error);
-            tracing::warn!(error, index = index.name, "could not compare the index with its description; using it");
+            tracing::warn!(
+                error,
+                index = index.name,
+                "could not compare the index with its description; using it"
+            );
             return Ok(None);
         }
         outcome => outcome?,
@@ -188,7 +193,10 @@ async fn run(
         let others = blockers(pool, pid).await.unwrap_or_default();
         let note = match others.is_empty() {
             true => String::new(),
-            false => format!("waiting for older transactions: {}; to unblock: end them; the statement is `{statement}`", others.join(", ")),
+            false => format!(
+                "waiting for older transactions: {}; to unblock: end them; the statement is `{statement}`",
+                others.join(", ")
+            ),
         };
         if migration.note(&note) && !note.is_empty() {
             tracing::info!(migration = migration.name(), note);

@@ -5,6 +5,6 @@ mod guard;
 pub(super) mod index;
 mod index_definition;
 
-pub(super) use alter::alter;
+pub(super) use alter::{alter, drop_old_side};
 pub(super) use guard::GuardTrigger;
 pub(super) use index_definition::Index;
