@@ -32,9 +32,9 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
     // Statements of the user may drop what depends on it; if they do not, the server refuses the drop.
     if !dependents.is_empty() && plan.changes.contract.is_empty() {
         return Err(PlanError::Refused(format!(
-            "{} of {table} cannot be dropped because other objects depend on it: {}; to fix: drop them, or add \
+            "{} cannot be dropped because other objects depend on it: {}; to fix: drop them, or add \
              `.contract_sql(\"drop …\")` for each",
-            column.as_ref().map_or("the rows".to_owned(), |column| format!("column {column}")),
+            column.as_ref().map_or(format!("table {table}"), |column| format!("column {column} of {table}")),
             dependents.join(", ")
         )));
     }

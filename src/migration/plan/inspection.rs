@@ -119,7 +119,9 @@ async fn of_columns(
     let added = Some((quoted.as_str(), new_type.as_str()));
     let sides = &plan.outline.sides;
     for (field, mapping) in [("forward", &sides.forward), ("backward", &sides.backward)] {
-        let is_guarded = plan.has_guard && field == "forward";
+        // If the old column itself is generated, another problem says what to do.
+        let is_generated = facts.column(old).is_some_and(|column| column.is_generated);
+        let is_guarded = plan.has_guard && field == "forward" && !is_generated;
         problems.extend(of_mapping(field, table, added, &mapping.code, is_guarded, tx).await?);
     }
     let is_refused = problems.iter().any(|problem| problem.is_blocking);
