@@ -27,6 +27,7 @@ pub(crate) mod plans;
 pub(crate) mod repairs;
 mod schema;
 mod shares;
+pub(crate) mod sides;
 mod sqlstate;
 pub(crate) mod standbys;
 mod transaction;

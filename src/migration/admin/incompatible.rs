@@ -31,18 +31,19 @@ pub async fn incompatible_builds(
     let mut incompatible_builds: Vec<String> =
         entries.iter().filter_map(|entry| entry.refusal(declared(&entry.name))).collect();
     for spec in specs {
-        let phase = entries.iter().find(|entry| entry.name == spec.name).map_or(Phase::Off, |e| e.phase);
-        incompatible_builds.extend(schema(ledger, spec, phase).await);
+        let entry = entries.iter().find(|entry| entry.name == spec.name);
+        let phase = entry.map_or(Phase::Off, |entry| entry.phase);
+        incompatible_builds.extend(schema(ledger, spec, entry.map(|entry| entry.id), phase).await);
     }
     Ok(incompatible_builds)
 }
 
 /// What the schema lacks for `phase`.
-async fn schema(ledger: &Ledger, spec: &MigrationSpec, phase: Phase) -> Option<String> {
+async fn schema(ledger: &Ledger, spec: &MigrationSpec, id: Option<i32>, phase: Phase) -> Option<String> {
     let plan = spec.plan.as_ref()?;
     let facts = async {
         let mut tx = ledger.begin().await?;
-        plan.facts(&mut tx).await
+        plan.facts(id, &mut tx).await
     };
     let lack = match facts.await {
         Err(error) => format!("the schema can't be looked at: {error}"),

@@ -49,7 +49,7 @@ impl MigrationState {
         let facts = match &spec.plan {
             // Another object may have the name of the old side by now.
             _ if row.dropped => Facts { expanded: true, contracted: true },
-            Some(plan) => plan.facts(connection).await?,
+            Some(plan) => plan.facts(Some(row.id), connection).await?,
             // Schema and data are not this library's task.
             None => Facts { expanded: true, contracted: true },
         };

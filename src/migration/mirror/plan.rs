@@ -299,7 +299,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
 
 #[async_trait]
 impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
-    async fn facts(&self, _: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+    async fn facts(&self, _: Option<i32>, _: &mut PgConnection) -> Result<Facts, sqlx::Error> {
         // Asked until it is prepared once: a store that is away must not keep the fleet from going back.
         if !self.0.is_prepared.load(Ordering::Relaxed)
             && let Ok(Ok(true)) = timeout(ASKED, self.store().is_prepared()).await
