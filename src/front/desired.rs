@@ -30,7 +30,7 @@ impl DesiredPhase for FromFlag {
                 "flag {:?} is on but has no variant whose payload names a phase",
                 self.flag
             )),
-            Switch::Off => Target::Back,
+            Switch::Off => Target::SwitchedOff,
             Switch::Unknown => Target::Hold("the flag server has not been reached lately".into()),
         })
     }
@@ -50,12 +50,12 @@ mod tests {
     fn a_payload_is_a_wish_and_nonsense_is_not() {
         let flags = Flags::fixed([("status", FixedFlag::payload("switch"))]);
         let wish = FromFlag::new(flags.clone(), "status");
-        assert_eq!(wish.target(), Some(Target::Go(Phase::Switch.into())));
+        assert_eq!(wish.target(), Some(Target::Desired(Phase::Switch.into())));
         flags.set("status", FixedFlag::payload("sideways")).unwrap();
         assert!(matches!(wish.target(), Some(Target::Hold(_))));
         flags.set("status", FixedFlag::ON).unwrap();
         assert!(matches!(wish.target(), Some(Target::Hold(_))));
         flags.set("status", FixedFlag::OFF).unwrap();
-        assert_eq!(wish.target(), Some(Target::Back));
+        assert_eq!(wish.target(), Some(Target::SwitchedOff));
     }
 }

@@ -92,7 +92,7 @@ struct Flag;
 
 impl DesiredPhase for Flag {
     fn target(&self) -> Option<Target> {
-        Some(Target::Go(Desired::from(Phase::Off)))
+        Some(Target::Desired(Desired::from(Phase::Off)))
     }
 
     fn actor(&self) -> &str {

@@ -192,7 +192,7 @@ async fn the_old_table_is_dropped_at_the_end_unless_something_depends_on_it() ->
     world.pool.execute("drop view report").await?;
     plan.run(Task::Contract, &a.migration).await?;
     let mut connection = world.pool.acquire().await?;
-    assert!(plan.facts(&mut connection).await?.contracted);
+    assert!(plan.schema_state(&mut connection).await?.contracted);
     Ok(())
 }
 

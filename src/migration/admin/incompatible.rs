@@ -39,7 +39,7 @@ async fn schema(ledger: &Ledger, spec: &MigrationSpec, phase: Phase) -> Option<S
     let plan = spec.plan.as_ref()?;
     let facts = async {
         let mut tx = ledger.begin().await?;
-        plan.facts(&mut tx).await
+        plan.schema_state(&mut tx).await
     };
     let lack = match facts.await {
         Err(error) => format!("the schema can't be looked at: {error}"),

@@ -7,7 +7,7 @@ use super::commands::{AdminError, find};
 use crate::ledger::{Ledger, unprepared};
 use crate::migration::catalog::OldSide;
 use crate::migration::coordinator::{Counted, known, members, named};
-use crate::migration::phase::{Blocked, Member, Phase, Side, Task, waits_for_repairs, waits_for_standbys};
+use crate::migration::phase::{Blocker, Member, Phase, Side, Task, waits_for_repairs, waits_for_standbys};
 
 /// The way from where a migration is to a phase.
 #[derive(Debug, Clone, Serialize)]
@@ -67,7 +67,7 @@ pub struct Need {
 }
 
 impl Need {
-    fn known(what: &'static str, against: impl IntoIterator<Item = Blocked>) -> Self {
+    fn known(what: &'static str, against: impl IntoIterator<Item = Blocker>) -> Self {
         let reasons: Vec<String> = against.into_iter().map(|reason| reason.to_string()).collect();
         Self { what, holds: Some(reasons.is_empty()), waits_for: words(&reasons, "; ") }
     }
@@ -202,14 +202,14 @@ fn task(from: Phase, to: Phase) -> Option<Task> {
 
 fn needs(from: Phase, to: Phase, known: &Known, is_first: bool) -> Vec<Need> {
     let members = || known.members.iter();
-    let unfit = members().filter(|member| !member.range.contains(to)).map(|member| Blocked::OutOfRange {
+    let unfit = members().filter(|member| !member.range.contains(to)).map(|member| Blocker::OutOfRange {
         instance: member.name.clone(),
         range: member.range,
         to,
     });
     let late = members()
         .filter(|member| member.acknowledged < known.epoch)
-        .map(|member| Blocked::Unacknowledged { instance: member.name.clone(), at: member.acknowledged });
+        .map(|member| Blocker::Unacknowledged { instance: member.name.clone(), at: member.acknowledged });
     let nothing_open = "nothing is open at an epoch before";
     let mut needs = vec![
         Need::known("every live instance can run it", unfit),
@@ -218,35 +218,35 @@ fn needs(from: Phase, to: Phase, known: &Known, is_first: bool) -> Vec<Need> {
             false => Need::later(nothing_open),
         },
     ];
-    let unless = |holds: bool, reason: Blocked| (!holds).then_some(reason);
+    let unless = |holds: bool, reason: Blocker| (!holds).then_some(reason);
     if waits_for_standbys(from, to) {
         needs.push(Need::later("every standby that is read from has replayed all of it"));
     }
     if waits_for_repairs(from, to) {
-        let behind = Blocked::Unrepaired { rows: known.unrepaired, given_up: known.given_up };
+        let behind = Blocker::Unrepaired { rows: known.unrepaired, given_up: known.given_up };
         needs.push(Need::known("no row waits for repair", unless(known.unrepaired == 0, behind)));
     }
     match (from, to) {
         (Phase::Off, Phase::Expand) => needs.push(Need::later("the new side is there, with its trap")),
         (Phase::Backfill, Phase::Verify) => {
-            let gaps = unless(known.new_complete, Blocked::Incomplete(Side::New));
+            let gaps = unless(known.new_complete, Blocker::Incomplete(Side::New));
             needs.push(Need::known("the new side is complete", gaps));
             needs.push(Need::later("for a while no stranger has written what could not be copied"));
         }
         (Phase::Verify, Phase::Ramp) => {
-            let scan = unless(known.scanned, Blocked::NotScanned);
+            let scan = unless(known.scanned, Blocker::NotScanned);
             needs.push(Need::known("a clean scan of both sides since the last copy", scan));
         }
         (Phase::Ramp, Phase::Switch) => {
-            let way_back = unless(known.scanned, Blocked::NoWayBack);
+            let way_back = unless(known.scanned, Blocker::NoWayBack);
             needs.push(Need::known("the way back was tried on the data", way_back));
         }
         (Phase::Switch, Phase::Ramp) => {
-            let gaps = unless(known.old_complete, Blocked::Incomplete(Side::Old));
+            let gaps = unless(known.old_complete, Blocker::Incomplete(Side::Old));
             needs.push(Need::known("the old side is complete", gaps));
         }
         (Phase::Retire, Phase::Contract) => {
-            let approval = unless(known.approved, Blocked::NotApproved);
+            let approval = unless(known.approved, Blocker::NotApproved);
             needs.push(Need::known("a person has approved the drop", approval));
             needs.push(Need::later("`retire` has lasted long enough"));
             needs.push(Need {

@@ -13,7 +13,7 @@ use super::reconcile::{Outcome, Reconcile};
 use super::spec::MigrationSpec;
 use crate::fleet::{Fleet, Membership};
 use crate::ledger::{LedgerError, external_writes};
-use crate::migration::phase::{Previous, Task, needed_work};
+use crate::migration::phase::{PreviousEpoch, Task, needed_work};
 use crate::migration::runtime::Migration;
 
 /// How the driver goes about its work.
@@ -211,9 +211,9 @@ impl Driver {
             Outcome::Still(state, target) => {
                 self.see_to_work(spec, migration, needed_work(&state.view, state.facts, target)).await;
                 Ok(match state.view.previous {
-                    Previous::Open | Previous::Closed => AWAITING,
-                    Previous::Drained if state.view.phase == target => AT_REST,
-                    Previous::Drained => UNDER_WAY,
+                    PreviousEpoch::Open | PreviousEpoch::Closed => AWAITING,
+                    PreviousEpoch::Drained if state.view.phase == target => AT_REST,
+                    PreviousEpoch::Drained => UNDER_WAY,
                 })
             }
         }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use crate::migration::catalog::OldSide;
-use crate::migration::phase::{Facts, Target, Task};
+use crate::migration::phase::{SchemaState, Target, Task};
 use crate::migration::runtime::Migration;
 
 /// Where a migration's desired phase comes from.
@@ -76,7 +76,7 @@ pub trait Plan: Send + Sync + fmt::Debug {
     /// # Errors
     ///
     /// The database's.
-    async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error>;
+    async fn schema_state(&self, connection: &mut PgConnection) -> Result<SchemaState, sqlx::Error>;
 
     /// Does a piece of work, or goes on with it where an earlier attempt stopped, on this instance or another.
     ///

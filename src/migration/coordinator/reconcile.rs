@@ -63,7 +63,7 @@ impl Reconcile<'_> {
                 let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
                 self.stay(state, reasons.join("; ")).await
             }
-            Step::Rest => self.rest(state).await,
+            Step::Idle => self.rest(state).await,
         }
     }
 
@@ -98,7 +98,7 @@ impl Reconcile<'_> {
         let aim = self.aim(&state);
         let step = next_step(&state.view, aim.target.phase_from(state.view.phase));
         if step != decided {
-            if decided == Step::Move(Phase::Ramp) && !state.view.behind.is_empty() {
+            if decided == Step::Move(Phase::Ramp) && !state.view.lagging_standbys.is_empty() {
                 // Sealed it stays, until the standbys have what was repaired.
                 tx.commit().await?;
             }
@@ -189,7 +189,9 @@ impl Reconcile<'_> {
             self.unseal(&state).await?;
         }
         match self.aim(&state).target {
-            Target::Go(desired) if state.view.phase == Phase::Ramp && desired.ramp.get() != state.ramp => {
+            Target::Desired(desired)
+                if state.view.phase == Phase::Ramp && desired.ramp.get() != state.ramp =>
+            {
                 let mut tx = self.ledger.begin().await?;
                 unprepared::query(
                     "update cutover.migrations set ramp_percent = $2 where id = $1 and epoch = $3",
@@ -331,8 +333,8 @@ async fn open_epoch(
     let (from, epoch) = (state.view.phase, state.view.epoch + 1);
     let complete = state.view.complete.on_entering(to);
     let reason = match &aim.target {
-        Target::Go(desired) => format!("towards {desired}"),
-        Target::Back => "switched off: back to reading old".to_owned(),
+        Target::Desired(desired) => format!("towards {desired}"),
+        Target::SwitchedOff => "switched off: back to reading old".to_owned(),
         Target::Hold(reason) => reason.clone(),
     };
     unprepared::query(
@@ -357,7 +359,7 @@ async fn open_epoch(
     .bind(complete.old)
     .bind(complete.new)
     .bind(match &aim.target {
-        Target::Go(desired) => i16::from(desired.ramp.get()),
+        Target::Desired(desired) => i16::from(desired.ramp.get()),
         _ => 100,
     })
     .execute(&mut *tx)

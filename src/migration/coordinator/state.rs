@@ -6,14 +6,15 @@ use sqlx::{PgConnection, Row};
 use super::spec::MigrationSpec;
 use crate::ledger::unprepared;
 use crate::migration::phase::{
-    Behind, Completeness, Evidence, Facts, Member, Phase, PhaseRange, Previous, Target, View,
+    Completeness, Conditions, LaggingStandby, Member, Observed, Phase, PhaseRange, PreviousEpoch,
+    SchemaState, Target,
 };
 
 /// A migration as the ledger has it: what decides about its next step, and what else a driver needs.
 #[derive(Debug)]
 pub(crate) struct MigrationState {
     pub(crate) id: i32,
-    pub(crate) view: View,
+    pub(crate) view: Observed,
     pub(crate) ramp: u8,
     /// What was asked for by SQL or command line.
     pub(crate) desired: Option<Target>,
@@ -25,7 +26,7 @@ pub(crate) struct MigrationState {
     pub(crate) dropped: bool,
     /// No transaction of the current epoch may leave a row behind any more.
     pub(crate) is_sealed: bool,
-    pub(crate) facts: Facts,
+    pub(crate) facts: SchemaState,
 }
 
 /// What the ledger says of the data of a migration `m`, for who decides and for who is told beforehand: `approved`,
@@ -88,23 +89,23 @@ impl MigrationState {
         let id: i32 = row.try_get("id")?;
         let phase = parse_phase(&row, "phase")?;
         let facts = match &spec.plan {
-            Some(plan) => plan.facts(connection).await?,
+            Some(plan) => plan.schema_state(connection).await?,
             // Somebody else looks after the schema.
-            None => Facts { expanded: true, contracted: true },
+            None => SchemaState { expanded: true, contracted: true },
         };
-        let behind = behind(connection, id, &spec.standbys).await?;
+        let lagging_standbys = lagging_standbys(connection, id, &spec.standbys).await?;
         let scanned = row.try_get("scanned")?;
         let age = Duration::try_from_secs_f64(row.try_get("age")?).unwrap_or_default();
         let stranger = row.try_get::<Option<f64>, _>("stranger")?;
         let stranger = stranger.map(|age| Duration::try_from_secs_f64(age).unwrap_or_default());
         let previous = match (row.try_get("drained")?, row.try_get("closed")?) {
-            (true, _) => Previous::Drained,
-            (false, true) => Previous::Closed,
-            (false, false) => Previous::Open,
+            (true, _) => PreviousEpoch::Drained,
+            (false, true) => PreviousEpoch::Closed,
+            (false, false) => PreviousEpoch::Open,
         };
         Ok(Self {
             id,
-            view: View {
+            view: Observed {
                 epoch: row.try_get("epoch")?,
                 phase,
                 previous,
@@ -113,19 +114,19 @@ impl MigrationState {
                     old: row.try_get("old_complete")?,
                     new: row.try_get("new_complete")?,
                 },
-                evidence: Evidence {
+                conditions: Conditions {
                     expanded: facts.expanded,
                     scanned,
                     // The scan maps every value back and forth.
-                    way_back: scanned,
+                    reversible: scanned,
                     approved: row.try_get("approved")?,
-                    strangers_left: stranger
+                    quiet_period_left: stranger
                         .map_or(Duration::ZERO, |age| spec.external_write_quiet_period.saturating_sub(age)),
                     soak_left: spec.soak.saturating_sub(age),
                     unrepaired: row.try_get("unrepaired")?,
                     given_up: row.try_get("given_up")?,
                 },
-                behind,
+                lagging_standbys,
             },
             ramp: u8::try_from(row.try_get::<i16, _>("ramp_percent")?).unwrap_or(100),
             desired: row.try_get::<Option<String>, _>("desired")?.map(|text| Target::from_text(&text)),
@@ -152,11 +153,11 @@ pub(crate) async fn remove_expired(connection: &mut PgConnection, fleet: &str) -
 }
 
 /// The standbys that lack a part of a copy, what was repaired before the epoch was sealed, or the end of the epoch before.
-async fn behind(
+async fn lagging_standbys(
     connection: &mut PgConnection,
     id: i32,
     standbys: &[String],
-) -> Result<Vec<Behind>, sqlx::Error> {
+) -> Result<Vec<LaggingStandby>, sqlx::Error> {
     if standbys.is_empty() {
         return Ok(Vec::new());
     }
@@ -176,7 +177,7 @@ async fn behind(
     .fetch_all(connection)
     .await?;
     rows.iter()
-        .map(|row| Ok(Behind { standby: row.try_get("name")?, bytes: row.try_get("bytes")? }))
+        .map(|row| Ok(LaggingStandby { standby: row.try_get("name")?, bytes: row.try_get("bytes")? }))
         .collect()
 }
 

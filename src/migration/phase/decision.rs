@@ -46,7 +46,7 @@ pub struct Member {
 
 /// The epoch before the current one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Previous {
+pub enum PreviousEpoch {
     /// Operations may still begin and commit at it.
     Open,
     /// No operation can begin at it, but a transaction that passed the fence earlier may still run.
@@ -57,17 +57,17 @@ pub enum Previous {
 
 /// What is known about the data besides its completeness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Evidence {
+pub struct Conditions {
     /// The schema that the expand phase needs is there.
     pub expanded: bool,
     /// A whole scan found no difference, and it is newer than the last backfill.
     pub scanned: bool,
     /// The mapping back from new to old was tried on the data and lost nothing.
-    pub way_back: bool,
+    pub reversible: bool,
     /// A person approved that the old side is dropped.
     pub approved: bool,
     /// How much longer no stranger may write whose writes can't be copied on the spot.
-    pub strangers_left: Duration,
+    pub quiet_period_left: Duration,
     /// How much longer `retire` has to last before the old side may be dropped.
     pub soak_left: Duration,
     /// Rows whose sides are known to differ, because one of them could not be written.
@@ -78,26 +78,26 @@ pub struct Evidence {
 
 /// Everything that decides about a migration's next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct View {
+pub struct Observed {
     /// The current epoch.
     pub epoch: i32,
     /// Its phase.
     pub phase: Phase,
     /// The epoch before it.
-    pub previous: Previous,
+    pub previous: PreviousEpoch,
     /// Every instance that is alive and admitted.
     pub members: Vec<Member>,
     /// Which sides are complete.
     pub complete: Completeness,
     /// What else is known about the data.
-    pub evidence: Evidence,
+    pub conditions: Conditions,
     /// Standbys that are read from and have not replayed all copies and the end of the epoch before.
-    pub behind: Vec<Behind>,
+    pub lagging_standbys: Vec<LaggingStandby>,
 }
 
 /// A standby that lags.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Behind {
+pub struct LaggingStandby {
     /// Its `application_name`.
     pub standby: String,
     /// Bytes that it has yet to replay; `None` when that can't be seen.
@@ -106,7 +106,7 @@ pub struct Behind {
 
 /// A reason why a migration stays where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Blocked {
+pub enum Blocker {
     /// An instance still has, or may have, operations at an older epoch.
     Unacknowledged {
         /// Who.
@@ -141,54 +141,54 @@ pub enum Blocked {
     /// Somebody writes past the library, and what he writes can't be copied on the spot.
     Strangers(Duration),
     /// A standby that is read from does not have it all yet.
-    StandbyBehind(Behind),
+    StandbyBehind(LaggingStandby),
     /// Nobody approved the drop of the old side.
     NotApproved,
     /// `retire` has not lasted long enough.
     Soaking(Duration),
 }
 
-impl fmt::Display for Blocked {
+impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Blocked::Unacknowledged { instance, at: 0 } => {
+            Blocker::Unacknowledged { instance, at: 0 } => {
                 write!(f, "instance {instance} has acknowledged no epoch yet")
             }
-            Blocked::Unacknowledged { instance, at } => write!(f, "instance {instance} at epoch {at}"),
-            Blocked::OutOfRange { instance, range, to } if *range == PhaseRange::UNAWARE => {
+            Blocker::Unacknowledged { instance, at } => write!(f, "instance {instance} at epoch {at}"),
+            Blocker::OutOfRange { instance, range, to } if *range == PhaseRange::UNAWARE => {
                 write!(f, "instance {instance} runs a build that can't leave `off` for `{to}`")
             }
-            Blocked::OutOfRange { instance, range, to } => {
+            Blocker::OutOfRange { instance, range, to } => {
                 write!(f, "instance {instance} runs a build for {range}, which lacks `{to}`")
             }
-            Blocked::NotExpanded => f.write_str("the schema lacks the new side: the expand DDL has not run"),
-            Blocked::Incomplete(Side::New) => f.write_str("the new side has gaps until the backfill ends"),
-            Blocked::Incomplete(Side::Old) => {
+            Blocker::NotExpanded => f.write_str("the schema lacks the new side: the expand DDL has not run"),
+            Blocker::Incomplete(Side::New) => f.write_str("the new side has gaps until the backfill ends"),
+            Blocker::Incomplete(Side::Old) => {
                 f.write_str("the old side has gaps until the reverse backfill ends")
             }
-            Blocked::NotScanned => f.write_str("no clean scan of both sides since the last backfill"),
-            Blocked::Unrepaired { rows, given_up } => {
+            Blocker::NotScanned => f.write_str("no clean scan of both sides since the last backfill"),
+            Blocker::Unrepaired { rows, given_up } => {
                 let s = if *rows == 1 { "" } else { "s" };
                 write!(f, "{rows} row{s} behind on the new side (see `cutover repairs`)")?;
                 if *given_up > 0 { write!(f, ", {given_up} of them given up") } else { Ok(()) }
             }
-            Blocked::NoWayBack => {
+            Blocker::NoWayBack => {
                 f.write_str("the mapping from new back to old has not been proven on the data")
             }
-            Blocked::Strangers(left) => write!(
+            Blocker::Strangers(left) => write!(
                 f,
                 "somebody writes past the library (see `cutover strangers`): nobody may for another {} s",
                 left.as_secs().max(1)
             ),
-            Blocked::StandbyBehind(Behind { standby, bytes: Some(bytes) }) => {
+            Blocker::StandbyBehind(LaggingStandby { standby, bytes: Some(bytes) }) => {
                 write!(f, "standby {standby} has yet to replay {} kB", (bytes >> 10).max(1))
             }
-            Blocked::StandbyBehind(Behind { standby, bytes: None }) => write!(
+            Blocker::StandbyBehind(LaggingStandby { standby, bytes: None }) => write!(
                 f,
                 "standby {standby} is not connected, or this role may not see how far it is (`grant pg_monitor`)"
             ),
-            Blocked::NotApproved => f.write_str("nobody has approved the drop of the old side"),
-            Blocked::Soaking(left) => {
+            Blocker::NotApproved => f.write_str("nobody has approved the drop of the old side"),
+            Blocker::Soaking(left) => {
                 write!(f, "`retire` has to soak for another {} s", left.as_secs().max(1))
             }
         }
@@ -199,7 +199,7 @@ impl fmt::Display for Blocked {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// The desired phase is reached and only the current epoch is in use.
-    Rest,
+    Idle,
     /// Make every epoch below the current one unusable.
     Close,
     /// Wait until no transaction of the closed epoch is left.
@@ -207,7 +207,7 @@ pub enum Step {
     /// Open the next epoch with this phase.
     Move(Phase),
     /// Wait, for all of these reasons.
-    Wait(Vec<Blocked>),
+    Wait(Vec<Blocker>),
 }
 
 /// Decides the next step of a migration towards `target`.
@@ -215,15 +215,15 @@ pub enum Step {
 /// At most two neighbouring epochs are ever in use: a move needs the previous epoch drained, and closing it
 /// needs every member's acknowledgement of the current one. The shape is that of Google's F1 schema changes
 /// (Rae et al., "Online, Asynchronous Schema Change in F1", VLDB 2013).
-pub fn next_step(view: &View, target: Phase) -> Step {
+pub fn next_step(view: &Observed, target: Phase) -> Step {
     match view.previous {
-        Previous::Open => {
+        PreviousEpoch::Open => {
             let late = unacknowledged(view);
             if late.is_empty() { Step::Close } else { Step::Wait(late) }
         }
-        Previous::Closed => Step::Drain,
-        Previous::Drained => match view.phase.towards(target) {
-            None => Step::Rest,
+        PreviousEpoch::Closed => Step::Drain,
+        PreviousEpoch::Drained => match view.phase.towards(target) {
+            None => Step::Idle,
             Some(to) => {
                 let reasons = gates(view, to);
                 if reasons.is_empty() { Step::Move(to) } else { Step::Wait(reasons) }
@@ -232,57 +232,57 @@ pub fn next_step(view: &View, target: Phase) -> Step {
     }
 }
 
-fn unacknowledged(view: &View) -> Vec<Blocked> {
+fn unacknowledged(view: &Observed) -> Vec<Blocker> {
     if cfg!(cutover_break = "agree") {
         return Vec::new();
     }
     view.members
         .iter()
         .filter(|member| member.acknowledged < view.epoch)
-        .map(|member| Blocked::Unacknowledged { instance: member.name.clone(), at: member.acknowledged })
+        .map(|member| Blocker::Unacknowledged { instance: member.name.clone(), at: member.acknowledged })
         .collect()
 }
 
 /// Every reason against entering `to` from the view's phase.
-fn gates(view: &View, to: Phase) -> Vec<Blocked> {
-    let mut reasons: Vec<Blocked> = view
+fn gates(view: &Observed, to: Phase) -> Vec<Blocker> {
+    let mut reasons: Vec<Blocker> = view
         .members
         .iter()
         .filter(|member| !member.range.contains(to))
-        .map(|member| Blocked::OutOfRange { instance: member.name.clone(), range: member.range, to })
+        .map(|member| Blocker::OutOfRange { instance: member.name.clone(), range: member.range, to })
         .collect();
     for side in [Side::Old, Side::New] {
         let complete = if side == Side::Old { view.complete.old } else { view.complete.new };
         // `verify` reads only the old side but compares it with a new one that must be whole.
         let needed = to.may_read(side) || (to == Phase::Verify && side == Side::New);
         if needed && !complete {
-            reasons.push(Blocked::Incomplete(side));
+            reasons.push(Blocker::Incomplete(side));
         }
     }
     if waits_for_standbys(view.phase, to) {
-        reasons.extend(view.behind.iter().cloned().map(Blocked::StandbyBehind));
+        reasons.extend(view.lagging_standbys.iter().cloned().map(Blocker::StandbyBehind));
     }
-    let evidence = view.evidence;
+    let conditions = view.conditions;
     if waits_for_repairs(view.phase, to)
-        && let Evidence { unrepaired: rows @ 1.., given_up, .. } = evidence
+        && let Conditions { unrepaired: rows @ 1.., given_up, .. } = conditions
     {
-        reasons.push(Blocked::Unrepaired { rows, given_up });
+        reasons.push(Blocker::Unrepaired { rows, given_up });
     }
     match (view.phase, to) {
-        (Phase::Off, Phase::Expand) if !evidence.expanded => reasons.push(Blocked::NotExpanded),
+        (Phase::Off, Phase::Expand) if !conditions.expanded => reasons.push(Blocker::NotExpanded),
         (Phase::Backfill | Phase::Verify, Phase::Verify | Phase::Ramp)
-            if !evidence.strangers_left.is_zero() =>
+            if !conditions.quiet_period_left.is_zero() =>
         {
-            reasons.push(Blocked::Strangers(evidence.strangers_left));
+            reasons.push(Blocker::Strangers(conditions.quiet_period_left));
         }
-        (Phase::Verify, Phase::Ramp) if !evidence.scanned => reasons.push(Blocked::NotScanned),
-        (Phase::Ramp, Phase::Switch) if !evidence.way_back => reasons.push(Blocked::NoWayBack),
+        (Phase::Verify, Phase::Ramp) if !conditions.scanned => reasons.push(Blocker::NotScanned),
+        (Phase::Ramp, Phase::Switch) if !conditions.reversible => reasons.push(Blocker::NoWayBack),
         (Phase::Retire, Phase::Contract) => {
-            if !evidence.approved {
-                reasons.push(Blocked::NotApproved);
+            if !conditions.approved {
+                reasons.push(Blocker::NotApproved);
             }
-            if !evidence.soak_left.is_zero() {
-                reasons.push(Blocked::Soaking(evidence.soak_left));
+            if !conditions.soak_left.is_zero() {
+                reasons.push(Blocker::Soaking(conditions.soak_left));
             }
         }
         _ => {}
@@ -318,24 +318,24 @@ pub fn may_join(range: PhaseRange, in_use: impl IntoIterator<Item = Phase>) -> b
 mod tests {
     use super::*;
 
-    fn view(phase: Phase) -> View {
-        View {
+    fn view(phase: Phase) -> Observed {
+        Observed {
             epoch: 7,
             phase,
-            previous: Previous::Drained,
+            previous: PreviousEpoch::Drained,
             members: vec![Member { name: "a".into(), range: PhaseRange::FULL, acknowledged: 7 }],
             complete: Completeness { old: true, new: true },
-            evidence: Evidence {
+            conditions: Conditions {
                 expanded: true,
                 scanned: true,
-                way_back: true,
+                reversible: true,
                 approved: true,
-                strangers_left: Duration::ZERO,
+                quiet_period_left: Duration::ZERO,
                 soak_left: Duration::ZERO,
                 unrepaired: 0,
                 given_up: 0,
             },
-            behind: Vec::new(),
+            lagging_standbys: Vec::new(),
         }
     }
 
@@ -343,8 +343,8 @@ mod tests {
     fn nothing_moves_while_two_epochs_are_in_use() {
         for phase in Phase::ALL {
             for target in Phase::ALL {
-                for previous in [Previous::Open, Previous::Closed] {
-                    let step = next_step(&View { previous, ..view(phase) }, target);
+                for previous in [PreviousEpoch::Open, PreviousEpoch::Closed] {
+                    let step = next_step(&Observed { previous, ..view(phase) }, target);
                     assert!(!matches!(step, Step::Move(_)), "{phase} → {target}: {step:?}");
                 }
             }
@@ -353,35 +353,36 @@ mod tests {
 
     #[test]
     fn one_late_member_holds_the_close() {
-        let mut view = View { previous: Previous::Open, ..view(Phase::Ramp) };
+        let mut view = Observed { previous: PreviousEpoch::Open, ..view(Phase::Ramp) };
         view.members.push(Member { name: "b".into(), range: PhaseRange::FULL, acknowledged: 6 });
         assert_eq!(
             next_step(&view, Phase::Switch),
-            Step::Wait(vec![Blocked::Unacknowledged { instance: "b".into(), at: 6 }])
+            Step::Wait(vec![Blocker::Unacknowledged { instance: "b".into(), at: 6 }])
         );
     }
 
     #[test]
     fn every_gate_holds_its_own_step() {
-        type Spoil = fn(&mut View);
-        let behind: Spoil = |v| v.behind.push(Behind { standby: "reader".into(), bytes: None });
+        type Spoil = fn(&mut Observed);
+        let behind: Spoil =
+            |v| v.lagging_standbys.push(LaggingStandby { standby: "reader".into(), bytes: None });
         let gates: [(Phase, Phase, Spoil); 17] = [
-            (Phase::Switch, Phase::Retire, |v| v.evidence.unrepaired = 1),
-            (Phase::Retire, Phase::Contract, |v| v.evidence.unrepaired = 1),
+            (Phase::Switch, Phase::Retire, |v| v.conditions.unrepaired = 1),
+            (Phase::Retire, Phase::Contract, |v| v.conditions.unrepaired = 1),
             (Phase::Verify, Phase::Ramp, behind),
             (Phase::Switch, Phase::Ramp, behind),
             (Phase::Retire, Phase::Contract, behind),
-            (Phase::Backfill, Phase::Verify, |v| v.evidence.strangers_left = Duration::from_secs(9)),
-            (Phase::Verify, Phase::Ramp, |v| v.evidence.strangers_left = Duration::from_secs(9)),
-            (Phase::Off, Phase::Expand, |v| v.evidence.expanded = false),
+            (Phase::Backfill, Phase::Verify, |v| v.conditions.quiet_period_left = Duration::from_secs(9)),
+            (Phase::Verify, Phase::Ramp, |v| v.conditions.quiet_period_left = Duration::from_secs(9)),
+            (Phase::Off, Phase::Expand, |v| v.conditions.expanded = false),
             (Phase::Backfill, Phase::Verify, |v| v.complete.new = false),
             (Phase::Verify, Phase::Ramp, |v| v.complete.new = false),
-            (Phase::Verify, Phase::Ramp, |v| v.evidence.scanned = false),
-            (Phase::Verify, Phase::Ramp, |v| v.evidence.unrepaired = 1),
-            (Phase::Ramp, Phase::Switch, |v| v.evidence.way_back = false),
+            (Phase::Verify, Phase::Ramp, |v| v.conditions.scanned = false),
+            (Phase::Verify, Phase::Ramp, |v| v.conditions.unrepaired = 1),
+            (Phase::Ramp, Phase::Switch, |v| v.conditions.reversible = false),
             (Phase::Switch, Phase::Ramp, |v| v.complete.old = false),
-            (Phase::Retire, Phase::Contract, |v| v.evidence.approved = false),
-            (Phase::Retire, Phase::Contract, |v| v.evidence.soak_left = Duration::from_secs(9)),
+            (Phase::Retire, Phase::Contract, |v| v.conditions.approved = false),
+            (Phase::Retire, Phase::Contract, |v| v.conditions.soak_left = Duration::from_secs(9)),
             (Phase::Off, Phase::Expand, |v| v.members[0].range = PhaseRange::UNAWARE),
         ];
         for (from, to, spoil) in gates {
@@ -396,12 +397,12 @@ mod tests {
     fn the_way_from_retire_back_to_switch_is_always_open() {
         let mut view = view(Phase::Retire);
         view.complete.old = false;
-        view.evidence = Evidence {
+        view.conditions = Conditions {
             expanded: false,
             scanned: false,
-            way_back: false,
+            reversible: false,
             approved: false,
-            strangers_left: Duration::ZERO,
+            quiet_period_left: Duration::ZERO,
             soak_left: Duration::from_secs(1),
             unrepaired: 1,
             given_up: 1,

@@ -77,11 +77,11 @@ impl FromStr for Desired {
 /// What the source of the desired phase says at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// A person wants this.
-    Go(Desired),
-    /// A person switched the migration off: reads go back to the old side, writes go on to both.
-    Back,
-    /// The source can't be asked, has nothing to say, or says something that is no phase: stay.
+    /// A person asked for this phase.
+    Desired(Desired),
+    /// A person switched the migration off: reads return to the old side, and writes still go to both.
+    SwitchedOff,
+    /// Stay, for this reason: the source is unreachable, names no phase, or names one that does not exist.
     Hold(String),
 }
 
@@ -89,7 +89,7 @@ impl Target {
     /// Reads a wish from text; what is no phase becomes [`Target::Hold`] with the reason.
     pub fn from_text(text: &str) -> Target {
         match text.trim().parse() {
-            Ok(desired) => Target::Go(desired),
+            Ok(desired) => Target::Desired(desired),
             Err(error) => Target::Hold(error.to_string()),
         }
     }
@@ -101,8 +101,8 @@ impl Target {
     /// new side to be abandoned says `off`.
     pub fn phase_from(&self, current: Phase) -> Phase {
         match self {
-            Target::Go(desired) => desired.phase,
-            Target::Back => current.min(Phase::Verify),
+            Target::Desired(desired) => desired.phase,
+            Target::SwitchedOff => current.min(Phase::Verify),
             Target::Hold(_) => current,
         }
     }
@@ -123,8 +123,8 @@ mod tests {
 
     #[test]
     fn switched_off_goes_back_to_reading_old_and_no_further() {
-        assert_eq!(Target::Back.phase_from(Phase::Retire), Phase::Verify);
-        assert_eq!(Target::Back.phase_from(Phase::Expand), Phase::Expand);
+        assert_eq!(Target::SwitchedOff.phase_from(Phase::Retire), Phase::Verify);
+        assert_eq!(Target::SwitchedOff.phase_from(Phase::Expand), Phase::Expand);
         assert_eq!(Target::Hold(String::new()).phase_from(Phase::Ramp), Phase::Ramp);
     }
 

@@ -9,10 +9,10 @@ mod line;
 mod work;
 
 pub use decision::{
-    Behind, Blocked, Completeness, Evidence, Member, Previous, Step, View, may_acknowledge, may_join,
-    next_step,
+    Blocker, Completeness, Conditions, LaggingStandby, Member, Observed, PreviousEpoch, Step,
+    may_acknowledge, may_join, next_step,
 };
 pub(crate) use decision::{waits_for_repairs, waits_for_standbys};
 pub use desired::{Desired, ParseDesiredError, Percent, Target};
 pub use line::{ParsePhaseError, Phase, PhaseRange, ReadSource, Side};
-pub use work::{Facts, Task, needed_work};
+pub use work::{SchemaState, Task, needed_work};

@@ -1,4 +1,4 @@
-use super::{Phase, Previous, View};
+use super::{Observed, Phase, PreviousEpoch};
 
 /// Work on the schema or the data that a phase needs before the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,7 +33,7 @@ impl Task {
 
 /// What a look at the schema says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Facts {
+pub struct SchemaState {
     /// The new side exists.
     pub expanded: bool,
     /// The old side is gone.
@@ -41,19 +41,21 @@ pub struct Facts {
 }
 
 /// The work that has to be done before a migration can go on towards `target`.
-pub fn needed_work(view: &View, facts: Facts, target: Phase) -> Option<Task> {
-    if view.previous != Previous::Drained {
+pub fn needed_work(view: &Observed, facts: SchemaState, target: Phase) -> Option<Task> {
+    if view.previous != PreviousEpoch::Drained {
         // Some instance may still work by other rules.
         return None;
     }
     match view.phase {
         Phase::Off if target != Phase::Off && !facts.expanded => Some(Task::Expand),
         Phase::Backfill if !view.complete.new => Some(Task::Backfill),
-        Phase::Verify if view.evidence.unrepaired > view.evidence.given_up => Some(Task::Repair),
+        Phase::Verify if view.conditions.unrepaired > view.conditions.given_up => Some(Task::Repair),
         // While strangers write what can't be copied on the spot, a scan would be outdated at once.
-        Phase::Verify if !view.evidence.scanned && view.evidence.strangers_left.is_zero() => Some(Task::Scan),
+        Phase::Verify if !view.conditions.scanned && view.conditions.quiet_period_left.is_zero() => {
+            Some(Task::Scan)
+        }
         // A reverse backfill has outdated the scan that was made on the way here.
-        Phase::Ramp if target > Phase::Ramp && !view.evidence.way_back => Some(Task::Scan),
+        Phase::Ramp if target > Phase::Ramp && !view.conditions.reversible => Some(Task::Scan),
         Phase::Switch if !view.complete.old => Some(Task::ReverseBackfill),
         Phase::Contract if !facts.contracted => Some(Task::Contract),
         _ => None,

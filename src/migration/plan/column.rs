@@ -13,7 +13,7 @@ use crate::migration::batch::{
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, quote, quote_table};
 use crate::migration::coordinator::{Plan, PlanError};
-use crate::migration::phase::{Facts, Task};
+use crate::migration::phase::{SchemaState, Task};
 use crate::migration::runtime::Migration;
 use crate::migration::schema::{GuardTrigger, guard, index, rearm};
 
@@ -184,7 +184,7 @@ impl Plan for ColumnMigration {
         Some(self.old())
     }
 
-    async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+    async fn schema_state(&self, connection: &mut PgConnection) -> Result<SchemaState, sqlx::Error> {
         let (table, old, new): (bool, bool, bool) = unprepared::query_as(
             "select to_regclass($1) is not null, \
                     exists (select 1 from pg_attribute \
@@ -201,7 +201,7 @@ impl Plan for ColumnMigration {
             Some(trap) => trap.is_armed(connection, None).await?,
             None => true,
         };
-        Ok(Facts { expanded: new && armed, contracted: table && !old })
+        Ok(SchemaState { expanded: new && armed, contracted: table && !old })
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {

@@ -12,7 +12,7 @@ use crate::migration::batch::{
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, column_types, quote, quote_table};
 use crate::migration::coordinator::{Plan, PlanError};
-use crate::migration::phase::{Facts, Phase, Task};
+use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::runtime::Migration;
 use crate::migration::schema::{GuardTrigger, alter, guard, index, rearm};
 
@@ -218,7 +218,7 @@ impl Plan for TableMigration {
         Some(OldSide { table: self.outline.sides.old.clone(), column: None })
     }
 
-    async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+    async fn schema_state(&self, connection: &mut PgConnection) -> Result<SchemaState, sqlx::Error> {
         let Sides { old, new, .. } = &self.outline.sides;
         let (old, new): (bool, bool) =
             unprepared::query_as("select to_regclass($1) is not null, to_regclass($2) is not null")
@@ -230,7 +230,7 @@ impl Plan for TableMigration {
             Some(trap) => trap.is_armed(connection, None).await?,
             None => !self.has_trap,
         };
-        Ok(Facts { expanded: new && armed, contracted: new && !old })
+        Ok(SchemaState { expanded: new && armed, contracted: new && !old })
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
