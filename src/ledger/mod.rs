@@ -3,13 +3,17 @@
 //! They hold who is alive, which epoch is current, how far long work is, and the history. The ledger lives in the same
 //! database as the data, so that both are restored from the same write-ahead log.
 
+pub(crate) mod commands;
 mod connection;
 mod connections;
 mod error;
+pub(crate) mod evidence;
 pub(crate) mod external_writes;
+pub(crate) mod history;
 pub(crate) mod locks;
 mod notifications;
 pub(crate) mod repairs;
+pub(crate) mod reports;
 mod schema;
 mod shares;
 mod sqlstate;

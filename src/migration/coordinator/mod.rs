@@ -31,4 +31,4 @@ pub use driver::DriverOptions;
 pub(super) use follower::Entry;
 pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
 pub use spec::MigrationSpec;
-pub(super) use state::{Counted, known, members, named};
+pub(super) use state::{Counted, members, named};

@@ -48,7 +48,6 @@ macro_rules! known {
          (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up"
     };
 }
-pub(crate) use known;
 
 /// The phase of this name in the ledger.
 pub(crate) fn named(phase: &str) -> Result<Phase, sqlx::Error> {
