@@ -3,7 +3,7 @@
 use crate::world::{Outcome, World};
 use cutover::ledger::Ledger;
 use cutover::migration::Error;
-use cutover::migration::admin::{ExternalWriteReport, strangers};
+use cutover::migration::admin::{ExternalWriteReport, external_writes};
 use cutover::migration::{ColumnMigration, TableMigration, each};
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection};
 
@@ -14,7 +14,7 @@ async fn stranger(world: &World) -> Outcome<PgConnection> {
 }
 
 async fn seen(world: &World) -> Outcome<Vec<ExternalWriteReport>> {
-    Ok(strangers(&Ledger::existing(world.url.parse()?).await?, Some("status"), 10).await?)
+    Ok(external_writes(&Ledger::existing(world.url.parse()?).await?, Some("status"), 10).await?)
 }
 
 /// All of the table moves into another one, whose key has this type.
@@ -151,7 +151,7 @@ async fn a_mapping_in_rust_can_not_be_copied_so_strangers_hold_the_migration() -
     let mut job = stranger(&world).await?;
     job.execute("update orders set old_status = 'STALE' where id = 7").await?;
     world.ask("ramp:50").await?;
-    world.waits_for("writes past the library").await?;
+    world.waits_for("without external writes").await?;
     assert_eq!(seen(&world).await?[0].uncopied, 1);
     Ok(())
 }
