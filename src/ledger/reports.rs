@@ -4,8 +4,7 @@ use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
 
-use super::evidence::evidence;
-use super::unprepared;
+use super::{evidence, unprepared};
 
 /// The state of a migration: its phase, what it waits for, its instances and its latest job.
 #[derive(Debug, Clone, Serialize, FromRow)]

@@ -99,7 +99,7 @@ impl Protocol {
                 true => instance.build.range(),
                 false => PhaseRange::FULL,
             };
-            Some(Voter { name: String::new(), range, acknowledged })
+            Some(Voter { name: String::new(), range, acknowledged, older_open: None })
         });
         Observed {
             epoch: i32::from(db.at.epoch),

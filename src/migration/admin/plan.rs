@@ -9,7 +9,7 @@ use super::error::{AdminError, find};
 use crate::ledger::Ledger;
 use crate::ledger::reports::{self, OutlookRow};
 use crate::migration::catalog::OldSide;
-use crate::migration::coordinator::{Counted, members, named};
+use crate::migration::coordinator::{Counted, members, parse_phase};
 use crate::migration::phase::{
     Completeness, Conditions, Member, Observed, Phase, PreviousEpoch, Requirement, Task, requirements,
 };
@@ -147,7 +147,7 @@ async fn dependents(tx: &mut PgConnection, row: &OutlookRow) -> Option<Vec<Strin
 fn observed(row: &OutlookRow, members: Vec<Member>) -> Result<Observed, sqlx::Error> {
     Ok(Observed {
         epoch: row.epoch,
-        phase: named(&row.phase)?,
+        phase: parse_phase(&row.phase)?,
         previous: match (row.drained, row.closed) {
             (true, _) => PreviousEpoch::Drained,
             (false, true) => PreviousEpoch::Closed,
@@ -226,7 +226,7 @@ fn needs(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migration::phase::{PhaseRange, Step, next_step};
+    use crate::migration::phase::{OlderOpen, PhaseRange, Step, next_step};
 
     /// A ledger in which nothing that any step requires holds, as far as the ledger can tell.
     fn row(phase: Phase, drained: bool) -> OutlookRow {
@@ -267,6 +267,7 @@ mod tests {
                         name: "a".into(),
                         range: PhaseRange::new(from..=from).unwrap_or(PhaseRange::UNAWARE),
                         acknowledged: 6,
+                        older_open: Some(OlderOpen { count: 1, seconds: 3 }),
                     };
                     let observed = observed(&row(from, drained), vec![late]).expect("a phase");
                     let needs = needs(from, to, &observed, false, &nothing);

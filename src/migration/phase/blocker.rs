@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{LaggingStandby, Phase, PhaseRange, Side};
+use super::{LaggingStandby, OlderOpen, Phase, PhaseRange, Side};
 
 /// A reason why a migration cannot make its next step.
 ///
@@ -18,6 +18,8 @@ pub enum Blocker {
         at: i32,
         /// The epoch that it has to acknowledge.
         epoch: i32,
+        /// Its open operations at older epochs, if it has reported some.
+        older_open: Option<OlderOpen>,
     },
     /// All instances have acknowledged the current epoch, but the previous one is not drained yet.
     EpochInUse(i32),
@@ -59,13 +61,18 @@ impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("waiting for ")?;
         match self {
-            Blocker::Unacknowledged { instance, at, epoch } => {
-                write!(f, "instance {instance} to acknowledge epoch {epoch} (")?;
+            Blocker::Unacknowledged { instance, at, epoch, older_open } => {
+                write!(f, "instance {instance}")?;
+                if let Some(OlderOpen { count, seconds }) = older_open {
+                    let s = if *count == 1 { "" } else { "s" };
+                    write!(f, " with {count} operation{s} open at an older epoch for {seconds} s")?;
+                }
+                write!(f, " to acknowledge epoch {epoch} (")?;
                 match at {
                     0 => f.write_str("it has acknowledged no epoch yet"),
                     at => write!(f, "it is at epoch {at}"),
                 }?;
-                f.write_str("); to unblock: let its requests that began earlier end, or stop the instance")
+                f.write_str("); to unblock: let its older operations end, or stop the instance")
             }
             Blocker::EpochInUse(epoch) => write!(f, "the last transactions of epoch {epoch} to end"),
             Blocker::Unsupported { instance, range, to } if *range == PhaseRange::UNAWARE => write!(
@@ -142,6 +149,17 @@ fn time_left(left: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_instance_that_holds_up_a_close_is_named_with_its_operations() {
+        let older_open = Some(OlderOpen { count: 1, seconds: 41 });
+        let late = Blocker::Unacknowledged { instance: "pay-7c9".into(), at: 4, epoch: 5, older_open };
+        assert_eq!(
+            late.to_string(),
+            "waiting for instance pay-7c9 with 1 operation open at an older epoch for 41 s to acknowledge epoch 5 \
+             (it is at epoch 4); to unblock: let its older operations end, or stop the instance"
+        );
+    }
 
     #[test]
     fn time_left_is_in_readable_units() {

@@ -51,7 +51,9 @@ pub fn may_join(range: PhaseRange, in_use: impl IntoIterator<Item = Phase>) -> b
 mod tests {
     use std::time::Duration;
 
-    use super::super::{Completeness, Conditions, LaggingStandby, Member, Requirement, Side, requirements};
+    use super::super::{
+        Completeness, Conditions, LaggingStandby, Member, OlderOpen, Requirement, Side, requirements,
+    };
     use super::*;
 
     /// At rest in `phase`, with everything that any step requires.
@@ -60,7 +62,12 @@ mod tests {
             epoch: 7,
             phase,
             previous: PreviousEpoch::Drained,
-            members: vec![Member { name: "a".into(), range: PhaseRange::FULL, acknowledged: 7 }],
+            members: vec![Member {
+                name: "a".into(),
+                range: PhaseRange::FULL,
+                acknowledged: 7,
+                older_open: None,
+            }],
             complete: Completeness { old: true, new: true },
             conditions: Conditions {
                 expanded: true,
@@ -175,8 +182,14 @@ mod tests {
     fn one_late_member_holds_up_the_close() {
         for target in [Phase::Ramp, Phase::Switch] {
             let mut observed = Observed { previous: PreviousEpoch::Open, ..ready(Phase::Ramp) };
-            observed.members.push(Member { name: "b".into(), range: PhaseRange::FULL, acknowledged: 6 });
-            let late = Blocker::Unacknowledged { instance: "b".into(), at: 6, epoch: 7 };
+            let older_open = Some(OlderOpen { count: 2, seconds: 3 });
+            observed.members.push(Member {
+                name: "b".into(),
+                range: PhaseRange::FULL,
+                acknowledged: 6,
+                older_open,
+            });
+            let late = Blocker::Unacknowledged { instance: "b".into(), at: 6, epoch: 7, older_open };
             assert_eq!(next_step(&observed, target), Step::Wait(vec![late]));
         }
     }

@@ -51,6 +51,17 @@ pub struct Member {
     pub range: PhaseRange,
     /// The epoch that it acknowledged last: none of its operations runs at an older one. 0: it has acknowledged none.
     pub acknowledged: i32,
+    /// Its open operations at older epochs, if it has reported some.
+    pub older_open: Option<OlderOpen>,
+}
+
+/// Open operations of an instance at older epochs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OlderOpen {
+    /// How many.
+    pub count: i32,
+    /// For how many seconds the instance has waited for them.
+    pub seconds: i64,
 }
 
 /// State of the epoch before the current one.

@@ -131,6 +131,7 @@ pub(super) fn unacknowledged(observed: &Observed) -> Vec<Blocker> {
         instance: member.name.clone(),
         at: member.acknowledged,
         epoch,
+        older_open: member.older_open,
     })
     .collect()
 }
