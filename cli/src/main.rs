@@ -103,6 +103,13 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
             return step::contract(ledger, arguments, actor, step, reason).await;
         }
         Command::SetPhase { migration, phase } => {
+            let source = plan(ledger, migration, phase.phase).await?.desired_from;
+            if let Some(flag) = source.filter(|source| source != "ledger") {
+                complain(&format!(
+                    "cutover: the service takes the desired phase of {migration:?} from {flag}; set it there"
+                ));
+                return Ok(ExitCode::from(1));
+            }
             set_phase(ledger, migration, *phase, actor).await?;
             say(arguments, &phase.to_string(), || format!("{migration}: desired phase set to {phase}\n"));
         }

@@ -39,7 +39,7 @@ impl Progress {
         if state.driver.is_none() {
             line += "; no instance drives it: start an instance that declares this migration";
         } else if let Some(waits_for) = &state.waits_for {
-            line += &format!("; {waits_for}");
+            line += &format!("; waits for: {waits_for}");
         }
         if let Some(flag) = flag {
             line += &format!("; the service takes the desired phase from {flag}");

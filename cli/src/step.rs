@@ -133,7 +133,11 @@ pub(crate) async fn run(
         if stops {
             progress.end();
             say(arguments, &outcome, || {
-                let blocked = outcome.waits_for.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
+                let blocked = outcome
+                    .waits_for
+                    .as_ref()
+                    .map(|text| format!("; it waits for: {text}"))
+                    .unwrap_or_default();
                 format!(
                     "{name}: not done yet{blocked}\nthe step continues; `cutover status {name}` shows its progress\n"
                 )

@@ -30,7 +30,8 @@ pub(crate) fn status(reports: &[MigrationReport]) -> String {
             let _ = writeln!(text, "  desired   {desired}");
         }
         if let Some(waits) = &report.waits_for {
-            let _ = writeln!(text, "  blocked   {waits} (for {})", age(report.waits_seconds.unwrap_or(0.0)));
+            let _ =
+                writeln!(text, "  waits for {waits} (since {})", age(report.waits_seconds.unwrap_or(0.0)));
         }
         if let Some(by) = &report.paused_by {
             let _ = writeln!(
@@ -80,7 +81,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 pub(crate) fn plan(report: &PlanReport) -> String {
     let mut text = format!("{}/{} is in `{}`\n", report.fleet, report.name, report.phase);
     if let Some(waits_for) = &report.waits_for {
-        let _ = writeln!(text, "blocked: {waits_for}");
+        let _ = writeln!(text, "waits for: {waits_for}");
     }
     if let Some(source) = report.desired_from.as_deref().filter(|source| *source != "ledger") {
         let _ = writeln!(text, "the service takes the desired phase from {source}, not from the ledger");
@@ -155,9 +156,9 @@ fn explain_one(report: &MigrationReport) -> String {
     match &report.waits_for {
         Some(waits_for) => {
             let since = age(report.waits_seconds.unwrap_or(0.0));
-            let _ = writeln!(text, "It has been blocked for {since}: {waits_for}.");
+            let _ = writeln!(text, "It has been waiting for {since}: {waits_for}.");
         }
-        None => text.push_str("Nothing blocks it.\n"),
+        None => text.push_str("It waits for nothing.\n"),
     }
     if report.driver.is_none() {
         text.push_str("No instance drives it: start an instance that declares this migration.\n");

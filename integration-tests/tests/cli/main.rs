@@ -128,7 +128,7 @@ async fn status_explain_and_commands_agree_with_the_ledger() -> Outcome {
 
     let explained = [
         "shop/status has been in `expand` (epoch 2) for ",
-        "It has been blocked for 41 min: instance pay-7c9 at epoch 1.",
+        "It has been waiting for 41 min: instance pay-7c9 at epoch 1.",
         "Instance pay-7c9 (last seen ",
         " s ago) is still at epoch 1, with 2 operations open for 41 min.",
         "Instance dead was last seen 15 min ago and its lease has expired.",
@@ -137,7 +137,7 @@ async fn status_explain_and_commands_agree_with_the_ledger() -> Outcome {
         "backfill: 40 of 100 rows",
     ];
     done(url, &["explain", "shop/status"], &explained).await;
-    done(url, &["explain", "other/name"], &["Nothing blocks it.", "No instance drives it"]).await;
+    done(url, &["explain", "other/name"], &["It waits for nothing.", "No instance drives it"]).await;
 
     done(url, &["set-phase", "status", "ramp:25"], &["status: desired phase set to ramp:25"]).await;
     done(url, &["repairs"], &["no row waits for repair"]).await;
@@ -230,6 +230,47 @@ async fn bad_input_is_refused_with_the_correction() -> Outcome {
     refused(url, &["frobnicate"], 2, &["frobnicate"]).await;
     let after: String = sqlx::query_scalar(state).fetch_one(&mut session).await?;
     assert_eq!(before, after);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_history_names_an_actor_without_a_user() -> Outcome {
+    let url = &database().await?;
+    done(url, &["install"], &[]).await;
+    execute(url, STATE).await?;
+    for (variables, actor) in [
+        (&[("HOSTNAME", "ci-runner")][..], "role postgres on ci-runner"),
+        (&[("HOSTNAME", "ci-runner"), ("USER", "")], "role postgres on ci-runner"),
+        (&[("USER", "eve")], "eve"),
+    ] {
+        let mut command = command(url, &["set-phase", "status", "backfill"]);
+        command.env_remove("USER").envs(variables.iter().copied());
+        let said = Said::from(command.output()?);
+        assert_eq!(said.code, 0, "{}", said.err);
+        let json: serde_json::Value =
+            serde_json::from_str(&done(url, &["--json", "history", "--limit", "1"], &[]).await)?;
+        assert_eq!(json[0]["actor"], actor);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn help_completions_and_manual_need_no_database() -> Outcome {
+    for (arguments, parts) in [
+        (&["--help"][..], &["Exit status:", "external-writes", "set-phase"][..]),
+        (&["help", "expand"], &["--dry-run", "--timeout <DURATION>"]),
+        (&["completions", "bash"], &["external-writes", "set-phase"]),
+        (&["man"], &[".TH", "set"]),
+        (&["man", "plan"], &["The last phase to show"]),
+    ] {
+        let mut command = command("", arguments);
+        let said = Said::from(command.env_remove("DATABASE_URL").output()?);
+        assert_eq!(said.code, 0, "{arguments:?}: {}", said.err);
+        for part in parts {
+            assert!(said.out.contains(part), "{arguments:?}: {part:?} not in {}", said.out);
+        }
+    }
+    refused("", &["man", "frobnicate"], 2, &["no command \"frobnicate\"", "cutover --help"]).await;
     Ok(())
 }
 

@@ -108,6 +108,7 @@ async fn a_service_that_follows_a_flag_is_reported() -> Outcome {
     let _agent =
         instance(url, "stable", MigrationSpec::new("status", PhaseRange::FULL).desired(Flag)).await?;
     done(url, &["plan", "status"], &["takes the desired phase from flag shop.status, not from"]).await;
+    refused(url, &["set-phase", "status", "expand"], 1, &["from flag shop.status; set it there"]).await;
     let said = run(url, &["expand", "status", "--timeout", "1s"]).await;
     assert_eq!(said.code, 4, "{}{}", said.out, said.err);
     assert!(said.err.contains("from flag shop.status; set it to `expand` there"), "{}", said.err);
@@ -131,7 +132,7 @@ async fn a_plan_names_what_blocks_each_step() -> Outcome {
     let parts = [
         "statements published by version older",
         "yes  every live instance supports the phase",
-        "no   every live instance supports the phase: waiting for instance older to stop: its build supports off..=verify and not `ramp`",
+        "no   every live instance supports the phase: instance older to stop: its build supports off..=verify and not `ramp`",
         "no   nothing else depends on the old side: view report",
     ];
     done(url, &["plan", "status"], &parts).await;
@@ -216,12 +217,7 @@ async fn a_dry_run_changes_nothing() -> Outcome {
          insert into cutover.repairs (migration_id, side, key, error) values (1, 'old', '7', 'picky')",
     )
     .await?;
-    done(
-        url,
-        &["contract", "status", "--dry-run"],
-        &["no   a person has approved the drop: waiting for approval"],
-    )
-    .await;
+    done(url, &["contract", "status", "--dry-run"], &["no   a person has approved the drop: approval"]).await;
     done(url, &["repairs", "status", "--retry", "--dry-run"], &["would retry 1 row\n"]).await;
     refused(url, &["repairs", "status", "--dry-run"], 2, &["--retry"]).await;
     let mut session = PgConnection::connect(url).await?;

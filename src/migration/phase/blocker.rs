@@ -5,8 +5,7 @@ use super::{LaggingStandby, OlderOpen, Phase, PhaseRange, Side};
 
 /// A reason why a migration cannot make its next step.
 ///
-/// As text it says what the migration waits for and, where a person can do something about it, what: "waiting for …; to
-/// unblock: …".
+/// The text completes "the migration waits for …". If a person can do something about it, it ends with "; to unblock: …".
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Blocker {
@@ -59,7 +58,6 @@ pub enum Blocker {
 
 impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("waiting for ")?;
         match self {
             Blocker::Unacknowledged { instance, at, epoch, older_open } => {
                 write!(f, "instance {instance}")?;
@@ -156,7 +154,7 @@ mod tests {
         let late = Blocker::Unacknowledged { instance: "pay-7c9".into(), at: 4, epoch: 5, older_open };
         assert_eq!(
             late.to_string(),
-            "waiting for instance pay-7c9 with 1 operation open at an older epoch for 41 s to acknowledge epoch 5 \
+            "instance pay-7c9 with 1 operation open at an older epoch for 41 s to acknowledge epoch 5 \
              (it is at epoch 4); to unblock: let its older operations end, or stop the instance"
         );
     }
