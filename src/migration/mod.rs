@@ -37,7 +37,7 @@ pub use dual::{
 };
 #[doc(hidden)]
 pub use dual::{Guard, Writes, made, same};
-pub use phase::{Desired, Facts, Phase, PhaseRange, Side, Target, Task};
+pub use phase::{Desired, Phase, PhaseRange, SchemaState, Side, Target, Task};
 pub use plan::{
     Column, ColumnMigration, ColumnMigrationBuilder, SqlMigration, SqlMigrationBuilder, Table,
     TableMigration, TableMigrationBuilder,

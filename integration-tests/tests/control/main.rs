@@ -130,7 +130,9 @@ async fn the_fleet_walks_to_where_a_person_wants_it_and_back() {
     assert_eq!(person.ask::<i32>("select epoch from cutover.migrations").await, 3);
     // Further on, the data has to be there.
     person.wants("verify").await;
-    person.until("select coalesce(waits_for, '') like '%gaps%' from cutover.migrations").await;
+    person
+        .until("select coalesce(waits_for, '') like '%backfill to complete%' from cutover.migrations")
+        .await;
     person.wants("off").await;
     person.settled("off").await;
     let moves: String = person.ask("select string_agg(event, ', ' order by id) from cutover.history").await;
@@ -317,7 +319,7 @@ async fn a_build_that_does_not_know_the_migration_holds_it_in_off_and_is_refused
     let person = Person::new(&url).await;
     person.wants("expand").await;
     person
-        .until("select coalesce(waits_for, '') like '%instance old runs a build%' from cutover.migrations")
+        .until("select coalesce(waits_for, '') like '%instance old to stop: its build does not declare%' from cutover.migrations")
         .await;
     assert_eq!(person.ask::<String>("select phase from cutover.migrations").await, "off");
     old.agent.leave().await.unwrap();

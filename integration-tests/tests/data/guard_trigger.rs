@@ -3,7 +3,7 @@
 use crate::world::{Outcome, World};
 use cutover::ledger::Ledger;
 use cutover::migration::Error;
-use cutover::migration::admin::{ExternalWriteReport, strangers};
+use cutover::migration::admin::{ExternalWriteReport, external_writes};
 use cutover::migration::{ColumnMigration, Plan, TableMigration, Task, map_each};
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection};
 
@@ -14,7 +14,7 @@ async fn external(world: &World) -> Outcome<PgConnection> {
 }
 
 async fn seen(world: &World) -> Outcome<Vec<ExternalWriteReport>> {
-    Ok(strangers(&Ledger::existing(world.url.parse()?).await?, Some("status"), 10).await?)
+    Ok(external_writes(&Ledger::existing(world.url.parse()?).await?, Some("status"), 10).await?)
 }
 
 /// All of the table moves into another one, whose key has this type.
@@ -150,7 +150,7 @@ async fn with_a_rust_mapping_external_writes_hold_the_migration() -> Outcome {
     let mut job = external(&world).await?;
     job.execute("update orders set old_status = 'STALE' where id = 7").await?;
     world.ask("ramp:50").await?;
-    world.waits_for("writes past the library").await?;
+    world.waits_for("without external writes").await?;
     assert_eq!(seen(&world).await?[0].uncopied, 1);
     Ok(())
 }

@@ -195,7 +195,7 @@ async fn the_old_table_is_dropped_unless_something_depends_on_it() -> Outcome {
     world.pool.execute("drop view report").await?;
     plan.run(Task::Contract, &a.migration).await?;
     let mut connection = world.pool.acquire().await?;
-    assert!(plan.facts(Some(world.id().await?), &mut connection).await?.contracted);
+    assert!(plan.schema_state(Some(world.id().await?), &mut connection).await?.contracted);
     Ok(())
 }
 

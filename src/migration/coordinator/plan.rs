@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use crate::migration::catalog::{OldSide, PlanProblem};
-use crate::migration::phase::{Facts, Target, Task};
+use crate::migration::phase::{SchemaState, Target, Task};
 use crate::migration::runtime::Migration;
 
 /// Where a migration's desired phase comes from.
@@ -96,11 +96,11 @@ pub trait Plan: Send + Sync + fmt::Debug {
     /// # Errors
     ///
     /// The database's error.
-    async fn facts(
+    async fn schema_state(
         &self,
         migration: Option<i32>,
         connection: &mut PgConnection,
-    ) -> Result<Facts, sqlx::Error>;
+    ) -> Result<SchemaState, sqlx::Error>;
 
     /// Runs a task, or continues it where an earlier attempt stopped, on this instance or another one.
     ///

@@ -12,7 +12,7 @@ use crate::ledger::{sides, unprepared};
 use crate::migration::batch::{PassKind, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Plan, PlanError};
-use crate::migration::phase::{Facts, Task};
+use crate::migration::phase::{SchemaState, Task};
 use crate::migration::runtime::Migration;
 use crate::migration::schema::index;
 
@@ -86,11 +86,11 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         Ok(found)
     }
 
-    async fn facts(
+    async fn schema_state(
         &self,
         migration: Option<i32>,
         connection: &mut PgConnection,
-    ) -> Result<Facts, sqlx::Error> {
+    ) -> Result<SchemaState, sqlx::Error> {
         let plan = &*self.description;
         let recorded = match migration {
             Some(id) => sides::find(connection, id).await?.zip(migration),
@@ -99,13 +99,13 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         let Some((sides, id)) = recorded else {
             // Before `expand` only names are known.
             let (old, new) = by_name(plan, connection).await?;
-            return Ok(Facts { expanded: false, contracted: new && !old });
+            return Ok(SchemaState { expanded: false, contracted: new && !old });
         };
         let is_armed = match find_guard(plan, connection).await? {
             Some(guard) => guard.is_armed(connection, sides.old.relation, id).await?,
             None => !plan.has_guard,
         };
-        Ok(Facts { expanded: sides.new.is_there && is_armed, contracted: !sides.old.is_there })
+        Ok(SchemaState { expanded: sides.new.is_there && is_armed, contracted: !sides.old.is_there })
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {

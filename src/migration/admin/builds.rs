@@ -3,10 +3,10 @@ use crate::ledger::{Ledger, LedgerError};
 use crate::migration::coordinator::{Entry, MigrationSpec, check};
 use crate::migration::phase::{Phase, Side};
 
-/// Why a build that declares `specs` would not be admitted to `fleet` as the ledger is now, or could not work with
-/// the schema as it is; nothing when it would and could.
+/// Why a build that declares `specs` would not be admitted to `fleet` in the ledger's present state, or could not work with
+/// the schema. Empty if it would be admitted and could work.
 ///
-/// It looks by the rules that the deploy guard of an [`Agent`](super::Agent) goes by, and changes nothing.
+/// It goes by the same rules as an [`Agent`](crate::migration::Agent), and changes nothing.
 ///
 /// # Errors
 ///
@@ -14,7 +14,7 @@ use crate::migration::phase::{Phase, Side};
 ///
 /// # Cancel safety
 ///
-/// Safe: reads only.
+/// Safe: it only reads.
 pub async fn incompatible_builds(
     ledger: &Ledger,
     fleet: &str,
@@ -24,32 +24,32 @@ pub async fn incompatible_builds(
     check(specs, &mut problems);
     ConfigError::check(problems)?;
     let mut tx = ledger.begin().await?;
-    // No instance has this number.
+    // No instance has the id 0.
     let entries = Entry::of_fleet(&mut tx, fleet, 0).await?;
     tx.commit().await?;
     let declared = |name: &str| specs.iter().find(|spec| spec.name == name);
-    let mut incompatible_builds: Vec<String> =
+    let mut problems: Vec<String> =
         entries.iter().filter_map(|entry| entry.refusal(declared(&entry.name))).collect();
     for spec in specs {
         let entry = entries.iter().find(|entry| entry.name == spec.name);
         let phase = entry.map_or(Phase::Off, |entry| entry.phase);
-        incompatible_builds.extend(schema(ledger, spec, entry.map(|entry| entry.id), phase).await);
+        problems.extend(schema_problem(ledger, spec, entry.map(|entry| entry.id), phase).await);
     }
-    Ok(incompatible_builds)
+    Ok(problems)
 }
 
 /// What the schema lacks for `phase`.
-async fn schema(ledger: &Ledger, spec: &MigrationSpec, id: Option<i32>, phase: Phase) -> Option<String> {
+async fn schema_problem(ledger: &Ledger, spec: &MigrationSpec, id: Option<i32>, phase: Phase) -> Option<String> {
     let plan = spec.plan.as_ref()?;
-    let facts = async {
+    let schema = async {
         let mut tx = ledger.begin().await?;
-        plan.facts(id, &mut tx).await
+        plan.schema_state(id, &mut tx).await
     };
-    let lack = match facts.await {
-        Err(error) => format!("the schema can't be looked at: {error}"),
-        Ok(facts) if phase.writes(Side::New) && !facts.expanded => "the new side is not there".into(),
-        Ok(facts) if phase.writes(Side::Old) && facts.contracted => "the old side is gone".into(),
+    let problem = match schema.await {
+        Err(error) => format!("the schema cannot be inspected: {error}"),
+        Ok(schema) if phase.writes(Side::New) && !schema.expanded => "the new side does not exist".into(),
+        Ok(schema) if phase.writes(Side::Old) && schema.contracted => "the old side is gone".into(),
         Ok(_) => return None,
     };
-    Some(format!("migration {:?} is in `{phase}`, and {lack}", spec.name))
+    Some(format!("migration {:?} is in `{phase}`, and {problem}", spec.name))
 }
