@@ -108,9 +108,10 @@ enum Command {
         #[arg(long, default_value = "")]
         reason: String,
     },
-    /// Judge a canary by what Prometheus has of it and of the stable version
+    /// Judge a canary by its metrics in Prometheus, compared with those of the stable version
     ///
-    /// Exit status: 0 it may go on; 1 it failed; 3 Prometheus can't be asked; 4 too few requests to say.
+    /// Exit status: 0 the canary may go on; 1 it failed; 2 wrong usage; 3 Prometheus does not answer or has no data; 4 too
+    /// few requests for a verdict.
     Canary(Box<canary::Canary>),
     /// Show rows whose sides are known to differ: key, error, since when, how often it was tried
     Repairs {

@@ -137,7 +137,8 @@ async fn a_real_prometheus_loads_the_rules_and_finds_what_the_dashboard_shows() 
     // In seconds what takes minutes in earnest.
     let rules =
         rules.replace("interval: 15s", "interval: 1s").replace("[1m]", "[5s]").replace("for: 30s", "for: 1s");
-    let options = PrometheusOptions { rules: Some(rules), job: "payments".to_owned() };
+    let options =
+        PrometheusOptions { rules: Some(rules), job: "payments".to_owned(), ..PrometheusOptions::default() };
     let pages = versions().await;
     let started = Prometheus::start_with(pages, Duration::from_millis(500), options).await;
     let Some(prometheus) = if_installed(started).unwrap() else { return };
