@@ -80,6 +80,8 @@ async fn start(pages: &[&Page], options: PrometheusOptions) -> Option<Prometheus
 
 /// Measures until the exit status is `code`, and returns the output then.
 async fn until_status(prometheus: &str, arguments: &[&str], code: i32) -> String {
+    // The first call builds the program, which may take longer than the limit.
+    program().unwrap();
     let last = Mutex::new(String::new());
     wait_until(&format!("exit status {code}"), LIMIT, async || {
         let (status, out, err) = canary(prometheus, arguments).await;
