@@ -134,6 +134,7 @@ async fn publish(fleet: &Fleet, migration: i32, spec: &MigrationSpec) -> Result<
     let plan = PublishedPlan {
         migration,
         version: fleet.release().version(),
+        has_plan: spec.plan.is_some(),
         tasks: &tasks,
         old_table: old_side.as_ref().map(|old_side| &*old_side.table),
         old_column: old_side.as_ref().and_then(|old_side| old_side.column.as_deref()),

@@ -9,7 +9,7 @@ use crate::migration::runtime::Migration;
 
 /// A migration as an instance follows it.
 pub(crate) struct Entry {
-    pub(super) id: i32,
+    pub(crate) id: i32,
     pub(crate) name: String,
     pub(super) epoch: i32,
     pub(crate) phase: Phase,
