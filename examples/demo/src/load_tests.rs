@@ -1,4 +1,4 @@
-//! The load and the judge together, against a service in memory that keeps its promises, or doesn't.
+//! Load and judge together, against an in-memory service that is correct or has a fault.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     stub::{Fault, Stub},
 };
 
-/// A short run at 400 requests a second.
+/// Runs 400 requests per second for two seconds.
 async fn run(fault: Fault) -> (Counts, Verdict) {
     let orders = Arc::new(Orders::Seeded { seed: 5, rows: 300 });
     let first = |id| orders.first_status(id).unwrap();
@@ -34,12 +34,12 @@ async fn run(fault: Fault) -> (Counts, Verdict) {
         history.last(key, &stub.memory.orders.lock().unwrap()[&key]);
     }
     let counts = customers.stats.counts();
-    assert!((600..=801).contains(&counts.requests), "not the rate asked for: {counts:?}");
+    assert!((600..=801).contains(&counts.requests), "not the requested rate: {counts:?}");
     (counts, history.check())
 }
 
 #[tokio::test]
-async fn a_service_that_keeps_its_promises_is_not_accused() {
+async fn a_correct_service_passes() {
     let (counts, verdict) = run(Fault::None).await;
     assert_eq!((counts.failed, counts.dropped, counts.sessions_lost), (0, 0, 0), "{counts:?}");
     assert!(verdict.is_clean(), "{verdict:?}");
@@ -49,12 +49,12 @@ async fn a_service_that_keeps_its_promises_is_not_accused() {
 #[tokio::test]
 async fn lost_writes_are_found() {
     let (counts, verdict) = run(Fault::LosesWrites).await;
-    assert_eq!(counts.failed, 0, "the answers looked well: {counts:?}");
+    assert_eq!(counts.failed, 0, "all answers looked correct: {counts:?}");
     assert!(verdict.lost_writes > 0 && verdict.stale_reads > 0, "{verdict:?}");
 }
 
 #[tokio::test]
-async fn refusals_count_as_failed_and_accuse_nobody_of_losing() {
+async fn refusals_are_failures_but_not_lost_writes() {
     let (counts, verdict) = run(Fault::Overloaded).await;
     assert!(counts.failed > 0, "{counts:?}");
     assert_eq!(counts.failures["GET order: 503"], counts.failed);
@@ -62,7 +62,7 @@ async fn refusals_count_as_failed_and_accuse_nobody_of_losing() {
 }
 
 #[tokio::test]
-async fn lost_sessions_are_counted_and_failed() {
+async fn lost_sessions_are_failures() {
     let (counts, _) = run(Fault::LosesSessions).await;
     assert!(counts.sessions_lost > 0, "{counts:?}");
     assert_eq!(counts.failures["GET me: 401"], counts.failed);

@@ -1,4 +1,4 @@
-//! How an instance starts, the same in all releases.
+//! The start of an instance, in all releases.
 
 use std::error::Error;
 use std::time::Duration;
@@ -17,16 +17,16 @@ use crate::fault::{self, Fault};
 use crate::http;
 use crate::migration;
 
-/// What stands between an instance and its first request.
+/// An error of the start.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Starts an instance, serves the routes that `routes` makes, and returns when the instance has been drained.
+/// Starts an instance, serves the routes that `routes` returns, and returns after the drain.
 ///
-/// `range` is what this build can run of the migration; `None` in the build that doesn't know it.
+/// `range` is the phases of the migration that this build can run; `None` if the build does not declare it.
 ///
 /// # Errors
 ///
-/// What is wrong with the environment, or can't be reached.
+/// A problem of the environment, or a server that cannot be reached.
 pub async fn run(
     range: Option<PhaseRange>,
     routes: impl FnOnce(PgPool, &Instance) -> Option<Router>,
@@ -66,16 +66,16 @@ pub async fn run(
     }
     let instance = service.start().await?;
     let Some(mut routes) = routes(pool.clone(), &instance) else {
-        return Err(format!("this build did not declare the migration {:?}", migration::NAME).into());
+        return Err(format!("this build does not declare the migration {:?}", migration::NAME).into());
     };
     if fault != Fault::Nothing {
-        routes = routes.layer(axum::middleware::from_fn_with_state((fault, pool), fault::make));
+        routes = routes.layer(axum::middleware::from_fn_with_state((fault, pool), fault::apply));
     }
     let store = RedisStore::new(
         redis,
         RedisStoreOptions {
             same_key: ConflictPolicy::LastWins,
-            // A session that is late is better than one that is gone.
+            // A late session is better than a lost one.
             time_limit: Duration::from_secs(5),
             ..Default::default()
         },
@@ -86,7 +86,7 @@ pub async fn run(
     Ok(())
 }
 
-/// The routes over these orders.
+/// The routes of a release.
 pub fn routes(orders: impl crate::Orders) -> Option<Router> {
     Some(http::router(orders))
 }
