@@ -29,7 +29,7 @@ mod plan;
 mod runtime;
 mod schema;
 
-pub use batch::{BatchOptions, MapRows, Throttle, each};
+pub use batch::{BatchOptions, MapRows, Throttle, map_each};
 pub use catalog::OldSide;
 pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError};
 pub use dual::{

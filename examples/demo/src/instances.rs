@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use cutover_testkit::{Folder, Gate, Process, Signal, free_port, wait_until};
+use cutover_testkit::{Folder, Process, Proxy as Gate, Signal, free_port, wait_until};
 
 use crate::{
     board::{Board, InstanceLine, InstanceState},

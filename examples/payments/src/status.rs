@@ -46,7 +46,8 @@ impl Status {
 
     /// Parses column `old_payment_status`, which many programs have written. The same mapping as [`FORWARD`].
     pub fn from_legacy(text: Option<&str>) -> Self {
-        match text.unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+        // Only blanks, as SQL's trim does.
+        match text.unwrap_or_default().trim_matches(' ').to_ascii_lowercase().as_str() {
             "" | "pending" | "new" | "open" => Status::Pending,
             "settled" | "captured" | "complete" | "paid" => Status::Paid,
             "auth" | "authorised" | "authorized" => Status::Authorized,

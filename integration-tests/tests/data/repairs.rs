@@ -196,12 +196,12 @@ async fn what_is_left_behind_again_meanwhile_stays_noted() -> Outcome {
             Ok::<_, Error>(())
         })
         .await?;
-    assert_eq!(done, Repaired { mended: 2, failed: 0 });
+    assert_eq!(done, Repaired { repaired: 2, failed: 0 });
     assert_eq!(noted(&world).await?, ["2"]);
     assert_eq!(world.row(1).await?.1.as_deref(), Some("bad!"));
     // One that fails is put off, with the reason, and given up after a while.
     let fails = async |_: &(), _: &(), _: &mut PinnedTx, _: &serde_json::Value| Err(Error::NotInFleet);
-    assert_eq!(sides.repair_with(&world.pool, fails).await?, Repaired { mended: 0, failed: 1 });
+    assert_eq!(sides.repair_with(&world.pool, fails).await?, Repaired { repaired: 0, failed: 1 });
     assert_eq!(sides.repair_with(&world.pool, fails).await?, Repaired::default(), "it is not due");
     let due = "update cutover.repairs set next_try_at = clock_timestamp(), attempts = 9";
     world.pool.execute(due).await?;
@@ -246,7 +246,7 @@ async fn on_deadpool_it_is_the_same() -> Outcome {
             Ok::<_, Error>(())
         })
         .await?;
-    assert_eq!(done, Repaired { mended: 3, failed: 0 });
+    assert_eq!(done, Repaired { repaired: 3, failed: 0 });
     assert!(noted(&world).await?.is_empty());
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::world::{Outcome, World};
 use cutover::ledger::Ledger;
 use cutover::migration::admin::{bad_rows, differences};
-use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, each};
+use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, map_each};
 use cutover::migration::{Plan, Task};
 use cutover_testkit::{Folder, Process, Signal};
 use sqlx::postgres::PgConnectOptions;
@@ -75,8 +75,8 @@ struct New {
 async fn a_column_is_mapped_in_rust_both_ways_and_its_values_stay_out_of_the_report() -> Outcome {
     let world = World::new(2_000).await?;
     let a = world.instance("a", None).await?;
-    let lower = each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
-    let upper = each(|row: New| Ok::<_, String>(row.new_status.map(|text| text.to_uppercase())));
+    let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
+    let upper = map_each(|row: New| Ok::<_, String>(row.new_status.map(|text| text.to_uppercase())));
     let plan = describe(&world).forward_rows(lower).backward_rows(upper).sensitive().build()?;
     plan.run(Task::Expand, &a.migration).await?;
     world.go("backfill").await?;
@@ -107,8 +107,8 @@ async fn a_way_back_that_fails_for_nothing_is_no_way_back() -> Outcome {
     }
     let world = World::new(20).await?;
     world.pool.execute("update orders set old_status = null where id = 3").await?;
-    let lower = each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
-    let upper = each(|row: Given| Ok::<_, String>(Some(row.new_status.to_uppercase())));
+    let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
+    let upper = map_each(|row: Given| Ok::<_, String>(Some(row.new_status.to_uppercase())));
     let plan = describe(&world).forward_rows(lower).backward_rows(upper).build()?;
     let _a = world.instance("a", Some(plan)).await?;
     world.go("verify").await?;

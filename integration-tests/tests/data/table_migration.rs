@@ -2,7 +2,7 @@
 
 use crate::world::{Fleet, Outcome, World};
 use cutover::migration::admin::differences;
-use cutover::migration::{BatchOptions, TableMigration, TableMigrationBuilder, each};
+use cutover::migration::{BatchOptions, TableMigration, TableMigrationBuilder, map_each};
 use cutover::migration::{Plan, PlanError, Task};
 use sqlx::{Executor, FromRow, PgPool};
 
@@ -149,7 +149,7 @@ struct New {
 async fn a_mapping_in_rust_does_what_one_in_sql_does() -> Outcome {
     let world = World::new(1_500).await?;
     let a = world.instance("a", None).await?;
-    let forward = each(|old: Old| match old.old_status.trim() {
+    let forward = map_each(|old: Old| match old.old_status.trim() {
         "" => Err("an empty status"),
         status => Ok(New { note: old.note, status: status.to_lowercase() }),
     });

@@ -4,7 +4,7 @@ use crate::world::{Outcome, World};
 use cutover::ledger::Ledger;
 use cutover::migration::Error;
 use cutover::migration::admin::{ExternalWriteReport, strangers};
-use cutover::migration::{ColumnMigration, TableMigration, each};
+use cutover::migration::{ColumnMigration, TableMigration, map_each};
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection};
 
 /// A session of its own, as a job of the night has one.
@@ -144,7 +144,7 @@ struct Row {
 #[tokio::test]
 async fn a_mapping_in_rust_can_not_be_copied_so_strangers_hold_the_migration() -> Outcome {
     let world = World::new(50).await?;
-    let lower = each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
+    let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
     let plan = world.describe().forward_rows(lower).build()?;
     let _a = world.instance("a", Some(plan)).await?;
     world.go("backfill").await?;
@@ -388,7 +388,7 @@ async fn a_tables_trap_has_the_rights_and_the_path_of_whoever_armed_it() -> Outc
 #[tokio::test]
 async fn a_scan_counts_only_while_no_stranger_wrote_since_what_can_not_be_copied() -> Outcome {
     let world = World::new(50).await?;
-    let lower = each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
+    let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
     let plan = world.describe().forward_rows(lower).build()?;
     let _a = world.brief("a", plan).await?;
     world.go("verify").await?;

@@ -16,7 +16,7 @@ pub(crate) const NEEDS_FORWARD_ROWS: &str =
 /// Maps rows of one side to values of the other in Rust, for what SQL can't say.
 ///
 /// A closure `Fn(&[PgRow]) -> Vec<Result<Value, String>>` is one, for code that sees to many rows at once;
-/// [`each`] makes one of a closure over a single row.
+/// [`map_each`] makes one of a closure over a single row.
 pub trait MapRows: Send + Sync + 'static {
     /// One result per row, in their order: for a column its value, for a table an object of the other table's
     /// columns. An error sets its row aside.
@@ -40,21 +40,21 @@ where
 /// A `numeric` keeps all its digits when the result has it as a string.
 ///
 /// ```
-/// use cutover::migration::{each, MapRows};
+/// use cutover::migration::{map_each, MapRows};
 ///
 /// #[derive(sqlx::FromRow)]
 /// struct Old {
 ///     old_status: Option<String>,
 /// }
 ///
-/// let mapping = each(|row: Old| match row.old_status.as_deref().map(str::trim) {
+/// let mapping = map_each(|row: Old| match row.old_status.as_deref().map(str::trim) {
 ///     Some("") => Err("an empty status"),
 ///     status => Ok(status.map(str::to_lowercase)),
 /// });
 /// # fn takes(_: impl MapRows) {}
 /// # takes(mapping);
 /// ```
-pub fn each<Old, New, E, F>(map: F) -> impl MapRows
+pub fn map_each<Old, New, E, F>(map: F) -> impl MapRows
 where
     Old: for<'r> FromRow<'r, PgRow>,
     New: Serialize,
@@ -76,23 +76,23 @@ where
 pub(crate) struct Mapping {
     /// Quoted.
     pub(crate) columns: Vec<String>,
-    pub(crate) how: How,
+    pub(crate) code: MappingCode,
     /// Whether a mapping in Rust makes an object of the columns, or the value of the only one.
     pub(crate) is_object: bool,
 }
 
 #[derive(Clone)]
-pub(crate) enum How {
+pub(crate) enum MappingCode {
     /// An expression per column.
     Sql(Vec<String>),
     Rust(Arc<dyn MapRows>),
 }
 
-impl fmt::Debug for How {
+impl fmt::Debug for MappingCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            How::Sql(expressions) => f.debug_tuple("Sql").field(expressions).finish(),
-            How::Rust(_) => f.write_str("Rust"),
+            MappingCode::Sql(expressions) => f.debug_tuple("Sql").field(expressions).finish(),
+            MappingCode::Rust(_) => f.write_str("Rust"),
         }
     }
 }
@@ -109,9 +109,9 @@ impl Mapping {
         rows: &[PgRow],
         letter: char,
     ) -> Result<(String, Failed), sqlx::Error> {
-        let results = match &self.how {
-            How::Rust(mapping) => mapping.map(rows),
-            How::Sql(_) => Vec::new(),
+        let results = match &self.code {
+            MappingCode::Rust(mapping) => mapping.map(rows),
+            MappingCode::Sql(_) => Vec::new(),
         };
         let (mut mapped, mut failed) = (Vec::new(), Vec::new());
         let missing =

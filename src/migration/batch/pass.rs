@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::job::{Claim, Extent, Job, Range, Step};
 use super::keyset::{KeyText, Span, shown};
-use super::mapping::{Failed, How, Mapping};
+use super::mapping::{Failed, Mapping, MappingCode};
 use super::options::BatchOptions;
 use super::pace::Pace;
 use super::queries::{Mapped, Scope, Sides};
@@ -265,21 +265,21 @@ impl Pass<'_> {
         let Sides { old, new, forward, backward } = self.scope.sides;
         let mut mapped = Mapped::default();
         let copies = self.sweep != PassKind::Compare;
-        if matches!(forward.how, How::Rust(_)) {
+        if matches!(forward.code, MappingCode::Rust(_)) {
             let rows =
                 self.scope.rows(old, span, self.sweep == PassKind::Forward).fetch_all(&mut *tx).await?;
             mapped.forward = self.map_rows(tx, forward, &rows, 'f', copies).await?;
         }
-        if self.sweep != PassKind::Forward && matches!(backward.how, How::Rust(_)) {
+        if self.sweep != PassKind::Forward && matches!(backward.code, MappingCode::Rust(_)) {
             let rows = self.scope.rows(new, span, copies).fetch_all(&mut *tx).await?;
             mapped.backward = self.map_rows(tx, backward, &rows, 'b', copies).await?;
         }
-        let in_rust = [forward, backward].iter().any(|mapping| matches!(mapping.how, How::Rust(_)));
+        let in_rust = [forward, backward].iter().any(|mapping| matches!(mapping.code, MappingCode::Rust(_)));
         if self.sweep == PassKind::Compare && in_rust {
             let rows = self.scope.rows_back(span, &mapped).fetch_all(&mut *tx).await?;
-            mapped.trip = match forward.how {
-                How::Rust(_) => self.map_rows(tx, forward, &rows, 't', false).await?,
-                How::Sql(_) => None,
+            mapped.trip = match forward.code {
+                MappingCode::Rust(_) => self.map_rows(tx, forward, &rows, 't', false).await?,
+                MappingCode::Sql(_) => None,
             };
         }
         Ok(mapped)

@@ -5,7 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::keyset::{Keyset, Span};
-use super::mapping::{How, Mapping};
+use super::mapping::{Mapping, MappingCode};
 use crate::ledger::unprepared;
 use crate::migration::phase::Task;
 
@@ -125,7 +125,8 @@ impl Scope<'_> {
     pub(crate) fn described(&self, expand: &str, contract: &str) -> Vec<(Task, String)> {
         let span = Span::Between { from: Some(vec![]), to: vec![] };
         let end = self.key.batch_end(&self.tables(), &span, ":rows");
-        let in_rust = |mapping: &Mapping| matches!(mapping.how, How::Rust(_)).then(|| ":mapped".to_owned());
+        let in_rust =
+            |mapping: &Mapping| matches!(mapping.code, MappingCode::Rust(_)).then(|| ":mapped".to_owned());
         let mapped = Mapped {
             forward: in_rust(&self.sides.forward),
             backward: in_rust(&self.sides.backward),
@@ -192,13 +193,13 @@ impl Scope<'_> {
         json: &str,
     ) -> String {
         let (names, count) = (self.key.names(), mapping.columns.len());
-        match &mapping.how {
-            How::Sql(expressions) => {
+        match &mapping.code {
+            MappingCode::Sql(expressions) => {
                 let values =
                     zip(expressions, &columns("", letter, count), |e, name| format!("({e}) as {name}"));
                 format!("(select {names}, {values} from {from} where {}{lock})", self.key.within(span))
             }
-            How::Rust(_) => {
+            MappingCode::Rust(_) => {
                 self.recordset(letter, json, if letter == 'b' { &self.old_types } else { &self.new_types })
             }
         }
@@ -221,7 +222,7 @@ impl Scope<'_> {
         let Sides { old, new, forward, .. } = self.sides;
         let (key, targets) = (&self.key, &forward.columns);
         let within = key.within(span);
-        if let (true, How::Sql(values)) = (self.one_table(), &forward.how) {
+        if let (true, MappingCode::Sql(values)) = (self.one_table(), &forward.code) {
             let values: Vec<String> = values.iter().map(|value| format!("({value})")).collect();
             let set = zip(targets, &values, |target, value| format!("{target} = {value}"));
             let text = format!("update {old} set {set} where {within} and {}", differ(targets, &values));
@@ -260,7 +261,9 @@ impl Scope<'_> {
         let Sides { old, new, forward, backward } = self.sides;
         let (key, targets) = (&self.key, &backward.columns);
         let within = key.within(span);
-        if let (true, How::Sql(f), How::Sql(b)) = (self.one_table(), &forward.how, &backward.how) {
+        if let (true, MappingCode::Sql(f), MappingCode::Sql(b)) =
+            (self.one_table(), &forward.code, &backward.code)
+        {
             let f: Vec<String> = f.iter().map(|value| format!("({value})")).collect();
             let set = zip(targets, b, |target, value| format!("{target} = ({value})"));
             let text = format!("update {old} set {set} where {within} and {}", differ(&forward.columns, &f));
@@ -380,8 +383,8 @@ impl Scope<'_> {
         let (names, within, count) = (self.key.names(), self.key.within(span), forward.columns.len());
         let held =
             zip(&forward.columns, &columns("", 'c', count), |column, name| format!("{column} as {name}"));
-        let sql = match (&forward.how, &backward.how) {
-            (How::Sql(forward), How::Sql(backward)) => Some((forward, backward)),
+        let sql = match (&forward.code, &backward.code) {
+            (MappingCode::Sql(forward), MappingCode::Sql(backward)) => Some((forward, backward)),
             _ => None,
         };
         let back = |expressions: &[String]| {

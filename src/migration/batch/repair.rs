@@ -7,7 +7,7 @@ use sqlx::{Executor, PgConnection, PgPool};
 use tokio::time::sleep;
 
 use super::keyset::Span;
-use super::mapping::How;
+use super::mapping::MappingCode;
 use super::queries::{Mapped, Scope, Sides};
 use crate::migration::coordinator::PlanError;
 use crate::migration::dual::{Repaired, due, may_repair, settle};
@@ -49,7 +49,7 @@ async fn copy(scope: &Scope<'_>, tx: &mut PgConnection, key: &str) -> Result<(),
     let span = Span::Keys(vec![key_of(key, scope.key.columns.len())?]);
     scope.lock(old, &span).execute(&mut *tx).await?;
     let mut mapped = Mapped::default();
-    if matches!(forward.how, How::Rust(_)) {
+    if matches!(forward.code, MappingCode::Rust(_)) {
         let rows = scope.rows(old, &span, true).fetch_all(&mut *tx).await?;
         let (json, failed) = forward.run(&scope.key, &rows, 'f')?;
         if let Some((_, error)) = failed.into_iter().next() {

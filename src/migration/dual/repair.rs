@@ -16,7 +16,7 @@ const KEPT: usize = 500;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Repaired {
     /// Rows that are the same on both sides again.
-    pub mended: usize,
+    pub repaired: usize,
     /// Rows that were tried in vain; they are due again after a while.
     pub failed: usize,
 }
@@ -122,7 +122,7 @@ pub(crate) async fn settle<P: FencedPool, E: std::error::Error + 'static>(
             tx.ask(forget, &[&id, &note.key, &note.version]).await?;
             match tx.commit().await {
                 Ok(()) => {
-                    done.mended += 1;
+                    done.repaired += 1;
                     return Ok(());
                 }
                 Err(error) => (error.to_string(), is_retryable(&error)),

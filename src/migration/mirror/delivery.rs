@@ -33,7 +33,7 @@ pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
         let delivered = notes.iter().map(|note| deliver(pool, migration, source, store, note));
         for (note, delivered) in notes.iter().zip(join_all(delivered).await) {
             match delivered {
-                Ok(()) => done.mended += 1,
+                Ok(()) => done.repaired += 1,
                 Err(error) => {
                     tracing::warn!(migration, key = note.key, %error, "a row did not arrive at the other store");
                     repairs::fail(pool, migration, note, &error.to_string()).await?;

@@ -140,7 +140,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
             migration.note("");
             while repairs::are_many(self.pool(), migration.id(), ON_THE_WAY).await? {
                 let done = deliver_due(self.pool(), migration.id(), self.source(), self.store()).await?;
-                if done.mended == 0 {
+                if done.repaired == 0 {
                     migration.note("waits for rows to arrive at the other store (see `cutover repairs`)");
                     sleep(PAUSE).await;
                 }

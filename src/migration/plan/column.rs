@@ -8,7 +8,7 @@ use super::column_steps;
 use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::batch::{
-    BatchOptions, How, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
+    BatchOptions, Keyset, MapRows, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
     Throttle, pass, repair,
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, quote, quote_table};
@@ -121,8 +121,8 @@ impl ColumnMigration {
             names: Names { table: table.to_owned(), ..Names::default() },
             key: Vec::new(),
             new_type: String::new(),
-            forward: How::Sql(vec![String::new()]),
-            backward: How::Sql(vec![String::new()]),
+            forward: MappingCode::Sql(vec![String::new()]),
+            backward: MappingCode::Sql(vec![String::new()]),
             batches: BatchOptions::default(),
             throttle: Throttle::default(),
             changes: Changes::default(),
@@ -232,8 +232,8 @@ pub struct ColumnMigrationBuilder {
     names: Names,
     key: Vec<String>,
     new_type: String,
-    forward: How,
-    backward: How,
+    forward: MappingCode,
+    backward: MappingCode,
     batches: BatchOptions,
     throttle: Throttle,
     changes: Changes,
@@ -261,19 +261,19 @@ impl ColumnMigrationBuilder {
 
     /// The new column's value, as an SQL expression over the old column.
     pub fn forward(mut self, expression: &str) -> Self {
-        self.forward = How::Sql(vec![expression.trim().to_owned()]);
+        self.forward = MappingCode::Sql(vec![expression.trim().to_owned()]);
         self
     }
 
     /// The new column's value, made in Rust from the table's row.
     pub fn forward_rows(mut self, mapping: impl MapRows) -> Self {
-        self.forward = How::Rust(Arc::new(mapping));
+        self.forward = MappingCode::Rust(Arc::new(mapping));
         self
     }
 
     /// The old column's value, as an SQL expression over the new column.
     pub fn backward(mut self, expression: &str) -> Self {
-        self.backward = How::Sql(vec![expression.trim().to_owned()]);
+        self.backward = MappingCode::Sql(vec![expression.trim().to_owned()]);
         self
     }
 
@@ -281,7 +281,7 @@ impl ColumnMigrationBuilder {
     ///
     /// The way back is also tried: `forward` then gets a row of the key and the old column alone.
     pub fn backward_rows(mut self, mapping: impl MapRows) -> Self {
-        self.backward = How::Rust(Arc::new(mapping));
+        self.backward = MappingCode::Rust(Arc::new(mapping));
         self
     }
 
@@ -338,7 +338,8 @@ impl ColumnMigrationBuilder {
         let table = quote_table(&names.table);
         let sql =
             Statements { table: table.clone(), old: quote(&names.old), new: quote(&names.new), new_type };
-        let mapping = |column: &str, how| Mapping { columns: vec![column.to_owned()], how, is_object: false };
+        let mapping =
+            |column: &str, code| Mapping { columns: vec![column.to_owned()], code, is_object: false };
         let sides = Sides {
             old: table.clone(),
             new: table,
@@ -378,14 +379,14 @@ impl ColumnMigrationBuilder {
                 format!("{:?} is no type: write for example `text` or `numeric(12, 2)`", self.new_type),
             ));
         }
-        for (field, how, over) in
+        for (field, code, over) in
             [("forward", &self.forward, &names.old), ("backward", &self.backward, &names.new)]
         {
-            if matches!(how, How::Sql(expressions) if expressions.iter().any(String::is_empty)) {
+            if matches!(code, MappingCode::Sql(expressions) if expressions.iter().any(String::is_empty)) {
                 problems.push(Problem::new(field, format!("is missing: an SQL expression over {over:?}")));
             }
         }
-        if matches!((&self.forward, &self.backward), (How::Sql(_), How::Rust(_))) {
+        if matches!((&self.forward, &self.backward), (MappingCode::Sql(_), MappingCode::Rust(_))) {
             problems.push(Problem::new("backward_rows", NEEDS_FORWARD_ROWS));
         }
         self.batches.check(&mut problems);

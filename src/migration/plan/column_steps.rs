@@ -4,17 +4,17 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use super::column::ColumnMigration;
 use crate::ledger::unprepared;
-use crate::migration::batch::{How, Keyset, begin, keyset};
+use crate::migration::batch::{Keyset, MappingCode, begin, keyset};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{alter, guard};
+use crate::migration::schema::{alter, drop_old_side, guard};
 
 /// Adds the new column.
 pub(crate) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
     let mut tx = begin(&plan.outline.pool, &[Phase::Off], migration).await?;
     inspect(plan, &mut tx).await?;
-    if let How::Sql(expressions) = &plan.outline.sides.forward.how {
+    if let MappingCode::Sql(expressions) = &plan.outline.sides.forward.code {
         // Fails unless they can be computed.
         let explain =
             format!("explain select {} from {} where false", expressions.join(", "), plan.sql.table);
@@ -64,7 +64,7 @@ pub(crate) async fn contract(plan: &ColumnMigration, migration: &Migration) -> R
     let trap = plan.trap.iter().map(|_| guard::disarm(&plan.sql.table, &plan.sql.new, migration));
     let statements: Vec<String> =
         trap.chain(plan.changes.contract.clone()).chain([plan.sql.contract()]).collect();
-    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &statements.join(";\n")).await
+    drop_old_side(&plan.outline.pool, &plan.sql.table, migration, &statements.join(";\n")).await
 }
 
 /// Makes the new column `NOT NULL`, if there is no null in it: with the check in place nobody could change such a row.
@@ -151,7 +151,7 @@ async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Found,
 
 /// Generated columns that a trap's expressions mention.
 async fn generated(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
-    let (Some(_), How::Sql(expressions)) = (&plan.trap, &plan.outline.sides.forward.how) else {
+    let (Some(_), MappingCode::Sql(expressions)) = (&plan.trap, &plan.outline.sides.forward.code) else {
         return Ok(Vec::new());
     };
     let names: Vec<String> = unprepared::query_scalar(

@@ -7,14 +7,14 @@ use super::changes::{Changes, common_settings, statement_of};
 use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::batch::{
-    BatchOptions, How, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
+    BatchOptions, Keyset, MapRows, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
     Throttle, keyset, pass, repair,
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, column_types, quote, quote_table};
 use crate::migration::coordinator::{Plan, PlanError};
 use crate::migration::phase::{Facts, Phase, Task};
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{GuardTrigger, alter, guard, index, rearm};
+use crate::migration::schema::{GuardTrigger, alter, drop_old_side, guard, index, rearm};
 
 /// Moves rows of one table into another one of the same database, one to one, by a key that both have.
 ///
@@ -256,7 +256,7 @@ impl Plan for TableMigration {
                 let trap = self.has_trap.then(|| guard::disarm(&sides.old, &sides.new, migration));
                 let statements: Vec<String> =
                     trap.into_iter().chain(self.changes.contract.clone()).chain([self.drop()]).collect();
-                alter(pool, &sides.old, migration, Phase::Contract, &statements.join(";\n")).await
+                drop_old_side(pool, &sides.old, migration, &statements.join(";\n")).await
             }
         }
     }
@@ -309,7 +309,7 @@ impl Described {
     fn mapping(self) -> Mapping {
         Mapping {
             columns: self.columns.iter().map(|column| quote(column)).collect(),
-            how: self.in_rust.map_or(How::Sql(self.expressions), How::Rust),
+            code: self.in_rust.map_or(MappingCode::Sql(self.expressions), MappingCode::Rust),
             is_object: true,
         }
     }

@@ -28,7 +28,7 @@
 use sqlx::PgConnection;
 
 use crate::ledger::unprepared;
-use crate::migration::batch::{How, Sides};
+use crate::migration::batch::{MappingCode, Sides};
 use crate::migration::catalog::{quote, unquote};
 use crate::migration::runtime::Migration;
 
@@ -44,10 +44,10 @@ pub(crate) struct GuardTrigger {
 }
 
 /// Whether writes by strangers are copied on the spot, and from when on they are refused.
-fn rules(forward: &How) -> (bool, &'static str) {
+fn rules(forward: &MappingCode) -> (bool, &'static str) {
     match forward {
-        How::Sql(_) => (true, "array['retire', 'contract']"),
-        How::Rust(_) => (false, "array['ramp', 'switch', 'retire', 'contract']"),
+        MappingCode::Sql(_) => (true, "array['retire', 'contract']"),
+        MappingCode::Rust(_) => (false, "array['ramp', 'switch', 'retire', 'contract']"),
     }
 }
 
@@ -71,14 +71,14 @@ impl GuardTrigger {
         // By their images: not every type has an `=`.
         let same = |column: &str| format!("row(old.{column})::record *= row(new.{column})::record");
         let (same_old, same_new) = (same(old), same(new));
-        let mend = |column: &str, how: &How| match how {
-            How::Sql(expressions) => {
+        let mend = |column: &str, code: &MappingCode| match code {
+            MappingCode::Sql(expressions) => {
                 format!("select {} into new.{column} from (select new.*) as row;", expressions.join(", "))
             }
-            How::Rust(_) => "null;".to_owned(),
+            MappingCode::Rust(_) => "null;".to_owned(),
         };
-        let (forward, backward) = (mend(new, &sides.forward.how), mend(old, &sides.backward.how));
-        let (mends, refused) = rules(&sides.forward.how);
+        let (forward, backward) = (mend(new, &sides.forward.code), mend(old, &sides.backward.code));
+        let (mends, refused) = rules(&sides.forward.code);
         // Of an inserted row the old column may be a default: who names the new one has meant that.
         let before = format!(
             "if tg_op = 'UPDATE' and {same_old} and {same_new} then return new; end if; \
@@ -103,8 +103,8 @@ impl GuardTrigger {
         let columns = [key.as_slice(), forward.columns.as_slice()].concat().join(", ");
         let sets: Vec<String> =
             forward.columns.iter().map(|column| format!("{column} = excluded.{column}")).collect();
-        let mend = match &forward.how {
-            How::Sql(expressions) => format!(
+        let mend = match &forward.code {
+            MappingCode::Sql(expressions) => format!(
                 "if tg_op = 'TRUNCATE' then delete from {target}; return null; end if; \
                  if tg_op = 'DELETE' or (tg_op = 'UPDATE' and ({old_key}) is distinct from ({new_key})) then \
                      delete from {target} as gone where ({gone_key}) = ({old_key}); end if; \
@@ -119,9 +119,9 @@ impl GuardTrigger {
                 values = expressions.join(", "),
                 sets = sets.join(", "),
             ),
-            How::Rust(_) => String::new(),
+            MappingCode::Rust(_) => String::new(),
         };
-        let (mends, refused) = rules(&forward.how);
+        let (mends, refused) = rules(&forward.code);
         let after = format!("if phase = any ({refused}) then {REFUSE} end if; {mend} return null;");
         let body = body(mends, "", &after);
         Self { table: table.clone(), new: target.clone(), body, is_row_made: true }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cutover_testkit::{Gate, Postgres, Redis};
+use cutover_testkit::{Postgres, Proxy as Gate, Redis};
 use tokio::task::JoinSet;
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cutover_testkit::{Gate, Postgres, Prometheus, wait_until};
+use cutover_testkit::{Postgres, Prometheus, Proxy as Gate, wait_until};
 use deadpool_redis::redis;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

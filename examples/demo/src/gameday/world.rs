@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cutover_testkit::{Gate, Postgres, PostgresOptions, Redis, Unleash, UnleashAdmin};
+use cutover_testkit::{Postgres, PostgresOptions, Proxy as Gate, Redis, Unleash, UnleashAdmin};
 
 use crate::{
     database::Database,
