@@ -27,7 +27,7 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
-    /// Asks for a phase (`ramp:25` with its share) and waits until everybody works in it.
+    /// Sets a desired phase (`ramp:25` includes the percentage) and waits until all instances work in it.
     pub(crate) async fn go(&mut self, switchboard: &Switchboard, wanted: &str) -> Result<()> {
         self.board.doing(format!("phase {wanted}"));
         let began = Instant::now();
@@ -69,11 +69,11 @@ impl Walk {
         }
         let last = last.unwrap_or_default();
         Err(Failure::new(format!(
-            "phase {wanted} was not reached within {:.0} s: the ledger is in {} (epoch {}), waiting for: {}",
+            "phase {wanted} was not reached within {:.0} s: the ledger is in {} (epoch {}), blocked: {}",
             self.patience.as_secs_f64(),
             last.phase,
             last.epoch,
-            last.waits_for.as_deref().unwrap_or("nothing")
+            last.waits_for.as_deref().unwrap_or("no")
         )))
     }
 }
