@@ -7,7 +7,7 @@ use axum::Router;
 use cutover::drain::DrainOptions;
 use cutover::flags::Subject;
 use cutover::migration::PhaseRange;
-use cutover::session::{ConflictPolicy, RedisStore, RedisStoreOptions};
+use cutover::session::{RedisStore, RedisStoreOptions};
 use cutover::{Cutover, Instance};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
@@ -74,7 +74,6 @@ pub async fn run(
     let store = RedisStore::new(
         redis,
         RedisStoreOptions {
-            same_key: ConflictPolicy::LastWins,
             // A late session is better than a lost one.
             time_limit: Duration::from_secs(5),
             ..Default::default()
