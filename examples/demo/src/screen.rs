@@ -105,7 +105,7 @@ pub(crate) fn draw(view: &View, width: usize, height: usize) -> Vec<String> {
     lines.extend(view.standing.as_ref().and_then(|standing| standing.job.as_ref()).map(job_line));
     lines.push(format!("now: {}", view.doing));
     let waits_for = view.standing.as_ref().and_then(|standing| standing.waits_for.as_deref());
-    lines.push(format!("blocked: {}", waits_for.unwrap_or("no")));
+    lines.push(format!("waits for: {}", waits_for.unwrap_or("nothing")));
     lines.push(String::new());
     lines.extend(instance_lines(view));
     lines.push(String::new());
@@ -143,7 +143,7 @@ pub(crate) fn one_line(view: &View) -> String {
             line.push_str(&format!(" | {} {} of {} rows", job.kind, job.rows_done, job.rows_total));
         }
         if let Some(waits_for) = &standing.waits_for {
-            line.push_str(&format!(" | blocked: {waits_for}"));
+            line.push_str(&format!(" | waits for: {waits_for}"));
         }
     }
     line
@@ -221,7 +221,7 @@ mod tests {
         let standing = Standing {
             phase: "backfill".to_owned(),
             epoch: 5,
-            waits_for: Some("waiting for the backfill to complete the new side".to_owned()),
+            waits_for: Some("the backfill to complete the new side".to_owned()),
             job: Some(job),
             acknowledged: vec![("two-a".to_owned(), 5)],
             ..Standing::default()
@@ -255,7 +255,7 @@ cutover demo   1:15
 off > expand > [backfill] > verify > ramp > switch > retire > contract   epoch 5
 backfill [############..................] 400000 of 1000000 rows, 40000 rows/s, 15 s left
 now: backfill
-blocked: waiting for the backfill to complete the new side
+waits for: the backfill to complete the new side
 
   two-a        release 2   epoch   5   ready
   one-c        release 1   epoch   –   draining
@@ -304,7 +304,7 @@ requests 22500   failed 2   p50 1.3 ms   p99 9.0 ms
         assert_eq!(
             one_line(&view()),
             "[  75.0 s] requests 22500 failed 2 p50 1.3 ms p99 9.0 ms | ready 1/2 | backfill (epoch 5) \
-             | backfill 400000 of 1000000 rows | blocked: waiting for the backfill to complete the new side"
+             | backfill 400000 of 1000000 rows | waits for: the backfill to complete the new side"
         );
         let begin = View { doing: "starting servers".to_owned(), ..View::default() };
         assert_eq!(one_line(&begin), "[   0.0 s] starting servers");

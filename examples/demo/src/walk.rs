@@ -69,11 +69,11 @@ impl Walk {
         }
         let last = last.unwrap_or_default();
         Err(Failure::new(format!(
-            "phase {wanted} was not reached within {:.0} s: the ledger is in {} (epoch {}), blocked: {}",
+            "phase {wanted} was not reached within {:.0} s: the ledger is in {} (epoch {}) and waits for: {}",
             self.patience.as_secs_f64(),
             last.phase,
             last.epoch,
-            last.waits_for.as_deref().unwrap_or("no")
+            last.waits_for.as_deref().unwrap_or("nothing")
         )))
     }
 }

@@ -257,7 +257,7 @@ pub(super) async fn long_transaction(day: &mut Day) -> Result<()> {
             let phase = standing.phase;
             return Err(Failure::new(format!("the migration reached {phase} although the table was locked")));
         }
-        day.outcome.notes.extend(standing.waits_for.map(|why| format!("{wanted}: {why}")));
+        day.outcome.notes.extend(standing.waits_for.map(|why| format!("the move to {wanted} waited for: {why}")));
         reader.close().await?;
         day.walk.arrive(wanted, began).await?;
     }
