@@ -36,8 +36,8 @@ pub async fn run(
         .max_connections(number("POOL_SIZE", 10)?)
         .acquire_timeout(Duration::from_secs(5))
         .max_lifetime(Duration::from_secs(30 * 60))
-        .connect(&variable("DATABASE_URL")?)
-        .await?;
+        // Lazily: the start itself waits for Postgres, and says so on /readyz.
+        .connect_lazy(&variable("DATABASE_URL")?)?;
     let redis = deadpool_redis::Config::from_url(variable("REDIS_URL")?)
         .create_pool(Some(deadpool_redis::Runtime::Tokio1))?;
     let seconds = |name, default| number(name, default).map(|n| Duration::from_secs(n.into()));
