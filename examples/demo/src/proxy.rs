@@ -20,12 +20,12 @@ pub(crate) struct Endpoint {
 }
 
 /// Envoy or the balancer.
-pub(crate) enum Proxy {
+pub(crate) enum LoadBalancer {
     Envoy(Envoy),
     Own(Balancer),
 }
 
-impl Proxy {
+impl LoadBalancer {
     /// Starts Envoy if it is installed, else the balancer.
     pub(crate) async fn start() -> Result<Self> {
         let cluster = |name: &str| Cluster { name: name.to_owned(), endpoints: Vec::new() };

@@ -16,7 +16,7 @@ use crate::{
     failure::{During, Failure, Result},
     flags::{self, Switchboard},
     ledger::Ledger,
-    proxy::Proxy,
+    proxy::LoadBalancer,
 };
 
 /// Disk space per order, in bytes: table, index, dead rows and write-ahead log.
@@ -32,7 +32,7 @@ pub(crate) struct Servers {
     /// URL and token for the service.
     pub(crate) unleash: Option<(String, String)>,
     pub(crate) switchboard: Switchboard,
-    pub(crate) proxy: Proxy,
+    pub(crate) proxy: LoadBalancer,
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) fallbacks: Vec<String>,
     pub(crate) throwaway: Throwaway,
@@ -88,10 +88,10 @@ impl Servers {
                 "Unleash is not installed: phases are set by SQL, and flags keep their defaults".to_owned(),
             );
         }
-        let proxy = Proxy::start().await?;
+        let proxy = LoadBalancer::start().await?;
         let proxy_name = match &proxy {
-            Proxy::Envoy(_) => "Envoy",
-            Proxy::Own(_) => {
+            LoadBalancer::Envoy(_) => "Envoy",
+            LoadBalancer::Own(_) => {
                 fallbacks.push("Envoy is not installed: the demo uses its own load balancer".to_owned());
                 "the demo's own load balancer"
             }

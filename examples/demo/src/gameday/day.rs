@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cutover_testkit::{Postgres, Proxy as Gate, Redis};
+use cutover_testkit::{Postgres, Proxy, Redis};
 use tokio::task::JoinSet;
 
 use super::{
@@ -57,7 +57,7 @@ pub(crate) struct Day {
     pub(super) unleash_port: u16,
     /// Servers that have taken over, and gates before them. They live until the scenario ends.
     kept: Vec<Redis>,
-    kept_gates: Vec<Gate>,
+    kept_gates: Vec<Proxy>,
     pub(super) load: Vec<Load>,
     _watchers: JoinSet<()>,
 }
@@ -177,7 +177,7 @@ impl Day {
         self.kept.push(redis);
     }
 
-    pub(crate) fn keep_gate(&mut self, gate: Gate) {
+    pub(crate) fn keep_gate(&mut self, gate: Proxy) {
         self.kept_gates.push(gate);
     }
 

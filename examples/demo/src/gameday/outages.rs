@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cutover_testkit::{Postgres, Prometheus, Proxy as Gate, wait_until};
+use cutover_testkit::{Postgres, Prometheus, Proxy, wait_until};
 use deadpool_redis::redis;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -142,7 +142,7 @@ pub(super) async fn partition(day: &mut Day) -> Result<()> {
 pub(super) async fn database_moved(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
     // The same server at a new address. The old address no longer answers.
-    let new = Gate::start(day.postgres()?.port())?;
+    let new = Proxy::start(day.postgres()?.port())?;
     day.fault("the database moves to another address");
     day.gates.postgres.lead_to(new.port());
     day.gates.postgres.cut();
@@ -257,7 +257,9 @@ pub(super) async fn long_transaction(day: &mut Day) -> Result<()> {
             let phase = standing.phase;
             return Err(Failure::new(format!("the migration reached {phase} although the table was locked")));
         }
-        day.outcome.notes.extend(standing.waits_for.map(|why| format!("the move to {wanted} waited for: {why}")));
+        day.outcome
+            .notes
+            .extend(standing.waits_for.map(|why| format!("the move to {wanted} waited for: {why}")));
         reader.close().await?;
         day.walk.arrive(wanted, began).await?;
     }

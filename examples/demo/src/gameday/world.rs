@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use cutover_testkit::{Postgres, PostgresOptions, Proxy as Gate, Redis, Unleash, UnleashAdmin};
+use cutover_testkit::{Postgres, PostgresOptions, Proxy, Redis, Unleash, UnleashAdmin};
 
 use crate::{
     database::Database,
     failure::{During, Failure, Result},
     flags::Switchboard,
-    proxy::Proxy,
+    proxy::LoadBalancer,
     servers::{Servers, Throwaway},
 };
 
@@ -30,9 +30,9 @@ impl Shared {
 
 /// The gates between the instances and the servers.
 pub(crate) struct Gates {
-    pub(crate) postgres: Gate,
-    pub(crate) redis: Gate,
-    pub(crate) unleash: Gate,
+    pub(crate) postgres: Proxy,
+    pub(crate) redis: Proxy,
+    pub(crate) unleash: Proxy,
 }
 
 /// Starts the servers and the gates before them. The last value is the port of Unleash itself.
@@ -48,16 +48,16 @@ pub(super) async fn start(shared: &Shared) -> Result<(Servers, Gates, u16)> {
     };
     let unleash_port = port(&shared.unleash.url())?;
     let gates = Gates {
-        postgres: Gate::start(postgres.port())?,
-        redis: Gate::start(port(&redis.url())?)?,
-        unleash: Gate::start(unleash_port)?,
+        postgres: Proxy::start(postgres.port())?,
+        redis: Proxy::start(port(&redis.url())?)?,
+        unleash: Proxy::start(unleash_port)?,
     };
     let url = format!("postgres://postgres@127.0.0.1:{}/gameday", gates.postgres.port());
     let database = Database::prepare(&url, false).await?;
     let unleash_url = format!("http://127.0.0.1:{}", gates.unleash.port());
     let admin = UnleashAdmin::new(shared.unleash.url(), shared.unleash.admin_token())?;
-    let proxy = Proxy::start().await?;
-    if matches!(proxy, Proxy::Own(_)) {
+    let proxy = LoadBalancer::start().await?;
+    if matches!(proxy, LoadBalancer::Own(_)) {
         return Err(Failure::new(
             "Envoy is not installed, and the game day requires it; run scripts/servers envoy",
         ));
