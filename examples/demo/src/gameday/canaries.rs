@@ -36,7 +36,8 @@ pub(super) async fn leaks(day: &mut Day) -> Result<()> {
 }
 
 pub(super) async fn never_ready(day: &mut Day) -> Result<()> {
-    judged_bad(day, "never-ready").await
+    // Without data the judge neither passes nor fails the canary.
+    ends_with(day, "never-ready", 3).await
 }
 
 pub(super) async fn good(day: &mut Day) -> Result<()> {
@@ -51,14 +52,19 @@ pub(super) async fn good(day: &mut Day) -> Result<()> {
     remove_canary(day).await
 }
 
-/// Deploys a canary with a fault. The judge has to fail it; then it is removed.
+/// Deploys a canary with a fault, which the judge has to fail.
 async fn judged_bad(day: &mut Day, fault: &str) -> Result<()> {
+    ends_with(day, fault, 1).await
+}
+
+/// Deploys a canary with a fault. The judge has to exit with this status; then the canary is removed.
+async fn ends_with(day: &mut Day, fault: &str, expected: i32) -> Result<()> {
     day.go("ramp:50").await?;
     let (status, output) = watch(day, Some(fault)).await?;
     day.detected();
     remove_canary(day).await?;
     day.recovered().await?;
-    if status != Some(1) {
+    if status != Some(expected) {
         return Err(Failure::new(format!("cutover canary exited with {status:?}: {output}")));
     }
     let why = output.lines().filter(|line| line.starts_with("FAIL ")).map(str::to_owned);

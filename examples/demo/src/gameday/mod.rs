@@ -120,7 +120,7 @@ const SCENARIOS: &[Scenario] = &scenarios![
     "canary-leaks", canaries::leaks,
         "a canary leaks database connections: the judge fails it";
     "canary-never-ready", canaries::never_ready,
-        "a canary never becomes ready: it has no requests, so it does not pass";
+        "a canary never becomes ready: without data it does not pass";
     "canary-good", canaries::good,
         "a canary is as good as the stable version: it passes and is promoted";
     "flag-off", canaries::flag_off,
