@@ -397,7 +397,7 @@ async fn a_scan_counts_only_while_no_stranger_wrote_since_what_can_not_be_copied
     job.execute("begin; update orders set old_status = 'STALE' where id = 7").await?;
     // Not committed yet: nobody can see it, so the move has to wait for its end.
     world.ask("ramp").await?;
-    world.waits_for("a transaction past the library").await?;
+    world.waits_for("a transaction of an external writer").await?;
     job.execute("commit").await?;
     world.waits_for("the new side is not what `forward` makes of the old one, id in [7]").await?;
     assert_eq!(world.row(7).await?, (text("STALE"), text("legacy7")));
@@ -418,13 +418,13 @@ async fn a_stranger_in_the_middle_of_a_transaction_holds_the_move_after_which_he
     let mut long = stranger(&world).await?;
     long.execute("begin; update orders set note = 'seen' where id = 1").await?;
     world.ask("retire").await?;
-    world.waits_for("a transaction past the library").await?;
+    world.waits_for("a transaction of an external writer").await?;
     long.execute("update orders set note = note || '.' where id = 2").await?;
     // The way back is open all the while.
     world.go("ramp").await?;
     world.go("switch").await?;
     world.ask("retire").await?;
-    world.waits_for("a transaction past the library").await?;
+    world.waits_for("a transaction of an external writer").await?;
     let mut snapshot = stranger(&world).await?;
     snapshot.execute("begin isolation level repeatable read; select 1 from orders").await?;
     long.execute("commit").await?;
