@@ -199,7 +199,7 @@ async fn a_preflight_says_everything_that_would_break_the_build_and_changes_noth
     execute(&url, "insert into cutover.fleets values ('own-parts') on conflict do nothing; update cutover.migrations set fleet = 'own-parts'").await;
     let (status, report) = preflight(env!("CARGO_BIN_EXE_own_parts"), &url, &redis, &[]).await;
     assert_eq!((status, areas(&report, "problem")), (1, vec!["migrations".to_owned()]), "{report:#}");
-    assert!(report.to_string().contains("does not know it"), "{report:#}");
+    assert!(report.to_string().contains("does not declare it"), "{report:#}");
 }
 
 #[tokio::test]
