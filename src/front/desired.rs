@@ -1,14 +1,14 @@
 use crate::flags::{Flags, Switch};
 use crate::migration::{DesiredPhase, Target};
 
-/// The desired phase as the payload of a flag's variant.
+/// The desired phase of a migration: the payload of a flag's variant.
 ///
 /// | the flag | the migration |
 /// |---|---|
-/// | on, the payload names a phase | goes there |
-/// | on, anything else | stays, and says so |
-/// | off, or there is none | goes back to reading old, no further than `verify` |
-/// | not known, or not freshly | stays |
+/// | is on and its payload names a phase | moves towards it |
+/// | is on with another payload | stays where it is and says why |
+/// | is off or does not exist | moves back until it reads old, not further than `verify` |
+/// | is unknown, or the flag server was not reached lately | stays where it is |
 #[derive(Debug)]
 pub(super) struct FromFlag {
     flags: Flags,
@@ -47,15 +47,15 @@ mod tests {
     use crate::migration::Phase;
 
     #[test]
-    fn a_payload_is_a_wish_and_nonsense_is_not() {
+    fn only_a_payload_that_names_a_phase_moves_the_migration() {
         let flags = Flags::fixed([("status", FixedFlag::payload("switch"))]);
-        let wish = FromFlag::new(flags.clone(), "status");
-        assert_eq!(wish.target(), Some(Target::Go(Phase::Switch.into())));
+        let desired = FromFlag::new(flags.clone(), "status");
+        assert_eq!(desired.target(), Some(Target::Go(Phase::Switch.into())));
         flags.set("status", FixedFlag::payload("sideways")).unwrap();
-        assert!(matches!(wish.target(), Some(Target::Hold(_))));
+        assert!(matches!(desired.target(), Some(Target::Hold(_))));
         flags.set("status", FixedFlag::ON).unwrap();
-        assert!(matches!(wish.target(), Some(Target::Hold(_))));
+        assert!(matches!(desired.target(), Some(Target::Hold(_))));
         flags.set("status", FixedFlag::OFF).unwrap();
-        assert_eq!(wish.target(), Some(Target::Back));
+        assert_eq!(desired.target(), Some(Target::Back));
     }
 }
