@@ -107,9 +107,9 @@ impl Assembly {
         );
         let health = Health::new();
         let drain = valid(Drain::new(&health, drain_options), problems);
-        let metrics = release.as_ref().and_then(|release| {
-            registered(Metrics::in_registry(builder.registry, release), problems)
-        });
+        let metrics = release
+            .as_ref()
+            .and_then(|release| registered(Metrics::in_registry(builder.registry, release), problems));
         let mut assembly = Self {
             preflight,
             problems: Vec::new(),
@@ -147,11 +147,7 @@ impl Assembly {
     }
 
     #[cfg_attr(not(feature = "unleash"), expect(unused_variables, reason = "only Unleash has an address"))]
-    fn take_flags(
-        &self,
-        own: Option<Flags>,
-        environment: &mut Environment,
-    ) -> Option<(Flags, FlagSource)> {
+    fn take_flags(&self, own: Option<Flags>, environment: &mut Environment) -> Option<(Flags, FlagSource)> {
         if let Some(flags) = own {
             return Some((flags, FlagSource::Outside));
         }
@@ -177,8 +173,16 @@ impl Assembly {
         Some((Flags::fixed(none), FlagSource::Defaults))
     }
 
-    /// Registers metrics and checks.
+    /// Registers signal handlers, metrics and checks.
     fn connect_parts(&mut self) {
+        // Before the first connection: the first process of a container ignores a SIGTERM that it has no handler for, and
+        // any other process is killed by it.
+        if self.preflight.is_none()
+            && let Some(drain) = &self.drain
+            && let Err(error) = drain.on_signals()
+        {
+            tracing::warn!(%error, "could not install signal handlers; the start does not react to SIGTERM");
+        }
         let problems = &mut self.problems;
         if let Some(metrics) = &self.metrics {
             registered(cutover_config_info(metrics, &self.fingerprint), problems);
@@ -214,12 +218,12 @@ impl Assembly {
                 preflight = preflight.budget(options.max_connections, None);
             }
         }
-        if let Some((flags, FlagSource::Outside)) = self.flags {
-            let report = preflight.flags(flags.clone(), self.declared_flags).run().await;
+        let flags = self.flags.and_then(|(flags, source)| (source == FlagSource::Outside).then_some(flags));
+        let report = preflight.flags(flags.clone(), self.declared_flags).run().await;
+        if let Some(flags) = flags {
             flags.close().await;
-            return report;
         }
-        preflight.run().await
+        report
     }
 
     /// Serves the admin pages, connects, and joins the fleet.
@@ -236,10 +240,6 @@ impl Assembly {
             // A part that is missing has a problem.
             return Err(ConfigError { problems: self.problems }.into());
         };
-        // The first process of a container does not receive a SIGTERM that it has no handler for.
-        if let Err(error) = drain.on_signals() {
-            tracing::warn!(%error, "could not install signal handlers; the start does not react to SIGTERM");
-        }
         let starting = self.health.signal("start", Criticality::Critical);
         let pages = self.health.router().merge(metrics.router()).merge(drain.router());
         let admin_server = AdminServer::start(&drain, admin, pages).await?;
@@ -267,6 +267,14 @@ impl Assembly {
             let flags = flags.clone();
             move |_| async move { flags.close().await }
         });
+        #[cfg(feature = "redis")]
+        let sessions = self.redis.clone().map(crate::session::RedisStore::with_defaults);
+        #[cfg(feature = "redis")]
+        if let Some(sessions) = &sessions
+            && let Err(error) = sessions.register(metrics.registry())
+        {
+            tracing::warn!(%error, "could not register the metric of session conflicts");
+        }
         starting.fail("waiting for the service to be served");
         Ok(Instance {
             release,
@@ -283,6 +291,8 @@ impl Assembly {
             postgres: self.postgres,
             #[cfg(feature = "redis")]
             redis: self.redis,
+            #[cfg(feature = "redis")]
+            sessions,
         })
     }
 
@@ -318,7 +328,8 @@ impl Assembly {
                 let guard = retry.until_done("a share of the server's connections", lease).await?;
                 joined.pool = Some(guard);
             }
-            let specs: Vec<MigrationSpec> = self.specs.iter().map(|spec| desired_by(spec, flags, source)).collect();
+            let specs: Vec<MigrationSpec> =
+                self.specs.iter().map(|spec| desired_by(spec, flags, source)).collect();
             let start = async || {
                 let (specs, options) = (specs.clone(), self.driver.clone());
                 Ok(Agent::start(fleet.clone(), specs, options, &self.health).await?)
@@ -340,7 +351,11 @@ impl Assembly {
 }
 
 /// The declaration, with the flag as the source of its desired phase.
-fn desired_by((spec, flag): &(MigrationSpec, Option<String>), flags: &Flags, source: FlagSource) -> MigrationSpec {
+fn desired_by(
+    (spec, flag): &(MigrationSpec, Option<String>),
+    flags: &Flags,
+    source: FlagSource,
+) -> MigrationSpec {
     match flag {
         Some(flag) if source == FlagSource::Outside => {
             spec.clone().desired(FromFlag::new(flags.clone(), flag))
@@ -392,7 +407,10 @@ fn drain_options(own: Option<DrainOptions>, environment: &mut Environment) -> Dr
         match DrainSecret::new(&secret) {
             Ok(secret) => options.secret = Some(secret),
             Err(error) => {
-                error.problems.into_iter().for_each(|p| environment.problem("CUTOVER_DRAIN_SECRET", p.problem));
+                error
+                    .problems
+                    .into_iter()
+                    .for_each(|p| environment.problem("CUTOVER_DRAIN_SECRET", p.problem));
             }
         }
     }
@@ -428,10 +446,16 @@ fn warn_of_problems(flags: &Flags, declared: &[String]) {
     for problem in flags.coverage(declared.iter().map(String::as_str)) {
         match problem.kind {
             FlagProblemKind::Missing => {
-                tracing::warn!(flag = problem.flag, "declared flag does not exist at its source; using its default");
+                tracing::warn!(
+                    flag = problem.flag,
+                    "declared flag does not exist at its source; using its default"
+                );
             }
             FlagProblemKind::Stale => {
-                tracing::warn!(flag = problem.flag, "flag is marked stale at its source; remove it from the code")
+                tracing::warn!(
+                    flag = problem.flag,
+                    "flag is marked stale at its source; remove it from the code"
+                )
             }
         }
     }

@@ -41,6 +41,8 @@ pub struct Instance {
     pub(super) postgres: Option<PgPool>,
     #[cfg(feature = "redis")]
     pub(super) redis: Option<deadpool_redis::Pool>,
+    #[cfg(feature = "redis")]
+    pub(super) sessions: Option<crate::session::RedisStore>,
 }
 
 impl fmt::Debug for Instance {
@@ -121,7 +123,7 @@ impl Instance {
     /// [`NotConfigured`] if it was started without Redis.
     #[cfg(feature = "redis")]
     pub fn sessions(&self) -> Result<crate::session::RedisStore, NotConfigured> {
-        Ok(crate::session::RedisStore::with_defaults(self.redis()?))
+        self.sessions.clone().ok_or(NotConfigured { part: "Redis", method: "redis_from_env" })
     }
 
     /// Serves `app` on the public listener until the instance has been drained because of SIGTERM, SIGINT or `/drain`. The
@@ -185,7 +187,7 @@ impl Instance {
 }
 
 async fn bind(name: &str, address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("{name}: could not listen on {address}: {error}")))
+    TcpListener::bind(address).await.map_err(|error| {
+        io::Error::new(error.kind(), format!("{name}: could not listen on {address}: {error}"))
+    })
 }

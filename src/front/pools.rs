@@ -124,7 +124,9 @@ mod tests {
 
     #[test]
     fn an_address_that_would_be_misread_is_refused() {
-        for good in ["u:p@db/x", "db", "/var/run/redis.sock", "db/x?user=me@server", "u:p%2Fq@[::1]:5432/x?a=b"] {
+        for good in
+            ["u:p@db/x", "db", "/var/run/redis.sock", "db/x?user=me@server", "u:p%2Fq@[::1]:5432/x?a=b"]
+        {
             assert_eq!(address_problem(good), None, "{good}");
         }
         for password in ["12/34", "12?34", "12#34", "a/b?c"] {

@@ -57,7 +57,11 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for Spanned<S> {
         // The route and not the path, which may contain private data and differs for every request.
         let route = match request.extensions().get::<MatchedPath>() {
             Some(path) => path.as_str(),
-            None => self.nested.get_or_init(|| nested_prefix(request.extensions())).as_deref().unwrap_or("unmatched"),
+            None => self
+                .nested
+                .get_or_init(|| nested_prefix(request.extensions()))
+                .as_deref()
+                .unwrap_or("unmatched"),
         };
         let span = tracing::info_span!(
             "request",

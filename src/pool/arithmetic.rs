@@ -38,7 +38,8 @@ pub(super) struct Decision {
 pub(super) fn decide(table: &ShareTable, holding: u32) -> Decision {
     let ended: u32 = table.shares.iter().filter(|share| !share.alive).map(|share| share.held).sum();
     let living: Vec<_> = table.shares.iter().filter(|share| share.alive).collect();
-    let requests: Vec<_> = living.iter().map(|share| (share.min_connections, share.max_connections)).collect();
+    let requests: Vec<_> =
+        living.iter().map(|share| (share.min_connections, share.max_connections)).collect();
     let shares = fair(table.capacity.saturating_sub(ended), &requests);
     let target = living.iter().zip(shares).find(|(share, _)| share.mine).map_or(0, |(_, share)| share);
     let others: u32 = table.shares.iter().filter(|share| !share.mine).map(|share| share.held).sum();

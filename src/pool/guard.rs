@@ -66,7 +66,9 @@ pub enum ShareError {
         reckoning: String,
     },
     /// The server did not take the pool's surplus connections in time.
-    #[error("the server did not answer within {limit:?} while the pool was reduced to its share; check its load")]
+    #[error(
+        "the server did not answer within {limit:?} while the pool was reduced to its share; check its load"
+    )]
     Timeout {
         /// [`ShareOptions::start_within`].
         limit: Duration,
@@ -84,11 +86,14 @@ impl ShareOptions {
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.min_connections == 0 {
-            problems.push(Problem::new("pool.min_connections", "0 connections serve no request; use 1 or more"));
+            problems
+                .push(Problem::new("pool.min_connections", "0 connections serve no request; use 1 or more"));
         }
         if self.max_connections < self.min_connections {
-            let problem =
-                format!("{} is less than pool.min_connections ({})", self.max_connections, self.min_connections);
+            let problem = format!(
+                "{} is less than pool.min_connections ({})",
+                self.max_connections, self.min_connections
+            );
             problems.push(Problem::new("pool.max_connections", problem));
         }
         if self.max_connections > MAX_CONNECTIONS {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::job::{Claim, Extent, Job, Range, Step};
 use super::keyset::{KeyText, Span, shown};
-use super::mapping::{Failed, MappingCode, Mapping};
+use super::mapping::{Failed, Mapping, MappingCode};
 use super::options::BatchOptions;
 use super::pace::Pace;
 use super::queries::{Mapped, Scope, Sides};

@@ -5,7 +5,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::keyset::{Keyset, Span};
-use super::mapping::{MappingCode, Mapping};
+use super::mapping::{Mapping, MappingCode};
 use crate::ledger::unprepared;
 use crate::migration::phase::Task;
 
@@ -125,7 +125,8 @@ impl Scope<'_> {
     pub(crate) fn described(&self, expand: &str, contract: &str) -> Vec<(Task, String)> {
         let span = Span::Between { from: Some(vec![]), to: vec![] };
         let end = self.key.batch_end(&self.tables(), &span, ":rows");
-        let in_rust = |mapping: &Mapping| matches!(mapping.code, MappingCode::Rust(_)).then(|| ":mapped".to_owned());
+        let in_rust =
+            |mapping: &Mapping| matches!(mapping.code, MappingCode::Rust(_)).then(|| ":mapped".to_owned());
         let mapped = Mapped {
             forward: in_rust(&self.sides.forward),
             backward: in_rust(&self.sides.backward),
@@ -260,7 +261,9 @@ impl Scope<'_> {
         let Sides { old, new, forward, backward } = self.sides;
         let (key, targets) = (&self.key, &backward.columns);
         let within = key.within(span);
-        if let (true, MappingCode::Sql(f), MappingCode::Sql(b)) = (self.one_table(), &forward.code, &backward.code) {
+        if let (true, MappingCode::Sql(f), MappingCode::Sql(b)) =
+            (self.one_table(), &forward.code, &backward.code)
+        {
             let f: Vec<String> = f.iter().map(|value| format!("({value})")).collect();
             let set = zip(targets, b, |target, value| format!("{target} = ({value})"));
             let text = format!("update {old} set {set} where {within} and {}", differ(&forward.columns, &f));

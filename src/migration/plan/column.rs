@@ -8,7 +8,7 @@ use super::column_steps;
 use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::batch::{
-    BatchOptions, MappingCode, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
+    BatchOptions, Keyset, MapRows, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
     Throttle, pass, repair,
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, quote, quote_table};
@@ -338,7 +338,8 @@ impl ColumnMigrationBuilder {
         let table = quote_table(&names.table);
         let sql =
             Statements { table: table.clone(), old: quote(&names.old), new: quote(&names.new), new_type };
-        let mapping = |column: &str, code| Mapping { columns: vec![column.to_owned()], code, is_object: false };
+        let mapping =
+            |column: &str, code| Mapping { columns: vec![column.to_owned()], code, is_object: false };
         let sides = Sides {
             old: table.clone(),
             new: table,

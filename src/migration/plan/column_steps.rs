@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use super::column::ColumnMigration;
 use crate::ledger::unprepared;
-use crate::migration::batch::{MappingCode, Keyset, begin, keyset};
+use crate::migration::batch::{Keyset, MappingCode, begin, keyset};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;

@@ -7,7 +7,7 @@ use super::changes::{Changes, common_settings, statement_of};
 use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::batch::{
-    BatchOptions, MappingCode, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
+    BatchOptions, Keyset, MapRows, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
     Throttle, keyset, pass, repair,
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, column_types, quote, quote_table};
