@@ -1,6 +1,9 @@
 //! Epochs, the fence, leases and the driver on a real Postgres.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 
+mod finished;
+mod plans;
+
 use std::time::Duration;
 
 use cutover::fleet::{Fleet, FleetOptions};
@@ -127,7 +130,9 @@ async fn the_fleet_walks_to_where_a_person_wants_it_and_back() {
     assert_eq!(person.ask::<i32>("select epoch from cutover.migrations").await, 3);
     // Further on, the data has to be there.
     person.wants("verify").await;
-    person.until("select coalesce(waits_for, '') like '%gaps%' from cutover.migrations").await;
+    person
+        .until("select coalesce(waits_for, '') like '%backfill to complete%' from cutover.migrations")
+        .await;
     person.wants("off").await;
     person.settled("off").await;
     let moves: String = person.ask("select string_agg(event, ', ' order by id) from cutover.history").await;
@@ -261,6 +266,50 @@ async fn a_transaction_left_open_by_a_dead_process_is_named_and_then_ended() {
 }
 
 #[tokio::test]
+async fn a_transaction_of_the_current_epoch_is_not_terminated() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let driver = DriverOptions { transaction_limit: Duration::from_secs(2), ..DriverOptions::default() };
+    let a = Instance::with(&url, "a", full(), FleetOptions::default(), driver).await;
+    a.at(Phase::Off).await;
+    let person = Person::new(&url).await;
+    person.wants("backfill").await;
+    person.settled("backfill").await;
+    walk_through_gates(&person, Phase::Verify).await;
+    person.wants("verify").await;
+    person.settled("verify").await;
+    walk_through_gates(&person, Phase::Ramp).await;
+    let (epoch, phase) = a.migration().current().unwrap();
+    let fence = format!(
+        "set idle_in_transaction_session_timeout = '1min'; begin; select cutover.fence(1, {epoch}, '{phase}')"
+    );
+    // One holds the epoch's lock only. The other has left a row to be repaired, so the move has to wait for it.
+    let mut harmless = PgConnection::connect(&format!("{url}?application_name=harmless")).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(fence.clone())).execute(&mut harmless).await.unwrap();
+    let mut blocking = PgConnection::connect(&format!("{url}?application_name=blocking")).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(fence)).execute(&mut blocking).await.unwrap();
+    let recorded: bool = sqlx::query_scalar("select cutover.record_repairs(1, $1, 'new', '[1]', 'refused')")
+        .bind(epoch)
+        .fetch_one(&mut blocking)
+        .await
+        .unwrap();
+    assert!(recorded);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    person.wants("ramp").await;
+    person.until("select coalesce(waits_for, '') like '%\"blocking\"%' from cutover.migrations").await;
+    assert!(
+        !person
+            .ask::<bool>("select coalesce(waits_for, '') like '%\"harmless\"%' from cutover.migrations")
+            .await
+    );
+    // Several more reconcile steps, all of them after the time limit.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for session in [&mut harmless, &mut blocking] {
+        sqlx::raw_sql("rollback").execute(session).await.expect("not terminated");
+    }
+    person.settled("ramp").await;
+}
+
+#[tokio::test]
 async fn a_build_that_does_not_know_the_migration_holds_it_in_off_and_is_refused_later() {
     let url = Postgres::fresh_database().await.unwrap();
     let old = Instance::start(&url, "old", vec![]).await;
@@ -270,14 +319,14 @@ async fn a_build_that_does_not_know_the_migration_holds_it_in_off_and_is_refused
     let person = Person::new(&url).await;
     person.wants("expand").await;
     person
-        .until("select coalesce(waits_for, '') like '%instance old runs a build%' from cutover.migrations")
+        .until("select coalesce(waits_for, '') like '%instance old to stop: its build does not declare%' from cutover.migrations")
         .await;
     assert_eq!(person.ask::<String>("select phase from cutover.migrations").await, "off");
     old.agent.leave().await.unwrap();
     person.settled("expand").await;
     // Rolled back to the old build: it stays unready, and nobody waits for it.
     let back = Instance::start(&url, "back", vec![]).await;
-    person.until("select exists (select 1 from cutover.instances where name = 'back' and refusal like '%does not know it%')").await;
+    person.until("select exists (select 1 from cutover.instances where name = 'back' and refusal like '%does not declare it%')").await;
     back.ready(false).await;
     person.wants("off").await;
     person.settled("off").await;
@@ -352,6 +401,8 @@ async fn an_instance_that_was_cut_off_serves_no_reads_and_rejoins_by_itself() {
     };
     let a = Instance::with(&url, "a", full(), options, DriverOptions::default()).await;
     a.ready(true).await;
+    Person::new(&url).await.wants("expand").await;
+    a.at(Phase::Expand).await;
     let migration = a.migration();
     let pin = migration.pin().unwrap();
     postgres.pause().unwrap();
