@@ -257,6 +257,7 @@ async fn instance_of_the_front_door() {
     let pool = PgPool::connect(&std::env::var("TEST_DATABASE").unwrap()).await.unwrap();
     let release = Release::new("payments", "stable").unwrap();
     let service = Cutover::service("payments").release(release).postgres(pool.clone());
+    let service = service.admin(([127, 0, 0, 1], 0).into());
     let instance = service.start().await.unwrap();
     println!("decided {}", instance.flags().decide(&NEW_FLOW, &Subject::new()));
     wait_until("a kept state", LIMIT, async || {
