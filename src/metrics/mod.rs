@@ -33,6 +33,7 @@
 mod body;
 mod collector;
 mod grpc;
+mod grpc_status;
 mod grpc_web;
 mod http;
 mod labels;
