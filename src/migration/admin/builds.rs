@@ -39,7 +39,12 @@ pub async fn incompatible_builds(
 }
 
 /// What the schema lacks for `phase`.
-async fn schema_problem(ledger: &Ledger, spec: &MigrationSpec, id: Option<i32>, phase: Phase) -> Option<String> {
+async fn schema_problem(
+    ledger: &Ledger,
+    spec: &MigrationSpec,
+    id: Option<i32>,
+    phase: Phase,
+) -> Option<String> {
     let plan = spec.plan.as_ref()?;
     let schema = async {
         let mut tx = ledger.begin().await?;
