@@ -27,6 +27,7 @@
 //! [`drain`](crate::drain); leases, checks, flags and sessions have the defaults of their rooms. Nothing is required:
 //! a part that is not named is not there, and takes nothing.
 
+mod admin;
 mod assembly;
 mod builder;
 mod declare;
@@ -39,6 +40,7 @@ mod kept;
 mod pools;
 mod spans;
 mod start;
+mod startup;
 
 pub use builder::Cutover;
 pub use declare::IntoSpec;

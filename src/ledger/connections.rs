@@ -12,8 +12,8 @@ pub(crate) struct Connections {
     pool: ArcSwap<PgPool>,
 }
 
-/// One connection listens, one renews the lease; the driver adds one that waits for locks. One is to spare. Idle
-/// ones are given back.
+/// One connection listens, one renews the lease, one of the driver waits for locks, and one is spare. Idle connections are
+/// closed.
 fn pool(options: &PgConnectOptions) -> PgPool {
     PgPoolOptions::new()
         .max_connections(4)
@@ -30,10 +30,10 @@ impl Connections {
         Self { options, pool }
     }
 
-    /// Runs one statement as a single message: what is asked all the time has to be cheap, and this is one round
-    /// trip where a transaction takes four. It needs no transaction, also behind a pooler.
+    /// Runs one statement as a single message: one round trip, where a transaction takes four. It needs no transaction, also
+    /// behind a pooler.
     ///
-    /// Values have to be in the text: numbers, and names of our own.
+    /// The text contains its values, so these must be numbers or names of the library.
     pub(crate) async fn ask(&self, statement: String) -> Result<Vec<PgRow>, sqlx::Error> {
         sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&*self.pool()).await
     }
@@ -42,10 +42,10 @@ impl Connections {
         self.pool.load_full()
     }
 
-    /// Leaves the present connections behind and uses new ones from now on.
+    /// Uses new connections from now on.
     ///
-    /// For when an answer doesn't come. A server that is gone without a word leaves connections that hang until
-    /// the system gives them up, a quarter of an hour or so, and a pool would wait for them just as long.
+    /// Called when an answer does not arrive. If the server has vanished, connections hang until the operating system closes
+    /// them, which takes about a quarter of an hour, and a pool would wait that long.
     pub(crate) fn reconnect(&self) {
         self.pool.store(Arc::new(pool(&self.options)));
     }

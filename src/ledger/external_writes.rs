@@ -1,11 +1,11 @@
-//! Writes past the library: who made them, and whose transactions are open.
+//! Tables `external_writes` and `external_write_events`, and the lock that transactions of external writers hold.
 
 use sqlx::PgConnection;
 
 use super::locks;
 use super::unprepared;
 
-/// The statement that counts what was written down one by one.
+/// The statement that adds the recorded events to the counts.
 pub(crate) fn count(migration: i32) -> String {
     format!(
         "with seen as (delete from cutover.external_write_events where migration_id = {migration} returning *) \
@@ -22,10 +22,10 @@ pub(crate) fn count(migration: i32) -> String {
     )
 }
 
-/// Who is open for longer than this is not waited for in the queue of the lock, where others would have to wait behind.
+/// If a transaction has been open for longer than this, the lock is not requested: later writers would queue behind the request.
 const LONG: &str = "1 second";
 
-/// Strangers' transactions that hold the lock `$1`, `$2`, among them those that were prepared for a later commit.
+/// Transactions that hold the lock `$1`, `$2`, prepared ones included.
 macro_rules! holders {
     () => {
         " from pg_locks l left join pg_stat_activity a on a.pid = l.pid \
@@ -35,8 +35,8 @@ macro_rules! holders {
     };
 }
 
-/// Waits a moment until none of those who write past the library is in the middle of a transaction, and holds the next one
-/// up until this transaction ends. `false`, or an error that the lock was not to be had, when it lasts longer.
+/// Waits a moment until no external writer has a transaction open, and holds up the next one until this transaction ends.
+/// `false`, or a lock timeout, if that takes longer.
 pub(crate) async fn have_ended(tx: &mut PgConnection, migration: i32) -> Result<bool, sqlx::Error> {
     let is_long: bool = unprepared::query_scalar(concat!(
         "select count(*) filter (where a.xact_start is null or a.xact_start < clock_timestamp() - $3::text::interval) > 0",
@@ -58,36 +58,36 @@ pub(crate) async fn have_ended(tx: &mut PgConnection, migration: i32) -> Result<
     Ok(true)
 }
 
-/// Transactions of strangers that were open at a time.
+/// Transactions of external writers that were open at some time.
 #[derive(Debug)]
-pub(crate) struct OpenStrangers {
-    /// As the database writes it.
+pub(crate) struct OpenWriters {
+    /// The time, as the database prints it.
     pub(crate) since: String,
     transactions: Vec<String>,
 }
 
-/// Who is in the middle of a transaction now. What they wrote before is there to be seen when all of them have ended; what
-/// others write later is written down as later than `since`.
-pub(crate) async fn open_now(tx: &mut PgConnection, migration: i32) -> Result<OpenStrangers, sqlx::Error> {
+/// The transactions of external writers that are open now. When all of them have ended, what they wrote is visible. Later
+/// external writes are recorded with a time after `since`.
+pub(crate) async fn open_now(tx: &mut PgConnection, migration: i32) -> Result<OpenWriters, sqlx::Error> {
     let since = unprepared::query_scalar("select clock_timestamp()::text").fetch_one(&mut *tx).await?;
     let transactions = unprepared::query_scalar(concat!("select l.virtualtransaction", holders!()))
         .bind(i64::from(locks::EXTERNAL_WRITERS))
         .bind(i64::from(migration))
         .fetch_all(tx)
         .await?;
-    Ok(OpenStrangers { since, transactions })
+    Ok(OpenWriters { since, transactions })
 }
 
-/// Which of them are still open, the oldest first, in words.
+/// Those that are still open, oldest first, as text.
 pub(crate) async fn still_open(
     tx: &mut PgConnection,
     migration: i32,
-    strangers: &OpenStrangers,
+    writers: &OpenWriters,
 ) -> Result<Vec<String>, sqlx::Error> {
-    named(tx, migration, Some(&strangers.transactions)).await
+    named(tx, migration, Some(&writers.transactions)).await
 }
 
-/// Who is in the middle of a transaction, the oldest first, in words.
+/// The transactions of external writers that are open, oldest first, as text.
 pub(crate) async fn open(tx: &mut PgConnection, migration: i32) -> Result<Vec<String>, sqlx::Error> {
     named(tx, migration, None).await
 }
@@ -98,8 +98,8 @@ async fn named(
     only: Option<&[String]>,
 ) -> Result<Vec<String>, sqlx::Error> {
     unprepared::query_scalar(concat!(
-        "select case when a.pid is null then 'a prepared transaction past the library (see pg_prepared_xacts)' \
-             else format('a transaction past the library, open for %s s (pid %s, %s)', \
+        "select case when a.pid is null then 'a prepared transaction of an external writer (see pg_prepared_xacts)' \
+             else format('a transaction of an external writer, open for %s s (pid %s, %s)', \
                  coalesce(extract(epoch from clock_timestamp() - a.xact_start)::bigint, 0), a.pid, \
                  coalesce(nullif(a.application_name, ''), 'unnamed')) end",
         holders!(),

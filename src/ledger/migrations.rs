@@ -201,31 +201,22 @@ pub(crate) async fn set_waits_for(
     Ok(())
 }
 
-/// Records that the old side is gone, once. The migration is finished from then on: it waits for nothing, and no instance
-/// drives it.
-pub(crate) async fn finish(tx: &mut PgConnection, migration: i32) -> Result<(), sqlx::Error> {
-    unprepared::query(AssertSqlSafe(finish_query(migration))).execute(tx).await?;
-    Ok(())
-}
-
-/// The same as a statement for the transaction that drops the old side. It fails if the drop was recorded before, so the
-/// drop happens once, also if a process that decided on it was paused meanwhile.
-pub(crate) fn finish_statement(migration: i32) -> String {
-    format!(
-        "do $cutover$ begin {}; if not found then \
-             raise exception 'the old side of migration {migration} was dropped before'; \
-         end if; end $cutover$",
-        finish_query(migration)
-    )
-}
-
-fn finish_query(migration: i32) -> String {
-    format!(
+/// Records that the old side is gone. The migration is finished from then on: it waits for nothing, and no instance drives
+/// it. `false`: it was recorded before.
+///
+/// The transaction that drops the old side calls it first, and drops nothing if the answer is `false`. So the drop happens
+/// once, also if a process that decided on it was paused meanwhile.
+pub(crate) async fn finish(tx: &mut PgConnection, migration: i32) -> Result<bool, sqlx::Error> {
+    let recorded = unprepared::query(
         "with finished as (update cutover.migrations \
              set dropped_at = clock_timestamp(), waits_for = null, waits_since = null, \
                  driver = null, driver_until = null \
-             where id = {migration} and dropped_at is null returning *) \
+             where id = $1 and dropped_at is null returning *) \
          insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
-         select fleet, name, 'old side dropped', epoch, 'cutover', '' from finished"
+         select fleet, name, 'old side dropped', epoch, 'cutover', '' from finished",
     )
+    .bind(migration)
+    .execute(tx)
+    .await?;
+    Ok(recorded.rows_affected() == 1)
 }

@@ -1,4 +1,4 @@
-//! Notifications of the ledger's database: for speed only, polling is the truth.
+//! Notifications of the ledger's database. They only save time: every follower also polls.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -14,18 +14,18 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::connections::Connections;
 use super::unprepared;
 
-/// How long listening may take to begin, and an own notification to come back.
+/// How long LISTEN may take, and how long the listener waits for its own notification.
 const SOON: Duration = Duration::from_secs(2);
-/// How often it is tried whether notifications still arrive.
+/// How often the listener checks that notifications still arrive.
 const TRIAL: Duration = Duration::from_secs(30);
-/// How long to leave it after they did not.
+/// The pause before it tries again, if they did not arrive.
 const LATER: Duration = Duration::from_secs(60);
-/// Notifications that a follower may be behind by; one that is further behind learns that it missed some.
+/// How many notifications a follower may be behind. One that is further behind is told that it missed some.
 const KEPT: usize = 16;
 
-/// What is wrong when [`Notifications::are_heard`] is false.
+/// What is wrong if [`Notifications::are_heard`] is false.
 pub(crate) const NO_NOTIFICATIONS: &str =
-    "notifications don't arrive, as behind a pooler in transaction mode: changes are seen by polling";
+    "notifications don't arrive, as behind a pooler in transaction mode; changes are found by polling";
 
 /// Tells the fleet's instances, when the transaction commits, to look at the ledger now instead of at their next poll.
 pub(crate) async fn send(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
@@ -33,10 +33,10 @@ pub(crate) async fn send(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx:
     Ok(())
 }
 
-/// The fleet that something happened in; `None`: it may be any.
+/// The fleet that has changed; `None`: any may have.
 type Heard = Option<Arc<str>>;
 
-/// Listens on one connection for all who follow a ledger in this process. It begins with the first of them.
+/// Listens on one connection for all followers of a ledger in this process. It begins with the first follower.
 #[derive(Default)]
 pub(crate) struct Subscription {
     begun: OnceLock<(broadcast::Sender<Heard>, Arc<AtomicBool>, JoinHandle<()>)>,
@@ -48,7 +48,7 @@ impl Subscription {
             let tx = broadcast::Sender::new(KEPT);
             let are_heard = Arc::new(AtomicBool::new(true));
             let listener = Listener {
-                // The ledger's last handle ends the listening.
+                // Listening ends with the last handle of the ledger.
                 ledger: Arc::downgrade(ledger),
                 own: format!("cutover_{:016x}", fastrand::u64(..)),
                 state: State::Disconnected(Instant::now()),
@@ -69,7 +69,7 @@ impl Drop for Subscription {
     }
 }
 
-/// One follower's view of what is heard.
+/// The notifications for one fleet.
 #[derive(Debug)]
 pub(crate) struct Notifications {
     fleet: Arc<str>,
@@ -78,7 +78,7 @@ pub(crate) struct Notifications {
 }
 
 impl Notifications {
-    /// Waits until something may have happened in the fleet. Cancel safe.
+    /// Waits until something may have changed in the fleet. Cancel safe.
     pub(crate) async fn next(&mut self) {
         loop {
             match self.tx.recv().await {
@@ -89,31 +89,31 @@ impl Notifications {
         }
     }
 
-    /// Whether notifications arrive, as far as is known.
+    /// Whether notifications arrive, as far as it is known.
     pub(crate) fn are_heard(&self) -> bool {
         self.are_heard.load(Ordering::Relaxed)
     }
 }
 
-/// Hears of changes sooner than by polling, where the way to the database carries notifications.
+/// The task that listens.
 ///
-/// A pooler in transaction mode accepts LISTEN and then delivers to whoever has the session at the moment: drivers that
-/// don't expect it take it for an error. So it looks first whether its session is its own. A connection that died without a
-/// word is silent, so it sends notifications to itself, and says so when they don't arrive.
+/// A pooler in transaction mode accepts LISTEN and later delivers notifications to whichever client has the session, and some
+/// drivers treat those as an error. So the listener first checks that its session is its own. A dead connection is silent, so
+/// the listener also sends notifications to itself, and reports when they do not arrive.
 struct Listener {
     ledger: Weak<Connections>,
-    /// A channel that nobody else listens to.
+    /// A channel for its own notifications.
     own: String,
     state: State,
     are_heard: Arc<AtomicBool>,
 }
 
 enum State {
-    /// Nothing is heard; listening begins then.
+    /// It does not listen, and begins at this time.
     Disconnected(Instant),
-    /// A notification of our own has to arrive before then.
+    /// Its own notification must arrive before this time.
     Trying(PgListener, Instant),
-    /// They arrive; the next trial is then.
+    /// Notifications arrive. The next check is at this time.
     Listening(PgListener, Instant),
 }
 
@@ -121,7 +121,7 @@ impl Listener {
     async fn run(mut self, tx: broadcast::Sender<Heard>) {
         loop {
             let heard = self.next().await;
-            // Fails when nobody follows at the moment, which is no harm.
+            // This fails if there is no follower at the moment.
             let _ = tx.send(heard);
         }
     }
@@ -144,7 +144,7 @@ impl Listener {
                                 return Some(notice.payload().into());
                             }
                             Ok(Some(_)) => self.heard_itself(),
-                            // The connection is gone; whatever was missed meanwhile is found by looking.
+                            // The connection is gone. Followers read the ledger to find what they missed.
                             _ => {
                                 self.state = State::Disconnected(Instant::now() + SOON / 4);
                                 return None;
@@ -161,10 +161,10 @@ impl Listener {
         self.ledger.upgrade().ok_or(sqlx::Error::PoolClosed)
     }
 
-    /// `None` where it would be no use.
+    /// `None`: the session is shared with other clients.
     async fn listen(&self) -> Result<Option<PgListener>, sqlx::Error> {
         if cfg!(cutover_break = "agree") {
-            // An instance that hears of everything late is what the rule is there for.
+            // The rule matters for an instance that learns of everything late.
             std::future::pending::<()>().await;
         }
         let pool = self.ledger()?.pool();
@@ -177,7 +177,7 @@ impl Listener {
         Ok(Some(listener))
     }
 
-    /// Whether the session changes from one transaction to the next, or is somebody else's in between.
+    /// Whether another session can run the next statement, or another client this session's.
     async fn is_shared(&self, listener: &mut PgListener) -> Result<bool, sqlx::Error> {
         const WHO: &str = "select pg_backend_pid()";
         let pid = |row: PgRow| row.try_get::<i32, _>(0);
@@ -192,7 +192,7 @@ impl Listener {
         Ok(false)
     }
 
-    /// Says that nothing is heard, once.
+    /// Reports once that no notifications arrive.
     fn deaf(&self) -> State {
         if self.are_heard.swap(false, Ordering::Relaxed) {
             tracing::warn!("{NO_NOTIFICATIONS}");
@@ -200,9 +200,9 @@ impl Listener {
         State::Disconnected(Instant::now() + LATER)
     }
 
-    /// Sends itself a notification.
+    /// Sends a notification to itself.
     async fn call(&self) -> Result<(), sqlx::Error> {
-        // The channel is one of our own names.
+        // The channel's name needs no quoting.
         self.ledger()?.ask(format!("notify {}", self.own)).await?;
         Ok(())
     }
@@ -215,7 +215,7 @@ impl Listener {
         }
     }
 
-    /// The time of a trial has come, or of its end.
+    /// Begins a check, or ends one without an answer.
     async fn is_due(&mut self) {
         let state = std::mem::replace(&mut self.state, State::Disconnected(Instant::now() + SOON));
         if let State::Listening(listener, _) = state {

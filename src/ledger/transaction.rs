@@ -1,18 +1,18 @@
 use sqlx::SqlSafeStr;
 use sqlx::postgres::{PgPool, PgTransaction};
 
-/// How a transaction begins that has to see what was committed, whatever the role's default is.
+/// Begins a transaction in which each statement sees what has been committed, whatever the role's default level is.
 pub(crate) const READ_COMMITTED: &str = "begin isolation level read committed";
 
-/// Begins a transaction, in a task of its own, because `sqlx` does not notice when it is dropped between sending `begin` and
-/// the answer: the connection would go back to the pool inside a transaction, and whoever has it next would write into
-/// that. What nobody waits for any more is rolled back there.
+/// Begins a transaction in a task of its own. If this future is dropped between the `begin` and its answer, the task rolls
+/// the transaction back. `sqlx` alone would return the connection to the pool inside the transaction, and the connection's next
+/// user would write into it.
 pub(crate) async fn begin(
     pool: &PgPool,
     statement: impl SqlSafeStr + Send + 'static,
 ) -> Result<PgTransaction<'static>, sqlx::Error> {
     let pool = pool.clone();
     let begun = tokio::spawn(async move { pool.begin_with(statement).await });
-    // Else the runtime is being shut down.
+    // The task fails only if the runtime is shutting down.
     begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
 }

@@ -1,8 +1,8 @@
 //! Queries whose statements have no name on the server.
 //!
-//! A named one belongs to a session: behind a pooler in transaction mode it meets others of its name, and where the
-//! statement cache is off, as on the ledger's connections, `sqlx` names it all the same and never closes it. A
-//! driver that looks several times a second would fill its session's memory.
+//! A named statement belongs to a session. Behind a pooler in transaction mode, its name collides with that of another client.
+//! And with the statement cache off, as on the ledger's connections, `sqlx` names statements all the same and never closes
+//! them, so a driver that queries several times a second would fill its session's memory.
 
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::{Query, QueryAs, QueryScalar};

@@ -1,14 +1,14 @@
-//! What the gate can be built on.
+//! Atomics that the gate can be built on.
 
 use std::cell::Cell;
 
-/// `loom`'s own.
+/// `loom`'s atomics.
 pub(crate) mod faithful {
     pub(crate) use super::thread_number;
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering};
 }
 
-/// Whatever ordering is asked for, there is none.
+/// Atomics that ignore the ordering.
 pub(crate) mod relaxed {
     pub(crate) use super::thread_number;
     pub(crate) use loom::sync::atomic::Ordering;
@@ -38,7 +38,7 @@ pub(crate) mod relaxed {
     }
 }
 
-/// The first load after counting up answers what the load before it did, as if it were not there.
+/// The first load after an increment repeats the value of the load before it, as if the gate did not load again.
 pub(crate) mod forgetful {
     pub(crate) use super::thread_number;
     use super::{COUNTED_UP, LAST_LOADED};

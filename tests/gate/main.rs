@@ -1,12 +1,12 @@
 //! The gate's counters under a model checker, which runs every order that the memory model allows.
 //!
-//! The gate's own source is compiled on `loom`'s atomics, and twice on atomics that take a safety out, to show
-//! that the checker would find it missing.
+//! The gate's own source is compiled on `loom`'s atomics, and twice on atomics that lack a safety, to show that the checker
+//! finds what is missing.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 
 mod atomics;
 
-/// Stands in for the instance's lease.
+/// A stand-in for the instance's lease.
 mod fleet {
     #[derive(Debug)]
     pub(crate) struct Lease;
@@ -27,12 +27,12 @@ macro_rules! gate_on {
         mod $atomics {
             use crate::atomics::$atomics as atomics;
 
-            #[expect(dead_code, unreachable_pub, reason = "a part of the library, of which a part is needed")]
+            #[expect(dead_code, unreachable_pub, reason = "the tests use a part of this file")]
             mod gate {
                 include!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/migration/runtime/gate.rs"));
             }
 
-            #[allow(dead_code, reason = "not every one is run on every kind of atomics")]
+            #[allow(dead_code, reason = "not every scenario runs on every kind of atomics")]
             pub(crate) mod scenarios {
                 include!("scenarios.rs");
             }
@@ -45,32 +45,32 @@ gate_on!(relaxed);
 gate_on!(forgetful);
 
 #[test]
-fn nothing_of_an_epoch_runs_once_its_operations_are_counted_as_ended() {
-    loom::model(|| faithful::scenarios::one_step_beside(1));
-    // Every order of three threads takes too long; nearly all mistakes need two preemptions at most.
+fn no_operation_of_an_epoch_runs_after_the_count_is_zero() {
+    loom::model(|| faithful::scenarios::one_step_with(1));
+    // All orders of three threads take too long. Nearly every mistake needs two preemptions at most.
     let mut bounded = loom::model::Builder::new();
     bounded.preemption_bound = Some(2);
-    bounded.check(|| faithful::scenarios::one_step_beside(2));
+    bounded.check(|| faithful::scenarios::one_step_with(2));
 }
 
 #[test]
-fn a_counter_can_be_used_again_two_epochs_later() {
+fn a_counter_is_reusable_two_epochs_later() {
     loom::model(faithful::scenarios::two_steps);
 }
 
 #[test]
-fn a_pin_does_not_hold_once_the_gate_was_shut() {
-    loom::model(faithful::scenarios::a_lapse);
+fn a_pin_does_not_hold_after_the_gate_was_shut() {
+    loom::model(faithful::scenarios::an_expired_lease);
 }
 
 #[test]
 #[should_panic(expected = "Causality violation")]
-fn without_orderings_an_operation_is_overlooked() {
-    loom::model(|| relaxed::scenarios::one_step_beside(1));
+fn without_orderings_an_operation_is_missed() {
+    loom::model(|| relaxed::scenarios::one_step_with(1));
 }
 
 #[test]
 #[should_panic(expected = "Causality violation")]
-fn without_the_second_look_an_operation_is_overlooked() {
-    loom::model(|| forgetful::scenarios::one_step_beside(1));
+fn without_the_second_load_an_operation_is_missed() {
+    loom::model(|| forgetful::scenarios::one_step_with(1));
 }

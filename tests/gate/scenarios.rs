@@ -6,8 +6,8 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
 
-/// A gate, and what operations of each epoch rely on: `loom` fails when one of them reads it while the agent
-/// takes it away.
+/// A gate, and the data that operations of each epoch rely on. `loom` fails if an operation reads it while the agent removes
+/// it.
 struct Instance {
     gate: Gate,
     relied_on: [UnsafeCell<()>; 4],
@@ -34,7 +34,7 @@ impl Instance {
     }
 }
 
-pub(crate) fn one_step_beside(operations: usize) {
+pub(crate) fn one_step_with(operations: usize) {
     let instance = Instance::new(1);
     let threads: Vec<_> = (0..operations)
         .map(|_| {
@@ -60,19 +60,19 @@ pub(crate) fn two_steps() {
     operations.join().expect("ended");
 }
 
-/// The fleet goes on without the instance once its gate is shut; the instance comes back at the same epoch.
-pub(crate) fn a_lapse() {
+/// The fleet moves on without the instance after its gate was shut, and the instance comes back at the same epoch.
+pub(crate) fn an_expired_lease() {
     let instance = Instance::new(1);
     let value = Arc::new(AtomicU64::new(0));
     let pin = Pin::enter(&instance.gate).expect("open");
-    let (lapsing, written) = (instance.clone(), value.clone());
+    let (expiring, written) = (instance.clone(), value.clone());
     let agent = thread::spawn(move || {
-        lapsing.gate.shut();
+        expiring.gate.shut();
         written.store(1, Ordering::Release);
-        lapsing.gate.open(1, Phase::Off, Percent::ALL);
+        expiring.gate.open(1, Phase::Off, Percent::ALL);
     });
     let read = value.load(Ordering::Acquire);
-    assert!(read == 0 || !pin.holds(), "returned what the fleet wrote without it");
+    assert!(read == 0 || !pin.holds(), "returned a value that the fleet wrote without this instance");
     drop(pin);
     agent.join().expect("ended");
     assert!(Pin::enter(&instance.gate).is_some_and(|pin| pin.holds()));

@@ -88,9 +88,7 @@ async fn a_column_that_gets_the_old_name_later_is_not_dropped() {
     tokio::time::sleep(SEVERAL_ROUNDS).await;
     assert!(person.ask::<bool>(has_old).await, "the driver dropped it");
     // A driver that decided on the drop before it was paused.
-    let late = plan.run(Task::Contract, &a.migration()).await;
-    let error = late.expect_err("refused").to_string();
-    assert!(error.contains("was dropped before"), "{error}");
+    plan.run(Task::Contract, &a.migration()).await.expect("nothing to do");
     assert!(person.ask::<bool>(has_old).await, "a late driver dropped it");
 }
 

@@ -117,7 +117,7 @@ impl Person {
 }
 
 #[tokio::test]
-async fn the_fleet_walks_to_where_a_person_wants_it_and_back() {
+async fn the_fleet_walks_to_the_desired_phase_and_back() {
     let url = Postgres::fresh_database().await.unwrap();
     let (a, b) = tokio::join!(Instance::start(&url, "a", full()), Instance::start(&url, "b", full()));
     let person = Person::new(&url).await;
@@ -128,7 +128,7 @@ async fn the_fleet_walks_to_where_a_person_wants_it_and_back() {
     }
     person.settled("backfill").await;
     assert_eq!(person.ask::<i32>("select epoch from cutover.migrations").await, 3);
-    // Further on, the data has to be there.
+    // The next phase needs the data.
     person.wants("verify").await;
     person
         .until("select coalesce(waits_for, '') like '%backfill to complete%' from cutover.migrations")
@@ -144,7 +144,7 @@ async fn the_fleet_walks_to_where_a_person_wants_it_and_back() {
 }
 
 #[tokio::test]
-async fn an_operation_at_the_old_epoch_holds_the_next_step_up_and_is_named() {
+async fn an_operation_at_the_old_epoch_delays_the_next_move() {
     let url = Postgres::fresh_database().await.unwrap();
     let (a, b) = tokio::join!(Instance::start(&url, "a", full()), Instance::start(&url, "b", full()));
     a.at(Phase::Off).await;
@@ -165,7 +165,7 @@ async fn an_operation_at_the_old_epoch_holds_the_next_step_up_and_is_named() {
 }
 
 #[tokio::test]
-async fn an_acknowledgement_that_a_failover_lost_is_given_again() {
+async fn an_acknowledgement_lost_in_a_failover_is_given_again() {
     let url = Postgres::fresh_database().await.unwrap();
     let a = Instance::start(&url, "a", full()).await;
     let person = Person::new(&url).await;
@@ -184,7 +184,7 @@ async fn an_acknowledgement_that_a_failover_lost_is_given_again() {
 }
 
 #[tokio::test]
-async fn a_write_at_a_closed_epoch_is_refused_and_leaves_the_connection_clean() {
+async fn a_refused_write_leaves_the_connection_clean() {
     let url = Postgres::fresh_database().await.unwrap();
     let a = Instance::start(&url, "a", full()).await;
     a.at(Phase::Off).await;
@@ -192,7 +192,7 @@ async fn a_write_at_a_closed_epoch_is_refused_and_leaves_the_connection_clean() 
     person.wants("expand").await;
     person.settled("expand").await;
     let pool = PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
-    // What a process that was paused since epoch 1 would send.
+    // What a process that has been paused since epoch 1 would send.
     for isolation in ["read committed", "repeatable read", "serializable"] {
         let stale = sqlx::AssertSqlSafe(format!(
             "set transaction isolation level {isolation}; select cutover.fence(1, 1, 'off'); begin"
@@ -223,7 +223,7 @@ async fn a_write_at_a_closed_epoch_is_refused_and_leaves_the_connection_clean() 
 }
 
 #[tokio::test]
-async fn a_snapshot_from_before_the_close_can_not_pass_the_fence() {
+async fn a_snapshot_from_before_the_close_cannot_pass_the_fence() {
     let url = Postgres::fresh_database().await.unwrap();
     let a = Instance::start(&url, "a", full()).await;
     a.at(Phase::Off).await;
@@ -250,7 +250,7 @@ async fn a_snapshot_from_before_the_close_can_not_pass_the_fence() {
 }
 
 #[tokio::test]
-async fn a_transaction_left_open_by_a_dead_process_is_named_and_then_ended() {
+async fn a_transaction_of_a_dead_process_is_terminated() {
     let url = Postgres::fresh_database().await.unwrap();
     let driver = DriverOptions { transaction_limit: Duration::from_secs(2), ..DriverOptions::default() };
     let a = Instance::with(&url, "a", full(), FleetOptions::default(), driver).await;
@@ -310,7 +310,7 @@ async fn a_transaction_of_the_current_epoch_is_not_terminated() {
 }
 
 #[tokio::test]
-async fn a_build_that_does_not_know_the_migration_holds_it_in_off_and_is_refused_later() {
+async fn a_build_without_the_migration_keeps_it_in_off() {
     let url = Postgres::fresh_database().await.unwrap();
     let old = Instance::start(&url, "old", vec![]).await;
     old.ready(true).await;
@@ -324,7 +324,7 @@ async fn a_build_that_does_not_know_the_migration_holds_it_in_off_and_is_refused
     assert_eq!(person.ask::<String>("select phase from cutover.migrations").await, "off");
     old.agent.leave().await.unwrap();
     person.settled("expand").await;
-    // Rolled back to the old build: it stays unready, and nobody waits for it.
+    // A rollback to the old build: it stays unready, and no move waits for it.
     let back = Instance::start(&url, "back", vec![]).await;
     person.until("select exists (select 1 from cutover.instances where name = 'back' and refusal like '%does not declare it%')").await;
     back.ready(false).await;
@@ -334,13 +334,13 @@ async fn a_build_that_does_not_know_the_migration_holds_it_in_off_and_is_refused
 }
 
 #[tokio::test]
-async fn the_guard_admits_a_build_exactly_where_its_range_holds_the_phase() {
+async fn the_guard_admits_a_build_only_in_its_range() {
     let url = Postgres::fresh_database().await.unwrap();
     let a = Instance::start(&url, "a", full()).await;
     a.ready(true).await;
     let person = Person::new(&url).await;
     for phase in Phase::ALL {
-        // Stand where every phase can be reached: complete, scanned, approved and soaked.
+        // Meet every requirement: complete, scanned, approved and soaked.
         person.wants(phase.name()).await;
         walk_through_gates(&person, phase).await;
         person.settled(phase.name()).await;
@@ -391,7 +391,7 @@ async fn walk_through_gates(person: &Person, phase: Phase) {
 }
 
 #[tokio::test]
-async fn an_instance_that_was_cut_off_serves_no_reads_and_rejoins_by_itself() {
+async fn a_cut_off_instance_refuses_reads_and_rejoins() {
     let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
     let url = postgres.create_database("cut").await.unwrap();
     let options = FleetOptions {

@@ -348,7 +348,7 @@ async fn functions_created_later_do_not_change_the_mapping() -> Outcome {
         .await?;
     let plan = ColumnMigration::new(world.pool.clone(), "parcels")
         .column("old_code", "code", "text")
-        .forward("lower(tidy(old_code))")
+        .forward("tidy(lower(old_code))")
         .backward("upper(code)")
         .build()?;
     let _a = world.instance("a", Some(plan)).await?;
@@ -503,7 +503,7 @@ async fn a_scan_counts_only_without_a_later_uncopied_write() -> Outcome {
     job.execute("begin; update orders set old_status = 'STALE' where id = 7").await?;
     // Not committed yet, so the move has to wait for its end.
     world.ask("ramp").await?;
-    world.waits_for("a transaction past the library").await?;
+    world.waits_for("a transaction of an external writer").await?;
     job.execute("commit").await?;
     world.waits_for("the new side is not what `forward` makes of the old one, id in [7]").await?;
     assert_eq!(world.row(7).await?, (text("STALE"), text("legacy7")));
@@ -524,13 +524,13 @@ async fn an_open_external_transaction_holds_the_move_to_retire() -> Outcome {
     let mut long = external(&world).await?;
     long.execute("begin; update orders set note = 'seen' where id = 1").await?;
     world.ask("retire").await?;
-    world.waits_for("a transaction past the library").await?;
+    world.waits_for("a transaction of an external writer").await?;
     long.execute("update orders set note = note || '.' where id = 2").await?;
     // Meanwhile the way back is open.
     world.go("ramp").await?;
     world.go("switch").await?;
     world.ask("retire").await?;
-    world.waits_for("a transaction past the library").await?;
+    world.waits_for("a transaction of an external writer").await?;
     let mut snapshot = external(&world).await?;
     snapshot.execute("begin isolation level repeatable read; select 1 from orders").await?;
     long.execute("commit").await?;

@@ -125,7 +125,7 @@ async fn a_move_into_ramp_and_a_row_left_behind_exclude_each_other() -> Outcome 
         let mut tx = fleet.migration.begin_isolated(&world.pool, isolation).await?;
         set(&sides, &mut tx, 1, "bad").await?;
         world.ask("ramp").await?;
-        world.waits_for("a transaction of epoch").await?;
+        world.waits_for("a transaction that blocks the move").await?;
         assert_eq!(fleet.migration.current().map(|at| at.1), Some(Phase::Verify));
         tx.commit().await?;
         assert_eq!(noted(&world).await?, ["1"]);

@@ -372,5 +372,5 @@ fn paused(state: &MigrationState, target: Phase) -> Option<String> {
     let by = state.paused_by.as_ref()?;
     let needed = needed_work(&state.view, state.facts, target)?;
     matches!(needed, Task::Backfill | Task::ReverseBackfill | Task::Scan)
-        .then(|| format!("the work on its rows, which {by} paused; to unblock: `cutover resume`"))
+        .then(|| format!("the work on its rows, which was paused by {by}; to unblock: `cutover resume`"))
 }

@@ -5,10 +5,10 @@ use super::atomics::{AtomicU64, Ordering, thread_number};
 use crate::fleet::Lease;
 use crate::migration::phase::{Percent, Phase};
 
-/// What a gate lets through at a moment, packed so that one load reads all of it.
+/// The state of a gate, packed so that one load reads all of it.
 ///
-/// From the low end: 4 bits phase (15: shut), 8 bits ramp percentage, 20 bits generation, 32 bits epoch.
-/// The generation counts how often the gate was shut: a pin from before doesn't count after.
+/// From the low end: 4 bits phase (15: shut), 8 bits ramp percentage, 20 bits generation, 32 bits epoch. The generation counts
+/// how often the gate was shut: a pin of an earlier generation does not hold any more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Word(u64);
 
@@ -37,27 +37,27 @@ impl Word {
         (self.0 >> 32) as i32
     }
 
-    /// Which of the counters it uses: two for the epochs, because at most two neighbours are in use, and two
-    /// for the generations. What was pinned before the gate was last shut does not hold any more, and nobody
-    /// waits for it: it may hang on a connection that died without a word.
+    /// The index of its counter: two for the epochs, because at most two adjacent ones are in use, and two for the
+    /// generations. An operation that was pinned before the gate was last shut does not hold any more and is not waited for.
+    /// It may hang on a dead connection.
     fn counter(self) -> usize {
         (self.0 >> 32 & 1 | self.generation() << 1 & 2) as usize
     }
 }
 
-/// The operations begun by some of the threads, by [`Word::counter`]. On cache lines of its own, so that
-/// two cores don't pass one back and forth.
+/// The open operations of some of the threads, by [`Word::counter`]. It has cache lines of its own, so that two cores do not
+/// share one.
 #[repr(align(128))]
 struct Shard([AtomicU64; 4]);
 
 /// Where operations of this instance enter a migration, each at the epoch in use at that moment.
 ///
-/// Entering is one load, one counter up and one more load; leaving is one counter down. The second load
-/// makes it exact: whoever counted himself in before the agent looked at his counter is seen by the
-/// acknowledgement, and whoever did so after goes back and enters at the new epoch.
+/// To enter is one load, one increment of a counter and one more load; to leave is one decrement. The second load makes the
+/// count exact: an operation that incremented its counter before the agent read it is seen by the acknowledgement, and one
+/// that did so afterwards finds the new epoch, goes back and enters there.
 ///
-/// That rests on both of them *changing* the counter, which puts the two changes in an order. Whoever comes
-/// second reads what the first one wrote, and so everything that he did before: either the agent reads the
+/// This holds because both the operation and the agent *modify* the counter, so the two modifications have an order. The
+/// second one reads what the first one wrote, and with it everything that happened before: either the agent reads the
 /// operation's count, or the operation reads the agent's new word. No stronger ordering is needed.
 pub(crate) struct Gate {
     word: AtomicU64,
@@ -70,7 +70,7 @@ impl Gate {
         let shard = || Shard(std::array::from_fn(|_| AtomicU64::new(0)));
         Self {
             word: AtomicU64::new(Word::new(0, 0, None).0),
-            // A power of two, so that a shard is found without a division.
+            // A power of two, so that the index of a shard needs no division.
             shards: (0..shards.next_power_of_two()).map(|_| shard()).collect(),
             lease,
         }
@@ -92,24 +92,24 @@ impl Gate {
         self.word.store(Word::new(epoch, generation, Some((phase, ramp))).0, Ordering::Release);
     }
 
-    /// Lets nobody enter, and makes every pin that is out worthless. Only the agent calls this.
+    /// Lets no operation enter, and ends every pin that is held. Only the agent calls this.
     pub(crate) fn shut(&self) {
         let now = self.word();
         if now.phase().is_none() {
-            // Nobody has entered since. To count on would give the next life the counters of the last one.
+            // Nothing has entered since. Another generation would give the next membership the counters of the last one.
             return;
         }
         self.word.store(Word::new(now.epoch(), now.generation() + 1, None).0, Ordering::Release);
     }
 
-    /// How many operations that still hold are running at epochs older than the current one.
+    /// How many operations of this generation are running at epochs older than the current one.
     pub(crate) fn older_open(&self) -> u64 {
         let other = self.word().counter() ^ 1;
-        // By adding nothing: a mere load would not put itself in order with the operations' own changes.
+        // Adds zero: a load would have no order with the operations' own modifications.
         self.shards.iter().map(|shard| shard.0[other].fetch_add(0, Ordering::AcqRel)).sum()
     }
 
-    /// Counts the caller in; `None` while the gate is shut.
+    /// Counts the operation; `None` while the gate is shut.
     #[inline]
     fn enter(&self, shard: usize) -> Option<Ticket> {
         // Never out of bounds: the length is a power of two.
@@ -146,12 +146,12 @@ struct Ticket {
 
 /// The epoch that one operation runs at, from its beginning to its end.
 ///
-/// While a pin is held, its instance doesn't acknowledge the next epoch, so the phase that the pin names stays
-/// valid for the whole operation. Hold it no longer than the operation: a migration waits for it.
+/// While a pin is held, its instance does not acknowledge the next epoch, so the pin's phase stays valid for the whole
+/// operation. Hold it no longer than the operation, because a migration waits for it.
 ///
-/// A read has to end with [`Pin::holds`] (or go through
-/// [`Migration::read`](super::Migration::read), which does): a process that was paused in the middle may find
-/// that the fleet has moved on without it, and then must not return what it read.
+/// A read must end with a check of [`Pin::holds`], or go through [`Migration::read`](super::Migration::read), which makes
+/// that check. The fleet may have moved on while the process was paused, and then the value that was read must not be
+/// returned.
 #[must_use = "an operation is pinned only while this is held"]
 #[derive(Debug)]
 pub struct Pin<'m>(Held<&'m Gate>);
@@ -179,15 +179,14 @@ impl<'m> Pin<'m> {
         self.0.ramp()
     }
 
-    /// Whether this instance was alive in the fleet's eyes all the while, so that what was read may be
-    /// returned.
+    /// Whether this instance was a member of the fleet all the time, so that a value that was read may be returned.
     #[inline]
     pub fn holds(&self) -> bool {
         self.0.holds()
     }
 }
 
-/// What a pin is made of, over any way to keep the gate alive.
+/// The inside of a pin, with any kind of reference to the gate.
 pub(crate) struct Held<G: Borrow<Gate>> {
     gate: G,
     ticket: Ticket,

@@ -17,7 +17,7 @@ fn a_word_holds_what_was_packed() {
 }
 
 #[test]
-fn a_shut_gate_lets_nobody_in() {
+fn a_shut_gate_admits_no_operation() {
     let gate = gate();
     assert!(Pin::enter(&gate).is_none());
     gate.open(1, Phase::Off, Percent::ALL);
@@ -42,7 +42,7 @@ fn operations_at_the_older_epoch_are_counted_until_they_end() {
 }
 
 #[test]
-fn a_pin_from_before_a_lapse_does_not_hold_after_it() {
+fn a_pin_does_not_hold_after_the_lease_expired() {
     let gate = gate();
     gate.open(1, Phase::Off, Percent::ALL);
     let pin = Pin::enter(&gate).expect("open");
@@ -54,7 +54,7 @@ fn a_pin_from_before_a_lapse_does_not_hold_after_it() {
 }
 
 #[test]
-fn a_pin_from_before_a_lapse_is_not_waited_for() {
+fn a_pin_of_an_expired_lease_is_not_waited_for() {
     let gate = gate();
     gate.open(1, Phase::Off, Percent::ALL);
     let hangs = Pin::enter(&gate).expect("open");

@@ -10,12 +10,12 @@ use super::work_metrics::WorkMetrics;
 use crate::fleet::Lease;
 use crate::migration::phase::Phase;
 
-/// How often [`Migration::begin`] tries before it gives up: half a second in all.
+/// How often [`Migration::begin`] tries before it gives up. With the pauses this is half a second.
 const ATTEMPTS: u32 = 14;
 
-/// One migration as this instance sees it: where operations find out which sides to write and read.
+/// One migration as this instance sees it. Operations learn here which sides to write and read.
 ///
-/// A cheap handle. Nothing here asks the ledger; the epoch is an atomic that a background task keeps.
+/// A cheap handle. Nothing here queries the ledger: a background task keeps the epoch in an atomic.
 #[derive(Clone)]
 pub struct Migration {
     inner: Arc<Inner>,
@@ -51,17 +51,17 @@ impl Migration {
         &self.inner.name
     }
 
-    /// The migration's number in the ledger.
+    /// The migration's id in the ledger.
     pub(crate) fn id(&self) -> i32 {
         self.inner.id.load(Ordering::SeqCst)
     }
 
-    /// What this process has done of the migration's work on the data.
+    /// The metrics of the migration's work on rows.
     pub(crate) fn work(&self) -> &WorkMetrics {
         &self.inner.work
     }
 
-    /// Says what its work waits for just now, for the driver to write down; empty when it is nothing. Whether that is news.
+    /// Sets what its running task waits for, which the driver records; empty: nothing. Returns whether it has changed.
     pub(crate) fn note(&self, what: &str) -> bool {
         let mut note = self.inner.note.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = *note != what;
@@ -69,14 +69,14 @@ impl Migration {
         is_news
     }
 
-    /// What was said last.
+    /// What its running task waits for.
     pub(crate) fn noted(&self) -> Option<String> {
         let note = self.inner.note.lock().unwrap_or_else(PoisonError::into_inner);
         Some(note.clone()).filter(|note| !note.is_empty())
     }
 
-    /// Goes by another number from now on. Only the agent calls this, while the gate is shut: what was pinned
-    /// before is refused by the fence under either number.
+    /// Sets another id. Only the agent calls this, while the gate is shut: the fence refuses what was pinned before under
+    /// either id.
     pub(crate) fn renumber(&self, id: i32) {
         self.inner.id.store(id, Ordering::SeqCst);
     }
@@ -86,8 +86,8 @@ impl Migration {
         &self.inner.gate
     }
 
-    /// The epoch and phase at which operations begin at this moment; `None` while this instance is out of the
-    /// fleet. For people to look at: an operation takes a pin.
+    /// The epoch and phase at which operations begin at this moment; `None` while this instance is not in the fleet. This is
+    /// for display: an operation takes a pin.
     pub fn current(&self) -> Option<(i32, Phase)> {
         self.inner.gate.current()
     }
@@ -102,15 +102,15 @@ impl Migration {
         Pin::enter(&self.inner.gate).ok_or(Error::NotInFleet)
     }
 
-    /// Runs a read under a pin and returns what it read only if this instance was in the fleet all the while.
+    /// Runs a read under a pin, and returns its value only if this instance was in the fleet all the time.
     ///
     /// # Errors
     ///
-    /// The read's own, or [`Error::NotInFleet`].
+    /// The read's own error, or [`Error::NotInFleet`].
     ///
     /// # Cancel safety
     ///
-    /// Safe: the pin is given back.
+    /// Cancel safe: a drop releases the pin.
     pub async fn read<T, E: From<Error>>(
         &self,
         read: impl AsyncFnOnce(&Pin<'_>) -> Result<T, E>,
@@ -124,16 +124,16 @@ impl Migration {
     ///
     /// `pool` is a `sqlx::PgPool` or, with the cargo feature `deadpool`, a `deadpool_postgres::Pool`.
     ///
-    /// A refusal because the migration has just moved on is no error: the transaction is begun again at the new
-    /// epoch, a few times at most. Nothing of the caller's has run by then.
+    /// If the fence refuses the epoch because the migration has just moved on, the transaction is begun again at the new
+    /// epoch, a few times at most. No statement of the caller has run by then.
     ///
     /// # Errors
     ///
-    /// [`Error::NotInFleet`], [`Error::Database`], and the fence's refusals when they don't end.
+    /// [`Error::NotInFleet`], [`Error::Database`], and the fence's refusals if they persist.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a transaction that nobody waits for any more is rolled back.
+    /// Cancel safe: a transaction that has begun is rolled back.
     pub async fn begin<P: FencedPool>(&self, pool: &P) -> Result<PinnedTx<P::Transaction>, Error> {
         self.begin_isolated(pool, Isolation::default()).await
     }
@@ -157,7 +157,7 @@ impl Migration {
             let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
             match PinnedTx::begin(pool, isolation, self, pin).await.map_err(Error::or_refusal) {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
-                    // The next epoch is on its way to this instance already.
+                    // This instance is about to adopt the next epoch.
                     tokio::time::sleep(Duration::from_millis(5) * attempt).await;
                     attempt += 1;
                 }

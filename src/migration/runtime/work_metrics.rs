@@ -5,8 +5,8 @@ use prometheus::{CounterVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 /// The kinds of long work, as the ledger names them.
 const KINDS: [&str; 3] = ["backfill", "reverse_backfill", "scan"];
 
-/// Long work on the data: what this process has done of it and how much there is. The rate is
-/// `rate(cutover_migration_rows_done_total[1m])`, summed over the fleet.
+/// Metrics of backfills, scans and shadow reads. The rate is `rate(cutover_migration_rows_done_total[1m])`, summed over the
+/// fleet.
 pub(crate) struct WorkMetrics {
     families: Option<Families>,
 }
@@ -28,14 +28,14 @@ impl WorkMetrics {
         let total = IntGaugeVec::new(
             described(
                 "cutover_migration_rows_expected",
-                "Rows that the latest work of this kind has to see, over the whole fleet.",
+                "Rows that the latest job of this kind covers, over the whole fleet.",
             ),
             &["kind"],
         );
         let held = CounterVec::new(
             described(
                 "cutover_migration_throttled_seconds_total",
-                "Time in which the throttle held this process's work up.",
+                "Time for which this process's jobs were throttled.",
             ),
             &["kind", "reason"],
         );
@@ -79,21 +79,21 @@ impl WorkMetrics {
         }
     }
 
-    /// So many rows there are.
+    /// The number of rows of the latest job.
     pub(crate) fn expects(&self, kind: &str, rows: i64) {
         if let Some(Families { total, .. }) = &self.families {
             total.with_label_values(&[kind]).set(rows);
         }
     }
 
-    /// A read was compared: `same`, `different`, `error`, or `dropped` before it was.
+    /// A shadow read ended with this outcome: `same`, `different`, `error`, or `dropped` (not compared).
     pub(crate) fn compared(&self, outcome: &str) {
         if let Some(Families { shadow, .. }) = &self.families {
             shadow.with_label_values(&[outcome]).inc();
         }
     }
 
-    /// The throttle held it up for so long.
+    /// A job was throttled for this long.
     pub(crate) fn held(&self, kind: &str, reason: &str, time: Duration) {
         if let Some(Families { held, .. }) = &self.families {
             held.with_label_values(&[kind, reason]).inc_by(time.as_secs_f64());
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_migrations_are_in_one_registry_and_begin_at_zero() {
+    fn two_migrations_share_a_registry_and_begin_at_zero() {
         let registry = Registry::new();
         for name in ["one", "other"] {
             WorkMetrics::new(name).register(&registry).expect("new");

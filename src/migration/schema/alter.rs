@@ -29,34 +29,35 @@ pub(crate) async fn alter(
     phase: Phase,
     statement: &str,
 ) -> Result<(), PlanError> {
-    alter_after(pool, table, migration, phase, None, statement).await
+    alter_or_drop(pool, table, migration, phase, false, statement).await
 }
 
-/// Drops the old side and records in the same transaction that the migration is finished, so that the drop happens once.
+/// Drops the old side and records in the same transaction that the migration is finished. Does nothing if that was recorded
+/// before.
 pub(crate) async fn drop_old_side(
     pool: &PgPool,
     table: &str,
     migration: &Migration,
     statement: &str,
 ) -> Result<(), PlanError> {
-    let finish = migrations::finish_statement(migration.id());
-    alter_after(pool, table, migration, Phase::Contract, Some(finish), statement).await
+    alter_or_drop(pool, table, migration, Phase::Contract, true, statement).await
 }
 
-async fn alter_after(
+async fn alter_or_drop(
     pool: &PgPool,
     table: &str,
     migration: &Migration,
     phase: Phase,
-    first: Option<String>,
+    drops_old_side: bool,
     statement: &str,
 ) -> Result<(), PlanError> {
     let mut backoff = BACKOFF.0;
     for _ in 0..ATTEMPTS {
         let mut tx = begin(pool, &[phase], migration).await?;
         tx.execute(LOCK_TIMEOUT).await?;
-        if let Some(first) = &first {
-            tx.execute(AssertSqlSafe(&**first)).await?;
+        if drops_old_side && !migrations::finish(&mut tx, migration.id()).await? {
+            tx.rollback().await?;
+            return Ok(());
         }
         match tx.execute(AssertSqlSafe(statement)).await {
             Ok(_) => return Ok(tx.commit().await?),
