@@ -82,7 +82,12 @@ impl Prometheus {
         };
         let buckets = self.series("http_request_duration_seconds_bucket", version, &[]);
         let queries = [
-            format!("min(time() - timestamp({}))", self.series("http_requests_total", version, &[])),
+            // A range, because a single failed scrape ends an instant series.
+            format!(
+                "count(last_over_time({}[{}]))",
+                self.series("http_requests_total", version, &[]),
+                milliseconds(self.stale_after)
+            ),
             total(&[]),
             total(&[&errors]),
             total(&[r#"status="499""#]),
@@ -101,21 +106,17 @@ impl Prometheus {
         }
         let buckets = merged(std::mem::take(&mut answers[5]));
         let one = |index: usize| answers[index].first().map(|series| series.1);
-        let missing = |family: &str| {
-            QueryError::NoData(format!("Prometheus has no {family} for {pair} within {} s", window.as_secs()))
+        let missing = |family: &str, time: Duration| {
+            let seconds = time.as_secs_f64();
+            QueryError::NoData(format!("Prometheus has no {family} for {pair} in the last {seconds} s"))
         };
-        let age = one(0).ok_or_else(|| missing("http_requests_total"))?;
-        if age.is_nan() || age > self.stale_after.as_secs_f64() {
-            let problem =
-                format!("the newest sample for {pair} is {age:.0} s old: Prometheus no longer scrapes it");
-            return Err(QueryError::NoData(problem));
-        }
+        one(0).ok_or_else(|| missing("http_requests_total", self.stale_after))?;
         let observed = Observed {
-            requests: one(1).ok_or_else(|| missing("http_requests_total"))?,
+            requests: one(1).ok_or_else(|| missing("http_requests_total", window))?,
             // A series exists only after the first failure.
             failed: one(2).unwrap_or(0.0),
             given_up: one(3).unwrap_or(0.0),
-            seconds: one(4).ok_or_else(|| missing("http_request_duration_seconds_sum"))?,
+            seconds: one(4).ok_or_else(|| missing("http_request_duration_seconds_sum", window))?,
             buckets,
         };
         observed
