@@ -286,7 +286,7 @@ fn headers(options: &[String]) -> Result<HeaderMap, String> {
             let text = std::fs::read_to_string(file)
                 .map_err(|error| problem(format!("cannot read {file}: {error}")))?;
             let mut lines = text.lines().filter(|line| !line.trim().is_empty());
-            lines.try_for_each(&mut add).map_err(|why| problem(why.into()))?;
+            lines.try_for_each(&mut add).map_err(|why: &str| problem(why.into()))?;
         } else {
             add(option).map_err(|why: &str| problem(why.into()))?;
         }
