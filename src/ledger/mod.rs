@@ -3,10 +3,13 @@
 //! They hold who is alive, which epoch is current, how far long work is, and the history. The ledger lives in the same
 //! database as the data, so that both are restored from the same write-ahead log.
 
+pub(crate) mod bad_rows;
 mod connection;
 mod connections;
+pub(crate) mod differences;
 mod error;
 pub(crate) mod external_writes;
+pub(crate) mod jobs;
 pub(crate) mod locks;
 mod notifications;
 pub(crate) mod repairs;

@@ -20,14 +20,14 @@ mod plan;
 mod runtime;
 mod schema;
 
-pub use batch::{BatchOptions, MapRows, Throttle, map_each};
+pub use batch::{BatchOptions, MapRows, MappedValue, Throttle, map_each};
 pub use catalog::OldSide;
 pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError};
 pub use dual::{
     Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, Rows, Separate, Shadow, ShadowOptions,
 };
 #[doc(hidden)]
-pub use dual::{Guard, Writes, made, same};
+pub use dual::{Guard, Writes, check_same_key, inserted_key};
 pub use phase::{Desired, Facts, Phase, PhaseRange, Side, Target, Task};
 pub use plan::{ColumnMigration, ColumnMigrationBuilder, TableMigration, TableMigrationBuilder};
 #[cfg(feature = "deadpool")]

@@ -8,8 +8,8 @@ use super::column_steps;
 use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::batch::{
-    BatchOptions, MappingCode, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
-    Throttle, pass, repair,
+    BatchOptions, ColumnType, Keyset, MapRows, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, PassKind,
+    Scope, Sides, Throttle, pass, repair,
 };
 use crate::migration::catalog::{OldSide, check_name, check_table, quote, quote_table};
 use crate::migration::coordinator::{Plan, PlanError};
@@ -136,7 +136,12 @@ impl ColumnMigration {
     /// batch on, the last key of the batch before.
     pub fn sql(&self) -> Vec<(Task, String)> {
         let key = if self.outline.key.is_empty() { vec!["key".to_owned()] } else { self.outline.key.clone() };
-        let scope = self.scope(Keyset::named(&key), vec!["text".into()]);
+        let scope = Scope {
+            sides: &self.outline.sides,
+            key: Keyset::named(&key),
+            old_types: vec![ColumnType::unknown()],
+            new_types: vec![ColumnType::described(&self.sql.new_type)],
+        };
         let trap = self.trap.iter().map(|trap| trap.armed_as(":migration"));
         let expand: Vec<String> =
             std::iter::once(self.sql.expand()).chain(trap).chain(self.changes.expand.clone()).collect();
@@ -158,19 +163,14 @@ impl ColumnMigration {
         OldSide { table: self.sql.table.clone(), column: Some(self.names.old.clone()) }
     }
 
-    fn scope(&self, key: Keyset, old_types: Vec<String>) -> Scope<'_> {
-        Scope { sides: &self.outline.sides, key, old_types, new_types: vec![self.sql.new_type.clone()] }
-    }
-
     async fn sweep(&self, sweep: PassKind, migration: &Migration) -> Result<(), PlanError> {
-        let found = column_steps::check(self, migration).await?;
-        let scope = self.scope(found.key, vec![found.old_type]);
+        let scope = column_steps::check(self, migration).await?;
         pass::run(&self.outline, scope, sweep, migration).await
     }
 
     async fn repair(&self, migration: &Migration) -> Result<(), PlanError> {
-        let found = column_steps::check(self, migration).await?;
-        repair::run(&self.outline.pool, &self.scope(found.key, vec![found.old_type]), migration).await
+        let scope = column_steps::check(self, migration).await?;
+        repair::run(&self.outline.pool, &scope, migration).await
     }
 }
 
@@ -338,7 +338,8 @@ impl ColumnMigrationBuilder {
         let table = quote_table(&names.table);
         let sql =
             Statements { table: table.clone(), old: quote(&names.old), new: quote(&names.new), new_type };
-        let mapping = |column: &str, code| Mapping { columns: vec![column.to_owned()], code, is_object: false };
+        let mapping =
+            |column: &str, code| Mapping { columns: vec![column.to_owned()], code, is_object: false };
         let sides = Sides {
             old: table.clone(),
             new: table,

@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
 
 use super::column::ColumnMigration;
 use crate::ledger::unprepared;
-use crate::migration::batch::{MappingCode, Keyset, begin, keyset};
+use crate::migration::batch::{Keyset, MappingCode, Scope, begin, keyset};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
@@ -91,22 +91,20 @@ async fn forbid_nulls(plan: &ColumnMigration, migration: &Migration) -> Result<(
     Ok(())
 }
 
-/// What the catalog says about the table.
-pub(crate) struct Found {
-    pub(crate) key: Keyset,
-    pub(crate) old_type: String,
-}
-
 /// Looks at the table before work on its rows begins.
-pub(crate) async fn check(plan: &ColumnMigration, migration: &Migration) -> Result<Found, PlanError> {
+pub(crate) async fn check<'a>(
+    plan: &'a ColumnMigration,
+    migration: &Migration,
+) -> Result<Scope<'a>, PlanError> {
     let mut tx = migration.begin(&plan.outline.pool).await?;
-    let found = inspect(plan, &mut tx).await?;
+    let key = inspect(plan, &mut tx).await?;
+    let scope = Scope::load(&mut tx, &plan.outline.sides, key).await?;
     tx.rollback().await?;
-    Ok(found)
+    Ok(scope)
 }
 
 /// Whether the table is as a column migration needs it; every problem at once.
-async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Found, PlanError> {
+async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Keyset, PlanError> {
     let row = unprepared::query(
         "select t.oid is not null as table_there, format_type(o.atttypid, o.atttypmod) as old_type, \
                 coalesce(o.attnotnull and not o.atthasdef, false) as old_required \
@@ -144,7 +142,7 @@ async fn inspect(plan: &ColumnMigration, tx: &mut PgConnection) -> Result<Found,
         ));
     }
     match (key, old_type) {
-        (Some(key), Some(old_type)) if problems.is_empty() => Ok(Found { key, old_type }),
+        (Some(key), Some(_)) if problems.is_empty() => Ok(key),
         _ => Err(PlanError::Refused(format!("{table}: {}", problems.join("; ")))),
     }
 }

@@ -7,10 +7,10 @@ use super::changes::{Changes, common_settings, statement_of};
 use crate::config::{ConfigError, Problem};
 use crate::ledger::unprepared;
 use crate::migration::batch::{
-    BatchOptions, MappingCode, Keyset, MapRows, Mapping, NEEDS_FORWARD_ROWS, Outline, PassKind, Scope, Sides,
-    Throttle, keyset, pass, repair,
+    BatchOptions, ColumnType, Keyset, MapRows, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, PassKind,
+    Scope, Sides, Throttle, keyset, pass, repair,
 };
-use crate::migration::catalog::{OldSide, check_name, check_table, column_types, quote, quote_table};
+use crate::migration::catalog::{OldSide, check_name, check_table, quote, quote_table};
 use crate::migration::coordinator::{Plan, PlanError};
 use crate::migration::phase::{Facts, Phase, Task};
 use crate::migration::runtime::Migration;
@@ -88,7 +88,7 @@ impl TableMigration {
     pub fn sql(&self) -> Vec<(Task, String)> {
         let key = if self.outline.key.is_empty() { vec!["key".to_owned()] } else { self.outline.key.clone() };
         let sides = &self.outline.sides;
-        let unknown = |mapping: &Mapping| vec!["text".to_owned(); mapping.columns.len()];
+        let unknown = |mapping: &Mapping| vec![ColumnType::unknown(); mapping.columns.len()];
         let scope = Scope {
             sides,
             key: Keyset::named(&key),
@@ -191,11 +191,11 @@ impl TableMigration {
                 Ok(keyset) => found = found.or(Some(keyset)),
                 Err(reasons) => problems.extend(reasons.iter().map(|reason| format!("{table}: {reason}"))),
             }
-            for (column, sql_type) in
-                mapping.columns.iter().zip(column_types(tx, table, &mapping.columns).await?)
+            for (column, found) in
+                mapping.columns.iter().zip(ColumnType::load(tx, table, &mapping.columns).await?)
             {
-                match sql_type {
-                    Some(sql_type) => types.push(sql_type),
+                match found {
+                    Some(found) => types.push(found),
                     None => problems.push(format!("{table}: column {column} does not exist")),
                 }
             }
