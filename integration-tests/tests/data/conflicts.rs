@@ -102,7 +102,7 @@ async fn two_writes(
 }
 
 #[tokio::test]
-async fn of_two_that_deadlock_one_is_begun_again_whole() -> Outcome {
+async fn one_of_two_deadlocked_transactions_is_retried() -> Outcome {
     let (world, fleet) = world().await?;
     let on_the_old_side = [[(1, 1), (2, 2)], [(2, 2), (1, 1)]];
     let on_the_new_side = [[(1, 1), (3, 2)], [(2, 2), (4, 1)]];
@@ -127,7 +127,7 @@ async fn of_two_that_deadlock_one_is_begun_again_whole() -> Outcome {
 }
 
 #[tokio::test]
-async fn one_whose_row_was_written_since_its_snapshot_is_begun_again_whole() -> Outcome {
+async fn a_write_after_the_snapshot_makes_the_transaction_retry() -> Outcome {
     let (world, fleet) = world().await?;
     for isolation in [Isolation::RepeatableRead, Isolation::Serializable] {
         for (mine, others) in [((1, 1), (1, 2)), ((1, 1), (2, 1))] {
@@ -150,7 +150,7 @@ async fn one_whose_row_was_written_since_its_snapshot_is_begun_again_whole() -> 
 }
 
 #[tokio::test]
-async fn of_two_that_each_read_what_the_other_writes_one_is_begun_again_whole() -> Outcome {
+async fn one_of_two_write_skewed_transactions_is_retried() -> Outcome {
     let (world, fleet) = world().await?;
     for sides in both_kinds(&fleet) {
         let begin = || sides.migration().begin_isolated(&world.pool, Isolation::Serializable);
@@ -245,7 +245,7 @@ fn is_lost_by_the_driver(error: &Failed, state: &str) {
 }
 
 #[tokio::test]
-async fn on_deadpool_and_with_errors_of_ones_own_it_is_the_same() -> Outcome {
+async fn conflicts_on_deadpool_with_custom_errors_are_retried() -> Outcome {
     let (world, fleet) = world().await?;
     let pools = [pool_of_one(&world)?, pool_of_one(&world)?];
     for sides in both_kinds(&fleet) {
@@ -280,7 +280,7 @@ async fn on_deadpool_and_with_errors_of_ones_own_it_is_the_same() -> Outcome {
 
 /// The server answers such a commit with a rollback, and no driver looks.
 #[tokio::test]
-async fn a_transaction_in_which_a_statement_failed_is_not_said_to_be_committed() -> Outcome {
+async fn commit_fails_after_a_failed_statement() -> Outcome {
     let (world, fleet) = world().await?;
     let aborted = |error: &Error| error.to_string().contains("current transaction is aborted");
     // One connection, so that what is left behind in it shows.

@@ -35,7 +35,7 @@ async fn note(tx: &PinnedTx<DeadpoolTx>, id: i64) -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn only_a_commit_leaves_something_behind() -> Outcome {
+async fn only_a_commit_changes_the_database() -> Outcome {
     let world = World::new(3).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
@@ -62,7 +62,7 @@ async fn only_a_commit_leaves_something_behind() -> Outcome {
 }
 
 #[tokio::test]
-async fn every_isolation_level_is_had() -> Outcome {
+async fn every_isolation_level_is_applied() -> Outcome {
     let world = World::new(1).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
@@ -111,7 +111,7 @@ async fn transfer(migration: &Migration, pool: &Pool, id: i64) -> Result<(), Err
 }
 
 #[tokio::test]
-async fn wherever_it_is_dropped_no_transaction_is_left_open_and_no_pin_is_held() -> Outcome {
+async fn a_dropped_begin_leaves_no_transaction_and_no_pin() -> Outcome {
     let world = World::new(100).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     // The first transaction on a connection prepares the fence: try with new connections and with one.
@@ -169,7 +169,7 @@ impl Statuses for Column {
 }
 
 #[tokio::test]
-async fn a_dual_write_takes_its_transactions() -> Outcome {
+async fn a_dual_write_accepts_deadpool_transactions() -> Outcome {
     let world = World::new(3).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;

@@ -95,7 +95,7 @@ where
 }
 
 #[tokio::test]
-async fn wherever_a_write_is_dropped_both_sides_have_it_or_none() -> Outcome {
+async fn a_dropped_write_reaches_both_sides_or_none() -> Outcome {
     let world = World::new(1_000).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     for phase in ["expand", "verify"] {
@@ -122,7 +122,7 @@ async fn wherever_a_write_is_dropped_both_sides_have_it_or_none() -> Outcome {
 }
 
 #[tokio::test]
-async fn an_error_that_is_looked_over_commits_nothing() -> Outcome {
+async fn an_ignored_error_prevents_the_commit() -> Outcome {
     let world = World::new(1).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     // The same in every phase, so that it shows before the migration has begun.
@@ -152,7 +152,7 @@ async fn an_error_that_is_looked_over_commits_nothing() -> Outcome {
 
 /// A network that swallows everything leaves the server with an open transaction and no client.
 #[tokio::test]
-async fn a_client_that_is_cut_off_in_the_middle_holds_its_rows_for_a_moment_only() -> Outcome {
+async fn the_server_ends_the_transaction_of_a_lost_client() -> Outcome {
     let world = World::new(10).await?;
     let a = world.instance("a", None).await?;
     let gate = Gate::start(Postgres::shared().await?.port())?;

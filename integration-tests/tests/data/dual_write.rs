@@ -130,7 +130,7 @@ async fn set(pool: &PgPool, repository: &DualWrite<Old, New>, id: i64, status: &
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
+async fn a_whole_migration_under_load_loses_no_write() -> Outcome {
     let world = World::new(20_000).await?;
     let (a, b) =
         (world.instance("a", Some(world.plan()?)).await?, world.instance("b", Some(world.plan()?)).await?);
@@ -201,7 +201,7 @@ async fn a_transaction_of_another_migration_is_refused() -> Outcome {
 }
 
 #[tokio::test]
-async fn the_fleet_does_not_move_on_under_a_read() -> Outcome {
+async fn the_fleet_waits_for_a_running_read() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", Some(world.plan()?)).await?;
     let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
@@ -230,7 +230,7 @@ async fn the_fleet_does_not_move_on_under_a_read() -> Outcome {
 }
 
 #[tokio::test]
-async fn each_phase_writes_and_returns_what_it_should() -> Outcome {
+async fn each_phase_writes_and_returns_the_right_sides() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", Some(world.plan()?)).await?;
     let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
@@ -380,7 +380,7 @@ mod other_shapes {
     }
 
     #[tokio::test]
-    async fn boxed_and_generic_traits_work_too() -> Outcome {
+    async fn boxed_and_generic_traits_work() -> Outcome {
         let world = World::new(1).await?;
         let a = world.instance("a", Some(world.plan()?)).await?;
         let boxed: Arc<dyn Boxed + Send + Sync> = Arc::new(DualWrite::new(a.migration.clone(), Left, Left));

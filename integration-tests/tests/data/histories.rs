@@ -315,11 +315,11 @@ async fn histories(sides: Sides) -> Outcome {
 }
 
 #[tokio::test]
-async fn whatever_happens_to_two_columns_every_read_is_of_the_last_write() -> Outcome {
+async fn every_read_of_two_columns_returns_the_last_write() -> Outcome {
     histories(COLUMNS).await
 }
 
 #[tokio::test]
-async fn whatever_happens_to_two_tables_every_read_is_of_the_last_write() -> Outcome {
+async fn every_read_of_two_tables_returns_the_last_write() -> Outcome {
     histories(TABLES).await
 }

@@ -113,7 +113,7 @@ async fn both(world: &World) -> Outcome<People2> {
 }
 
 #[tokio::test]
-async fn the_key_that_the_database_made_is_the_same_on_both_sides() -> Outcome {
+async fn a_generated_key_is_the_same_on_both_sides() -> Outcome {
     let world = tables().await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     let people = DualWrite::new(fleet.migration.clone(), OLD, NEW);
@@ -145,7 +145,7 @@ async fn the_key_that_the_database_made_is_the_same_on_both_sides() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_side_that_makes_a_key_of_its_own_is_found_out() -> Outcome {
+async fn a_side_that_generates_another_key_is_an_error() -> Outcome {
     let world = tables().await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     world.go("expand").await?;
@@ -163,7 +163,7 @@ async fn a_side_that_makes_a_key_of_its_own_is_found_out() -> Outcome {
 }
 
 #[tokio::test]
-async fn closures_do_the_same_and_may_run_in_a_task() -> Outcome {
+async fn inserts_with_closures_run_in_a_task() -> Outcome {
     let world = tables().await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     world.go("expand").await?;
@@ -197,7 +197,7 @@ async fn closures_do_the_same_and_may_run_in_a_task() -> Outcome {
 }
 
 #[tokio::test]
-async fn upserts_and_several_writes_of_a_transaction_reach_both_sides_or_none() -> Outcome {
+async fn several_writes_reach_both_sides_or_none() -> Outcome {
     let world = tables().await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     world.go("verify").await?;

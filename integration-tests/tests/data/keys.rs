@@ -85,7 +85,7 @@ fn plan(world: &World, table: &str, key: &[&str]) -> Outcome<ColumnMigration> {
 }
 
 #[tokio::test]
-async fn each_row_is_visited_once_whatever_its_key() -> Outcome {
+async fn each_row_is_visited_once_for_every_kind_of_key() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", None).await?;
     for (table, create, key) in TABLES {
@@ -122,7 +122,7 @@ async fn each_row_is_visited_once_whatever_its_key() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_table_without_an_order_of_its_own_is_refused_with_the_reason() -> Outcome {
+async fn a_table_without_a_usable_key_is_refused() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", None).await?;
     for (create, key, reason) in [

@@ -366,7 +366,7 @@ where
 }
 
 #[tokio::test]
-async fn every_phase_operation_outcome_and_isolation_level_comes_to_what_it_should() -> Outcome {
+async fn every_combination_has_the_expected_result() -> Outcome {
     let world = World::new(0).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     world

@@ -227,7 +227,7 @@ async fn rows_move_to_a_redis_and_back_under_writers() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_loses_nothing_and_holds_the_migration() -> Outcome {
+async fn an_unreachable_store_holds_the_migration() -> Outcome {
     let gate = Gate::start(Postgres::shared().await?.port())?;
     let (world, store) = (world(10).await?, postgres_store(Some(&gate)).await?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
@@ -259,7 +259,7 @@ async fn a_store_that_is_away_loses_nothing_and_holds_the_migration() -> Outcome
 }
 
 #[tokio::test]
-async fn wherever_a_write_is_dropped_both_stores_come_to_say_the_same() -> Outcome {
+async fn a_dropped_write_leaves_both_stores_equal() -> Outcome {
     let (world, store) = (world(1).await?, postgres_store(None).await?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
     let (_a, mirror) = member(&world, "a", &plan).await?;
@@ -320,7 +320,7 @@ async fn an_older_version_never_replaces_a_newer_one() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_row_that_the_store_refuses_is_listed_and_tried_again_on_request() -> Outcome {
+async fn a_refused_row_is_listed_and_can_be_retried() -> Outcome {
     let (world, store) = (world(3).await?, postgres_store(None).await?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
     let (_a, mirror) = member(&world, "a", &plan).await?;
@@ -348,7 +348,7 @@ async fn a_row_that_the_store_refuses_is_listed_and_tried_again_on_request() -> 
 }
 
 #[tokio::test]
-async fn what_the_database_took_back_never_arrives() -> Outcome {
+async fn a_rolled_back_write_never_arrives() -> Outcome {
     let (world, store) = (world(3).await?, postgres_store(None).await?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
     let (_a, mirror) = member(&world, "a", &plan).await?;
@@ -378,7 +378,7 @@ async fn what_the_database_took_back_never_arrives() -> Outcome {
 }
 
 #[tokio::test]
-async fn no_key_is_taken_for_the_end_of_the_copy() -> Outcome {
+async fn no_key_is_mistaken_for_the_end_of_the_copy() -> Outcome {
     let (world, store) = (world(0).await?, postgres_store(None).await?);
     // `old` is the last one of a page, and there are others after it.
     world

@@ -189,14 +189,14 @@ async fn killed_all_the_way<M: MirrorStore + Clone>(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_that_are_killed_lose_nothing_between_two_postgres() -> Outcome {
+async fn killed_processes_lose_nothing_between_two_postgres() -> Outcome {
     let address = Postgres::fresh_database().await?;
     let store = postgres_at(&address).await?;
     killed_all_the_way(&world(50).await?, store, "MIRROR_POSTGRES", address).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_that_are_killed_lose_nothing_between_postgres_and_redis() -> Outcome {
+async fn killed_processes_lose_nothing_to_redis() -> Outcome {
     let redis = Redis::start().await?;
     let store = redis_at(&redis.url())?;
     killed_all_the_way(&world(50).await?, store, "MIRROR_REDIS", redis.url()).await

@@ -38,7 +38,7 @@ async fn until_said(world: &World, ledger: &Ledger) -> Outcome {
 }
 
 #[tokio::test]
-async fn no_row_moves_while_the_work_is_paused_and_it_goes_on_where_it_stopped() -> Outcome {
+async fn a_paused_backfill_copies_no_row_and_resumes() -> Outcome {
     let (world, a, plan, ledger) = in_backfill().await?;
     let (running, migration) = (plan.clone(), a.migration.clone());
     let work = tokio::spawn(async move { running.run(Task::Backfill, &migration).await });
@@ -69,7 +69,7 @@ async fn no_row_moves_while_the_work_is_paused_and_it_goes_on_where_it_stopped()
 }
 
 #[tokio::test]
-async fn paused_work_does_not_begin_and_notices_that_its_phase_is_left() -> Outcome {
+async fn a_paused_backfill_ends_with_its_phase() -> Outcome {
     let (world, a, plan, ledger) = in_backfill().await?;
     pause_work(&ledger, "status", "ann").await?;
     let (running, migration) = (plan.clone(), a.migration.clone());

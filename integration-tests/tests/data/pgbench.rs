@@ -42,7 +42,7 @@ fn apart(query: &str, other: &str) -> String {
 }
 
 #[tokio::test]
-async fn payments_written_by_a_stranger_are_never_apart() -> Outcome {
+async fn external_writes_reach_both_columns() -> Outcome {
     let (world, rows) = (World::new(0).await?, rows()?);
     world.pool.execute("drop table orders").await?;
     world
@@ -86,7 +86,7 @@ async fn payments_written_by_a_stranger_are_never_apart() -> Outcome {
 }
 
 #[tokio::test]
-async fn pgbenchs_own_tables_move_under_its_own_traffic_and_agree_with_a_control_table() -> Outcome {
+async fn pgbench_tables_migrate_under_pgbench() -> Outcome {
     let world = World::new(0).await?;
     let scale = u32::try_from(rows()? / 100_000)?.max(1);
     if if_installed(PgBench::initialise(&world.url, scale).await)?.is_none() {

@@ -51,7 +51,7 @@ pub(crate) async fn scanned(world: &World) -> Outcome {
 }
 
 #[tokio::test]
-async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
+async fn failed_new_sides_are_repaired_before_they_are_read() -> Outcome {
     let (world, fleet, sides) = picky("expand").await?;
     let ledger = Ledger::open(world.url.parse()?).await?;
     for (id, phase) in [(1, "expand"), (2, "backfill"), (3, "verify")] {
@@ -117,7 +117,7 @@ async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_move_into_ramp_and_a_row_left_behind_exclude_each_other() -> Outcome {
+async fn a_move_into_ramp_waits_for_recorded_repairs() -> Outcome {
     for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable] {
         let (world, fleet, sides) = picky("verify").await?;
         scanned(&world).await?;
@@ -136,7 +136,7 @@ async fn a_move_into_ramp_and_a_row_left_behind_exclude_each_other() -> Outcome 
 }
 
 #[tokio::test]
-async fn nothing_is_left_behind_by_an_epoch_that_ramp_has_followed() -> Outcome {
+async fn no_repair_is_recorded_once_ramp_has_begun() -> Outcome {
     for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead] {
         let (world, fleet, sides) = picky("verify").await?;
         scanned(&world).await?;
@@ -154,7 +154,7 @@ async fn nothing_is_left_behind_by_an_epoch_that_ramp_has_followed() -> Outcome 
 }
 
 #[tokio::test]
-async fn on_the_way_back_nothing_is_left_behind_while_the_new_side_may_still_be_read() -> Outcome {
+async fn no_repair_is_recorded_while_ramp_still_drains() -> Outcome {
     let (world, fleet, sides) = picky("ramp").await?;
     let reading = sides.read(Key::of(&1_i64))?;
     world.ask("verify").await?;
@@ -173,7 +173,7 @@ async fn on_the_way_back_nothing_is_left_behind_while_the_new_side_may_still_be_
 }
 
 #[tokio::test]
-async fn what_is_left_behind_again_meanwhile_stays_noted() -> Outcome {
+async fn a_row_that_falls_behind_during_repair_stays_recorded() -> Outcome {
     // In `expand` the driver mends nothing by itself.
     let (world, fleet, sides) = picky("expand").await?;
     let leave_behind = async |id: i64, status: &str| {
@@ -217,7 +217,7 @@ async fn what_is_left_behind_again_meanwhile_stays_noted() -> Outcome {
 }
 
 #[tokio::test]
-async fn on_deadpool_it_is_the_same() -> Outcome {
+async fn repairs_work_on_deadpool() -> Outcome {
     let (world, fleet, sides) = picky("expand").await?;
     let pool = pool_of_one(&world)?;
     let update = async |tx: &mut PinnedTx<DeadpoolTx>, column: &str, ids: &[i64]| {

@@ -21,8 +21,7 @@ fn describe(world: &World) -> ColumnMigrationBuilder {
 }
 
 #[tokio::test]
-async fn a_row_that_an_expression_raises_on_is_set_aside_and_holds_the_migration_until_it_is_fixed() -> Outcome
-{
+async fn a_row_whose_expression_fails_is_set_aside() -> Outcome {
     let world = World::new(3_000).await?;
     world
         .pool
@@ -42,7 +41,12 @@ async fn a_row_that_an_expression_raises_on_is_set_aside_and_holds_the_migration
     plan(3)?.run(Task::Expand, &a.migration).await?;
     world.go("backfill").await?;
     let error = plan(2)?.run(Task::Backfill, &a.migration).await.expect_err("too many").to_string();
-    assert!(error.contains("more than 2 rows can't be mapped; the last one is 3000"), "{error}");
+    assert!(
+        error.contains(
+            "more than 2 rows could not be mapped (setting `BatchOptions::bad_rows`); the last one is 3000"
+        ),
+        "{error}"
+    );
     let error = plan(3)?.run(Task::Backfill, &a.migration).await.expect_err("three").to_string();
     assert!(error.contains("3 rows could not be mapped") && error.contains("no status: 0"), "{error}");
     let ledger = Ledger::open(world.url.parse()?).await?;
@@ -72,7 +76,7 @@ struct New {
 }
 
 #[tokio::test]
-async fn a_column_is_mapped_in_rust_both_ways_and_its_values_stay_out_of_the_report() -> Outcome {
+async fn a_column_is_mapped_in_rust_in_both_directions() -> Outcome {
     let world = World::new(2_000).await?;
     let a = world.instance("a", None).await?;
     let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
@@ -100,7 +104,7 @@ async fn a_column_is_mapped_in_rust_both_ways_and_its_values_stay_out_of_the_rep
 }
 
 #[tokio::test]
-async fn a_way_back_that_fails_for_nothing_is_no_way_back() -> Outcome {
+async fn a_way_back_that_fails_on_null_is_reported() -> Outcome {
     #[derive(FromRow)]
     struct Given {
         new_status: String,
@@ -167,7 +171,7 @@ async fn signatures(world: &World, rows: i64) -> Outcome<Vec<(String, i64)>> {
 }
 
 #[tokio::test]
-async fn every_instance_takes_part_and_each_row_is_done_once() -> Outcome {
+async fn all_instances_take_part_and_copy_each_row_once() -> Outcome {
     let world = signed(20_000).await?;
     let _a = world.instance("a", Some(plan_of(&world, "a").await?)).await?;
     let _b = world.instance("b", Some(plan_of(&world, "b").await?)).await?;
@@ -187,7 +191,7 @@ async fn process() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_driver_that_is_killed_in_the_middle_leaves_no_row_out_and_none_done_twice() -> Outcome {
+async fn a_killed_driver_skips_and_repeats_no_row() -> Outcome {
     let world = signed(20_000).await?;
     let folder = Folder::new("rows")?;
     let mut processes = Vec::new();

@@ -8,7 +8,7 @@ use crate::repairs::{Sides, noted, scanned, set};
 use crate::world::{Outcome, World};
 
 #[tokio::test]
-async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcome {
+async fn reads_and_drops_wait_for_every_standby() -> Outcome {
     let primary = Postgres::start(PostgresOptions::default()).await?;
     let world = World::at(primary.create_database("shop").await?, 500).await?;
     let standby = primary.standby().await?;
@@ -41,7 +41,7 @@ async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcom
 }
 
 #[tokio::test]
-async fn nothing_is_read_before_every_standby_has_what_was_repaired_last() -> Outcome {
+async fn reads_wait_until_standbys_have_the_last_repair() -> Outcome {
     let primary = Postgres::start(PostgresOptions::default()).await?;
     let world = World::at(primary.create_database("shop").await?, 20).await?;
     let standby = primary.standby().await?;
@@ -86,7 +86,7 @@ async fn nothing_is_read_before_every_standby_has_what_was_repaired_last() -> Ou
 }
 
 #[tokio::test]
-async fn a_standby_that_is_not_there_holds_and_is_named() -> Outcome {
+async fn an_unreachable_standby_holds_the_move_and_is_named() -> Outcome {
     let world = World::new(10).await?;
     let _a = world.reading("a", world.plan()?, &["reader_7".to_owned()]).await?;
     world.go("verify").await?;
