@@ -1,4 +1,50 @@
-#![doc = include_str!("../README.md")]
+//! Deploy a service and migrate its Postgres database without downtime and without losing a write.
+//!
+//! The smallest service. It has a public listener, a second one for probes, metrics and `/drain`, and it drains on SIGTERM:
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//! use cutover::{Cutover, front::BoxError};
+//!
+//! #[tokio::main]
+//! async fn main() -> std::process::ExitCode {
+//!     let service = Cutover::service("payments").postgres_from_env();
+//!     service.run(async |_| Ok::<_, BoxError>(Router::new().route("/", get(|| async { "hello" })))).await
+//! }
+//! ```
+//!
+//! # Where to start
+//!
+//! | you want to | read |
+//! |---|---|
+//! | start a service with all parts | [`Cutover`], and [`front`] for the environment variables that it reads |
+//! | move a column or a table | [`ColumnMigration`](migration::ColumnMigration), [`TableMigration`](migration::TableMigration), [`DualWrite`](migration::DualWrite) |
+//! | move rows to another database | [`migration::mirror`] |
+//! | know what a phase writes and reads | [`Phase`](migration::Phase) |
+//! | ask for a phase, or see what a migration waits for | [`migration::admin`], or the command `cutover` of package `cutover-cli` |
+//! | stop without failing a request | [`drain`] |
+//! | decide when an instance gets requests | [`health`] |
+//! | share the server's connections among instances | [`pool`] |
+//! | switch code paths by a flag | [`flags`] |
+//! | keep sessions that two builds share | `session` (cargo feature `redis`) |
+//! | judge a canary | [`metrics`] |
+//! | find what would break a build before it starts | [`preflight`] |
+//!
+//! Each module also works without [`Cutover`], which only makes the parts and connects them.
+//!
+//! The README, and the guide in the folder `docs` of the package, explain the whole: concepts, the first migration step by
+//! step, operations and limits.
+//!
+//! # Cargo features
+//!
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `redis` | yes | sessions, a health check and a pool on Redis, also over TLS (`rediss://`) |
+//! | `unleash` | yes | flags and desired phases from Unleash |
+//! | `openfeature` | | flags from any OpenFeature provider |
+//! | `deadpool` | | fenced transactions and connection shares on `deadpool-postgres` |
+//! | `tonic` | | gRPC health |
+//! | `lint` | | checks your own SQL statements in a plan with [Squawk](https://squawkhq.com) |
 
 mod config;
 pub mod drain;
@@ -18,3 +64,25 @@ pub mod session;
 pub use config::{ConfigError, Problem};
 pub use cutover_macros::dual_write;
 pub use front::{Cutover, Instance, StartError};
+
+/// The code in the README and in the guide, so that the tests compile it.
+#[cfg(doctest)]
+mod guide {
+    macro_rules! pages {
+        ($($page:ident: $file:literal,)*) => {
+            $(#[doc = include_str!($file)] mod $page {})*
+        };
+    }
+    pages! {
+        readme: "../README.md",
+        another_database: "../docs/another-database.md",
+        both_sides: "../docs/both-sides.md",
+        concepts: "../docs/concepts.md",
+        configuration: "../docs/configuration.md",
+        deploys: "../docs/deploys.md",
+        first_migration: "../docs/first-migration.md",
+        flags: "../docs/flags.md",
+        operations: "../docs/operations.md",
+        sessions: "../docs/sessions.md",
+    }
+}

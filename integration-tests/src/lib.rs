@@ -1,16 +1,15 @@
 //! Throwaway real servers for tests: Postgres, Redis, Unleash, Envoy, Prometheus, PgBouncer.
 //!
-//! Nothing here is a stand-in: each type starts the real server on a free loopback port, waits
-//! until it answers, and takes it away again, with its folder, when it is dropped or the test
-//! process ends in whatever way (see [`Folder`]). Programs are looked for on the machine and then
-//! in `.cache` of the repository, where `scripts/servers` puts what is missing.
+//! Each type starts the real server on a free loopback port and waits until it answers. The server and its folder are
+//! removed when the value is dropped, and also when the test process is killed (see [`Folder`]). Programs come from the
+//! machine, or from `.cache` of the repository, where `scripts/servers` puts the missing ones.
 //!
-//! The kit does not depend on the library it helps to test.
+//! The kit does not depend on the library that it tests.
 
+mod base_backup;
 mod envoy;
 mod error;
 mod find;
-mod gate;
 mod grpc;
 mod http;
 mod load;
@@ -20,6 +19,7 @@ mod postgres;
 mod process;
 mod program;
 mod prometheus;
+mod proxy;
 mod redis;
 mod rolling;
 mod unleash;
@@ -29,7 +29,6 @@ mod wait;
 pub use envoy::{Cluster, Endpoint, Envoy, EnvoyOptions};
 pub use error::{KitError, if_installed};
 pub use find::{manifests, specification};
-pub use gate::Gate;
 pub use grpc::{GrpcEnding, GrpcEndings};
 pub use load::{Load, Shot};
 pub use pgbench::PgBench;
@@ -38,6 +37,7 @@ pub use postgres::{Postgres, PostgresOptions};
 pub use process::{Folder, Process, Signal};
 pub use program::program;
 pub use prometheus::{Prometheus, PrometheusOptions, Sample};
+pub use proxy::Proxy;
 pub use redis::Redis;
 pub use rolling::{Replaceable, put_behind, rolling_restarts};
 pub use unleash::Unleash;

@@ -1,4 +1,4 @@
-//! A throwaway Postgres, its standbys, and the faults it can have.
+//! A throwaway Postgres, its standbys, and faults to inject.
 
 use std::{
     fs,
@@ -17,29 +17,29 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::sync::OnceCell;
 
 use crate::{
-    Folder, KitError, Process, Signal, find,
+    Folder, KitError, Process, Signal, base_backup, find,
     process::{Current, children_of, runs},
     wait::on_free_port,
     wait_until,
 };
 
-/// Postgres refuses to run as root; this is whom it runs as then: `nobody` and `nogroup`.
+/// Postgres refuses to run as root. Then it runs as `nobody` and `nogroup`.
 const NOBODY: u32 = 65534;
 const START: Duration = Duration::from_secs(60);
 
 /// How a [`Postgres`] is started.
 #[derive(Clone, Debug, Default)]
 pub struct PostgresOptions {
-    /// Whether commits wait for the disk. Off, a crash of the *server* still loses nothing, only
-    /// one of the machine does. Turn it on to measure.
+    /// Whether commits wait for the disk. If off, a crash of the server loses nothing; a crash of the machine does.
+    /// Turn it on to measure.
     pub fsync: bool,
     /// Settings as in `postgresql.conf`.
     pub settings: Vec<(String, String)>,
 }
 
-/// A Postgres server on a free loopback port, with one superuser `postgres` who needs no password.
+/// A Postgres server on a free loopback port. Its superuser `postgres` needs no password.
 ///
-/// Every method takes `&self`, so that one task can injure the server while others use it.
+/// Every method takes `&self`, so that one task can inject a fault while others use the server.
 #[derive(Debug)]
 pub struct Postgres {
     process: Current,
@@ -52,10 +52,12 @@ pub struct Postgres {
 impl Postgres {
     /// Makes a cluster, starts it and waits until it answers.
     ///
+    /// The server programs are those of the folder in `TESTKIT_POSTGRES_BIN`, else the system's.
+    ///
     /// # Errors
     ///
-    /// [`KitError::Missing`] when there is no Postgres, [`KitError::Exited`] or
-    /// [`KitError::TimedOut`] when it does not come up.
+    /// [`KitError::Missing`] if no Postgres is installed, [`KitError::Exited`] or [`KitError::TimedOut`] if it does not
+    /// start.
     pub async fn start(options: PostgresOptions) -> Result<Self, KitError> {
         let programs = find::postgres_programs()?;
         let folder = Folder::new("postgres")?;
@@ -66,7 +68,7 @@ impl Postgres {
         Self::start_in(folder, programs, options).await
     }
 
-    /// The one server of this test process; started on first use, gone when the process ends.
+    /// The server that all tests of this process share. It starts on first use and ends with the process.
     ///
     /// # Errors
     ///
@@ -80,8 +82,7 @@ impl Postgres {
         SHARED.get_or_try_init(|| Self::start(options)).await
     }
 
-    /// Makes an empty database on the [`shared`](Self::shared) server and returns its URL: what
-    /// most tests want.
+    /// Makes an empty database on the [`shared`](Self::shared) server and returns its URL. Most tests use this.
     ///
     /// # Errors
     ///
@@ -107,7 +108,7 @@ impl Postgres {
         self.port
     }
 
-    /// Its `cluster_name`: what `synchronous_standby_names` of a primary calls this standby.
+    /// Its `cluster_name`, which names this standby in `synchronous_standby_names` of its primary.
     pub fn name(&self) -> String {
         format!("postgres_{}", self.port)
     }
@@ -119,9 +120,7 @@ impl Postgres {
     /// [`KitError::Misuse`] for a name other than letters, digits and `_`; [`KitError::Sql`].
     pub async fn create_database(&self, name: &str) -> Result<String, KitError> {
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-            return Err(KitError::Misuse(format!(
-                "database name {name:?}: only letters, digits and _ are taken"
-            )));
+            return Err(KitError::Misuse(format!("database name {name:?}: use letters, digits and _ only")));
         }
         self.execute(&format!("create database \"{name}\"")).await?;
         Ok(self.url(name))
@@ -139,27 +138,20 @@ impl Postgres {
         connection.close().await.map_err(failed)
     }
 
-    /// Copies it and starts the copy as a hot standby that streams from it.
+    /// Copies the server and starts the copy as a hot standby that streams from it.
     ///
     /// # Errors
     ///
-    /// As [`start`](Self::start); also when there is no `pg_basebackup`.
+    /// As [`start`](Self::start), and [`KitError::Sql`].
     pub async fn standby(&self) -> Result<Self, KitError> {
-        let program = self.programs.join("pg_basebackup");
-        if !program.is_file() {
-            return Err(find::missing("postgres", "pg_basebackup"));
-        }
         let folder = Folder::new("standby")?;
         let data = data_folder(&folder)?;
-        let mut copy = unprivileged(&program);
-        copy.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres"])
-            .args(["-R", "-X", "stream", "-c", "fast", "-D"])
-            .arg(&data);
-        Process::run(&folder, "pg_basebackup", START, &copy).await?;
+        base_backup::copy(&self.admin_url(), self.port, self.folder.path().join("data"), &data, owner())
+            .await?;
         Self::start_in(folder, self.programs.clone(), self.options.clone()).await
     }
 
-    /// Makes a standby a primary and waits until it takes writes.
+    /// Makes a standby a primary and waits until it accepts writes.
     ///
     /// # Errors
     ///
@@ -174,14 +166,14 @@ impl Postgres {
         .await
     }
 
-    /// Freezes the server and all of its sessions (SIGSTOP): connections stay, nothing answers.
+    /// Stops the server and all of its sessions (SIGSTOP). Connections stay established, but nothing answers.
     ///
     /// # Errors
     ///
     /// [`KitError::Io`].
     pub fn pause(&self) -> Result<(), KitError> {
         let process = self.process();
-        // The postmaster first, so that it starts no further session.
+        // The postmaster first, so that it starts no new session.
         process.signal(Signal::STOP)?;
         signal_all(&children_of(process.pid()), Signal::STOP);
         Ok(())
@@ -202,14 +194,14 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// [`KitError::TimedOut`] when something of it is still there after 10 s.
+    /// [`KitError::TimedOut`] if a process of it still runs after 10 s.
     pub async fn kill9(&self) -> Result<(), KitError> {
         let process = self.process();
         process.signal(Signal::STOP)?;
         let sessions = children_of(process.pid());
         process.kill().await?;
         signal_all(&sessions, Signal::KILL);
-        // A session that lives on holds the shared memory, and the next start is refused.
+        // A session that still runs holds the shared memory, and then the next start fails.
         wait_until("sessions gone", Duration::from_secs(10), || {
             let gone = !sessions.iter().any(|pid| runs(*pid));
             async move { Ok::<_, KitError>(gone) }
@@ -217,18 +209,18 @@ impl Postgres {
         .await
     }
 
-    /// Stops it in order, closing its sessions (`pg_ctl stop -m fast`).
+    /// Shuts it down and closes its sessions (`pg_ctl stop -m fast`).
     ///
     /// # Errors
     ///
-    /// [`KitError::TimedOut`] when it takes longer than 60 s.
+    /// [`KitError::TimedOut`] if it takes longer than 60 s.
     pub async fn stop(&self) -> Result<(), KitError> {
         let process = self.process();
         process.signal(Signal::INT)?;
         process.wait(START).await.map(|_| ())
     }
 
-    /// Starts it again on its old port and data, stopping it first if it runs.
+    /// Starts it again with its port and data. If it runs, it is stopped first.
     ///
     /// # Errors
     ///
@@ -256,11 +248,11 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// A server that was killed and not started again leaves a few bytes of shared memory, of
-    /// which a system has only a few thousand; their id ends the seventh line of the pid file.
+    /// A server that was killed and not started again leaves a shared memory segment, and a system has only a few
+    /// thousand. Its id is at the end of the seventh line of the pid file.
     fn drop(&mut self) {
         if self.process().exited().is_none() {
-            // A frozen session would keep the server from ending.
+            // A stopped session would keep the server from ending.
             let _ = self.resume();
             return;
         }
@@ -273,7 +265,7 @@ impl Drop for Postgres {
     }
 }
 
-/// Starts the server program in the foreground, as our own child, and waits until it answers.
+/// Starts the server program in the foreground, as a child process, and waits until it answers.
 async fn launch(
     folder: &Folder,
     programs: &Path,
@@ -289,17 +281,17 @@ async fn launch(
     set("listen_addresses", "127.0.0.1");
     set("port", &port.to_string());
     set("cluster_name", &format!("postgres_{port}"));
-    // In a file of the folder, not in /dev/shm, where a killed server would leave it.
+    // In a file of the folder: a killed server would leave it in /dev/shm.
     set("dynamic_shared_memory_type", "mmap");
     if !options.fsync {
-        // synchronous_commit stays on: without it a killed server loses commits.
+        // synchronous_commit stays on: without it, a killed server loses commits.
         set("fsync", "off");
         set("full_page_writes", "off");
     }
     for (name, value) in &options.settings {
         set(name, value);
     }
-    // QUIT: at once, but with the shared memory given back.
+    // SIGQUIT ends it at once and still frees the shared memory.
     let process = Process::spawn(folder, "postgres", Signal::QUIT, &command)?;
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
     process
@@ -312,7 +304,7 @@ async fn launch(
     Ok(process)
 }
 
-/// `program` as somebody whom Postgres and PgBouncer accept.
+/// `program` as a user that Postgres and PgBouncer accept.
 pub(crate) fn unprivileged(program: &Path) -> Command {
     if !geteuid().is_root() {
         return Command::new(program);
@@ -326,20 +318,23 @@ pub(crate) fn unprivileged(program: &Path) -> Command {
     command
 }
 
-/// An empty folder `data` with the owner and the mode that Postgres insists on.
+/// User and group of a server's files, if they differ from this process's.
+fn owner() -> Option<u32> {
+    geteuid().is_root().then_some(NOBODY)
+}
+
+/// An empty folder `data` with the owner and the mode that Postgres requires.
 fn data_folder(folder: &Folder) -> Result<PathBuf, KitError> {
     let data = folder.subfolder("data")?;
     let doing = || format!("hand {} to Postgres's user", data.display());
     fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).map_err(KitError::io(doing()))?;
-    if geteuid().is_root() {
-        chown(&data, Some(NOBODY), Some(NOBODY)).map_err(KitError::io(doing()))?;
-    }
+    chown(&data, owner(), owner()).map_err(KitError::io(doing()))?;
     Ok(data)
 }
 
 fn signal_all(pids: &[rustix::process::Pid], signal: Signal) {
     for pid in pids {
-        // One that has just ended needs no signal.
+        // A process that has ended needs no signal.
         let _ = kill_process(*pid, signal);
     }
 }

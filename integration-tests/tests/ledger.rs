@@ -1,12 +1,14 @@
-//! The ledger itself: installing it, the rights it needs, what its constraints refuse, and poolers.
+//! The ledger itself: installation and upgrade, the rights it needs, what its constraints refuse, and poolers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cutover::fleet::{Fleet, FleetOptions, Membership};
 use cutover::health::Health;
-use cutover::ledger::{Ledger, LedgerError, SCHEMA_VERSION};
+use cutover::ledger::{Ledger, LedgerError, SCHEMA_VERSION, Step};
 use cutover::migration::admin::{AdminError, approve, set_phase};
 use cutover::migration::{Agent, DriverOptions, MigrationSpec};
 use cutover::migration::{Phase, PhaseRange};
@@ -65,14 +67,25 @@ async fn agent(url: &str, name: &str, health: &Health) -> Result<Agent, LedgerEr
     .await
 }
 
-/// As many processes do that start at once.
-async fn open_at_once(url: &str, processes: usize) -> Outcome {
-    let starts: Vec<_> = (0..processes)
-        .map(|_| {
-            let url = url.to_owned();
-            tokio::spawn(async move { open(&url).await.map(drop) })
-        })
-        .collect();
+/// Opens the ledger as the next version of the library would, which has one more step.
+async fn open_as_next_version(url: &str) -> Result<Ledger, LedgerError> {
+    Ledger::open_with_step(url.parse()?, NEXT).await
+}
+
+/// A step that changes a table which every fence reads.
+const NEXT: Step = Step {
+    version: SCHEMA_VERSION + 1,
+    compatible_from: SCHEMA_VERSION,
+    sql: "alter table cutover.epochs add column note text; \
+          create table cutover.notes (id integer primary key, note text not null)",
+};
+
+/// Opens the ledger from many processes that start at the same time.
+async fn open_at_once<F>(url: &str, processes: usize, open: impl Fn(String) -> F) -> Outcome
+where
+    F: Future<Output = Result<Ledger, LedgerError>> + Send + 'static,
+{
+    let starts: Vec<_> = (0..processes).map(|_| tokio::spawn(open(url.to_owned()))).collect();
     for start in starts {
         start.await??;
     }
@@ -80,15 +93,15 @@ async fn open_at_once(url: &str, processes: usize) -> Outcome {
 }
 
 #[tokio::test]
-async fn many_processes_that_install_at_once_all_find_one_ledger() -> Outcome {
+async fn processes_that_install_at_once_find_one_ledger() -> Outcome {
     let url = Postgres::fresh_database().await?;
-    open_at_once(&url, 16).await?;
+    open_at_once(&url, 16, async |url| open(&url).await).await?;
     assert_eq!(ask::<i64>(&url, "select count(*) from cutover.ledger").await?, 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_newer_ledger_is_refused_untouched_unless_it_says_that_it_is_compatible() -> Outcome {
+async fn a_newer_ledger_is_refused_unless_it_is_compatible() -> Outcome {
     let url = Postgres::fresh_database().await?;
     open(&url).await?;
     execute(&url, "update cutover.ledger set version = 9, compatible_from = 1").await?;
@@ -100,86 +113,168 @@ async fn a_newer_ledger_is_refused_untouched_unless_it_says_that_it_is_compatibl
     Ok(())
 }
 
-/// The ledger as the first version of the library installed it.
-async fn installed_by_the_first_version(url: &str) -> Outcome {
-    execute(url, include_str!("../../src/ledger/schema/1.sql")).await?;
-    execute(url, "insert into cutover.ledger (version, compatible_from) values (1, 1)").await?;
-    execute(url, STATE).await?;
+#[tokio::test]
+async fn every_table_has_a_primary_key() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    open(&url).await?;
+    let without = "select coalesce(string_agg(c.relname, ', '), '') from pg_class c \
+        where c.relnamespace = 'cutover'::regnamespace and c.relkind in ('r', 'p') \
+          and not exists (select from pg_constraint p where p.conrelid = c.oid and p.contype = 'p')";
+    assert_eq!(ask::<String>(&url, without).await?, "");
     Ok(())
 }
 
 #[tokio::test]
-async fn an_older_ledger_is_upgraded_and_keeps_what_it_has_and_whom_it_serves() -> Outcome {
+async fn an_upgrade_keeps_rows_and_the_previous_library() -> Outcome {
     let url = Postgres::fresh_database().await?;
-    installed_by_the_first_version(&url).await?;
-    let error = Ledger::existing(url.parse()?).await.expect_err("refused");
-    assert!(matches!(error, LedgerError::Older { found: 1 }), "{error}");
+    open(&url).await?;
+    execute(&url, STATE).await?;
+    let error = Ledger::existing_with_step(url.parse()?, NEXT).await.expect_err("refused");
+    assert!(
+        matches!(error, LedgerError::Older { found: SCHEMA_VERSION, needs } if needs == NEXT.version),
+        "{error}"
+    );
     assert!(error.to_string().contains("cutover install"), "{error}");
-    // Who may use the ledger may not change it.
-    execute(&url, "create role app login").await?;
-    execute(&url, "grant all on all tables in schema cutover to app").await?;
-    for refused in [
-        open(&as_role(&url, "app")).await.map(drop),
-        Ledger::can_install(&as_role(&url, "app").parse()?).await,
-    ] {
+    // A role that may use the ledger may not change it.
+    execute(&url, "create role upgrade_app login").await?;
+    open(&url).await?.grant("upgrade_app").await?;
+    let app = as_role(&url, "upgrade_app");
+    for refused in [open_as_next_version(&app).await.map(drop), Ledger::can_install(&app.parse()?).await] {
         let error = refused.expect_err("refused");
-        assert!(matches!(&error, LedgerError::NotUpgraded { role, found: 1 } if role == "app"), "{error}");
+        assert!(
+            matches!(&error, LedgerError::NotUpgraded { role, found: SCHEMA_VERSION, .. } if role == "upgrade_app"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("cutover install"), "{error}");
     }
     Ledger::can_install(&url.parse()?).await?;
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, 1);
-
-    open_at_once(&url, 8).await?;
     assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
-    // Libraries of the first version still work with it.
-    assert_eq!(ask::<i32>(&url, "select compatible_from from cutover.ledger").await?, 1);
+
+    open_at_once(&url, 8, async |url| open_as_next_version(&url).await).await?;
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, NEXT.version);
     assert_eq!(ask::<String>(&url, "select phase from cutover.migrations").await?, "expand");
-    Ledger::existing(as_role(&url, "app").parse()?).await?;
-    let fresh = Postgres::fresh_database().await?;
-    open(&fresh).await?;
-    let columns = "select string_agg(format('%s.%s %s', table_name, column_name, data_type), ', ' \
-            order by table_name, column_name) \
-        from information_schema.columns where table_schema = 'cutover'";
-    assert_eq!(ask::<String>(&url, columns).await?, ask::<String>(&fresh, columns).await?);
+    assert_eq!(ask::<i64>(&url, "select count(*) from cutover.epochs where note is null").await?, 2);
+    // The previous library still works with it, and leaves the version as it is.
+    open(&url).await?;
+    Ledger::existing(app.parse()?).await?;
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, NEXT.version);
     Ok(())
 }
 
 #[tokio::test]
-async fn an_upgrade_gets_out_of_the_way_of_writers_and_comes_back() -> Outcome {
+async fn an_upgrade_lets_writers_pass_and_tries_again() -> Outcome {
     let url = Postgres::fresh_database().await?;
-    installed_by_the_first_version(&url).await?;
+    open(&url).await?;
+    execute(&url, STATE).await?;
     let fence = "begin; select cutover.fence(1, 2, 'expand')";
     let mut writer = PgConnection::connect(&url).await?;
     writer.execute(fence).await?;
     let upgrade = tokio::spawn({
         let url = url.clone();
-        async move { open(&url).await.map(drop) }
+        async move { open_as_next_version(&url).await.map(drop) }
     });
     let waits =
         "select exists (select from pg_locks where relation = 'cutover.epochs'::regclass and not granted)";
     until(&url, waits).await?;
-    // Another writer doesn't have to wait for the first one to end.
+    // Another writer does not wait until the first one ends.
     let mut other = PgConnection::connect(&url).await?;
     tokio::time::timeout(LIMIT, other.execute(fence)).await??;
     other.execute("commit").await?;
     assert!(!upgrade.is_finished());
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, 1);
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
     writer.execute("commit").await?;
     upgrade.await??;
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
-    // What it had prepared works on.
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, NEXT.version);
+    // Statements that it prepared before still work.
     other.execute(fence).await?;
     other.execute("commit").await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_missing_ledger_is_told_from_one_that_may_not_be_created() -> Outcome {
+async fn an_upgrade_behind_an_endless_writer_reports_busy() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    open(&url).await?;
+    execute(&url, STATE).await?;
+    let mut writer = PgConnection::connect(&url).await?;
+    writer
+        .execute("set idle_in_transaction_session_timeout = '5min'; begin; select cutover.fence(1, 2, 'expand')")
+        .await?;
+    let error = open_as_next_version(&url).await.expect_err("refused");
+    assert!(matches!(error, LedgerError::Busy), "{error}");
+    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upgrade_disturbs_no_running_writer() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let health = Health::new();
+    let agent = agent(&url, "a", &health).await?;
+    let migration = agent.migration("status").expect("declared");
+    wait_until("admitted", LIMIT, async || Ok::<_, LedgerError>(migration.current().is_some())).await?;
+    execute(&url, "create table written (pinned boolean)").await?;
+    set_phase(&open(&url).await?, "status", Phase::Expand.into(), "me").await?;
+    until(&url, "select phase = 'expand' from cutover.migrations").await?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let pinned = tokio::spawn({
+        let (url, stop, migration) = (url.clone(), stop.clone(), migration.clone());
+        async move {
+            let pool = sqlx::PgPool::connect(&url).await?;
+            while !stop.load(Ordering::Relaxed) {
+                let mut tx = migration.begin(&pool).await?;
+                sqlx::query("insert into written values (true)").execute(&mut *tx).await?;
+                tx.commit().await?;
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+        }
+    });
+    let external = tokio::spawn({
+        let (url, stop) = (url.clone(), stop.clone());
+        async move {
+            let mut session = PgConnection::connect(&url).await?;
+            while !stop.load(Ordering::Relaxed) {
+                session
+                    .execute(
+                        "begin; select cutover.record_external_write(1, true); \
+                         insert into written values (false); commit",
+                    )
+                    .await?;
+            }
+            Ok::<_, sqlx::Error>(())
+        }
+    });
+    until(&url, "select count(distinct pinned) = 2 from written").await?;
+    open_as_next_version(&url).await?;
+    execute(&url, "truncate written").await?;
+    until(&url, "select count(distinct pinned) = 2 from written").await?;
+    // The previous library goes on driving.
+    set_phase(&open(&url).await?, "status", Phase::Backfill.into(), "me").await?;
+    until(&url, "select phase = 'backfill' from cutover.migrations").await?;
+    stop.store(true, Ordering::Relaxed);
+    pinned.await?.map_err(|error| error.to_string())?;
+    external.await??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_reported_as_a_timeout() -> Outcome {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("postgres://app@{}/app", silent.local_addr()?);
+    let error = open(&url).await.expect_err("refused");
+    assert!(matches!(error, LedgerError::Timeout { .. }), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_missing_ledger_differs_from_one_that_may_not_be_created() -> Outcome {
     let url = Postgres::fresh_database().await?;
     assert!(matches!(Ledger::existing(url.parse()?).await, Err(LedgerError::Missing)));
-    execute(&url, "create role stranger login").await?;
-    let error = open(&as_role(&url, "stranger")).await.expect_err("refused");
-    assert!(matches!(&error, LedgerError::NotInstalled { role } if role == "stranger"), "{error}");
-    assert!(error.to_string().contains("cutover install --grant-to stranger"), "{error}");
+    execute(&url, "create role outsider login").await?;
+    let error = open(&as_role(&url, "outsider")).await.expect_err("refused");
+    assert!(matches!(&error, LedgerError::NotInstalled { role } if role == "outsider"), "{error}");
+    assert!(error.to_string().contains("cutover install --grant-to outsider"), "{error}");
     assert!(!ask::<bool>(&url, "select exists (select from pg_namespace where nspname = 'cutover')").await?);
     Ok(())
 }
@@ -195,7 +290,7 @@ async fn a_role_without_ddl_rights_is_enough_for_a_whole_walk() -> Outcome {
     let app = as_role(&url, "the%20app");
     let (health, other) = (Health::new(), Health::new());
     let (_a, _b) = (agent(&app, "a", &health).await?, agent(&app, "b", &other).await?);
-    // As that role, too.
+    // People work with the same role.
     let people = Ledger::existing(app.parse()?).await?;
     set_phase(&people, "status", Phase::Backfill.into(), "me").await?;
     until(&url, "select phase = 'backfill' from cutover.migrations").await?;
@@ -236,7 +331,7 @@ const MOVE: &str =
     "insert into cutover.epochs (migration_id, epoch, previous_phase, phase, actor, reason) values ";
 
 #[tokio::test]
-async fn rows_that_break_a_rule_are_refused_by_the_database() -> Outcome {
+async fn the_database_refuses_rows_that_break_a_rule() -> Outcome {
     let url = Postgres::fresh_database().await?;
     open(&url).await?;
     execute(&url, STATE).await?;
@@ -292,7 +387,7 @@ async fn rows_that_break_a_rule_are_refused_by_the_database() -> Outcome {
         let code = outcome.expect_err(what).as_database_error().unwrap().code().unwrap().into_owned();
         assert!(code.starts_with("23") || code.starts_with("428"), "{what}: {code}");
     }
-    // Phases with what they may not be with, whatever the epoch says.
+    // Phases with a completeness that they may not have.
     for (phase, old, new) in [
         ("off", true, true),
         ("ramp", true, false),
@@ -312,7 +407,7 @@ async fn rows_that_break_a_rule_are_refused_by_the_database() -> Outcome {
         let code = outcome.expect_err(phase).as_database_error().unwrap().code().unwrap().into_owned();
         assert_eq!(code, "23514", "{phase} {old} {new}");
     }
-    // And there is no way out of `contract`.
+    // There is no way out of `contract`.
     let mut way = String::new();
     let phases = ["backfill", "verify", "ramp", "switch", "retire", "contract"];
     for (index, phase) in phases.iter().enumerate() {
@@ -333,7 +428,7 @@ async fn rows_that_break_a_rule_are_refused_by_the_database() -> Outcome {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_refused_with_what_would() -> Outcome {
+async fn bad_options_and_names_are_refused_with_valid_ones() -> Outcome {
     let url = Postgres::fresh_database().await?;
     let health = Health::new();
     let short = FleetOptions { lease: Duration::from_secs(3), ..FleetOptions::default() };
@@ -344,13 +439,11 @@ async fn what_makes_no_sense_is_refused_with_what_would() -> Outcome {
         Agent::start(fleet.clone(), specs, options, &health).await.expect_err("refused")
     };
     let spec = |name: &str| MigrationSpec::new(name, PhaseRange::FULL);
-    let error = start(vec![spec("x"), spec("x")], DriverOptions::default()).await.to_string();
-    assert!(error.contains("migration.name") && error.contains("twice"), "{error}");
-    let error = start(vec![spec("")], DriverOptions::default()).await.to_string();
-    assert!(error.contains("1 to 63"), "{error}");
+    let error = start(vec![spec("x"), spec("x"), spec("")], DriverOptions::default()).await.to_string();
+    assert!(error.contains("\"x\" is declared twice") && error.contains("1 to 63"), "{error}");
     let hasty = DriverOptions { leadership_lease: Duration::ZERO, ..DriverOptions::default() };
     let error = start(vec![spec("x")], hasty).await.to_string();
-    assert!(error.contains("driver.term") && error.contains("2s"), "{error}");
+    assert!(error.contains("driver.leadership_lease") && error.contains("2s"), "{error}");
     assert_eq!(ask::<i64>(&url, "select count(*) from cutover.migrations").await?, 0);
 
     execute(&url, STATE).await?;
@@ -366,7 +459,7 @@ async fn what_makes_no_sense_is_refused_with_what_would() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_lease_that_was_lost_vouches_for_nothing_before_it_is_taken_up() -> Outcome {
+async fn a_lost_lease_does_not_hold_before_it_is_taken_up() -> Outcome {
     let url = Postgres::fresh_database().await?;
     let health = Health::new();
     let options = FleetOptions {
@@ -374,7 +467,7 @@ async fn a_lease_that_was_lost_vouches_for_nothing_before_it_is_taken_up() -> Ou
         renew_every: Duration::from_millis(100),
         ..FleetOptions::default()
     };
-    // Nobody follows the membership here, as if whoever does hung.
+    // Nothing follows the membership here, as if the follower hung.
     let fleet = join(&url, "a", &health, options).await?;
     let Membership::Joined(first) = *fleet.membership().borrow() else { panic!("joined") };
     assert!(fleet.lease().holds());
@@ -382,7 +475,7 @@ async fn a_lease_that_was_lost_vouches_for_nothing_before_it_is_taken_up() -> Ou
     let mut membership = fleet.membership();
     let again = |now: &Membership| matches!(now, Membership::Joined(id) if *id != first);
     tokio::time::timeout(LIMIT, membership.wait_for(again)).await??;
-    // It is alive in the ledger and goes on renewing there.
+    // It is alive in the ledger and is renewed there.
     let renewed: String = ask(&url, "select lease_until::text from cutover.instances").await?;
     wait_until("renewals", LIMIT, async || {
         Ok::<_, sqlx::Error>(
@@ -391,11 +484,11 @@ async fn a_lease_that_was_lost_vouches_for_nothing_before_it_is_taken_up() -> Ou
     })
     .await?;
     assert!(!fleet.lease().holds());
-    // Somebody who follows takes it up.
+    // A follower takes it up.
     let agent = Agent::start(fleet.clone(), vec![], DriverOptions::default(), &health).await?;
     wait_until("the lease holds", LIMIT, async || Ok::<_, LedgerError>(fleet.lease().holds())).await?;
     wait_until("ready", LIMIT, async || Ok::<_, LedgerError>(health.is_ready())).await?;
-    // An agent that goes without a word takes its lease with it.
+    // An agent that is dropped ends its lease.
     drop(agent);
     assert!(!fleet.lease().holds());
     until(&url, "select bool_and(lease_until < clock_timestamp()) from cutover.instances").await?;
@@ -403,14 +496,14 @@ async fn a_lease_that_was_lost_vouches_for_nothing_before_it_is_taken_up() -> Ou
 }
 
 #[tokio::test]
-async fn an_instance_goes_on_after_the_ledger_forgot_its_migration() -> Outcome {
+async fn an_instance_rejoins_after_the_ledger_lost_its_migration() -> Outcome {
     let url = Postgres::fresh_database().await?;
     let health = Health::new();
     let agent = agent(&url, "a", &health).await?;
     let migration = agent.migration("status").expect("declared");
     wait_until("admitted", LIMIT, async || Ok::<_, LedgerError>(migration.current().is_some())).await?;
     let pin = migration.pin()?;
-    // As after a failover to a standby that had none of it, where another migration got the number.
+    // As after a failover to a standby without it, where another migration got its id.
     execute(
         &url,
         "begin; delete from cutover.acknowledgements; delete from cutover.epochs; delete from cutover.migrations; \
@@ -439,7 +532,7 @@ async fn report(health: &Health) -> Result<String, Box<dyn std::error::Error>> {
 }
 
 #[tokio::test]
-async fn behind_a_pooler_everything_works_slower_and_says_so() -> Outcome {
+async fn behind_a_pooler_everything_works_and_health_warns() -> Outcome {
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     let direct = postgres.create_database("pooled").await?;
     let Some(pooler) = if_installed(PgBouncer::start(&postgres, 3).await)? else { return Ok(()) };
@@ -466,7 +559,7 @@ async fn behind_a_pooler_everything_works_slower_and_says_so() -> Outcome {
     })
     .await?;
     assert!(health.is_ready());
-    // Started before the one that has found out.
+    // It has a connection of its own, past the pooler.
     assert!(!report(&third).await?.contains("notifications don't arrive"));
     Ok(())
 }

@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use cutover::session::{ConflictPolicy, PreserveUnknown, RedisStore, RedisStoreOptions};
-use cutover_testkit::{Gate, KitError, Redis, wait_until};
+use cutover_testkit::{KitError, Proxy, Redis, wait_until};
 use deadpool_redis::{Pool, redis::cmd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -297,7 +297,7 @@ fn port(redis: &Redis) -> u16 {
 #[tokio::test]
 async fn two_builds_keep_a_session_over_a_failover_and_say_so_when_redis_is_away() {
     let (first, second) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
-    let gate = Gate::start(port(&first)).unwrap();
+    let gate = Proxy::start(port(&first)).unwrap();
     let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
     let pool = config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap();
     let store = RedisStore::new(pool, RedisStoreOptions::default()).unwrap();

@@ -1,8 +1,6 @@
-use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -10,35 +8,40 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 
+use super::DrainOptions;
 use super::app::App;
-use super::handle::{Inner, Stage};
-use super::in_flight::{Tracked, call_app};
-use super::registry::unused;
-use super::watched::{Registered, Watched};
+use super::registry::Connection;
+use super::request::{InFlight, Tracked, call_app};
+use super::stage::Stage;
+use super::state::State;
+use super::stream::{ConnectionStream, Entry, HeadTimer};
 
-/// A connection that was accepted but never used may have its first request on the way.
+/// How long a drain waits for the first request of a connection that was accepted just before.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
-/// For the last answers of the admin listener.
-const GOODBYE: Duration = Duration::from_millis(250);
-/// An HTTP/2 peer that is gone without a word is noticed after this, and as long again.
+/// How long the admin listener waits for its last responses.
+const LAST_RESPONSES: Duration = Duration::from_millis(250);
+/// How long an HTTP/2 connection may be silent before it is pinged, and how long the answer may take.
 const HTTP2_PING: Duration = Duration::from_secs(30);
-/// For a handshake (TLS) to come to its end.
+/// How long a handshake (TLS) may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// The HTTP server of every connection of a listener.
 #[derive(Clone)]
 pub(super) struct Server {
     builder: Builder<TokioExecutor>,
-    /// For the first request too: hyper's own limit begins when the first bytes have told which version it is.
+    /// hyper's own limit begins when the first bytes have told the version.
     head_timeout: Duration,
 }
 
-pub(super) fn server(head_timeout: Duration) -> Server {
+pub(super) fn server(options: &DrainOptions) -> Server {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
+    // hyper counts the idle time before a head in this limit. `HeadTimer` limits the head itself.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(options.idle_timeout);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING).keep_alive_timeout(HTTP2_PING);
-    Server { builder, head_timeout }
+    Server { builder, head_timeout: options.head_timeout }
 }
 
 /// [`public`] for a connection that begins with a handshake.
@@ -47,7 +50,7 @@ pub(super) async fn after<IO, P, S>(
     server: Server,
     peer: P,
     app: S,
-    registered: Registered,
+    entry: Entry,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     P: Clone + Send + Sync + 'static,
@@ -58,39 +61,41 @@ pub(super) async fn after<IO, P, S>(
         done = timeout(HANDSHAKE, handshake) => match done {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
-            Err(_) => return tracing::debug!("no handshake within {HANDSHAKE:?}"),
+            Err(_) => return tracing::debug!(limit = ?HANDSHAKE, "handshake timed out"),
         },
-        () = registered.connection.reached(&registered.inner, Stage::Forced) => return,
+        () = entry.connection.reached(&entry.state.stages, Stage::Forced) => return,
     };
-    public(server, stream, peer, app, registered).await;
+    public(server, stream, peer, app, entry).await;
 }
 
 /// Serves one connection through all stages of a drain.
 ///
-/// The connection is always polled before the stage is looked at, so that a request that has
-/// arrived is taken up before an idle connection is closed.
-async fn public<IO, P, S>(server: Server, stream: IO, peer: P, app: S, registered: Registered)
+/// The connection is always polled before the stage is checked, so that a request that has arrived is served before an
+/// idle connection is closed.
+async fn public<IO, P, S>(server: Server, stream: IO, peer: P, app: S, entry: Entry)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     P: Clone + Send + Sync + 'static,
     S: App,
 {
-    let inner = &Arc::clone(&registered.inner);
-    let connection = &Arc::clone(&registered.connection);
-    let opened_before = !inner.is_at(Stage::Propagating);
-    let service = Tracked { app, peer, inner: Arc::clone(inner), connection: Arc::clone(connection) };
-    let stream = TokioIo::new(Watched { stream, registered });
+    let state = &Arc::clone(&entry.state);
+    let connection = &Arc::clone(&entry.connection);
+    let stages = &state.stages;
+    let opened_before = !stages.is_at(Stage::Propagating);
+    let service = Tracked { app, peer, state: Arc::clone(state), connection: Arc::clone(connection) };
+    let head = HeadTimer::new(Arc::clone(connection), server.head_timeout);
+    let stream = TokioIo::new(ConnectionStream { stream, head, entry: Some(entry) });
     let mut served = pin!(server.builder.serve_connection_with_upgrades(stream, service));
 
     tokio::select! {
         biased;
         _ = served.as_mut() => return,
-        () = connection.reached(inner, Stage::Propagating) => {}
+        () = connection.reached(stages, Stage::Propagating) => {}
         () = connection.unused(server.head_timeout) => return,
     }
-    // HTTP/1 is told by the header of its next response. HTTP/2 has no such header, and a
-    // GOAWAY loses nothing: requests that cross it are still served. A connection that came
-    // later is let be, or its client would come back again and again.
+    // HTTP/1 learns of the drain by a header of its next response. HTTP/2 has no such header, and a GOAWAY loses
+    // nothing: requests that cross it are still served. A connection that was opened during the drain gets no GOAWAY,
+    // or its client would connect again and again.
     if opened_before && connection.is_http2() {
         served.as_mut().graceful_shutdown();
     }
@@ -98,47 +103,59 @@ where
     tokio::select! {
         biased;
         _ = served.as_mut() => return,
-        () = connection.reached(inner, Stage::Closing) => {}
+        () = connection.reached(stages, Stage::Closing) => {}
     }
     tokio::select! {
         biased;
         _ = served.as_mut() => return,
         () = connection.used(FIRST_REQUEST) => {}
-        () = connection.reached(inner, Stage::Forced) => return,
+        () = connection.reached(stages, Stage::Forced) => return,
     }
     served.as_mut().graceful_shutdown();
 
     tokio::select! {
         biased;
         _ = served => {}
-        () = connection.reached(inner, Stage::Forced) => {}
+        () = connection.reached(stages, Stage::Forced) => {}
     }
 }
 
-/// Serves one connection of the admin listener, to the end of the drain.
-pub(super) async fn admin<IO, P, S>(server: Server, stream: IO, peer: P, app: S, inner: Arc<Inner>)
-where
+/// Serves one connection of the admin listener, until the drain has ended.
+pub(super) async fn admin<IO, P, S>(
+    server: Server,
+    stream: IO,
+    peer: P,
+    app: S,
+    state: Arc<State>,
+    _permit: OwnedSemaphorePermit,
+) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     P: Clone + Send + Sync + 'static,
     S: App,
 {
-    let is_used = Arc::new(AtomicBool::new(false));
-    let was_used = Arc::clone(&is_used);
+    let connection = Arc::new(Connection::new(String::new()));
+    let requests = Arc::clone(&connection);
     let service = service_fn(move |request: http::Request<Incoming>| {
-        is_used.store(true, Ordering::Relaxed);
-        call_app(&app, request, peer.clone())
+        let in_flight = InFlight::new(Arc::clone(&requests), &request);
+        let response = call_app(&app, request, peer.clone());
+        async move {
+            let _in_flight = in_flight;
+            response.await
+        }
     });
-    let mut served = pin!(server.builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let head = HeadTimer::new(Arc::clone(&connection), server.head_timeout);
+    let stream = TokioIo::new(ConnectionStream { stream, head, entry: None });
+    let mut served = pin!(server.builder.serve_connection_with_upgrades(stream, service));
     tokio::select! {
         biased;
         _ = served.as_mut() => return,
-        () = inner.reached(Stage::Finished) => {}
-        () = unused(server.head_timeout, || was_used.load(Ordering::Relaxed)) => return,
+        () = state.stages.reached(Stage::Finished) => {}
+        () = connection.unused(server.head_timeout) => return,
     }
     served.as_mut().graceful_shutdown();
     tokio::select! {
         biased;
         _ = served => {}
-        () = sleep(GOODBYE) => {}
+        () = sleep(LAST_RESPONSES) => {}
     }
 }

@@ -1,73 +1,23 @@
-use std::future::{Future, ready};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::future::ready;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use std::{fmt, io};
 
 use axum::Router;
-use axum::routing::get;
-use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::registry::Registry;
-use super::{App, DrainError, DrainOptions, DrainReport, Listen, sequence, serve};
-use crate::health::{Criticality, Health, Signal};
+use super::stage::Stage;
+use super::state::State;
+use super::{App, DrainOptions, DrainReport, Listen, endpoint, sequence, serve};
+use crate::health::{Criticality, Health};
+use crate::{ConfigError, Problem};
 
-/// How far the one drain of this process has come. Stages only grow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(super) enum Stage {
-    Serving,
-    /// Not ready, but still accepting.
-    Propagating,
-    /// No longer accepting; requests go on.
-    Closing,
-    /// The deadline has passed, or nothing was left.
-    Forced,
-    /// The hooks have run and the report is there.
-    Finished,
-}
-
-pub(super) type Hook = (Arc<str>, Box<dyn FnOnce(Duration) -> BoxFuture<'static, ()> + Send>);
-
-pub(super) struct Inner {
-    pub(super) options: DrainOptions,
-    pub(super) registry: Registry,
-    pub(super) stage: watch::Sender<Stage>,
-    /// The same for the request path, which must not take the channel's lock.
-    now: AtomicU8,
-    /// `None` once the hooks have been started.
-    pub(super) hooks: Mutex<Option<Vec<Hook>>>,
-    pub(super) report: OnceLock<DrainReport>,
-    readiness: Signal,
-    runtime: Handle,
-    signals: AtomicBool,
-}
-
-impl Inner {
-    pub(super) fn is_at(&self, stage: Stage) -> bool {
-        self.now.load(Ordering::Acquire) >= stage as u8
-    }
-
-    pub(super) fn enter(&self, stage: Stage) {
-        self.now.fetch_max(stage as u8, Ordering::AcqRel);
-        self.stage.send_replace(stage);
-        self.registry.wake_connections();
-    }
-
-    pub(super) async fn reached(&self, stage: Stage) {
-        // The sender is in `self`, so the wait can only end by the stage.
-        let _ = self.stage.subscribe().wait_for(|now| *now >= stage).await;
-    }
-}
-
-/// The one drain of a process: begins it, serves until it ends, tells others about it.
+/// Drains this process: stops it without dropping a request.
 ///
-/// Clones are the same drain. See the [module](super) for what happens when.
+/// Clones are handles to the same drain. The [module](super) describes the sequence.
 ///
 /// ```no_run
 /// use axum::{Router, routing::get};
@@ -92,172 +42,172 @@ impl Inner {
 /// ```
 #[derive(Clone)]
 pub struct Drain {
-    pub(super) inner: Arc<Inner>,
+    pub(super) state: Arc<State>,
+    has_signals: Arc<AtomicBool>,
 }
 
 impl Drain {
-    /// A drain that takes `health` down (under the name `drain`) when it begins.
+    /// A drain that takes `health` down (the signal `drain`) when it begins.
     ///
     /// # Errors
     ///
-    /// All unusable options at once; or no Tokio runtime to run the sequence on.
-    pub fn new(health: &Health, options: DrainOptions) -> Result<Self, DrainError> {
-        let mut problems = options.validate();
-        let runtime = match Handle::try_current() {
-            Ok(runtime) if problems.is_empty() => runtime,
-            Ok(_) => return Err(DrainError::new(problems)),
-            Err(_) => {
-                problems.push("a drain must be made inside a Tokio runtime".to_owned());
-                return Err(DrainError::new(problems));
-            }
-        };
+    /// [`ConfigError`] with every option that can't be used. Outside of a Tokio runtime it is refused too, because the
+    /// sequence runs there.
+    pub fn new(health: &Health, options: DrainOptions) -> Result<Self, ConfigError> {
+        let mut problems = options.problems();
+        let runtime = Handle::try_current();
+        if let Err(error) = &runtime {
+            problems.push(Problem::new("drain", format!("needs a Tokio runtime: {error}")));
+        }
+        ConfigError::check(problems.clone())?;
+        let Ok(runtime) = runtime else { return Err(ConfigError { problems }) };
         let readiness = health.signal("drain", Criticality::Critical);
         readiness.ok();
-        Ok(Self {
-            inner: Arc::new(Inner {
-                options,
-                registry: Registry::default(),
-                stage: watch::Sender::new(Stage::Serving),
-                now: AtomicU8::new(Stage::Serving as u8),
-                hooks: Mutex::new(Some(Vec::new())),
-                report: OnceLock::new(),
-                readiness,
-                runtime,
-                signals: AtomicBool::new(false),
-            }),
-        })
+        Ok(Self { state: Arc::new(State::new(options, readiness, runtime)), has_signals: Arc::default() })
     }
 
-    /// Begins the drain and returns at once. A second call joins the first.
+    /// Begins the drain and returns at once. Further calls have no effect.
     pub fn begin(&self) {
-        let first = self.inner.now.fetch_max(Stage::Propagating as u8, Ordering::AcqRel);
-        if first != Stage::Serving as u8 {
-            return;
-        }
-        self.inner.readiness.fail("draining");
-        self.inner.enter(Stage::Propagating);
-        let sequence = sequence::run(Arc::clone(&self.inner), Instant::now());
-        self.inner.runtime.spawn(sequence);
+        sequence::begin(&self.state);
     }
 
-    /// Whether a drain has begun: one atomic load.
+    /// Begins the drain, or continues the one that has begun, without waiting: requests and work that have not ended
+    /// within 250 ms are cut, then the hooks run for at most [`DrainOptions::hook_time`]. Called while the hooks run,
+    /// it drops those too.
+    ///
+    /// This is what a second SIGTERM or SIGINT does.
+    pub fn cut_short(&self) {
+        self.begin();
+        self.state.cut_short();
+    }
+
+    /// Whether the drain has begun. Costs one atomic load.
     pub fn draining(&self) -> bool {
-        self.inner.is_at(Stage::Propagating)
+        self.state.stages.is_at(Stage::Propagating)
     }
 
-    /// Waits for the begin. For streams and loops that would not end by themselves.
+    /// Waits for the beginning of the drain. For streams and loops that do not end by themselves.
+    ///
+    /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn begun(&self) {
-        self.inner.reached(Stage::Propagating).await;
+        self.state.stages.reached(Stage::Propagating).await;
     }
 
-    /// Waits until endpoints had time to learn of it: from here on no new connection is accepted, and what the requests
-    /// that are left don't need can be given away.
+    /// Waits until [`DrainOptions::propagation`] has passed. From then on no new connection is accepted, and resources
+    /// that the remaining requests do not need can be released.
+    ///
+    /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn propagated(&self) {
-        self.inner.reached(Stage::Closing).await;
+        self.state.stages.reached(Stage::Closing).await;
     }
 
-    /// Waits for the end and says how it went.
+    /// Waits for the end of the drain and returns its report.
+    ///
+    /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn finished(&self) -> DrainReport {
-        self.inner.reached(Stage::Finished).await;
-        self.inner.report.get().cloned().unwrap_or_default()
+        self.state.stages.reached(Stage::Finished).await;
+        self.state.report.get().cloned().unwrap_or_default()
     }
 
-    /// Work beside requests (a pinned transaction, a job) that the drain has to wait for
-    /// until the guard is dropped.
+    /// Registers work beside requests (a pinned transaction, a job). The drain waits until the guard is dropped.
     pub fn work(&self, name: impl Into<Arc<str>>) -> WorkGuard {
-        WorkGuard { id: self.inner.registry.add_work(name.into()), inner: Arc::clone(&self.inner) }
+        WorkGuard { id: self.state.registry.add_work(name.into()), state: Arc::clone(&self.state) }
     }
 
-    /// Runs `hook` after requests and work have ended (or were cut) and before
-    /// [`Drain::serve`] returns. It is told how much time is left, and dropped after that.
+    /// Runs `hook` after requests and work have ended (or were cut) and before [`Drain::serve`] returns. The argument
+    /// is the time that is left; the hook is dropped when it has passed.
     ///
-    /// Hooks run side by side, so that a slow one takes no time from the others; what has to
-    /// happen in order belongs in one hook. A hook that is added once they run is dropped,
-    /// and a warning is logged.
+    /// Hooks run concurrently, so that a slow one takes no time from the others. Steps that need an order belong in one
+    /// hook. A hook that is added after the hooks were started is dropped with a warning.
     pub fn on_drain<F, Fut>(&self, name: impl Into<Arc<str>>, hook: F)
     where
         F: FnOnce(Duration) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
         let name = name.into();
-        let mut hooks = self.inner.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hooks = self.state.hooks.lock().unwrap_or_else(PoisonError::into_inner);
         match hooks.as_mut() {
             Some(hooks) => hooks.push((name, Box::new(|left| Box::pin(hook(left))))),
-            None => tracing::warn!(%name, "hook added after the drain's hooks were started"),
+            None => tracing::warn!(%name, "hook added after the drain's hooks were started; it does not run"),
         }
     }
 
-    /// Begins the drain on SIGTERM and SIGINT, from now on. [`Drain::serve`] calls it.
+    /// Begins the drain on the first SIGTERM or SIGINT. A second signal [cuts it short](Self::cut_short), and a third
+    /// one drops the hooks. [`Drain::serve`] calls this.
     ///
-    /// The signals no longer end the process by themselves.
+    /// From then on these signals no longer terminate the process by themselves.
     ///
     /// # Errors
     ///
-    /// The handlers can't be installed; a later call tries again.
+    /// The signal handlers can't be installed. A later call tries again.
     pub fn on_signals(&self) -> io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        if self.inner.signals.swap(true, Ordering::AcqRel) {
+        if self.has_signals.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
         let drain = self.clone();
-        self.inner.runtime.spawn(async move {
-            let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-                () = drain.begun() => return,
-            };
-            tracing::info!("{name}: draining");
+        self.state.runtime.spawn(async move {
+            let signal = next_signal(&mut terminate, &mut interrupt).await;
+            tracing::info!(signal, "draining");
             drain.begin();
+            loop {
+                let signal = tokio::select! {
+                    signal = next_signal(&mut terminate, &mut interrupt) => signal,
+                    _ = drain.finished() => return,
+                };
+                tracing::warn!(signal, "another signal: ending the drain without waiting");
+                drain.cut_short();
+            }
         });
         Ok(())
     }
 
-    /// `POST` and `GET /drain` for a preStop hook: begins the drain and answers when
-    /// propagation has passed. Repeated calls join the same drain.
+    /// `/drain` for a preStop hook: begins the drain and answers when propagation has passed. Repeated calls have no
+    /// further effect.
+    ///
+    /// | request | |
+    /// |---|---|
+    /// | `POST` from 127.0.0.1, `::1` or a Unix socket | allowed: `preStop.exec` inside the container, or a person |
+    /// | `POST` from elsewhere, with the header `x-cutover-drain-secret` | allowed if it is [`DrainOptions::secret`] |
+    /// | `GET` with that header | the same: `preStop.httpGet` can send only this |
+    /// | everything else, such as `GET` or `HEAD` without the header | refused |
+    ///
+    /// The peer's address is known where [`serve`](Self::serve) or [`serve_admin`](Self::serve_admin) serves the router.
+    /// A proxy inside of the pod that connects from 127.0.0.1 counts as the same host.
     pub fn router(&self) -> Router {
-        let inner = Arc::clone(&self.inner);
-        let drain = self.clone();
-        let handler = move || {
-            drain.begin();
-            let inner = Arc::clone(&inner);
-            async move {
-                inner.reached(Stage::Closing).await;
-                "draining: endpoints had time to learn of it\n"
-            }
-        };
-        Router::new().route("/drain", get(handler.clone()).post(handler))
+        endpoint::router(Arc::clone(&self.state))
     }
 
-    /// Serves HTTP/1 and HTTP/2 until a drain has ended, and says how it went.
+    /// Serves HTTP/1 and HTTP/2 until the drain has ended, and returns its report.
     ///
-    /// `app` is an axum `Router`, tonic's `Routes`, or any other [`App`]. Handlers find the
-    /// peer as `ConnectInfo<SocketAddr>` (of a Unix listener, tokio's `unix::SocketAddr`). An
-    /// error of `accept` (too many open files) pauses accepting and never ends it. May be
-    /// called for several listeners.
-    ///
-    /// Not cancel safe: dropped, it stops accepting at once. Connections go on, and a drain
-    /// still waits for them.
+    /// `app` is an axum `Router`, tonic's `Routes`, or any other [`App`]. Handlers find the peer's address as
+    /// `ConnectInfo<SocketAddr>` (on a Unix listener, tokio's `unix::SocketAddr`). An error of `accept` (too many open
+    /// files) pauses accepting and never ends it. May be called for several listeners, which share
+    /// [`DrainOptions::max_connections`].
     ///
     /// # Errors
     ///
     /// The signal handlers can't be installed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: dropped, it stops accepting at once. Open connections go on, and a drain still waits for them.
     pub async fn serve(&self, listener: impl Listen, app: impl App) -> io::Result<DrainReport> {
         self.serve_with(listener, |stream| ready(Ok(stream)), app).await
     }
 
-    /// [`serve`](Self::serve), with a handshake at the beginning of each connection: TLS by
-    /// an acceptor of your own, or a PROXY header to be read off.
+    /// [`serve`](Self::serve) with a handshake at the beginning of each connection, such as TLS or a PROXY header.
     ///
-    /// The handshake runs in the connection's own task, so a slow one holds up nobody. It may
-    /// take 10 seconds and never longer than the drain's deadline; when it fails, the
-    /// connection is dropped. For HTTP/2 the acceptor has to offer `h2` by ALPN.
+    /// The handshake runs in the connection's own task, so a slow one delays no other connection. It may take 10
+    /// seconds, and never longer than the drain's deadline. When it fails, the connection is dropped. For HTTP/2 the
+    /// acceptor has to offer `h2` by ALPN.
     ///
     /// ```ignore
     /// let tls = tokio_rustls::TlsAcceptor::from(config);
@@ -284,44 +234,54 @@ impl Drain {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         self.on_signals()?;
-        serve::public(Arc::clone(&self.inner), listener, handshake, app).await;
+        serve::public(Arc::clone(&self.state), listener, handshake, app).await;
         Ok(self.finished().await)
     }
 
-    /// Serves the admin pages (health, metrics, [`Drain::router`]) until the drain has ended,
-    /// so that probes and scrapes see all of it. Nothing waits for its connections.
-    ///
-    /// Not cancel safe: dropped, it stops serving.
+    /// Serves the admin pages (health, metrics, [`Drain::router`]) until the drain has ended, so that probes and scrapes
+    /// see all of it. The drain does not wait for these connections. At most 1,024 are served at a time, beside
+    /// [`DrainOptions::max_connections`], so that a flood of requests does not hide the probes.
     ///
     /// # Errors
     ///
     /// The signal handlers can't be installed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: dropped, it stops serving.
     pub async fn serve_admin(&self, listener: impl Listen, app: impl App) -> io::Result<()> {
         self.on_signals()?;
-        serve::admin(Arc::clone(&self.inner), listener, app).await;
+        serve::admin(Arc::clone(&self.state), listener, app).await;
         Ok(())
+    }
+}
+
+async fn next_signal(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
     }
 }
 
 impl fmt::Debug for Drain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Drain")
-            .field("stage", &*self.inner.stage.borrow())
-            .field("options", &self.inner.options)
+            .field("stage", &self.state.stages.current())
+            .field("options", &self.state.options)
             .finish_non_exhaustive()
     }
 }
 
-/// Something that a drain waits for until it is dropped; from [`Drain::work`].
-#[must_use = "the drain waits only while this is held"]
+/// Work that a drain waits for until this is dropped; from [`Drain::work`].
+#[must_use = "the drain waits only while this is alive"]
 pub struct WorkGuard {
     id: u64,
-    inner: Arc<Inner>,
+    state: Arc<State>,
 }
 
 impl Drop for WorkGuard {
     fn drop(&mut self) {
-        self.inner.registry.remove_work(self.id);
+        self.state.registry.remove_work(self.id);
     }
 }
 

@@ -1,64 +1,73 @@
-//! Leaving without dropping a request: one sequence for SIGTERM, preStop and code.
+//! Stops a process without dropping a request: one sequence for SIGTERM, preStop and code.
 //!
-//! **Hazard.** Kubernetes takes a pod out of its endpoints at the same moment at which it
-//! signals it, and proxies learn of it seconds later. A server that stops accepting at once
-//! refuses requests that are still being sent to it; one that closes idle connections at
-//! once resets requests that are on their way; and one that waits without bound for a
-//! half-sent request head is killed in the middle of everything else.
+//! **Hazard.** Kubernetes removes a pod from its endpoints at the same moment at which it signals the pod, and proxies
+//! learn of it seconds later. A server that stops accepting at once refuses requests that are still sent to it. A server
+//! that closes idle connections at once resets requests that are on their way. A server that waits without limit for a
+//! half-sent request head is killed while other requests run.
 //!
-//! **What happens**, once, whoever asks first ([`Drain::begin`]):
+//! **The sequence** runs once, however often it is started ([`Drain::begin`]):
 //!
-//! 1. Readiness goes down. Connections are still accepted. Every HTTP/1 response says
-//!    `Connection: close`; HTTP/2 connections that were open get a GOAWAY.
-//! 2. After [`propagation`](DrainOptions::propagation): no more connections are accepted,
-//!    idle ones are closed, requests go on to the end of their bodies, [`WorkGuard`] to its end.
-//! 3. At the deadline, which is [`grace`](DrainOptions::grace) less
-//!    [`hook_time`](DrainOptions::hook_time) and [`margin`](DrainOptions::margin): what is
-//!    left is closed by force and listed in the [`DrainReport`].
-//! 4. Hooks run ([`Drain::on_drain`]); then [`Drain::serve`] returns the report. The
-//!    process is never exited from here.
+//! 1. Readiness goes down. Connections are still accepted. Every HTTP/1 response says `Connection: close`; HTTP/2
+//!    connections that were open get a GOAWAY.
+//! 2. After [`propagation`](DrainOptions::propagation), connections are no longer accepted and idle ones are closed.
+//!    Requests continue until their bodies have ended, and [`WorkGuard`]s until they are dropped.
+//! 3. At the deadline, which is [`grace`](DrainOptions::grace) less [`hook_time`](DrainOptions::hook_time) and
+//!    [`margin`](DrainOptions::margin), the rest is closed by force and listed in the [`DrainReport`].
+//! 4. The hooks run ([`Drain::on_drain`]). Then [`Drain::serve`] returns the report. This module never exits the process.
 //!
-//! **Differences from axum's `with_graceful_shutdown`.** That one refuses connections from
-//! the first moment and has no deadline: a half-sent head or a mute HTTP/2 client holds it
-//! up for ever.
+//! A second SIGTERM or SIGINT goes to step 3 at once, and a third one also drops the hooks. A person at a terminal, or a
+//! supervisor, means it.
 //!
-//! **Deployment caveat.** `grace` has to be the pod's `terminationGracePeriodSeconds`: a
-//! preStop hook spends from the same period.
+//! **Differences from axum's `with_graceful_shutdown`.** axum refuses connections from the first moment and has no
+//! deadline: a half-sent head or a silent HTTP/2 client delays it forever.
 //!
-//! **Long streams** (a watch, server-sent events: [`LongStream`]) would all last to the
-//! deadline. They are ended at step 2, when their client finds another instance. Connections
-//! that were upgraded (WebSocket) belong to the handler, which is waited for: end them on
-//! [`Drain::begun`], with a close frame. At the deadline their reads and writes fail.
+//! **Deployment caveat.** `grace` has to be the pod's `terminationGracePeriodSeconds`: a preStop hook uses up the same
+//! period.
+//!
+//! **Long streams** (a watch, server-sent events: [`LongStream`]) would all last until the deadline. They are ended at
+//! step 2, when their client finds another instance. Upgraded connections (WebSocket) belong to their handler, which the
+//! drain waits for: end them on [`Drain::begun`], with a close frame. At the deadline their reads and writes fail.
+//!
+//! **Limits on clients.** A request head may take [`head_timeout`](DrainOptions::head_timeout), and at most
+//! [`max_connections`](DrainOptions::max_connections) are served at a time, so that half-sent heads do not use up the
+//! memory of the process.
 //!
 //! # Defaults, and why
 //!
 //! | option | default | because |
 //! |---|---|---|
-//! | [`grace`](DrainOptions::grace) | 30 s | what Kubernetes gives a pod that says nothing |
-//! | [`propagation`](DrainOptions::propagation) | 5 s | endpoints reach kube-proxy and Envoy within one or two seconds, and a slow one within five; whoever asks the pod's readiness needs `periodSeconds` × `failureThreshold` |
-//! | [`hook_time`](DrainOptions::hook_time) | 3 s | flag metrics and the fleet's good-bye are one request each, with time limits of their own |
+//! | [`grace`](DrainOptions::grace) | 30 s | the default of Kubernetes |
+//! | [`propagation`](DrainOptions::propagation) | 5 s | endpoints reach kube-proxy and Envoy within one or two seconds, a slow one within five; a proxy that probes readiness needs `periodSeconds` × `failureThreshold` |
+//! | [`hook_time`](DrainOptions::hook_time) | 3 s | sending flag metrics and leaving the fleet are one request each, with time limits of their own |
 //! | [`margin`](DrainOptions::margin) | 1 s | to return from `main` before the kill |
-//! | [`head_timeout`](DrainOptions::head_timeout) | 65 min | hyper counts idle time in; shorter than what a proxy keeps idle connections (Envoy: 1 h), requests race with the close |
+//! | [`head_timeout`](DrainOptions::head_timeout) | 30 s | a head is a few packets; nginx gives it 60 s |
+//! | [`idle_timeout`](DrainOptions::idle_timeout) | 65 min | must be longer than a proxy keeps idle connections (Envoy: 1 h), or requests race with the close |
+//! | [`max_connections`](DrainOptions::max_connections) | 10,000 | hyper buffers up to 400 KiB of a head, so this bounds a flood; a service with more WebSockets sets it higher |
 
 mod app;
 mod connection;
+mod endpoint;
 mod handle;
-mod in_flight;
 mod listen;
 mod long;
 mod options;
 mod registry;
 mod report;
+mod request;
+mod secret;
 mod sequence;
 mod serve;
-mod watched;
+mod stage;
+mod state;
+mod stream;
 
 pub use app::App;
 pub use handle::{Drain, WorkGuard};
 pub use listen::Listen;
 pub use long::LongStream;
-pub use options::{DrainError, DrainOptions};
+pub use options::DrainOptions;
 pub use report::{Cut, CutPhase, DrainReport, HookEnd, HookReport};
+pub use secret::DrainSecret;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,13 @@
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-/// How long a drain may take, and how its time is shared out.
+use tokio::sync::Semaphore;
+
+use super::DrainSecret;
+use crate::Problem;
+
+/// The time limits of a drain, and the limits on connections.
+///
+/// Not `#[non_exhaustive]`, so that a service can write it as a literal with `..DrainOptions::default()`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -10,21 +17,26 @@ use std::{fmt, time::Duration};
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DrainOptions {
-    /// From the begin to the kill: the pod's `terminationGracePeriodSeconds`. Default 30 s.
+    /// Time from the beginning of the drain to the kill: the pod's `terminationGracePeriodSeconds`. Default 30 s.
     pub grace: Duration,
-    /// How long connections are still accepted while proxies learn that this instance is
-    /// leaving. Default 5 s.
+    /// How long connections are still accepted while proxies learn that this instance is leaving. Default 5 s.
     pub propagation: Duration,
-    /// Kept from the grace period for the hooks. Default 3 s.
+    /// Part of the grace period that is kept for the hooks. Default 3 s.
     pub hook_time: Duration,
-    /// Kept from the grace period for the process to end after the hooks. Default 1 s.
+    /// Part of the grace period that is kept for the process to exit after the hooks. Default 1 s.
     pub margin: Duration,
-    /// How long a connection may take to send its first request, and an HTTP/1 connection any whole
-    /// request head. hyper counts the
-    /// idle time between two requests in it, so it must be longer than a proxy in front
-    /// keeps idle connections (Envoy: 1 hour), or requests race with the close. Default
-    /// 65 minutes. During a drain the deadline holds for half-sent heads.
+    /// How long a connection may take to send the head of its first request, and how long an HTTP/1 connection may
+    /// take from the first byte of a later head to its end. Default 30 s.
     pub head_timeout: Duration,
+    /// How long an HTTP/1 connection may stay idle between two requests. Must be longer than the proxy in front
+    /// keeps idle connections (Envoy: 1 hour), or a request races with the close. Default 65 min.
+    pub idle_timeout: Duration,
+    /// How many connections the public listeners of a process serve at a time. Further connections wait in the
+    /// kernel's queue. Default 10,000.
+    pub max_connections: usize,
+    /// Allows `/drain` to be called from other hosts, and by `GET`; see [`Drain::router`](super::Drain::router).
+    /// Default none: `POST` from the same host only.
+    pub secret: Option<DrainSecret>,
 }
 
 impl Default for DrainOptions {
@@ -34,67 +46,81 @@ impl Default for DrainOptions {
             propagation: Duration::from_secs(5),
             hook_time: Duration::from_secs(3),
             margin: Duration::from_secs(1),
-            head_timeout: Duration::from_secs(65 * 60),
+            head_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(65 * 60),
+            max_connections: 10_000,
+            secret: None,
         }
     }
 }
 
+/// The longest accepted duration. The clock can't add arbitrarily large ones.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 impl DrainOptions {
-    pub(super) fn validate(&self) -> Vec<String> {
+    pub(super) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let kept = self.propagation.saturating_add(self.hook_time).saturating_add(self.margin);
-        if kept >= self.grace {
-            problems.push(format!(
-                "propagation {:?}, hook_time {:?} and margin {:?} must leave some of grace {:?} \
-                 for requests to end",
-                self.propagation, self.hook_time, self.margin, self.grace
+        let reserved = self.propagation.saturating_add(self.hook_time).saturating_add(self.margin);
+        if reserved >= self.grace {
+            problems.push(Problem::new(
+                "drain.grace",
+                format!(
+                    "{:?} leaves no time for requests to end after propagation {:?}, hook_time {:?} and margin {:?}; \
+                     use more than {reserved:?}",
+                    self.grace, self.propagation, self.hook_time, self.margin
+                ),
             ));
         }
-        if self.head_timeout.is_zero() {
-            problems.push("head_timeout must be above zero".to_owned());
-        }
-        // A clock can't add more; nobody means it either.
-        let day = Duration::from_secs(24 * 60 * 60);
-        for (name, value) in [("grace", self.grace), ("head_timeout", self.head_timeout)] {
-            if value > day {
-                problems.push(format!("{name} {value:?} must be at most a day"));
+        for (field, value) in [
+            ("drain.grace", self.grace),
+            ("drain.head_timeout", self.head_timeout),
+            ("drain.idle_timeout", self.idle_timeout),
+        ] {
+            if value.is_zero() {
+                problems.push(Problem::new(field, "is zero; use a longer duration"));
+            } else if value > DAY {
+                problems.push(Problem::new(field, format!("{value:?} is too long; use at most {DAY:?}")));
             }
+        }
+        if self.max_connections == 0 || self.max_connections > Semaphore::MAX_PERMITS {
+            problems.push(Problem::new(
+                "drain.max_connections",
+                format!("{} is out of range; use 1 to {}", self.max_connections, Semaphore::MAX_PERMITS),
+            ));
         }
         problems
     }
 
-    /// From the begin to the closing by force.
+    /// From the beginning of the drain to the forced close.
     pub(super) fn request_time(&self) -> Duration {
         self.hooks_end().saturating_sub(self.hook_time)
     }
 
-    /// From the begin to the end of the hooks.
+    /// From the beginning of the drain to the end of the hooks.
     pub(super) fn hooks_end(&self) -> Duration {
         self.grace.saturating_sub(self.margin)
     }
 }
 
-/// Why a drain could not be made: every problem found, each naming the option.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DrainError {
-    problems: Vec<String>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl DrainError {
-    pub(super) fn new(problems: Vec<String>) -> Self {
-        Self { problems }
+    #[test]
+    fn every_bad_option_is_reported() {
+        assert_eq!(DrainOptions::default().problems(), []);
+        let options = DrainOptions {
+            propagation: Duration::from_secs(27),
+            head_timeout: Duration::ZERO,
+            idle_timeout: Duration::MAX,
+            max_connections: 0,
+            ..DrainOptions::default()
+        };
+        let problems = options.problems();
+        let fields: Vec<&str> = problems.iter().map(|problem| &*problem.field).collect();
+        assert_eq!(
+            fields,
+            ["drain.grace", "drain.head_timeout", "drain.idle_timeout", "drain.max_connections"]
+        );
     }
-
-    /// One sentence per problem.
-    pub fn problems(&self) -> &[String] {
-        &self.problems
-    }
 }
-
-impl fmt::Display for DrainError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unusable drain options: {}", self.problems.join("; "))
-    }
-}
-
-impl std::error::Error for DrainError {}

@@ -11,15 +11,15 @@ use http::{Method, Version};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::handle::{Inner, Stage};
+use super::stage::{Stage, Stages};
 use super::{Cut, CutPhase};
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Everything that a drain waits for. Requests are kept per connection, so that two
-/// connections share nothing while they serve.
+/// Everything that a drain waits for. Requests are listed per connection, so that two connections share nothing while
+/// they serve.
 #[derive(Default)]
 pub(super) struct Registry {
     members: Mutex<Members>,
@@ -76,7 +76,7 @@ impl Registry {
         self.left.notify_waiters();
     }
 
-    /// Waits until nothing is left: no listener that may still add, no connection, no work.
+    /// Waits until no listener, connection or work is left.
     pub(super) async fn empty(&self) {
         self.until(|m| m.listeners == 0 && m.connections.is_empty() && m.work.is_empty()).await;
     }
@@ -88,7 +88,7 @@ impl Registry {
 
     async fn until(&self, done: impl Fn(&Members) -> bool) {
         loop {
-            // Registered before looking, so that a removal in between isn't missed.
+            // Registered before the check, so that a removal in between is not missed.
             let left = self.left.notified();
             tokio::pin!(left);
             left.as_mut().enable();
@@ -99,7 +99,7 @@ impl Registry {
         }
     }
 
-    /// Has every connection's task look at the stage again.
+    /// Makes the task of every connection look at the stage again.
     pub(super) fn wake_connections(&self) {
         for connection in locked(&self.members).connections.values() {
             connection.task.wake();
@@ -108,7 +108,7 @@ impl Registry {
         }
     }
 
-    /// What is there now, the oldest first.
+    /// What has not ended, the oldest first.
     pub(super) fn list(&self) -> Vec<Cut> {
         let members = locked(&self.members);
         let mut cut: Vec<_> = members.connections.values().flat_map(|c| c.list()).collect();
@@ -123,32 +123,23 @@ impl Registry {
     }
 }
 
-/// Waits for `limit`; never ends where something was used by then.
-pub(super) async fn unused(limit: Duration, is_used: impl FnOnce() -> bool) {
-    tokio::time::sleep(limit).await;
-    if is_used() {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// One connection and its requests in flight (more than one on HTTP/2 only).
+/// One connection and its requests in flight. Only HTTP/2 has more than one at a time.
 pub(super) struct Connection {
     peer: String,
     opened: Instant,
     http2: AtomicBool,
     requests: Mutex<Requests>,
     first_request: Notify,
-    /// A waker of its own: with a channel, every connection would take the channel's lock
-    /// each time it is polled.
+    /// With a channel, every connection would take the channel's lock each time it is polled.
     task: AtomicWaker,
-    /// Of whoever reads and writes its bytes: the same task, or the handler of an upgrade.
+    /// The wakers of the task that reads and writes the bytes: the connection's own, or the handler of an upgrade.
     pub(super) reader: AtomicWaker,
     pub(super) writer: AtomicWaker,
 }
 
 #[derive(Default)]
 struct Requests {
-    next: u64,
+    begun: u64,
     open: Vec<Request>,
 }
 
@@ -161,7 +152,7 @@ struct Request {
 }
 
 impl Connection {
-    fn new(peer: String) -> Self {
+    pub(super) fn new(peer: String) -> Self {
         Self {
             peer,
             opened: Instant::now(),
@@ -176,8 +167,8 @@ impl Connection {
 
     pub(super) fn start<B>(&self, request: &http::Request<B>) -> u64 {
         let mut requests = locked(&self.requests);
-        requests.next += 1;
-        let id = requests.next;
+        requests.begun += 1;
+        let id = requests.begun;
         requests.open.push(Request {
             id,
             method: request.method().clone(),
@@ -203,19 +194,19 @@ impl Connection {
 
     pub(super) fn end(&self, id: u64) {
         let mut requests = locked(&self.requests);
-        // One that was upgraded goes on for as long as its connection.
+        // An upgraded request lasts as long as its connection.
         let ended = |r: &Request| r.id == id && r.phase != CutPhase::Upgraded;
         if let Some(index) = requests.open.iter().position(ended) {
             requests.open.swap_remove(index);
         }
     }
 
-    /// Waits for `stage`; only the connection's own task may.
-    pub(super) async fn reached(&self, inner: &Inner, stage: Stage) {
+    /// Waits for `stage`. Only the connection's own task may call this, because there is one waker.
+    pub(super) async fn reached(&self, stages: &Stages, stage: Stage) {
         poll_fn(|cx| {
-            // Registered before looking, so that a change in between isn't missed.
+            // Registered before the check, so that a change in between is not missed.
             self.task.register(cx.waker());
-            if inner.is_at(stage) { Poll::Ready(()) } else { Poll::Pending }
+            if stages.is_at(stage) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -227,14 +218,24 @@ impl Connection {
 
     /// Waits for the first request, at most `limit`.
     pub(super) async fn used(&self, limit: Duration) {
-        if locked(&self.requests).next == 0 {
+        if locked(&self.requests).begun == 0 {
             let _ = tokio::time::timeout(limit, self.first_request.notified()).await;
         }
     }
 
-    /// Waits for `limit` without a request; never ends where there was one.
+    /// Returns after `limit` if no request has begun by then; otherwise never.
     pub(super) async fn unused(&self, limit: Duration) {
-        unused(limit, || locked(&self.requests).next > 0).await;
+        tokio::time::sleep(limit).await;
+        if locked(&self.requests).begun > 0 {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether bytes that arrive now belong to a request head, and how many requests have begun. HTTP/2 has other
+    /// frames between heads.
+    pub(super) fn head_expected(&self) -> (bool, u64) {
+        let requests = locked(&self.requests);
+        (requests.open.is_empty() && !self.is_http2(), requests.begun)
     }
 
     fn list(&self) -> Vec<Cut> {

@@ -12,8 +12,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
-use super::handle::{Inner, Stage};
 use super::listen::Listen;
+use super::stage::Stage;
+use super::state::State;
 use super::{CutPhase, Drain, DrainOptions, HookEnd, serve};
 use crate::health::Health;
 
@@ -154,8 +155,8 @@ fn plain(stream: TcpStream) -> std::future::Ready<io::Result<TcpStream>> {
     std::future::ready(Ok(stream))
 }
 
-fn inner(drain: &Drain) -> Arc<Inner> {
-    Arc::clone(&drain.inner)
+fn state(drain: &Drain) -> Arc<State> {
+    Arc::clone(&drain.state)
 }
 
 #[tokio::test]
@@ -166,7 +167,7 @@ async fn accept_goes_on_after_too_many_open_files() {
     let drain = drain();
     let app = Router::new().route("/", get(|| async { "hello" }));
     let started = Instant::now();
-    tokio::spawn(serve::public(inner(&drain), exhausted, plain, app));
+    tokio::spawn(serve::public(state(&drain), exhausted, plain, app));
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -184,7 +185,7 @@ async fn a_listener_that_only_fails_does_not_hold_up_the_drain() {
     };
     let drain = drain();
     let (ended, end) = oneshot::channel();
-    let serving = serve::public(inner(&drain), exhausted, plain, Router::new());
+    let serving = serve::public(state(&drain), exhausted, plain, Router::new());
     tokio::spawn(async move {
         serving.await;
         let _ = ended.send(());
@@ -198,7 +199,7 @@ async fn a_listener_that_only_fails_does_not_hold_up_the_drain() {
 /// Leaves connections in the kernel's queue until propagation has passed.
 struct Late {
     listener: TcpListener,
-    inner: Arc<Inner>,
+    state: Arc<State>,
 }
 
 impl Listen for Late {
@@ -206,7 +207,7 @@ impl Listen for Late {
     type Peer = SocketAddr;
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        if !self.inner.is_at(Stage::Closing) {
+        if !self.state.stages.is_at(Stage::Closing) {
             std::future::pending::<()>().await;
         }
         self.listener.accept().await
@@ -219,15 +220,15 @@ async fn connections_that_the_kernel_has_accepted_are_served_before_the_listener
     let address = listener.local_addr().unwrap();
     let options = DrainOptions { propagation: Duration::from_millis(50), ..DrainOptions::default() };
     let drain = Drain::new(&Health::new(), options).unwrap();
-    let late = Late { listener, inner: inner(&drain) };
+    let late = Late { listener, state: state(&drain) };
     let app = Router::new().route("/", get(|| async { "hello" }));
-    tokio::spawn(serve::public(inner(&drain), late, plain, app));
+    tokio::spawn(serve::public(state(&drain), late, plain, app));
     let mut streams = Vec::new();
     for _ in 0..3 {
         streams.push(TcpStream::connect(address).await.unwrap());
     }
     drain.begin();
-    drain.inner.reached(Stage::Closing).await;
+    drain.state.stages.reached(Stage::Closing).await;
     for mut stream in streams {
         stream.write_all(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await.unwrap();
         let mut answer = String::new();

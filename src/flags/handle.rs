@@ -17,8 +17,7 @@ use super::source::FlagProblem;
 use super::source::Source;
 use super::subject::Subject;
 #[cfg(feature = "unleash")]
-use super::unleash::Poller;
-use super::unleash::UnleashOptions;
+use super::unleash::{Poller, UnleashOptions};
 use crate::release::Release;
 
 /// How often a source that does not tell is asked whether it is ready.

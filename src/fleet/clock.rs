@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The clock that leases are measured on: monotonic, and it counts the time a machine is suspended.
+/// The clock that leases are measured on: monotonic, and it runs on while the machine is suspended.
 #[cfg(target_os = "linux")]
 const CLOCK: ClockId = ClockId::Boottime;
 #[cfg(not(target_os = "linux"))]
@@ -13,7 +13,7 @@ pub(super) fn now() -> Duration {
     Duration::from_nanos(nanos())
 }
 
-/// The same as a number, for the check that every read makes; it overflows after 584 years.
+/// The same in nanoseconds, for the check that every read makes. It overflows after 584 years.
 #[inline]
 pub(super) fn nanos() -> u64 {
     let time = clock_gettime(CLOCK);

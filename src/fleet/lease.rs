@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use super::clock;
 
-/// How long this process may still believe that it is alive in the fleet's eyes.
+/// How long this process still counts as a member of its fleet, by its own clock.
 ///
-/// A cheap handle. [`Lease::holds`] is one clock reading and one atomic load, and is the check that an
-/// operation makes at its end: a process that was stopped in the middle finds that its lease has run out,
-/// whatever it read before.
+/// A cheap handle. [`Lease::holds`] is one clock reading and one atomic load. An operation checks it again when it ends, so a
+/// process that was stopped in the middle finds its lease expired and discards what it read.
 #[derive(Debug, Clone)]
 pub struct Lease {
-    // Of `clock::nanos`; 0 while there is no lease.
+    // As `clock::nanos`; 0: no lease.
     deadline: Arc<AtomicU64>,
 }
 
@@ -20,26 +19,26 @@ impl Lease {
         Self { deadline: Arc::new(AtomicU64::new(0)) }
     }
 
-    /// A lease that never runs out, for a process that is its own fleet and for tests.
+    /// A lease that never expires, for a process that is its own fleet and for tests.
     pub fn unlimited() -> Self {
         Self { deadline: Arc::new(AtomicU64::new(u64::MAX)) }
     }
 
-    /// Whether the lease still holds by this process's own clock.
+    /// Whether the lease has not expired by this process's own clock.
     #[inline]
     pub fn holds(&self) -> bool {
         clock::nanos() < self.deadline.load(Ordering::Acquire)
     }
 
-    /// How long it still holds; zero when it does not.
+    /// The time until it expires; zero if it has.
     pub fn remaining(&self) -> Duration {
         let deadline = Duration::from_nanos(self.deadline.load(Ordering::Acquire));
         deadline.saturating_sub(clock::now())
     }
 
-    /// Extends the lease to `lasting` from the moment `asked` at which the database was asked for it.
-    pub(super) fn extend(&self, asked: Duration, lasting: Duration) {
-        self.deadline.store(nanos(asked + lasting), Ordering::Release);
+    /// Extends the lease until `length` after the moment `requested` at which the request was sent.
+    pub(super) fn extend(&self, requested: Duration, length: Duration) {
+        self.deadline.store(nanos(requested + length), Ordering::Release);
     }
 
     pub(super) fn end(&self) {
@@ -56,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_counts_from_when_it_was_asked_for() {
+    fn a_lease_counts_from_its_request() {
         let lease = Lease::none();
         assert!(!lease.holds());
         lease.extend(clock::now(), Duration::from_secs(60));

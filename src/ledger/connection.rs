@@ -9,33 +9,29 @@ use tokio::time::{sleep, timeout};
 use super::connections::Connections;
 use super::error::LedgerError;
 use super::notifications::{Notifications, Subscription};
-use super::schema::{self, SCHEMA_VERSION};
+use super::schema::{self, SCHEMA_VERSION, Step};
 use super::transaction::{READ_COMMITTED, begin};
 use super::unprepared;
 
 /// How long a first connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How every transaction on the ledger begins. The server ends one whose process is paused or cut off in the
-/// middle, and nobody waits long for a lock that such a process holds: else one of them could stop the fleet.
+/// How every transaction on the ledger begins. A process that is paused or cut off in the middle holds its locks for a few
+/// seconds at most: the server ends its transaction, and others do not wait long for what it holds.
 const BEGIN: &str = "begin isolation level read committed; set local lock_timeout = '2s'; set local idle_in_transaction_session_timeout = '3s'";
 
-/// How often an upgrade comes back where a writer's transaction was in its way, and after how long: with the wait itself, a
-/// quarter of a minute in all.
+/// How often an upgrade is tried when a writer's transaction blocks it, and the pause in milliseconds between two attempts. With
+/// the time that each attempt waits for locks, this is about a quarter of a minute.
 const ATTEMPTS: u32 = 30;
 const BACKOFF: std::ops::Range<u64> = 200..400;
 
 /// The oldest server whose features the ledger uses.
 const OLDEST_SERVER: i32 = 130_000;
 
-/// The tables in schema `cutover` that hold who is alive, which epoch is current, and the history.
+/// A handle on the tables in schema `cutover`.
 ///
-/// It lives in the same database as the data, so that both come back from the same write-ahead log after a
-/// failover. It has a few connections of its own, derived from the service's options: asking for an
-/// extension of a lease must not wait in the queue of a busy pool.
-///
-/// A cheap handle. Its clones share the connections, so several fleets, or many instances, of one process need no
-/// more of them than one.
+/// It has at most four connections of its own, made with the service's options, because the renewal of a lease must not wait
+/// in the queue of a busy pool. Clones share them, so several fleets or instances in one process need no more.
 #[derive(Clone)]
 pub struct Ledger {
     inner: Arc<Inner>,
@@ -48,27 +44,47 @@ struct Inner {
 
 impl fmt::Debug for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the options: they may hold a password.
+        // The options may hold a password.
         f.debug_struct("Ledger").field("pool", &self.pool()).finish_non_exhaustive()
     }
 }
 
 impl Ledger {
-    /// Connects with `options`, installs or upgrades the schema where it is missing or old, and checks that
-    /// this library can work with it.
+    /// Connects with `options`, installs the schema if it is missing, upgrades it if it is older than this library needs, and
+    /// checks that this library can work with it.
     ///
-    /// Two versions of the library may do so at once. A role without the right to create a schema is enough
-    /// where the schema is installed already.
+    /// Several processes, and two versions of the library, may do so at the same time. A role that may not create a schema is
+    /// enough if the schema is installed already.
     ///
     /// # Errors
     ///
-    /// Any [`LedgerError`]. Nothing was changed then.
+    /// Any [`LedgerError`] except [`LedgerError::Config`]. Nothing has changed then.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future rolls the installation back.
+    /// Cancel safe: dropping the future rolls the installation back.
     pub async fn open(options: PgConnectOptions) -> Result<Self, LedgerError> {
-        Self::connect(options, true).await
+        Self::connect(options, true, None).await
+    }
+
+    /// Like [`Ledger::open`], as a library would that has one more step than this one. For tests of an upgrade.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::open`].
+    #[doc(hidden)]
+    pub async fn open_with_step(options: PgConnectOptions, next: Step) -> Result<Self, LedgerError> {
+        Self::connect(options, true, Some(next)).await
+    }
+
+    /// Like [`Ledger::existing`], as a library would that has one more step than this one. For tests of an upgrade.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::existing`].
+    #[doc(hidden)]
+    pub async fn existing_with_step(options: PgConnectOptions, next: Step) -> Result<Self, LedgerError> {
+        Self::connect(options, false, Some(next)).await
     }
 
     /// Like [`Ledger::open`], but a missing schema is [`LedgerError::Missing`] and an old one [`LedgerError::Older`].
@@ -79,21 +95,22 @@ impl Ledger {
     ///
     /// # Cancel safety
     ///
-    /// Safe: reads only.
+    /// Cancel safe: it only reads.
     pub async fn existing(options: PgConnectOptions) -> Result<Self, LedgerError> {
-        Self::connect(options, false).await
+        Self::connect(options, false, None).await
     }
 
-    /// Whether the first start of a service would install the schema that [`Ledger::existing`] calls missing, or upgrade
-    /// the one that it calls older.
+    /// Whether [`Ledger::open`] with these options could install the schema that [`Ledger::existing`] reports as missing, or
+    /// upgrade the one that it reports as older.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::NotInstalled`] or [`LedgerError::NotUpgraded`] when this role may not, [`LedgerError::Database`].
+    /// [`LedgerError::NotInstalled`] or [`LedgerError::NotUpgraded`] if this role may not, [`LedgerError::Database`],
+    /// [`LedgerError::Timeout`].
     ///
     /// # Cancel safety
     ///
-    /// Safe: reads only.
+    /// Cancel safe: it only reads.
     pub async fn can_install(options: &PgConnectOptions) -> Result<(), LedgerError> {
         let mut connection = connected(options).await?;
         let (may_create, role): (bool, String) = unprepared::query_as(
@@ -110,33 +127,39 @@ impl Ledger {
         connection.close().await?;
         match found {
             None if !may_create => Err(LedgerError::NotInstalled { role }),
-            Some(found) if owns != Some(true) => Err(LedgerError::NotUpgraded { role, found }),
+            Some(found) if owns != Some(true) => {
+                Err(LedgerError::NotUpgraded { role, found, needs: SCHEMA_VERSION })
+            },
             _ => Ok(()),
         }
     }
 
-    async fn connect(options: PgConnectOptions, install: bool) -> Result<Self, LedgerError> {
+    async fn connect(
+        options: PgConnectOptions,
+        may_install: bool,
+        next: Option<Step>,
+    ) -> Result<Self, LedgerError> {
         let mut options = options.statement_cache_capacity(0);
-        // The name keeps them apart from what others use, when connections are counted. Under a name of the user's own
-        // they count twice: to be on the safe side.
+        // The pool guard tells the ledger's connections from others by this name. If the user has set a name, it counts
+        // them twice, which errs on the safe side.
         if options.get_application_name().is_none() {
             options = options.application_name("cutover-ledger");
         }
         let connections = Arc::new(Connections::new(options));
         let ledger = Self { inner: Arc::new(Inner { connections, listening: Subscription::default() }) };
-        ledger.ensure(install).await?;
+        ledger.ensure(may_install, next).await?;
         Ok(ledger)
     }
 
-    /// Lets a role use the ledger: what an instance needs at run time, and nothing else.
+    /// Grants a role the rights on the ledger that an instance needs at run time, and no others.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Database`] when there is no such role, or this one may not grant.
+    /// [`LedgerError::Database`] if the role does not exist, or the current role may not grant.
     ///
     /// # Cancel safety
     ///
-    /// Safe: all or nothing.
+    /// Cancel safe: it grants all rights or none.
     pub async fn grant(&self, role: &str) -> Result<(), LedgerError> {
         let role = format!("\"{}\"", role.replace('"', "\"\""));
         let mut tx = self.begin().await?;
@@ -155,8 +178,8 @@ impl Ledger {
 
     /// Begins a transaction on the ledger.
     ///
-    /// Everything asked of the ledger runs in a transaction, also a single query: behind a pooler in
-    /// transaction mode the preparation of a statement and its execution could else reach different servers.
+    /// A single query needs one too: behind a pooler in transaction mode, the preparation of a statement and its execution
+    /// could otherwise reach different sessions.
     pub(crate) async fn begin(&self) -> Result<PgTransaction<'static>, sqlx::Error> {
         begin(&self.pool(), BEGIN).await
     }
@@ -166,7 +189,7 @@ impl Ledger {
         self.inner.connections.ask(statement).await
     }
 
-    /// Follows what happens to the migrations of a fleet.
+    /// Subscribes to changes of the fleet's migrations.
     pub(crate) fn notices(&self, fleet: &str) -> Notifications {
         self.inner.listening.follow(&self.inner.connections, fleet)
     }
@@ -180,14 +203,13 @@ impl Ledger {
         self.inner.connections.reconnect();
     }
 
-    /// Sees that the schema is there and of this library's version, or one that it can work with.
-    async fn ensure(&self, may_install: bool) -> Result<(), LedgerError> {
-        // A connection of its own, because a pool tries again where the server refuses it, and then says only
-        // that time has run out; and because a first installation by several processes takes turns, which the
-        // time limits of other transactions are too short for.
+    /// Makes sure that the schema has the version that is needed, or one that is compatible with this library.
+    async fn ensure(&self, may_install: bool, next: Option<Step>) -> Result<(), LedgerError> {
+        // Not from the pool: a pool retries a refused connection and then reports a timeout only. And processes that
+        // install at the same time wait for each other for longer than other transactions may.
         let mut connection = connected(&self.inner.connections.options).await?;
         let mut attempt = 1;
-        while let Err(error) = ensure(&mut connection, may_install).await {
+        while let Err(error) = ensure(&mut connection, may_install, next).await {
             if !matches!(error, LedgerError::Busy) || attempt == ATTEMPTS {
                 return Err(error);
             }
@@ -199,8 +221,12 @@ impl Ledger {
     }
 }
 
-async fn ensure(connection: &mut PgConnection, may_install: bool) -> Result<(), LedgerError> {
-    // What another process has installed while this one waited for it has to be seen.
+async fn ensure(
+    connection: &mut PgConnection,
+    may_install: bool,
+    next: Option<Step>,
+) -> Result<(), LedgerError> {
+    // READ COMMITTED sees what another process has installed while this one waited for it.
     let mut tx = connection.begin_with(READ_COMMITTED).await?;
     let row = tx
         .fetch_one(
@@ -211,23 +237,25 @@ async fn ensure(connection: &mut PgConnection, may_install: bool) -> Result<(), 
     check_server(row.try_get("server")?, row.try_get("standby")?)?;
     let role: String = row.try_get("role")?;
     let found = schema::version(&mut tx).await.map_err(|error| no_rights(error, &role))?;
+    let needs = schema::needed(next);
     match found {
-        Some(found) if found.compatible_from > SCHEMA_VERSION => {
+        Some(found) if found.compatible_from > needs => {
             return Err(LedgerError::Newer { found: found.number, needs: found.compatible_from });
         }
-        Some(found) if found.number >= SCHEMA_VERSION => {}
-        _ if may_install => schema::bring_up_to_date(&mut tx, &role).await?,
-        Some(found) => return Err(LedgerError::Older { found: found.number }),
+        Some(found) if found.number >= needs => {}
+        _ if may_install => schema::upgrade(&mut tx, &role, next).await?,
+        Some(found) => return Err(LedgerError::Older { found: found.number, needs }),
         None => return Err(LedgerError::Missing),
     }
     tx.commit().await?;
     Ok(())
 }
 
-async fn connected(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-    let no_answer =
-        |_| std::io::Error::new(std::io::ErrorKind::TimedOut, format!("no answer within {CONNECT:?}"));
-    timeout(CONNECT, PgConnection::connect_with(options)).await.map_err(no_answer)?
+async fn connected(options: &PgConnectOptions) -> Result<PgConnection, LedgerError> {
+    match timeout(CONNECT, PgConnection::connect_with(options)).await {
+        Ok(connected) => Ok(connected?),
+        Err(_) => Err(LedgerError::Timeout { limit: CONNECT }),
+    }
 }
 
 fn check_server(version: i32, is_standby: bool) -> Result<(), LedgerError> {
@@ -251,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_is_too_old_or_read_only_is_refused() {
+    fn an_old_or_read_only_server_is_refused() {
         assert!(check_server(130_000, false).is_ok());
         let old = check_server(120_017, false).expect_err("refused").to_string();
         assert!(old.contains("PostgreSQL 12") && old.contains("13 or newer"), "{old}");

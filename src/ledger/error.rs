@@ -1,20 +1,33 @@
-use super::schema::SCHEMA_VERSION;
+use std::time::Duration;
 
-/// What can be wrong with the ledger.
+use super::schema::SCHEMA_VERSION;
+use super::sqlstate::describe_error;
+use crate::config::ConfigError;
+
+/// An error of the ledger.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LedgerError {
     /// The database did not answer, or refused a statement.
-    #[error("the ledger's database: {0}")]
+    #[error("ledger database: {}", describe_error(.0))]
     Database(#[from] sqlx::Error),
-    /// The schema isn't there.
+    /// The database did not answer in time. It may still have executed what it was sent.
     #[error(
-        "schema `cutover` is not installed in this database: `cutover install` does it, or the first start of a service whose role may create it"
+        "ledger database: no answer within {limit:?}; check that it is reachable and that no transaction blocks schema `cutover`"
+    )]
+    Timeout {
+        /// The time limit that expired.
+        limit: Duration,
+    },
+    /// The schema does not exist.
+    #[error(
+        "schema `cutover` does not exist in this database; hint: run `cutover install`, or start a service whose role has \
+         CREATE on the database"
     )]
     Missing,
-    /// The schema isn't there and this role may not create it.
+    /// The schema does not exist and this role may not create it.
     #[error(
-        "schema `cutover` is not installed and role {role:?} may not create it: run `cutover install --grant-to \
+        "schema `cutover` does not exist, and role {role:?} may not create it; hint: run `cutover install --grant-to \
          {role}` once with a role that has CREATE on the database"
     )]
     NotInstalled {
@@ -22,61 +35,64 @@ pub enum LedgerError {
         role: String,
     },
     /// This role lacks a right on an installed ledger.
-    #[error("role {role:?} lacks rights on schema `cutover`: {message}")]
+    #[error(
+        "permission denied for role {role:?} on schema `cutover`: {message}; hint: run `cutover install --grant-to {role}` \
+         with the role that owns the schema"
+    )]
     NoRights {
         /// The role that was refused.
         role: String,
-        /// What the server said.
+        /// The server's message.
         message: String,
     },
     /// An older library installed the ledger.
     #[error(
-        "the ledger has version {found} and this library needs {SCHEMA_VERSION}: `cutover install` upgrades it, or the first \
-         start of a service whose role owns it; builds that are running go on working"
+        "schema `cutover` has version {found}, and this library needs version {needs}; hint: run `cutover install`, or start \
+         a service whose role owns the schema; running builds keep working during the upgrade"
     )]
     Older {
         /// The ledger's version.
         found: i32,
+        /// The version that this library needs.
+        needs: i32,
     },
     /// An older library installed the ledger, and this role may not upgrade it.
     #[error(
-        "the ledger has version {found}, this library needs {SCHEMA_VERSION}, and role {role:?} may not upgrade it: run \
-         `cutover install` once with the role that owns schema `cutover`; builds that are running go on working"
+        "schema `cutover` has version {found}, this library needs version {needs}, and role {role:?} may not upgrade it; \
+         hint: run `cutover install` once with the role that owns the schema; running builds keep working during the upgrade"
     )]
     NotUpgraded {
         /// The role that was refused.
         role: String,
         /// The ledger's version.
         found: i32,
+        /// The version that this library needs.
+        needs: i32,
     },
-    /// The ledger could not be upgraded because transactions were always in the way.
+    /// The ledger could not be upgraded, because a lock on its tables was not granted in time.
     #[error(
-        "the ledger could not be upgraded: transactions that write keep its tables locked; try again when none is open for long"
+        "could not upgrade schema `cutover`: open transactions hold locks on its tables; hint: end transactions that have \
+         been open for long (see pg_stat_activity) and try again"
     )]
     Busy,
-    /// A newer library installed a ledger that this one can't work with.
+    /// A newer library installed a ledger that this one cannot work with.
     #[error(
-        "the ledger has version {found} and needs a library for version {needs} or newer; this one is for \
-         {SCHEMA_VERSION}: deploy a build with a newer `cutover`"
+        "schema `cutover` has version {found}, which needs a library for version {needs} or newer; this library is for \
+         version {SCHEMA_VERSION}; hint: deploy a build with a newer `cutover`"
     )]
     Newer {
         /// The ledger's version.
         found: i32,
-        /// The oldest version it still works with.
+        /// The oldest version of the library that it still works with.
         needs: i32,
     },
     /// The connection leads to a standby.
-    #[error("the ledger's database is a read-only standby: connect to the primary")]
+    #[error("the ledger's database is a read-only standby; hint: connect to the primary")]
     ReadOnly,
     /// The server is too old.
-    #[error("the server is PostgreSQL {0}: 13 or newer is needed")]
+    #[error("the server is PostgreSQL {0}; hint: use version 13 or newer")]
     ServerTooOld(i32),
-    /// An option makes no sense.
-    #[error("{field}: {problem}")]
-    Option {
-        /// The option's name.
-        field: &'static str,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
+    /// Options or declarations that cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 }

@@ -1,30 +1,47 @@
 //! The ledger: the tables in schema `cutover` of the service's own Postgres, and every statement that reads or writes them.
 //!
-//! They hold who is alive, which epoch is current, how far long work is, and the history. The ledger lives in the same
-//! database as the data, so that both are restored from the same write-ahead log.
+//! The tables hold which instances are alive, which epoch is current, how far long work is, and the history. They are in the
+//! same database as the data, so that both are restored from the same write-ahead log.
+//!
+//! Each file holds the statements on one table or for one concern, as functions that take and return plain values. This
+//! room does not know phases; it stores their names.
 
+pub(crate) mod acknowledgements;
 pub(crate) mod bad_rows;
+pub(crate) mod blockers;
 mod connection;
 mod connections;
 pub(crate) mod differences;
+pub(crate) mod epochs;
 mod error;
+mod evidence;
 pub(crate) mod external_writes;
+pub(crate) mod fence;
+pub(crate) mod fleets;
+pub(crate) mod instances;
 pub(crate) mod jobs;
+pub(crate) mod leadership;
 pub(crate) mod locks;
-mod notifications;
+pub(crate) mod migrations;
+pub(crate) mod notifications;
+pub(crate) mod plans;
 pub(crate) mod repairs;
 mod schema;
 mod shares;
 mod sqlstate;
+pub(crate) mod standbys;
 mod transaction;
 pub(crate) mod unprepared;
 
 pub use connection::Ledger;
 pub use error::LedgerError;
+pub(crate) use evidence::evidence;
 pub(crate) use notifications::NO_NOTIFICATIONS;
 pub use schema::SCHEMA_VERSION;
+#[doc(hidden)]
+pub use schema::Step;
 #[cfg(test)]
 pub(crate) use shares::Share;
 pub(crate) use shares::{Capacity, ShareRequest, ShareTable};
-pub(crate) use sqlstate::{is_lock_timeout, sql_state};
+pub(crate) use sqlstate::{describe_error, is_lock_timeout, sql_state};
 pub(crate) use transaction::{READ_COMMITTED, begin};

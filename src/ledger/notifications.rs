@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use sqlx::Row;
+use sqlx::{PgConnection, Row};
 use sqlx::postgres::{PgListener, PgRow};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connections::Connections;
+use super::unprepared;
 
 /// How long listening may take to begin, and an own notification to come back.
 const SOON: Duration = Duration::from_secs(2);
@@ -25,6 +26,12 @@ const KEPT: usize = 16;
 /// What is wrong when [`Notifications::are_heard`] is false.
 pub(crate) const NO_NOTIFICATIONS: &str =
     "notifications don't arrive, as behind a pooler in transaction mode: changes are seen by polling";
+
+/// Tells the fleet's instances, when the transaction commits, to look at the ledger now instead of at their next poll.
+pub(crate) async fn send(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
+    unprepared::query("select pg_notify('cutover', $1)").bind(fleet).execute(tx).await?;
+    Ok(())
+}
 
 /// The fleet that something happened in; `None`: it may be any.
 type Heard = Option<Arc<str>>;

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -8,20 +9,20 @@ use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use super::grpc;
-use super::http::Abort;
+use super::grpc::Status;
+use super::grpc_web::WebStatus;
+use super::labels::Abort;
 use super::ticket::Ticket;
 
 pin_project! {
-    /// A response body that counts its request when it ends, by whatever end.
+    /// A response body that counts its request when it ends, whatever the reason.
     pub struct MetricsBody<B: Body> {
         #[pin]
         inner: B,
-        // `None`: the trailers of a gRPC call tell.
-        status: Option<u16>,
-        // Bytes still owed under a `Content-Length`. A server stops polling when it has
-        // sent them, without asking the body for its end.
-        owed: Option<u64>,
+        status: Status,
+        // Bytes that are left of a `Content-Length`. A server stops polling after the last one, without asking the
+        // body for its end.
+        left: Option<u64>,
         ticket: Option<Ticket>,
     }
 
@@ -30,9 +31,9 @@ pin_project! {
             let this = this.project();
             if let Some(ticket) = this.ticket
                 && !ticket.panicked()
-                && (*this.owed == Some(0) || this.inner.is_end_stream())
+                && (*this.left == Some(0) || this.inner.is_end_stream())
             {
-                ticket.completed(this.status.unwrap_or(grpc::UNKNOWN));
+                ticket.completed(this.status.at_end(None));
             }
         }
     }
@@ -40,8 +41,8 @@ pin_project! {
 
 /// What the head of a response says about its end.
 pub(super) struct Ending {
-    status: Option<u16>,
-    owed: Option<u64>,
+    status: Status,
+    left: Option<u64>,
 }
 
 impl Ending {
@@ -51,13 +52,13 @@ impl Ending {
             || head.status() == StatusCode::NO_CONTENT
             || head.status() == StatusCode::NOT_MODIFIED;
         let length = || head.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
-        Self { status: grpc::status_of_head(head), owed: if bodiless { Some(0) } else { length() } }
+        Self { status: Status::of_head(head), left: if bodiless { Some(0) } else { length() } }
     }
 }
 
 impl<B: Body> MetricsBody<B> {
     pub(super) fn new(inner: B, ending: Ending, ticket: Option<Ticket>) -> Self {
-        Self { inner, status: ending.status, owed: ending.owed, ticket }
+        Self { inner, status: ending.status, left: ending.left, ticket }
     }
 }
 
@@ -76,17 +77,20 @@ impl<B: Body> Body for MetricsBody<B> {
         };
         if let Some(ticket) = this.ticket {
             match &frame {
-                None => ticket.completed(this.status.unwrap_or(grpc::UNKNOWN)),
+                None => ticket.completed(this.status.at_end(None)),
                 Some(Err(_)) => ticket.aborted(Abort::BodyError),
                 Some(Ok(frame)) => {
-                    if let (Some(owed), Some(data)) = (&mut *this.owed, frame.data_ref()) {
-                        let sent = u64::try_from(data.remaining()).unwrap_or(u64::MAX);
-                        *owed = owed.saturating_sub(sent);
+                    if let Some(data) = frame.data_ref() {
+                        if let Some(left) = this.left {
+                            *left = left.saturating_sub(u64::try_from(data.remaining()).unwrap_or(u64::MAX));
+                        }
+                        if let Status::Web(web) = this.status {
+                            read(web, data);
+                        }
                     }
-                    // Trailers are the end, and a server doesn't ask for more.
+                    // Trailers are the end; a server does not ask for more.
                     if let Some(trailers) = frame.trailers_ref() {
-                        let status = this.status.or_else(|| grpc::status_of(trailers));
-                        ticket.completed(status.unwrap_or(grpc::UNKNOWN));
+                        ticket.completed(this.status.at_end(Some(trailers)));
                     }
                 }
             }
@@ -101,6 +105,13 @@ impl<B: Body> Body for MetricsBody<B> {
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
+}
+
+/// Reads the data without consuming it. Data in more than 16 pieces loses its end, and with it the status.
+fn read(web: &mut WebStatus, data: &impl Buf) {
+    let mut pieces = [IoSlice::new(&[]); 16];
+    let count = data.chunks_vectored(&mut pieces);
+    pieces.iter().take(count).for_each(|piece| web.read(piece));
 }
 
 impl<B: Body> fmt::Debug for MetricsBody<B> {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::http::{Abort, Http, METHODS};
+use super::http::Http;
+use super::labels::{Abort, METHODS};
 use super::series::{BOUNDS, BUCKETS, Exemplar, Snapshot};
 
 /// The family whose buckets have exemplars.

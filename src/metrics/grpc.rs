@@ -1,38 +1,87 @@
 use ::http::{
     HeaderMap, HeaderName, Method, Request, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderValue},
+    header::CONTENT_TYPE,
 };
+
+use super::grpc_web::WebStatus;
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// A gRPC call that ended without a status, or with one that is no number. Clients make the same of it.
+/// The status of a call that ended without a `grpc-status`, or with one that is not a number. Clients treat it the same.
 pub(super) const UNKNOWN: u16 = 500;
 
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    // Not `application/grpc-web`, whose trailers are inside of the body.
-    kind.and_then(|kind| kind.strip_prefix(b"application/grpc"))
-        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+/// How a gRPC message is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Grpc,
+    /// The trailers are a frame of the body.
+    Web,
+    /// The same in base64.
+    WebText,
+}
+
+impl Kind {
+    fn of(headers: &HeaderMap) -> Option<Self> {
+        let rest = headers.get(CONTENT_TYPE)?.as_bytes().strip_prefix(b"application/grpc")?;
+        let (kind, rest) = if let Some(rest) = rest.strip_prefix(b"-web-text") {
+            (Self::WebText, rest)
+        } else if let Some(rest) = rest.strip_prefix(b"-web") {
+            (Self::Web, rest)
+        } else {
+            (Self::Grpc, rest)
+        };
+        matches!(rest.first(), None | Some(b'+' | b';')).then_some(kind)
+    }
 }
 
 /// Whether the request's path is the name of a method: `/package.Service/Method`.
 pub(super) fn is_call<B>(request: &Request<B>) -> bool {
-    *request.method() == Method::POST && is_grpc(request.headers())
+    *request.method() == Method::POST && Kind::of(request.headers()).is_some()
 }
 
-/// What a response counts as when its body has ended; `None` if the trailers will tell.
-pub(super) fn status_of_head<B>(head: &Response<B>) -> Option<u16> {
-    if head.status() != StatusCode::OK || !is_grpc(head.headers()) {
-        return Some(head.status().as_u16());
+/// Where the status of a response is found.
+#[derive(Debug)]
+pub(super) enum Status {
+    Known(u16),
+    /// In the trailers.
+    Trailers,
+    /// In a frame of the body.
+    Web(Box<WebStatus>),
+}
+
+impl Status {
+    pub(super) fn of_head<B>(head: &Response<B>) -> Self {
+        let Some(kind) = Kind::of(head.headers()).filter(|_| head.status() == StatusCode::OK) else {
+            return Self::Known(head.status().as_u16());
+        };
+        // A response without a message has its status in the head.
+        match (status_of(head.headers()), kind) {
+            (Some(status), _) => Self::Known(status),
+            (None, Kind::Grpc) => Self::Trailers,
+            (None, kind) => Self::Web(Box::new(WebStatus::new(kind == Kind::WebText))),
+        }
     }
-    status_of(head.headers())
+
+    /// What the response counts as if its body ends now, with these trailers.
+    pub(super) fn at_end(&self, trailers: Option<&HeaderMap>) -> u16 {
+        let found = match self {
+            Self::Known(status) => Some(*status),
+            Self::Trailers => trailers.and_then(status_of),
+            Self::Web(web) => web.status(),
+        };
+        found.unwrap_or(UNKNOWN)
+    }
 }
 
-/// The `grpc-status` of trailers, or of a head that has no trailers, as the HTTP status that means the same.
-pub(super) fn status_of(headers: &HeaderMap) -> Option<u16> {
-    let code = headers.get(&GRPC_STATUS)?.to_str().ok().and_then(|code| code.parse::<u8>().ok());
-    // The mapping is that of google/rpc/code.proto; 499 is what it gives to CANCELLED, too.
-    Some(match code {
+fn status_of(headers: &HeaderMap) -> Option<u16> {
+    headers.get(&GRPC_STATUS).map(|code| status_of_code(code.as_bytes()))
+}
+
+/// A `grpc-status` as the HTTP status that means the same.
+pub(super) fn status_of_code(code: &[u8]) -> u16 {
+    let code = std::str::from_utf8(code).ok().and_then(|code| code.parse::<u8>().ok());
+    // The mapping is that of google/rpc/code.proto, which also maps CANCELLED to 499.
+    match code {
         Some(0) => 200,
         Some(1) => 499,
         Some(3 | 9 | 11) => 400,
@@ -44,43 +93,48 @@ pub(super) fn status_of(headers: &HeaderMap) -> Option<u16> {
         Some(12) => 501,
         Some(14) => 503,
         Some(16) => 401,
-        // UNKNOWN, INTERNAL, DATA_LOSS, and what isn't a code.
+        // UNKNOWN, INTERNAL, DATA_LOSS, and what is not a code.
         _ => UNKNOWN,
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn head(kind: &'static str, code: Option<&'static str>) -> Option<u16> {
+    fn head(kind: &'static str, code: Option<&'static str>) -> Status {
         let response = ::http::Response::builder().header(CONTENT_TYPE, kind);
         let response = match code {
             Some(code) => response.header(&GRPC_STATUS, code),
             None => response,
         };
-        status_of_head(&response.body(()).unwrap())
+        Status::of_head(&response.body(()).unwrap())
     }
 
     #[test]
-    fn a_call_counts_as_the_status_that_means_the_same() {
-        for (code, status) in [
-            (Some("0"), Some(200)),
-            (Some("1"), Some(499)),
-            (Some("5"), Some(404)),
-            (Some("12"), Some(501)),
-            (Some("13"), Some(500)),
-            (Some("14"), Some(503)),
-            (Some("17"), Some(500)),
-            (Some("-1"), Some(500)),
-            (Some("0 "), Some(500)),
-            (None, None),
-        ] {
-            assert_eq!(head("application/grpc", code), status, "{code:?}");
-            assert_eq!(head("application/grpc+proto", code), status, "{code:?}");
-            assert_eq!(head("application/grpc; charset=utf-8", code), status, "{code:?}");
-            assert_eq!(head("application/grpc-web+proto", code), Some(200), "{code:?}");
-            assert_eq!(head("text/plain", code), Some(200), "{code:?}");
+    fn a_call_counts_as_the_http_status_of_the_same_meaning() {
+        for (code, status) in
+            [("0", 200), ("1", 499), ("5", 404), ("12", 501), ("13", 500), ("14", 503), ("17", 500), ("-1", 500), ("0 ", 500)]
+        {
+            for kind in [
+                "application/grpc",
+                "application/grpc+proto",
+                "application/grpc; charset=utf-8",
+                "application/grpc-web",
+                "application/grpc-web+proto",
+                "application/grpc-web-text+proto",
+            ] {
+                assert_eq!(head(kind, Some(code)).at_end(None), status, "{kind} {code:?}");
+            }
+            assert_eq!(head("text/plain", Some(code)).at_end(None), 200, "{code:?}");
+            assert_eq!(head("application/grpcish", Some(code)).at_end(None), 200, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_without_a_status_failed() {
+        for kind in ["application/grpc", "application/grpc-web", "application/grpc-web-text"] {
+            assert_eq!(head(kind, None).at_end(None), UNKNOWN, "{kind}");
         }
     }
 }

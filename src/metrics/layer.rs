@@ -13,18 +13,21 @@ use tower_service::Service;
 
 use super::body::{Ending, MetricsBody};
 use super::grpc;
-use super::http::{Abort, Http, UNMATCHED, method_index};
+use super::http::Http;
+use super::labels::{Abort, UNMATCHED, method_index};
+use super::nested;
 use super::route::{Route, Shard};
 use super::ticket::Ticket;
 use super::trace::TraceId;
 
 /// Puts [`MetricsService`] around a service; from [`Metrics::layer`](super::Metrics::layer).
 ///
-/// Give it to [`axum::Router::layer`] after the routes were added, so that it sees which
-/// route matched. Around a whole router it would see none, and count all as `unmatched`.
+/// Give it to [`axum::Router::layer`] after the routes were added, so that it sees which route matched. Around a whole
+/// router it sees none, and counts every request as `unmatched`. The requests of a service that
+/// [`nest_service`](axum::Router::nest_service) added have its prefix as their route.
 ///
-/// A gRPC service of tonic is one route of its router, `/package.Service/{*rest}`. Its methods have a route
-/// each when they are [declared](super::Metrics::declare); then the layer may stand anywhere.
+/// A gRPC service of tonic is one route of its router, `/package.Service/{*rest}`. Its methods have a route each if they
+/// are [declared](super::Metrics::declare); then the layer may be anywhere.
 #[derive(Clone)]
 pub struct MetricsLayer {
     pub(super) http: Arc<Http>,
@@ -40,16 +43,18 @@ impl<S> Layer<S> for MetricsLayer {
     type Service = MetricsService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let place = Place { http: Arc::clone(&self.http), first: OnceLock::new() };
+        let place = Place { http: Arc::clone(&self.http), first: OnceLock::new(), without_path: OnceLock::new() };
         MetricsService { inner, place: Arc::new(place) }
     }
 }
 
-/// Where a layer stands. A router puts one around each of its routes, so the route of the first request is
-/// that of all others, as a rule.
+/// What one instance of the layer has found out. A router puts an instance around each of its routes, so that the route
+/// of the first request is usually that of all others.
 struct Place {
     http: Arc<Http>,
     first: OnceLock<Arc<Route>>,
+    /// The route of requests without a [`MatchedPath`]: the prefix of a nested service, or `unmatched`.
+    without_path: OnceLock<Arc<Route>>,
 }
 
 impl Place {
@@ -61,7 +66,13 @@ impl Place {
         {
             return Arc::clone(route.shard());
         }
-        let name = matched.unwrap_or(UNMATCHED);
+        let Some(name) = matched else {
+            let route = self.without_path.get_or_init(|| {
+                let prefix = nested::nested_prefix(request.extensions());
+                self.http.route(prefix.as_deref().unwrap_or(UNMATCHED))
+            });
+            return Arc::clone(route.shard());
+        };
         let first = self.first.get_or_init(|| self.http.route(name));
         if *first.name == *name {
             return Arc::clone(first.shard());
@@ -105,7 +116,7 @@ where
 }
 
 pin_project! {
-    /// The response of [`MetricsService`]: dropped before its head, it counts as aborted.
+    /// The response future of [`MetricsService`]. Dropped before the response head, it counts the request as aborted.
     pub struct ResponseFuture<F> {
         #[pin]
         inner: F,

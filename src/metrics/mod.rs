@@ -35,8 +35,11 @@
 mod body;
 mod collector;
 mod grpc;
+mod grpc_web;
 mod http;
+mod labels;
 mod layer;
+mod nested;
 mod openmetrics;
 mod registry;
 mod route;
@@ -46,6 +49,7 @@ mod trace;
 
 pub use body::MetricsBody;
 pub use layer::{MetricsLayer, MetricsService, ResponseFuture};
+pub(crate) use nested::nested_prefix;
 pub use prometheus;
 pub use registry::Metrics;
 

@@ -9,7 +9,8 @@ use axum::routing::get;
 use prometheus::{IntGauge, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
 use super::collector::{Exemplars, HttpCollector};
-use super::http::{Http, method_index};
+use super::http::Http;
+use super::labels::method_index;
 use super::{MetricsLayer, openmetrics};
 use crate::release::Release;
 

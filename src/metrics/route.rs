@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::http::{Abort, METHODS};
+use super::labels::{Abort, METHODS};
 use super::series::{Durations, Snapshot, shard_count, thread_number};
 use super::trace::TraceId;
 

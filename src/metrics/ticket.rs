@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::http::{Abort, METHODS};
+use super::labels::{Abort, METHODS};
 use super::route::Shard;
 use super::trace::TraceId;
 

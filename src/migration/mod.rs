@@ -2,12 +2,21 @@
 //!
 //! # The hazard
 //!
-//! While a migration runs, builds and instances that write one side, both, or the other work on the same rows.
-//! If one of them still reads the old side when another has stopped writing it, the reader sees stale data;
-//! if one still writes only the old side after the copy was made, its write is lost. Every instance therefore
-//! works at an *epoch* that the ledger gives out; the next one is opened only when every live instance has
-//! said that nothing of an older one is running in it any more, and a write transaction at a closed epoch is
-//! refused by the database itself.
+//! While a migration runs, several builds and instances work on the same rows. If one instance still reads the old side when
+//! another has stopped writing it, the reader sees stale data. If one instance still writes only the old side after the copy
+//! has passed a row, its write is lost.
+//!
+//! Every operation therefore runs at an *epoch*, the number of a phase change. The ledger opens the next epoch only when every
+//! live instance has acknowledged the current one, that is, when none of its operations at an older epoch is still running.
+//! The database itself refuses a write transaction whose epoch is closed.
+//!
+//! # What to use
+//!
+//! - [`ColumnMigration`] or [`TableMigration`] describes a migration within one database, [`mirror`] one to another database.
+//! - [`MigrationSpec`] declares it in a build, with the phases that the build can run ([`PhaseRange`]).
+//! - [`Migration`] is the handle at run time: [`Migration::begin`] begins a transaction at the current epoch.
+//! - [`DualWrite`] makes two repositories, one for each side, look like one. [`Shadow`] compares what requests read.
+//! - [`admin`] is what people ask for and see. The command line `cutover` is made of it.
 
 pub mod admin;
 mod batch;

@@ -1,21 +1,21 @@
 use std::{env, ffi::OsString, fmt, sync::Arc};
 
-use super::ReleaseError;
+use crate::{ConfigError, Problem};
 
-/// Longest accepted value, in bytes. A Kubernetes label holds 63, a host name 64.
+/// The longest accepted value, in bytes. A Kubernetes label has at most 63, a host name 64.
 const MAX_LEN: usize = 128;
 
-/// The identity of this process, made once at start and cheap to clone.
+/// The identity of this process. It is made once at the start and cheap to clone.
 ///
-/// `version` is the value that a canary analysis selects on (`stable`, `canary` or the
-/// build's tag); `revision` names the build itself, `instance` this one process.
+/// A canary analysis selects on `version` (`stable`, `canary` or the build's tag). `revision` names the build, and
+/// `instance` this process.
 ///
 /// ```
 /// use cutover::release::Release;
 ///
 /// let release = Release::new("payments", "canary")?.with_revision("4f2c1d9")?;
 /// assert_eq!(release.version(), "canary");
-/// # Ok::<(), cutover::release::ReleaseError>(())
+/// # Ok::<(), cutover::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Release {
@@ -26,12 +26,12 @@ pub struct Release {
 }
 
 impl Release {
-    /// An identity with revision `unknown` and an instance made of host name and process id.
+    /// An identity with the revision `unknown` and an instance name made of the host name and the process id.
     ///
     /// # Errors
     ///
-    /// Values that are empty, longer than 128 bytes or hold control characters.
-    pub fn new(service: &str, version: &str) -> Result<Self, ReleaseError> {
+    /// [`ConfigError`] with every value that is empty, longer than 128 bytes or contains control characters.
+    pub fn new(service: &str, version: &str) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         let release = Self {
             service: checked("service", service, &mut problems),
@@ -39,7 +39,7 @@ impl Release {
             revision: Arc::from("unknown"),
             instance: default_instance(&kernel_host_name()).into(),
         };
-        ReleaseError::check(problems).map(|()| release)
+        ConfigError::check(problems).map(|()| release)
     }
 
     /// Reads `CUTOVER_VERSION` (else `stable`), `CUTOVER_REVISION` (else `unknown`) and
@@ -47,23 +47,23 @@ impl Release {
     ///
     /// # Errors
     ///
-    /// All unusable values at once, each with the name of its variable. A variable that is
-    /// set but empty is refused too: it is a template that was not filled in.
-    pub fn from_env(service: &str) -> Result<Self, ReleaseError> {
+    /// [`ConfigError`] with every value that can't be used. A variable that is set but empty is refused too: it is a
+    /// template that was not filled in.
+    pub fn from_env(service: &str) -> Result<Self, ConfigError> {
         Self::from_variables(service, |name| env::var_os(name))
     }
 
     fn from_variables(
         service: &str,
         variable: impl Fn(&str) -> Option<OsString>,
-    ) -> Result<Self, ReleaseError> {
+    ) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         let mut read = |name: &str, default: &dyn Fn() -> String| match variable(name) {
             None => default().into(),
             Some(value) => match value.into_string() {
                 Ok(value) => checked(name, &value, &mut problems),
                 Err(_) => {
-                    problems.push(format!("{name} is not UTF-8"));
+                    problems.push(Problem::new(name.to_owned(), "is not valid UTF-8"));
                     Arc::from("")
                 }
             },
@@ -75,7 +75,7 @@ impl Release {
             None => default_instance(&read("HOSTNAME", &kernel_host_name)).into(),
         };
         let service = checked("service", service, &mut problems);
-        ReleaseError::check(problems).map(|()| Self { service, version, revision, instance })
+        ConfigError::check(problems).map(|()| Self { service, version, revision, instance })
     }
 
     /// The same identity with another build revision (a commit or an image digest).
@@ -83,10 +83,10 @@ impl Release {
     /// # Errors
     ///
     /// As for [`Release::new`].
-    pub fn with_revision(mut self, revision: &str) -> Result<Self, ReleaseError> {
+    pub fn with_revision(mut self, revision: &str) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         self.revision = checked("revision", revision, &mut problems);
-        ReleaseError::check(problems).map(|()| self)
+        ConfigError::check(problems).map(|()| self)
     }
 
     /// The same identity with another instance name, which must be unique in the fleet.
@@ -94,28 +94,28 @@ impl Release {
     /// # Errors
     ///
     /// As for [`Release::new`].
-    pub fn with_instance(mut self, instance: &str) -> Result<Self, ReleaseError> {
+    pub fn with_instance(mut self, instance: &str) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         self.instance = checked("instance", instance, &mut problems);
-        ReleaseError::check(problems).map(|()| self)
+        ConfigError::check(problems).map(|()| self)
     }
 
-    /// The service all instances and versions belong to.
+    /// The service that all instances and versions belong to.
     pub fn service(&self) -> &str {
         &self.service
     }
 
-    /// What a canary analysis selects on.
+    /// The version, which a canary analysis selects on.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// The build.
+    /// The build: a commit or an image digest.
     pub fn revision(&self) -> &str {
         &self.revision
     }
 
-    /// This process.
+    /// The name of this process, unique in the fleet.
     pub fn instance(&self) -> &str {
         &self.instance
     }
@@ -127,14 +127,17 @@ impl fmt::Display for Release {
     }
 }
 
-fn checked(name: &str, value: &str, problems: &mut Vec<String>) -> Arc<str> {
-    if value.trim().is_empty() {
-        problems.push(format!("{name} is empty: give it a value or leave it out"));
+fn checked(field: &str, value: &str, problems: &mut Vec<Problem>) -> Arc<str> {
+    let problem = if value.trim().is_empty() {
+        Some("is empty; give it a value or leave it out".to_owned())
     } else if value.len() > MAX_LEN {
-        problems.push(format!("{name} is {} bytes long: at most {MAX_LEN} are allowed", value.len()));
+        Some(format!("has {} bytes; use at most {MAX_LEN}", value.len()))
     } else if value.chars().any(char::is_control) {
-        problems.push(format!("{name} holds a control character (a line break?): {value:?}"));
-    }
+        Some(format!("contains a control character (a line break?): {value:?}"))
+    } else {
+        None
+    };
+    problems.extend(problem.map(|problem| Problem::new(field.to_owned(), problem)));
     Arc::from(value)
 }
 
@@ -144,7 +147,7 @@ fn kernel_host_name() -> String {
     if name.trim().is_empty() { "localhost".to_owned() } else { name.into_owned() }
 }
 
-/// Two processes of one host (or of two containers that share a host name) differ by pid.
+/// The process id distinguishes two processes of one host, or of two containers that share a host name.
 fn default_instance(host: &str) -> String {
     format!("{host}-{}", std::process::id())
 }
@@ -153,14 +156,14 @@ fn default_instance(host: &str) -> String {
 mod tests {
     use super::*;
 
-    fn from(pairs: &[(&str, &str)]) -> Result<Release, ReleaseError> {
+    fn from(pairs: &[(&str, &str)]) -> Result<Release, ConfigError> {
         Release::from_variables("payments", |name| {
             pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v))
         })
     }
 
     #[test]
-    fn an_empty_environment_is_the_stable_version() {
+    fn an_empty_environment_gives_the_version_stable() {
         let release = from(&[]).unwrap();
         assert_eq!(release.service(), "payments");
         assert_eq!(release.version(), "stable");
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_instance_falls_back_to_host_and_pid() {
+    fn the_default_instance_is_host_name_and_process_id() {
         let release = from(&[("HOSTNAME", "pod-7")]).unwrap();
         assert_eq!(release.instance(), format!("pod-7-{}", std::process::id()));
         let release = from(&[("HOSTNAME", "pod-7"), ("CUTOVER_INSTANCE", "a")]).unwrap();
@@ -177,20 +180,20 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_variable_is_named_at_once() {
+    fn every_bad_variable_is_reported_at_once() {
         let long = "x".repeat(MAX_LEN + 1);
         let error =
             from(&[("CUTOVER_VERSION", ""), ("CUTOVER_REVISION", "a\nb"), ("CUTOVER_INSTANCE", &long)])
                 .unwrap_err();
-        assert_eq!(error.problems().len(), 3);
+        assert_eq!(error.problems.len(), 3);
         for name in ["CUTOVER_VERSION", "CUTOVER_REVISION", "CUTOVER_INSTANCE"] {
             assert!(error.to_string().contains(name), "{error}");
         }
     }
 
     #[test]
-    fn values_in_code_are_checked_like_values_of_the_environment() {
-        assert_eq!(Release::new(" ", "").unwrap_err().problems().len(), 2);
+    fn values_in_code_are_checked_as_well() {
+        assert_eq!(Release::new(" ", "").unwrap_err().problems.len(), 2);
         let release = Release::new("a", "b").unwrap();
         assert!(release.clone().with_revision("\u{7}").is_err());
         assert!(release.clone().with_instance("").is_err());

@@ -1,12 +1,9 @@
-//! Who this process is: service, version, revision and instance.
+//! The identity of this process: service, version, revision and instance.
 //!
-//! **Hazard.** A canary is judged by comparing series of one version with series of
-//! another. Where each layer finds its own name for "this version", the comparison runs
-//! over an empty or mixed set and the bad build looks healthy. So the identity is made
-//! once, checked once, and handed to everything that labels or registers something.
+//! **Hazard.** A canary is judged by comparing the series of one version with those of another. If each layer finds its
+//! own name for "this version", the comparison runs over an empty or a mixed set, and the bad build looks healthy. So the
+//! identity is made and checked once, and everything that labels or registers something gets it from here.
 
-mod error;
 mod identity;
 
-pub use error::ReleaseError;
 pub use identity::Release;

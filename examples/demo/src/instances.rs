@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use cutover_testkit::{Folder, Gate, Process, Signal, free_port, wait_until};
+use cutover_testkit::{Folder, Process, Proxy, Signal, free_port, wait_until};
 
 use crate::{
     board::{Board, InstanceLine, InstanceState},
@@ -46,7 +46,7 @@ pub(crate) struct Instance {
     pub(crate) endpoint: Endpoint,
     pub(crate) process: Process,
     /// Its way to the database, where it has one of its own.
-    pub(crate) gate: Option<Gate>,
+    pub(crate) gate: Option<Proxy>,
 }
 
 impl Instance {
@@ -189,10 +189,10 @@ impl Fleet {
         Ok(())
     }
 
-    fn way_to_database(&self) -> Result<(String, Option<Gate>)> {
+    fn way_to_database(&self) -> Result<(String, Option<Proxy>)> {
         let mut url = reqwest::Url::parse(&self.servers.database.url)?;
         let gate = match url.port() {
-            Some(port) if self.has_gates => Some(Gate::start(port)?),
+            Some(port) if self.has_gates => Some(Proxy::start(port)?),
             _ => None,
         };
         if let Some(gate) = &gate {

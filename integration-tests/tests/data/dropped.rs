@@ -7,7 +7,7 @@ use crate::deadpool::pool_of_one;
 use crate::world::{Outcome, World, interrupted};
 use cutover::migration::{DeadpoolTx, Error, FencedPool, FencedTransaction, PinnedTx};
 use cutover::migration::{DualWrite, Rows};
-use cutover_testkit::{Gate, Postgres};
+use cutover_testkit::{Postgres, Proxy};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgPool};
 
@@ -155,7 +155,7 @@ async fn an_ignored_error_prevents_the_commit() -> Outcome {
 async fn the_server_ends_the_transaction_of_a_lost_client() -> Outcome {
     let world = World::new(10).await?;
     let a = world.instance("a", None).await?;
-    let gate = Gate::start(Postgres::shared().await?.port())?;
+    let gate = Proxy::start(Postgres::shared().await?.port())?;
     let port = format!(":{}/", Postgres::shared().await?.port());
     let distant = PgPool::connect(&world.url.replace(&port, &format!(":{}/", gate.port()))).await?;
     let mut tx = a.migration.begin(&distant).await?;

@@ -9,7 +9,7 @@ use cutover::migration::admin::{repairs, retry_repairs};
 use cutover::migration::mirror::{
     Mirror, MirrorMigration, MirrorSource, MirrorStore, PostgresMirror, RedisMirror,
 };
-use cutover_testkit::{Gate, Postgres, Redis};
+use cutover_testkit::{Postgres, Proxy, Redis};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Executor, PgConnection};
@@ -84,7 +84,7 @@ pub(crate) async fn world(rows: i64) -> Outcome<World> {
 }
 
 /// Where it may lie behind a gate.
-async fn postgres_store(gate: Option<&Gate>) -> Outcome<PostgresMirror> {
+async fn postgres_store(gate: Option<&Proxy>) -> Outcome<PostgresMirror> {
     let mut url = Postgres::fresh_database().await?;
     if let Some(gate) = gate {
         let port = Postgres::shared().await?.port();
@@ -228,7 +228,7 @@ async fn rows_move_to_a_redis_and_back_under_writers() -> Outcome {
 
 #[tokio::test]
 async fn an_unreachable_store_holds_the_migration() -> Outcome {
-    let gate = Gate::start(Postgres::shared().await?.port())?;
+    let gate = Proxy::start(Postgres::shared().await?.port())?;
     let (world, store) = (world(10).await?, postgres_store(Some(&gate)).await?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
     let (_a, mirror) = member(&world, "a", &plan).await?;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use cutover_checker::{History, Recorder, Verdict};
-use cutover_testkit::{Folder, Gate, Postgres, Process, Signal, wait_until};
+use cutover_testkit::{Folder, Postgres, Process, Proxy, Signal, wait_until};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
@@ -25,7 +25,7 @@ pub(crate) struct World {
 pub(crate) struct Instance {
     pub(crate) name: String,
     pub(crate) process: Process,
-    pub(crate) gate: Gate,
+    pub(crate) gate: Proxy,
 }
 
 impl World {
@@ -43,7 +43,7 @@ impl World {
     }
 
     pub(crate) async fn start(&mut self, postgres: &Postgres, name: &str) -> Outcome {
-        let gate = Gate::start(postgres.port())?;
+        let gate = Proxy::start(postgres.port())?;
         let url = format!("postgres://postgres@127.0.0.1:{}/{}", gate.port(), self.database);
         let mut command = Command::new(std::env::current_exe()?);
         command

@@ -1,3 +1,4 @@
+use crate::config::ConfigError;
 use crate::ledger::{Ledger, LedgerError};
 use crate::migration::coordinator::{Entry, MigrationSpec, check};
 use crate::migration::phase::{Phase, Side};
@@ -9,7 +10,7 @@ use crate::migration::phase::{Phase, Side};
 ///
 /// # Errors
 ///
-/// [`LedgerError::Option`] for declarations that no agent would start with, [`LedgerError::Database`].
+/// [`LedgerError::Config`] for declarations that no agent would start with, [`LedgerError::Database`].
 ///
 /// # Cancel safety
 ///
@@ -19,10 +20,12 @@ pub async fn incompatible_builds(
     fleet: &str,
     specs: &[MigrationSpec],
 ) -> Result<Vec<String>, LedgerError> {
-    check(specs)?;
+    let mut problems = Vec::new();
+    check(specs, &mut problems);
+    ConfigError::check(problems)?;
     let mut tx = ledger.begin().await?;
     // No instance has this number.
-    let entries = Entry::load_all(&mut tx, fleet, 0).await?;
+    let entries = Entry::of_fleet(&mut tx, fleet, 0).await?;
     tx.commit().await?;
     let declared = |name: &str| specs.iter().find(|spec| spec.name == name);
     let mut incompatible_builds: Vec<String> =

@@ -4,9 +4,9 @@ use serde::Serialize;
 use sqlx::Row;
 
 use super::commands::{AdminError, find};
-use crate::ledger::{Ledger, unprepared};
+use crate::ledger::{Ledger, evidence, unprepared};
 use crate::migration::catalog::OldSide;
-use crate::migration::coordinator::{Counted, known, members, named};
+use crate::migration::coordinator::{Counted, members, parse_phase};
 use crate::migration::phase::{Blocked, Member, Phase, Side, Task, waits_for_repairs, waits_for_standbys};
 
 /// The way from where a migration is to a phase.
@@ -117,7 +117,7 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
                 m.dropped_at is not null as dropped, i.name as driver, p.version, p.tasks::text as tasks, \
                 p.old_table, p.old_column, p.desired_from, \
                 b.epoch is null or b.drained_at is not null as drained, ",
-        known!(),
+        evidence!(),
         " from cutover.migrations m \
          left join cutover.epochs b on b.migration_id = m.id and b.epoch = m.epoch - 1 \
          left join cutover.instances i on i.id = m.driver and m.driver_until > clock_timestamp() \
@@ -159,7 +159,7 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
     };
     let phase: String = row.try_get("phase")?;
     let mut steps = Vec::new();
-    let mut at = named(&phase)?;
+    let mut at = parse_phase(&phase)?;
     while let Some(next) = at.towards(to) {
         let task = task(at, next);
         steps.push(StepReport {

@@ -1,34 +1,36 @@
-//! Epochs: how operations are pinned to one, how the database refuses a closed one, and how the fleet moves
-//! from one to the next.
+//! What moves the fleet from one epoch to the next: each instance's agent, and the driver that one of them is.
 //!
 //! # The hazard
 //!
-//! "Only safe after all instances run the new code" is a comment that nothing enforces: a pod that was paused through
-//! two steps wakes up and writes as it did before. Here every operation holds a [`Pin`], every write transaction begins
-//! with the fence, and the driver opens an epoch only when the one before the last is closed.
+//! "Only safe after all instances run the new code" is usually a comment that nothing enforces. A pod that was paused during
+//! two steps resumes and writes as it did before. Here every operation holds a [`Pin`](crate::migration::Pin), every write
+//! transaction begins with the fence, and the driver opens an epoch only after the one before the last is closed.
 //!
 //! # Defaults, and why
 //!
-//! | option | default | because |
+//! | option | default | why |
 //! |---|---|---|
-//! | [`transaction_limit`](DriverOptions::transaction_limit) | 30 s | longer than a transaction of a service should be open; then its backend is terminated, where the role may do that, rather than the migration held up for ever |
-//! | [`term`](DriverOptions::leadership_lease) | 5 s | a dead driver is replaced within it, and one slow answer does not cost it the office |
-//! | [`soak`](MigrationSpec::soak) | a day | what is read once a day has been read once before the old side is dropped |
-//! | [`quiet`](MigrationSpec::external_write_quiet_period) | a minute | for strangers whose writes could not be copied; a job that runs more seldom needs more |
+//! | [`transaction_limit`](DriverOptions::transaction_limit) | 30 s | longer than a transaction of a service should be open; after that its backend is terminated, so that it cannot hold the migration up forever |
+//! | [`leadership_lease`](DriverOptions::leadership_lease) | 5 s | a dead driver is replaced within it, and one slow answer does not end the leadership |
+//! | [`soak`](MigrationSpec::soak) | one day | a daily reader of the old side has run once before the drop |
+//! | [`external_write_quiet_period`](MigrationSpec::external_write_quiet_period) | one minute | for external writes that could not be copied; a job that runs less often needs more |
 
 mod agent;
 mod driver;
+mod entry;
 mod follower;
+mod options;
 mod plan;
-mod publish;
 mod reconcile;
+mod retry;
 mod spec;
 mod state;
+mod work;
 
 pub use agent::Agent;
-pub(super) use agent::check;
-pub use driver::DriverOptions;
-pub(super) use follower::Entry;
+pub(super) use entry::Entry;
+pub use options::DriverOptions;
 pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
 pub use spec::MigrationSpec;
-pub(super) use state::{Counted, known, members, named};
+pub(super) use spec::check;
+pub(super) use state::{Counted, members, parse_phase};

@@ -9,18 +9,16 @@ use crate::migration::runtime::Migration;
 
 /// Where a migration's desired phase comes from.
 ///
-/// Asked by the driver several times a second, so it has to answer from memory.
+/// The driver calls it several times a second, so it must answer from memory.
 pub trait DesiredPhase: Send + Sync + fmt::Debug {
-    /// What a person wants at this moment, or `None` to leave it to what was asked for in the ledger by SQL
-    /// or command line.
+    /// The desired phase at this moment. `None`: the one that was set in the ledger, by SQL or on the command line.
     fn target(&self) -> Option<Target>;
 
-    /// Who is named in the history as the one who wanted it.
+    /// The actor that the history names.
     fn actor(&self) -> &str;
 }
 
-/// Leaves the desired phase to the ledger: column `desired` of `cutover.migrations`, set by SQL or from the
-/// command line.
+/// Takes the desired phase from the ledger: column `desired` of `cutover.migrations`, set by SQL or on the command line.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct FromLedger;
 
@@ -34,17 +32,17 @@ impl DesiredPhase for FromLedger {
     }
 }
 
-/// Why a piece of work did not come to its end.
+/// Why a task failed. The driver retries it with growing pauses, whatever the reason.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// The migration left the phase that the work belongs to; it is taken up again when the phase comes back.
-    #[error("the migration has left the phase that this work belongs to")]
+    /// The migration left the phase that the task belongs to. It runs again when that phase comes back.
+    #[error("the migration has left the phase that this task belongs to")]
     PhaseLeft,
-    /// The work can't be done as it is described.
+    /// The task cannot be done as it is described, or the schema or the data do not allow it.
     #[error("{0}")]
     Refused(String),
-    /// The work can't be done just now, because of somebody else who is in the way, or a server that is away.
+    /// The task cannot be done at the moment, because of another session's lock or a server that is unreachable.
     #[error("{0}")]
     NotNow(String),
     /// An operation at the current epoch failed.
@@ -58,37 +56,39 @@ impl From<sqlx::Error> for PlanError {
     }
 }
 
-/// What a migration does to schema and data. The driver says when.
+/// What a migration does to schema and data. The driver decides when.
 #[async_trait]
 pub trait Plan: Send + Sync + fmt::Debug {
-    /// What each task would execute, for people to read: `cutover plan` shows it. Nothing by default.
+    /// The statements of each task, for people to read: `cutover plan` shows them. None by default.
     fn sql(&self) -> Vec<(Task, String)> {
         Vec::new()
     }
 
-    /// What [`Task::Contract`] drops, for `cutover plan` to say what depends on it. Nothing by default.
+    /// What [`Task::Contract`] drops. `cutover plan` shows what depends on it. Nothing by default.
+    ///
+    /// If there is an old side, only instances that have a plan drive the migration.
     fn old_side(&self) -> Option<OldSide> {
         None
     }
 
-    /// Looks at the schema.
+    /// Reads the state of the schema. Not called any more once the old side is gone.
     ///
     /// # Errors
     ///
-    /// The database's.
+    /// The database's error.
     async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error>;
 
-    /// Does a piece of work, or goes on with it where an earlier attempt stopped, on this instance or another.
+    /// Runs a task, or continues it where an earlier attempt stopped, on this instance or another one.
     ///
-    /// Every transaction on the data has to be one of `migration`'s, and the last one records the outcome in
-    /// the ledger. Two instances may be at it at once for a short while when one was taken for dead.
+    /// Every transaction on the data must be one of `migration`'s, and the last one records the result in the ledger. Two
+    /// instances may run it at the same time for a short while, if one was believed dead.
     ///
     /// # Errors
     ///
-    /// A [`PlanError`]; the driver tries again later.
+    /// A [`PlanError`]. The driver retries later.
     ///
     /// # Cancel safety
     ///
-    /// Must be safe to drop at any await: it is when the instance stops being the driver.
+    /// Must be cancel safe at every await: the future is dropped when the instance stops driving.
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError>;
 }

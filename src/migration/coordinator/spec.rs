@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::plan::{DesiredPhase, FromLedger, Plan};
+use crate::config::Problem;
 use crate::migration::phase::PhaseRange;
 
 /// What a build declares about a migration.
@@ -10,7 +11,7 @@ use crate::migration::phase::PhaseRange;
 /// use std::time::Duration;
 /// use cutover::migration::{Phase, PhaseRange, MigrationSpec};
 ///
-/// // A build that has no code for the old side any more.
+/// // A build that no longer has code for the old side.
 /// let spec = MigrationSpec::new("payment_status", PhaseRange::from_phase(Phase::Retire)).soak(Duration::from_secs(3600));
 /// ```
 #[derive(Debug, Clone)]
@@ -26,11 +27,10 @@ pub struct MigrationSpec {
 }
 
 impl MigrationSpec {
-    /// A migration of this name (the same in every build, in flags and on the command line), and the phases of it
-    /// that this build can run.
+    /// A migration of this name, and the phases of it that this build can run.
     ///
-    /// Without more, the desired phase is the ledger's, `retire` lasts a day at least, and schema and data are
-    /// somebody else's affair.
+    /// The name is the same in every build, in flags and on the command line. By default the desired phase is the ledger's,
+    /// `retire` lasts at least a day, and the library changes neither schema nor data.
     pub fn new(name: impl Into<String>, range: PhaseRange) -> Self {
         Self {
             name: name.into(),
@@ -43,8 +43,10 @@ impl MigrationSpec {
         }
     }
 
-    /// What has to be done to schema and data, such as a
+    /// What the migration does to schema and data, for example a
     /// [`ColumnMigration`](crate::migration::ColumnMigration).
+    ///
+    /// If a running build has a plan with an old side, only instances that have a plan drive the migration.
     pub fn plan(mut self, plan: impl Plan + 'static) -> Self {
         self.plan = Some(Arc::new(plan));
         self
@@ -56,26 +58,41 @@ impl MigrationSpec {
         self
     }
 
-    /// For how long nobody may have written past the library before `verify`, where such writes can't be copied on the
-    /// spot because the mapping is not SQL. Default a minute; longer than the pause between two runs of a job is better.
+    /// How long no external write may have been seen before `verify`, if such writes cannot be copied at once because the
+    /// mapping is not SQL. Default one minute. Set it longer than the pause between two runs of an external job.
     pub fn external_write_quiet_period(mut self, time: Duration) -> Self {
         self.external_write_quiet_period = time;
         self
     }
 
-    /// The standbys that reads go to, by their `application_name` (or `cluster_name`), as `pg_stat_replication` has it.
+    /// The standbys that reads go to, by their `application_name` (or `cluster_name`) as in `pg_stat_replication`. Default
+    /// none.
     ///
-    /// `ramp` then waits until each has replayed the copy and what was repaired since, because on one that lags the new side
-    /// is not old but empty, and the drop until none is behind the phases that read the old side. One that is not connected
-    /// holds the migration. The role has to be a member of `pg_monitor`, or it sees no positions. Default none.
+    /// `ramp` waits until each has replayed the copy and later repairs, because on a lagging standby the new side is not old
+    /// but empty. The drop waits until each has replayed the phases that read the old side. A standby that is not connected
+    /// holds the migration. The role must be a member of `pg_monitor` to see positions.
     pub fn standbys<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.standbys = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// How long `retire` has to last before the old side may be dropped. Default a day.
+    /// How long `retire` must last before the old side may be dropped. Default one day.
     pub fn soak(mut self, time: Duration) -> Self {
         self.soak = time;
         self
+    }
+}
+
+/// Adds a problem for each declaration that cannot be used.
+pub(crate) fn check(specs: &[MigrationSpec], problems: &mut Vec<Problem>) {
+    for (index, spec) in specs.iter().enumerate() {
+        let problem = if spec.name.is_empty() || spec.name.len() > 63 {
+            "must have 1 to 63 bytes"
+        } else if specs[..index].iter().any(|earlier| earlier.name == spec.name) {
+            "is declared twice"
+        } else {
+            continue;
+        };
+        problems.push(Problem::new("migration.name", format!("{:?} {problem}", spec.name)));
     }
 }

@@ -8,7 +8,7 @@ use crate::migration::batch::{Keyset, MappingCode, Scope, begin, keyset};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{alter, guard};
+use crate::migration::schema::{alter, drop_old_side, guard};
 
 /// Adds the new column.
 pub(crate) async fn expand(plan: &ColumnMigration, migration: &Migration) -> Result<(), PlanError> {
@@ -64,7 +64,7 @@ pub(crate) async fn contract(plan: &ColumnMigration, migration: &Migration) -> R
     let trap = plan.trap.iter().map(|_| guard::disarm(&plan.sql.table, &plan.sql.new, migration));
     let statements: Vec<String> =
         trap.chain(plan.changes.contract.clone()).chain([plan.sql.contract()]).collect();
-    alter(&plan.outline.pool, &plan.sql.table, migration, Phase::Contract, &statements.join(";\n")).await
+    drop_old_side(&plan.outline.pool, &plan.sql.table, migration, &statements.join(";\n")).await
 }
 
 /// Makes the new column `NOT NULL`, if there is no null in it: with the check in place nobody could change such a row.

@@ -14,7 +14,7 @@ use crate::migration::catalog::{OldSide, check_name, check_table, quote, quote_t
 use crate::migration::coordinator::{Plan, PlanError};
 use crate::migration::phase::{Facts, Phase, Task};
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{GuardTrigger, alter, guard, index, rearm};
+use crate::migration::schema::{GuardTrigger, alter, drop_old_side, guard, index, rearm};
 
 /// Moves rows of one table into another one of the same database, one to one, by a key that both have.
 ///
@@ -256,7 +256,7 @@ impl Plan for TableMigration {
                 let trap = self.has_trap.then(|| guard::disarm(&sides.old, &sides.new, migration));
                 let statements: Vec<String> =
                     trap.into_iter().chain(self.changes.contract.clone()).chain([self.drop()]).collect();
-                alter(pool, &sides.old, migration, Phase::Contract, &statements.join(";\n")).await
+                drop_old_side(pool, &sides.old, migration, &statements.join(";\n")).await
             }
         }
     }

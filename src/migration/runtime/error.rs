@@ -2,50 +2,53 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sqlx::error::DatabaseError;
 
-use crate::ledger::sql_state;
+use crate::ledger::{describe_error, sql_state};
 
-/// Why an operation could not run, or its result can't be used.
+/// Why an operation could not run, or why its result cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// This instance isn't part of the fleet at the moment: its lease ran out, it has not been admitted, or it
-    /// was paused in the middle of a read. Nothing was written. Answer 503; another instance can serve it.
-    #[error("this instance is not in the fleet at the moment; try another one")]
+    /// This instance is not in the fleet: its lease expired, it has not been admitted, or it was paused in the middle of a
+    /// read. Nothing was written. Answer 503; another instance can serve the request.
+    #[error("this instance is not in the fleet at the moment; retry on another instance")]
     NotInFleet,
-    /// The database refused the epoch because the migration has moved on. Nothing was written. Try again.
-    #[error("the migration moved on: try again at the current epoch")]
+    /// The database refused the epoch because the migration has moved on. Nothing was written. Retry.
+    #[error("the epoch is closed because the migration has moved on; retry at the current epoch")]
     EpochClosed,
-    /// The database doesn't know the epoch: it was restored, or failed over to a standby that lagged. Nothing
-    /// was written. Try again; the instance goes back to what the ledger says.
-    #[error("the ledger is behind this instance: try again")]
+    /// The database does not know the epoch: it was restored, or failed over to a lagging standby. Nothing was written.
+    /// Retry; the instance rejoins the fleet meanwhile.
+    #[error("the epoch is not in the ledger, which was restored or failed over to an older state; retry")]
     EpochUnknown,
-    /// The transaction was begun at another migration, so its phase says nothing about this one. Nothing was
-    /// written. Begin it with the migration that the data belongs to.
-    #[error("the transaction was begun at another migration: begin it with the one that the data belongs to")]
+    /// The transaction was begun with another migration, so its phase says nothing about this one. Nothing was written.
+    #[error(
+        "the transaction was begun with another migration; begin it with the migration that the data belongs to"
+    )]
     OtherMigration,
-    /// The two sides gave a new row different keys, so it can't be found on both. The transaction can't be
-    /// committed any more. The implementation has to insert the key that it is given.
-    #[error("the two sides gave a new row different keys: insert the key that is given, and return it")]
+    /// The two sides gave a new row different keys, so it cannot be found on both. The transaction can no longer be
+    /// committed.
+    #[error(
+        "the two sides gave a new row different keys; insert the key that the implementation receives, and return it"
+    )]
     KeysDiffer,
-    /// A write over the sides failed or was dropped in the middle, and the transaction was to be committed all the
-    /// same. It was rolled back: one side may have been written and the other one not. Begin it again.
-    #[error("a write of this transaction did not come to its end, so it was rolled back: begin it again")]
+    /// A write to both sides failed or was dropped before its end, and the transaction was then to be committed. It was
+    /// rolled back, because one side may have been written and the other not.
+    #[error("a write of this transaction did not succeed, so the transaction was rolled back; run it again")]
     Unfinished,
-    /// The database's own error.
-    #[error(transparent)]
+    /// The database's error.
+    #[error("{}", describe_error(.0))]
     Database(#[from] sqlx::Error),
-    /// The database's own error, on a connection of a `deadpool_postgres::Pool`.
+    /// The database's error, on a connection of a `deadpool_postgres::Pool`.
     #[cfg(feature = "deadpool")]
     #[error(transparent)]
     Deadpool(#[from] deadpool_postgres::PoolError),
 }
 
 impl Error {
-    /// Whether the same operation can succeed when it is begun again: a moved epoch, a serialization failure
-    /// or a deadlock.
+    /// Whether the same operation can succeed on a retry: the epoch has moved, or the database reported a serialization
+    /// failure or a deadlock.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Error::EpochClosed | Error::EpochUnknown)
-            || self.sql_state().is_some_and(|state| is_passing(&state))
+            || self.sql_state().is_some_and(|state| is_transient(&state))
     }
 
     fn sql_state(&self) -> Option<String> {
@@ -59,7 +62,7 @@ impl Error {
         }
     }
 
-    /// Tells the fence's refusals from other errors.
+    /// Turns a refusal of the fence into the variant for it.
     pub(crate) fn or_refusal(self) -> Self {
         match self.sql_state().as_deref() {
             Some("ZC001") => Error::EpochClosed,
@@ -69,32 +72,32 @@ impl Error {
     }
 }
 
-/// A serialization failure or a deadlock: it concerns the transaction, not what it does.
-fn is_passing(sql_state: &str) -> bool {
+/// A serialization failure or a deadlock. A retry can succeed.
+fn is_transient(sql_state: &str) -> bool {
     matches!(sql_state, "40001" | "40P01")
 }
 
-/// Whether the same operation can succeed when it is begun again, as [`Error::is_retryable`], for a repository's own
-/// error type: its sources are looked through for what the driver or this library said.
+/// Like [`Error::is_retryable`], for a repository's own error type: looks for an error of the database driver or of this
+/// library among its sources.
 pub fn is_retryable(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(|error| {
         if let Some(error) = error.downcast_ref::<Error>() {
             return error.is_retryable();
         }
         if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-            return sql_state(error).is_some_and(|state| is_passing(&state));
+            return sql_state(error).is_some_and(|state| is_transient(&state));
         }
-        // What is left of a driver's error where an outer one is transparent.
+        // What is left of the driver's error if an outer one is transparent.
         if let Some(error) = error.downcast_ref::<Box<dyn DatabaseError>>() {
-            return error.code().is_some_and(|state| is_passing(&state));
+            return error.code().is_some_and(|state| is_transient(&state));
         }
         #[cfg(feature = "deadpool")]
         if let Some(error) = error.downcast_ref::<tokio_postgres::Error>() {
-            return error.code().is_some_and(|state| is_passing(state.code()));
+            return error.code().is_some_and(|state| is_transient(state.code()));
         }
         #[cfg(feature = "deadpool")]
         if let Some(error) = error.downcast_ref::<tokio_postgres::error::DbError>() {
-            return is_passing(error.code().code());
+            return is_transient(error.code().code());
         }
         false
     })
@@ -107,14 +110,14 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-/// 503 with `Retry-After` where another attempt or instance can succeed, else 500. Details stay in the log.
+/// 503 with `Retry-After` if a retry or another instance can succeed, otherwise 500. Details go to the log only.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         if self.is_retryable() || matches!(self, Error::NotInFleet) {
             let again = [(header::RETRY_AFTER, "1")];
             (StatusCode::SERVICE_UNAVAILABLE, again, "try again\n").into_response()
         } else {
-            tracing::error!(error = %self, "an operation failed");
+            tracing::error!(error = %self, "operation failed");
             (StatusCode::INTERNAL_SERVER_ERROR, "internal error\n").into_response()
         }
     }

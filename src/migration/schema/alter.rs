@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 use tokio::time::sleep;
 
 use super::guard::GuardTrigger;
-use crate::ledger::{is_lock_timeout, sql_state, unprepared};
+use crate::ledger::{is_lock_timeout, migrations, sql_state, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -48,10 +48,35 @@ pub(crate) async fn alter(
     phase: Phase,
     statement: &str,
 ) -> Result<(), PlanError> {
+    alter_after(pool, table, migration, phase, None, statement).await
+}
+
+/// Drops the old side and records in the same transaction that the migration is finished, so that the drop happens once.
+pub(crate) async fn drop_old_side(
+    pool: &PgPool,
+    table: &str,
+    migration: &Migration,
+    statement: &str,
+) -> Result<(), PlanError> {
+    let finish = migrations::finish_statement(migration.id());
+    alter_after(pool, table, migration, Phase::Contract, Some(finish), statement).await
+}
+
+async fn alter_after(
+    pool: &PgPool,
+    table: &str,
+    migration: &Migration,
+    phase: Phase,
+    first: Option<String>,
+    statement: &str,
+) -> Result<(), PlanError> {
     let mut backoff = BACKOFF.0;
     for _ in 0..ATTEMPTS {
         let mut tx = begin(pool, &[phase], migration).await?;
         tx.execute(LOCK_TIMEOUT).await?;
+        if let Some(first) = &first {
+            tx.execute(AssertSqlSafe(&**first)).await?;
+        }
         match tx.execute(AssertSqlSafe(statement)).await {
             Ok(_) => return Ok(tx.commit().await?),
             Err(error) if is_lock_timeout(&error) => tx.rollback().await?,

@@ -5,6 +5,6 @@ pub(super) mod guard;
 pub(super) mod index;
 mod index_definition;
 
-pub(super) use alter::{alter, rearm};
+pub(super) use alter::{alter, drop_old_side, rearm};
 pub(super) use guard::GuardTrigger;
 pub(super) use index_definition::Index;

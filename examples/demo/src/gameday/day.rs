@@ -6,7 +6,7 @@ use std::{
 };
 
 use cutover_checker::History;
-use cutover_testkit::{Gate, Postgres, PostgresOptions, Redis, Signal, Unleash, UnleashAdmin, wait_until};
+use cutover_testkit::{Postgres, PostgresOptions, Proxy, Redis, Signal, Unleash, UnleashAdmin, wait_until};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 
@@ -75,16 +75,16 @@ pub(crate) struct Day {
     unleash_port: u16,
     /// Servers that took over, and ways to them.
     kept: Vec<Redis>,
-    kept_gates: Vec<Gate>,
+    kept_gates: Vec<Proxy>,
     load: Vec<Load>,
     _watchers: JoinSet<()>,
 }
 
 /// The ways from the instances to the servers.
 pub(crate) struct Gates {
-    pub(crate) postgres: Gate,
-    pub(crate) redis: Gate,
-    pub(crate) unleash: Gate,
+    pub(crate) postgres: Proxy,
+    pub(crate) redis: Proxy,
+    pub(crate) unleash: Proxy,
 }
 
 impl Day {
@@ -422,7 +422,7 @@ impl Day {
         self.kept.push(redis);
     }
 
-    pub(crate) fn keep_gate(&mut self, gate: Gate) {
+    pub(crate) fn keep_gate(&mut self, gate: Proxy) {
         self.kept_gates.push(gate);
     }
 
@@ -534,9 +534,9 @@ async fn servers(shared: &Shared) -> Result<(Servers, Gates, u16)> {
     };
     let unleash_port = port(&shared.unleash.url())?;
     let gates = Gates {
-        postgres: Gate::start(postgres.port())?,
-        redis: Gate::start(port(&redis.url())?)?,
-        unleash: Gate::start(unleash_port)?,
+        postgres: Proxy::start(postgres.port())?,
+        redis: Proxy::start(port(&redis.url())?)?,
+        unleash: Proxy::start(unleash_port)?,
     };
     let url = format!("postgres://postgres@127.0.0.1:{}/gameday", gates.postgres.port());
     let database = Database::prepare(&url, false).await?;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use cutover_testkit::{Gate, Postgres, Prometheus, wait_until};
+use cutover_testkit::{Postgres, Prometheus, Proxy, wait_until};
 use deadpool_redis::redis;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -142,7 +142,7 @@ pub(super) async fn partition(day: &mut Day) -> Result<()> {
 pub(super) async fn database_moved(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
     // The same server at a new address; the old one no longer answers.
-    let new = Gate::start(day.postgres()?.port())?;
+    let new = Proxy::start(day.postgres()?.port())?;
     day.fault("the database has another address");
     day.gates.postgres.lead_to(new.port());
     day.gates.postgres.cut();

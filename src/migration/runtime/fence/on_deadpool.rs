@@ -6,33 +6,33 @@ use futures_util::future::join;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use crate::ledger::fence;
 use crate::migration::runtime::error::Error;
-use crate::migration::runtime::fence::pinned::{Call, Ending, FencedPool, FencedTransaction, PinnedTx};
-
-const FENCE: &str = "select cutover.fence($1, $2, $3)";
+use crate::migration::runtime::fence::transaction::{Ending, FenceCall, FencedPool, FencedTransaction};
 
 impl FencedPool for Pool {
     type Transaction = DeadpoolTx;
 
-    async fn begin(&self, call: Call) -> Result<PinnedTx<DeadpoolTx>, Error> {
+    async fn begin(&self, call: FenceCall) -> Result<DeadpoolTx, Error> {
         let client = self.get().await?;
-        // A round trip of its own once per connection.
-        let fence = client.prepare_cached(FENCE).await?;
+        // Preparation costs one round trip per connection.
+        let fence = client.prepare_cached(fence::CALL).await?;
         let begin = format!("begin isolation level {}", call.isolation.name());
-        let (epoch, phase) = (call.pin.epoch(), call.pin.phase().name());
-        // From here on a drop rolls back, also where nothing has been begun yet.
-        let pinned = PinnedTx { tx: DeadpoolTx { client, open: true }, unfinished: 0, pin: call.pin };
-        // Both are sent before either is answered.
-        let (begun, passed) =
-            join(pinned.batch_execute(&begin), pinned.execute(&fence, &[&call.migration, &epoch, &phase]))
-                .await;
+        // From here on a drop rolls back, also if nothing has begun yet.
+        let tx = DeadpoolTx { client, open: true };
+        // Both messages are sent before either is answered.
+        let (begun, passed) = join(
+            tx.client.batch_execute(&begin),
+            tx.client.execute(&fence, &[&call.migration, &call.epoch, &call.phase.name()]),
+        )
+        .await;
         begun?;
         passed?;
-        Ok(pinned)
+        Ok(tx)
     }
 }
 
-/// A transaction on a connection of a `deadpool_postgres::Pool`, inside of a [`PinnedTx`].
+/// A transaction on a connection of a `deadpool_postgres::Pool`, inside a [`PinnedTx`](crate::migration::PinnedTx).
 pub struct DeadpoolTx {
     client: Object,
     open: bool,
@@ -49,15 +49,15 @@ impl DeadpoolTx {
 impl Drop for DeadpoolTx {
     fn drop(&mut self) {
         if self.open {
-            // Asking once sends the message; the server reads it before anything that the connection's next
-            // user sends. Where the transaction has ended already it does nothing.
+            // The first poll sends the message. The server reads it before anything that the connection's next user
+            // sends. If the transaction has already ended, the message has no effect.
             let _ = self.client.batch_execute("rollback").now_or_never();
         }
     }
 }
 
 impl FencedTransaction for DeadpoolTx {
-    // Shared only: a mutable client could begin a transaction within this one, and commit both.
+    // A shared reference only: a mutable client could begin a transaction within this one, and commit both.
     type Connection = ClientWrapper;
 
     fn connection(&self) -> &ClientWrapper {
@@ -65,8 +65,8 @@ impl FencedTransaction for DeadpoolTx {
     }
 
     async fn commit(self, _: Ending) -> Result<(), Error> {
-        // The server answers the commit of a transaction in which a statement has failed with a rollback and no error. The
-        // first statement fails there.
+        // If a statement of the transaction has failed, the server answers `commit` with a rollback and no error. `select 1`
+        // fails in such a transaction.
         self.end("select 1; commit").await
     }
 

@@ -3,37 +3,28 @@ use std::fmt;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, PgTransaction, Row};
 
-use crate::ledger::{begin, unprepared};
+use crate::ledger::{begin, fence, unprepared};
 use crate::migration::runtime::error::Error;
-use crate::migration::runtime::fence::pinned::{Call, Ending, FencedPool, FencedTransaction, PinnedTx};
+use crate::migration::runtime::fence::transaction::{Ending, FenceCall, FencedPool, FencedTransaction};
 
-/// The transaction after the commit is for `sqlx`, which has to have one to end. It is empty, nobody waits for its end, and of
-/// a client that is cut off just then the server does not keep it.
+/// `sqlx` needs a transaction to end after the commit, so the message begins an empty one. Its end is not waited for. If the
+/// client is cut off before that, the idle limit ends it.
 const COMMIT: &str = "select 1; commit; begin; set local idle_in_transaction_session_timeout = '10s'";
 
 impl FencedPool for PgPool {
     type Transaction = SqlxTx;
 
-    async fn begin(&self, call: Call) -> Result<PinnedTx, Error> {
-        // One simple-query message carries everything, so the fence costs no round trip. The server runs such
-        // a message as one transaction, which the `begin` at its end turns into one that stays open. `begin`
-        // comes last so that a refusal leaves the connection outside of any transaction: `sqlx` would take it
-        // for clean in either case. Only numbers and names of our own go into the text.
-        let statement = format!(
-            "set transaction isolation level {}; select cutover.fence({}, {}, '{}'); begin",
-            call.isolation.name(),
-            call.migration,
-            call.pin.epoch(),
-            call.pin.phase()
-        );
-        // The pin stays here: on a connection that died without a word that can last long, and must not hold the
-        // fleet up.
-        let tx = begin(self, AssertSqlSafe(statement)).await?;
-        Ok(PinnedTx { tx: SqlxTx(tx), unfinished: 0, pin: call.pin })
+    async fn begin(&self, call: FenceCall) -> Result<SqlxTx, Error> {
+        // The fence is part of the message that begins the transaction, so it costs no round trip.
+        let message =
+            fence::begin_message(call.isolation.name(), call.migration, call.epoch, call.phase.name());
+        // It runs in a task of its own. The pin stays with the caller: a dead connection can keep that task waiting for long,
+        // which must not hold the fleet up.
+        Ok(SqlxTx(begin(self, AssertSqlSafe(message)).await?))
     }
 }
 
-/// A transaction on a connection of a `sqlx::PgPool`, inside of a [`PinnedTx`].
+/// A transaction on a connection of a `sqlx::PgPool`, inside a [`PinnedTx`](crate::migration::PinnedTx).
 pub struct SqlxTx(PgTransaction<'static>);
 
 impl SqlxTx {
@@ -50,8 +41,8 @@ impl FencedTransaction for SqlxTx {
     }
 
     async fn commit(mut self, _: Ending) -> Result<(), Error> {
-        // The server answers the commit of a transaction in which a statement has failed with a rollback and no error, and
-        // `sqlx` does not look. The first statement fails there.
+        // If a statement of the transaction has failed, the server answers `commit` with a rollback and no error, and `sqlx`
+        // does not check that. `select 1` fails in such a transaction.
         sqlx::raw_sql(COMMIT).execute(&mut *self.0).await?;
         tokio::spawn(self.0.commit());
         Ok(())

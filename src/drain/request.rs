@@ -1,4 +1,3 @@
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,22 +8,23 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::CONNECTION;
-use http::{HeaderValue, StatusCode, Version};
+use http::{HeaderValue, Method, StatusCode, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use pin_project_lite::pin_project;
 
 use super::app::App;
-use super::handle::{Inner, Stage};
 use super::long::{Ending, LongPath};
 use super::registry::Connection;
+use super::stage::Stage;
+use super::state::State;
 
-/// The service of one connection: the application, with each request noted from its head to
-/// the end of its response body.
+/// The service of one connection: the application, with each request listed from its head to the end of its response
+/// body.
 pub(super) struct Tracked<S, P> {
     pub(super) app: S,
     pub(super) peer: P,
-    pub(super) inner: Arc<Inner>,
+    pub(super) state: Arc<State>,
     pub(super) connection: Arc<Connection>,
 }
 
@@ -38,14 +38,15 @@ where
     type Future = TrackedFuture<S::Future>;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        let in_flight =
-            InFlight { id: self.connection.start(&request), connection: Arc::clone(&self.connection) };
+        let in_flight = InFlight::new(Arc::clone(&self.connection), &request);
+        let is_connect = request.method() == Method::CONNECT;
         let http1 = request.version() < Version::HTTP_2;
         let path = LongPath::of(request.uri().path());
         TrackedFuture {
             response: call_app(&self.app, request, self.peer.clone()),
-            inner: Arc::clone(&self.inner),
+            state: Arc::clone(&self.state),
             http1,
+            is_connect,
             path,
             in_flight: Some(in_flight),
         }
@@ -62,10 +63,16 @@ pub(super) fn call_app<S: App, P: Clone + Send + Sync + 'static>(
     app.answer(request)
 }
 
-/// One request; ends it when dropped.
-struct InFlight {
+/// A request in the connection's list. Dropping this removes it.
+pub(super) struct InFlight {
     connection: Arc<Connection>,
     id: u64,
+}
+
+impl InFlight {
+    pub(super) fn new<B>(connection: Arc<Connection>, request: &http::Request<B>) -> Self {
+        Self { id: connection.start(request), connection }
+    }
 }
 
 impl Drop for InFlight {
@@ -78,8 +85,9 @@ pin_project! {
     pub(super) struct TrackedFuture<F> {
         #[pin]
         response: F,
-        inner: Arc<Inner>,
+        state: Arc<State>,
         http1: bool,
+        is_connect: bool,
         path: LongPath,
         in_flight: Option<InFlight>,
     }
@@ -95,9 +103,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.response.poll(cx))?;
-        let upgraded = *this.http1 && response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        // HTTP/2 has a GOAWAY for it.
-        if *this.http1 && !upgraded && this.inner.is_at(Stage::Propagating) {
+        let status = response.status();
+        let switches = status == StatusCode::SWITCHING_PROTOCOLS || (*this.is_connect && status.is_success());
+        let upgraded = *this.http1 && switches;
+        // An HTTP/2 client gets a GOAWAY instead.
+        if *this.http1 && !upgraded && this.state.stages.is_at(Stage::Propagating) {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
         }
@@ -106,9 +116,9 @@ where
             in_flight.connection.head_sent(in_flight.id, upgraded);
         }
         let ending = Ending::of(*this.path, &response).map(|ending| {
-            let inner = Arc::clone(this.inner);
+            let state = Arc::clone(this.state);
             let closing: BoxFuture<'static, ()> =
-                Box::pin(async move { inner.reached(Stage::Closing).await });
+                Box::pin(async move { state.stages.reached(Stage::Closing).await });
             (closing, ending)
         });
         Poll::Ready(Ok(response.map(|body| TrackedBody { body, ending, ended: false, in_flight })))
@@ -119,7 +129,7 @@ pin_project! {
     pub(super) struct TrackedBody<B> {
         #[pin]
         body: B,
-        // Only for long streams, which end before the deadline.
+        // Only for long streams, which are ended before the deadline.
         ending: Option<(BoxFuture<'static, ()>, Ending)>,
         ended: bool,
         in_flight: Option<InFlight>,

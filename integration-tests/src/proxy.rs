@@ -1,4 +1,4 @@
-//! A TCP proxy that can lose its way: what a network does to a connection.
+//! A TCP proxy that injects network faults: stalls, lost packets, closed connections, delay.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -15,29 +15,30 @@ use crate::KitError;
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct State {
     is_open: bool,
-    /// Connections from before the last loss never carry anything again.
+    /// Number of calls of [`Proxy::lose`]. A connection that is older than the last call stays silent.
     losses: u64,
-    /// Connections from before the last cut are closed.
+    /// Number of calls of [`Proxy::cut`]. A connection that is older than the last call is closed.
     cuts: u64,
-    /// Each piece arrives this much later.
+    /// Delay of each chunk of data.
     delay: Duration,
 }
 
-/// Stands on a loopback port of its own before a server on another one. Gone when dropped.
+/// A proxy on a free loopback port in front of a server on another loopback port. Dropping it closes it
+/// and all of its connections.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Proxy {
     port: u16,
     upstream: Arc<AtomicU16>,
     state: watch::Sender<State>,
     _tasks: JoinSet<()>,
 }
 
-impl Gate {
-    /// Leads to this port of 127.0.0.1.
+impl Proxy {
+    /// Starts a proxy that forwards to port `upstream` of 127.0.0.1.
     ///
     /// # Errors
     ///
-    /// [`KitError::Io`] when no port can be had.
+    /// [`KitError::Io`] if it cannot listen.
     pub fn start(upstream: u16) -> Result<Self, KitError> {
         let doing = KitError::io("listen on a free port");
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0))
@@ -52,17 +53,18 @@ impl Gate {
         Ok(Self { port, upstream, state, _tasks: tasks })
     }
 
-    /// Where it listens.
+    /// The port that it listens on.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Holds everything back; what was held back arrives when it is opened again.
+    /// Stalls all connections. Data that arrives meanwhile is delivered after [`open`](Self::open).
     pub fn hold(&self) {
         self.state.send_modify(|state| state.is_open = false);
     }
 
-    /// Swallows everything; the connections of before stay up and never carry anything again.
+    /// Drops all data. The connections that exist now stay established but carry nothing any more, even after
+    /// [`open`](Self::open).
     pub fn lose(&self) {
         self.state.send_modify(|state| {
             state.is_open = false;
@@ -70,7 +72,7 @@ impl Gate {
         });
     }
 
-    /// Closes the connections of before.
+    /// Closes the connections that exist now.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
     }
@@ -80,12 +82,12 @@ impl Gate {
         self.state.send_modify(|state| state.is_open = true);
     }
 
-    /// From now on each piece arrives this much later.
+    /// Delays each chunk of data by `delay` from now on.
     pub fn slow(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
     }
 
-    /// Where new connections go from now on.
+    /// Forwards new connections to port `upstream` from now on.
     pub fn lead_to(&self, upstream: u16) {
         self.upstream.store(upstream, Ordering::SeqCst);
     }
@@ -107,7 +109,12 @@ async fn accept(listener: TcpListener, upstream: Arc<AtomicU16>, state: watch::S
     }
 }
 
-async fn connect(client: TcpStream, upstream: &AtomicU16, state: &mut watch::Receiver<State>, born: u64) {
+async fn connect(
+    client: TcpStream,
+    upstream: &AtomicU16,
+    state: &mut watch::Receiver<State>,
+    losses_at_start: u64,
+) {
     let _ = state.wait_for(|state| state.is_open).await;
     let Ok(server) = TcpStream::connect(("127.0.0.1", upstream.load(Ordering::SeqCst))).await else {
         return;
@@ -115,8 +122,8 @@ async fn connect(client: TcpStream, upstream: &AtomicU16, state: &mut watch::Rec
     let (_, _) = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     tokio::join!(
-        carry(from_client, to_server, state.clone(), born),
-        carry(from_server, to_client, state.clone(), born)
+        carry(from_client, to_server, state.clone(), losses_at_start),
+        carry(from_server, to_client, state.clone(), losses_at_start)
     );
 }
 
@@ -124,17 +131,18 @@ async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut state: watch::Receiver<State>,
-    born: u64,
+    losses_at_start: u64,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or(0);
-        // Also the news of an end is held back.
-        let Ok(now) = state.wait_for(|state| state.is_open || state.losses > born).await.map(|state| *state)
+        // The end of a connection is held back too.
+        let Ok(now) =
+            state.wait_for(|state| state.is_open || state.losses > losses_at_start).await.map(|state| *state)
         else {
             return;
         };
-        if now.losses > born {
+        if now.losses > losses_at_start {
             std::future::pending::<()>().await;
         }
         if !now.delay.is_zero() {

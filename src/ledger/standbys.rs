@@ -1,0 +1,40 @@
+//! How far standbys are behind what a migration needs from them.
+
+use sqlx::{FromRow, PgConnection};
+
+use super::unprepared;
+
+/// A standby that has not replayed enough.
+#[derive(Debug, FromRow)]
+pub(crate) struct StandbyRow {
+    pub(crate) name: String,
+    /// Bytes of WAL that it has yet to replay. `None`: it is not connected, or this role may not see its position.
+    pub(crate) bytes: Option<i64>,
+}
+
+/// The standbys among `names` that have not replayed all copies, all rows that were repaired before the epoch was sealed,
+/// and the end of the previous epoch.
+pub(crate) async fn lagging(
+    connection: &mut PgConnection,
+    migration: i32,
+    names: &[String],
+) -> Result<Vec<StandbyRow>, sqlx::Error> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    unprepared::query_as(
+        "with needed as (select greatest( \
+             (select max(finished_lsn) from cutover.jobs where migration_id = $1 and kind <> 'scan'), \
+             (select greatest(max(drained_lsn), max(sealed_lsn)) from cutover.epochs where migration_id = $1)) as lsn) \
+         select w.name, pg_wal_lsn_diff(needed.lsn, min(r.replay_lsn))::bigint as bytes \
+         from needed cross join unnest($2::text[]) as w (name) \
+         left join pg_stat_replication r on r.application_name = w.name \
+         group by w.name, needed.lsn \
+         having needed.lsn is not null \
+            and (min(r.replay_lsn) is null or min(r.replay_lsn) < needed.lsn) order by w.name",
+    )
+    .bind(migration)
+    .bind(names)
+    .fetch_all(connection)
+    .await
+}

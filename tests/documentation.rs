@@ -1,0 +1,112 @@
+//! Checks the README and the guide: links, pages, and the pictures that the code has to agree with.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use cutover::migration::{Phase, Side};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = path.as_ref();
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn guide() -> Vec<PathBuf> {
+    let pages = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    pages.filter(|path| path.extension().is_some_and(|ending| ending == "md")).collect()
+}
+
+/// The text outside of code blocks.
+fn prose(text: &str) -> String {
+    let mut in_code = false;
+    let lines = text.lines().filter(|line| {
+        let is_fence = line.trim_start().starts_with("```");
+        in_code ^= is_fence;
+        !in_code && !is_fence
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The targets of the links within a repository.
+fn links(text: &str) -> Vec<String> {
+    let targets = prose(text);
+    let targets = targets.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.contains("://")).map(str::to_owned).collect()
+}
+
+/// The anchors of a page's headings, as GitHub and mdbook make them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text);
+    let headings = headings.lines().filter(|line| line.starts_with('#'));
+    let anchor = |heading: &str| {
+        let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        words.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn every_link_in_the_documents_leads_somewhere() {
+    let mut broken = Vec::new();
+    let mut pages = guide();
+    pages.extend(["README.md", "ARCHITECTURE.md"].map(|page| root().join(page)));
+    for page in pages {
+        let text = read(&page);
+        for link in links(&text) {
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            let is_there = target.exists() && (anchor.is_empty() || anchors(&read(&target)).contains(anchor));
+            if !is_there {
+                broken.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "broken links:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn the_summary_lists_every_page() {
+    let listed: BTreeSet<String> = links(&read(root().join("docs/SUMMARY.md"))).into_iter().collect();
+    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let missing: Vec<String> =
+        guide().iter().map(name).filter(|page| page != "SUMMARY.md" && !listed.contains(page)).collect();
+    assert!(missing.is_empty(), "add to docs/SUMMARY.md: {missing:?}");
+}
+
+#[test]
+fn every_page_with_code_is_compiled() {
+    let crate_root = read(root().join("src/lib.rs"));
+    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let missing: Vec<String> = guide()
+        .iter()
+        .filter(|path| read(path).contains("```rust"))
+        .map(name)
+        .filter(|page| !crate_root.contains(&format!("../docs/{page}")))
+        .collect();
+    assert!(missing.is_empty(), "add to the module `guide` in src/lib.rs: {missing:?}");
+}
+
+/// The picture of the phases in the README: a row per side that is written or read, a column per phase.
+#[test]
+fn the_readme_shows_the_phases_as_they_are() {
+    let readme = read(root().join("README.md"));
+    let row = |name: &str| -> Vec<String> {
+        let line = readme.lines().find(|line| line.starts_with(name)).expect("a row of the picture");
+        line[name.len()..].split_whitespace().map(str::to_owned).collect()
+    };
+    let cell = |is_on: bool| if is_on { "####" } else { "." }.to_owned();
+    for (side, name) in [(Side::Old, "old"), (Side::New, "new")] {
+        let written = Phase::ALL.map(|phase| cell(phase.writes(side)));
+        assert_eq!(row(&format!("writes {name}")), written);
+        let read = Phase::ALL.map(|phase| match phase.may_read(Side::Old) && phase.may_read(Side::New) {
+            true => "some".to_owned(),
+            false => cell(phase.may_read(side)),
+        });
+        assert_eq!(row(&format!("reads {name}")), read);
+    }
+}
