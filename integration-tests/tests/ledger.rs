@@ -198,7 +198,9 @@ async fn an_upgrade_behind_an_endless_writer_reports_busy() -> Outcome {
     execute(&url, STATE).await?;
     let mut writer = PgConnection::connect(&url).await?;
     writer
-        .execute("set idle_in_transaction_session_timeout = '5min'; begin; select cutover.fence(1, 2, 'expand')")
+        .execute(
+            "set idle_in_transaction_session_timeout = '5min'; begin; select cutover.fence(1, 2, 'expand')",
+        )
         .await?;
     let error = open_as_next_version(&url).await.expect_err("refused");
     assert!(matches!(error, LedgerError::Busy), "{error}");

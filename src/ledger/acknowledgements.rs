@@ -41,10 +41,8 @@ pub(crate) async fn record(
     instance: i64,
     epochs: &[(i32, i32, &str)],
 ) -> Result<Vec<Acknowledged>, sqlx::Error> {
-    let epochs: Vec<String> = epochs
-        .iter()
-        .map(|(migration, epoch, phase)| format!("({migration}, {epoch}, '{phase}')"))
-        .collect();
+    let epochs: Vec<String> =
+        epochs.iter().map(|(migration, epoch, phase)| format!("({migration}, {epoch}, '{phase}')")).collect();
     let statement = format!(
         "update cutover.acknowledgements a set epoch = e.epoch, older_open = 0, waits_since = null \
          from cutover.epochs e \

@@ -129,7 +129,7 @@ impl Ledger {
             None if !may_create => Err(LedgerError::NotInstalled { role }),
             Some(found) if owns != Some(true) => {
                 Err(LedgerError::NotUpgraded { role, found, needs: SCHEMA_VERSION })
-            },
+            }
             _ => Ok(()),
         }
     }

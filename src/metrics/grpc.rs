@@ -1,7 +1,4 @@
-use ::http::{
-    HeaderMap, HeaderName, Method, Request, Response, StatusCode,
-    header::CONTENT_TYPE,
-};
+use ::http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 
 use super::grpc_web::WebStatus;
 
@@ -113,9 +110,17 @@ mod tests {
 
     #[test]
     fn a_call_counts_as_the_http_status_of_the_same_meaning() {
-        for (code, status) in
-            [("0", 200), ("1", 499), ("5", 404), ("12", 501), ("13", 500), ("14", 503), ("17", 500), ("-1", 500), ("0 ", 500)]
-        {
+        for (code, status) in [
+            ("0", 200),
+            ("1", 499),
+            ("5", 404),
+            ("12", 501),
+            ("13", 500),
+            ("14", 503),
+            ("17", 500),
+            ("-1", 500),
+            ("0 ", 500),
+        ] {
             for kind in [
                 "application/grpc",
                 "application/grpc+proto",

@@ -43,7 +43,8 @@ impl<S> Layer<S> for MetricsLayer {
     type Service = MetricsService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let place = Place { http: Arc::clone(&self.http), first: OnceLock::new(), without_path: OnceLock::new() };
+        let place =
+            Place { http: Arc::clone(&self.http), first: OnceLock::new(), without_path: OnceLock::new() };
         MetricsService { inner, place: Arc::new(place) }
     }
 }

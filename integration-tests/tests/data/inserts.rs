@@ -1,11 +1,11 @@
-//! New rows whose key the database makes, in two tables.
+//! New rows whose key the database generates, in two tables.
 
 use crate::world::{Outcome, World};
 use cutover::migration::{DualWrite, Keyed};
 use cutover::migration::{Error, PinnedTx};
 use sqlx::{AssertSqlSafe, Executor};
 
-/// A row as an insert returns it.
+/// The result of an insert.
 struct Person {
     id: i64,
     name: String,
@@ -42,7 +42,7 @@ trait People {
     async fn put(&self, tx: &mut PinnedTx, id: i64, name: &str) -> Result<(), PeopleError>;
 }
 
-/// A table, whose rows get their keys from the same sequence; or so it should be.
+/// A table whose rows should get their keys from the shared sequence.
 struct Table {
     name: &'static str,
     spelt: fn(&str) -> String,
@@ -123,9 +123,9 @@ async fn a_generated_key_is_the_same_on_both_sides() -> Outcome {
         world.go(phase).await?;
         let mut tx = fleet.migration.begin(&world.pool).await?;
         let added = people.add(&mut tx, None, "ann").await?;
-        assert_eq!(added.name, answer, "{phase}: the answer of the side that is read");
+        assert_eq!(added.name, answer, "{phase}: the result of the side that is read");
         let second = people.add_plainly(&mut tx, "bob".into(), None).await?;
-        // A key that the caller made goes to both as well.
+        // A key that the caller chose goes to both sides too.
         assert_eq!(people.add_plainly(&mut tx, "cyd".into(), Some(1_000)).await?, 1_000);
         tx.commit().await?;
         let expected = |spelt: fn(&str) -> String, is_written: bool| {
@@ -214,7 +214,7 @@ async fn several_writes_reach_both_sides_or_none() -> Outcome {
     people.put(&mut tx, 3, "cyd").await?;
     tx.commit().await?;
     assert_eq!(both(&world).await?, rows(&[(1, "eve"), (3, "cyd")]));
-    // The last of several fails on the new side only, and takes the others with it.
+    // The last of several writes fails on the new side only, which rolls back the others.
     world.pool.execute("alter table new_people add check (name <> 'mallory')").await?;
     let mut tx = fleet.migration.begin(&world.pool).await?;
     people.put(&mut tx, 1, "ann").await?;

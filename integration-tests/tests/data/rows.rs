@@ -1,4 +1,4 @@
-//! Rows that can't be mapped, and rows that several instances work on.
+//! Rows that cannot be mapped, and rows that several instances work on.
 
 use std::process::Command;
 use std::time::Duration;
@@ -53,7 +53,7 @@ async fn a_row_whose_expression_fails_is_set_aside() -> Outcome {
     let keys: Vec<_> =
         bad_rows(&ledger, "status", 10).await?.into_iter().map(|row| row.key.concat()).collect();
     assert_eq!(keys, ["1", "1499", "3000"]);
-    // All the others are done.
+    // All other rows are copied.
     let done = "select count(*) from orders where new_status is not distinct from lower(trim(old_status))";
     assert_eq!(sqlx::query_scalar::<_, i64>(done).fetch_one(&world.pool).await?, 2_997);
     let complete = "select new_complete from cutover.migrations where name = 'status'";
@@ -121,7 +121,7 @@ async fn a_way_back_that_fails_on_null_is_reported() -> Outcome {
     Ok(())
 }
 
-/// A plan in small batches whose session says whose it is.
+/// A plan with small batches whose sessions have the instance's name.
 async fn plan_of(world: &World, name: &str) -> Outcome<ColumnMigration> {
     let options = world.url.parse::<PgConnectOptions>()?.application_name(name);
     let batches = BatchOptions {
@@ -140,8 +140,8 @@ async fn plan_of(world: &World, name: &str) -> Outcome<ColumnMigration> {
         .build()?)
 }
 
-/// A table that keeps who wrote which row. It takes its time: else the work is over before the other instance, which
-/// looks for some every two seconds, has heard of it.
+/// A table that records which instance wrote which row. Its trigger is slow, because the other instance looks for work only
+/// every two seconds.
 async fn signed(rows: i64) -> Outcome<World> {
     let world = World::new(rows).await?;
     let slowly = "create function slowly() returns trigger language plpgsql as $$ begin \
@@ -160,7 +160,7 @@ async fn signed(rows: i64) -> Outcome<World> {
     Ok(world)
 }
 
-/// Who wrote how many rows, if each was written once.
+/// How many rows each instance wrote, if each row was written once.
 async fn signatures(world: &World, rows: i64) -> Outcome<Vec<(String, i64)>> {
     let writers = "select name, count(*) from writers group by name order by name";
     let done: Vec<(String, i64)> = sqlx::query_as(writers).fetch_all(&world.pool).await?;
@@ -180,7 +180,7 @@ async fn all_instances_take_part_and_copy_each_row_once() -> Outcome {
     Ok(())
 }
 
-/// Not a test: an instance in a process of its own.
+/// Not a test: the body of a separate process with one instance.
 #[tokio::test]
 #[ignore = "started by the next test"]
 async fn process() -> Outcome {

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::world::{Fleet, Outcome, World};
 
-/// A column, read with an obstacle.
+/// A column whose reads can be made to fail.
 #[derive(Clone)]
 struct Column {
     query: &'static str,
@@ -30,7 +30,7 @@ impl Compared<i64> for Column {
 
     async fn read(&self, tx: &mut PinnedTx, id: &i64) -> Result<Option<String>, Error> {
         let _passed = self.gate.acquire().await.map(|permit| permit.forget());
-        assert!(!self.panics.load(Ordering::Relaxed), "as it is asked to");
+        assert!(!self.panics.load(Ordering::Relaxed), "the test asks for a panic");
         Ok(sqlx::query_scalar(self.query).bind(*id).fetch_one(&mut **tx).await?)
     }
 }
@@ -83,7 +83,7 @@ async fn shadow_reads_find_differences_but_not_writers() -> Outcome {
         watched.shadow.observe(1);
     }
     watched.world.go("verify").await?;
-    // One after the other, so that in between they are apart for everybody but a snapshot.
+    // One column after the other: in between they differ for every read except one in a snapshot.
     let (stop, pool, migration) =
         (Arc::new(AtomicBool::new(false)), watched.world.pool.clone(), watched.fleet.migration.clone());
     let stopped = Arc::clone(&stop);
@@ -114,7 +114,7 @@ async fn shadow_reads_find_differences_but_not_writers() -> Outcome {
     watched.world.pool.execute("update orders set new_status = 'forged' where id = 7").await?;
     watched.shadow.observe(7);
     watched.counts("different", 1).await?;
-    // Where nobody has to write both sides nothing is compared.
+    // In a phase that need not write both sides nothing is compared.
     watched.world.pool.execute("update orders set new_status = lower(trim(old_status)) where id = 7").await?;
     watched.world.go("retire").await?;
     watched.shadow.observe(7);
@@ -126,7 +126,7 @@ async fn shadow_reads_find_differences_but_not_writers() -> Outcome {
 async fn shadow_reads_never_affect_requests() -> Outcome {
     let watched = watched(5).await?;
     watched.world.go("verify").await?;
-    // The task hangs in the first one: the queue is full, and whoever looks goes on.
+    // The task hangs in the first comparison: the queue is full, and `observe` does not wait.
     watched.old.gate.forget_permits(2_000_000);
     for _ in 0..100 {
         watched.shadow.observe(1);
@@ -142,7 +142,7 @@ async fn shadow_reads_never_affect_requests() -> Outcome {
     let before = watched.count("same");
     watched.shadow.observe(1);
     watched.counts("same", before + 1).await?;
-    // And no pin is left behind.
+    // No pin is leaked.
     watched.world.go("switch").await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Work that holds still while others would feel it.
+//! Passes that pause while other work would suffer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::world::{Outcome, World};
 
-/// Why the work is held up, as `cutover status` says it.
+/// Waits until `cutover status` shows this reason.
 async fn held(world: &World) -> Option<String> {
     let ledger = Ledger::existing(world.url.parse().ok()?).await.ok()?;
     report(&ledger, Some("status")).await.ok()?.pop()?.work?.throttled_by
@@ -19,7 +19,7 @@ async fn held(world: &World) -> Option<String> {
 
 async fn is_held(world: &World, part: &str) -> Outcome {
     let ask = async || held(world).await.is_some_and(|why| why.contains(part));
-    Ok(world.until(&format!("work held up by {part:?}"), ask).await?)
+    Ok(world.until(&format!("work throttled by {part:?}"), ask).await?)
 }
 
 async fn copied(world: &World) -> Outcome<i64> {

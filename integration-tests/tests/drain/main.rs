@@ -412,7 +412,8 @@ async fn a_request_head_has_a_time_limit() {
 #[tokio::test]
 async fn a_slow_request_body_is_not_a_slow_head() {
     let head_timeout = Duration::from_millis(100);
-    let app = Router::new().route("/", axum::routing::post(|body: Bytes| async move { body.len().to_string() }));
+    let app =
+        Router::new().route("/", axum::routing::post(|body: Bytes| async move { body.len().to_string() }));
     let running = start(DrainOptions { head_timeout, ..options() }, app).await;
     let mut stream =
         running.raw(b"POST / HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: 8\r\n\r\n").await;
@@ -463,8 +464,7 @@ async fn drain_request(address: SocketAddr, method: &str, secret: Option<&str>) 
 #[tokio::test]
 async fn only_post_or_the_secret_can_drain() {
     let secret = "a-secret-of-this-test";
-    let with_secret =
-        DrainOptions { secret: Some(DrainSecret::new(secret).unwrap()), ..options() };
+    let with_secret = DrainOptions { secret: Some(DrainSecret::new(secret).unwrap()), ..options() };
     for (options, secret, wrong) in
         [(options(), None, Some(secret)), (with_secret, Some(secret), Some("a-secret-of-that-test"))]
     {
@@ -475,9 +475,14 @@ async fn only_post_or_the_secret_can_drain() {
             let drain = drain.clone();
             async move { drain.serve_admin(listener, drain.router()).await }
         });
-        for (method, secret) in
-            [("GET", None), ("HEAD", None), ("GET", wrong), ("HEAD", secret), ("PUT", secret), ("DELETE", None)]
-        {
+        for (method, secret) in [
+            ("GET", None),
+            ("HEAD", None),
+            ("GET", wrong),
+            ("HEAD", secret),
+            ("PUT", secret),
+            ("DELETE", None),
+        ] {
             let status = drain_request(address, method, secret).await;
             assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {secret:?}");
         }
@@ -537,7 +542,10 @@ const HANGS: &str = "hangs";
 
 /// Runs this test in a process of its own until it prints `serving` and an address: a signal would begin the drains of
 /// all tests in this process.
-fn child(name: &str, kind: &str) -> (std::process::Child, io::BufReader<std::process::ChildStdout>, SocketAddr) {
+fn child(
+    name: &str,
+    kind: &str,
+) -> (std::process::Child, io::BufReader<std::process::ChildStdout>, SocketAddr) {
     let mut child = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(CHILD, kind)

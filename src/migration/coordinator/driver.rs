@@ -148,7 +148,9 @@ impl Driven {
             // The server answered: what it refuses needs a person. Otherwise it is unreachable, and may be back any moment.
             Ok(Err(error @ LedgerError::Database(sqlx::Error::Database(_)))) => (error.to_string(), LONGEST),
             Ok(Err(error)) => (error.to_string(), options.leadership_lease),
-            Err(_) => ("the plan or the source of the desired phase panicked (see the log)".to_owned(), LONGEST),
+            Err(_) => {
+                ("the plan or the source of the desired phase panicked (see the log)".to_owned(), LONGEST)
+            }
         };
         let failed = self.retry.failed(&error, longest);
         self.due = Instant::now() + failed.pause;

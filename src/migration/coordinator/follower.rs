@@ -185,7 +185,11 @@ impl Follower {
         let mut tx = self.fleet.ledger().begin().await?;
         let id = migrations::register(&mut tx, self.fleet.name(), migration.name()).await?;
         tx.commit().await?;
-        tracing::warn!(migration = migration.name(), id, "the migration was missing in the ledger; registered it again");
+        tracing::warn!(
+            migration = migration.name(),
+            id,
+            "the migration was missing in the ledger; registered it again"
+        );
         migration.renumber(id);
         Ok(())
     }
@@ -214,7 +218,12 @@ impl Follower {
                 (entry, local) => {
                     let (migration, local) = (migration.name(), local.map(|(epoch, _)| epoch));
                     let ledger = entry.map(|(entry, _)| entry.epoch);
-                    tracing::warn!(migration, local, ledger, "local epoch does not match the ledger; rejoining");
+                    tracing::warn!(
+                        migration,
+                        local,
+                        ledger,
+                        "local epoch does not match the ledger; rejoining"
+                    );
                     self.go_out();
                     return Ok(());
                 }

@@ -269,7 +269,14 @@ impl Reconcile<'_> {
         for holder in holders.iter().filter(|holder| holder.terminated) {
             let (pid, application, age) = (holder.pid, &holder.application, holder.age);
             let migration = &self.spec.name;
-            tracing::warn!(migration, epoch, pid, application, age, "terminated a transaction of a closed epoch");
+            tracing::warn!(
+                migration,
+                epoch,
+                pid,
+                application,
+                age,
+                "terminated a transaction of a closed epoch"
+            );
         }
         let named = |holder: &epochs::Holder| {
             format!(

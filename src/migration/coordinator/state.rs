@@ -110,8 +110,7 @@ pub(crate) async fn members(
     migration: i32,
     counted: Counted,
 ) -> Result<Vec<Member>, sqlx::Error> {
-    let rows =
-        acknowledgements::members(connection, fleet, migration, counted == Counted::WithLease).await?;
+    let rows = acknowledgements::members(connection, fleet, migration, counted == Counted::WithLease).await?;
     rows.into_iter().map(member).collect()
 }
 
@@ -121,8 +120,7 @@ fn member(row: MemberRow) -> Result<Member, sqlx::Error> {
         // reads the old side, as every build does in `off`, and has no operation at an older epoch.
         return Ok(Member { name: row.name, range: PhaseRange::UNAWARE, acknowledged: i32::MAX });
     };
-    let range =
-        PhaseRange::new(parse_phase(min)?..=parse_phase(max)?).unwrap_or(PhaseRange::UNAWARE);
+    let range = PhaseRange::new(parse_phase(min)?..=parse_phase(max)?).unwrap_or(PhaseRange::UNAWARE);
     let name = match (row.older_open, row.waits) {
         (open @ 1.., Some(waits)) => {
             format!("{} with {open} operations of an older epoch still open after {waits} s,", row.name)

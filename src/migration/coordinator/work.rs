@@ -68,7 +68,12 @@ impl Work {
             let took = running.since.elapsed();
             match running.handle.await {
                 Ok(Ok(())) => {
-                    tracing::info!(migration = spec.name, task = running.task.name(), ?took, "task completed");
+                    tracing::info!(
+                        migration = spec.name,
+                        task = running.task.name(),
+                        ?took,
+                        "task completed"
+                    );
                     self.completed = Some(running.task);
                     self.failure = None;
                     if !is_ddl(running.task) {
@@ -111,7 +116,13 @@ impl Work {
         let failed = self.retry.failed(&error, LONGEST);
         let (migration, task_name, pause) = (&spec.name, task.name(), failed.pause);
         if failed.is_new && !error.is_empty() {
-            tracing::warn!(migration, task = task_name, error, ?pause, "task failed; retrying with growing pauses");
+            tracing::warn!(
+                migration,
+                task = task_name,
+                error,
+                ?pause,
+                "task failed; retrying with growing pauses"
+            );
         } else {
             tracing::debug!(migration, task = task_name, error, ?pause, "task failed again");
         }

@@ -38,8 +38,7 @@ impl<T: FencedTransaction> PinnedTx<T> {
         migration: &Migration,
         pin: Held<Arc<Gate>>,
     ) -> Result<Self, Error> {
-        let call =
-            FenceCall { isolation, migration: migration.id(), epoch: pin.epoch(), phase: pin.phase() };
+        let call = FenceCall { isolation, migration: migration.id(), epoch: pin.epoch(), phase: pin.phase() };
         let tx = pool.begin(call).await?;
         Ok(Self { tx, unfinished: 0, pin })
     }
