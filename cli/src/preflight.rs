@@ -74,6 +74,9 @@ pub(crate) async fn run(arguments: Arguments, options: PgConnectOptions, json: b
             }
         }
     }
+    if arguments.unleash_url.is_none() {
+        preflight = preflight.flags(None, arguments.flags.clone());
+    }
     if let Some(url) = arguments.unleash_url {
         let options =
             cutover::flags::UnleashOptions::new(url, arguments.unleash_token, "cutover", "preflight");

@@ -16,6 +16,8 @@ pub(crate) mod epochs;
 mod error;
 mod evidence;
 pub(crate) mod external_writes;
+#[cfg(feature = "unleash")]
+pub(crate) mod flag_states;
 pub(crate) mod fence;
 pub(crate) mod fleets;
 pub(crate) mod instances;
