@@ -16,9 +16,9 @@ pub(crate) mod epochs;
 mod error;
 mod evidence;
 pub(crate) mod external_writes;
+pub(crate) mod fence;
 #[cfg(feature = "unleash")]
 pub(crate) mod flag_states;
-pub(crate) mod fence;
 pub(crate) mod fleets;
 pub(crate) mod instances;
 pub(crate) mod jobs;

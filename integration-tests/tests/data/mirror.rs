@@ -84,7 +84,7 @@ pub(crate) async fn world(rows: i64) -> Outcome<World> {
 }
 
 /// A store in another database, behind a proxy if there is one.
-async fn postgres_store(gate: Option<&Proxy>) -> Outcome<PostgresMirror> {
+pub(crate) async fn postgres_store(gate: Option<&Proxy>) -> Outcome<PostgresMirror> {
     let mut url = Postgres::fresh_database().await?;
     if let Some(gate) = gate {
         let port = Postgres::shared().await?.port();

@@ -1,31 +1,39 @@
 //! Row-level security on a table whose rows are copied and compared.
 
 use cutover::migration::ColumnMigration;
+use cutover::migration::mirror::{Mirror, MirrorMigration};
 use cutover::migration::{DualWrite, Error, Plan, PlanError, Repaired, Rows, Task};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
+use crate::mirror::{self, Accounts};
 use crate::world::{Fleet, Outcome, World};
 
-/// A table owned by a role that a policy restricts to the rows of a tenant, and a pool of that role.
-async fn restricted(rows: i64, tenant: &str) -> Outcome<(World, Fleet, PgPool)> {
-    let world = World::new(rows).await?;
-    let fleet = world.instance("a", None).await?;
+/// Hides rows of a table from its owner by a policy with this condition. Returns a pool of the owner, which is a new role.
+async fn restrict(world: &World, table: &str, condition: &str) -> Outcome<PgPool> {
     let role = format!("service_{}", world.url.rsplit('/').next().unwrap_or_default());
     world
         .pool
         .execute(AssertSqlSafe(format!(
-            "create role {role} login; grant all on schema public to {role}; alter table orders owner to {role}; \
+            "create role {role} login; grant all on schema public to {role}; alter table {table} owner to {role}; \
              grant usage on schema cutover to {role}; \
              grant all on all tables in schema cutover to {role}; \
              grant all on all sequences in schema cutover to {role}; \
              grant execute on all functions in schema cutover to {role}; \
-             alter table orders enable row level security; alter table orders force row level security; \
-             create policy by_tenant on orders using (note = {tenant})"
+             alter table {table} enable row level security; alter table {table} force row level security; \
+             create policy hide on {table} using ({condition})"
         )))
         .await?;
     let options = world.url.parse::<PgConnectOptions>()?.username(&role);
-    Ok((world, fleet, PgPoolOptions::new().max_connections(4).connect_with(options).await?))
+    Ok(PgPoolOptions::new().max_connections(4).connect_with(options).await?)
+}
+
+/// A table whose rows a policy hides from its owner, an instance, and a pool of the owner.
+async fn restricted(rows: i64, tenant: &str) -> Outcome<(World, Fleet, PgPool)> {
+    let world = World::new(rows).await?;
+    let fleet = world.instance("a", None).await?;
+    let pool = restrict(&world, "orders", &format!("note = {tenant}")).await?;
+    Ok((world, fleet, pool))
 }
 
 fn plan_on(pool: &PgPool) -> Outcome<ColumnMigration> {
@@ -97,5 +105,23 @@ async fn a_repair_does_not_take_a_hidden_row_for_a_deleted_one() -> Outcome {
     let error: String =
         sqlx::query_scalar("select error from cutover.repairs").fetch_one(&world.pool).await?;
     assert!(error.contains("row-level security"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hidden_row_is_not_deleted_from_the_other_store() -> Outcome {
+    let (world, store) = (mirror::world(1).await?, mirror::postgres_store(None).await?);
+    let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
+    let (a, sides) = mirror::member(&world, "a", &plan).await?;
+    world.go("switch").await?;
+    mirror::put(&sides, "a0", Some(7)).await?;
+    assert_eq!(mirror::kept(&store, "a0").await?, Some(7));
+    let pool = restrict(&world, "accounts", "current_setting('app.tenant', true) = name").await?;
+    let hidden = Mirror::new(a.migration.clone(), MirrorMigration::new(pool, Accounts, store.clone()));
+    let record = "insert into cutover.repairs (migration_id, side, key, error) \
+        select id, 'new', '\"a0\"', '' from cutover.migrations where name = 'status'";
+    world.pool.execute(record).await?;
+    assert_eq!(hidden.deliver().await?, Repaired { repaired: 0, failed: 1 });
+    assert_eq!(mirror::kept(&store, "a0").await?, Some(7), "the store lost a row that was only hidden");
     Ok(())
 }
