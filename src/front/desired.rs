@@ -56,7 +56,7 @@ impl FromFlag {
                 target => target,
             },
             Switch::On(None) => wait("it is on, but has no variant with a payload".into(), example),
-            Switch::Off => Target::Back,
+            Switch::Off => Target::SwitchedOff,
             Switch::Unknown(problem) => wait(problem.to_string(), problem.remedy()),
         }
     }
@@ -111,8 +111,8 @@ impl Flapping {
             self.0.pop_front();
         }
         let to = match target {
-            Target::Go(desired) => Some(Some(desired.phase)),
-            Target::Back => Some(None),
+            Target::Desired(desired) => Some(Some(desired.phase)),
+            Target::SwitchedOff => Some(None),
             Target::Hold(_) => None,
         };
         if let Some(to) = to.filter(|to| self.0.back().is_none_or(|last| last.to != *to)) {
@@ -146,13 +146,13 @@ mod tests {
     #[test]
     fn only_a_flag_that_is_turned_off_moves_back() {
         let (flags, source) = from_flag(FixedFlag::payload("switch"));
-        assert_eq!(source.target(), Some(Target::Go(Phase::Switch.into())));
+        assert_eq!(source.target(), Some(Target::Desired(Phase::Switch.into())));
         flags.set("status", FixedFlag::payload("sideways")).unwrap();
         assert!(reason(&source).contains("\"sideways\" is not a phase"), "{}", reason(&source));
         flags.set("status", FixedFlag::ON).unwrap();
         assert!(reason(&source).contains("no variant with a payload"));
         flags.set("status", FixedFlag::OFF).unwrap();
-        assert_eq!(source.target(), Some(Target::Back));
+        assert_eq!(source.target(), Some(Target::SwitchedOff));
         let missing = reason(&FromFlag::new(flags, "archived"));
         assert!(missing.contains("no flag of this name"), "{missing}");
     }
@@ -193,7 +193,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_flag_that_goes_back_and_forth_is_held_until_it_is_stable() {
         let (flags, source) = from_flag(FixedFlag::payload("ramp"));
-        let ramp = Some(Target::Go(Phase::Ramp.into()));
+        let ramp = Some(Target::Desired(Phase::Ramp.into()));
         let turn = async |flag: FixedFlag| {
             tokio::time::advance(Duration::from_secs(1)).await;
             flags.set("status", flag).unwrap();
@@ -201,10 +201,10 @@ mod tests {
         };
         assert_eq!(source.target(), ramp);
         for _ in 0..2 {
-            assert_eq!(turn(FixedFlag::OFF).await, Some(Target::Back));
+            assert_eq!(turn(FixedFlag::OFF).await, Some(Target::SwitchedOff));
             assert_eq!(turn(FixedFlag::payload("ramp")).await, ramp);
         }
-        assert_eq!(turn(FixedFlag::OFF).await, Some(Target::Back), "the fourth change back");
+        assert_eq!(turn(FixedFlag::OFF).await, Some(Target::SwitchedOff), "the fourth change back");
         assert!(matches!(turn(FixedFlag::payload("ramp")).await, Some(Target::Hold(_))));
         assert!(reason(&source).contains("went back and forth more than 4 times within 60 s"));
         tokio::time::advance(FLAPPING_WINDOW).await;
@@ -218,7 +218,7 @@ mod tests {
             for payload in [phase.to_string(), "ramp:1".into(), "ramp:50".into()] {
                 if phase == Phase::Ramp || !payload.starts_with("ramp") {
                     flags.set("status", FixedFlag::payload(payload)).unwrap();
-                    assert!(matches!(source.target(), Some(Target::Go(_))), "{phase}");
+                    assert!(matches!(source.target(), Some(Target::Desired(_))), "{phase}");
                 }
             }
         }

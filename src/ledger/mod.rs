@@ -9,6 +9,7 @@
 pub(crate) mod acknowledgements;
 pub(crate) mod bad_rows;
 pub(crate) mod blockers;
+pub(crate) mod commands;
 mod connection;
 mod connections;
 pub(crate) mod differences;
@@ -20,6 +21,7 @@ pub(crate) mod fence;
 #[cfg(feature = "unleash")]
 pub(crate) mod flag_states;
 pub(crate) mod fleets;
+pub(crate) mod history;
 pub(crate) mod instances;
 pub(crate) mod jobs;
 pub(crate) mod leadership;
@@ -28,8 +30,10 @@ pub(crate) mod migrations;
 pub(crate) mod notifications;
 pub(crate) mod plans;
 pub(crate) mod repairs;
+pub(crate) mod reports;
 mod schema;
 mod shares;
+pub(crate) mod sides;
 mod sqlstate;
 pub(crate) mod standbys;
 mod transaction;

@@ -7,6 +7,8 @@ use super::{Ledger, unprepared};
 pub(crate) struct PublishedPlan<'a> {
     pub(crate) migration: i32,
     pub(crate) version: &'a str,
+    /// The build declares a plan. One that does not leaves the plan of another build of the same version as it is.
+    pub(crate) has_plan: bool,
     /// `[[task, sql], …]` as JSON.
     pub(crate) tasks: &'a str,
     pub(crate) old_table: Option<&'a str>,
@@ -23,7 +25,7 @@ pub(crate) async fn publish(ledger: &Ledger, plan: &PublishedPlan<'_>) -> Result
          on conflict (migration_id, version) do update \
              set tasks = excluded.tasks, old_table = excluded.old_table, old_column = excluded.old_column, \
                  desired_from = excluded.desired_from, published_at = clock_timestamp() \
-         where (p.tasks, p.old_table, p.old_column, p.desired_from) \
+         where $7 and (p.tasks, p.old_table, p.old_column, p.desired_from) \
              is distinct from (excluded.tasks, excluded.old_table, excluded.old_column, excluded.desired_from)",
     )
     .bind(plan.migration)
@@ -32,6 +34,7 @@ pub(crate) async fn publish(ledger: &Ledger, plan: &PublishedPlan<'_>) -> Result
     .bind(plan.old_table)
     .bind(plan.old_column)
     .bind(plan.desired_from)
+    .bind(plan.has_plan)
     .execute(&mut *tx)
     .await?;
     tx.commit().await

@@ -88,7 +88,7 @@ async fn failed_new_sides_are_repaired_before_they_are_read() -> Outcome {
         }
     }
     world.ask("ramp").await?;
-    world.waits_for("1 row behind on the new side").await?;
+    world.waits_for("1 row whose sides differ").await?;
     world
         .until("the driver has tried a repair", async || {
             repairs(&ledger, Some("status"), 9)

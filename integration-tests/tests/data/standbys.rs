@@ -21,7 +21,7 @@ async fn reads_and_drops_wait_for_every_standby() -> Outcome {
     reader.execute("select pg_wal_replay_pause()").await?;
     world.go("verify").await?;
     world.ask("ramp:50").await?;
-    world.waits_for(&format!("standby {} has yet to replay", standby.name())).await?;
+    world.waits_for(&format!("standby {} to replay", standby.name())).await?;
     // Without the wait a standby would return an empty new side.
     let empty = "select count(*) filter (where new_status is not null) from orders";
     assert_eq!(sqlx::query_scalar::<_, i64>(empty).fetch_one(&reader).await?, 0);
@@ -34,7 +34,7 @@ async fn reads_and_drops_wait_for_every_standby() -> Outcome {
     world.go("retire").await?;
     world.approve().await?;
     world.ask("contract").await?;
-    world.waits_for("has yet to replay").await?;
+    world.waits_for("to replay another").await?;
     reader.execute("select pg_wal_replay_resume()").await?;
     world.go("contract").await?;
     Ok(())
@@ -68,7 +68,7 @@ async fn reads_wait_until_standbys_have_the_last_repair() -> Outcome {
         .await?;
 
     world.ask("ramp:50").await?;
-    world.waits_for(&format!("standby {} has yet to replay", standby.name())).await?;
+    world.waits_for(&format!("standby {} to replay", standby.name())).await?;
     // While the move waits no repair may be recorded. It may again when the move is no longer requested.
     let sealed = "select e.sealed_at is not null from cutover.epochs e join cutover.migrations m \
         on m.id = e.migration_id and m.epoch = e.epoch where m.name = 'status'";
@@ -93,6 +93,6 @@ async fn an_unreachable_standby_holds_the_move_and_is_named() -> Outcome {
     let _a = world.reading("a", world.plan()?, &["reader_7".to_owned()]).await?;
     world.go("verify").await?;
     world.ask("ramp:50").await?;
-    world.waits_for("standby reader_7 is not connected").await?;
+    world.waits_for("standby reader_7, which is not connected").await?;
     Ok(())
 }

@@ -3,13 +3,10 @@
 //! Names are checked and quoted once, when the plan is built. Keys and values of mappings in Rust are parameters.
 //! Expressions are the user's own SQL.
 
-use sqlx::PgConnection;
-
 use super::column_type::ColumnType;
 use super::keyset::{Keyset, Span};
 use super::mapping::{Mapping, MappingCode};
 use super::query::Query;
-use crate::migration::coordinator::PlanError;
 
 /// The two sides: columns of one table, or two tables with the same key.
 #[derive(Debug, Clone)]
@@ -41,37 +38,6 @@ pub(crate) struct Scope<'a> {
     pub(crate) old_types: Vec<ColumnType>,
     /// The types of the columns that `forward` computes.
     pub(crate) new_types: Vec<ColumnType>,
-}
-
-impl<'a> Scope<'a> {
-    /// Reads the types of both sides' columns.
-    ///
-    /// # Errors
-    ///
-    /// [`PlanError::Refused`] with every column that does not exist.
-    pub(crate) async fn load(
-        tx: &mut PgConnection,
-        sides: &'a Sides,
-        key: Keyset,
-    ) -> Result<Self, PlanError> {
-        let mut problems = Vec::new();
-        let mut types = [Vec::new(), Vec::new()];
-        let tables = [(&sides.old, &sides.backward.columns), (&sides.new, &sides.forward.columns)];
-        for ((table, columns), types) in tables.into_iter().zip(&mut types) {
-            for (column, found) in columns.iter().zip(ColumnType::load(tx, table, columns).await?) {
-                match found {
-                    Some(found) => types.push(found),
-                    None => problems.push(format!("column {column} of table {table} does not exist")),
-                }
-            }
-        }
-        let [old_types, new_types] = types;
-        if problems.is_empty() {
-            Ok(Self { sides, key, old_types, new_types })
-        } else {
-            Err(PlanError::Refused(problems.join("; ")))
-        }
-    }
 }
 
 /// The condition under which a side stores something else than it should: the stored values are not identical to the

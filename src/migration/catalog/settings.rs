@@ -2,11 +2,11 @@
 
 use std::sync::LazyLock;
 
-/// Settings on which the result of an expression can depend. Batches, scans, repairs and the guard trigger all compute
-/// under these values, so that the same row gives the same value in every session.
+/// The settings under which every mapping is evaluated, by batches, scans, repairs and the guard trigger alike. A session's
+/// own settings would otherwise decide what `at::date` or `payload::text` gives.
 ///
 /// `search_path` is not among them: expressions may use unqualified names.
-pub(crate) const FIXED_SETTINGS: [(&str, &str); 5] = [
+pub(crate) const MAPPING_SETTINGS: [(&str, &str); 5] = [
     ("timezone", "UTC"),
     ("datestyle", "ISO, MDY"),
     ("intervalstyle", "postgres"),
@@ -19,7 +19,7 @@ pub(crate) const FIXED_SETTINGS: [(&str, &str); 5] = [
 const NO_HIDDEN_ROWS: (&str, &str) = ("row_security", "off");
 
 fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
-    std::iter::once(NO_HIDDEN_ROWS).chain(FIXED_SETTINGS)
+    std::iter::once(NO_HIDDEN_ROWS).chain(MAPPING_SETTINGS)
 }
 
 /// The statements, each with `;`, that set all of this until the end of a transaction.

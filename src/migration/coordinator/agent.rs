@@ -69,7 +69,7 @@ impl Agent {
             migrations.push((spec, migration));
         }
         let migrations: Arc<[_]> = migrations.into();
-        let guard = health.signal("deploy_guard", Criticality::Critical);
+        let guard = health.signal("deploy_guard", Criticality::Degrades);
         guard.fail("not admitted to the fleet yet");
         let notifications = health.signal("ledger_notifications", Criticality::Degrades);
         let follower = Follower::new(fleet.clone(), migrations.clone(), guard, notifications);
@@ -134,6 +134,7 @@ async fn publish(fleet: &Fleet, migration: i32, spec: &MigrationSpec) -> Result<
     let plan = PublishedPlan {
         migration,
         version: fleet.release().version(),
+        has_plan: spec.plan.is_some(),
         tasks: &tasks,
         old_table: old_side.as_ref().map(|old_side| &*old_side.table),
         old_column: old_side.as_ref().and_then(|old_side| old_side.column.as_deref()),

@@ -16,7 +16,7 @@ use crate::ledger::{READ_COMMITTED, begin, differences, repairs};
 use crate::migration::batch::job::{self, Measured};
 use crate::migration::batch::{BATCH_LIMITS, MAX_FAILURES, PassKind, back_off, begin_unpaused, is_transient};
 use crate::migration::coordinator::{Plan, PlanError};
-use crate::migration::phase::{Facts, Task};
+use crate::migration::phase::{SchemaState, Task};
 use crate::migration::runtime::{Migration, PinnedTx};
 
 /// How many keys make up a batch.
@@ -310,14 +310,14 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
 
 #[async_trait]
 impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
-    async fn facts(&self, _: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+    async fn schema_state(&self, _: Option<i32>, _: &mut PgConnection) -> Result<SchemaState, sqlx::Error> {
         // Once prepared is enough: an unreachable store must not keep the fleet from going back.
         if !self.0.is_prepared.load(Ordering::Relaxed)
             && let Ok(Ok(true)) = timeout(PREPARED_TIMEOUT, self.store().is_prepared()).await
         {
             self.0.is_prepared.store(true, Ordering::Relaxed);
         }
-        Ok(Facts { expanded: self.0.is_prepared.load(Ordering::Relaxed), contracted: true })
+        Ok(SchemaState { expanded: self.0.is_prepared.load(Ordering::Relaxed), contracted: true })
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {

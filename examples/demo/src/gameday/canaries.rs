@@ -36,7 +36,8 @@ pub(super) async fn leaks(day: &mut Day) -> Result<()> {
 }
 
 pub(super) async fn never_ready(day: &mut Day) -> Result<()> {
-    taken_back(day, "never-ready").await
+    // No data is no evidence: the judge neither passes nor fails it.
+    taken_back_with(day, "never-ready", 3).await
 }
 
 pub(super) async fn fine(day: &mut Day) -> Result<()> {
@@ -53,12 +54,17 @@ pub(super) async fn fine(day: &mut Day) -> Result<()> {
 
 /// Deploys a canary with a mistake; the judge has to fail it, and the weights go back.
 async fn taken_back(day: &mut Day, fault: &str) -> Result<()> {
+    taken_back_with(day, fault, 1).await
+}
+
+/// Deploys a canary with a mistake; the judge has to end with this status, and the weights go back.
+async fn taken_back_with(day: &mut Day, fault: &str, expected: i32) -> Result<()> {
     day.go("ramp:50").await?;
     let (status, said) = watch(day, Some(fault)).await?;
     day.detected();
     put_away(day).await?;
     day.recovered().await?;
-    if status != Some(1) {
+    if status != Some(expected) {
         return Err(Failure::new(format!("the judge ended with {status:?}: {said}")));
     }
     let why = said.lines().filter(|line| line.starts_with("FAIL ")).map(str::to_owned);
