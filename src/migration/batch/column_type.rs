@@ -11,7 +11,7 @@ use crate::migration::catalog::unquote;
 pub(crate) struct ColumnType {
     /// As in SQL, with the modifier: `numeric(12,2)`.
     pub(crate) name: String,
-    cast: Cast,
+    pub(super) cast: Cast,
     pub(crate) is_array: bool,
     /// The kind of the value or, for an array, of its elements.
     pub(crate) element: Element,
@@ -19,7 +19,7 @@ pub(crate) struct ColumnType {
 
 /// How an expression gets the value that an assignment to the column would store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Cast {
+pub(super) enum Cast {
     /// Not known, because the catalog was not asked.
     None,
     /// A cast gives the same value.
