@@ -7,12 +7,12 @@ use syn::{
     TraitItemFn, Type, parse_quote,
 };
 
-/// The trait as it was written, without the marks, and its implementation for a pair of sides.
+/// The trait without the marks on its methods, and its implementation for `DualWrite`.
 pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
     let mut original: ItemTrait = match syn::parse2(item) {
         Ok(item) => item,
         Err(error) => {
-            let message = "#[dual_write] goes on a trait";
+            let message = "#[dual_write] can only be used on a trait";
             return Error::new(error.span(), message).into_compile_error();
         }
     };
@@ -23,7 +23,7 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
     });
     let methods = methods(&mut original, at_once.as_ref(), &mut errors);
     match errors.0 {
-        // The trait stays, so that what uses it brings no errors of its own.
+        // The trait stays, so that code that uses it causes no further errors.
         Some(errors) => {
             let errors = errors.into_compile_error();
             quote!(#original #errors)
@@ -36,7 +36,7 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
     }
 }
 
-/// The name of the trait for writes of both sides at once, where one is wanted.
+/// The name of the trait for combined writes, if there is one.
 fn at_once(arguments: TokenStream) -> Result<Option<Ident>, Error> {
     if arguments.is_empty() {
         return Ok(None);
@@ -49,7 +49,7 @@ fn at_once(arguments: TokenStream) -> Result<Option<Ident>, Error> {
         if name == "at_once" && input.is_empty() { Ok(value) } else { Err(input.error("")) }
     };
     parser.parse2(arguments).map(Some).map_err(|_| {
-        Error::new(span, "#[dual_write] takes nothing, or `at_once = NameOfTheTraitForWritesOfBothSides`")
+        Error::new(span, "#[dual_write] takes no arguments, or `at_once = Name` with a name for the trait of combined writes")
     })
 }
 
@@ -65,17 +65,17 @@ impl Errors {
     }
 }
 
-/// What a method was marked as.
+/// The mark of a method.
 enum Mark {
     Write(Rows),
-    /// A new row; the argument that carries its key.
+    /// A new row, with the argument that has its key.
     Insert(Ident),
     Read {
         key: Option<Expr>,
     },
 }
 
-/// The rows that a write is about.
+/// The rows that a write changes.
 enum Rows {
     One(Expr),
     Many(Expr),
@@ -85,11 +85,11 @@ enum Rows {
 /// A method of the implementation.
 struct Method {
     tokens: TokenStream,
-    /// Of a write, as it is in the trait, with a name for every argument.
+    /// For a write: the method of the trait, with a name for every argument.
     written: Option<TraitItemFn>,
 }
 
-/// Takes the marks off the trait and returns the methods of the implementation.
+/// Removes the marks from the trait and returns the methods of the implementation.
 fn methods(item: &mut ItemTrait, at_once: Option<&Ident>, errors: &mut Errors) -> Vec<Method> {
     let mut methods = Vec::new();
     let mut entries = std::mem::take(&mut item.items);
@@ -100,7 +100,7 @@ fn methods(item: &mut ItemTrait, at_once: Option<&Ident>, errors: &mut Errors) -
                     Ok(method) => methods.push(method),
                     Err(error) => errors.add(error),
                 },
-                // It has a body that calls the others.
+                // Its body calls the other methods.
                 Ok(None) if method.default.is_some() => {}
                 Ok(None) => errors.add(Error::new_spanned(
                     &method.sig.ident,
@@ -113,7 +113,7 @@ fn methods(item: &mut ItemTrait, at_once: Option<&Ident>, errors: &mut Errors) -
             },
             other => errors.add(Error::new_spanned(
                 other,
-                "a #[dual_write] trait has methods only: put this into another trait",
+                "a #[dual_write] trait can only have methods: move this item to another trait",
             )),
         }
     }
@@ -128,7 +128,10 @@ fn take_mark(method: &Ident, attributes: &mut Vec<Attribute>) -> Result<Option<M
     let marks: Vec<Attribute> = attributes.extract_if(.., |attribute| is_mark(attribute)).collect();
     let [mark] = marks.as_slice() else {
         return match marks.get(1) {
-            Some(second) => Err(Error::new_spanned(second, "a method has one mark")),
+            Some(second) => Err(Error::new_spanned(
+                second,
+                "a method can only have one of #[write], #[insert] and #[read]",
+            )),
             None => Ok(None),
         };
     };
@@ -165,8 +168,8 @@ fn take_mark(method: &Ident, attributes: &mut Vec<Attribute>) -> Result<Option<M
 
 fn written_rows(method: &Ident, mark: &Attribute) -> Result<Rows, Error> {
     let usage = format!(
-        "say which rows `{method}` writes: #[write(key = id)], #[write(keys = ids)], or #[write(unknown_rows)] where \
-         a condition finds them; a new row whose key the database makes is an #[insert(key = id)]"
+        "name the rows that `{method}` writes: #[write(key = id)], #[write(keys = ids)], or #[write(unknown_rows)] if a \
+         condition selects them; use #[insert(key = id)] if the database generates the key of a new row"
     );
     let mut rows = None;
     if !matches!(mark.meta, syn::Meta::Path(_)) {
@@ -186,7 +189,7 @@ fn written_rows(method: &Ident, mark: &Attribute) -> Result<Rows, Error> {
 
 /// A method's arguments.
 struct Arguments {
-    /// All of them in their order, as they are passed to a side.
+    /// All arguments in order, as they are passed to a side.
     all: Vec<(Ident, Type)>,
     transaction: Option<Ident>,
 }
@@ -220,7 +223,7 @@ fn method(
             return Err(Error::new_spanned(
                 name,
                 format!(
-                    "`{name}` is a write, so it takes a `&mut PinnedTx`: the transaction says which sides are \
+                    "`{name}` is a write and needs a `&mut PinnedTx` argument: the transaction decides which sides are \
                      written"
                 ),
             ));
@@ -242,10 +245,10 @@ fn method(
                     ::cutover::migration::Writes::Both { old: __side, new: __second, .. } => {
                         let __from_old = #first?;
                         #before
-                        let __guard = ::cutover::migration::DualWrite::guard(self, #tx, #rows).await?;
+                        let __guard = ::cutover::migration::DualWrite::protect_new_side(self, #tx, #rows).await?;
                         let __side = __second;
                         let __attempt = #new;
-                        match ::cutover::migration::DualWrite::settle(self, #tx, __guard, __attempt).await? {
+                        match ::cutover::migration::DualWrite::finish_new_side(self, #tx, __guard, __attempt).await? {
                             ::core::option::Option::Some(__from_new) => {
                                 #check
                                 match #tx.phase().answers() {
@@ -286,7 +289,7 @@ fn method(
     Ok(Method { tokens: quote!(#signature { #body }), written: is_write.then_some(written) })
 }
 
-/// What stands around the second side's call.
+/// The code around the call of the second side.
 struct Second {
     before: TokenStream,
     rows: TokenStream,
@@ -299,11 +302,11 @@ fn second(mark: &Mark) -> Second {
         // The second side inserts the key that the first one returned.
         Mark::Insert(key) => Second {
             before: quote! {
-                let __made = ::cutover::migration::made(#key, &__from_old)?;
-                let #key = ::core::option::Option::Some(::core::clone::Clone::clone(&__made));
+                let __key = ::cutover::migration::inserted_key(#key, &__from_old)?;
+                let #key = ::core::option::Option::Some(::core::clone::Clone::clone(&__key));
             },
-            rows: quote!(#rows::one(&__made)),
-            check: quote!(::cutover::migration::same(&__made, &__from_new)?;),
+            rows: quote!(#rows::one(&__key)),
+            check: quote!(::cutover::migration::check_same_key(&__key, &__from_new)?;),
         },
         Mark::Write(Rows::One(key)) => {
             Second { before: quote!(), rows: quote!(#rows::one(&(#key))), check: quote!() }
@@ -317,14 +320,14 @@ fn second(mark: &Mark) -> Second {
     }
 }
 
-/// The key of an insert is an `Option`, and that of another write is none.
+/// Checks that the key of an insert is an `Option`, and that the key of another write is not.
 fn check_key(mark: &Mark, arguments: &Arguments) -> Result<(), Error> {
     match mark {
         Mark::Insert(key) => match arguments.type_of(key) {
             None => Err(Error::new_spanned(key, format!("there is no argument `{key}`"))),
             Some(ty) if !is_named(ty, "Option") => Err(Error::new_spanned(
                 ty,
-                format!("`{key}` has to be an `Option`: with `None` the database makes the key"),
+                format!("`{key}` must be an `Option`: with `None` the database generates the key"),
             )),
             Some(_) => Ok(()),
         },
@@ -333,8 +336,8 @@ fn check_key(mark: &Mark, arguments: &Arguments) -> Result<(), Error> {
             match key.and_then(|key| arguments.type_of(key)) {
                 Some(ty) if is_named(ty, "Option") => Err(Error::new_spanned(
                     path,
-                    "a key that may be missing is one that the database makes: mark the method #[insert(key = …)], \
-                     so that the other side gets the same one",
+                    "an optional key is a key that the database generates: mark the method #[insert(key = …)], so that both \
+                     sides get the same key",
                 )),
                 _ => Ok(()),
             }
@@ -343,7 +346,7 @@ fn check_key(mark: &Mark, arguments: &Arguments) -> Result<(), Error> {
     }
 }
 
-/// An argument for the first of two calls.
+/// An argument of the first of two calls.
 fn keep(argument: &Ident, transaction: &Ident) -> TokenStream {
     if argument == transaction {
         quote!(#argument)
@@ -362,11 +365,11 @@ fn key_of(key: &Option<Expr>) -> TokenStream {
 fn check(signature: &Signature) -> Result<(), Error> {
     let name = &signature.ident;
     if signature.asyncness.is_none() {
-        return Err(Error::new_spanned(signature.fn_token, format!("`{name}` has to be an `async fn`")));
+        return Err(Error::new_spanned(signature.fn_token, format!("`{name}` must be an `async fn`")));
     }
     let receiver = signature.receiver();
     if !receiver.is_some_and(|receiver| receiver.reference.is_some() && receiver.mutability.is_none()) {
-        let message = format!("`{name}` has to take `&self`: a repository is shared by all requests");
+        let message = format!("`{name}` must take `&self`: all requests share the repository");
         return Err(match receiver {
             Some(receiver) => Error::new_spanned(receiver, message),
             None => Error::new_spanned(name, message),
@@ -374,7 +377,7 @@ fn check(signature: &Signature) -> Result<(), Error> {
     }
     if matches!(signature.output, ReturnType::Default) {
         let message =
-            format!("`{name}` has to return a `Result<T, E>` with `E: From<cutover::migration::Error>`");
+            format!("`{name}` must return a `Result<T, E>` with `E: From<cutover::migration::Error>`");
         return Err(Error::new_spanned(name, message));
     }
     Ok(())
@@ -392,7 +395,7 @@ fn arguments(signature: &mut Signature) -> Result<Arguments, Error> {
         *argument.pat = parse_quote!(#name);
         found.all.push((name.clone(), (*argument.ty).clone()));
         if is_transaction(&argument.ty)? && found.transaction.replace(name).is_some() {
-            return Err(Error::new_spanned(argument, "one `&mut PinnedTx` is enough"));
+            return Err(Error::new_spanned(argument, "a method can only take one `&mut PinnedTx`"));
         }
     }
     Ok(found)
@@ -407,16 +410,19 @@ fn is_transaction(ty: &Type) -> Result<bool, Error> {
     match ty {
         Type::Reference(reference) if named(&reference.elem) => match reference.mutability {
             Some(_) => Ok(true),
-            None => Err(Error::new_spanned(ty, "queries need the transaction as `&mut PinnedTx`")),
+            None => Err(Error::new_spanned(
+                ty,
+                "take the transaction as `&mut PinnedTx`: queries need a mutable reference",
+            )),
         },
         ty if named(ty) => {
-            Err(Error::new_spanned(ty, "take the transaction as `&mut PinnedTx`: its owner commits it"))
+            Err(Error::new_spanned(ty, "take the transaction as `&mut PinnedTx`: the caller commits it"))
         }
         _ => Ok(false),
     }
 }
 
-/// The generic parameters that stand for the two sides, and for what writes both at once.
+/// The generic parameters for the two sides and for the combined writer.
 const OLD: &str = "__Old";
 const NEW: &str = "__New";
 const BOTH: &str = "__Both";
@@ -448,7 +454,7 @@ fn implementation(item: &ItemTrait, at_once: Option<&Ident>, methods: &[Method])
     }
 }
 
-/// The trait for writes of both sides at once, which nothing at all implements as well as something.
+/// The trait for combined writes, implemented for `Separate`, which has no values.
 fn writes_at_once(item: &ItemTrait, name: &Ident, methods: &[Method]) -> TokenStream {
     let (visibility, generics, supertraits) = (&item.vis, &item.generics, &item.supertraits);
     let boxed = boxed(item);

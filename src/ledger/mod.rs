@@ -7,10 +7,12 @@
 //! room does not know phases; it stores their names.
 
 pub(crate) mod acknowledgements;
+pub(crate) mod bad_rows;
 pub(crate) mod blockers;
 pub(crate) mod commands;
 mod connection;
 mod connections;
+pub(crate) mod differences;
 pub(crate) mod epochs;
 mod error;
 mod evidence;
@@ -21,6 +23,7 @@ pub(crate) mod flag_states;
 pub(crate) mod fleets;
 pub(crate) mod history;
 pub(crate) mod instances;
+pub(crate) mod jobs;
 pub(crate) mod leadership;
 pub(crate) mod locks;
 pub(crate) mod migrations;

@@ -1,28 +1,165 @@
-//! Keys whose new side may be behind: rows of `cutover.repairs`, without an error while they are on their way.
+//! Rows whose new side may be behind: `cutover.repairs`.
+//!
+//! Dual writes record a row here when its new side could not be written, with the error. A mirror records every key that
+//! it writes, until the row has arrived at the other store.
 
-use sqlx::{Executor, PgConnection, PgPool, Postgres};
+use sqlx::postgres::PgRow;
+use sqlx::{Executor, PgConnection, PgPool, Postgres, Row};
 
 use super::locks;
 use super::unprepared;
 
-/// A key that is noted, and which time it was.
+/// How many characters of an error are kept.
+const ERROR_CHARS: usize = 500;
+
+/// A row to repair.
 #[derive(Debug)]
-pub(crate) struct Note {
+pub(crate) struct Repair {
+    /// The row's key as JSON.
     pub(crate) key: String,
+    /// Changes whenever the row falls behind again.
     pub(crate) version: i64,
 }
 
-/// Notes that this transaction writes the key, and draws the version.
+/// A connection of any driver, on which statements with text parameters and text results run.
+pub(crate) trait TextConnection {
+    type Error;
+
+    fn ask(
+        &mut self,
+        statement: &'static str,
+        values: &[&str],
+    ) -> impl Future<Output = Result<Vec<Vec<String>>, Self::Error>> + Send;
+}
+
+impl TextConnection for PgConnection {
+    type Error = sqlx::Error;
+
+    async fn ask(
+        &mut self,
+        statement: &'static str,
+        values: &[&str],
+    ) -> Result<Vec<Vec<String>>, sqlx::Error> {
+        let mut query = unprepared::query(statement);
+        for value in values {
+            query = query.bind(*value);
+        }
+        let rows = query.fetch_all(self).await?;
+        let texts = |row: &PgRow| (0..row.len()).map(|column| row.try_get(column)).collect();
+        rows.iter().map(texts).collect()
+    }
+}
+
+/// Records that the new side of rows is behind. `keys` is a JSON array. Returns `false` if the epoch may leave no row
+/// behind, because an adjacent epoch reads that side.
+pub(crate) async fn record<C: TextConnection>(
+    connection: &mut C,
+    migration: i32,
+    epoch: i32,
+    keys: &str,
+    error: &str,
+) -> Result<bool, C::Error> {
+    let error: String = error.chars().take(ERROR_CHARS).collect();
+    let recorded = connection
+        .ask(
+            "select cutover.record_repairs($1::text::integer, $2::text::integer, 'new', $3::text::jsonb, $4)::text",
+            &[&migration.to_string(), &epoch.to_string(), keys, &error],
+        )
+        .await?;
+    Ok(recorded.iter().flatten().any(|answer| answer == "true"))
+}
+
+/// Up to 500 rows that are due, the longest due first.
+pub(crate) async fn due<C: TextConnection>(
+    connection: &mut C,
+    migration: i32,
+) -> Result<Vec<Repair>, C::Error> {
+    let rows = connection
+        .ask(
+            "select key::text, version::text from cutover.repairs \
+             where migration_id = $1::text::integer and side = 'new' and not dead \
+               and next_try_at <= clock_timestamp() \
+             order by next_try_at limit 500",
+            &[&migration.to_string()],
+        )
+        .await?;
+    let repair = |row: Vec<String>| {
+        let [key, version] = <[String; 2]>::try_from(row).ok()?;
+        Some(Repair { key, version: version.parse().ok()? })
+    };
+    Ok(rows.into_iter().filter_map(repair).collect())
+}
+
+/// Removes a row that has been repaired, unless it has fallen behind again and therefore has another version.
+pub(crate) async fn remove<C: TextConnection>(
+    connection: &mut C,
+    migration: i32,
+    repair: &Repair,
+) -> Result<(), C::Error> {
+    connection
+        .ask(
+            "delete from cutover.repairs where migration_id = $1::text::integer and side = 'new' \
+                and key = $2::text::jsonb and version = $3::text::bigint",
+            &[&migration.to_string(), &repair.key, &repair.version.to_string()],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Records a failed repair. The row is due again after 1 s, 2 s, 4 s and so on, up to five minutes. After `max_attempts`
+/// it is not tried again until a person asks for it; without a maximum it is tried for ever.
+pub(crate) async fn fail<C: TextConnection>(
+    connection: &mut C,
+    migration: i32,
+    repair: &Repair,
+    error: &str,
+    max_attempts: Option<u32>,
+) -> Result<(), C::Error> {
+    let error: String = error.chars().take(ERROR_CHARS).collect();
+    let max_attempts = max_attempts.map(|max| max.to_string()).unwrap_or_default();
+    connection
+        .ask(
+            "update cutover.repairs set error = $4, attempts = attempts + 1, \
+                    dead = coalesce(attempts + 1 >= nullif($5::text, '')::integer, false), \
+                    next_try_at = clock_timestamp() + least(power(2, least(attempts, 20)), 300) * interval '1 second' \
+             where migration_id = $1::text::integer and side = 'new' and key = $2::text::jsonb \
+               and version = $3::text::bigint",
+            &[&migration.to_string(), &repair.key, &repair.version.to_string(), &error, &max_attempts],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Whether a row is left that is due now or later.
+pub(crate) async fn has_pending<C: TextConnection>(
+    connection: &mut C,
+    migration: i32,
+) -> Result<bool, C::Error> {
+    let rows = connection
+        .ask(
+            "select 1::text from cutover.repairs \
+             where migration_id = $1::text::integer and side = 'new' and not dead limit 1",
+            &[&migration.to_string()],
+        )
+        .await?;
+    Ok(!rows.is_empty())
+}
+
+/// Records that this transaction writes a mirrored key, and returns the version of the write.
 ///
-/// The key's lock comes first, in a statement of its own: a version that was drawn before it was had could be lower than
-/// that of somebody who had it in between, and the store would keep the older row.
-pub(crate) async fn write(tx: &mut PgConnection, migration: i32, key: &str) -> Result<i64, sqlx::Error> {
+/// A statement of its own locks the key first. A version that is drawn before the lock is granted could be lower than
+/// the version of a writer that held the lock in between, and the store would then keep the older row.
+pub(crate) async fn record_write(
+    tx: &mut PgConnection,
+    migration: i32,
+    key: &str,
+) -> Result<i64, sqlx::Error> {
     unprepared::query("select pg_advisory_xact_lock($1, hashtext($2))")
         .bind(locks::MIRROR_KEY + migration)
         .bind(key)
         .execute(&mut *tx)
         .await?;
-    // What failed before stays said until the row has arrived.
+    // An earlier error stays visible until the row has arrived.
     unprepared::query_scalar(
         "insert into cutover.repairs (migration_id, side, key, error) values ($1, 'new', to_jsonb($2::text), '') \
          on conflict (migration_id, side, key) do update set version = nextval('cutover.repair_versions'), \
@@ -35,23 +172,27 @@ pub(crate) async fn write(tx: &mut PgConnection, migration: i32, key: &str) -> R
     .await
 }
 
-/// The store has this version or a higher one, and another row: after a failover to a standby that lagged versions are
-/// drawn again. It is tried under a later one.
-pub(crate) async fn redraw(pool: &PgPool, migration: i32, note: &Note) -> Result<(), sqlx::Error> {
+/// Draws a new version for a row. The store has this version or a higher one with another row, because the sequence
+/// repeats versions after a failover to a lagging standby.
+pub(crate) async fn renew_version(
+    tx: &mut PgConnection,
+    migration: i32,
+    repair: &Repair,
+) -> Result<(), sqlx::Error> {
     unprepared::query(
         "update cutover.repairs set version = nextval('cutover.repair_versions') \
-         where migration_id = $1 and side = 'new' and key = to_jsonb($2::text) and version = $3",
+         where migration_id = $1 and side = 'new' and key = $2::text::jsonb and version = $3",
     )
     .bind(migration)
-    .bind(&note.key)
-    .bind(note.version)
-    .execute(pool)
+    .bind(&repair.key)
+    .bind(repair.version)
+    .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Notes keys that nobody is writing just now, for a copy; those that are noted stay as they are.
-pub(crate) async fn write_all(
+/// Records keys for a copy. Keys that are already recorded stay as they are.
+pub(crate) async fn record_all(
     tx: &mut PgConnection,
     migration: i32,
     keys: &[String],
@@ -67,25 +208,26 @@ pub(crate) async fn write_all(
     Ok(())
 }
 
-/// Holds the key's writers up until the transaction ends, by a note that is to be settled before; `None` where it is
-/// noted already.
-pub(crate) async fn lock(
+/// Makes the writers of a key wait until the end of the transaction, by a row that the transaction has to remove before.
+/// `None` if the key is already recorded.
+pub(crate) async fn lock_key(
     tx: &mut PgConnection,
     migration: i32,
     key: &str,
-) -> Result<Option<i64>, sqlx::Error> {
-    unprepared::query_scalar(
+) -> Result<Option<Repair>, sqlx::Error> {
+    let row: Option<(String, i64)> = unprepared::query_as(
         "insert into cutover.repairs (migration_id, side, key, error) values ($1, 'new', to_jsonb($2::text), '') \
-         on conflict do nothing returning version",
+         on conflict do nothing returning key::text, version",
     )
     .bind(migration)
     .bind(key)
     .fetch_optional(tx)
-    .await
+    .await?;
+    Ok(row.map(|(key, version)| Repair { key, version }))
 }
 
-/// Whether the key is noted.
-pub(crate) async fn is_noted<'e>(
+/// Whether the new side of a mirrored key may be behind.
+pub(crate) async fn is_recorded<'e>(
     executor: impl Executor<'e, Database = Postgres>,
     migration: i32,
     key: &str,
@@ -100,45 +242,13 @@ pub(crate) async fn is_noted<'e>(
     .await
 }
 
-/// The row has arrived under this version: forgets the note, unless it has been written anew.
-pub(crate) async fn settle<'e>(
-    executor: impl Executor<'e, Database = Postgres>,
-    migration: i32,
-    key: &str,
-    version: i64,
-) -> Result<(), sqlx::Error> {
-    unprepared::query(
-        "delete from cutover.repairs \
-         where migration_id = $1 and side = 'new' and key = to_jsonb($2::text) and version = $3",
-    )
-    .bind(migration)
-    .bind(key)
-    .bind(version)
-    .execute(executor)
-    .await?;
-    Ok(())
-}
-
-/// Those that are due, the oldest first.
-pub(crate) async fn due(pool: &PgPool, migration: i32) -> Result<Vec<Note>, sqlx::Error> {
-    let rows: Vec<(String, i64)> = unprepared::query_as(
-        "select key #>> '{}', version from cutover.repairs \
-         where migration_id = $1 and side = 'new' and not dead and next_try_at <= clock_timestamp() \
-         order by next_try_at limit 500",
-    )
-    .bind(migration)
-    .fetch_all(pool)
-    .await?;
-    Ok(rows.into_iter().map(|(key, version)| Note { key, version }).collect())
-}
-
-/// The version that was drawn last, or a later one.
-pub(crate) async fn last(pool: &PgPool) -> Result<i64, sqlx::Error> {
+/// Draws a version that is higher than all versions drawn so far.
+pub(crate) async fn next_version(pool: &PgPool) -> Result<i64, sqlx::Error> {
     unprepared::query_scalar("select nextval('cutover.repair_versions')").fetch_one(pool).await
 }
 
-/// How many of those up to version `last` there are, and how many of them are not tried again before a person asks for it.
-pub(crate) async fn left(pool: &PgPool, migration: i32, last: i64) -> Result<(i64, i64), sqlx::Error> {
+/// How many rows have a version up to `last`, and how many of these are not tried again until a person asks for it.
+pub(crate) async fn count_until(pool: &PgPool, migration: i32, last: i64) -> Result<(i64, i64), sqlx::Error> {
     unprepared::query_as(
         "select count(*), count(*) filter (where dead) from cutover.repairs \
          where migration_id = $1 and side = 'new' and version <= $2",
@@ -149,11 +259,11 @@ pub(crate) async fn left(pool: &PgPool, migration: i32, last: i64) -> Result<(i6
     .await
 }
 
-/// Whether so many or more are due, now or later.
-pub(crate) async fn are_many(pool: &PgPool, migration: i32, many: i64) -> Result<bool, sqlx::Error> {
+/// Whether at least `many` rows are due now or later.
+pub(crate) async fn has_at_least(pool: &PgPool, migration: i32, many: i64) -> Result<bool, sqlx::Error> {
     unprepared::query_scalar(
         "select count(*) = $2 from (select from cutover.repairs \
-             where migration_id = $1 and not dead limit $2) as noted",
+             where migration_id = $1 and not dead limit $2) as recorded",
     )
     .bind(migration)
     .bind(many)
@@ -161,7 +271,7 @@ pub(crate) async fn are_many(pool: &PgPool, migration: i32, many: i64) -> Result
     .await
 }
 
-/// The versions under which these keys are noted now: without what a savepoint has taken back.
+/// The versions of these mirrored keys, without writes that a rollback to a savepoint has undone.
 pub(crate) async fn versions(
     tx: &mut PgConnection,
     migration: i32,
@@ -175,22 +285,4 @@ pub(crate) async fn versions(
     .bind(keys)
     .fetch_all(tx)
     .await
-}
-
-/// It could not be delivered: it is due again after a second, then two, and so on up to five minutes; after fifty times,
-/// some four hours, it is left to a person.
-pub(crate) async fn fail(pool: &PgPool, migration: i32, note: &Note, error: &str) -> Result<(), sqlx::Error> {
-    let error: String = error.chars().take(500).collect();
-    unprepared::query(
-        "update cutover.repairs set error = $4, attempts = attempts + 1, dead = attempts + 1 >= 50, \
-                next_try_at = clock_timestamp() + least(power(2, least(attempts, 20)), 300) * interval '1 second' \
-         where migration_id = $1 and side = 'new' and key = to_jsonb($2::text) and version = $3",
-    )
-    .bind(migration)
-    .bind(&note.key)
-    .bind(note.version)
-    .bind(error)
-    .execute(pool)
-    .await?;
-    Ok(())
 }

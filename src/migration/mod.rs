@@ -29,7 +29,7 @@ mod plan;
 mod runtime;
 mod schema;
 
-pub use batch::{BatchOptions, MapRows, Throttle, map_each};
+pub use batch::{BatchOptions, MapRows, MappedValue, Throttle, map_each};
 pub use catalog::{OldSide, PlanProblem};
 pub(crate) use coordinator::check as check_specs;
 pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError};
@@ -37,7 +37,7 @@ pub use dual::{
     Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, Rows, Separate, Shadow, ShadowOptions,
 };
 #[doc(hidden)]
-pub use dual::{Guard, Writes, made, same};
+pub use dual::{Guard, Writes, check_same_key, inserted_key};
 pub use phase::{Desired, Phase, PhaseRange, SchemaState, Side, Target, Task};
 pub use plan::{
     Column, ColumnMigration, ColumnMigrationBuilder, SqlMigration, SqlMigrationBuilder, Table,

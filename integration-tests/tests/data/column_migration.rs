@@ -145,7 +145,7 @@ async fn a_scan_names_differing_rows_and_holds_the_migration() -> Outcome {
     world.until("the backfill's end", async || job(&world, "backfill").await.is_ok_and(|job| job.3)).await?;
     world.pool.execute("update orders set new_status = 'forged' where id in (7, 4321)").await?;
     world.ask("ramp").await?;
-    world.waits_for("2 rows of \"orders\" can't be relied on").await?;
+    world.waits_for("2 rows of \"orders\" differ").await?;
     world.waits_for("id in [7, 4321]").await?;
     world.go("verify").await?;
     world.pool.execute("update orders set new_status = lower(trim(old_status))").await?;

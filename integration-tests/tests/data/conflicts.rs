@@ -1,5 +1,5 @@
-//! Transactions that lose a deadlock or can't be serialized: the driver's own error comes through, no row is noted for
-//! repair, and the whole of it, begun again, ends well on both sides.
+//! Transactions that lose a deadlock or fail to serialize: the driver's error is passed through, no row is recorded for
+//! repair, and a retry of the whole transaction succeeds on both sides.
 
 use cutover::migration::{DeadpoolTx, Error, Isolation, PinnedTx, is_retryable};
 use cutover::migration::{DualWrite, Key, Rows};
@@ -14,8 +14,8 @@ const OLD: &str = "update orders set old_status = upper($2) where id = $1";
 const NEW: &str = "update orders set new_status = $2 where id = $1";
 const TOTAL: &str = "update totals set writes = writes + 1 where id = $1";
 
-/// An order, and a total that the new side alone keeps. So two writes of one order meet on the old side already, and
-/// two of one total on the new side only.
+/// An order, and a total that only the new side has. Two writes of one order conflict on the old side, and two writes of
+/// one total only on the new side.
 type Write = (i64, i64);
 
 type Sides = DualWrite<(), ()>;
@@ -31,7 +31,7 @@ async fn world() -> Outcome<(World, Fleet)> {
     Ok((world, fleet))
 }
 
-/// Strict ones, and ones that leave the new side behind where they may.
+/// Sides that are strict, and sides that repair the new side later.
 fn both_kinds(fleet: &Fleet) -> [Sides; 2] {
     let strict = DualWrite::new(fleet.migration.clone(), (), ());
     [strict.clone(), strict.repair_later()]
@@ -55,7 +55,7 @@ async fn write(sides: &Sides, tx: &mut PinnedTx, (order, total): Write, status: 
         .await
 }
 
-/// The sides agree, each committed write was counted once, and nothing waits for a repair.
+/// The sides are the same, each committed write was counted once, and no row waits for repair.
 async fn all_is_well(world: &World, writes: i64) -> Outcome {
     let state: (i64, i64, i64) = sqlx::query_as(
         "select (select count(*) from orders where old_status not like ' LEGACY%' \
@@ -69,7 +69,7 @@ async fn all_is_well(world: &World, writes: i64) -> Outcome {
     Ok(())
 }
 
-/// What Postgres itself said.
+/// The error of Postgres itself.
 fn sql_state(error: &Error) -> Option<String> {
     let Error::Database(sqlx::Error::Database(error)) = error else { return None };
     Some(error.code()?.into_owned())
@@ -80,7 +80,7 @@ fn is_lost(error: &Error, state: &str) {
     assert!(error.is_retryable() && is_retryable(error), "{error}");
 }
 
-/// Two writes in one transaction, which meets another one between them.
+/// Two writes in one transaction, with a barrier shared with another transaction between them.
 async fn two_writes(
     world: &World,
     sides: &Sides,
@@ -94,7 +94,7 @@ async fn two_writes(
         other.wait().await;
     }
     if let Err(error) = write(sides, &mut tx, second, status).await {
-        // Also who looks over the error commits no half.
+        // The commit fails even if the error is ignored.
         assert!(matches!(tx.commit().await, Err(Error::Unfinished)));
         return Err(error);
     }
@@ -102,7 +102,7 @@ async fn two_writes(
 }
 
 #[tokio::test]
-async fn of_two_that_deadlock_one_is_begun_again_whole() -> Outcome {
+async fn one_of_two_deadlocked_transactions_is_retried() -> Outcome {
     let (world, fleet) = world().await?;
     let on_the_old_side = [[(1, 1), (2, 2)], [(2, 2), (1, 1)]];
     let on_the_new_side = [[(1, 1), (3, 2)], [(2, 2), (4, 1)]];
@@ -127,7 +127,7 @@ async fn of_two_that_deadlock_one_is_begun_again_whole() -> Outcome {
 }
 
 #[tokio::test]
-async fn one_whose_row_was_written_since_its_snapshot_is_begun_again_whole() -> Outcome {
+async fn a_write_after_the_snapshot_makes_the_transaction_retry() -> Outcome {
     let (world, fleet) = world().await?;
     for isolation in [Isolation::RepeatableRead, Isolation::Serializable] {
         for (mine, others) in [((1, 1), (1, 2)), ((1, 1), (2, 1))] {
@@ -150,7 +150,7 @@ async fn one_whose_row_was_written_since_its_snapshot_is_begun_again_whole() -> 
 }
 
 #[tokio::test]
-async fn of_two_that_each_read_what_the_other_writes_one_is_begun_again_whole() -> Outcome {
+async fn one_of_two_write_skewed_transactions_is_retried() -> Outcome {
     let (world, fleet) = world().await?;
     for sides in both_kinds(&fleet) {
         let begin = || sides.migration().begin_isolated(&world.pool, Isolation::Serializable);
@@ -158,7 +158,7 @@ async fn of_two_that_each_read_what_the_other_writes_one_is_begun_again_whole() 
         look(&sides, &mut first, 2).await?;
         look(&sides, &mut second, 1).await?;
         write(&sides, &mut first, (1, 1), "first").await?;
-        // Postgres decides when it says so: here, or not before the commit.
+        // Postgres may report the conflict here or at the commit.
         let wrote = write(&sides, &mut second, (2, 2), "second").await;
         first.commit().await?;
         let lost = match (wrote, second.commit().await) {
@@ -184,7 +184,7 @@ async fn look(sides: &Sides, tx: &mut PinnedTx, order: i64) -> Result<(), Error>
     sides.read_in_with(tx, Key::of(&order), async |_, tx| read(tx).await, async |_, tx| read(tx).await).await
 }
 
-/// A repository's own error, with the driver's as its source.
+/// A repository's own error, with the driver's error as its source.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
     #[error("the order could not be written")]
@@ -198,7 +198,7 @@ async fn run(tx: &mut PinnedTx<DeadpoolTx>, statement: &str, id: i64, status: &s
     Ok(())
 }
 
-/// The same on the other driver, where the closures have an error of their own.
+/// The same on deadpool, where the closures have their own error type.
 async fn write_with_deadpool(
     sides: &Sides,
     tx: &mut PinnedTx<DeadpoolTx>,
@@ -245,7 +245,7 @@ fn is_lost_by_the_driver(error: &Failed, state: &str) {
 }
 
 #[tokio::test]
-async fn on_deadpool_and_with_errors_of_ones_own_it_is_the_same() -> Outcome {
+async fn conflicts_on_deadpool_with_custom_errors_are_retried() -> Outcome {
     let (world, fleet) = world().await?;
     let pools = [pool_of_one(&world)?, pool_of_one(&world)?];
     for sides in both_kinds(&fleet) {
@@ -278,12 +278,12 @@ async fn on_deadpool_and_with_errors_of_ones_own_it_is_the_same() -> Outcome {
     Ok(())
 }
 
-/// The server answers such a commit with a rollback, and no driver looks.
+/// The server answers such a commit with a rollback, and no driver checks that.
 #[tokio::test]
-async fn a_transaction_in_which_a_statement_failed_is_not_said_to_be_committed() -> Outcome {
+async fn commit_fails_after_a_failed_statement() -> Outcome {
     let (world, fleet) = world().await?;
     let aborted = |error: &Error| error.to_string().contains("current transaction is aborted");
-    // One connection, so that what is left behind in it shows.
+    // One connection, so that a leftover transaction is visible.
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
     let mut tx = fleet.migration.begin(&pool).await?;
     tx.execute("update orders set note = 'lost' where id = 1").await?;
@@ -297,7 +297,7 @@ async fn a_transaction_in_which_a_statement_failed_is_not_said_to_be_committed()
         let kept: String =
             sqlx::query_scalar("select note from orders where id = 1").fetch_one(&world.pool).await?;
         assert_eq!(kept, note);
-        // As one message: else the two times are those of two messages.
+        // One message, because two messages would have two times.
         let outside = "select transaction_timestamp() = statement_timestamp()";
         let row = sqlx::raw_sql(outside).fetch_one(&pool).await?;
         assert!(row.try_get::<bool, _>(0)?, "the connection came back inside a transaction");

@@ -1,5 +1,5 @@
-//! Pinned transactions on a `deadpool_postgres` pool. The pool has one connection, so whatever state a
-//! transaction leaves behind meets its next user.
+//! Pinned transactions on a `deadpool_postgres` pool. The pool has one connection, so its next user sees any state that a
+//! transaction leaves behind.
 
 use crate::world::{Outcome, World, interrupted};
 use cutover::migration::DualWrite;
@@ -14,7 +14,7 @@ pub(crate) fn pool_of_one(world: &World) -> Outcome<Pool> {
     Ok(Pool::builder(manager).max_size(1).runtime(Runtime::Tokio1).build()?)
 }
 
-/// Whether the connection is outside of any transaction: what its next user runs begins one of its own.
+/// Whether the connection is outside of any transaction.
 async fn is_clean(pool: &Pool) -> Outcome<bool> {
     let client = pool.get().await?;
     let answer = client.simple_query("select transaction_timestamp() = statement_timestamp()").await?;
@@ -35,7 +35,7 @@ async fn note(tx: &PinnedTx<DeadpoolTx>, id: i64) -> Result<(), Error> {
 }
 
 #[tokio::test]
-async fn only_a_commit_leaves_something_behind() -> Outcome {
+async fn only_a_commit_changes_the_database() -> Outcome {
     let world = World::new(3).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
@@ -53,7 +53,7 @@ async fn only_a_commit_leaves_something_behind() -> Outcome {
     tx.commit().await?;
     assert!(is_clean(&pool).await?);
     assert_eq!(notes(&world).await?, 1);
-    // A statement that fails takes the transaction with it, and nothing else.
+    // A failed statement fails its transaction only.
     let tx = fleet.migration.begin(&pool).await?;
     tx.batch_execute("select 1 / 0").await.expect_err("division by zero");
     drop(tx);
@@ -62,7 +62,7 @@ async fn only_a_commit_leaves_something_behind() -> Outcome {
 }
 
 #[tokio::test]
-async fn every_isolation_level_is_had() -> Outcome {
+async fn every_isolation_level_is_applied() -> Outcome {
     let world = World::new(1).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
@@ -89,7 +89,7 @@ async fn a_refused_transaction_leaves_the_connection_clean() -> Outcome {
     let refused = fleet.migration.begin(&pool).await.expect_err("closed");
     assert!(matches!(refused, Error::EpochClosed), "{refused:?}");
     assert!(is_clean(&pool).await?);
-    // One that ends soon, as it does while the fleet moves, is not seen by the caller.
+    // A short refusal, as during a move, is retried inside `begin`.
     let reopened = async {
         fleet.migration.begin(&pool).await?.commit().await?;
         Outcome::Ok(())
@@ -111,10 +111,10 @@ async fn transfer(migration: &Migration, pool: &Pool, id: i64) -> Result<(), Err
 }
 
 #[tokio::test]
-async fn wherever_it_is_dropped_no_transaction_is_left_open_and_no_pin_is_held() -> Outcome {
+async fn a_dropped_begin_leaves_no_transaction_and_no_pin() -> Outcome {
     let world = World::new(100).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
-    // The first transaction on a connection prepares the fence: try with new connections and with one.
+    // The first transaction on a connection prepares the fence, so both new and used connections are tried.
     for fresh in [true, false] {
         let mut pool = pool_of_one(&world)?;
         let mut ended = 0;
@@ -137,9 +137,9 @@ async fn wherever_it_is_dropped_no_transaction_is_left_open_and_no_pin_is_held()
                 break;
             }
         }
-        assert_eq!(ended, 3, "it never came to its end");
+        assert_eq!(ended, 3, "the future never completed");
     }
-    // A pin that was left would hold the migration at this step.
+    // A leaked pin would hold the migration at this step.
     world.go("backfill").await
 }
 
@@ -169,7 +169,7 @@ impl Statuses for Column {
 }
 
 #[tokio::test]
-async fn a_dual_write_takes_its_transactions() -> Outcome {
+async fn a_dual_write_accepts_deadpool_transactions() -> Outcome {
     let world = World::new(3).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     let pool = pool_of_one(&world)?;
@@ -184,7 +184,7 @@ async fn a_dual_write_takes_its_transactions() -> Outcome {
     let paid = || Some("paid".to_owned());
     assert_eq!(world.row(1).await?, (paid(), None));
     assert_eq!(world.row(2).await?, (paid(), paid()));
-    // The transaction of another migration says nothing about these columns.
+    // The phase of another migration does not apply to these columns.
     let other = fleet.agent.migration("other").ok_or("declared")?;
     let mut tx = other.begin(&pool).await?;
     let refused = statuses.set(&mut tx, 3, "paid").await.expect_err("another migration's");

@@ -1,4 +1,4 @@
-//! A write that nobody waits for any more: whatever had been sent by then, no side is left with half of it.
+//! A write whose future is dropped: no matter how far it got, neither side keeps half of it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use sqlx::{Executor, PgPool};
 #[derive(Clone, Copy)]
 struct Column(&'static str);
 
-/// What the two drivers have in common here.
+/// The operations that both drivers offer to the tests.
 trait Update: FencedTransaction {
     async fn update(tx: &mut PinnedTx<Self>, column: Column, id: i64) -> Result<(), Error>;
 }
@@ -48,8 +48,8 @@ async fn set<T: Update>(sides: &Sides, tx: &mut PinnedTx<T>, id: i64) -> Result<
         .await
 }
 
-/// Drops after one poll more each time, until nothing is left to drop: all of it, or the write alone, after which the
-/// caller goes on and commits.
+/// Drops after one more poll each time, until the future completes. It drops either the whole transaction, or only the
+/// write, after which the caller commits.
 async fn drops<P: FencedPool>(world: &World, sides: &Sides, pools: impl AsyncFn() -> Outcome<P>) -> Outcome
 where
     P::Transaction: Update,
@@ -75,7 +75,7 @@ where
         if ended {
             break;
         }
-        assert!(times < 300, "it never came to its end");
+        assert!(times < 300, "the future never completed");
     }
     for times in 1.. {
         let (pool, key) = (pools().await?, next());
@@ -89,19 +89,19 @@ where
         if ended {
             break;
         }
-        assert!(times < 300, "it never came to its end");
+        assert!(times < 300, "the future never completed");
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn wherever_a_write_is_dropped_both_sides_have_it_or_none() -> Outcome {
+async fn a_dropped_write_reaches_both_sides_or_none() -> Outcome {
     let world = World::new(1_000).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     for phase in ["expand", "verify"] {
         world.go(phase).await?;
         let sides = DualWrite::new(fleet.migration.clone(), Column("old_status"), Column("new_status"));
-        // A connection of its own each time, and one that has seen it all before.
+        // A new connection each time, and a used one.
         let fresh = async || Ok(PgPoolOptions::new().max_connections(1).connect_lazy(&world.url)?);
         drops::<PgPool>(&world, &sides, fresh).await?;
         world.refill().await?;
@@ -109,7 +109,7 @@ async fn wherever_a_write_is_dropped_both_sides_have_it_or_none() -> Outcome {
         world.refill().await?;
         drops(&world, &sides, async || pool_of_one(&world)).await?;
         world.refill().await?;
-        // Behind a savepoint it is no different.
+        // The same behind a savepoint.
         let guarded = sides.repair_later();
         drops(&world, &guarded, async || Ok(world.pool.clone())).await?;
         world.refill().await?;
@@ -117,15 +117,15 @@ async fn wherever_a_write_is_dropped_both_sides_have_it_or_none() -> Outcome {
         drops(&world, &guarded, async || Ok(pool.clone())).await?;
         world.refill().await?;
     }
-    // A pin that was left would hold the migration here.
+    // A leaked pin would hold the migration here.
     world.go("ramp").await
 }
 
 #[tokio::test]
-async fn an_error_that_is_looked_over_commits_nothing() -> Outcome {
+async fn an_ignored_error_prevents_the_commit() -> Outcome {
     let world = World::new(1).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
-    // The same in every phase, so that it shows before the migration has begun.
+    // It fails in every phase, so that the bug shows before the migration begins.
     for phase in ["off", "expand"] {
         world.go(phase).await?;
         let sides = DualWrite::new(fleet.migration.clone(), Column("old_status"), Column("new_status"));
@@ -142,7 +142,7 @@ async fn an_error_that_is_looked_over_commits_nothing() -> Outcome {
             )
             .await;
         assert!(matches!(failed, Err(Error::NotInFleet)));
-        // A later write that goes well changes nothing about it.
+        // A later successful write does not change that.
         set(&sides, &mut tx, 1).await?;
         assert!(matches!(tx.commit().await, Err(Error::Unfinished)), "{phase}");
         assert_eq!(world.row(1).await?.0.as_deref(), Some(" LEGACY1 "), "{phase}");
@@ -150,9 +150,9 @@ async fn an_error_that_is_looked_over_commits_nothing() -> Outcome {
     Ok(())
 }
 
-/// A network that swallows everything leaves the server with an open transaction and no client.
+/// A network partition leaves the server with an open transaction and no client.
 #[tokio::test]
-async fn a_client_that_is_cut_off_in_the_middle_holds_its_rows_for_a_moment_only() -> Outcome {
+async fn the_server_ends_the_transaction_of_a_lost_client() -> Outcome {
     let world = World::new(10).await?;
     let a = world.instance("a", None).await?;
     let gate = Proxy::start(Postgres::shared().await?.port())?;
@@ -161,14 +161,14 @@ async fn a_client_that_is_cut_off_in_the_middle_holds_its_rows_for_a_moment_only
     let mut tx = a.migration.begin(&distant).await?;
     sqlx::query("update orders set note = 'lost' where id = 1").execute(&mut *tx).await?;
     gate.lose();
-    // Everybody else who wants the row waits with a connection of his pool.
+    // Every other writer of the row waits, with a connection of its pool.
     let write = async {
         let mut tx = a.migration.begin(&world.pool).await?;
         sqlx::query("update orders set note = 'kept' where id = 1").execute(&mut *tx).await?;
         tx.commit().await
     };
     tokio::time::timeout(Duration::from_secs(40), write).await??;
-    // A limit of the session's own stays.
+    // A limit that the session has set is kept.
     let own = PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
     own.execute("set idle_in_transaction_session_timeout = '77s'").await?;
     let mut tx = a.migration.begin(&own).await?;

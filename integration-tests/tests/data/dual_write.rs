@@ -12,7 +12,7 @@ use sqlx::PgPool;
 
 #[cutover::dual_write]
 trait Statuses: Send + Sync {
-    /// Returns what is there afterwards, as the side spells it.
+    /// Returns the value stored by this side.
     #[write(key = id)]
     async fn set(&self, tx: &mut PinnedTx, id: i64, status: String) -> Result<String, Error>;
 
@@ -81,8 +81,8 @@ impl Statuses for New {
 const WRITERS: i64 = 4;
 const KEYS: i64 = 400;
 
-/// Writes keys that are its own, and reads each back through another instance: whatever was committed before
-/// the read began has to be seen, from whichever side.
+/// Writes its own keys and reads each back through another instance. The read has to see every write that was committed
+/// before it began, on whichever side.
 async fn write_and_read(
     number: i64,
     pool: PgPool,
@@ -96,7 +96,7 @@ async fn write_and_read(
     while !stop.load(Ordering::Relaxed) {
         round += 1;
         let id = 1 + number + WRITERS * fastrand::i64(0..KEYS / WRITERS);
-        // What was written at an earlier phase has to be there at this one.
+        // Writes of earlier phases have to be visible in this one.
         if let Some(expected) = written.get(&id) {
             let seen = other.get(id).await?;
             assert_eq!(
@@ -130,7 +130,7 @@ async fn set(pool: &PgPool, repository: &DualWrite<Old, New>, id: i64, status: &
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
+async fn a_whole_migration_under_load_loses_no_write() -> Outcome {
     let world = World::new(20_000).await?;
     let (a, b) =
         (world.instance("a", Some(world.plan()?)).await?, world.instance("b", Some(world.plan()?)).await?);
@@ -175,7 +175,7 @@ async fn a_whole_migration_under_load_loses_and_mixes_up_nothing() -> Outcome {
         sqlx::query_as("select id, new_status from orders order by id").fetch_all(&world.pool).await?;
     assert_eq!(rows.len(), 20_000);
     for (id, status) in rows {
-        // What nobody wrote is what the backfill made of the legacy value.
+        // Rows that were not written have the value that the backfill computed.
         let expected = written.get(&id).cloned().unwrap_or_else(|| format!("legacy{id}"));
         assert_eq!(status, Some(expected), "{id}");
     }
@@ -201,13 +201,13 @@ async fn a_transaction_of_another_migration_is_refused() -> Outcome {
 }
 
 #[tokio::test]
-async fn the_fleet_does_not_move_on_under_a_read() -> Outcome {
+async fn the_fleet_waits_for_a_running_read() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", Some(world.plan()?)).await?;
     let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
     let reading = repository.read(Key::of(&1_i64))?;
     world.ask("backfill").await?;
-    // The next epoch is open, this instance works at it, and the read holds the one before.
+    // This instance works at the next epoch, and the read still runs at the one before.
     world
         .until("the next epoch", async || a.migration.current().is_some_and(|at| at.1 == Phase::Expand))
         .await?;
@@ -221,7 +221,7 @@ async fn the_fleet_does_not_move_on_under_a_read() -> Outcome {
     assert!(matches!(reading.side(), Reads::Old(_)));
     assert_eq!(reading.finish::<_, Error>(7)?, 7);
     world.go("backfill").await?;
-    // A process that was out of the fleet in the middle must not return what it read.
+    // A process that left the fleet during the read must not return the value.
     let reading = repository.read(Key::NONE)?;
     a.agent.leave().await?;
     assert!(matches!(reading.finish::<_, Error>(7), Err(Error::NotInFleet)));
@@ -230,7 +230,7 @@ async fn the_fleet_does_not_move_on_under_a_read() -> Outcome {
 }
 
 #[tokio::test]
-async fn each_phase_writes_and_returns_what_it_should() -> Outcome {
+async fn each_phase_writes_and_returns_the_right_sides() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", Some(world.plan()?)).await?;
     let repository = DualWrite::new(a.migration.clone(), Old(world.pool.clone()), New(world.pool.clone()));
@@ -264,7 +264,7 @@ mod at_once {
         async fn got(&self, id: i64) -> Result<&'static str, Error>;
     }
 
-    /// Runs its statement with the id and the status, and says its name.
+    /// Runs the statement with the id and the status, and returns its name.
     #[derive(Clone, Copy)]
     struct Statement(&'static str, &'static str);
 
@@ -380,7 +380,7 @@ mod other_shapes {
     }
 
     #[tokio::test]
-    async fn boxed_and_generic_traits_work_too() -> Outcome {
+    async fn boxed_and_generic_traits_work() -> Outcome {
         let world = World::new(1).await?;
         let a = world.instance("a", Some(world.plan()?)).await?;
         let boxed: Arc<dyn Boxed + Send + Sync> = Arc::new(DualWrite::new(a.migration.clone(), Left, Left));

@@ -1,7 +1,7 @@
-//! Histories at random: writes, deletes, phases forwards and backwards, strangers and crashes, against a plain register
-//! for each key.
+//! Random histories of writes, deletes, moves in both directions, external writes and crashes, checked against a register
+//! per key.
 //!
-//! A seed makes the whole history again: `TESTKIT_SEED=7`. `TESTKIT_HISTORIES` tells how many are tried.
+//! `TESTKIT_SEED=7` repeats the history of a seed. `TESTKIT_HISTORIES` sets the number of histories.
 #![expect(clippy::print_stdout, reason = "the seed makes the history again")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,19 +14,19 @@ use sqlx::Executor;
 
 use crate::world::{Fleet, Outcome, World, interrupted};
 
-/// Few are written often, so that they meet; most are left as they are for long.
+/// A few keys are written often, so that writes conflict. Most keys stay as they are for long.
 const KEYS: (i64, i64) = (10, 600);
 const MOVES: u32 = 8;
-/// How long a move is waited for before another one is asked for: where an instance died it takes a lease.
+/// How long to wait for a move before another phase is requested. After the death of an instance a move takes a lease.
 const PATIENCE: Duration = Duration::from_secs(4);
 const PHASES: [&str; 7] = ["off", "expand", "backfill", "verify", "ramp:50", "switch", "retire"];
 
-/// What a side is asked; `$1` is the key and `$2` the value.
+/// The statements of a side; `$1` is the key and `$2` the value.
 struct Side {
     put: &'static str,
     delete: &'static str,
     get: &'static str,
-    /// How it spells a value.
+    /// How the side represents a value.
     spell: fn(u32) -> String,
 }
 
@@ -34,7 +34,7 @@ struct Side {
 struct Sides {
     old: &'static Side,
     new: &'static Side,
-    /// What only one of them has, from one moment's view.
+    /// Rows that only one of them has, in one snapshot.
     apart: &'static str,
 }
 
@@ -81,7 +81,7 @@ impl Side {
     }
 }
 
-/// What a key may hold: more than one value after a commit of which nobody knows how it ended.
+/// The values that a key may hold: several after a commit whose outcome is unknown.
 type Register = BTreeMap<i64, BTreeSet<Option<u32>>>;
 
 struct History {
@@ -152,7 +152,7 @@ impl History {
             1_600..=2_999 => self.read().await?,
             3_000..=3_998 => self.stranger().await?,
             _ => {
-                // Nobody says goodbye: it counts as alive until its lease is over.
+                // It leaves without notice and counts as alive until its lease ends.
                 self.fleet.remove(0);
                 self.join().await?;
                 "one died, another came".into()
@@ -160,7 +160,7 @@ impl History {
         })
     }
 
-    /// One transaction with a few writes, which is committed, rolled back, or dropped somewhere.
+    /// A transaction with a few writes that is committed, rolled back, or dropped at some point.
     async fn write(&mut self) -> Outcome<String> {
         let writes: BTreeMap<i64, Option<u32>> =
             (0..self.rng.u8(1..4)).map(|_| (self.key(), self.value())).collect();
@@ -183,7 +183,7 @@ impl History {
         let ended = if polls < 10 { interrupted(polls, transaction).await } else { Some(transaction.await) };
         let known = match &ended {
             Some(Ok(())) => Some(commits),
-            // Refused before or in the transaction. The commit itself may have failed after it was made.
+            // Refused before or inside the transaction. A failed commit may have taken place.
             Some(Err(Error::NotInFleet | Error::EpochClosed | Error::EpochUnknown)) => Some(false),
             Some(Err(_)) | None if !commits => Some(false),
             Some(Err(_)) | None => None,
@@ -222,7 +222,7 @@ impl History {
         Ok(format!("{key} read {value:?}"))
     }
 
-    /// Somebody with `psql` who knows the old side only.
+    /// An external writer that knows the old side only.
     async fn stranger(&mut self) -> Outcome<String> {
         let (key, value) = (self.key(), self.value());
         let done = match value {
@@ -233,7 +233,7 @@ impl History {
             None => sqlx::query(self.sides.old.delete).bind(key).execute(&self.world.pool).await,
         };
         match done {
-            // In `switch`, before the way back is filled, the old side lacks rows: he deleted nothing.
+            // In `switch`, before the reverse backfill, the old side may lack the row, so nothing was deleted.
             Ok(done) if done.rows_affected() == 0 => Ok(format!("a stranger did not find {key}")),
             Ok(_) => {
                 self.register.insert(key, BTreeSet::from([value]));
@@ -248,7 +248,7 @@ impl History {
         }
     }
 
-    /// Both sides, where they have to be complete, and every key.
+    /// Compares both sides if they have to be complete, and checks every key.
     async fn end(&mut self, phase: &str) -> Outcome {
         self.world.go(phase).await?;
         let apart: i64 = sqlx::query_scalar(self.sides.apart).fetch_one(&self.world.pool).await?;
@@ -315,11 +315,11 @@ async fn histories(sides: Sides) -> Outcome {
 }
 
 #[tokio::test]
-async fn whatever_happens_to_two_columns_every_read_is_of_the_last_write() -> Outcome {
+async fn every_read_of_two_columns_returns_the_last_write() -> Outcome {
     histories(COLUMNS).await
 }
 
 #[tokio::test]
-async fn whatever_happens_to_two_tables_every_read_is_of_the_last_write() -> Outcome {
+async fn every_read_of_two_tables_returns_the_last_write() -> Outcome {
     histories(TABLES).await
 }

@@ -1,11 +1,11 @@
-//! New rows whose key the database makes, in two tables.
+//! New rows whose key the database generates, in two tables.
 
 use crate::world::{Outcome, World};
 use cutover::migration::{DualWrite, Keyed};
 use cutover::migration::{Error, PinnedTx};
 use sqlx::{AssertSqlSafe, Executor};
 
-/// A row as an insert returns it.
+/// The result of an insert.
 struct Person {
     id: i64,
     name: String,
@@ -42,7 +42,7 @@ trait People {
     async fn put(&self, tx: &mut PinnedTx, id: i64, name: &str) -> Result<(), PeopleError>;
 }
 
-/// A table, whose rows get their keys from the same sequence; or so it should be.
+/// A table whose rows should get their keys from the shared sequence.
 struct Table {
     name: &'static str,
     spelt: fn(&str) -> String,
@@ -113,7 +113,7 @@ async fn both(world: &World) -> Outcome<People2> {
 }
 
 #[tokio::test]
-async fn the_key_that_the_database_made_is_the_same_on_both_sides() -> Outcome {
+async fn a_generated_key_is_the_same_on_both_sides() -> Outcome {
     let world = tables().await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     let people = DualWrite::new(fleet.migration.clone(), OLD, NEW);
@@ -123,9 +123,9 @@ async fn the_key_that_the_database_made_is_the_same_on_both_sides() -> Outcome {
         world.go(phase).await?;
         let mut tx = fleet.migration.begin(&world.pool).await?;
         let added = people.add(&mut tx, None, "ann").await?;
-        assert_eq!(added.name, answer, "{phase}: the answer of the side that is read");
+        assert_eq!(added.name, answer, "{phase}: the result of the side that is read");
         let second = people.add_plainly(&mut tx, "bob".into(), None).await?;
-        // A key that the caller made goes to both as well.
+        // A key that the caller chose goes to both sides too.
         assert_eq!(people.add_plainly(&mut tx, "cyd".into(), Some(1_000)).await?, 1_000);
         tx.commit().await?;
         let expected = |spelt: fn(&str) -> String, is_written: bool| {
@@ -145,7 +145,7 @@ async fn the_key_that_the_database_made_is_the_same_on_both_sides() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_side_that_makes_a_key_of_its_own_is_found_out() -> Outcome {
+async fn a_side_that_generates_another_key_is_an_error() -> Outcome {
     let world = tables().await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     world.go("expand").await?;
@@ -163,7 +163,7 @@ async fn a_side_that_makes_a_key_of_its_own_is_found_out() -> Outcome {
 }
 
 #[tokio::test]
-async fn closures_do_the_same_and_may_run_in_a_task() -> Outcome {
+async fn inserts_with_closures_run_in_a_task() -> Outcome {
     let world = tables().await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     world.go("expand").await?;
@@ -197,7 +197,7 @@ async fn closures_do_the_same_and_may_run_in_a_task() -> Outcome {
 }
 
 #[tokio::test]
-async fn upserts_and_several_writes_of_a_transaction_reach_both_sides_or_none() -> Outcome {
+async fn several_writes_reach_both_sides_or_none() -> Outcome {
     let world = tables().await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     world.go("verify").await?;
@@ -214,7 +214,7 @@ async fn upserts_and_several_writes_of_a_transaction_reach_both_sides_or_none() 
     people.put(&mut tx, 3, "cyd").await?;
     tx.commit().await?;
     assert_eq!(both(&world).await?, rows(&[(1, "eve"), (3, "cyd")]));
-    // The last of several fails on the new side only, and takes the others with it.
+    // The last of several writes fails on the new side only, which rolls back the others.
     world.pool.execute("alter table new_people add check (name <> 'mallory')").await?;
     let mut tx = fleet.migration.begin(&world.pool).await?;
     people.put(&mut tx, 1, "ann").await?;

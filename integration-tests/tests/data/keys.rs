@@ -1,11 +1,11 @@
-//! Rows are visited by whatever unique key a table has, once each.
+//! Rows are visited by any unique key that a table has, once each.
 
 use crate::world::{Outcome, World};
 use cutover::migration::{BatchOptions, ColumnMigration};
 use cutover::migration::{Plan, Task};
 use sqlx::{AssertSqlSafe, Executor};
 
-/// What makes a table of 5,000 rows with `a text` and room for `b`, and the key's columns if they are named.
+/// Statements that create a table of 5,000 rows with `a text` and without `b`, and the key's columns if they are named.
 const TABLES: [(&str, &str, &[&str]); 9] = [
     (
         "composite",
@@ -13,7 +13,7 @@ const TABLES: [(&str, &str, &[&str]); 9] = [
         insert into composite select 'r' || g % 7, g, ' A' || g from generate_series(1, 5000) g",
         &[],
     ),
-    // Words that the database's collation and bytes put into different orders, quotes and backslashes among them.
+    // Words that the collation and the bytes order differently, some with quotes and backslashes.
     (
         "words",
         r#"create table words (k text primary key, a text); insert into words
@@ -85,7 +85,7 @@ fn plan(world: &World, table: &str, key: &[&str]) -> Outcome<ColumnMigration> {
 }
 
 #[tokio::test]
-async fn each_row_is_visited_once_whatever_its_key() -> Outcome {
+async fn each_row_is_visited_once_for_every_kind_of_key() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", None).await?;
     for (table, create, key) in TABLES {
@@ -117,7 +117,7 @@ async fn each_row_is_visited_once_whatever_its_key() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_table_without_an_order_of_its_own_is_refused_with_the_reason() -> Outcome {
+async fn a_table_without_a_usable_key_is_refused() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", None).await?;
     for (create, key, reason) in [

@@ -1,4 +1,4 @@
-//! Every phase × operation × outcome of each side × isolation level, against a table of what has to come of it.
+//! Every phase × operation × outcome of each side × isolation level, checked against a table of expected results.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use cutover::migration::{DualWrite, Key, Rows};
 use sqlx::{AssertSqlSafe, Executor, Row};
 use tokio::sync::Notify;
 
-/// What a phase does, told apart from the library: the sides it writes, and the one that answers.
+/// What a phase does, stated independently of the library: the sides that it writes, and the side whose result counts.
 const PHASES: [(Phase, bool, bool, &str); 8] = [
     (Phase::Off, true, false, "old"),
     (Phase::Expand, true, true, "old"),
     (Phase::Backfill, true, true, "old"),
     (Phase::Verify, true, true, "old"),
-    // All keys are read from the new side, and the old one still answers.
+    // All keys are read from the new side, and the old side's result still counts.
     (Phase::Ramp, true, true, "old"),
     (Phase::Switch, true, true, "new"),
     (Phase::Retire, false, true, "new"),
@@ -33,7 +33,7 @@ enum Operation {
     Upsert,
     Delete,
     Read,
-    /// An update, a delete and an upsert of three rows; it is the delete that comes out in some way.
+    /// An update, a delete and an upsert of three rows, of which the delete has the outcome.
     Several,
 }
 
@@ -46,14 +46,14 @@ const OPERATIONS: [Operation; 6] = [
     Operation::Several,
 ];
 
-/// How a side comes out.
+/// The outcome of a side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comes {
     Well,
-    /// After it has done its work.
+    /// An error after the side has written.
     ToAnError,
     Slowly,
-    /// To nothing: the caller goes away when the side has done its work and before it has said so.
+    /// The caller drops the future after the side has written and before it returns.
     ToNothing,
 }
 
@@ -68,7 +68,7 @@ struct Case {
     repairs: bool,
 }
 
-/// What the two drivers have in common: a statement, and the first row's number.
+/// The operation that both drivers offer: a statement, and the number in its first row.
 trait Run: FencedTransaction {
     async fn run(tx: &mut PinnedTx<Self>, statement: String) -> Result<i64, Error>;
 }
@@ -90,10 +90,10 @@ impl Run for DeadpoolTx {
 /// A table's name.
 type Sides = DualWrite<&'static str, &'static str>;
 
-/// Keys that the database made begin here.
+/// The first key that the database generates.
 const MADE: i64 = 1 << 40;
 
-/// One case under way: its rows are `id`, `id + 1` and, not there yet, `id + 2`.
+/// A running case. Its rows are `id` and `id + 1`; `id + 2` does not exist yet.
 struct Under<'a> {
     case: Case,
     sides: &'a Sides,
@@ -102,7 +102,7 @@ struct Under<'a> {
 }
 
 impl Under<'_> {
-    /// Does something to a side in the way that the case asks for; returns which side it was, and the row's key.
+    /// Runs the operation of the case on a side. Returns the side and the row's key.
     async fn side<T: Run>(
         &self,
         table: &'static str,
@@ -213,7 +213,7 @@ async fn table(world: &World, name: &str, id: i64) -> Outcome<Table> {
     Ok(rows.into_iter().collect())
 }
 
-/// What a side has to hold when the operation took place on it, and when it did not.
+/// The rows of a side after the operation took place on it, and if it did not.
 fn expected(operation: Operation, id: i64, made: Option<i64>, is_done: bool) -> Table {
     let before = || BTreeMap::from([(id, "before".to_owned()), (id + 1, "before".to_owned())]);
     let mut rows = before();
@@ -233,7 +233,7 @@ fn expected(operation: Operation, id: i64, made: Option<i64>, is_done: bool) -> 
     rows
 }
 
-/// Runs a case and holds what came of it against the table.
+/// Runs a case and compares its result with the table.
 async fn check<P: FencedPool>(world: &World, sides: &Sides, pool: &P, id: i64, case: Case) -> Outcome
 where
     P::Transaction: Run,
@@ -257,7 +257,7 @@ where
         outcome = under.operate(&mut tx) => Some(outcome),
         () = under.gone.notified() => None,
     };
-    // The first side that does not come out well decides, unless it is a new one that may be repaired.
+    // The first side that fails decides, unless it is a new side that may be repaired.
     let mut decides = Comes::Well;
     let mut is_left_behind = false;
     for (touched, comes, side) in [(touches_old, case.old, "old"), (touches_new, case.new, "new")] {
@@ -301,7 +301,7 @@ where
         Err(error) => return Err(format!("{name}: {error:?}").into()),
     };
     let is_write = case.operation != Operation::Read;
-    // A read that failed inside the database is the transaction's end too, and the commit says so.
+    // A read that fails inside the database fails the transaction too, so the commit fails.
     assert_eq!(is_committed, decides == Comes::Well || (!is_write && decides == Comes::ToNothing), "{name}");
     let is_done = is_committed && decides == Comes::Well;
     assert_eq!(
@@ -312,7 +312,7 @@ where
     let mut on_new = expected(case.operation, id, made, is_done && touches_new);
     if is_left_behind {
         on_new = match case.operation {
-            // Only the delete among several was undone.
+            // Only the delete was rolled back.
             Operation::Several => {
                 on_new.insert(id + 1, "before".into());
                 on_new
@@ -323,7 +323,11 @@ where
     assert_eq!(table(world, "new_rows", id).await?, on_new, "{name}: the new side");
     if phase < Phase::Verify {
         let notes = sqlx::query_scalar::<_, i64>("select count(*) from cutover.repairs");
-        assert_eq!(notes.fetch_one(&world.pool).await?, i64::from(is_left_behind), "{name}: notes");
+        assert_eq!(
+            notes.fetch_one(&world.pool).await?,
+            i64::from(is_left_behind),
+            "{name}: recorded repairs"
+        );
     }
     let clean = format!(
         "delete from old_rows where id >= {MADE}; delete from new_rows where id >= {MADE}; delete from cutover.repairs"
@@ -332,7 +336,7 @@ where
     Ok(())
 }
 
-/// All cases of the phase that the fleet is in; returns how many.
+/// Runs all cases of the current phase. Returns their number.
 async fn all<P: FencedPool>(
     world: &World,
     fleet: &Fleet,
@@ -350,7 +354,7 @@ where
         for operation in OPERATIONS {
             for (old, new) in COMES.into_iter().flat_map(|old| COMES.map(|new| (old, new))) {
                 for repairs in [false, true] {
-                    // Without a new side that fails there is nothing to repair.
+                    // Repairs only matter if the new side fails.
                     if repairs && new != Comes::ToAnError {
                         continue;
                     }
@@ -366,7 +370,7 @@ where
 }
 
 #[tokio::test]
-async fn every_phase_operation_outcome_and_isolation_level_comes_to_what_it_should() -> Outcome {
+async fn every_combination_has_the_expected_result() -> Outcome {
     let world = World::new(0).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
     world

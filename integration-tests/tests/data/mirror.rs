@@ -22,7 +22,7 @@ pub(crate) struct Account {
     pub(crate) balance: i64,
 }
 
-/// The table that the service has had all along.
+/// The old side: the table of the service.
 pub(crate) struct Accounts;
 
 impl MirrorSource for Accounts {
@@ -83,8 +83,8 @@ pub(crate) async fn world(rows: i64) -> Outcome<World> {
     Ok(world)
 }
 
-/// Where it may lie behind a gate.
-async fn postgres_store(gate: Option<&Proxy>) -> Outcome<PostgresMirror> {
+/// A store in another database, behind a proxy if there is one.
+pub(crate) async fn postgres_store(gate: Option<&Proxy>) -> Outcome<PostgresMirror> {
     let mut url = Postgres::fresh_database().await?;
     if let Some(gate) = gate {
         let port = Postgres::shared().await?.port();
@@ -132,7 +132,7 @@ pub(crate) async fn notes(world: &World) -> i64 {
     sqlx::query_scalar("select count(*) from cutover.repairs").fetch_one(&world.pool).await.unwrap_or(-1)
 }
 
-/// Writes a key by one instance and reads it by the other, over and over: each read is of the last write.
+/// Writes a key through one instance and reads it through the other, repeatedly. Each read has to return the last write.
 async fn write_and_read<M: MirrorStore>(
     key: String,
     mirrors: [Mirror<Accounts, M>; 2],
@@ -150,7 +150,7 @@ async fn write_and_read<M: MirrorStore>(
         let read = balance(other, &key).await;
         match (&written, read) {
             (Ok(()), Ok(read)) if read == value => last = value,
-            // Nobody was told how it ended.
+            // The outcome is unknown.
             (Err(_), Ok(read)) if read == value || read == last => last = read,
             (_, Err(error)) => return Err(format!("{key} can't be read: {error}")),
             (_, Ok(read)) => {
@@ -163,7 +163,7 @@ async fn write_and_read<M: MirrorStore>(
     Ok(last)
 }
 
-/// There and back and there again, while every key is written and read all the time.
+/// Moves forwards, backwards and forwards again, while every key is written and read all the time.
 async fn the_whole_way<M: MirrorStore>(plan: Plan<M>, world: World, store: impl MirrorStore) -> Outcome {
     let (a, one) = member(&world, "a", &plan).await?;
     let (_b, two) = member(&world, "b", &plan).await?;
@@ -181,7 +181,7 @@ async fn the_whole_way<M: MirrorStore>(plan: Plan<M>, world: World, store: impl 
         "switch", "retire",
     ] {
         world.go(phase).await?;
-        // Each has some time under load.
+        // Each phase gets some time under load.
         let before = notes(&world).await;
         let version = "select last_value from cutover.repair_versions";
         let from: i64 = sqlx::query_scalar(version).fetch_one(&world.pool).await?;
@@ -227,7 +227,7 @@ async fn rows_move_to_a_redis_and_back_under_writers() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_store_that_is_away_loses_nothing_and_holds_the_migration() -> Outcome {
+async fn an_unreachable_store_holds_the_migration() -> Outcome {
     let gate = Proxy::start(Postgres::shared().await?.port())?;
     let (world, store) = (world(10).await?, postgres_store(Some(&gate)).await?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
@@ -235,7 +235,7 @@ async fn a_store_that_is_away_loses_nothing_and_holds_the_migration() -> Outcome
     world.go("switch").await?;
     gate.cut();
     gate.hold();
-    // Written here, read here: the other store has an older row.
+    // The other store has an older row, so the service's own database is read.
     put(&mirror, "a1", Some(7)).await?;
     put(&mirror, "a2", None).await?;
     assert_eq!((balance(&mirror, "a1").await?, balance(&mirror, "a2").await?), (Some(7), None));
@@ -249,7 +249,7 @@ async fn a_store_that_is_away_loses_nothing_and_holds_the_migration() -> Outcome
     world.go("retire").await?;
     put(&mirror, "a1", Some(8)).await?;
     assert_eq!((balance(&mirror, "a1").await?, kept(&store, "a1").await?), (Some(8), Some(8)));
-    // From here on a write has to arrive before it is acknowledged.
+    // From here on a write has to arrive before the commit returns.
     gate.cut();
     gate.hold();
     assert!(put(&mirror, "a1", Some(9)).await.is_err());
@@ -259,7 +259,7 @@ async fn a_store_that_is_away_loses_nothing_and_holds_the_migration() -> Outcome
 }
 
 #[tokio::test]
-async fn wherever_a_write_is_dropped_both_stores_come_to_say_the_same() -> Outcome {
+async fn a_dropped_write_leaves_both_stores_equal() -> Outcome {
     let (world, store) = (world(1).await?, postgres_store(None).await?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
     let (_a, mirror) = member(&world, "a", &plan).await?;
@@ -320,7 +320,7 @@ async fn an_older_version_never_replaces_a_newer_one() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_row_that_the_store_refuses_is_listed_and_tried_again_on_request() -> Outcome {
+async fn a_refused_row_is_listed_and_can_be_retried() -> Outcome {
     let (world, store) = (world(3).await?, postgres_store(None).await?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
     let (_a, mirror) = member(&world, "a", &plan).await?;
@@ -338,7 +338,7 @@ async fn a_row_that_the_store_refuses_is_listed_and_tried_again_on_request() -> 
     assert_eq!(retry_repairs(&ledger, "status", "ann").await?, 1);
     mirror.deliver().await?;
     assert_eq!((kept(&store, "a1").await?, notes(&world).await), (Some(13), 0));
-    // A difference that nobody noted is the scan's to find.
+    // The scan finds a difference that is not recorded.
     other.execute("update kept set body = '{\"balance\": 1}' where key = 'a2'").await?;
     world.ask("ramp:50").await?;
     world.waits_for("differ between the stores: different: a2").await?;
@@ -348,13 +348,13 @@ async fn a_row_that_the_store_refuses_is_listed_and_tried_again_on_request() -> 
 }
 
 #[tokio::test]
-async fn what_the_database_took_back_never_arrives() -> Outcome {
+async fn a_rolled_back_write_never_arrives() -> Outcome {
     let (world, store) = (world(3).await?, postgres_store(None).await?);
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store.clone());
     let (_a, mirror) = member(&world, "a", &plan).await?;
     for phase in ["switch", "retire"] {
         world.go(phase).await?;
-        // To a savepoint.
+        // A rollback to a savepoint.
         let mut tx = mirror.begin().await?;
         tx.put("a0", Some(&Account { balance: 1 })).await?;
         tx.execute("savepoint here").await?;
@@ -363,7 +363,7 @@ async fn what_the_database_took_back_never_arrives() -> Outcome {
         tx.execute("rollback to savepoint here").await?;
         tx.commit().await?;
         mirror.deliver().await?;
-        // A statement whose error nobody looked at.
+        // A failed statement whose error is ignored.
         let mut tx = mirror.begin().await?;
         tx.put("a2", Some(&Account { balance: 66 })).await?;
         assert!(tx.execute("select 1 / 0").await.is_err());
@@ -378,9 +378,9 @@ async fn what_the_database_took_back_never_arrives() -> Outcome {
 }
 
 #[tokio::test]
-async fn no_key_is_taken_for_the_end_of_the_copy() -> Outcome {
+async fn no_key_is_mistaken_for_the_end_of_the_copy() -> Outcome {
     let (world, store) = (world(0).await?, postgres_store(None).await?);
-    // `old` is the last one of a page, and there are others after it.
+    // `old` is the last key of a page, and others follow it.
     world
         .pool
         .execute(

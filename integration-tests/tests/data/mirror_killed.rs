@@ -1,4 +1,4 @@
-//! Two databases, and processes that are killed in every phase and during every move while they write.
+//! Two databases, and processes that are killed while they write, in every phase and during every move.
 
 use std::env;
 use std::process::Command;
@@ -18,7 +18,7 @@ use crate::world::{Outcome, World};
 const NAMES: [&str; 2] = ["a", "b"];
 const WALK: [&str; 8] = ["expand", "backfill", "verify", "ramp:50", "switch", "retire", "switch", "ramp:50"];
 
-/// What the processes say: numbers grow, whoever draws them.
+/// The numbers that the processes write. They increase across all processes.
 const BOOK: &str = "create sequence numbers; \
     create table acknowledged (key text primary key, writer text, number bigint); \
     create table complaints (what text)";
@@ -31,7 +31,7 @@ fn redis_at(url: &str) -> Outcome<RedisMirror> {
     redis_store(url, "accounts:")
 }
 
-/// Not a test: an instance in a process of its own.
+/// Not a test: the body of a separate process with one instance.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "started by the tests below"]
 async fn process() -> Outcome {
@@ -44,7 +44,7 @@ async fn process() -> Outcome {
     }
 }
 
-/// Writes keys of its own, and some that the other process writes too, until it is killed.
+/// Writes its own keys, and some that the other process writes too, until it is killed.
 async fn live<M: MirrorStore>(world: &World, name: &str, store: M) -> Outcome {
     let plan = MirrorMigration::new(world.pool.clone(), Accounts, store);
     let instance = world.short_lived(name, plan.clone()).await?;
@@ -76,7 +76,7 @@ async fn write<M: MirrorStore>(
         pace.tick().await;
         let number: i64 = sqlx::query_scalar("select nextval('numbers')").fetch_one(&pool).await?;
         let row = (is_own || number % 5 != 0).then_some(number);
-        // Nobody was told of a write that failed, whatever became of it.
+        // A failed write was not acknowledged, whatever its outcome.
         if put(&mirror, &key, row).await.is_err() || !is_own {
             continue;
         }
@@ -101,7 +101,7 @@ async fn write<M: MirrorStore>(
 struct Lives<'a> {
     folder: Folder,
     world: &'a World,
-    /// The variable that says where the other store is, and its value.
+    /// The variable with the address of the other store, and its value.
     store: (&'a str, String),
     started: usize,
     running: Vec<Process>,
@@ -129,7 +129,7 @@ impl Lives<'_> {
         Ok(())
     }
 
-    /// Both have had writes acknowledged since.
+    /// Waits until both processes have had further writes acknowledged.
     async fn get_on(&self) -> Outcome {
         let now: i64 = sqlx::query_scalar("select nextval('numbers')").fetch_one(&self.world.pool).await?;
         let query = "select count(distinct writer) = 2 from acknowledged where number > $1 + 100";
@@ -139,7 +139,7 @@ impl Lives<'_> {
     }
 }
 
-/// What was acknowledged is there at the end, on both sides.
+/// Acknowledged writes are on both sides at the end.
 async fn killed_all_the_way<M: MirrorStore + Clone>(
     world: &World,
     store: M,
@@ -156,7 +156,7 @@ async fn killed_all_the_way<M: MirrorStore + Clone>(
     lives.get_on().await?;
     for (turn, phase) in WALK.iter().enumerate() {
         world.ask(phase).await?;
-        // Somewhere in the move, or right after it.
+        // At some point in the move, or right after it.
         sleep(Duration::from_millis(fastrand::u64(0..600))).await;
         lives.kill(turn % 2).await?;
         world.go(phase).await?;
@@ -189,14 +189,14 @@ async fn killed_all_the_way<M: MirrorStore + Clone>(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_that_are_killed_lose_nothing_between_two_postgres() -> Outcome {
+async fn killed_processes_lose_nothing_between_two_postgres() -> Outcome {
     let address = Postgres::fresh_database().await?;
     let store = postgres_at(&address).await?;
     killed_all_the_way(&world(50).await?, store, "MIRROR_POSTGRES", address).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn processes_that_are_killed_lose_nothing_between_postgres_and_redis() -> Outcome {
+async fn killed_processes_lose_nothing_to_redis() -> Outcome {
     let redis = Redis::start().await?;
     let store = redis_at(&redis.url())?;
     killed_all_the_way(&world(50).await?, store, "MIRROR_REDIS", redis.url()).await

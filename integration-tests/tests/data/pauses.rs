@@ -1,4 +1,4 @@
-//! Work on the rows that a person holds up: no row moves meanwhile, nothing is lost, and it is said who did it.
+//! Backfills that a person pauses: no row is copied meanwhile, nothing is lost, and the reason names the person.
 
 use crate::world::{Fleet, Outcome, World};
 use cutover::ledger::Ledger;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 const ROWS: i64 = 10_000;
 
-/// In `backfill`, with a plan that takes a thousand batches.
+/// A migration in `backfill` whose plan takes a thousand batches.
 async fn in_backfill() -> Outcome<(World, Fleet, ColumnMigration, Ledger)> {
     let world = World::new(ROWS).await?;
     let a = world.instance("a", None).await?;
@@ -38,7 +38,7 @@ async fn until_said(world: &World, ledger: &Ledger) -> Outcome {
 }
 
 #[tokio::test]
-async fn no_row_moves_while_the_work_is_paused_and_it_goes_on_where_it_stopped() -> Outcome {
+async fn a_paused_backfill_copies_no_row_and_resumes() -> Outcome {
     let (world, a, plan, ledger) = in_backfill().await?;
     let (running, migration) = (plan.clone(), a.migration.clone());
     let work = tokio::spawn(async move { running.run(Task::Backfill, &migration).await });
@@ -46,7 +46,7 @@ async fn no_row_moves_while_the_work_is_paused_and_it_goes_on_where_it_stopped()
     pause_work(&ledger, "status", "ann").await?;
     pause_work(&ledger, "status", "bob").await?;
     until_said(&world, &ledger).await?;
-    // Work that is not held up stands still only at its end.
+    // A backfill that is not paused makes no progress only after its end.
     let stands = async || {
         let before = copied(&world).await.unwrap_or(-1);
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -75,7 +75,7 @@ async fn no_row_moves_while_the_work_is_paused_and_it_goes_on_where_it_stopped()
 }
 
 #[tokio::test]
-async fn paused_work_does_not_begin_and_notices_that_its_phase_is_left() -> Outcome {
+async fn a_paused_backfill_ends_with_its_phase() -> Outcome {
     let (world, a, plan, ledger) = in_backfill().await?;
     pause_work(&ledger, "status", "ann").await?;
     let (running, migration) = (plan.clone(), a.migration.clone());

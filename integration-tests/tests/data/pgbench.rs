@@ -1,6 +1,6 @@
-//! A migration under `pgbench`, which writes past the library all the while.
+//! A migration under `pgbench`, whose writes are external writes.
 //!
-//! `TESTKIT_ROWS` makes the tables larger: with 10000000 they are what a release is tried with.
+//! `TESTKIT_ROWS` sets the size of the tables. Releases are tested with 10000000.
 #![expect(clippy::print_stdout, reason = "a large table shows how far it is")]
 
 use std::time::{Duration, Instant};
@@ -18,31 +18,31 @@ fn rows() -> Result<i64, std::num::ParseIntError> {
     std::env::var("TESTKIT_ROWS").map_or(Ok(20_000), |rows| rows.parse())
 }
 
-/// Goes through the phases, and compares after each that has both sides complete.
+/// Goes through the phases, and compares the sides after each phase in which both are complete.
 async fn walk(world: &World, bench: &PgBench, complete: &[&str], apart: &str) -> Outcome {
     for phase in ["expand", "backfill", "verify", "ramp:50", "switch", "ramp:50", "verify", "switch"] {
         let began = Instant::now();
         world.go_within(phase, LIMIT).await?;
-        // One statement sees one moment.
+        // One statement sees one snapshot.
         if complete.contains(&phase) {
             let rows: i64 = sqlx::query_scalar(AssertSqlSafe(apart)).fetch_one(&world.pool).await?;
             assert_eq!(rows, 0, "rows that one side has and the other has not, in {phase}");
         }
         println!("{phase} after {:.1} s", began.elapsed().as_secs_f64());
         if let Some(log) = bench.aborted() {
-            return Err(format!("a stranger's statement failed in {phase}: {log}").into());
+            return Err(format!("an external statement failed in {phase}: {log}").into());
         }
     }
     Ok(())
 }
 
-/// `query` and `other` as sets, compared both ways by Postgres itself.
+/// The number of rows that only one of the two queries returns.
 fn apart(query: &str, other: &str) -> String {
     format!("select count(*) from (({query} except {other}) union all ({other} except {query})) as apart")
 }
 
 #[tokio::test]
-async fn payments_written_by_a_stranger_are_never_apart() -> Outcome {
+async fn external_writes_reach_both_columns() -> Outcome {
     let (world, rows) = (World::new(0).await?, rows()?);
     world.pool.execute("drop table orders").await?;
     world
@@ -73,7 +73,7 @@ async fn payments_written_by_a_stranger_are_never_apart() -> Outcome {
         "select id, new_payment_status from orders",
     );
     walk(&world, &bench, &["verify", "ramp:50", "switch"], &apart).await?;
-    // Who wrote is known, and that all of it was copied on the spot.
+    // The ledger names the external writer, and all of its writes were copied at once.
     let (who, writes, uncopied): (String, i64, i64) = sqlx::query_as(
         "select max(application), sum(transactions)::bigint, sum(uncopied)::bigint from cutover.external_writes",
     )
@@ -86,7 +86,7 @@ async fn payments_written_by_a_stranger_are_never_apart() -> Outcome {
 }
 
 #[tokio::test]
-async fn pgbenchs_own_tables_move_under_its_own_traffic_and_agree_with_a_control_table() -> Outcome {
+async fn pgbench_tables_migrate_under_pgbench() -> Outcome {
     let world = World::new(0).await?;
     let scale = u32::try_from(rows()? / 100_000)?.max(1);
     if if_installed(PgBench::initialise(&world.url, scale).await)?.is_none() {
@@ -99,7 +99,7 @@ async fn pgbenchs_own_tables_move_under_its_own_traffic_and_agree_with_a_control
              alter table control add primary key (aid); analyze control",
         )
         .await?;
-    // Its standard transaction, and the same change once more where nobody migrates anything.
+    // The standard transaction, and the same change on a table without a migration.
     let script = format!(
         "\\set aid random(1, 100000 * {scale})\n\\set bid random(1, {scale})\n\\set tid random(1, 10 * {scale})\n\
          \\set delta random(-5000, 5000)\n\

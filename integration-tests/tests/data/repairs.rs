@@ -1,4 +1,4 @@
-//! A new side that can't be written while nobody reads it: the row is noted, mended later, and `ramp` waits for it.
+//! A new side that cannot be written while it is not read: the row is recorded and repaired later, and `ramp` waits.
 
 use crate::deadpool::pool_of_one;
 use crate::world::{Fleet, Outcome, World};
@@ -29,7 +29,7 @@ pub(crate) async fn set(sides: &Sides, tx: &mut PinnedTx, id: i64, status: &str)
         .await
 }
 
-/// A world in `phase` whose new column takes no `bad`, and sides that repair later.
+/// A world in `phase` whose new column refuses `bad`, and sides that repair later.
 async fn picky(phase: &str) -> Outcome<(World, Fleet, Sides)> {
     let world = World::new(20).await?;
     let fleet = world.instance("a", Some(world.plan()?)).await?;
@@ -51,7 +51,7 @@ pub(crate) async fn scanned(world: &World) -> Outcome {
 }
 
 #[tokio::test]
-async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
+async fn failed_new_sides_are_repaired_before_they_are_read() -> Outcome {
     let (world, fleet, sides) = picky("expand").await?;
     let ledger = Ledger::open(world.url.parse()?).await?;
     for (id, phase) in [(1, "expand"), (2, "backfill"), (3, "verify")] {
@@ -59,7 +59,7 @@ async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
         let mut tx = fleet.migration.begin(&world.pool).await?;
         assert_eq!(set(&sides, &mut tx, 10, "good").await?, "GOOD");
         assert_eq!(set(&sides, &mut tx, id, "bad").await?, "BAD");
-        // The savepoint is gone: what comes after it belongs to the transaction as before.
+        // The savepoint is released: later writes belong to the transaction.
         assert_eq!(set(&sides, &mut tx, 11, "good").await?, "GOOD");
         tx.commit().await?;
         assert_eq!(world.row(id).await?.0.as_deref(), Some("BAD"), "{phase}");
@@ -67,7 +67,7 @@ async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
         assert_eq!(world.row(10).await?, (Some("GOOD".into()), Some("good".into())));
         assert_eq!(world.row(11).await?, (Some("GOOD".into()), Some("good".into())));
         if phase == "expand" {
-            // The backfill would meet the same constraint: give it something that it can copy.
+            // The backfill would fail on the same constraint, so the row gets a valid value.
             assert_eq!(noted(&world).await?, ["1"]);
             let mut tx = fleet.migration.begin(&world.pool).await?;
             set(&sides, &mut tx, id, "good").await?;
@@ -77,7 +77,9 @@ async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
             world.pool.execute("alter table orders drop constraint picky").await?;
             world.go("verify").await?;
             world
-                .until("all is mended", async || noted(&world).await.is_ok_and(|keys| keys.is_empty()))
+                .until("all rows are repaired", async || {
+                    noted(&world).await.is_ok_and(|keys| keys.is_empty())
+                })
                 .await?;
             world
                 .pool
@@ -88,7 +90,7 @@ async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
     world.ask("ramp").await?;
     world.waits_for("1 row whose sides differ").await?;
     world
-        .until("the driver has tried it", async || {
+        .until("the driver has tried a repair", async || {
             repairs(&ledger, Some("status"), 9)
                 .await
                 .is_ok_and(|rows| rows.iter().any(|row| row.attempts > 0))
@@ -117,11 +119,11 @@ async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_move_into_ramp_and_a_row_left_behind_exclude_each_other() -> Outcome {
+async fn a_move_into_ramp_waits_for_recorded_repairs() -> Outcome {
     for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable] {
         let (world, fleet, sides) = picky("verify").await?;
         scanned(&world).await?;
-        // Left behind, not committed yet: the move has to wait for it, and then for the repair.
+        // A recorded repair that is not committed: the move waits for the commit and then for the repair.
         let mut tx = fleet.migration.begin_isolated(&world.pool, isolation).await?;
         set(&sides, &mut tx, 1, "bad").await?;
         world.ask("ramp").await?;
@@ -136,7 +138,7 @@ async fn a_move_into_ramp_and_a_row_left_behind_exclude_each_other() -> Outcome 
 }
 
 #[tokio::test]
-async fn nothing_is_left_behind_by_an_epoch_that_ramp_has_followed() -> Outcome {
+async fn no_repair_is_recorded_once_ramp_has_begun() -> Outcome {
     for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead] {
         let (world, fleet, sides) = picky("verify").await?;
         scanned(&world).await?;
@@ -154,7 +156,7 @@ async fn nothing_is_left_behind_by_an_epoch_that_ramp_has_followed() -> Outcome 
 }
 
 #[tokio::test]
-async fn on_the_way_back_nothing_is_left_behind_while_the_new_side_may_still_be_read() -> Outcome {
+async fn no_repair_is_recorded_while_ramp_still_drains() -> Outcome {
     let (world, fleet, sides) = picky("ramp").await?;
     let reading = sides.read(Key::of(&1_i64))?;
     world.ask("verify").await?;
@@ -173,8 +175,8 @@ async fn on_the_way_back_nothing_is_left_behind_while_the_new_side_may_still_be_
 }
 
 #[tokio::test]
-async fn what_is_left_behind_again_meanwhile_stays_noted() -> Outcome {
-    // In `expand` the driver mends nothing by itself.
+async fn a_row_that_falls_behind_during_repair_stays_recorded() -> Outcome {
+    // In `expand` the driver does not repair.
     let (world, fleet, sides) = picky("expand").await?;
     let leave_behind = async |id: i64, status: &str| {
         let mut tx = fleet.migration.begin(&world.pool).await?;
@@ -183,23 +185,23 @@ async fn what_is_left_behind_again_meanwhile_stays_noted() -> Outcome {
     };
     leave_behind(1, "bad").await?;
     leave_behind(2, "bad").await?;
-    let mend = "with locked as (select id, old_status from orders where id = $1 for no key update) \
+    let statement = "with locked as (select id, old_status from orders where id = $1 for no key update) \
         update orders set new_status = lower(old_status) || '!' where id = (select id from locked)";
     let done = sides
         .repair_with(&world.pool, async |_, _, tx, key| {
             let key = key.as_i64().unwrap_or_default();
             if key == 2 {
-                // In the middle of the repair, before it has the row.
+                // During the repair, before it locks the row.
                 leave_behind(2, "bad").await?;
             }
-            sqlx::query(mend).bind(key).execute(&mut **tx).await?;
+            sqlx::query(statement).bind(key).execute(&mut **tx).await?;
             Ok::<_, Error>(())
         })
         .await?;
     assert_eq!(done, Repaired { repaired: 2, failed: 0 });
     assert_eq!(noted(&world).await?, ["2"]);
     assert_eq!(world.row(1).await?.1.as_deref(), Some("bad!"));
-    // One that fails is put off, with the reason, and given up after a while.
+    // A failed repair is delayed, with its error, and given up after ten attempts.
     let fails = async |_: &(), _: &(), _: &mut PinnedTx, _: &serde_json::Value| Err(Error::NotInFleet);
     assert_eq!(sides.repair_with(&world.pool, fails).await?, Repaired { repaired: 0, failed: 1 });
     assert_eq!(sides.repair_with(&world.pool, fails).await?, Repaired::default(), "it is not due");
@@ -210,14 +212,14 @@ async fn what_is_left_behind_again_meanwhile_stays_noted() -> Outcome {
     let rows = repairs(&ledger, Some("status"), 9).await?;
     assert_eq!((rows[0].attempts, rows[0].next_try_seconds), (10, None), "given up");
     assert!(rows[0].error.contains("not in the fleet"), "{rows:?}");
-    // Whoever gives the new side up needs none of it.
+    // Without a new side there is nothing to repair.
     world.go("off").await?;
     assert!(noted(&world).await?.is_empty());
     Ok(())
 }
 
 #[tokio::test]
-async fn on_deadpool_it_is_the_same() -> Outcome {
+async fn repairs_work_on_deadpool() -> Outcome {
     let (world, fleet, sides) = picky("expand").await?;
     let pool = pool_of_one(&world)?;
     let update = async |tx: &mut PinnedTx<DeadpoolTx>, column: &str, ids: &[i64]| {
@@ -240,9 +242,9 @@ async fn on_deadpool_it_is_the_same() -> Outcome {
     let done = sides
         .repair_with(&pool, async |_, _, tx, key| {
             let key = key.as_i64().unwrap_or_default();
-            let mend = "with locked as (select from orders where id = $1 for no key update) \
-                update orders set new_status = 'mended' where id = $1 and exists (select from locked)";
-            tx.execute(mend, &[&key]).await?;
+            let statement = "with locked as (select from orders where id = $1 for no key update) \
+                update orders set new_status = 'repaired' where id = $1 and exists (select from locked)";
+            tx.execute(statement, &[&key]).await?;
             Ok::<_, Error>(())
         })
         .await?;

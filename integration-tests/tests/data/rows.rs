@@ -1,4 +1,4 @@
-//! Rows that can't be mapped, and rows that several instances work on.
+//! Rows that cannot be mapped, and rows that several instances work on.
 
 use std::process::Command;
 use std::time::Duration;
@@ -21,8 +21,7 @@ fn describe(world: &World) -> ColumnMigrationBuilder {
 }
 
 #[tokio::test]
-async fn a_row_that_an_expression_raises_on_is_set_aside_and_holds_the_migration_until_it_is_fixed() -> Outcome
-{
+async fn a_row_whose_expression_fails_is_set_aside() -> Outcome {
     let world = World::new(3_000).await?;
     world
         .pool
@@ -42,14 +41,19 @@ async fn a_row_that_an_expression_raises_on_is_set_aside_and_holds_the_migration
     plan(3)?.run(Task::Expand, &a.migration).await?;
     world.go("backfill").await?;
     let error = plan(2)?.run(Task::Backfill, &a.migration).await.expect_err("too many").to_string();
-    assert!(error.contains("more than 2 rows can't be mapped; the last one is 3000"), "{error}");
+    assert!(
+        error.contains(
+            "more than 2 rows could not be mapped (setting `BatchOptions::bad_rows`); the last one is 3000"
+        ),
+        "{error}"
+    );
     let error = plan(3)?.run(Task::Backfill, &a.migration).await.expect_err("three").to_string();
     assert!(error.contains("3 rows could not be mapped") && error.contains("no status: 0"), "{error}");
     let ledger = Ledger::open(world.url.parse()?).await?;
     let keys: Vec<_> =
         bad_rows(&ledger, "status", 10).await?.into_iter().map(|row| row.key.concat()).collect();
     assert_eq!(keys, ["1", "1499", "3000"]);
-    // All the others are done.
+    // All other rows are copied.
     let done = "select count(*) from orders where new_status is not distinct from lower(trim(old_status))";
     assert_eq!(sqlx::query_scalar::<_, i64>(done).fetch_one(&world.pool).await?, 2_997);
     let complete = "select new_complete from cutover.migrations where name = 'status'";
@@ -72,7 +76,7 @@ struct New {
 }
 
 #[tokio::test]
-async fn a_column_is_mapped_in_rust_both_ways_and_its_values_stay_out_of_the_report() -> Outcome {
+async fn a_column_is_mapped_in_rust_in_both_directions() -> Outcome {
     let world = World::new(2_000).await?;
     let a = world.instance("a", None).await?;
     let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
@@ -100,7 +104,7 @@ async fn a_column_is_mapped_in_rust_both_ways_and_its_values_stay_out_of_the_rep
 }
 
 #[tokio::test]
-async fn a_way_back_that_fails_for_nothing_is_no_way_back() -> Outcome {
+async fn a_way_back_that_fails_on_null_is_reported() -> Outcome {
     #[derive(FromRow)]
     struct Given {
         new_status: String,
@@ -117,7 +121,7 @@ async fn a_way_back_that_fails_for_nothing_is_no_way_back() -> Outcome {
     Ok(())
 }
 
-/// A plan in small batches whose session says whose it is.
+/// A plan with small batches whose sessions have the instance's name.
 async fn plan_of(world: &World, name: &str) -> Outcome<ColumnMigration> {
     let options = world.url.parse::<PgConnectOptions>()?.application_name(name);
     let batches = BatchOptions {
@@ -136,8 +140,8 @@ async fn plan_of(world: &World, name: &str) -> Outcome<ColumnMigration> {
         .build()?)
 }
 
-/// A table that keeps who wrote which row. It takes its time: else the work is over before the other instance, which
-/// looks for some every two seconds, has heard of it.
+/// A table that records which instance wrote which row. Its trigger is slow, because the other instance looks for work only
+/// every two seconds.
 async fn signed(rows: i64) -> Outcome<World> {
     let world = World::new(rows).await?;
     let slowly = "create function slowly() returns trigger language plpgsql as $$ begin \
@@ -156,7 +160,7 @@ async fn signed(rows: i64) -> Outcome<World> {
     Ok(world)
 }
 
-/// Who wrote how many rows, if each was written once.
+/// How many rows each instance wrote, if each row was written once.
 async fn signatures(world: &World, rows: i64) -> Outcome<Vec<(String, i64)>> {
     let writers = "select name, count(*) from writers group by name order by name";
     let done: Vec<(String, i64)> = sqlx::query_as(writers).fetch_all(&world.pool).await?;
@@ -167,7 +171,7 @@ async fn signatures(world: &World, rows: i64) -> Outcome<Vec<(String, i64)>> {
 }
 
 #[tokio::test]
-async fn every_instance_takes_part_and_each_row_is_done_once() -> Outcome {
+async fn all_instances_take_part_and_copy_each_row_once() -> Outcome {
     let world = signed(20_000).await?;
     let _a = world.instance("a", Some(plan_of(&world, "a").await?)).await?;
     let _b = world.instance("b", Some(plan_of(&world, "b").await?)).await?;
@@ -176,7 +180,7 @@ async fn every_instance_takes_part_and_each_row_is_done_once() -> Outcome {
     Ok(())
 }
 
-/// Not a test: an instance in a process of its own.
+/// Not a test: the body of a separate process with one instance.
 #[tokio::test]
 #[ignore = "started by the next test"]
 async fn process() -> Outcome {
@@ -187,7 +191,7 @@ async fn process() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_driver_that_is_killed_in_the_middle_leaves_no_row_out_and_none_done_twice() -> Outcome {
+async fn a_killed_driver_skips_and_repeats_no_row() -> Outcome {
     let world = signed(20_000).await?;
     let folder = Folder::new("rows")?;
     let mut processes = Vec::new();

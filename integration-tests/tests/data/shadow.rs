@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::world::{Fleet, Outcome, World};
 
-/// A column, read with an obstacle.
+/// A column whose reads can be made to fail.
 #[derive(Clone)]
 struct Column {
     query: &'static str,
@@ -30,7 +30,7 @@ impl Compared<i64> for Column {
 
     async fn read(&self, tx: &mut PinnedTx, id: &i64) -> Result<Option<String>, Error> {
         let _passed = self.gate.acquire().await.map(|permit| permit.forget());
-        assert!(!self.panics.load(Ordering::Relaxed), "as it is asked to");
+        assert!(!self.panics.load(Ordering::Relaxed), "the test asks for a panic");
         Ok(sqlx::query_scalar(self.query).bind(*id).fetch_one(&mut **tx).await?)
     }
 }
@@ -76,14 +76,14 @@ impl Watched {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_difference_is_found_and_writers_make_none() -> Outcome {
+async fn shadow_reads_find_differences_but_not_writers() -> Outcome {
     let watched = watched(1_000).await?;
     for phase in ["expand", "backfill"] {
         watched.world.go(phase).await?;
-        watched.shadow.look(1);
+        watched.shadow.observe(1);
     }
     watched.world.go("verify").await?;
-    // One after the other, so that in between they are apart for everybody but a snapshot.
+    // One column after the other: in between they differ for every read except one in a snapshot.
     let (stop, pool, migration) =
         (Arc::new(AtomicBool::new(false)), watched.world.pool.clone(), watched.fleet.migration.clone());
     let stopped = Arc::clone(&stop);
@@ -105,50 +105,50 @@ async fn a_difference_is_found_and_writers_make_none() -> Outcome {
         Ok::<_, Error>(number)
     });
     for _ in 0..200 {
-        watched.shadow.look(1);
+        watched.shadow.observe(1);
     }
     watched.counts("same", 200).await?;
     assert_eq!((watched.count("different"), watched.count("error"), watched.count("dropped")), (0, 0, 0));
     stop.store(true, Ordering::Relaxed);
     assert!(writer.await?? > 0);
     watched.world.pool.execute("update orders set new_status = 'forged' where id = 7").await?;
-    watched.shadow.look(7);
+    watched.shadow.observe(7);
     watched.counts("different", 1).await?;
-    // Where nobody has to write both sides nothing is compared.
+    // In a phase that need not write both sides nothing is compared.
     watched.world.pool.execute("update orders set new_status = lower(trim(old_status)) where id = 7").await?;
     watched.world.go("retire").await?;
-    watched.shadow.look(7);
+    watched.shadow.observe(7);
     assert_eq!((watched.count("same"), watched.count("different")), (200, 1));
     Ok(())
 }
 
 #[tokio::test]
-async fn nothing_waits_for_it_and_nothing_of_it_hurts() -> Outcome {
+async fn shadow_reads_never_affect_requests() -> Outcome {
     let watched = watched(5).await?;
     watched.world.go("verify").await?;
-    // The task hangs in the first one: the queue is full, and whoever looks goes on.
+    // The task hangs in the first comparison: the queue is full, and `observe` does not wait.
     watched.old.gate.forget_permits(2_000_000);
     for _ in 0..100 {
-        watched.shadow.look(1);
+        watched.shadow.observe(1);
     }
     assert!(watched.count("dropped") >= 94, "{}", watched.count("dropped"));
     watched.old.gate.add_permits(1_000);
     watched.counts("same", 1).await?;
     watched.old.panics.store(true, Ordering::Relaxed);
     let before = watched.count("error");
-    watched.shadow.look(1);
+    watched.shadow.observe(1);
     watched.counts("error", before + 1).await?;
     watched.old.panics.store(false, Ordering::Relaxed);
     let before = watched.count("same");
-    watched.shadow.look(1);
+    watched.shadow.observe(1);
     watched.counts("same", before + 1).await?;
-    // And no pin is left behind.
+    // No pin is leaked.
     watched.world.go("switch").await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn options_that_make_no_sense_are_named_together() -> Outcome {
+async fn all_problems_of_the_options_are_reported_at_once() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", None).await?;
     let sides = DualWrite::new(a.migration.clone(), Column::new(""), Column::new(""));

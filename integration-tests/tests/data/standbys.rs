@@ -1,4 +1,4 @@
-//! Reads that go to standbys: a side is there only when they have it.
+//! Reads that go to standbys: a side is complete only when they have replayed it.
 
 use cutover::migration::DualWrite;
 use cutover_testkit::{Postgres, PostgresOptions};
@@ -8,7 +8,7 @@ use crate::repairs::{Sides, noted, scanned, set};
 use crate::world::{Outcome, World};
 
 #[tokio::test]
-async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcome {
+async fn reads_and_drops_wait_for_every_standby() -> Outcome {
     let primary = Postgres::start(PostgresOptions::default()).await?;
     let world = World::at(primary.create_database("shop").await?, 500).await?;
     let standby = primary.standby().await?;
@@ -22,7 +22,7 @@ async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcom
     world.go("verify").await?;
     world.ask("ramp:50").await?;
     world.waits_for(&format!("standby {} to replay", standby.name())).await?;
-    // There it is: on the standby the new side is not old but empty.
+    // Without the wait a standby would return an empty new side.
     let empty = "select count(*) filter (where new_status is not null) from orders";
     assert_eq!(sqlx::query_scalar::<_, i64>(empty).fetch_one(&reader).await?, 0);
     reader.execute("select pg_wal_replay_resume()").await?;
@@ -41,7 +41,7 @@ async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcom
 }
 
 #[tokio::test]
-async fn nothing_is_read_before_every_standby_has_what_was_repaired_last() -> Outcome {
+async fn reads_wait_until_standbys_have_the_last_repair() -> Outcome {
     let primary = Postgres::start(PostgresOptions::default()).await?;
     let world = World::at(primary.create_database("shop").await?, 20).await?;
     let standby = primary.standby().await?;
@@ -63,11 +63,13 @@ async fn nothing_is_read_before_every_standby_has_what_was_repaired_last() -> Ou
     tx.commit().await?;
     assert_eq!(noted(&world).await?, ["1"]);
     world.pool.execute("alter table orders drop constraint picky").await?;
-    world.until("it is mended", async || noted(&world).await.is_ok_and(|keys| keys.is_empty())).await?;
+    world
+        .until("the row is repaired", async || noted(&world).await.is_ok_and(|keys| keys.is_empty()))
+        .await?;
 
     world.ask("ramp:50").await?;
     world.waits_for(&format!("standby {} to replay", standby.name())).await?;
-    // While it waits no row may be left behind any more, and may again when nobody wants to go on.
+    // While the move waits no repair may be recorded. It may again when the move is no longer requested.
     let sealed = "select e.sealed_at is not null from cutover.epochs e join cutover.migrations m \
         on m.id = e.migration_id and m.epoch = e.epoch where m.name = 'status'";
     for (wish, is_sealed) in [("ramp:50", true), ("verify", false), ("ramp:50", true)] {
@@ -86,7 +88,7 @@ async fn nothing_is_read_before_every_standby_has_what_was_repaired_last() -> Ou
 }
 
 #[tokio::test]
-async fn a_standby_that_is_not_there_holds_and_is_named() -> Outcome {
+async fn an_unreachable_standby_holds_the_move_and_is_named() -> Outcome {
     let world = World::new(10).await?;
     let _a = world.reading("a", world.plan()?, &["reader_7".to_owned()]).await?;
     world.go("verify").await?;

@@ -1,4 +1,4 @@
-//! Work that holds still while others would feel it.
+//! Passes that pause while other work would suffer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::world::{Outcome, World};
 
-/// Why the work is held up, as `cutover status` says it.
+/// Waits until `cutover status` shows this reason.
 async fn held(world: &World) -> Option<String> {
     let ledger = Ledger::existing(world.url.parse().ok()?).await.ok()?;
     report(&ledger, Some("status")).await.ok()?.pop()?.work?.throttled_by
@@ -19,7 +19,7 @@ async fn held(world: &World) -> Option<String> {
 
 async fn is_held(world: &World, part: &str) -> Outcome {
     let ask = async || held(world).await.is_some_and(|why| why.contains(part));
-    Ok(world.until(&format!("work held up by {part:?}"), ask).await?)
+    Ok(world.until(&format!("work throttled by {part:?}"), ask).await?)
 }
 
 async fn copied(world: &World) -> Outcome<i64> {
@@ -29,7 +29,7 @@ async fn copied(world: &World) -> Outcome<i64> {
 }
 
 #[tokio::test]
-async fn a_signal_of_the_services_own_holds_it_and_people_see_why() -> Outcome {
+async fn a_custom_signal_throttles_and_is_shown() -> Outcome {
     let world = World::new(1_000).await?;
     let busy = Arc::new(AtomicBool::new(true));
     let signal = Arc::clone(&busy);
@@ -52,7 +52,7 @@ async fn a_signal_of_the_services_own_holds_it_and_people_see_why() -> Outcome {
 }
 
 #[tokio::test]
-async fn work_that_is_held_up_ends_with_its_phase() -> Outcome {
+async fn a_throttled_pass_ends_with_its_phase() -> Outcome {
     let world = World::new(100).await?;
     let throttle = Throttle::off().hold_while(|| Some("for ever".to_owned()));
     let _a = world.instance("a", Some(world.describe().throttle(throttle).build()?)).await?;
@@ -64,7 +64,7 @@ async fn work_that_is_held_up_ends_with_its_phase() -> Outcome {
 }
 
 #[tokio::test]
-async fn it_holds_while_sessions_wait_for_locks() -> Outcome {
+async fn lock_waits_throttle_a_pass() -> Outcome {
     let world = World::new(1_000).await?;
     world.pool.execute("create table hot (n int); insert into hot values (1)").await?;
     let throttle = Throttle::off().lock_waits(Some(1));
@@ -92,7 +92,7 @@ async fn it_holds_while_sessions_wait_for_locks() -> Outcome {
 }
 
 #[tokio::test]
-async fn it_holds_while_a_standby_is_behind() -> Outcome {
+async fn standby_lag_throttles_a_pass() -> Outcome {
     let primary = Postgres::start(PostgresOptions::default()).await?;
     let world = World::at(primary.create_database("shop").await?, 1_000).await?;
     let standby = primary.standby().await?;

@@ -20,7 +20,7 @@ pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + S
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// The database and the table, before anybody has joined.
+/// The database and the table, before an instance has joined.
 pub(crate) struct World {
     pub(crate) pool: PgPool,
     pub(crate) url: String,
@@ -37,7 +37,7 @@ impl World {
         Self::at(Postgres::fresh_database().await?, rows).await
     }
 
-    /// In a database of a server of its own.
+    /// In the database at this address.
     pub(crate) async fn at(url: String, rows: i64) -> Outcome<Self> {
         let pool = PgPoolOptions::new().max_connections(12).connect(&url).await?;
         pool.execute(
@@ -61,14 +61,14 @@ impl World {
         Ok(())
     }
 
-    /// The rows as they were at the beginning.
+    /// Restores the initial rows.
     pub(crate) async fn refill(&self) -> Outcome {
         let again = "update orders set old_status = format(' LEGACY%s ', id), new_status = 'legacy' || id";
         self.pool.execute(again).await?;
         Ok(())
     }
 
-    /// Tests write past the library on purpose, so it has no trap.
+    /// A plan without guard trigger, because the tests make external writes on purpose.
     pub(crate) fn plan(&self) -> Result<ColumnMigration, ConfigError> {
         self.describe().without_guard_trigger().build()
     }
@@ -82,8 +82,8 @@ impl World {
             .batches(BatchOptions { min_rows: 200, ..BatchOptions::default() })
     }
 
-    /// An instance that takes part, once it has been admitted. Its driver does the plan's work; without a plan
-    /// it believes that everything is there. Its other migration stays in `off`.
+    /// An admitted instance. Its driver does the plan's work; without a plan it takes the work for done. Its other migration
+    /// stays in `off`.
     pub(crate) async fn instance(&self, name: &str, plan: Option<ColumnMigration>) -> Outcome<Fleet> {
         let spec = MigrationSpec::new("status", PhaseRange::FULL);
         self.take_part(name, plan.into_iter().fold(spec, MigrationSpec::plan)).await
@@ -94,7 +94,7 @@ impl World {
         self.take_part(name, MigrationSpec::new("status", PhaseRange::FULL).plan(plan)).await
     }
 
-    /// One that waits but a moment after strangers whose writes can't be copied.
+    /// An instance with a short quiet period after external writes that cannot be copied.
     pub(crate) async fn brief(&self, name: &str, plan: ColumnMigration) -> Outcome<Fleet> {
         let spec = MigrationSpec::new("status", PhaseRange::FULL)
             .plan(plan)
@@ -102,7 +102,7 @@ impl World {
         self.take_part(name, spec).await
     }
 
-    /// One whose reads go to these standbys too.
+    /// An instance whose reads also go to these standbys.
     pub(crate) async fn reading(
         &self,
         name: &str,
@@ -113,7 +113,7 @@ impl World {
         self.take_part(name, spec).await
     }
 
-    /// The same, one that soon counts as dead when it dies.
+    /// An instance with a short lease.
     pub(crate) async fn short_lived(&self, name: &str, plan: impl Plan + 'static) -> Outcome<Fleet> {
         let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(plan);
         let (lease, renew_every) = (Duration::from_secs(2), Duration::from_millis(400));
@@ -137,7 +137,7 @@ impl World {
         Ok(Fleet { migration, agent })
     }
 
-    /// Asks for a phase and waits until the fleet is there, with nothing left at the epoch before.
+    /// Requests a phase and waits until the fleet has arrived and the epoch before is drained.
     pub(crate) async fn go(&self, wish: &str) -> Outcome {
         self.go_within(wish, SOON).await
     }
@@ -155,7 +155,7 @@ impl World {
         Ok(sqlx::query_scalar(query).fetch_one(&self.pool).await?)
     }
 
-    /// Asks for a phase.
+    /// Requests a phase.
     pub(crate) async fn ask(&self, wish: &str) -> Outcome {
         sqlx::query("update cutover.migrations set desired = $1 where name = 'status'")
             .bind(wish)
@@ -164,7 +164,7 @@ impl World {
         Ok(())
     }
 
-    /// Whether the fleet is where it was asked to go.
+    /// Whether the fleet is in the requested phase.
     pub(crate) async fn is_at(&self, wish: &str) -> Outcome<bool> {
         let query = "select split_part($1, ':', 1) = phase from cutover.migrations where name = 'status'";
         Ok(sqlx::query_scalar(query).bind(wish).fetch_one(&self.pool).await?)
@@ -181,7 +181,7 @@ impl World {
         if at == phase && settled { Ok(true) } else { Err(format!("at {at}, waits for {waits_for:?}")) }
     }
 
-    /// Waits until the driver waits for something whose text contains `part`.
+    /// Waits until the driver's `waits_for` contains `part`.
     pub(crate) async fn waits_for(&self, part: &str) -> Outcome {
         let query = "select waits_for from cutover.migrations where name = 'status'";
         let ask = async || match sqlx::query_scalar::<_, Option<String>>(query).fetch_one(&self.pool).await {
@@ -226,7 +226,7 @@ impl World {
     }
 }
 
-/// Asks a future so many times and then drops it. `Some` if it was ready by then.
+/// Polls a future this many times and then drops it. `Some` if it was ready by then.
 pub(crate) async fn interrupted<F: Future>(times: usize, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = times;

@@ -1,19 +1,17 @@
 //! The order in which rows are visited: that of a unique index.
 //!
-//! Keys travel as text, one per column, and are cast to the column's type by the server. So any type that an index
-//! can order will do, and the order is the index's own: its columns in its sequence, under its collations.
+//! Keys travel as text, one per column, and the server casts them to the column's type. So every type that an index can
+//! order works. The order is that of the index: its columns in its sequence, under its collations.
 
 use sqlx::{PgConnection, Row};
 
-use super::queries::Query;
+use super::query::Query;
+use crate::ledger::jobs::KeyText;
 use crate::ledger::unprepared;
 use crate::migration::catalog::{quote, unquote};
 
-/// One row's key, column by column.
-pub(crate) type KeyText = Vec<String>;
-
-/// How a key is written for people.
-pub(crate) fn shown(key: &[String]) -> String {
+/// A key as reports show it.
+pub(crate) fn display_key(key: &[String]) -> String {
     if let [only] = key { only.clone() } else { format!("({})", key.join(", ")) }
 }
 
@@ -22,7 +20,7 @@ pub(crate) struct KeyColumn {
     /// Quoted.
     pub(crate) name: String,
     pub(crate) sql_type: String,
-    /// Where the index has another collation than the column.
+    /// Set if the index has another collation than the column.
     collation: Option<String>,
 }
 
@@ -32,17 +30,17 @@ pub(crate) struct Keyset {
     pub(crate) columns: Vec<KeyColumn>,
 }
 
-/// Some of the rows.
+/// A set of rows.
 #[derive(Debug, Clone)]
 pub(crate) enum Span {
-    /// Those above `from` (all where there is none) up to and including `to`.
+    /// The rows above `from` (if it is set) up to and including `to`.
     Between { from: Option<KeyText>, to: KeyText },
-    /// Those with these keys.
+    /// The rows with these keys.
     Keys(Vec<KeyText>),
 }
 
 impl Keyset {
-    /// For people to read, before the catalog was asked.
+    /// A key whose types are not known, for statements that are shown and not run.
     pub(crate) fn named(names: &[String]) -> Self {
         let column =
             |name: &String| KeyColumn { name: quote(name), sql_type: String::new(), collation: None };
@@ -92,7 +90,7 @@ impl Keyset {
         format!("({}) {operator} ({})", self.ordered(""), self.list(place))
     }
 
-    /// The condition for the rows of a span, whose values are the statement's first parameters.
+    /// The condition for the rows of a span. Its values are the first parameters of the statement.
     pub(crate) fn within(&self, span: &Span) -> String {
         let columns = self.columns.len();
         match span {
@@ -109,7 +107,7 @@ impl Keyset {
         }
     }
 
-    /// A statement whose first parameters are a span's values.
+    /// A statement whose first parameters are the values of a span.
     pub(crate) fn query(&self, span: &Span, text: String) -> Query {
         let query = Query::new(text);
         match span {
@@ -123,7 +121,7 @@ impl Keyset {
         }
     }
 
-    /// How many parameters a span takes.
+    /// The number of parameters of a span.
     pub(crate) fn parameters(&self, span: &Span) -> usize {
         match span {
             Span::Between { from: Some(_), .. } => 2 * self.columns.len(),
@@ -131,8 +129,8 @@ impl Keyset {
         }
     }
 
-    /// Number of rows and last key of the batch of a span's first rows, in tables that have the same key. Where it
-    /// has fewer rows than were asked for it is the span's last.
+    /// The number of rows and the last key of the batch that the first rows of a span make up, in tables with the same key.
+    /// A batch with fewer rows than requested is the last one of the span.
     pub(crate) fn batch_end(&self, tables: &[&str], span: &Span, rows: &str) -> Query {
         let within = self.within(span);
         let aliased = self.list(|n, column| format!("{} as k{n}", column.collated()));
@@ -175,7 +173,7 @@ impl Keyset {
         ))
     }
 
-    /// Keys that cut the rows into so many ranges of about the same size, by a sample of the table's pages.
+    /// Keys that cut the rows into this many ranges of about the same size, from a sample of the table's pages.
     pub(crate) fn cuts(&self, table: &str, ranges: u16, percent: f64) -> Query {
         let aliased = self.list(|n, column| format!("{} as k{n}", column.collated()));
         let list = self.list(|n, _| format!("k{n}"));
@@ -206,7 +204,7 @@ impl KeyColumn {
     }
 }
 
-/// A unique index, as far as it matters whether rows can be visited by it.
+/// A unique index by which rows may be visited.
 #[derive(Debug, Default)]
 struct Candidate {
     primary: bool,
@@ -228,12 +226,8 @@ impl Candidate {
     }
 }
 
-/// The key of these columns or, where none are named, the table's primary key, else its unique index of the fewest
-/// columns.
-///
-/// # Errors
-///
-/// Why rows can't be visited by it.
+/// The key with these columns. If none are named, the table's primary key, or else its unique index with the fewest
+/// columns. The inner error says why rows cannot be visited by any.
 pub(crate) async fn find(
     connection: &mut PgConnection,
     table: &str,
@@ -250,8 +244,8 @@ pub(crate) async fn find(
             }
         }
         problems.push(
-            "has no unique index over columns that are not null, so there is no order in which its rows could be \
-             visited and each found again: add a primary key"
+            "has no unique index over columns that are NOT NULL, so its rows have no order in which they could be \
+             visited; add a primary key"
                 .into(),
         );
         return Ok(Err(problems));
@@ -311,7 +305,7 @@ async fn candidates(connection: &mut PgConnection, table: &str) -> Result<Vec<Ca
         }
         let Some(candidate) = candidates.last_mut() else { continue };
         let name: String = row.try_get("name")?;
-        // The catalog's names may hold anything.
+        // A name in the catalog can contain quotes.
         let column = KeyColumn {
             name: quote(&name.replace('"', "\"\"")),
             sql_type: row.try_get("type")?,
@@ -322,7 +316,7 @@ async fn candidates(connection: &mut PgConnection, table: &str) -> Result<Vec<Ca
         }
         if !row.try_get::<bool, _>("usual_order")? {
             candidate.problems.push(format!(
-                "the unique index on {} has an operator class that is not its type's usual one",
+                "the unique index on {} does not use the default operator class of its type",
                 column.name
             ));
         }

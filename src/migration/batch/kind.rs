@@ -3,16 +3,17 @@ use crate::migration::phase::{Phase, Side};
 /// What a pass does with the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PassKind {
-    /// Makes the new side what the old one says.
+    /// Copies the old side to the new one.
     Forward,
-    /// Makes the old side what the new one says.
+    /// Copies the new side to the old one.
     Back,
-    /// Compares them, and tries the way back.
+    /// Compares both sides, and tries the way back.
     Compare,
 }
 
 impl PassKind {
-    pub(crate) fn kind(self) -> &'static str {
+    /// The name in the ledger and in metrics.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             PassKind::Forward => "backfill",
             PassKind::Back => "reverse_backfill",
@@ -20,7 +21,7 @@ impl PassKind {
         }
     }
 
-    /// The phases that it belongs to.
+    /// The phases in which the pass runs.
     pub(crate) fn phases(self) -> &'static [Phase] {
         match self {
             PassKind::Forward => &[Phase::Backfill],
@@ -29,7 +30,7 @@ impl PassKind {
         }
     }
 
-    /// The side that is complete when it has come to its end.
+    /// The side that is complete when the pass has finished.
     pub(crate) fn completes(self) -> Option<Side> {
         match self {
             PassKind::Forward => Some(Side::New),

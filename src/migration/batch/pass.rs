@@ -1,12 +1,12 @@
 //! Passes over all rows in batches: the copy in both directions, and the comparison.
 //!
-//! Each batch is a transaction at the epoch at which the pass began. The lower bound of a batch is its range's
-//! checkpoint, the upper one was fixed at the beginning: rows above it were inserted by transactions that write
-//! both sides. No row is passed over for looking filled, because a side that was written, abandoned and taken up
-//! again holds stale values.
+//! Each batch is a transaction at the epoch at which the pass began. A batch begins at the checkpoint of its range. The
+//! upper bound was fixed at the beginning: rows above it were inserted by transactions that write both sides. A row is
+//! never skipped because its new side holds a value, since a side that was written, given up and expanded again holds old
+//! values.
 //!
-//! A row that can't be mapped is found by halving the batch that failed, and set aside with its key and the error. A
-//! pass with such rows does not end; each time it is taken up again they are tried first.
+//! If a batch fails on a row, it is halved until the row is found. The row is set aside with its key and the error. A pass
+//! with such rows does not finish. They are tried first when the pass runs again.
 
 use std::time::Duration;
 
@@ -14,32 +14,33 @@ use futures_util::future::try_join_all;
 use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::{Instant, sleep};
 
-use super::job::{Claim, Extent, Job, Range, Step};
-use super::keyset::{KeyText, Span, shown};
-use super::mapping::{Failed, Mapping, MappingCode};
+use super::errors::{explain_row_security, is_transient, may_concern_a_row};
+use super::job::{self, Measured};
+use super::keyset::Span;
+use super::kind::PassKind;
 use super::options::BatchOptions;
 use super::pace::Pace;
-use super::queries::{Mapped, Scope, Sides};
-use super::table_size::TableSize;
-use super::throttle::{Looks, Throttle};
+use super::sides::{Scope, Sides};
+use super::table_size;
+use super::throttle::{Throttle, ThrottleState};
+use super::transaction::{BATCH_LIMITS, MAX_FAILURES, PAUSE_POLL, back_off, begin_unpaused};
 use super::vacuum::Vacuum;
-use crate::ledger::{self, external_writes, sql_state};
-use crate::migration::batch::kind::PassKind;
-use crate::migration::batch::transaction::{FAILURES, LIMITS, PAUSED, begin_unpaused, give_way, passes};
+use crate::ledger::external_writes;
+use crate::ledger::jobs::{Claim, Job, KeyText, Progress, Range};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::{Error, Migration, PinnedTx};
 
-/// How long to wait for a range that others are at.
-const TAKEN: Duration = Duration::from_millis(250);
-/// How many rows are looked at to cut a table into ranges.
+/// How long a worker waits if other workers hold all ranges that are left.
+const RANGES_TAKEN: Duration = Duration::from_millis(250);
+/// How many rows are sampled to cut a table into ranges.
 const SAMPLE: f64 = 20_000.0;
 
-/// What the sweeps need to know of a migration.
+/// What passes need to know of a migration.
 #[derive(Debug, Clone)]
 pub(crate) struct Outline {
     pub(crate) pool: PgPool,
     pub(crate) sides: Sides,
-    /// The key's columns; none: whatever the catalog has.
+    /// The key's columns; empty: the key that the catalog has.
     pub(crate) key: Vec<String>,
     pub(crate) batches: BatchOptions,
     pub(crate) throttle: Throttle,
@@ -47,111 +48,135 @@ pub(crate) struct Outline {
     pub(crate) sensitive: bool,
 }
 
-/// What a batch came to.
+/// The result of an attempt to run a batch.
 enum Batch {
-    /// It took so long, without what it was held up before it began, and the table has about so many rows.
+    /// The batch took this long, without the waits before it began, and the table has about this many rows.
     Done { elapsed: Duration, total: i64 },
-    /// Others are at what is left.
+    /// Other workers hold the ranges that are left.
     Taken,
-    /// There are no more rows.
-    Ended,
+    /// No rows are left.
+    Finished,
 }
 
 pub(crate) async fn run(
     outline: &Outline,
     scope: Scope<'_>,
-    sweep: PassKind,
+    kind: PassKind,
     migration: &Migration,
 ) -> Result<(), PlanError> {
-    let since = strangers_aside(&outline.pool, sweep, migration).await?;
-    let mut tx = begin_unpaused(&outline.pool, sweep, migration, "").await?;
+    let tables = [&*outline.sides.old, &*outline.sides.new];
+    let tables = if tables[0] == tables[1] { &tables[..1] } else { &tables[..] };
+    match run_pass(outline, scope, kind, migration).await {
+        Ok(()) => Ok(()),
+        Err(error) => Err(explain_row_security(&outline.pool, tables, error).await),
+    }
+}
+
+async fn run_pass(
+    outline: &Outline,
+    scope: Scope<'_>,
+    kind: PassKind,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let since = wait_for_open_external_writes(&outline.pool, kind, migration).await?;
+    let mut tx = begin_unpaused(&outline.pool, kind, migration, "").await?;
     let epoch = tx.epoch();
     scope.try_out(&mut tx).await?;
     let measure = async |tx: &mut PgConnection| measure(outline, &scope, tx).await;
-    let job = Job::open(&mut tx, migration.id(), epoch, sweep, Some(&since), measure).await?;
+    let job = job::open(&mut tx, migration.id(), epoch, kind, Some(&since), measure).await?;
     tx.commit().await?;
     let Some(job) = job else { return Ok(()) };
-    let pass = Pass { outline, scope, sweep, migration, job };
+    let pass = Pass { outline, scope, kind, migration, job };
     pass.retry_bad_rows().await?;
     try_join_all((0..outline.batches.workers).map(|_| pass.work())).await?;
     pass.report().await
 }
 
-/// Waits until the strangers have ended that are in the middle of a transaction now, and says when that was.
-async fn strangers_aside(pool: &PgPool, sweep: PassKind, migration: &Migration) -> Result<String, PlanError> {
-    let mut tx = begin_unpaused(pool, sweep, migration, "").await?;
-    let strangers = external_writes::open_now(&mut tx, migration.id()).await?;
+/// Waits until the external transactions that are open now have ended. Returns the time of the beginning, as the server
+/// writes it.
+async fn wait_for_open_external_writes(
+    pool: &PgPool,
+    kind: PassKind,
+    migration: &Migration,
+) -> Result<String, PlanError> {
+    let mut tx = begin_unpaused(pool, kind, migration, "").await?;
+    let writers = external_writes::open_now(&mut tx, migration.id()).await?;
     loop {
-        let open = external_writes::still_open(&mut tx, migration.id(), &strangers).await?;
+        let open = external_writes::still_open(&mut tx, migration.id(), &writers).await?;
         tx.rollback().await?;
         if open.is_empty() {
             migration.note("");
-            return Ok(strangers.since);
+            return Ok(writers.since);
         }
-        migration.note(&format!("waits for {}", open.join("; ")));
-        sleep(PAUSED).await;
-        tx = begin_unpaused(pool, sweep, migration, "").await?;
+        migration.note(&format!("waiting for {}; to unblock: end these transactions", open.join("; ")));
+        sleep(PAUSE_POLL).await;
+        tx = begin_unpaused(pool, kind, migration, "").await?;
     }
 }
 
-async fn measure(outline: &Outline, scope: &Scope<'_>, tx: &mut PgConnection) -> Result<Extent, sqlx::Error> {
+async fn measure(
+    outline: &Outline,
+    scope: &Scope<'_>,
+    tx: &mut PgConnection,
+) -> Result<Measured, sqlx::Error> {
     let old = &scope.sides.old;
-    let size = TableSize::count(tx, old).await?;
+    let size = table_size::count(tx, old).await?;
     let Some(last) = scope.key.last(&scope.tables()).fetch_all(&mut *tx).await?.pop() else {
-        return Ok(Extent { ranges: Vec::new(), size });
+        return Ok(Measured { range_ends: Vec::new(), size });
     };
-    // A range shorter than a batch is no help.
+    // Ranges shorter than a batch do not make the pass faster.
     let useful = size.rows / i64::from(outline.batches.max_rows);
     let count = u16::try_from(useful).unwrap_or(u16::MAX).clamp(1, outline.batches.ranges);
-    let mut ranges: Vec<KeyText> = Vec::new();
+    let mut range_ends: Vec<KeyText> = Vec::new();
     if count > 1 {
         let percent = (100.0 * SAMPLE / size.rows as f64).clamp(0.01, 100.0);
         for row in scope.key.cuts(old, count, percent).fetch_all(&mut *tx).await? {
-            ranges.push(row.try_get(0)?);
+            range_ends.push(row.try_get(0)?);
         }
     }
-    ranges.push(last.try_get(0)?);
-    Ok(Extent { ranges, size })
+    range_ends.push(last.try_get(0)?);
+    Ok(Measured { range_ends, size })
 }
 
-struct Pass<'a> {
-    outline: &'a Outline,
-    scope: Scope<'a>,
-    sweep: PassKind,
-    migration: &'a Migration,
-    job: Job,
+/// A pass that runs on this instance.
+pub(super) struct Pass<'a> {
+    pub(super) outline: &'a Outline,
+    pub(super) scope: Scope<'a>,
+    pub(super) kind: PassKind,
+    pub(super) migration: &'a Migration,
+    pub(super) job: Job,
 }
 
 impl Pass<'_> {
-    /// Does batch after batch until nothing is left.
+    /// Runs batch after batch until no rows are left.
     async fn work(&self) -> Result<(), PlanError> {
         let mut pace = Pace::new(&self.outline.batches);
         let mut range = None;
         let mut failures = 0;
-        let mut aside = None;
-        let (mut vacuum, mut looks) = (Vacuum::default(), Looks::default());
+        let mut bad_row = None;
+        let (mut vacuum, mut throttle) = (Vacuum::default(), ThrottleState::default());
         loop {
-            self.hold_still(&mut looks).await?;
-            match self.batch(pace.rows(), &mut range, aside.take()).await {
+            self.wait_for_throttle(&mut throttle).await?;
+            match self.batch(pace.rows(), &mut range, bad_row.take()).await {
                 Ok(Batch::Done { elapsed, total }) => {
-                    if self.sweep != PassKind::Compare {
-                        pace.spare(total);
+                    if self.kind != PassKind::Compare {
+                        pace.limit_to_share(total);
                     }
-                    pace.took(elapsed);
+                    pace.record(elapsed);
                     failures = 0;
-                    self.between_batches(&mut vacuum).await?;
+                    self.wait_for_vacuum(&mut vacuum).await?;
                 }
-                Ok(Batch::Taken) => sleep(TAKEN).await,
-                Ok(Batch::Ended) => return Ok(()),
-                Err(PlanError::Operation(error)) if passes(&error) && failures < FAILURES => {
+                Ok(Batch::Taken) => sleep(RANGES_TAKEN).await,
+                Ok(Batch::Finished) => return Ok(()),
+                Err(PlanError::Operation(error)) if is_transient(&error) && failures < MAX_FAILURES => {
                     failures += 1;
                     pace.shrink();
-                    tracing::debug!(%error, failures, kind = self.sweep.kind(), "batch failed; trying it again");
-                    give_way().await;
+                    tracing::debug!(%error, failures, kind = self.kind.name(), "batch failed; retrying");
+                    back_off().await;
                 }
-                Err(PlanError::Operation(Error::Database(error))) if concerns_a_row(&error) => {
+                Err(PlanError::Operation(Error::Database(error))) if may_concern_a_row(&error) => {
                     if !pace.halve() {
-                        aside = Some(error.to_string());
+                        bad_row = Some(error.to_string());
                     }
                 }
                 Err(error) => return Err(error),
@@ -159,25 +184,33 @@ impl Pass<'_> {
         }
     }
 
-    /// Outside of any transaction: the one place at which a worker is held up.
-    async fn between_batches(&self, vacuum: &mut Vacuum) -> Result<(), PlanError> {
-        if self.sweep != PassKind::Compare {
+    async fn wait_for_vacuum(&self, vacuum: &mut Vacuum) -> Result<(), PlanError> {
+        if self.kind != PassKind::Compare {
             vacuum.wait(&self.outline.pool, self.written()).await?;
         }
         Ok(())
     }
 
-    /// Waits while the throttle has a reason, and lets people see it. Leaves with the phase.
-    async fn hold_still(&self, looks: &mut Looks) -> Result<(), PlanError> {
+    /// Waits outside of any transaction while the throttle has a reason, and shows the reason in the ledger.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError::PhaseLeft`] as soon as the migration leaves the epoch.
+    async fn wait_for_throttle(&self, state: &mut ThrottleState) -> Result<(), PlanError> {
         let Outline { pool, throttle, .. } = self.outline;
-        let (kind, mut told) = (self.sweep.kind(), None);
-        while let Some(held) = throttle.held(looks, pool).await? {
-            if told.as_ref() != Some(&held) {
-                tracing::info!(migration = self.migration.name(), kind, why = held.why, "held up");
-                self.job.held(pool, &held.why).await?;
+        let (kind, mut shown) = (self.kind.name(), None);
+        while let Some(reason) = throttle.check_now(state, pool).await? {
+            if shown.as_ref() != Some(&reason) {
+                tracing::info!(
+                    migration = self.migration.name(),
+                    kind,
+                    reason = reason.text,
+                    "pass throttled"
+                );
+                self.job.set_throttled(pool, &reason.text).await?;
             }
-            self.migration.work().held(kind, held.kind, Throttle::pause().await);
-            told = Some(held);
+            self.migration.work().held(kind, reason.kind, Throttle::pause().await);
+            shown = Some(reason);
             if self.migration.current().is_none_or(|(epoch, _)| epoch != self.job.epoch) {
                 return Err(PlanError::PhaseLeft);
             }
@@ -185,17 +218,18 @@ impl Pass<'_> {
         Ok(())
     }
 
-    async fn begin(&self) -> Result<PinnedTx, PlanError> {
-        let tx = begin_unpaused(&self.outline.pool, self.sweep, self.migration, LIMITS).await?;
+    /// Begins a transaction at the epoch of the job.
+    pub(super) async fn begin(&self) -> Result<PinnedTx, PlanError> {
+        let tx = begin_unpaused(&self.outline.pool, self.kind, self.migration, BATCH_LIMITS).await?;
         if tx.epoch() == self.job.epoch { Ok(tx) } else { Err(PlanError::PhaseLeft) }
     }
 
-    /// Does the next rows of a range, or sets the next one aside.
+    /// Runs the next batch of a range, or sets its next row aside if that row has failed with `bad_row`.
     async fn batch(
         &self,
         rows: u32,
         last: &mut Option<i16>,
-        aside: Option<String>,
+        bad_row: Option<String>,
     ) -> Result<Batch, PlanError> {
         let mut tx = self.begin().await?;
         let began = Instant::now();
@@ -203,215 +237,48 @@ impl Pass<'_> {
             Claim::Range(range) => range,
             Claim::Taken => return Ok(Batch::Taken),
             Claim::Nothing => {
-                let size = TableSize::estimate(&mut tx, self.written()).await?;
-                self.job.finish(&mut tx, size).await?;
+                let size = table_size::estimate(&mut tx, self.written()).await?;
+                job::finish(&mut tx, &self.job, self.kind, size).await?;
                 tx.commit().await?;
-                return Ok(Batch::Ended);
+                return Ok(Batch::Finished);
             }
         };
         *last = Some(range.number);
-        let (done, mut step) = self.next(&mut tx, &range, rows).await?;
-        match aside {
+        let (done, mut progress) = self.next(&mut tx, &range, rows).await?;
+        match bad_row {
             Some(error) => self.set_aside(&mut tx, &done, &error).await?,
             None => {
                 let span = Span::Between { from: range.from.clone(), to: done.clone() };
-                (step.changed, step.differences) = self.step(&mut tx, &span).await?;
+                (progress.changed, progress.differences) = self.do_rows(&mut tx, &span).await?;
             }
         }
-        let total = self.job.advance(&mut tx, &range, &done, &step).await?;
+        let total = self.job.advance(&mut tx, &range, &done, &progress).await?;
         tx.commit().await?;
-        self.migration.work().did(self.sweep.kind(), step.rows);
-        self.migration.work().expects(self.sweep.kind(), total);
+        self.migration.work().did(self.kind.name(), progress.rows);
+        self.migration.work().expects(self.kind.name(), total);
         Ok(Batch::Done { elapsed: began.elapsed(), total })
     }
 
-    /// The last key of the range's next rows, and how many these are.
+    /// The last key of the next rows of a range, and the number of these rows.
     async fn next(
         &self,
         tx: &mut PgConnection,
         range: &Range,
         rows: u32,
-    ) -> Result<(KeyText, Step), sqlx::Error> {
+    ) -> Result<(KeyText, Progress), sqlx::Error> {
         let left = Span::Between { from: range.from.clone(), to: range.to.clone() };
         let end = self.scope.key.batch_end(&self.scope.tables(), &left, &rows.to_string());
         let found = end.fetch_all(tx).await?;
         let row = found.first().ok_or(sqlx::Error::RowNotFound)?;
         let (count, last): (i64, Option<KeyText>) = (row.try_get("rows")?, row.try_get("last")?);
-        let step = Step { rows: count, ..Step::default() };
-        // Fewer than wanted: there are no more in this range.
+        let progress = Progress { rows: count, ..Progress::default() };
+        // If there are fewer rows than requested, the range ends here.
         let done = last.filter(|_| count == i64::from(rows)).unwrap_or_else(|| range.to.clone());
-        Ok((done, step))
-    }
-
-    /// Returns how many rows were changed, and how many differ.
-    async fn step(&self, tx: &mut PgConnection, span: &Span) -> Result<(i64, i64), PlanError> {
-        let Sides { old, new, .. } = self.scope.sides;
-        let mapped = self.map(tx, span).await?;
-        match self.sweep {
-            PassKind::Forward => {
-                let changed = self.scope.copy_forward(span, &mapped).execute(tx).await?;
-                Ok((changed + self.remove_orphans(tx, new, old, span).await?, 0))
-            }
-            PassKind::Back => {
-                let changed = self.scope.copy_back(span, &mapped).execute(tx).await?;
-                Ok((changed + self.remove_orphans(tx, old, new, span).await?, 0))
-            }
-            PassKind::Compare => Ok((0, self.compare(tx, span, &mapped).await?)),
-        }
-    }
-
-    /// Runs the mappings that are in Rust, and sets aside what they refuse.
-    async fn map(&self, tx: &mut PgConnection, span: &Span) -> Result<Mapped, PlanError> {
-        let Sides { old, new, forward, backward } = self.scope.sides;
-        let mut mapped = Mapped::default();
-        let copies = self.sweep != PassKind::Compare;
-        if matches!(forward.code, MappingCode::Rust(_)) {
-            let rows =
-                self.scope.rows(old, span, self.sweep == PassKind::Forward).fetch_all(&mut *tx).await?;
-            mapped.forward = self.map_rows(tx, forward, &rows, 'f', copies).await?;
-        }
-        if self.sweep != PassKind::Forward && matches!(backward.code, MappingCode::Rust(_)) {
-            let rows = self.scope.rows(new, span, copies).fetch_all(&mut *tx).await?;
-            mapped.backward = self.map_rows(tx, backward, &rows, 'b', copies).await?;
-        }
-        let in_rust = [forward, backward].iter().any(|mapping| matches!(mapping.code, MappingCode::Rust(_)));
-        if self.sweep == PassKind::Compare && in_rust {
-            let rows = self.scope.rows_back(span, &mapped).fetch_all(&mut *tx).await?;
-            mapped.trip = match forward.code {
-                MappingCode::Rust(_) => self.map_rows(tx, forward, &rows, 't', false).await?,
-                MappingCode::Sql(_) => None,
-            };
-        }
-        Ok(mapped)
-    }
-
-    async fn map_rows(
-        &self,
-        tx: &mut PgConnection,
-        mapping: &Mapping,
-        rows: &[sqlx::postgres::PgRow],
-        letter: char,
-        set_aside: bool,
-    ) -> Result<Option<String>, PlanError> {
-        let (json, failed): (String, Failed) = mapping.run(&self.scope.key, rows, letter)?;
-        if set_aside {
-            for (key, error) in failed {
-                self.set_aside(tx, &key, &error).await?;
-            }
-        }
-        Ok(Some(json))
-    }
-
-    async fn set_aside(&self, tx: &mut PgConnection, key: &[String], error: &str) -> Result<(), PlanError> {
-        let (count, limit) = (self.job.set_aside(tx, key, error).await?, self.outline.batches.bad_rows);
-        if count > i64::from(limit) {
-            return Err(PlanError::Refused(format!(
-                "more than {limit} rows can't be mapped; the last one is {}: {error}",
-                shown(key)
-            )));
-        }
-        tracing::warn!(migration = self.migration.name(), key = shown(key), error, "a row was set aside");
-        Ok(())
-    }
-
-    /// Tries the rows that were set aside once more: somebody may have seen to them.
-    async fn retry_bad_rows(&self) -> Result<(), PlanError> {
-        let mut tx = self.begin().await?;
-        let keys = self.job.bad_rows(&mut tx).await?;
-        tx.rollback().await?;
-        for key in keys {
-            let mut tx = self.begin().await?;
-            self.job.is_good(&mut tx, &key).await?;
-            let done = match self.step(&mut tx, &Span::Keys(vec![key.clone()])).await {
-                Ok((changed, differences)) => Step { rows: 0, changed, differences },
-                Err(PlanError::Operation(Error::Database(error))) if concerns_a_row(&error) => continue,
-                Err(PlanError::Operation(error)) if passes(&error) => continue,
-                Err(error) => return Err(error),
-            };
-            self.job.count(&mut tx, &done).await?;
-            tx.commit().await?;
-        }
-        Ok(())
-    }
-
-    /// Removes rows that the other table does not have. They are locked first; then a statement that sees what was
-    /// committed until then decides.
-    async fn remove_orphans(
-        &self,
-        tx: &mut PgConnection,
-        table: &str,
-        other: &str,
-        span: &Span,
-    ) -> Result<i64, sqlx::Error> {
-        if table == other {
-            return Ok(0);
-        }
-        let keys = keys(&self.scope.orphans(table, other, span).fetch_all(&mut *tx).await?)?;
-        if keys.is_empty() {
-            return Ok(0);
-        }
-        self.scope.delete_orphans(table, other, &Span::Keys(keys)).execute(tx).await
-    }
-
-    /// Compares without a lock, and then once more, with their rows locked, those that seemed to differ: a row that
-    /// is being written is no difference, and what is reported is true of its latest version.
-    async fn compare(&self, tx: &mut PgConnection, span: &Span, mapped: &Mapped) -> Result<i64, PlanError> {
-        let suspects = keys(&self.scope.differences(span, mapped).fetch_all(&mut *tx).await?)?;
-        if suspects.is_empty() {
-            return Ok(0);
-        }
-        let span = Span::Keys(suspects);
-        for table in self.scope.tables() {
-            self.scope.lock(table, &span).execute(&mut *tx).await?;
-        }
-        let mapped = self.map(tx, &span).await?;
-        let found = self.scope.differences(&span, &mapped).fetch_all(&mut *tx).await?;
-        for row in &found {
-            let (key, what): (KeyText, String) = (row.try_get("key")?, row.try_get("what")?);
-            tracing::warn!(migration = self.migration.name(), key = shown(&key), what, "the sides differ");
-            let values = [row.try_get("expected")?, row.try_get("found")?];
-            self.job.differs(tx, &key, &what, values, self.outline.sensitive).await?;
-        }
-        Ok(i64::try_from(found.len()).unwrap_or(i64::MAX))
+        Ok((done, progress))
     }
 
     /// The table that the pass writes.
     fn written(&self) -> &str {
-        if self.sweep == PassKind::Back { &self.scope.sides.old } else { &self.scope.sides.new }
+        if self.kind == PassKind::Back { &self.scope.sides.old } else { &self.scope.sides.new }
     }
-
-    /// An error with what a scan found, if it found something.
-    async fn report(&self) -> Result<(), PlanError> {
-        let mut tx = ledger::begin(&self.outline.pool, ledger::READ_COMMITTED).await?;
-        let (differences, found) = self.job.findings(&mut tx).await?;
-        tx.rollback().await?;
-        if differences == 0 {
-            return Ok(());
-        }
-        let (old, new) = (&self.scope.sides.old, &self.scope.sides.new);
-        let tables = if old == new { old.clone() } else { format!("{old} and {new}") };
-        let mut text = format!("{differences} rows of {tables} can't be relied on");
-        let names = self.scope.key.plain_names().join(", ");
-        for (what, keys) in found {
-            let what = match &*what {
-                "different" => "the new side is not what `forward` makes of the old one",
-                "missing" => "the new side lacks rows",
-                "extra" => "the new side has rows that the old one does not have",
-                _ => "`forward` of `backward` does not give the new side's value back",
-            };
-            let keys: Vec<String> = keys.iter().map(|key| shown(key)).collect();
-            text += &format!("; {what}, {names} in [{}]", keys.join(", "));
-        }
-        text += ". Mend these, or go back to `expand`: going forward again makes another copy";
-        Err(PlanError::Refused(text))
-    }
-}
-
-fn keys(rows: &[sqlx::postgres::PgRow]) -> Result<Vec<KeyText>, sqlx::Error> {
-    rows.iter().map(|row| row.try_get("key")).collect()
-}
-
-/// Whether an error may be a single row's: its data, a constraint, or an exception that the expression raised.
-fn concerns_a_row(error: &sqlx::Error) -> bool {
-    sql_state(error).is_some_and(|state| ["22", "23", "P0"].iter().any(|class| state.starts_with(class)))
 }

@@ -9,20 +9,20 @@ use tokio::time::{Instant, sleep};
 use crate::config::Problem;
 use crate::ledger::unprepared;
 
-/// Between looks, whether or not it is held up.
-const LOOK: Duration = Duration::from_secs(1);
-/// Below so many requests between two looks a percentile says nothing.
-const FEW: u64 = 50;
-const DAY: u32 = 24 * 60;
+/// Time between two checks, throttled or not.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// With fewer requests between two checks a percentile is not meaningful.
+const MIN_REQUESTS: u64 = 50;
+const MINUTES_PER_DAY: u32 = 24 * 60;
 
-/// A reason to hold still, in words; `None` to go on.
+/// Returns the reason to pause, or `None`.
 type Signal = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
-/// When work on the rows holds still, so that others don't feel it: between two batches, outside of any transaction,
-/// for no longer than the reason lasts.
+/// When backfills and scans pause so that they do not slow down other work. They pause between two batches, outside of any
+/// transaction, for as long as the reason lasts.
 ///
-/// What it is held up by is in `cutover status`, and `cutover_migration_throttled_seconds_total` counts it. One statement a second
-/// and worker asks the database about all of it.
+/// `cutover status` shows the reason, and the metric `cutover_migration_throttled_seconds_total` counts the time. Each
+/// worker sends one query per second to the database.
 ///
 /// ```
 /// use std::time::Duration;
@@ -36,7 +36,7 @@ type Signal = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 /// # }
 /// ```
 #[derive(Clone)]
-#[must_use = "it holds nothing up until a plan is given it"]
+#[must_use = "a throttle has no effect until it is given to a plan"]
 pub struct Throttle {
     lag: Option<u64>,
     lock_waits: Option<u32>,
@@ -51,50 +51,50 @@ impl Default for Throttle {
 }
 
 impl Throttle {
-    /// Holds nothing up.
+    /// Never pauses.
     pub fn off() -> Self {
         Self { lag: None, lock_waits: None, hours: Vec::new(), signals: Vec::new() }
     }
 
-    /// Holds while any standby has more than so many bytes of WAL still to replay; `None`: standbys don't matter.
-    /// Default 64 MB: seconds of a busy server, and what a standby makes up for in seconds.
+    /// Pauses while any standby has more than this many bytes of WAL to replay; `None` ignores standbys. Default 64 MB,
+    /// which a standby replays in seconds.
     ///
-    /// The positions of standbys are shown to members of `pg_monitor` only. A role that is none sees that there are
-    /// some and nothing else, which is warned of, and not taken for a lag.
+    /// Only members of `pg_monitor` see the positions of standbys. For another role the check is skipped and a warning is
+    /// logged.
     pub fn standby_lag(mut self, bytes: Option<u64>) -> Self {
         self.lag = bytes;
         self
     }
 
-    /// Holds while more than so many sessions of this database wait for locks on rows or tables; `None`: never. Default
-    /// 10: a few always may. Of other roles' sessions only a member of `pg_monitor` sees that they wait.
+    /// Pauses while more than this many sessions of the database wait for locks on rows or tables; `None` ignores lock
+    /// waits. Default 10. Only members of `pg_monitor` see the waits of other roles' sessions.
     pub fn lock_waits(mut self, sessions: Option<u32>) -> Self {
         self.lock_waits = sessions;
         self
     }
 
-    /// Works only between these times of day, UTC by the database's clock; may be given several times. `from` after `to`
-    /// is over midnight.
+    /// Works only between these times of day, in UTC by the database's clock. Several calls add several periods. A period
+    /// whose `from` is after its `to` spans midnight.
     pub fn only_between(mut self, from: &str, to: &str) -> Self {
         self.hours.push((from.to_owned(), to.to_owned()));
         self
     }
 
-    /// Holds while `signal` gives a reason. Asked once a second, so it has to answer from memory.
+    /// Pauses while `signal` returns a reason. It is called once a second in an async task, so it must not block.
     pub fn hold_while(mut self, signal: impl Fn() -> Option<String> + Send + Sync + 'static) -> Self {
         self.signals.push(("signal", Arc::new(signal)));
         self
     }
 
-    /// Holds while the slowest hundredth of this instance's requests of the last second took longer than `p99`, by
-    /// `http_request_duration_seconds` in this registry (so one of its bounds is the best choice). Fewer than 50 requests
-    /// say nothing.
+    /// Pauses while the 99th percentile of this instance's requests of the last second is above `p99`, according to
+    /// `http_request_duration_seconds` in this registry. A bound of a bucket of that histogram is the best choice. With
+    /// fewer than 50 requests in that second it does not pause.
     pub fn slow_requests(mut self, registry: &Registry, p99: Duration) -> Self {
         let (registry, last) = (registry.clone(), Mutex::new(Counted::default()));
         let signal = move || {
             let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-            // Several workers ask: one that has just asked has the answer for all.
-            if last.at.is_none_or(|at| at.elapsed() >= LOOK / 2) {
+            // All workers use the result of the latest check.
+            if last.at.is_none_or(|at| at.elapsed() >= INTERVAL / 2) {
                 let buckets = buckets(&registry);
                 let slow =
                     share_above(&last.buckets, &buckets, p99.as_secs_f64()).filter(|share| *share > 0.01);
@@ -111,7 +111,7 @@ impl Throttle {
         for (from, to) in &self.hours {
             for time in [from, to] {
                 if minutes(time).is_none() {
-                    let problem = format!("{time:?} is no time of day: write for example 22:00");
+                    let problem = format!("{time:?} is not a time of day; write for example 22:00");
                     problems.push(Problem::new("throttle.only_between", problem));
                 }
             }
@@ -138,16 +138,16 @@ impl fmt::Debug for Throttle {
     }
 }
 
-/// Why work is held up.
+/// Why a pass is throttled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Held {
+pub(crate) struct ThrottleReason {
     /// For the metric: `standby_lag`, `lock_waits`, `hours`, `signal` or `slow_requests`.
     pub(crate) kind: &'static str,
     /// In words.
-    pub(crate) why: String,
+    pub(crate) text: String,
 }
 
-/// Requests as they were counted last, and what came of it.
+/// The last count of requests, and the reason that followed from it.
 #[derive(Debug, Default)]
 struct Counted {
     at: Option<Instant>,
@@ -155,16 +155,16 @@ struct Counted {
     verdict: Option<String>,
 }
 
-/// A worker's own memory of when it looked.
+/// When a worker last checked, and whether it has logged the warning.
 #[derive(Debug, Default)]
-pub(crate) struct Looks {
+pub(crate) struct ThrottleState {
     last: Option<Instant>,
     is_warned: bool,
 }
 
-/// What the database says of others.
+/// The load of the database.
 #[derive(Debug, Default)]
-struct Seen {
+struct Load {
     standby: Option<String>,
     lag: Option<i64>,
     hidden: i64,
@@ -173,50 +173,54 @@ struct Seen {
 }
 
 impl Throttle {
-    /// Whether to hold still now; asked before every batch, answers at once while the last look is fresh.
-    pub(crate) async fn held(&self, looks: &mut Looks, pool: &PgPool) -> Result<Option<Held>, sqlx::Error> {
-        if self.is_off() || looks.last.is_some_and(|last| last.elapsed() < LOOK) {
+    /// The reason to pause now. Called before every batch; returns `None` without a query within a second of the last check.
+    pub(crate) async fn check_now(
+        &self,
+        state: &mut ThrottleState,
+        pool: &PgPool,
+    ) -> Result<Option<ThrottleReason>, sqlx::Error> {
+        if self.is_off() || state.last.is_some_and(|last| last.elapsed() < INTERVAL) {
             return Ok(None);
         }
-        looks.last = Some(Instant::now());
+        state.last = Some(Instant::now());
         let asks = self.lag.is_some() || self.lock_waits.is_some() || !self.hours.is_empty();
-        let seen = if asks { look(pool).await? } else { Seen::default() };
-        if seen.hidden > 0 && self.lag.is_some() && !looks.is_warned {
-            looks.is_warned = true;
+        let load = if asks { read_load(pool).await? } else { Load::default() };
+        if load.hidden > 0 && self.lag.is_some() && !state.is_warned {
+            state.is_warned = true;
             tracing::warn!(
-                standbys = seen.hidden,
-                "this role may not see how far standbys are: `grant pg_monitor` to it, or set `standby_lag(None)`"
+                standbys = load.hidden,
+                "this role cannot see the positions of standbys: run `grant pg_monitor to …`, or set `standby_lag(None)`"
             );
         }
-        Ok(self.judge(&seen))
+        Ok(self.judge(&load))
     }
 
-    /// Until the next look.
+    /// Waits until the next check, and returns how long that is.
     pub(crate) async fn pause() -> Duration {
-        sleep(LOOK).await;
-        LOOK
+        sleep(INTERVAL).await;
+        INTERVAL
     }
 
-    fn judge(&self, seen: &Seen) -> Option<Held> {
-        let held = |kind, why| Some(Held { kind, why });
-        if !self.is_time(seen.minute) {
+    fn judge(&self, load: &Load) -> Option<ThrottleReason> {
+        let held = |kind, text| Some(ThrottleReason { kind, text });
+        if !self.is_time(load.minute) {
             let hours: Vec<_> = self.hours.iter().map(|(from, to)| format!("{from} to {to}")).collect();
-            return held("hours", format!("works from {} UTC only", hours.join(" and ")));
+            return held("hours", format!("outside of the working hours ({} UTC)", hours.join(" and ")));
         }
-        if let (Some(most), Some(lag)) = (self.lag, seen.lag)
+        if let (Some(most), Some(lag)) = (self.lag, load.lag)
             && lag > i64::try_from(most).unwrap_or(i64::MAX)
         {
-            let standby = seen.standby.as_deref().unwrap_or("unnamed");
+            let standby = load.standby.as_deref().unwrap_or("unnamed");
             return held("standby_lag", format!("standby {standby} has {} MB to replay", lag >> 20));
         }
         if let Some(most) = self.lock_waits
-            && seen.waits > i64::from(most)
+            && load.waits > i64::from(most)
         {
-            return held("lock_waits", format!("{} sessions wait for locks", seen.waits));
+            return held("lock_waits", format!("{} sessions wait for locks", load.waits));
         }
-        // All of them, so that each sees every interval.
+        // Every signal is called, so that each sees every interval.
         let reasons: Vec<_> = self.signals.iter().map(|(kind, signal)| (*kind, signal())).collect();
-        reasons.into_iter().find_map(|(kind, why)| Some(Held { kind, why: why? }))
+        reasons.into_iter().find_map(|(kind, text)| Some(ThrottleReason { kind, text: text? }))
     }
 
     fn is_time(&self, minute: u32) -> bool {
@@ -228,7 +232,7 @@ impl Throttle {
     }
 }
 
-async fn look(pool: &PgPool) -> Result<Seen, sqlx::Error> {
+async fn read_load(pool: &PgPool) -> Result<Load, sqlx::Error> {
     let row = unprepared::query(
         "select s.standby, s.lag, s.hidden, \
                 (select count(*) from pg_stat_activity where datname = current_database() \
@@ -242,7 +246,7 @@ async fn look(pool: &PgPool) -> Result<Seen, sqlx::Error> {
     )
     .fetch_one(pool)
     .await?;
-    Ok(Seen {
+    Ok(Load {
         standby: row.try_get("standby")?,
         lag: row.try_get("lag")?,
         hidden: row.try_get("hidden")?,
@@ -251,15 +255,15 @@ async fn look(pool: &PgPool) -> Result<Seen, sqlx::Error> {
     })
 }
 
-/// Minutes since midnight of a text like 22:00.
+/// Minutes since midnight of a text such as 22:00.
 fn minutes(text: &str) -> Option<u32> {
     let (hours, minutes) = text.split_once(':')?;
     let number = |text: &str| (text.len() == 2).then(|| text.parse::<u32>().ok()).flatten();
     let (hours, minutes) = (number(hours)?, number(minutes)?);
-    (minutes < 60 && hours * 60 + minutes < DAY).then_some(hours * 60 + minutes)
+    (minutes < 60 && hours * 60 + minutes < MINUTES_PER_DAY).then_some(hours * 60 + minutes)
 }
 
-/// How many requests there have been up to each bound, over all series; the last one is all of them.
+/// The number of requests up to each bound, over all series. The last bound is infinity.
 fn buckets(registry: &Registry) -> Vec<(f64, u64)> {
     let mut sums: Vec<(f64, u64)> = Vec::new();
     for family in registry.gather() {
@@ -281,7 +285,7 @@ fn buckets(registry: &Registry) -> Vec<(f64, u64)> {
     sums
 }
 
-/// The share of the requests since `before` that took longer than a bound; `None` when there were too few.
+/// The share of the requests since `before` that took longer than a bound; `None` if there were too few.
 fn share_above(before: &[(f64, u64)], now: &[(f64, u64)], seconds: f64) -> Option<f64> {
     let since = |bound: f64| {
         let of =
@@ -290,7 +294,7 @@ fn share_above(before: &[(f64, u64)], now: &[(f64, u64)], seconds: f64) -> Optio
     };
     let all = since(f64::INFINITY);
     let bound = now.iter().map(|(bound, _)| *bound).find(|bound| *bound >= seconds)?;
-    (!before.is_empty() && all >= FEW).then(|| 1.0 - since(bound) as f64 / all as f64)
+    (!before.is_empty() && all >= MIN_REQUESTS).then(|| 1.0 - since(bound) as f64 / all as f64)
 }
 
 #[cfg(test)]
@@ -298,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_schedule_may_go_over_midnight_and_has_to_be_readable() {
+    fn working_hours_can_span_midnight() {
         let night = Throttle::off().only_between("22:00", "05:30").only_between("12:00", "13:00");
         for (minute, works) in
             [(0, true), (329, true), (330, false), (719, false), (720, true), (1_320, true)]
@@ -306,7 +310,7 @@ mod tests {
             assert_eq!(night.is_time(minute), works, "{minute}");
         }
         assert_eq!(
-            night.judge(&Seen { minute: 400, ..Seen::default() }).map(|held| held.kind),
+            night.judge(&Load { minute: 400, ..Load::default() }).map(|held| held.kind),
             Some("hours")
         );
         let mut problems = Vec::new();
@@ -316,46 +320,46 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_holds_until_it_is_gone() {
+    fn each_reason_pauses_until_it_is_gone() {
         let throttle = Throttle::default();
-        let lagging = Seen { lag: Some(65 << 20), standby: Some("reader".into()), ..Seen::default() };
+        let lagging = Load { lag: Some(65 << 20), standby: Some("reader".into()), ..Load::default() };
         let held = throttle.judge(&lagging).expect("held");
-        assert_eq!((held.kind, &*held.why), ("standby_lag", "standby reader has 65 MB to replay"));
-        assert_eq!(throttle.judge(&Seen { lag: Some(64 << 20), ..Seen::default() }), None);
-        let waiting = Seen { waits: 11, ..Seen::default() };
+        assert_eq!((held.kind, &*held.text), ("standby_lag", "standby reader has 65 MB to replay"));
+        assert_eq!(throttle.judge(&Load { lag: Some(64 << 20), ..Load::default() }), None);
+        let waiting = Load { waits: 11, ..Load::default() };
         assert_eq!(throttle.judge(&waiting).map(|held| held.kind), Some("lock_waits"));
         assert_eq!(throttle.clone().lock_waits(None).judge(&waiting), None);
         assert_eq!(throttle.clone().standby_lag(None).judge(&lagging), None);
         let told = throttle.hold_while(|| Some("the queue is long".into()));
-        assert_eq!(told.judge(&Seen::default()).map(|held| held.why), Some("the queue is long".into()));
+        assert_eq!(told.judge(&Load::default()).map(|held| held.text), Some("the queue is long".into()));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn workers_that_ask_at_once_are_told_the_same() {
+    async fn workers_that_check_together_get_the_same_answer() {
         let registry = Registry::new();
         let options = prometheus::HistogramOpts::new("http_request_duration_seconds", "Duration.");
         let requests =
             prometheus::Histogram::with_opts(options.buckets(vec![0.1, 0.25])).expect("a histogram");
         registry.register(Box::new(requests.clone())).expect("registered");
         let throttle = Throttle::off().slow_requests(&registry, Duration::from_millis(250));
-        let ask = || throttle.judge(&Seen::default()).map(|held| held.kind);
+        let ask = || throttle.judge(&Load::default()).map(|held| held.kind);
         assert_eq!(ask(), None);
-        (0..FEW).for_each(|_| requests.observe(1.0));
-        tokio::time::advance(LOOK).await;
+        (0..MIN_REQUESTS).for_each(|_| requests.observe(1.0));
+        tokio::time::advance(INTERVAL).await;
         assert_eq!([ask(), ask()], [Some("slow_requests"); 2]);
-        tokio::time::advance(LOOK).await;
+        tokio::time::advance(INTERVAL).await;
         assert_eq!(ask(), None);
     }
 
     #[test]
-    fn requests_count_only_since_the_last_look() {
+    fn only_requests_since_the_last_check_count() {
         let before = vec![(0.1, 1_000), (0.25, 1_000), (f64::INFINITY, 1_000)];
         let now = vec![(0.1, 1_050), (0.25, 1_090), (f64::INFINITY, 1_100)];
         let share =
             |seconds| share_above(&before, &now, seconds).map(|share| (share * 1_000.0).round() as i32);
         assert_eq!(share(0.25), Some(100));
         assert_eq!(share(0.1), Some(500));
-        // Between two bounds the next one counts.
+        // Between two bounds the upper one counts.
         assert_eq!(share(0.2), Some(100));
         assert_eq!(share_above(&before, &before, 0.25), None);
         assert_eq!(share_above(&[], &now, 0.25), None);

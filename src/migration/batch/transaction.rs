@@ -1,27 +1,32 @@
-//! How the transactions of long work begin, and when one is tried again.
+//! How the transactions of passes begin, and the pauses between them.
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::PgPool;
 use tokio::time::sleep;
 
 use super::kind::PassKind;
-use crate::ledger::is_lock_timeout;
+use crate::ledger::jobs;
+use crate::migration::catalog::ROW_WORK_SETTINGS;
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
-use crate::migration::runtime::{Error, Migration, PinnedTx};
+use crate::migration::runtime::{Migration, PinnedTx};
 
-/// How long a batch waits for a row before it lets go of those it has: well below the second after which the
-/// server looks for deadlocks, so that in one with a batch it is the batch that gives way. A process that is stopped
-/// in the middle of a batch holds its rows and its range for the second of the two at most.
-pub(crate) const LIMITS: &str =
+/// How long a batch waits for a row before it releases the rows that it has locked. This is well below the second after
+/// which the server looks for deadlocks, so in a deadlock with a batch it is the batch that gives way. The second limit
+/// releases the rows and the range of a process that is stopped in the middle of a batch.
+pub(crate) const BATCH_LIMITS: &str =
     "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'; ";
-/// Batches that may fail in a row, for reasons that pass, before the work is given back to the driver.
-pub(crate) const FAILURES: u32 = 50;
-/// How often paused work looks whether it may go on.
-pub(crate) const PAUSED: Duration = Duration::from_millis(250);
+/// How many batches in a row may fail for transient reasons before the error goes to the driver.
+pub(crate) const MAX_FAILURES: u32 = 50;
+/// How often paused work checks whether it may continue.
+pub(crate) const PAUSE_POLL: Duration = Duration::from_millis(250);
 
-/// Begins a transaction of one of the phases that the work belongs to.
+/// Begins a transaction in one of these phases.
+///
+/// # Errors
+///
+/// [`PlanError::PhaseLeft`] in any other phase.
 pub(crate) async fn begin(
     pool: &PgPool,
     phases: &[Phase],
@@ -31,34 +36,29 @@ pub(crate) async fn begin(
     if phases.contains(&tx.phase()) { Ok(tx) } else { Err(PlanError::PhaseLeft) }
 }
 
-/// The same for a pass over the rows, as soon as nobody holds that up any more. It waits outside of any transaction
-/// and notices when the phase is left.
+/// Begins a transaction of a pass, as soon as the migration is not paused. It waits outside of any transaction, and
+/// returns when the phase is left.
+///
+/// Every statement on rows runs with [`ROW_WORK_SETTINGS`]: a row-level security policy that would hide rows is an error,
+/// and expressions do not depend on the session.
 pub(crate) async fn begin_unpaused(
     pool: &PgPool,
-    sweep: PassKind,
+    kind: PassKind,
     migration: &Migration,
     limits: &str,
 ) -> Result<PinnedTx, PlanError> {
-    let id = migration.id();
-    // One message: a batch pays no round trip for it.
-    let statement = format!("{limits}select paused_at is not null from cutover.migrations where id = {id}");
+    let settings = format!("{}{limits}", *ROW_WORK_SETTINGS);
     loop {
-        let mut tx = begin(pool, sweep.phases(), migration).await?;
-        let rows = sqlx::raw_sql(AssertSqlSafe(&*statement)).fetch_all(&mut *tx).await?;
-        if !rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get::<bool, _>(0)? {
+        let mut tx = begin(pool, kind.phases(), migration).await?;
+        if !jobs::is_paused(&mut tx, &settings, migration.id()).await? {
             return Ok(tx);
         }
         tx.rollback().await?;
-        sleep(PAUSED).await;
+        sleep(PAUSE_POLL).await;
     }
 }
 
-/// Whether the same batch may succeed a little later.
-pub(crate) fn passes(error: &Error) -> bool {
-    error.is_retryable() || matches!(error, Error::Database(error) if is_lock_timeout(error))
-}
-
-/// A moment for whoever was in the way, before the same is tried again.
-pub(crate) async fn give_way() {
+/// Waits a moment after a transient failure, so that the transaction that was in the way can finish.
+pub(crate) async fn back_off() {
     sleep(Duration::from_millis(10 + fastrand::u64(0..40))).await;
 }

@@ -9,7 +9,6 @@
 //! rolled back.
 
 mod checks;
-mod columns;
 mod expressions;
 mod names;
 mod old_side;
@@ -19,11 +18,10 @@ mod table;
 mod trial;
 
 pub(super) use checks::{ColumnPlan, column_problems, new_table_problems, table_problems};
-pub(super) use columns::column_types;
 pub(super) use expressions::{Resolved, canonical_type, resolve};
 pub(super) use names::{check_name, check_table, quote, quote_table, unquote};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
-pub(super) use settings::MAPPING_SETTINGS;
+pub(super) use settings::{MAPPING_SETTINGS, ROW_WORK_SETTINGS, ROW_WORK_SETTINGS_QUERY};
 pub(super) use table::TableFacts;
 pub(super) use trial::insert_without;

@@ -1,5 +1,11 @@
-/// The settings under which every mapping is evaluated, by batches and by the guard trigger alike. A session's own
-/// settings would otherwise decide what `at::date` or `payload::text` gives.
+//! Session settings under which both sides' values are computed.
+
+use std::sync::LazyLock;
+
+/// The settings under which every mapping is evaluated, by batches, scans, repairs and the guard trigger alike. A session's
+/// own settings would otherwise decide what `at::date` or `payload::text` gives.
+///
+/// `search_path` is not among them: expressions may use unqualified names.
 pub(crate) const MAPPING_SETTINGS: [(&str, &str); 5] = [
     ("timezone", "UTC"),
     ("datestyle", "ISO, MDY"),
@@ -7,3 +13,22 @@ pub(crate) const MAPPING_SETTINGS: [(&str, &str); 5] = [
     ("bytea_output", "hex"),
     ("extra_float_digits", "1"),
 ];
+
+/// With this setting a row-level security policy that would hide rows is an error. Without it the rows would be missing
+/// from copies and comparisons without notice.
+const NO_HIDDEN_ROWS: (&str, &str) = ("row_security", "off");
+
+fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    std::iter::once(NO_HIDDEN_ROWS).chain(MAPPING_SETTINGS)
+}
+
+/// The statements, each with `;`, that set all of this until the end of a transaction.
+pub(crate) static ROW_WORK_SETTINGS: LazyLock<String> =
+    LazyLock::new(|| all().map(|(name, value)| format!("set local {name} = '{value}'; ")).collect());
+
+/// The same as one query, for drivers that take one statement at a time.
+pub(crate) static ROW_WORK_SETTINGS_QUERY: LazyLock<String> = LazyLock::new(|| {
+    let calls: Vec<String> =
+        all().map(|(name, value)| format!("set_config('{name}', '{value}', true)")).collect();
+    format!("select {}", calls.join(", "))
+});

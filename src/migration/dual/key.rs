@@ -2,17 +2,16 @@ use std::hash::{Hash, Hasher};
 
 use crate::migration::phase::{Percent, Phase, ReadSource, Side};
 
-/// What decides which side a read goes to while reads are split.
+/// The key of a read. It decides which side the read goes to while reads are split.
 ///
-/// The same key goes to the same side on every instance, in every build and on every platform, and a larger
-/// percentage only adds keys to the new side. The hash is FNV-1a (64 bits) over what the key's [`Hash`] writes,
-/// with integers in little-endian order, then mixed with the migration's name.
+/// The same key goes to the same side on every instance, in every build and on every platform. A larger percentage only
+/// adds keys to the new side. The hash is FNV-1a (64 bits) over what the key's [`Hash`] writes, with integers in
+/// little-endian order, mixed with the migration's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key(Option<u64>);
 
 impl Key {
-    /// The key of a read that concerns no single one, such as a list: it goes to the old side until the
-    /// percentage is 100.
+    /// The key of a read without a single key, such as a list. It goes to the old side until the percentage is 100.
     pub const NONE: Key = Key(None);
 
     /// The key for this value.
@@ -23,12 +22,12 @@ impl Key {
         Self(Some(hasher.finish()))
     }
 
-    /// What sets the keys of one migration apart from those of another.
+    /// The hash as a seed, so that two migrations do not ramp the same keys.
     pub(crate) fn seed(self) -> u64 {
         mix(self.0.unwrap_or_default())
     }
 
-    /// The side that a phase reads for this key.
+    /// The side from which a phase reads this key.
     #[inline]
     pub(crate) fn side(self, phase: Phase, ramp: Percent, seed: u64) -> Side {
         match phase.reads() {
@@ -41,8 +40,8 @@ impl Key {
     }
 }
 
-/// FNV-1a, 64 bits (Fowler, Noll, Vo; RFC 9923). Integers don't depend on the platform, unlike with most
-/// hashers. Inlined, so that outside of `ramp`, where no key is asked for, no hash is worked out.
+/// FNV-1a, 64 bits (Fowler, Noll, Vo; RFC 9923). Unlike with most hashers, the hash of an integer does not depend on the
+/// platform. Inlined, so that no hash is computed outside of `ramp`, where the key is not used.
 struct Fnv(u64);
 
 impl Fnv {
@@ -91,7 +90,7 @@ impl Hasher for Fnv {
     }
 }
 
-/// Spreads every bit over all others (the finalizer of MurmurHash3): FNV's low bits alone are too regular for a
+/// Spreads every bit over all others (the finalizer of MurmurHash3), because the low bits of FNV are too regular for a
 /// remainder.
 #[inline]
 fn mix(mut n: u64) -> u64 {
@@ -119,8 +118,8 @@ mod tests {
     }
 
     #[test]
-    fn a_key_hashes_to_what_it_always_did() {
-        // A change here would send keys to another side in the middle of somebody's ramp.
+    fn the_hash_of_a_key_never_changes() {
+        // Another hash would move keys to the other side in the middle of a ramp.
         assert_eq!(Key::of(&42_i64), Key::of(&42_u64));
         assert_eq!(Key::of(&42_i64), Key::of(&42_usize));
         assert_eq!(Key::of("a"), Key::of(&String::from("a")));

@@ -1,16 +1,20 @@
-//! Two repositories that look like one: dual writes, keys, shadow reads and repair.
+//! The repositories of both sides behind the interface of one: dual writes, keys, shadow reads and repair.
 
-mod dual;
+mod closures;
+mod dual_write;
 mod key;
+mod reading;
 mod repair;
 mod rows;
 mod shadow;
+mod write_steps;
 
-pub use dual::{DualWrite, Reading, Reads, Separate};
-#[doc(hidden)]
-pub use dual::{Guard, Writes, made, same};
+pub use dual_write::{DualWrite, Separate};
 pub use key::Key;
+pub use reading::{Reading, Reads};
 pub use repair::Repaired;
-pub(super) use repair::{due, may_repair, settle};
+pub(super) use repair::{due_repairs, finish_repair, may_repair};
 pub use rows::{Keyed, Rows};
 pub use shadow::{Compared, Shadow, ShadowOptions};
+#[doc(hidden)]
+pub use write_steps::{Guard, Writes, check_same_key, inserted_key};

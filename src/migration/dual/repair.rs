@@ -1,125 +1,122 @@
-//! Rows whose new side could not be written: noted in the transaction that wrote the old one, and mended later.
+//! Rows whose new side could not be written. The transaction that wrote the old side records them, and they are repaired
+//! later.
 //!
-//! A row is mended in a pinned transaction of its own, which takes the row's lock first and that of its note second,
-//! as writers do. What a writer notes anew meanwhile has another version and stays.
+//! A repair is a pinned transaction of its own. Like a writer, it locks the row first and its record second. A row that
+//! falls behind again during its repair has a new version, and stays recorded.
 
 use serde_json::Value;
 
-use super::dual::DualWrite;
+use super::dual_write::DualWrite;
+use crate::ledger::repairs::{self, Repair, TextConnection};
+use crate::migration::catalog::ROW_WORK_SETTINGS_QUERY;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::{Error, FencedPool, FencedTransaction, Migration, PinnedTx, is_retryable};
 
-/// How many characters of an error are kept.
-const KEPT: usize = 500;
+/// After how many attempts a row is given up, if its error is not transient.
+const MAX_ATTEMPTS: u32 = 10;
 
-/// What [`DualWrite::repair_with`] came to.
+/// The result of [`DualWrite::repair_with`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Repaired {
     /// Rows that are the same on both sides again.
     pub repaired: usize,
-    /// Rows that were tried in vain; they are due again after a while.
+    /// Rows whose repair failed. They are due again later.
     pub failed: usize,
 }
 
-/// A note: a row, and which time it was that it was left behind.
-#[derive(Debug)]
-pub(crate) struct Note {
-    pub(crate) key: String,
-    version: String,
+impl<T: FencedTransaction> TextConnection for PinnedTx<T> {
+    type Error = Error;
+
+    async fn ask(&mut self, statement: &'static str, values: &[&str]) -> Result<Vec<Vec<String>>, Error> {
+        PinnedTx::ask(self, statement, values).await
+    }
 }
 
 impl<O, N, B> DualWrite<O, N, B> {
-    /// Notes in `tx` that the new side of these rows is behind, and takes back what was done to it. `false` when that
-    /// is not allowed, or no longer.
-    pub(crate) async fn note<T: FencedTransaction>(
+    /// Rolls back what `tx` did to the new side of these rows, and records that it is behind. `false` if the epoch may not
+    /// leave rows behind.
+    pub(crate) async fn record_repairs<T: FencedTransaction>(
         &self,
         tx: &mut PinnedTx<T>,
         keys: &Value,
         error: &str,
     ) -> Result<bool, Error> {
-        let (id, epoch) = (self.migration().id().to_string(), tx.epoch().to_string());
-        let (keys, error): (String, String) = (keys.to_string(), error.chars().take(KEPT).collect());
-        tracing::warn!(migration = self.migration().name(), keys, error, "the new side is to be repaired");
+        let (id, epoch, keys) = (self.migration().id(), tx.epoch(), keys.to_string());
+        tracing::warn!(
+            migration = self.migration().name(),
+            keys,
+            error,
+            "new side not written; to be repaired"
+        );
         tx.ask("rollback to savepoint cutover_new_side", &[]).await?;
         tx.ask("release savepoint cutover_new_side", &[]).await?;
-        let noted = tx
-            .ask(
-                "select cutover.record_repairs($1::text::integer, $2::text::integer, 'new', $3::text::jsonb, $4)::text",
-                &[&id, &epoch, &keys, &error],
-            )
-            .await?;
-        Ok(noted.iter().flatten().any(|answer| answer == "true"))
+        repairs::record(tx, id, epoch, &keys, error).await
     }
 
-    /// Mends the rows that [`DualWrite::repair_later`] left behind and that are due, by a closure that gets each row's
-    /// key. Where the migration's plan has its mapping in SQL the driver does this by itself; elsewhere call this
-    /// from time to time, on any instance.
+    /// Repairs the rows that [`DualWrite::repair_later`] left behind and that are due, with a closure that gets the key of
+    /// each row. The driver repairs rows by itself with the mapping of the migration's plan. Without a plan call this from
+    /// time to time, on any instance.
     ///
-    /// The closure makes the new side of the row what the old one says, also where that is nothing any more. It has
-    /// to **lock the old row** before it looks at it (`for no key update`): else a write that comes in between is
-    /// overwritten with what was there before.
+    /// The closure has to make the new side of the row match the old side, which may not have the row any more. It has to
+    /// **lock the old row** (`for no key update`) before it reads it. Otherwise it could overwrite a write that commits in
+    /// between. Statements run with `row_security = off`, so a policy that would hide a row is an error, and with fixed
+    /// settings such as `timezone = 'UTC'`.
     ///
-    /// A row that fails is due again after a second, then two, and so on up to five minutes; after ten failures it is
-    /// left to a person: see [`repairs`](crate::migration::admin::repairs).
+    /// A row whose repair fails is due again after 1 s, 2 s, 4 s and so on, up to five minutes. After ten failures it is
+    /// not tried again until a person asks for it; see [`repairs`](crate::migration::admin::repairs).
     ///
     /// # Errors
     ///
-    /// Any [`Error`] of the ledger. What the closure fails with is kept with the row.
+    /// Any [`Error`] of the ledger. An error of the closure is recorded with the row.
     ///
     /// # Cancel safety
     ///
-    /// Safe: each row is mended, or not.
+    /// Safe: each row is repaired completely or not at all.
     pub async fn repair_with<P: FencedPool, E: From<Error> + std::error::Error + 'static>(
         &self,
         pool: &P,
-        mend: impl AsyncFn(&O, &N, &mut PinnedTx<P::Transaction>, &Value) -> Result<(), E>,
+        repair_row: impl AsyncFn(&O, &N, &mut PinnedTx<P::Transaction>, &Value) -> Result<(), E>,
     ) -> Result<Repaired, Error> {
         let mut done = Repaired::default();
-        for note in due(self.migration(), pool).await? {
+        for repair in due_repairs(self.migration(), pool).await? {
             let mut tx = self.migration().begin(pool).await?;
-            let key: Value = serde_json::from_str(&note.key).unwrap_or_default();
-            let (old, new) = self.sides();
-            let outcome = mend(old, new, &mut tx, &key).await;
-            settle(self.migration(), pool, tx, &note, outcome, &mut done).await?;
+            tx.ask(&ROW_WORK_SETTINGS_QUERY, &[]).await?;
+            let key: Value = serde_json::from_str(&repair.key).unwrap_or_default();
+            let outcome = repair_row(&self.old, &self.new, &mut tx, &key).await;
+            finish_repair(self.migration(), pool, tx, &repair, outcome, &mut done).await?;
         }
         Ok(done)
     }
 }
 
+/// Whether rows may be behind on the new side in this phase.
 pub(crate) fn may_repair(phase: Phase) -> bool {
     (Phase::Expand..=Phase::Verify).contains(&phase)
 }
 
-pub(crate) async fn due<P: FencedPool>(migration: &Migration, pool: &P) -> Result<Vec<Note>, Error> {
+/// The rows that are due.
+pub(crate) async fn due_repairs<P: FencedPool>(
+    migration: &Migration,
+    pool: &P,
+) -> Result<Vec<Repair>, Error> {
     let mut tx = migration.begin(pool).await?;
-    let mut rows = Vec::new();
-    if may_repair(tx.phase()) {
-        let query = "select key::text, version::text from cutover.repairs \
-            where migration_id = $1::text::integer and side = 'new' and not dead and next_try_at <= clock_timestamp() \
-            order by next_try_at limit 500";
-        rows = tx.ask(query, &[&migration.id().to_string()]).await?;
-    }
+    let due = if may_repair(tx.phase()) { repairs::due(&mut tx, migration.id()).await? } else { Vec::new() };
     tx.rollback().await?;
-    let note = |row: Vec<String>| <[String; 2]>::try_from(row).map(|[key, version]| Note { key, version });
-    Ok(rows.into_iter().filter_map(|row| note(row).ok()).collect())
+    Ok(due)
 }
 
-/// Commits a mended row without its note, or writes down why it could not be mended.
-pub(crate) async fn settle<P: FencedPool, E: std::error::Error + 'static>(
+/// Commits a repaired row and removes its record, or records why the repair failed.
+pub(crate) async fn finish_repair<P: FencedPool, E: std::error::Error + 'static>(
     migration: &Migration,
     pool: &P,
     mut tx: PinnedTx<P::Transaction>,
-    note: &Note,
+    repair: &Repair,
     outcome: Result<(), E>,
     done: &mut Repaired,
 ) -> Result<(), Error> {
-    let id = migration.id().to_string();
-    let failure = match outcome {
+    let (error, is_transient) = match outcome {
         Ok(()) => {
-            // Not if a writer has left it behind again since: the note has another version then.
-            let forget = "delete from cutover.repairs where migration_id = $1::text::integer and side = 'new' \
-                and key = $2::text::jsonb and version = $3::text::bigint";
-            tx.ask(forget, &[&id, &note.key, &note.version]).await?;
+            repairs::remove(&mut tx, migration.id(), repair).await?;
             match tx.commit().await {
                 Ok(()) => {
                     done.repaired += 1;
@@ -133,19 +130,10 @@ pub(crate) async fn settle<P: FencedPool, E: std::error::Error + 'static>(
             (error.to_string(), is_retryable(&error))
         }
     };
-    let (error, passes) = failure;
-    let error: String = error.chars().take(KEPT).collect();
-    tracing::warn!(migration = migration.name(), key = note.key, error, "a row could not be repaired");
+    tracing::warn!(migration = migration.name(), key = repair.key, error, "row not repaired");
     done.failed += 1;
     let mut tx = migration.begin(pool).await?;
-    tx.ask(
-        "update cutover.repairs set error = $4, attempts = attempts + 1, \
-                dead = attempts + 1 >= 10 and not $5::text::boolean, \
-                next_try_at = clock_timestamp() + least(power(2, least(attempts, 20)), 300) * interval '1 second' \
-         where migration_id = $1::text::integer and side = 'new' and key = $2::text::jsonb \
-           and version = $3::text::bigint",
-        &[&id, &note.key, &note.version, &error, if passes { "true" } else { "false" }],
-    )
-    .await?;
+    let max_attempts = (!is_transient).then_some(MAX_ATTEMPTS);
+    repairs::fail(&mut tx, migration.id(), repair, &error, max_attempts).await?;
     tx.commit().await
 }

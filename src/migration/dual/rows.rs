@@ -1,10 +1,9 @@
 use serde::Serialize;
 use serde_json::Value;
 
-/// The rows that a write is about, by their keys, so that a row whose new side could not be written can be found
-/// again.
+/// The keys of the rows that a write changes. They identify the rows to repair if the new side could not be written.
 ///
-/// A key of several columns is a tuple of them, in the order of the key.
+/// A key of several columns is a tuple of them, in the order of the table's key.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a, K: ?Sized> {
     keys: Option<&'a K>,
@@ -18,13 +17,13 @@ impl<'a, K: Serialize + ?Sized> Rows<'a, K> {
         Self { keys: Some(key), are_many: false }
     }
 
-    /// Several rows: a slice or a `Vec` of keys, or whatever else serialises as a sequence.
+    /// Several rows: a slice or a `Vec` of keys, or anything else that serializes as a sequence.
     #[inline]
     pub fn many(keys: &'a K) -> Self {
         Self { keys: Some(keys), are_many: true }
     }
 
-    /// The keys as a JSON array; `None` where there are none to be had.
+    /// The keys as a JSON array; `None` if they are unknown.
     pub(crate) fn to_json(&self) -> Option<Value> {
         let keys = serde_json::to_value(self.keys?).ok()?;
         match (self.are_many, keys) {
@@ -38,17 +37,17 @@ impl<'a, K: Serialize + ?Sized> Rows<'a, K> {
 }
 
 impl Rows<'static, ()> {
-    /// Rows that the database finds by a condition: a statement over whoever is in some state. Whatever the
-    /// repositories are set to, a failure of either side then ends the transaction.
+    /// Rows that the database finds by a condition, such as all orders in some state. A failure of either side then ends
+    /// the transaction, with or without [`repair_later`](crate::migration::DualWrite::repair_later).
     #[inline]
     pub fn unknown() -> Self {
         Self { keys: None, are_many: false }
     }
 }
 
-/// What has a key: what an insert returns.
+/// The result of an insert, which has the key of the new row.
 ///
-/// A key is its own. A row, or whatever else an insert gives back, says which one of its fields it is:
+/// A key is its own result. A row, or any other result, returns the field that is the key:
 ///
 /// ```
 /// use cutover::migration::Keyed;
@@ -65,12 +64,12 @@ impl Rows<'static, ()> {
 /// }
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "an insert has to return the key that the database made, and `{Self}` has no key of type `{K}`",
-    label = "the other side would never learn the key",
+    message = "an insert has to return the key of the new row, and `{Self}` has no key of type `{K}`",
+    label = "the key for the other side is missing",
     note = "return the key itself, or implement `cutover::migration::Keyed<{K}>` for `{Self}`"
 )]
 pub trait Keyed<K> {
-    /// The key, as it is in the database.
+    /// The key as stored in the database.
     fn key(&self) -> K;
 }
 
@@ -87,13 +86,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_become_an_array_of_what_can_be_found_again() {
+    fn keys_become_a_json_array() {
         assert_eq!(Rows::one(&7_i64).to_json(), Some(json!([7])));
         assert_eq!(Rows::one("a").to_json(), Some(json!(["a"])));
         assert_eq!(Rows::one(&(7, "a")).to_json(), Some(json!([[7, "a"]])));
         assert_eq!(Rows::many(&[1, 2]).to_json(), Some(json!([1, 2])));
         assert_eq!(Rows::many(&vec![(1, "a")]).to_json(), Some(json!([[1, "a"]])));
-        // Nothing that could be found again.
+        // None of these identifies a row.
         assert_eq!(Rows::many(&7).to_json(), None);
         assert_eq!(Rows::many(&[0_i64; 0]).to_json(), None);
         assert_eq!(Rows::one(&None::<i64>).to_json(), None);

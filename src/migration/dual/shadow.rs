@@ -1,3 +1,5 @@
+//! Comparison of a sample of reads: shadow reads.
+
 use std::fmt::Debug;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -7,42 +9,43 @@ use sqlx::{Executor, PgPool};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::dual::DualWrite;
+use super::dual_write::DualWrite;
 use crate::config::{ConfigError, Problem};
 use crate::migration::phase::Phase;
 use crate::migration::runtime::{Error, Isolation, Migration, PinnedTx};
 
-/// Between the first look and the one that confirms it.
-const AGAIN: Duration = Duration::from_millis(50);
+/// Time between a comparison that finds a difference and the one that confirms it.
+const CONFIRM_AFTER: Duration = Duration::from_millis(50);
 
-/// How a side is read for a comparison: implemented by both sides' repositories.
+/// Reads a side for a comparison. Both sides' repositories implement it.
 pub trait Compared<K>: Send + Sync + 'static {
-    /// What is compared. Make it something for which equal means equal: what the sides may spell differently does not
-    /// belong in it.
+    /// The value to compare. Leave out what the two sides may legitimately represent differently.
     type Value: PartialEq + Debug + Send;
 
-    /// Reads what this side has under `key`, within the transaction.
+    /// Reads the value of this side under `key`, within the transaction.
     ///
     /// # Errors
     ///
-    /// The database's; it is counted, and nothing else comes of it.
+    /// An error of the database. It is counted and has no other effect.
     ///
     /// # Cancel safety
     ///
-    /// It is dropped at the time limit.
+    /// The future is dropped at the time limit.
     fn read(&self, tx: &mut PinnedTx, key: &K) -> impl Future<Output = Result<Self::Value, Error>> + Send;
 }
 
-/// How much is compared.
+/// How many reads are compared, and how.
+///
+/// It has no private fields and is not `non_exhaustive`, so that struct update syntax with `Default` works.
 #[derive(Debug, Clone)]
 pub struct ShadowOptions {
-    /// The share of reads that is compared, 0 to 1. Default 0.01.
+    /// The share of reads to compare, from 0 to 1. Default 0.01.
     pub share: f64,
-    /// How many may wait to be compared; what comes beyond is dropped and counted. Default 1,000.
+    /// How many reads may wait for their comparison. Further reads are dropped and counted. Default 1,000.
     pub queue: usize,
-    /// How long a comparison may take: a migration waits for one that is under way. Default 1 s.
+    /// The time limit of a comparison. A move of the migration waits for a running comparison. Default 1 s.
     pub time_limit: Duration,
-    /// Whether values stay out of the log. Default no.
+    /// Whether values stay out of the log. Default `false`.
     pub sensitive: bool,
 }
 
@@ -56,16 +59,20 @@ impl ShadowOptions {
     fn check(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         if !(0.0..=1.0).contains(&self.share) {
-            problems.push(Problem::new("shadow.share", format!("{} has to be between 0 and 1", self.share)));
+            problems.push(Problem::new("shadow.share", format!("{} must be between 0 and 1", self.share)));
         }
         if self.queue == 0 || self.queue > 1_000_000 {
-            problems.push(Problem::new("shadow.queue", format!("{} has to be 1 to 1,000,000", self.queue)));
+            problems.push(Problem::new(
+                "shadow.queue",
+                format!("{} must be between 1 and 1,000,000", self.queue),
+            ));
         }
         if self.time_limit.is_zero() {
-            problems.push(Problem::new("shadow.time_limit", "has to be longer than nothing"));
+            problems.push(Problem::new("shadow.time_limit", "0 s is too short: use for example 1 s"));
         }
         if tokio::runtime::Handle::try_current().is_err() {
-            problems.push(Problem::new("shadow", "has to be started within a Tokio runtime"));
+            problems
+                .push(Problem::new("shadow", "no Tokio runtime: call `Shadow::start` in an async function"));
         }
         ConfigError::check(problems)
     }
@@ -73,8 +80,8 @@ impl ShadowOptions {
 
 /// Compares a sample of what requests read between both sides, in the background: shadow reads.
 ///
-/// From `verify` to `switch`, when both sides have to say the same. A whole scan proves it of all rows at one time; this
-/// goes on watching while the service runs, with its own code for each side.
+/// It compares from `verify` to `switch`, while both sides must hold the same values. A scan compares all rows once. Shadow
+/// reads keep comparing while the service runs, through the service's own code for each side.
 ///
 /// ```
 /// use cutover::migration::{Error, PinnedTx};
@@ -99,18 +106,20 @@ impl ShadowOptions {
 /// # fn f(sides: DualWrite<OldColumn, NewColumn>, pool: sqlx::PgPool) -> Result<(), ConfigError> {
 /// let shadow = Shadow::start(sides, pool, ShadowOptions::default())?;
 /// // In a handler, beside the read itself:
-/// shadow.look(7);
+/// shadow.observe(7);
 /// # Ok(())
 /// # }
 /// ```
 ///
-/// # What it costs and what it can't do
+/// # Cost and limits
 ///
-/// [`look`](Shadow::look) is one atomic load where nothing is compared in the phase, and a random number more where it is;
-/// a key that is drawn goes into a bounded queue without waiting. Nothing of it changes a request's outcome: not an error,
-/// not a panic in [`Compared::read`], not a full queue. Both sides are read in one REPEATABLE READ snapshot, so that writes
-/// between them make no difference, and a difference counts when a second look in another snapshot confirms it. It is
-/// in the log with its key, and `cutover_migration_shadow_reads_total{outcome}` counts `same`, `different`, `error`, `dropped`.
+/// In phases without comparisons [`observe`](Shadow::observe) is one atomic load, in the others also a random number. A key
+/// that is sampled goes into a bounded queue without waiting. The outcome of a request never changes: not by an error, by a
+/// panic in [`Compared::read`] or by a full queue.
+///
+/// Both sides are read in one REPEATABLE READ snapshot, so writes between the two reads make no difference. A difference
+/// counts if a second comparison in another snapshot confirms it. It is logged with its key. The metric
+/// `cutover_migration_shadow_reads_total{outcome}` counts `same`, `different`, `error` and `dropped`.
 #[derive(Debug, Clone)]
 pub struct Shadow<K> {
     queue: mpsc::Sender<K>,
@@ -119,12 +128,12 @@ pub struct Shadow<K> {
 }
 
 impl<K: Clone + Debug + Send + Sync + 'static> Shadow<K> {
-    /// Starts to compare, in a task that ends when the last clone is dropped and the queue is empty. `pool` is one of the
-    /// service's database; one connection is used at a time.
+    /// Starts a task that compares. It ends when the last clone is dropped and the queue is empty. `pool` is a pool of the
+    /// service's database, of which one connection is used at a time.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] with everything that is wrong with the options.
+    /// [`ConfigError`] with every problem of the options.
     pub fn start<O, N, B>(
         sides: DualWrite<O, N, B>,
         pool: PgPool,
@@ -141,7 +150,7 @@ impl<K: Clone + Debug + Send + Sync + 'static> Shadow<K> {
         tokio::spawn(async move {
             while let Some(key) = keys.recv().await {
                 let comparison = compare(&sides, &pool, &options, &key);
-                // Whatever a repository does, the next key has its turn.
+                // A panic of a repository must not end the task.
                 let outcome = AssertUnwindSafe(comparison).catch_unwind().await.unwrap_or("error");
                 sides.migration().work().compared(outcome);
             }
@@ -149,18 +158,18 @@ impl<K: Clone + Debug + Send + Sync + 'static> Shadow<K> {
         Ok(Self { queue, migration, share })
     }
 
-    /// A request has read this key: it may be compared, some time later.
+    /// Tells that a request has read this key, which may then be compared in the background.
     #[inline]
-    pub fn look(&self, key: K) {
+    pub fn observe(&self, key: K) {
         if self.migration.current().is_some_and(|(_, phase)| is_compared(phase))
             && fastrand::f64() < self.share
         {
-            self.note(key);
+            self.enqueue(key);
         }
     }
 
     #[cold]
-    fn note(&self, key: K) {
+    fn enqueue(&self, key: K) {
         if self.queue.try_send(key).is_err() {
             self.migration.work().compared("dropped");
         }
@@ -171,7 +180,7 @@ fn is_compared(phase: Phase) -> bool {
     (Phase::Verify..=Phase::Switch).contains(&phase)
 }
 
-/// Whether the sides are `same` or `different`, or that it came to an `error`, as the metric has it.
+/// The outcome of a comparison as the metric counts it: `same`, `different` or `error`.
 async fn compare<K, O, N, B>(
     sides: &DualWrite<O, N, B>,
     pool: &PgPool,
@@ -185,7 +194,7 @@ where
 {
     for is_second in [false, true] {
         if is_second {
-            sleep(AGAIN).await;
+            sleep(CONFIRM_AFTER).await;
         }
         match timeout(options.time_limit, read_both(sides, pool, key)).await {
             Ok(Ok(Some((old, new)))) if old != new => {
@@ -195,7 +204,7 @@ where
             }
             Ok(Ok(_)) => return "same",
             Ok(Err(error)) => {
-                tracing::debug!(%error, migration = sides.migration().name(), "a shadow read failed");
+                tracing::debug!(%error, migration = sides.migration().name(), "shadow read failed");
                 return "error";
             }
             Err(_) => return "error",
@@ -204,7 +213,7 @@ where
     "different"
 }
 
-/// Both sides at one moment; `None` where they don't have to be the same any more.
+/// Both sides' values in one snapshot; `None` if the phase no longer requires them to be the same.
 async fn read_both<K, O, N, B>(
     sides: &DualWrite<O, N, B>,
     pool: &PgPool,
@@ -229,8 +238,8 @@ where
 fn report<K: Debug, V: Debug>(migration: &Migration, options: &ShadowOptions, key: &K, old: &V, new: &V) {
     let migration = migration.name();
     if options.sensitive {
-        tracing::warn!(migration, ?key, "the sides differ");
+        tracing::warn!(migration, ?key, "sides differ");
     } else {
-        tracing::warn!(migration, ?key, ?old, ?new, "the sides differ");
+        tracing::warn!(migration, ?key, ?old, ?new, "sides differ");
     }
 }

@@ -1,14 +1,18 @@
-//! Bringing noted rows to the other store.
+//! Delivers recorded rows to the other store.
 
 use futures_util::future::join_all;
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use super::store::{MirrorSource, MirrorStore, StoreError};
-use crate::ledger::repairs::{self, Note};
+use crate::ledger::repairs::{self, Repair};
+use crate::ledger::{READ_COMMITTED, begin};
+use crate::migration::catalog::ROW_WORK_SETTINGS;
 use crate::migration::dual::Repaired;
 
-/// How many rows are on their way side by side: each waits for two databases, and holds a connection for a part of it.
-const AT_ONCE: usize = 4;
+/// How many rows are delivered at a time. Each waits for two databases, and needs a connection for a part of that time.
+const CONCURRENCY: usize = 4;
+/// After how many attempts, about four hours, a row is given up until a person asks for it.
+const MAX_ATTEMPTS: u32 = 50;
 
 /// A row as the store keeps it.
 pub(crate) fn to_json<R: serde::Serialize>(row: Option<&R>) -> Result<Option<String>, StoreError> {
@@ -21,7 +25,7 @@ pub(crate) fn from_json<R: serde::de::DeserializeOwned>(
     Ok(json.map(|json| serde_json::from_str(&json)).transpose()?)
 }
 
-/// Delivers what is due, once.
+/// Delivers the rows that are due, once.
 pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
     pool: &PgPool,
     migration: i32,
@@ -29,14 +33,22 @@ pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
     store: &M,
 ) -> Result<Repaired, sqlx::Error> {
     let mut done = Repaired::default();
-    for notes in repairs::due(pool, migration).await?.chunks(AT_ONCE) {
-        let delivered = notes.iter().map(|note| deliver(pool, migration, source, store, note));
-        for (note, delivered) in notes.iter().zip(join_all(delivered).await) {
+    let due = repairs::due(&mut *pool.acquire().await?, migration).await?;
+    for due in due.chunks(CONCURRENCY) {
+        let deliveries = due.iter().map(|repair| deliver(pool, migration, source, store, repair));
+        for (repair, delivered) in due.iter().zip(join_all(deliveries).await) {
             match delivered {
                 Ok(()) => done.repaired += 1,
                 Err(error) => {
-                    tracing::warn!(migration, key = note.key, %error, "a row did not arrive at the other store");
-                    repairs::fail(pool, migration, note, &error.to_string()).await?;
+                    let error = error.to_string();
+                    tracing::warn!(
+                        migration,
+                        key = repair.key,
+                        error,
+                        "row not delivered to the other store"
+                    );
+                    let mut connection = pool.acquire().await?;
+                    repairs::fail(&mut *connection, migration, repair, &error, Some(MAX_ATTEMPTS)).await?;
                     done.failed += 1;
                 }
             }
@@ -45,22 +57,28 @@ pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
     Ok(done)
 }
 
-/// The version was read before the row, so the row is this version's or a later one's; and a later one is noted anew.
+/// Delivers a row. The version was read before the row, so the row is of this version or of a later one. A later version
+/// is recorded again.
 async fn deliver<S: MirrorSource, M: MirrorStore>(
     pool: &PgPool,
     migration: i32,
     source: &S,
     store: &M,
-    note: &Note,
+    repair: &Repair,
 ) -> Result<(), StoreError> {
+    let key: String = serde_json::from_str(&repair.key)?;
+    let mut tx = begin(pool, READ_COMMITTED).await?;
+    // A row that a policy hides would be deleted from the store.
+    tx.execute(AssertSqlSafe(&**ROW_WORK_SETTINGS)).await?;
+    let row = source.read(&mut tx, &key).await?;
+    tx.rollback().await?;
+    let is_kept = store.put(&key, repair.version, to_json(row.as_ref())?.as_deref()).await?;
+    let is_other = !is_kept && from_json(store.get(&key).await?)? != row;
     let mut connection = pool.acquire().await?;
-    let row = source.read(&mut connection, &note.key).await?;
-    drop(connection);
-    let is_kept = store.put(&note.key, note.version, to_json(row.as_ref())?.as_deref()).await?;
-    if !is_kept && from_json(store.get(&note.key).await?)? != row {
-        // Usually somebody else has brought a later version of it, and the note is that one's.
-        return Ok(repairs::redraw(pool, migration, note).await?);
+    if is_other {
+        // Usually another writer has delivered a later version, which this record belongs to by now.
+        return Ok(repairs::renew_version(&mut connection, migration, repair).await?);
     }
-    repairs::settle(pool, migration, &note.key, note.version).await?;
+    repairs::remove(&mut *connection, migration, repair).await?;
     Ok(())
 }

@@ -1,3 +1,5 @@
+//! What the service writes and reads by.
+
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -7,24 +9,25 @@ use tokio::time::{sleep, timeout};
 use super::delivery::{deliver_due, from_json, to_json};
 use super::plan::MirrorMigration;
 use super::store::{MirrorSource, MirrorStore, StoreError};
-use crate::ledger::repairs::{self, Note};
+use crate::ledger::repairs::{self, Repair};
 use crate::migration::dual::{Key, Repaired};
 use crate::migration::phase::Side;
 use crate::migration::runtime::{Error, Migration, PinnedTx};
 
-/// How long a commit waits for its rows to arrive before it leaves them to whoever keeps up.
-const INLINE: Duration = Duration::from_millis(500);
-/// Between looks for rows that are due.
-const PAUSE: Duration = Duration::from_millis(250);
+/// How long a commit waits for its rows to arrive before it leaves them to [`Mirror::run_delivery`].
+const INLINE_DELIVERY: Duration = Duration::from_millis(500);
+/// Time between two queries for rows that are due, and the longest time after a series of failures.
+const POLL: Duration = Duration::from_millis(250);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// What an operation on two databases fails with.
+/// The error of an operation on two databases.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MirrorError {
-    /// The migration's, or that of the service's own database.
+    /// The error of the migration or of the service's own database.
     #[error(transparent)]
     Migration(#[from] Error),
-    /// The other store's.
+    /// The error of the other store.
     #[error("the other store: {0}")]
     Store(StoreError),
 }
@@ -35,7 +38,7 @@ impl From<sqlx::Error> for MirrorError {
     }
 }
 
-/// Rows on two sides in two databases, written and read as the migration's phase says.
+/// Rows on two sides in two databases, written and read according to the migration's phase.
 ///
 /// ```
 /// use cutover::migration::Migration;
@@ -73,8 +76,9 @@ impl<S, M> fmt::Debug for Mirror<S, M> {
 }
 
 impl<S: MirrorSource, M: MirrorStore> Mirror<S, M> {
-    /// The two sides of this migration, which has `plan` for its plan. Every instance runs [`run_delivery`](Mirror::run_delivery) as
-    /// a task beside it, or what did not arrive at once never does outside of `backfill` and `verify`.
+    /// The two sides of a migration whose plan is `plan`. Every instance has to run
+    /// [`run_delivery`](Mirror::run_delivery) as a task. Otherwise, outside of `backfill` and `verify`, a row that the
+    /// commit did not deliver never arrives.
     pub fn new(migration: Migration, plan: MirrorMigration<S, M>) -> Self {
         let seed = Key::of(migration.name()).seed();
         Self { migration, plan, seed }
@@ -94,22 +98,22 @@ impl<S: MirrorSource, M: MirrorStore> Mirror<S, M> {
         Ok(MirrorTx { tx, mirror: self.clone(), written: Vec::new() })
     }
 
-    /// The row under this key, from the side that the phase reads it from; from the service's own database where the
-    /// other store may be behind.
+    /// The row under this key, from the side that the phase reads. While the other store may be behind for this key, the
+    /// row comes from the service's own database.
     ///
     /// # Errors
     ///
-    /// [`Error::NotInFleet`], either database's, or a row that can't be read as one.
+    /// [`Error::NotInFleet`], an error of either database, or JSON in the store that is not a row.
     ///
     /// # Cancel safety
     ///
-    /// Safe: reads only.
+    /// Safe: it only reads.
     pub async fn read(&self, key: &str) -> Result<Option<S::Row>, MirrorError> {
         let pin = self.migration.pin()?;
         let side = Key::of(key).side(pin.phase(), pin.ramp(), self.seed);
         let pool = self.plan.pool();
-        // The note first: what is written after it was looked for overlaps with this read.
-        let row = if side == Side::Old || repairs::is_noted(pool, self.migration.id(), key).await? {
+        // The record is read first: a write that comes after it overlaps with this read.
+        let row = if side == Side::Old || repairs::is_recorded(pool, self.migration.id(), key).await? {
             let mut connection = pool.acquire().await.map_err(Error::from)?;
             self.plan.source().read(&mut connection, key).await?
         } else {
@@ -119,11 +123,11 @@ impl<S: MirrorSource, M: MirrorStore> Mirror<S, M> {
         if pin.holds() { Ok(row) } else { Err(Error::NotInFleet.into()) }
     }
 
-    /// Brings rows that are due to the other store, once.
+    /// Delivers rows that are due to the other store, once.
     ///
     /// # Errors
     ///
-    /// The ledger's. What the store fails with is kept with the row, see `cutover repairs`.
+    /// An error of the ledger. An error of the store is recorded with the row; see `cutover repairs`.
     ///
     /// # Cancel safety
     ///
@@ -133,39 +137,55 @@ impl<S: MirrorSource, M: MirrorStore> Mirror<S, M> {
         Ok(done.await?)
     }
 
-    /// Goes on bringing rows that are due to the other store, for ever: a task of every instance.
+    /// Delivers rows that are due to the other store, for ever. Run it as a task on every instance.
+    ///
+    /// Errors are logged. After an error it waits longer, up to 30 s.
     ///
     /// # Cancel safety
     ///
     /// Safe, as [`Mirror::deliver`].
     pub async fn run_delivery(&self) {
+        let mut pause = POLL;
         loop {
-            if let Err(error) = self.deliver().await {
-                tracing::warn!(%error, migration = self.migration.name(), "rows for the other store could not be looked for");
+            match self.deliver().await {
+                Ok(_) => pause = POLL,
+                Err(error) => {
+                    pause = (pause * 2).min(MAX_BACKOFF);
+                    tracing::warn!(%error, migration = self.migration.name(), ?pause, "delivery failed; retrying");
+                }
             }
-            sleep(PAUSE).await;
+            // Instances that fail together do not retry together.
+            sleep(pause.mul_f64(0.75 + fastrand::f64() / 4.0)).await;
         }
     }
 }
 
-/// A pinned transaction whose rows are written on both sides. It is a [`PinnedTx`] of the service's own database too.
-#[must_use = "a transaction does nothing until it is committed"]
+/// A pinned transaction whose rows are written on both sides. It dereferences to the [`PinnedTx`] of the service's own
+/// database.
+#[must_use = "a transaction that is dropped is rolled back"]
 pub struct MirrorTx<S, M> {
     tx: PinnedTx,
     mirror: Mirror<S, M>,
-    written: Vec<(Note, Option<String>)>,
+    written: Vec<Written>,
+}
+
+/// A row that the transaction has written.
+struct Written {
+    key: String,
+    version: i64,
+    json: Option<String>,
 }
 
 impl<S: MirrorSource, M: MirrorStore> MirrorTx<S, M> {
-    /// Makes this the row under this key; without a row there is none from now on.
+    /// Writes the row under this key; `None` deletes it.
     ///
     /// # Errors
     ///
-    /// The database's, or a row that can't be written as JSON. The transaction can't be committed then.
+    /// An error of the database, or a row that cannot be written as JSON. The transaction cannot be committed afterwards.
     ///
     /// # Cancel safety
     ///
-    /// Safe: a transaction in which it was dropped can't be committed.
+    /// Safe: if it is dropped before its end, its transaction cannot be committed.
     pub async fn put(&mut self, key: &str, row: Option<&S::Row>) -> Result<(), MirrorError> {
         self.tx.write_begins();
         let phase = self.tx.phase();
@@ -174,73 +194,83 @@ impl<S: MirrorSource, M: MirrorStore> MirrorTx<S, M> {
         }
         if phase.writes(Side::New) {
             let json = to_json(row).map_err(MirrorError::Store)?;
-            let version = repairs::write(&mut self.tx, self.mirror.migration.id(), key).await?;
-            self.written.push((Note { key: key.to_owned(), version }, json));
+            let version = repairs::record_write(&mut self.tx, self.mirror.migration.id(), key).await?;
+            self.written.push(Written { key: key.to_owned(), version, json });
         }
         self.tx.write_ended();
         Ok(())
     }
 
-    /// Commits. Up to `switch` the rows are then brought to the other store, for half a second at most: what has not
-    /// arrived by then stays noted. From `retire` on they have to arrive before the commit.
+    /// Commits. Up to `switch` the rows are then delivered to the other store, for at most half a second. Rows that have not
+    /// arrived by then stay recorded. From `retire` on the rows have to arrive before the commit.
     ///
     /// # Errors
     ///
-    /// The database's; from `retire` on the store's too, and then nothing was committed, though what it was sent may
-    /// still arrive.
+    /// An error of the database. From `retire` on also an error of the store; nothing is committed then, but rows that
+    /// were sent to the store may still arrive.
     ///
     /// # Cancel safety
     ///
-    /// As a commit: dropped in the middle nobody knows whether it was made.
+    /// Not cancel safe: whether a dropped commit took place is not known.
     pub async fn commit(self) -> Result<(), MirrorError> {
         let Self { mut tx, mirror, mut written } = self;
         let (id, store) = (mirror.migration.id(), mirror.plan.store());
         if !written.is_empty() {
-            // What the database has taken back must not arrive. In a transaction in which a statement failed this fails too.
-            let keys: Vec<&str> = written.iter().map(|(note, _)| &*note.key).collect();
+            // Writes that a rollback to a savepoint has undone must not arrive. This fails, as it should, in a transaction in
+            // which a statement has failed.
+            let keys: Vec<&str> = written.iter().map(|row| &*row.key).collect();
             let versions = repairs::versions(&mut tx, id, &keys).await?;
-            written.retain(|(note, _)| versions.contains(&note.version));
+            written.retain(|row| versions.contains(&row.version));
         }
         if !tx.phase().writes(Side::Old) {
-            for (note, json) in &written {
-                let is_kept = store.put(&note.key, note.version, json.as_deref()).await;
+            for row in &written {
+                let is_kept = store.put(&row.key, row.version, row.json.as_deref()).await;
                 if !is_kept.map_err(MirrorError::Store)? {
-                    return Err(MirrorError::Store("it has a later version of the row: try again".into()));
+                    let error = format!("it has a later version of row {:?}; retry the transaction", row.key);
+                    return Err(MirrorError::Store(error.into()));
                 }
-                repairs::settle(&mut *tx, id, &note.key, note.version).await?;
+                repairs::remove(&mut *tx, id, &row.repair()).await.map_err(Error::from)?;
             }
             return Ok(tx.commit().await?);
         }
         tx.commit().await?;
         let arrive = async {
-            for (note, json) in &written {
-                if store.put(&note.key, note.version, json.as_deref()).await? {
-                    repairs::settle(mirror.plan.pool(), id, &note.key, note.version).await?;
+            for row in &written {
+                if store.put(&row.key, row.version, row.json.as_deref()).await? {
+                    let mut connection = mirror.plan.pool().acquire().await?;
+                    repairs::remove(&mut *connection, id, &row.repair()).await?;
                 }
             }
             Ok::<_, StoreError>(())
         };
-        match timeout(INLINE, arrive).await {
+        match timeout(INLINE_DELIVERY, arrive).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::debug!(%error, migration = mirror.migration.name(), "to be delivered later")
+                tracing::debug!(%error, migration = mirror.migration.name(), "rows are delivered later")
             }
-            Err(_) => tracing::debug!(migration = mirror.migration.name(), "to be delivered later"),
+            Err(_) => tracing::debug!(migration = mirror.migration.name(), "rows are delivered later"),
         }
         Ok(())
     }
 
-    /// Takes everything back.
+    /// Rolls back.
     ///
     /// # Errors
     ///
-    /// The database's.
+    /// An error of the database; nothing is committed then either.
     ///
     /// # Cancel safety
     ///
-    /// Safe: it is taken back all the same.
+    /// Safe: a dropped rollback is done before the connection is used again.
     pub async fn rollback(self) -> Result<(), MirrorError> {
         Ok(self.tx.rollback().await?)
+    }
+}
+
+impl Written {
+    /// The record of the row in the ledger.
+    fn repair(&self) -> Repair {
+        Repair { key: serde_json::Value::from(&*self.key).to_string(), version: self.version }
     }
 }
 

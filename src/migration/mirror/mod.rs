@@ -1,22 +1,24 @@
-//! A new side in another database: a second Postgres, a Redis, whatever can write on a condition.
+//! A new side in another database: a second Postgres, a Redis, or any store that can write on a condition.
 //!
 //! # The hazard
 //!
-//! No transaction spans two databases. A service that writes one and then the other loses the second write when it dies in
-//! between, and two that write the same key at once may leave the older value on one side for good. Here the transaction
-//! on the service's own database notes the key in the ledger (`cutover.repairs`), with a version that this database draws;
-//! the other store takes a row only under a higher version than it has; and a note stays until its row has arrived. So
-//! what was committed arrives, in whatever order it is tried, and a key that is still noted is read from the side that has
-//! it. From `retire` on the other store is written first, within the fenced transaction that holds the key's note.
+//! No transaction spans two databases. A service that writes one and then the other loses the second write if it dies in
+//! between, and two that write the same key at once may leave the older value on one side for good.
+//!
+//! Here the transaction on the service's own database records the key in the ledger (`cutover.repairs`), with a version
+//! that this database draws. The other store accepts a row only with a higher version than it has, and the record stays
+//! until the row has arrived. So every committed write arrives, whatever the order of the attempts. A key that is still
+//! recorded is read from the side that has the write. From `retire` on the other store is written first, inside the fenced
+//! transaction that holds the record of the key.
 //!
 //! # What it does not cover
 //!
-//! Strangers: there is no trap on the old side here. What somebody writes past [`Mirror`] is found by the scan at best, and
-//! lost from `retire` on.
+//! External writers: the old side has no guard trigger here. A write that bypasses [`Mirror`] is found by the scan at best,
+//! and is lost from `retire` on.
 //!
-//! A write from `retire` on that was given up half way (a client that is cut off in the middle of it) may still arrive, as
-//! one whose outcome nobody was told. On the way back from `retire` to a phase that reads the old side such a latecomer
-//! leaves the sides apart until the next scan names it.
+//! From `retire` on, a write whose client is cut off in the middle may still arrive at the store, as with any write whose
+//! outcome is unknown. If the migration goes back from `retire` to a phase that reads the old side, such a late write
+//! leaves the sides different until the next scan reports it.
 
 mod delivery;
 mod handle;

@@ -1,3 +1,5 @@
+//! What a mirror migration does in each phase.
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,31 +11,31 @@ use tokio::time::{sleep, timeout};
 
 use super::delivery::{deliver_due, from_json, to_json};
 use super::store::{MirrorSource, MirrorStore, StoreError};
-use crate::ledger::{READ_COMMITTED, begin, repairs};
-use crate::migration::batch::{
-    Claim, Extent, FAILURES, Job, LIMITS, PassKind, Range, Step, TableSize, begin_unpaused, give_way, passes,
-};
+use crate::ledger::jobs::{Claim, Job, Progress, Range, TableSize};
+use crate::ledger::{READ_COMMITTED, begin, differences, repairs};
+use crate::migration::batch::job::{self, Measured};
+use crate::migration::batch::{BATCH_LIMITS, MAX_FAILURES, PassKind, back_off, begin_unpaused, is_transient};
 use crate::migration::coordinator::{Plan, PlanError};
 use crate::migration::phase::{SchemaState, Task};
 use crate::migration::runtime::{Migration, PinnedTx};
 
-/// Keys at a time.
+/// How many keys make up a batch.
 const BATCH: i64 = 200;
-/// Between looks at what others are at, or at what has not arrived yet.
-const PAUSE: Duration = Duration::from_millis(200);
-/// How long the store is asked whether it is prepared; the driver waits for it.
-const ASKED: Duration = Duration::from_secs(1);
-/// The ranges of a pass over both sides: first the old side's keys, then the store's. Their ends have two parts, so that no
-/// key is taken for one.
+/// Time between two checks for ranges that other instances hold, or for rows that have not arrived.
+const POLL: Duration = Duration::from_millis(200);
+/// How long the driver waits for the store's answer whether it is prepared.
+const PREPARED_TIMEOUT: Duration = Duration::from_secs(1);
+/// The ranges of a pass over both sides: the keys of the old side, and the keys of the store. The end of a range has two
+/// parts, so that it cannot be mistaken for a key.
 const RANGES: [&str; 2] = ["old", "new"];
-/// How many keys may be on their way before a copy notes more of them.
-const ON_THE_WAY: i64 = 2_000;
+/// How many keys may wait for delivery before a copy records more of them.
+const MAX_PENDING: i64 = 2_000;
 
 /// Moves rows into another database, under their keys.
 ///
-/// In `backfill` every key is noted like a write, and delivered; a scan compares both sides there and back; on the way back
-/// from `retire` the old side is made from the store. [`Mirror`](super::Mirror) is what the service writes and reads by.
-/// The schema of the old side is yours to change: `contract` drops nothing.
+/// In `backfill` every key is recorded like a write, and delivered. A scan compares the rows of both sides. On the way back
+/// from `retire` the old side is written from the store. The service writes and reads with [`Mirror`](super::Mirror).
+/// `contract` drops nothing: the schema of the old side is yours to change.
 pub struct MirrorMigration<S, M>(Arc<Inner<S, M>>);
 
 struct Inner<S, M> {
@@ -57,12 +59,12 @@ impl<S, M> fmt::Debug for MirrorMigration<S, M> {
 }
 
 impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
-    /// From `source`, in the database of `pool` where the ledger is too, to `store`.
+    /// A migration from `source` to `store`. `pool` is a pool of the database that has the source and the ledger.
     pub fn new(pool: PgPool, source: S, store: M) -> Self {
         Self::with(pool, source, store, false)
     }
 
-    /// The same, with values kept out of reports about differences.
+    /// The same, with values left out of reports about differences.
     pub fn sensitive(pool: PgPool, source: S, store: M) -> Self {
         Self::with(pool, source, store, true)
     }
@@ -83,108 +85,115 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         &self.0.store
     }
 
-    /// Delivers until nothing of what is noted now is left but what has been given up. Writers go on noting.
+    /// Delivers until no row that is recorded now is left, except rows that were given up. Writers may record more.
     async fn deliver_all(&self, migration: &Migration) -> Result<(), PlanError> {
-        let last = repairs::last(self.pool()).await?;
+        let last = repairs::next_version(self.pool()).await?;
         loop {
             deliver_due(self.pool(), migration.id(), self.source(), self.store()).await?;
-            match repairs::left(self.pool(), migration.id(), last).await? {
+            match repairs::count_until(self.pool(), migration.id(), last).await? {
                 (0, _) => return Ok(()),
                 (all, dead) if all == dead => {
                     return Err(PlanError::Refused(format!(
-                        "{dead} rows could not be brought to the other store (see `cutover repairs`)"
+                        "{dead} rows could not be delivered to the other store; `cutover repairs` shows why, and `cutover repairs --retry` \
+                         tries them again"
                     )));
                 }
-                _ => sleep(PAUSE).await,
+                _ => sleep(POLL).await,
             }
         }
     }
 
-    async fn pass(&self, sweep: PassKind, migration: &Migration) -> Result<(), PlanError> {
-        let mut tx = begin_unpaused(self.pool(), sweep, migration, "").await?;
+    async fn pass(&self, kind: PassKind, migration: &Migration) -> Result<(), PlanError> {
+        let mut tx = begin_unpaused(self.pool(), kind, migration, "").await?;
         let epoch = tx.epoch();
-        // A copy goes by the old side's keys alone: what only the store has is a scan's to find.
-        let count = if sweep == PassKind::Forward { 1 } else { 2 };
-        let ranges = RANGES[..count].iter().map(|name| vec![(*name).to_owned(), "end".to_owned()]).collect();
-        let measure = async |_: &mut PgConnection| Ok(Extent { ranges, size: TableSize::default() });
-        let job = Job::open(&mut tx, migration.id(), epoch, sweep, None, measure).await?;
+        // A copy visits the keys of the old side only. A scan finds rows that only the store has.
+        let count = if kind == PassKind::Forward { 1 } else { 2 };
+        let range_ends =
+            RANGES[..count].iter().map(|name| vec![(*name).to_owned(), "end".to_owned()]).collect();
+        let measure = async |_: &mut PgConnection| Ok(Measured { range_ends, size: TableSize::default() });
+        let job = job::open(&mut tx, migration.id(), epoch, kind, None, measure).await?;
         tx.commit().await?;
         let Some(job) = job else { return Ok(()) };
         let mut failures = 0;
         loop {
-            match self.batch(&job, sweep, migration).await {
+            match self.batch(&job, kind, migration).await {
                 Ok(true) => failures = 0,
                 Ok(false) => break,
-                Err(PlanError::Operation(error)) if passes(&error) && failures < FAILURES => {
+                Err(PlanError::Operation(error)) if is_transient(&error) && failures < MAX_FAILURES => {
                     failures += 1;
-                    give_way().await;
+                    back_off().await;
                 }
                 Err(error) => return Err(error),
             }
         }
         let mut tx = begin(self.pool(), READ_COMMITTED).await?;
-        let (differences, found) = job.findings(&mut tx).await?;
+        let found =
+            job::findings(&mut tx, &job, |what, keys| format!("{what}: {}", keys.concat().join(", ")))
+                .await?;
         tx.rollback().await?;
-        if differences == 0 {
-            return Ok(());
+        match found {
+            None => Ok(()),
+            Some((count, found)) => Err(PlanError::Refused(format!(
+                "{count} rows differ between the stores: {found}. Correct these rows, or go back to `expand` and forward \
+                 again for another copy"
+            ))),
         }
-        let named: Vec<String> =
-            found.iter().map(|(what, keys)| format!("{what}: {}", keys.concat().join(", "))).collect();
-        Err(PlanError::Refused(format!("{differences} rows differ between the stores: {}", named.join("; "))))
     }
 
-    /// `false` when the pass is over.
-    async fn batch(&self, job: &Job, sweep: PassKind, migration: &Migration) -> Result<bool, PlanError> {
-        if sweep == PassKind::Forward {
-            // The outbox is no place for a whole table.
+    /// Runs the next batch. `false` if the pass has finished.
+    async fn batch(&self, job: &Job, kind: PassKind, migration: &Migration) -> Result<bool, PlanError> {
+        if kind == PassKind::Forward {
+            // Keeps the number of recorded rows small.
             migration.note("");
-            while repairs::are_many(self.pool(), migration.id(), ON_THE_WAY).await? {
+            while repairs::has_at_least(self.pool(), migration.id(), MAX_PENDING).await? {
                 let done = deliver_due(self.pool(), migration.id(), self.source(), self.store()).await?;
                 if done.repaired == 0 {
-                    migration.note("waits for rows to arrive at the other store (see `cutover repairs`)");
-                    sleep(PAUSE).await;
+                    migration.note(
+                        "waiting for rows to arrive at the other store; to unblock: see the errors in `cutover repairs`",
+                    );
+                    sleep(POLL).await;
                 }
-                self.begin(job, sweep, migration, "").await?.rollback().await?;
+                self.begin(job, kind, migration, "").await?.rollback().await?;
             }
         }
-        let mut tx = self.begin(job, sweep, migration, LIMITS).await?;
-        // Any of them first, so that two instances are rarely at the same one.
+        let mut tx = self.begin(job, kind, migration, BATCH_LIMITS).await?;
+        // A random range, so that two instances rarely want the same one.
         let range = match job.claim(&mut tx, Some(fastrand::i16(0..2))).await? {
             Claim::Range(range) => range,
             Claim::Taken => {
                 tx.rollback().await?;
-                sleep(PAUSE).await;
+                sleep(POLL).await;
                 return Ok(true);
             }
             Claim::Nothing => {
                 tx.rollback().await?;
-                if sweep == PassKind::Forward {
+                if kind == PassKind::Forward {
                     self.deliver_all(migration).await?;
                 }
-                let mut tx = self.begin(job, sweep, migration, "").await?;
-                job.finish(&mut tx, TableSize::default()).await?;
+                let mut tx = self.begin(job, kind, migration, "").await?;
+                job::finish(&mut tx, job, kind, TableSize::default()).await?;
                 tx.commit().await?;
                 return Ok(false);
             }
         };
         let (keys, next) = self.keys(&mut tx, &range).await?;
-        let mut step = Step { rows: keys.len() as i64, ..Step::default() };
-        if sweep == PassKind::Forward {
-            repairs::write_all(&mut tx, migration.id(), &keys).await?;
+        let mut progress = Progress { rows: keys.len() as i64, ..Progress::default() };
+        if kind == PassKind::Forward {
+            repairs::record_all(&mut tx, migration.id(), &keys).await?;
         } else {
-            // Key by key: a transaction that waits for another store all the while is in everybody's way. Two
-            // instances at the same keys do no harm.
+            // One transaction per key, because a transaction that waits for another store holds up others. Two instances
+            // at the same keys do no harm.
             tx.rollback().await?;
             for key in &keys {
-                match sweep {
+                match kind {
                     PassKind::Back => self.bring_back(job, migration, key).await?,
-                    _ => step.differences += i64::from(self.compare(job, migration, key).await?),
+                    _ => progress.differences += i64::from(self.compare(job, migration, key).await?),
                 }
             }
-            tx = self.begin(job, sweep, migration, "").await?;
+            tx = self.begin(job, kind, migration, "").await?;
             match job.claim(&mut tx, Some(range.number)).await? {
                 Claim::Range(now) if (now.number, &now.from) == (range.number, &range.from) => {}
-                // Somebody else was faster.
+                // Another instance has done these keys.
                 _ => {
                     tx.rollback().await?;
                     return Ok(true);
@@ -192,31 +201,31 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
             }
         }
         let done = next.map_or_else(|| range.to.clone(), |next| vec![next]);
-        let total = job.advance(&mut tx, &range, &done, &step).await?;
+        let total = job.advance(&mut tx, &range, &done, &progress).await?;
         tx.commit().await?;
-        migration.work().did(sweep.kind(), step.rows);
-        migration.work().expects(sweep.kind(), total);
+        migration.work().did(kind.name(), progress.rows);
+        migration.work().expects(kind.name(), total);
         Ok(true)
     }
 
     async fn begin(
         &self,
         job: &Job,
-        sweep: PassKind,
+        kind: PassKind,
         migration: &Migration,
         limits: &str,
     ) -> Result<PinnedTx, PlanError> {
-        let tx = begin_unpaused(self.pool(), sweep, migration, limits).await?;
+        let tx = begin_unpaused(self.pool(), kind, migration, limits).await?;
         if tx.epoch() == job.epoch { Ok(tx) } else { Err(PlanError::PhaseLeft) }
     }
 
-    /// The range's next keys, and where the ones after them begin.
+    /// The next keys of the range, and the checkpoint after them.
     async fn keys(
         &self,
         tx: &mut PgConnection,
         range: &Range,
     ) -> Result<(Vec<String>, Option<String>), PlanError> {
-        // A range begins where the one before ends.
+        // The first checkpoint of a range is the end of the range before, which has two parts.
         let after = match range.from.as_deref() {
             Some([key]) => Some(&**key),
             _ => None,
@@ -229,18 +238,18 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         self.store().keys(after).await.map_err(refused)
     }
 
-    /// Whether the sides differ, which counts when a second look says so too.
+    /// Whether the sides differ. A difference counts if a second comparison confirms it.
     async fn compare(&self, job: &Job, migration: &Migration, key: &str) -> Result<bool, PlanError> {
         for is_second in [false, true] {
             let mut tx = self.begin(job, PassKind::Compare, migration, "").await?;
-            // What is on its way is no difference, since nobody reads the store before it has arrived. So it must not
-            // have been on its way before the store was looked at nor after, and the row must be the same.
+            // A row that waits for delivery is no difference, because the store is not read for it. So the key must not be
+            // recorded before or after the store is read, and the row must be the same before and after.
             let before = self.source().read(&mut tx, key).await?;
-            let was_noted = repairs::is_noted(&mut *tx, migration.id(), key).await?;
+            let was_recorded = repairs::is_recorded(&mut *tx, migration.id(), key).await?;
             let kept = from_json(self.store().get(key).await.map_err(refused)?).map_err(refused)?;
-            let is_noted = repairs::is_noted(&mut *tx, migration.id(), key).await?;
+            let is_recorded = repairs::is_recorded(&mut *tx, migration.id(), key).await?;
             let row = self.source().read(&mut tx, key).await?;
-            if was_noted || is_noted || before != row || kept == row {
+            if was_recorded || is_recorded || before != row || kept == row {
                 tx.rollback().await?;
                 return Ok(false);
             }
@@ -249,7 +258,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
                 tx.commit().await?;
             } else {
                 tx.rollback().await?;
-                sleep(PAUSE).await;
+                sleep(POLL).await;
             }
         }
         Ok(true)
@@ -268,28 +277,30 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
             (_, None) => "missing",
             _ => "different",
         };
-        tracing::warn!(key, what, "the stores differ");
+        tracing::warn!(key, what, "sides differ");
         let values = [to_json(row).map_err(refused)?, to_json(kept).map_err(refused)?];
-        Ok(job.differs(tx, &[key.to_owned()], what, values, self.0.sensitive).await?)
+        Ok(differences::record(tx, job, &[key.to_owned()], what, values, self.0.sensitive).await?)
     }
 
-    /// Makes the old side of a key what the store says, unless a writer has noted it: then the old side is the newer.
+    /// Writes the old side of a key from the store, unless the key is recorded: then the old side is newer.
     async fn bring_back(&self, job: &Job, migration: &Migration, key: &str) -> Result<(), PlanError> {
+        let mut failures = 0;
         loop {
-            let mut tx = self.begin(job, PassKind::Back, migration, LIMITS).await?;
+            let mut tx = self.begin(job, PassKind::Back, migration, BATCH_LIMITS).await?;
             let done = async {
-                if let Some(version) = repairs::lock(&mut tx, migration.id(), key).await? {
+                if let Some(record) = repairs::lock_key(&mut tx, migration.id(), key).await? {
                     let kept = from_json(self.store().get(key).await.map_err(refused)?).map_err(refused)?;
                     self.source().write(&mut tx, key, kept.as_ref()).await?;
-                    repairs::settle(&mut *tx, migration.id(), key, version).await?;
+                    repairs::remove(&mut *tx, migration.id(), &record).await?;
                 }
                 Ok::<_, PlanError>(())
             };
             match done.await {
                 Ok(()) => return Ok(tx.commit().await?),
-                Err(PlanError::Operation(error)) if passes(&error) => {
+                Err(PlanError::Operation(error)) if is_transient(&error) && failures < MAX_FAILURES => {
+                    failures += 1;
                     tx.rollback().await?;
-                    give_way().await;
+                    back_off().await;
                 }
                 Err(error) => return Err(error),
             }
@@ -300,9 +311,9 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
 #[async_trait]
 impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
     async fn schema_state(&self, _: Option<i32>, _: &mut PgConnection) -> Result<SchemaState, sqlx::Error> {
-        // Asked until it is prepared once: a store that is away must not keep the fleet from going back.
+        // Once prepared is enough: an unreachable store must not keep the fleet from going back.
         if !self.0.is_prepared.load(Ordering::Relaxed)
-            && let Ok(Ok(true)) = timeout(ASKED, self.store().is_prepared()).await
+            && let Ok(Ok(true)) = timeout(PREPARED_TIMEOUT, self.store().is_prepared()).await
         {
             self.0.is_prepared.store(true, Ordering::Relaxed);
         }
@@ -322,5 +333,5 @@ impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
 }
 
 fn refused(error: StoreError) -> PlanError {
-    PlanError::NotNow(format!("the other store: {error}"))
+    PlanError::NotNow(format!("the other store failed: {error}"))
 }

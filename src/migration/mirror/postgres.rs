@@ -1,15 +1,15 @@
 use sqlx::{AssertSqlSafe, PgPool};
 
 use super::store::{MirrorStore, StoreError};
-use crate::config::{ConfigError, Problem};
+use crate::config::ConfigError;
 use crate::ledger::unprepared;
 use crate::migration::catalog::{check_table, quote_table};
 
-/// How many keys are listed at a time.
+/// How many keys one call of `keys` returns.
 const PAGE: i64 = 1_000;
 
-/// Rows in a table of another Postgres: `(key text primary key, version bigint, body jsonb)`, where a body that is null
-/// is that of a row that is gone. Give its pool a short `acquire_timeout`, and the role a `statement_timeout`.
+/// Rows in a table of another Postgres: `(key text primary key, version bigint, body jsonb)`. A null body marks a deleted
+/// row. Give the pool a short `acquire_timeout`, and the role a `statement_timeout`.
 #[derive(Debug, Clone)]
 pub struct PostgresMirror {
     pool: PgPool,
@@ -18,22 +18,19 @@ pub struct PostgresMirror {
 }
 
 impl PostgresMirror {
-    /// A store in this table, which may be written with its schema.
+    /// A store in this table, which may be named with its schema.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] for a name that can't be one.
+    /// [`ConfigError`] for a name that is not a plain one.
     pub fn new(pool: PgPool, table: &str) -> Result<Self, ConfigError> {
-        let mut problems: Vec<Problem> = Vec::new();
+        let mut problems = Vec::new();
         check_table("table", table, &mut problems);
-        if problems.is_empty() {
-            Ok(Self { pool, table: quote_table(table) })
-        } else {
-            Err(ConfigError { problems })
-        }
+        ConfigError::check(problems)?;
+        Ok(Self { pool, table: quote_table(table) })
     }
 
-    /// What it works on.
+    /// The pool that the store uses.
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }

@@ -6,16 +6,17 @@ use tokio::time::timeout;
 
 use super::store::{MirrorStore, StoreError};
 
-/// Keeps a row unless there is one of this version or a higher one. Versions stay below 2^53, so that a number of Lua's
-/// holds them.
+/// Stores a row unless the store has this version or a higher one. Versions stay below 2^53, so a Lua number holds them
+/// exactly.
 const PUT: &str = "local have = redis.call('HGET', KEYS[1], 'v') \
     if have and tonumber(have) >= tonumber(ARGV[1]) then return 0 end \
     redis.call('HSET', KEYS[1], 'v', ARGV[1]) \
     if ARGV[2] == '' then redis.call('HDEL', KEYS[1], 'b') else redis.call('HSET', KEYS[1], 'b', ARGV[2]) end \
     return 1";
 
-/// Rows in a Redis, each a hash of its version (`v`) and its body (`b`) under `prefix` and the key. The server must not
-/// evict them, and has to keep what it acknowledged as well as you need it (`appendfsync`, `WAIT`).
+/// Rows in a Redis. Each is a hash of its version (`v`) and its body (`b`), under `prefix` followed by the key.
+///
+/// The server must not evict these keys. Configure its durability (`appendfsync`, `WAIT`) as the data requires.
 #[derive(Clone)]
 pub struct RedisMirror {
     pool: Pool,
@@ -24,7 +25,7 @@ pub struct RedisMirror {
 }
 
 impl RedisMirror {
-    /// A store under this prefix, whose operations may take so long each, waiting for a connection included.
+    /// A store under this prefix. `limit` is the time limit of each operation, including the wait for a connection.
     pub fn new(pool: Pool, prefix: &str, limit: Duration) -> Self {
         Self { pool, prefix: prefix.to_owned(), limit }
     }
@@ -37,7 +38,9 @@ impl RedisMirror {
         &self,
         work: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
-        timeout(self.limit, work).await.map_err(|_| format!("no answer within {:?}", self.limit))?
+        timeout(self.limit, work)
+            .await
+            .map_err(|_| format!("Redis did not answer within {:?}", self.limit))?
     }
 }
 
@@ -78,7 +81,7 @@ impl MirrorStore for RedisMirror {
     async fn keys(&self, cursor: Option<&str>) -> Result<(Vec<String>, Option<String>), StoreError> {
         self.within(async {
             let mut connection = self.pool.get().await?;
-            // What has a meaning in a pattern stands for itself.
+            // Characters with a meaning in patterns are escaped.
             let literal: String = self
                 .prefix
                 .chars()

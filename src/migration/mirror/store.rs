@@ -2,30 +2,32 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
-/// What a store failed with.
+/// The error of a store.
 pub type StoreError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The old side: rows in the service's own database, each under a key that is a text.
+/// The old side: rows in the service's own database, each under a text key.
+///
+/// The methods also run in background work, with fixed settings such as `timezone = 'UTC'` and with `row_security = off`.
 pub trait MirrorSource: Send + Sync + 'static {
-    /// A row, as both sides know it.
+    /// A row in the form that both sides share.
     type Row: Serialize + DeserializeOwned + PartialEq + Send + Sync;
 
     /// The row under this key.
     ///
     /// # Errors
     ///
-    /// The database's.
+    /// An error of the database.
     fn read(
         &self,
         connection: &mut PgConnection,
         key: &str,
     ) -> impl Future<Output = Result<Option<Self::Row>, sqlx::Error>> + Send;
 
-    /// Makes this the row under this key; without a row there is none from now on.
+    /// Writes the row under this key; `None` deletes it.
     ///
     /// # Errors
     ///
-    /// The database's.
+    /// An error of the database.
     fn write(
         &self,
         connection: &mut PgConnection,
@@ -33,12 +35,11 @@ pub trait MirrorSource: Send + Sync + 'static {
         row: Option<&Self::Row>,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// The next keys, at most so many, in any order that stays the same and in which new ones come last or where they
-    /// belong: that of a unique index.
+    /// Up to `limit` keys that follow `after`, in the order of a unique index.
     ///
     /// # Errors
     ///
-    /// The database's.
+    /// An error of the database.
     fn keys(
         &self,
         connection: &mut PgConnection,
@@ -47,28 +48,28 @@ pub trait MirrorSource: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<String>, sqlx::Error>> + Send;
 }
 
-/// The new side: a store of rows as JSON, each under a key and a version. Every operation should have a time limit.
+/// The new side: a store of rows as JSON, each with a key and a version. Every operation should have a time limit.
 pub trait MirrorStore: Send + Sync + 'static {
-    /// Makes what it needs, where that is not there.
+    /// Creates what the store needs, unless it exists.
     ///
     /// # Errors
     ///
-    /// The store's.
+    /// An error of the store.
     fn prepare(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Whether [`prepare`](Self::prepare) has nothing to do.
+    /// Whether everything that [`prepare`](Self::prepare) creates exists.
     ///
     /// # Errors
     ///
-    /// The store's.
+    /// An error of the store.
     fn is_prepared(&self) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Keeps the row under this version unless it has this version or a higher one, in one step; `false` where it has. A
-    /// row that is gone (`None`) leaves its version behind, so that an older one doesn't bring it back.
+    /// Stores the row with this version, atomically, unless the store has this version of it or a higher one. Returns
+    /// whether it was stored. A deleted row (`None`) keeps its version, so that an older write does not restore it.
     ///
     /// # Errors
     ///
-    /// The store's: it may have been done or not.
+    /// An error of the store. The row may have been stored or not.
     fn put(
         &self,
         key: &str,
@@ -80,15 +81,15 @@ pub trait MirrorStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The store's.
+    /// An error of the store.
     fn get(&self, key: &str) -> impl Future<Output = Result<Option<String>, StoreError>> + Send;
 
-    /// Some of the keys, and where to go on; `None` when these were the last. Every key that was there from the first
-    /// call to the last is among them; one may be there twice, or be gone.
+    /// Some of the keys, and the cursor for the next call; `None` if these were the last. Every key that exists from the
+    /// first call to the last is returned. A key may be returned twice, or be deleted by then.
     ///
     /// # Errors
     ///
-    /// The store's.
+    /// An error of the store.
     fn keys(
         &self,
         cursor: Option<&str>,

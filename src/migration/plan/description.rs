@@ -1,7 +1,7 @@
 //! What a migration within one database moves, and the text of its schema changes. Pure: nothing here asks the server.
 
 use super::changes::Changes;
-use crate::migration::batch::{Keyset, Mapping, Outline, Scope};
+use crate::migration::batch::{ColumnType, Keyset, Mapping, Outline, Scope};
 use crate::migration::catalog::{OldSide, unquote};
 use crate::migration::phase::Task;
 use crate::migration::schema::GuardTrigger;
@@ -61,7 +61,12 @@ impl Description {
         })
     }
 
-    pub(crate) fn scope(&self, key: Keyset, old_types: Vec<String>, new_types: Vec<String>) -> Scope<'_> {
+    pub(crate) fn scope(
+        &self,
+        key: Keyset,
+        old_types: Vec<ColumnType>,
+        new_types: Vec<ColumnType>,
+    ) -> Scope<'_> {
         Scope { sides: &self.outline.sides, key, old_types, new_types }
     }
 
@@ -87,9 +92,9 @@ impl Description {
     pub(crate) fn sql(&self) -> Vec<(Task, String)> {
         let key = if self.outline.key.is_empty() { vec!["key".to_owned()] } else { self.outline.key.clone() };
         let sides = &self.outline.sides;
-        let placeholder = |mapping: &Mapping| vec!["text".to_owned(); mapping.columns.len()];
+        let placeholder = |mapping: &Mapping| vec![ColumnType::unknown(); mapping.columns.len()];
         let new_types = match &self.shape {
-            Shape::Column { new_type, .. } => vec![new_type.clone()],
+            Shape::Column { new_type, .. } => vec![ColumnType::described(new_type)],
             Shape::Table { .. } => placeholder(&sides.forward),
         };
         let scope = self.scope(Keyset::named(&key), placeholder(&sides.backward), new_types);

@@ -4,10 +4,10 @@ use sqlx::{Connection, Executor, PgConnection};
 
 use super::description::{Description, Shape};
 use crate::ledger::{describe_error, sides, unprepared};
-use crate::migration::batch::{Keyset, MappingCode, keyset};
+use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
-    ColumnPlan, PlanProblem, Resolved, TableFacts, canonical_type, column_problems, column_types,
-    insert_without, new_table_problems, resolve, table_problems, unquote,
+    ColumnPlan, PlanProblem, Resolved, TableFacts, canonical_type, column_problems, insert_without,
+    new_table_problems, resolve, table_problems, unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Migration;
@@ -15,8 +15,8 @@ use crate::migration::runtime::Migration;
 /// What work on rows needs to know.
 pub(crate) struct Found {
     pub(crate) key: Keyset,
-    pub(crate) old_types: Vec<String>,
-    pub(crate) new_types: Vec<String>,
+    pub(crate) old_types: Vec<ColumnType>,
+    pub(crate) new_types: Vec<ColumnType>,
 }
 
 /// Why a plan cannot do its work, as one refusal.
@@ -275,10 +275,11 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
                 reasons.into_iter().map(|reason| blocking(format!("{table}: {reason}"), "restore the index")),
             ),
         }
-        for (column, sql_type) in mapping.columns.iter().zip(column_types(tx, table, &mapping.columns).await?)
+        for (column, found) in
+            mapping.columns.iter().zip(ColumnType::load(tx, table, &mapping.columns).await?)
         {
-            match sql_type {
-                Some(sql_type) => types[number].push(sql_type),
+            match found {
+                Some(found) => types[number].push(found),
                 None => problems.push(blocking(
                     format!("{table}: column {column} does not exist"),
                     "restore the column, or go back to `off` and begin again",

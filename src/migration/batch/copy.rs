@@ -1,0 +1,125 @@
+//! The statements that copy rows from one side to the other.
+
+use super::keyset::Span;
+use super::mapping::MappingCode;
+use super::query::Query;
+use super::sides::{MappedRows, Scope, Sides, columns, differ, of, zip};
+
+impl Scope<'_> {
+    /// Makes the new side of a span what `forward` computes from the old one.
+    ///
+    /// Each source row is locked and, if it has changed meanwhile, read again. So a concurrent delete waits or has
+    /// happened, and the value written is that of the row at the time of the lock.
+    pub(crate) fn copy_forward(&self, span: &Span, mapped: &MappedRows) -> Query {
+        let Sides { old, new, forward, .. } = self.sides;
+        let (key, targets) = (&self.key, &forward.columns);
+        let within = key.within(span);
+        if let (true, MappingCode::Sql(values)) = (self.is_one_table(), &forward.code) {
+            let set = zip(targets, values, |target, value| format!("{target} = ({value})"));
+            let changed = differ(targets, values, &self.new_types);
+            let text = format!("update {old} set {set} where {within} and {changed}");
+            return key.query(span, text);
+        }
+        let values = columns("o.", 'f', targets.len());
+        let changed = differ(&of("t", targets), &values, &self.new_types);
+        self.query(
+            span,
+            |json| {
+                let source = self.relation(forward, old, span, " for share", 'f', &json(0));
+                if self.is_one_table() {
+                    let set = zip(targets, &values, |target, value| format!("{target} = {value}"));
+                    let same = key.equal("t", "o");
+                    return format!("update {new} as t set {set} from {source} as o where {same} and {changed}");
+                }
+                self.upsert(
+                    new,
+                    targets,
+                    &values,
+                    &format!(
+                        "{source} as o left join (select * from {new} where {within}) as t on {} where {} is null or {changed}",
+                        key.equal("t", "o"),
+                        self.first_key_column("t")
+                    ),
+                    "o",
+                )
+            },
+            &[&mapped.forward],
+        )
+    }
+
+    /// Makes the old side of a span what `backward` computes from the new one, where `forward` of the old value is not
+    /// the new value. An old value that only has another spelling stays as it is.
+    pub(crate) fn copy_back(&self, span: &Span, mapped: &MappedRows) -> Query {
+        let Sides { old, new, forward, backward } = self.sides;
+        let (key, targets) = (&self.key, &backward.columns);
+        let within = key.within(span);
+        if let (true, MappingCode::Sql(f), MappingCode::Sql(b)) =
+            (self.is_one_table(), &forward.code, &backward.code)
+        {
+            let set = zip(targets, b, |target, value| format!("{target} = ({value})"));
+            let changed = differ(&forward.columns, f, &self.new_types);
+            let text = format!("update {old} set {set} where {within} and {changed}");
+            return key.query(span, text);
+        }
+        let values = columns("b.", 'b', targets.len());
+        let changed =
+            differ(&of("t", &forward.columns), &columns("o.", 'f', forward.columns.len()), &self.new_types);
+        self.query(
+            span,
+            |json| {
+                let o = self.relation(forward, old, span, "", 'f', &json(0));
+                let b = self.relation(backward, new, span, " for share", 'b', &json(1));
+                if self.is_one_table() {
+                    let set = zip(targets, &values, |target, value| format!("{target} = {value}"));
+                    let (one, other) = (key.equal("t", "b"), key.equal("t", "o"));
+                    return format!("update {old} as t set {set} from {b} as b, {o} as o where {one} and {other} and {changed}");
+                }
+                self.upsert(
+                    old,
+                    targets,
+                    &values,
+                    &format!(
+                        "{b} as b join (select * from {new} where {within}) as t on {} left join {o} as o on {} \
+                         where {} is null or {changed}",
+                        key.equal("t", "b"),
+                        key.equal("o", "b"),
+                        self.first_key_column("o")
+                    ),
+                    "b",
+                )
+            },
+            &[&mapped.forward, &mapped.backward],
+        )
+    }
+
+    fn upsert(&self, into: &str, targets: &[String], values: &[String], from: &str, keyed: &str) -> String {
+        let (names, values, targets_text) = (self.key.names(), values.join(", "), targets.join(", "));
+        let keys = self.key.columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>();
+        let set = zip(targets, &of("excluded", targets), |target, value| format!("{target} = {value}"));
+        format!(
+            "insert into {into} ({names}, {targets_text}) overriding system value select {}, {values} from {from} \
+             on conflict ({names}) do update set {set}",
+            of(keyed, &keys).join(", ")
+        )
+    }
+
+    /// Locks and returns the rows of `table` that are not in `other`. [`Scope::delete_orphans`] is a statement of its own,
+    /// so it sees everything that was committed before the lock.
+    pub(crate) fn orphans(&self, table: &str, other: &str, span: &Span) -> Query {
+        let (within, equal) = (self.key.within(span), self.key.equal("t", "s"));
+        let text = format!(
+            "select {} as key from {table} as t where {within} \
+             and not exists (select 1 from {other} as s where {equal}) for update of t",
+            self.key.as_text("t")
+        );
+        self.key.query(span, text)
+    }
+
+    pub(crate) fn delete_orphans(&self, table: &str, other: &str, span: &Span) -> Query {
+        let (within, equal) = (self.key.within(span), self.key.equal("t", "s"));
+        let text = format!(
+            "delete from {table} as t where {within} and not exists (select 1 from {other} as s where {equal})"
+        );
+        self.key.query(span, text)
+    }
+}

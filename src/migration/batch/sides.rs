@@ -1,0 +1,170 @@
+//! The two sides, and the parts that statements over both are made of.
+//!
+//! Names are checked and quoted once, when the plan is built. Keys and values of mappings in Rust are parameters.
+//! Expressions are the user's own SQL.
+
+use super::column_type::ColumnType;
+use super::keyset::{Keyset, Span};
+use super::mapping::{Mapping, MappingCode};
+use super::query::Query;
+
+/// The two sides: columns of one table, or two tables with the same key.
+#[derive(Debug, Clone)]
+pub(crate) struct Sides {
+    /// Quoted; the same if both sides are in one table.
+    pub(crate) old: String,
+    pub(crate) new: String,
+    /// Columns of the new side from rows of the old table.
+    pub(crate) forward: Mapping,
+    /// Columns of the old side from rows of the new table.
+    pub(crate) backward: Mapping,
+}
+
+/// The JSON that mappings in Rust made of the rows of a span: `forward` of the old rows, `backward` of the new rows, and
+/// `forward` of the result of `backward`.
+#[derive(Debug, Default)]
+pub(crate) struct MappedRows {
+    pub(crate) forward: Option<String>,
+    pub(crate) backward: Option<String>,
+    pub(crate) round_trip: Option<String>,
+}
+
+/// The sides with the key and the types that the catalog has for them.
+#[derive(Debug, Clone)]
+pub(crate) struct Scope<'a> {
+    pub(crate) sides: &'a Sides,
+    pub(crate) key: Keyset,
+    /// The types of the columns that `backward` computes.
+    pub(crate) old_types: Vec<ColumnType>,
+    /// The types of the columns that `forward` computes.
+    pub(crate) new_types: Vec<ColumnType>,
+}
+
+/// The condition under which a side stores something else than it should: the stored values are not identical to the
+/// expected ones after their assignment to the columns.
+///
+/// Identity is that of the stored bytes, not the `=` of the type: `1 month` is not `30 days`, `1.0` is not `1.000`, and
+/// `json` has no `=`. The condition does not look for nulls, because a side that was written, given up and expanded again
+/// is full of old values.
+pub(super) fn differ(found: &[String], expected: &[String], types: &[ColumnType]) -> String {
+    if cfg!(cutover_break = "compare") {
+        return format!("row({}) is null", found.join(", "));
+    }
+    let found: Vec<String> = found.iter().zip(types).map(|(column, ty)| ty.found(column)).collect();
+    format!(
+        "not pg_catalog.record_image_eq(row({}), row({}))",
+        found.join(", "),
+        cast(expected, types).join(", ")
+    )
+}
+
+/// Values as an assignment to the columns would store them.
+pub(super) fn cast(values: &[String], types: &[ColumnType]) -> Vec<String> {
+    values.iter().zip(types).map(|(value, ty)| ty.cast(value)).collect()
+}
+
+/// `relation."f:0"`, `relation."f:1"` and so on: names that no column of the user has.
+pub(super) fn columns(relation: &str, letter: char, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{relation}\"{letter}:{n}\"")).collect()
+}
+
+pub(super) fn of(relation: &str, names: &[String]) -> Vec<String> {
+    names.iter().map(|name| format!("{relation}.{name}")).collect()
+}
+
+pub(super) fn zip(one: &[String], other: &[String], each: impl Fn(&str, &str) -> String) -> String {
+    one.iter().zip(other).map(|(one, other)| each(one, other)).collect::<Vec<_>>().join(", ")
+}
+
+impl Scope<'_> {
+    pub(super) fn is_one_table(&self) -> bool {
+        self.sides.old == self.sides.new
+    }
+
+    /// The tables whose rows are visited.
+    pub(crate) fn tables(&self) -> Vec<&str> {
+        if self.is_one_table() { vec![&self.sides.old] } else { vec![&self.sides.old, &self.sides.new] }
+    }
+
+    /// A statement over a span. The JSON of mappings in Rust follows the parameters of the span.
+    pub(super) fn query(
+        &self,
+        span: &Span,
+        text: impl Fn(&dyn Fn(usize) -> String) -> String,
+        json: &[&Option<String>],
+    ) -> Query {
+        let first = self.key.parameters(span) + 1;
+        let present: Vec<&String> = json.iter().copied().flatten().collect();
+        let number = |index: usize| {
+            let before = json.iter().take(index).filter(|json| json.is_some()).count();
+            format!("${}", first + before)
+        };
+        present.into_iter().fold(self.key.query(span, text(&number)), |query, json| query.bind(json.clone()))
+    }
+
+    /// A relation of keys and computed values.
+    pub(super) fn relation(
+        &self,
+        mapping: &Mapping,
+        from: &str,
+        span: &Span,
+        lock: &str,
+        letter: char,
+        json: &str,
+    ) -> String {
+        let (names, count) = (self.key.names(), mapping.columns.len());
+        match &mapping.code {
+            MappingCode::Sql(expressions) => {
+                let values =
+                    zip(expressions, &columns("", letter, count), |e, name| format!("({e}) as {name}"));
+                format!("(select {names}, {values} from {from} where {}{lock})", self.key.within(span))
+            }
+            MappingCode::Rust(_) => {
+                self.recordset(letter, json, if letter == 'b' { &self.old_types } else { &self.new_types })
+            }
+        }
+    }
+
+    /// A relation of the keys and values in the JSON of a mapping in Rust.
+    pub(super) fn recordset(&self, letter: char, json: &str, types: &[ColumnType]) -> String {
+        let names = columns("", letter, types.len());
+        let declared: Vec<String> =
+            names.iter().zip(types).map(|(name, ty)| format!("{name} {}", ty.carrier())).collect();
+        let typed: Vec<String> = names
+            .iter()
+            .zip(types)
+            .map(
+                |(name, ty)| {
+                    if ty.is_json() { format!("{name}::{} as {name}", ty.name) } else { name.clone() }
+                },
+            )
+            .collect();
+        format!(
+            "(select {}, {} from jsonb_to_recordset({json}::text::jsonb) as mapped ({}, {}))",
+            self.key.names(),
+            typed.join(", "),
+            self.key.declared(),
+            declared.join(", ")
+        )
+    }
+
+    pub(super) fn first_key_column(&self, relation: &str) -> String {
+        self.key.columns.first().map(|column| format!("{relation}.{}", column.name)).unwrap_or_default()
+    }
+
+    /// Locks the rows of a span against every change.
+    pub(crate) fn lock(&self, table: &str, span: &Span) -> Query {
+        self.key.query(span, format!("select 1 from {table} where {} for share", self.key.within(span)))
+    }
+
+    /// The rows of a span with their keys, as a mapping in Rust gets them. `lock` if they are to be copied.
+    pub(crate) fn rows(&self, table: &str, span: &Span, lock: bool) -> Query {
+        let text = format!(
+            "select {} as cutover_key, t.* from {table} as t where {}{}",
+            self.key.as_text("t"),
+            self.key.within(span),
+            if lock { " for share" } else { "" }
+        );
+        self.key.query(span, text)
+    }
+}

@@ -1,0 +1,114 @@
+//! The steps of a write on both sides.
+
+use serde::Serialize;
+
+use super::dual_write::DualWrite;
+use super::rows::{Keyed, Rows};
+use crate::migration::phase::{Phase, Side};
+use crate::migration::runtime::{Error, FencedTransaction, PinnedTx, is_retryable};
+
+/// The steps of a write, for `#[dual_write]` and for the closures. They are no methods, so they hide no method of a
+/// repository. The order is: `begin_write`, the old side's call, `protect_new_side`, the new side's call,
+/// `finish_new_side`, `end_write`.
+#[doc(hidden)]
+impl<O, N, B> DualWrite<O, N, B> {
+    /// Returns the sides to write. The transaction cannot be committed until `end_write`.
+    #[inline]
+    pub fn begin_write<'a, T: FencedTransaction>(
+        this: &'a Self,
+        tx: &mut PinnedTx<T>,
+    ) -> Result<Writes<'a, O, N, B>, Error> {
+        this.check(tx)?;
+        tx.write_begins();
+        let phase = tx.phase();
+        Ok(match (phase.writes(Side::Old), phase.writes(Side::New)) {
+            (true, true) => Writes::Both { old: &this.old, new: &this.new, at_once: this.at_once.as_ref() },
+            (_, false) => Writes::Old(&this.old),
+            (false, true) => Writes::New(&this.new),
+        })
+    }
+
+    /// Sets a savepoint if a failure of the new side may be repaired later.
+    #[inline]
+    pub fn protect_new_side<T: FencedTransaction, K: Serialize + ?Sized>(
+        this: &Self,
+        tx: &mut PinnedTx<T>,
+        rows: Rows<'_, K>,
+    ) -> impl Future<Output = Result<Guard, Error>> {
+        let may_fail = this.repairs && tx.phase() < Phase::Ramp;
+        // Outside of the future, so that the caller's keys do not have to live across an await.
+        let keys = if may_fail { rows.to_json() } else { None };
+        async move {
+            if keys.is_some() {
+                tx.ask("savepoint cutover_new_side", &[]).await?;
+            }
+            Ok(Guard(keys))
+        }
+    }
+
+    /// The result of the new side's write; `None` if it failed and its rows are recorded for repair.
+    #[inline]
+    pub async fn finish_new_side<T: FencedTransaction, R, E>(
+        this: &Self,
+        tx: &mut PinnedTx<T>,
+        guard: Guard,
+        attempt: Result<R, E>,
+    ) -> Result<Option<R>, E>
+    where
+        E: From<Error> + std::error::Error + 'static,
+    {
+        let Guard(Some(keys)) = guard else { return attempt.map(Some) };
+        match attempt {
+            Ok(value) => {
+                tx.ask("release savepoint cutover_new_side", &[]).await?;
+                Ok(Some(value))
+            }
+            // The whole transaction has to be retried.
+            Err(error) if is_retryable(&error) => Err(error),
+            Err(error) => {
+                let text = error.to_string();
+                match this.record_repairs(tx, &keys, &text).await {
+                    Ok(true) => Ok(None),
+                    Ok(false) | Err(_) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Allows the commit that `begin_write` forbade.
+    #[inline]
+    pub fn end_write<T: FencedTransaction, R>(_: &Self, tx: &mut PinnedTx<T>, value: R) -> R {
+        tx.write_ended();
+        value
+    }
+}
+
+/// The key under which the first side inserted the row: the given key, or the one that the database generated.
+#[doc(hidden)]
+pub fn inserted_key<K: PartialEq, R: Keyed<K>>(given: Option<K>, inserted: &R) -> Result<K, Error> {
+    let key = inserted.key();
+    if given.is_none_or(|given| given == key) { Ok(key) } else { Err(Error::KeysDiffer) }
+}
+
+/// Checks that the second side inserted the row under the key that it was given.
+#[doc(hidden)]
+pub fn check_same_key<K: PartialEq, R: Keyed<K>>(key: &K, inserted: &R) -> Result<(), Error> {
+    if inserted.key() == *key { Ok(()) } else { Err(Error::KeysDiffer) }
+}
+
+/// The keys of the rows whose new side is written behind a savepoint; `None` if there is no savepoint.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Guard(Option<serde_json::Value>);
+
+/// The sides to write.
+#[doc(hidden)]
+#[derive(Debug)]
+pub enum Writes<'a, O, N, B> {
+    /// Only the old side.
+    Old(&'a O),
+    /// Both, the old side first, or both by the combined writer if there is one.
+    Both { old: &'a O, new: &'a N, at_once: Option<&'a B> },
+    /// Only the new side.
+    New(&'a N),
+}
