@@ -1,198 +1,89 @@
-//! The command line: what a person at a terminal, or a pipeline, asks of the ledger.
+//! The command line of cutover: what a person at a terminal, or a pipeline, asks of the ledger.
 
+mod arguments;
 mod canary;
 mod http;
-mod moves;
 mod preflight;
-mod screen;
+mod progress;
+mod step;
 mod text;
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use arguments::{Arguments, Command};
+use clap::{CommandFactory, Parser};
 use cutover::ledger::Ledger;
+use cutover::migration::Phase;
 use cutover::migration::admin::{
-    AdminError, approve, history, pause_work, plan, repairs, report, resume_work, retry_repairs, set_phase,
-    strangers, unrepaired,
+    AdminError, approve, count_repairs, external_writes, history, pause_work, plan, repairs, report,
+    resume_work, retry_repairs, set_phase,
 };
-use cutover::migration::{Desired, Phase};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
-
-/// Looks after migrations that a fleet of instances agrees on.
-///
-/// Exit status: 0 done; 1 refused, or nothing of that name; 2 wrong usage; 3 the ledger can't be used; 4 not done yet
-/// when the waiting ended.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    /// The database whose ledger it is
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true)]
-    database_url: Option<String>,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-    /// Who is named in the history
-    #[arg(long, env = "USER", default_value = "unknown", global = true)]
-    actor: String,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Install or upgrade schema `cutover`, with a role that may create it
-    Install {
-        /// Grant the use of the ledger to this role, the one that the service runs as
-        #[arg(long)]
-        grant_to: Option<String>,
-    },
-    /// Show migrations, their instances and what they wait for
-    Status {
-        /// Only this one: `name` or `fleet/name`
-        migration: Option<String>,
-        /// Show it anew every second, until interrupted
-        #[arg(long)]
-        watch: bool,
-    },
-    /// Say in sentences what migrations wait for, for how long and on whom
-    Explain {
-        /// Only this one: `name` or `fleet/name`
-        migration: Option<String>,
-    },
-    /// Ask for a phase: off, expand, backfill, verify, ramp[:percent], switch, retire or contract
-    Desired {
-        /// `name` or `fleet/name`
-        migration: String,
-        /// Where it shall go, one step at a time
-        phase: Desired,
-    },
-    /// Approve that the old side of a migration in `retire` is dropped
-    Approve {
-        /// `name` or `fleet/name`
-        migration: String,
-        /// Why, for the history
-        #[arg(long, default_value = "")]
-        reason: String,
-    },
-    /// Show the steps that lie ahead: what each needs, whether it holds, and the statements
-    Plan {
-        /// `name` or `fleet/name`
-        migration: String,
-        /// As far as this phase
-        #[arg(long, default_value_t = Phase::Contract)]
-        to: Phase,
-    },
-    /// Make the new side exist and have both sides written: from `off` to `expand`
-    Expand(moves::Move),
-    /// Copy the rows: from `expand` to a complete new side in `backfill`; or hold up the work on rows, or let it go on
-    Backfill {
-        #[command(flatten)]
-        go: moves::Move,
-        /// Hold up the work on its rows (backfill, reverse backfill, scan) on every instance: batches under way still end
-        #[arg(long, group = "what", conflicts_with_all = ["dry_run", "no_wait", "timeout"])]
-        pause: bool,
-        /// Let that work go on where it stopped
-        #[arg(long, group = "what", conflicts_with_all = ["dry_run", "no_wait", "timeout"])]
-        resume: bool,
-    },
-    /// Compare both sides: from `backfill` to a clean scan in `verify`; exit status 1 where they differ
-    Verify(moves::Move),
-    /// Approve and drop the old side: from `retire` to `contract`. There is no way back
-    Contract {
-        #[command(flatten)]
-        go: moves::Move,
-        /// Why, for the history
-        #[arg(long, default_value = "")]
-        reason: String,
-    },
-    /// Judge a canary by what Prometheus has of it and of the stable version
-    ///
-    /// Exit status: 0 it may go on; 1 it failed; 3 Prometheus can't be asked; 4 too few requests to say.
-    Canary(Box<canary::Canary>),
-    /// Show rows whose sides are known to differ: key, error, since when, how often it was tried
-    Repairs {
-        /// Only this one: `name` or `fleet/name`
-        migration: Option<String>,
-        /// Try all of the migration's again at once, also those that were given up
-        #[arg(long, requires = "migration")]
-        retry: bool,
-        /// Say how many that would be; change nothing
-        #[arg(long, requires = "retry")]
-        dry_run: bool,
-        /// How many rows
-        #[arg(long, default_value_t = 20)]
-        limit: u32,
-    },
-    /// Show who writes a migrating table past the library: who, how often, since when
-    Strangers {
-        /// Only this one: `name` or `fleet/name`
-        migration: Option<String>,
-        /// How many
-        #[arg(long, default_value_t = 20)]
-        limit: u32,
-    },
-    /// Say everything that would break a build here, as far as that can be told without its code
-    ///
-    /// Exit status: 0 no problem; 1 some.
-    Preflight(Box<preflight::Arguments>),
-    /// Show what happened, the latest first
-    History {
-        /// Only this one: `name` or `fleet/name`
-        migration: Option<String>,
-        /// How many events
-        #[arg(long, default_value_t = 20)]
-        limit: u32,
-    },
-}
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Command::Canary(canary) = arguments.command {
-        return canary::run(*canary, arguments.json).await;
+    match arguments.command {
+        Command::Canary(canary) => return canary::run(*canary, arguments.json).await,
+        Command::Completions { shell } => return completions(shell),
+        Command::Man { command } => return man(command.as_deref()),
+        _ => {}
     }
     let Some(url) = &arguments.database_url else {
-        complain("cutover: no database: set DATABASE_URL or give --database-url");
+        complain(
+            "cutover: no database is given: set DATABASE_URL or --database-url to postgres://user@host/name",
+        );
         return ExitCode::from(2);
     };
     let options = match connect_options(url) {
         Ok(options) => options.application_name("cutover command line"),
         Err(problem) => {
-            // Not the address itself: it may hold a password.
+            // Without the URL itself, which may hold a password.
             complain(&format!(
-                "cutover: the database's address can't be read ({problem}); it looks like postgres://user@host/name"
+                "cutover: the database URL cannot be used ({problem}); it looks like postgres://user@host/name"
             ));
             return ExitCode::from(2);
         }
     };
-    if let Command::Preflight(asked) = arguments.command {
-        return preflight::run(*asked, options, arguments.json).await;
+    if let Command::Preflight(preflight) = arguments.command {
+        return preflight::run(*preflight, options, arguments.json).await;
     }
     match run(&arguments, options).await {
         Ok(code) => code,
-        Err(AdminError::Ledger(error)) => {
-            complain(&format!("cutover: {error}"));
-            ExitCode::from(3)
-        }
         Err(error) => {
             complain(&format!("cutover: {error}"));
-            ExitCode::from(1)
+            ExitCode::from(if matches!(error, AdminError::Ledger(_)) { 3 } else { 1 })
         }
     }
 }
 
 fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
-    // The parser takes any scheme for Postgres's.
+    // The parser accepts any scheme.
     if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
         return Err("it begins with neither postgres:// nor postgresql://".into());
     }
     url.parse().map_err(|error: sqlx::Error| error.to_string())
 }
 
+/// Who is named in the history: `--actor` or `USER`, else the database role and this host.
+fn actor(arguments: &Arguments, options: &PgConnectOptions) -> String {
+    if let Some(actor) = arguments.actor.as_deref().map(str::trim).filter(|actor| !actor.is_empty()) {
+        return actor.to_owned();
+    }
+    let named = |name: String| Some(name.trim().to_owned()).filter(|name| !name.is_empty());
+    let host = std::env::var("HOSTNAME").ok().and_then(named);
+    let host = host.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok().and_then(named));
+    match host {
+        Some(host) => format!("role {} on {host}", options.get_username()),
+        None => format!("role {}", options.get_username()),
+    }
+}
+
 async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCode, AdminError> {
+    let actor = &actor(arguments, &options);
     if let Command::Install { grant_to } = &arguments.command {
         let ledger = Ledger::open(options).await?;
         if let Some(role) = grant_to {
@@ -202,74 +93,130 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
         say(arguments, &"installed", || format!("schema cutover is installed{granted}\n"));
         return Ok(ExitCode::SUCCESS);
     }
-    // Only `install` installs.
-    let ledger = Ledger::existing(options).await?;
+    // Only `install` may change the schema.
+    let ledger = &Ledger::existing(options).await?;
     match &arguments.command {
-        Command::Install { .. } | Command::Canary(_) | Command::Preflight(_) => {}
+        Command::Expand(step) => return step::run(ledger, arguments, actor, step, Phase::Expand).await,
+        Command::Backfill(step) => return step::run(ledger, arguments, actor, step, Phase::Backfill).await,
+        Command::Verify(step) => return step::run(ledger, arguments, actor, step, Phase::Verify).await,
+        Command::Contract { step, reason } => {
+            return step::contract(ledger, arguments, actor, step, reason).await;
+        }
+        Command::SetPhase { migration, phase } => {
+            let source = plan(ledger, migration, phase.phase).await?.desired_from;
+            if let Some(flag) = source.filter(|source| source != "ledger") {
+                complain(&format!(
+                    "cutover: the service takes the desired phase of {migration:?} from {flag}; set it there"
+                ));
+                return Ok(ExitCode::from(1));
+            }
+            set_phase(ledger, migration, *phase, actor).await?;
+            say(arguments, &phase.to_string(), || format!("{migration}: desired phase set to {phase}\n"));
+        }
+        Command::Approve { migration, reason } => {
+            approve(ledger, migration, actor, reason).await?;
+            say(arguments, &"approved", || format!("{migration}: the drop of its old side is approved\n"));
+        }
+        Command::Pause { migration } => {
+            pause_work(ledger, migration, actor).await?;
+            say(arguments, &"paused", || format!("{migration}: backfills and scans are paused\n"));
+        }
+        Command::Resume { migration } => {
+            resume_work(ledger, migration, actor).await?;
+            say(arguments, &"resumed", || format!("{migration}: backfills and scans are resumed\n"));
+        }
+        Command::Repairs { migration: Some(migration), retry: true, dry_run, .. } => {
+            retry(ledger, arguments, actor, migration, *dry_run).await?;
+        }
+        _ => show(ledger, arguments).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn retry(
+    ledger: &Ledger,
+    arguments: &Arguments,
+    actor: &str,
+    migration: &str,
+    dry_run: bool,
+) -> Result<(), AdminError> {
+    if dry_run {
+        let rows = count_repairs(ledger, migration).await?;
+        say(arguments, &rows, || format!("{migration}: would retry {}\n", text::rows(rows)));
+    } else {
+        let rows = retry_repairs(ledger, migration, actor).await?;
+        let shown = i64::try_from(rows).unwrap_or(i64::MAX);
+        say(arguments, &rows, || format!("{migration}: retrying {}\n", text::rows(shown)));
+    }
+    Ok(())
+}
+
+/// The commands that only read.
+async fn show(ledger: &Ledger, arguments: &Arguments) -> Result<(), AdminError> {
+    match &arguments.command {
         Command::Status { migration, watch } => loop {
-            let reports = report(&ledger, migration.as_deref()).await?;
+            let reports = report(ledger, migration.as_deref()).await?;
             let clear = if *watch { "\x1b[H\x1b[2J" } else { "" };
-            let is_heard = say(arguments, &reports, || format!("{clear}{}", text::status(&reports)));
-            if !watch || !is_heard {
+            let is_read = say(arguments, &reports, || format!("{clear}{}", text::status(&reports)));
+            if !watch || !is_read {
                 break;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
         },
         Command::Explain { migration } => {
-            let reports = report(&ledger, migration.as_deref()).await?;
-            say(arguments, &reports, || reports.iter().map(text::explain).collect());
-        }
-        Command::Desired { migration, phase } => {
-            set_phase(&ledger, migration, *phase, &arguments.actor).await?;
-            say(arguments, &phase.to_string(), || format!("{migration}: asked for {phase}\n"));
-        }
-        Command::Approve { migration, reason } => {
-            approve(&ledger, migration, &arguments.actor, reason).await?;
-            say(arguments, &"approved", || format!("{migration}: the drop of its old side is approved\n"));
+            let reports = report(ledger, migration.as_deref()).await?;
+            say(arguments, &reports, || text::explain(&reports));
         }
         Command::Plan { migration, to } => {
-            let report = plan(&ledger, migration, *to).await?;
+            let report = plan(ledger, migration, *to).await?;
             say(arguments, &report, || text::plan(&report));
         }
-        Command::Expand(go) => return moves::run(&ledger, arguments, go, Phase::Expand).await,
-        Command::Verify(go) => return moves::run(&ledger, arguments, go, Phase::Verify).await,
-        Command::Contract { go, reason } => return moves::contract(&ledger, arguments, go, reason).await,
-        Command::Backfill { go, pause: false, resume: false } => {
-            return moves::run(&ledger, arguments, go, Phase::Backfill).await;
-        }
-        Command::Backfill { go: moves::Move { migration, .. }, pause: true, .. } => {
-            pause_work(&ledger, migration, &arguments.actor).await?;
-            say(arguments, &"paused", || format!("{migration}: the work on its rows is paused\n"));
-        }
-        Command::Backfill { go: moves::Move { migration, .. }, .. } => {
-            resume_work(&ledger, migration, &arguments.actor).await?;
-            say(arguments, &"resumed", || format!("{migration}: the work on its rows goes on\n"));
-        }
-        Command::Repairs { migration: Some(migration), retry: true, dry_run: true, .. } => {
-            let rows = unrepaired(&ledger, migration).await?;
-            say(arguments, &rows, || format!("{migration}: {rows} rows would be tried again\n"));
-        }
-        Command::Repairs { migration: Some(migration), retry: true, .. } => {
-            let rows = retry_repairs(&ledger, migration, &arguments.actor).await?;
-            say(arguments, &rows, || format!("{migration}: {rows} rows are tried again\n"));
-        }
         Command::Repairs { migration, limit, .. } => {
-            let rows = repairs(&ledger, migration.as_deref(), *limit).await?;
+            let rows = repairs(ledger, migration.as_deref(), *limit).await?;
             say(arguments, &rows, || text::repairs(&rows));
         }
-        Command::Strangers { migration, limit } => {
-            let seen = strangers(&ledger, migration.as_deref(), *limit).await?;
-            say(arguments, &seen, || text::strangers(&seen));
+        Command::ExternalWrites { migration, limit } => {
+            let writers = external_writes(ledger, migration.as_deref(), *limit).await?;
+            say(arguments, &writers, || text::external_writes(&writers));
         }
         Command::History { migration, limit } => {
-            let events = history(&ledger, migration.as_deref(), *limit).await?;
+            let events = history(ledger, migration.as_deref(), *limit).await?;
             say(arguments, &events, || text::history(&events));
         }
+        // The other commands have been handled.
+        _ => {}
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-/// `false` when nobody reads it any more, as after `cutover status --watch | head`.
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "cutover", &mut script);
+    print(&String::from_utf8_lossy(&script));
+    ExitCode::SUCCESS
+}
+
+fn man(name: Option<&str>) -> ExitCode {
+    let mut command = Arguments::command();
+    command.build();
+    let command = match name {
+        None => command,
+        Some(name) => match command.find_subcommand(name) {
+            Some(found) => found.clone(),
+            None => {
+                complain(&format!("cutover: there is no command {name:?}; `cutover --help` lists them"));
+                return ExitCode::from(2);
+            }
+        },
+    };
+    let mut page = Vec::new();
+    // Writing into memory does not fail.
+    let _ = clap_mangen::Man::new(command).render(&mut page);
+    print(&String::from_utf8_lossy(&page));
+    ExitCode::SUCCESS
+}
+
+/// Prints a value as text or JSON. Returns `false` if standard output is closed, as in `cutover status --watch | head`.
 fn say<T: Serialize>(arguments: &Arguments, value: &T, text: impl FnOnce() -> String) -> bool {
     let text = if arguments.json {
         match serde_json::to_string_pretty(value) {
@@ -282,13 +229,13 @@ fn say<T: Serialize>(arguments: &Arguments, value: &T, text: impl FnOnce() -> St
     print(&text)
 }
 
-/// `false` when nobody reads standard output any more; that never changes the exit status.
+/// Returns `false` if standard output is closed. That never changes the exit status.
 fn print(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
-/// Says it on standard error, should anybody read that.
+/// Writes a line to standard error, if that is open.
 fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,38 +1,36 @@
-//! `cutover preflight`: what would break a build here, as far as that can be told without its code.
+//! `cutover preflight`: the problems that a build would have here, as far as they can be found without its code.
 
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use super::complain;
-use super::print;
 use clap::Args;
-use cutover::migration::MigrationSpec;
-use cutover::migration::{Phase, PhaseRange};
+use cutover::migration::{MigrationSpec, Phase, PhaseRange};
 use cutover::preflight::Preflight;
 use sqlx::postgres::PgConnectOptions;
 
-/// The service's own binary knows more: run it with CUTOVER_PREFLIGHT=1 where you can.
+use super::{complain, print};
+
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// The fleet: the service's name, unless it was given another one
+    /// The fleet; by default a fleet has the name of its service
     #[arg(long)]
     fleet: String,
-    /// What the build can run of a migration, such as status=off..=contract; may be repeated
-    #[arg(long = "range", value_name = "NAME=LOWEST..=HIGHEST")]
+    /// The phases that the build supports of a migration, such as status=off..=contract; may be repeated
+    #[arg(long = "range", value_name = "NAME=MIN..=MAX")]
     ranges: Vec<Range>,
-    /// Connections of each instance's pool
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Size of each instance's connection pool
+    #[arg(long, value_name = "CONNECTIONS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pool: u32,
-    /// Instances at most: replicas, surge, and those that are still terminating
+    /// The largest number of instances at a time: replicas, surge and terminating ones
     #[arg(long)]
     instances: Option<usize>,
-    /// A Redis that has to answer
+    /// Check that this Redis answers
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     redis_url: Option<String>,
-    /// A flag server that has to have the flags
+    /// Check that this Unleash server has the flags
     #[arg(long, env = "UNLEASH_URL")]
     unleash_url: Option<String>,
-    /// A backend token of it
+    /// A backend token of the Unleash server
     #[arg(long, env = "UNLEASH_TOKEN", hide_env_values = true, default_value = "")]
     unleash_token: String,
     /// A flag that the build declares; may be repeated
@@ -40,7 +38,7 @@ pub(crate) struct Arguments {
     flags: Vec<String>,
 }
 
-/// A migration's name and the phases of it that a build can run.
+/// A migration's name and the phases that a build supports.
 #[derive(Clone)]
 struct Range(String, PhaseRange);
 
@@ -49,17 +47,17 @@ impl FromStr for Range {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = text.split_once('=').and_then(|(name, range)| Some((name, range.split_once("..=")?)));
-        let Some((name, (lowest, highest))) = parts else {
-            return Err("write for example status=off..=contract".into());
+        let Some((name, (min, max))) = parts else {
+            return Err("it is not a range of phases; write for example status=off..=contract".into());
         };
         let phase = |text: &str| text.parse::<Phase>().map_err(|error| error.to_string());
-        let range = PhaseRange::new(phase(lowest)?..=phase(highest)?);
-        let range = range.ok_or_else(|| format!("{lowest} comes after {highest}: the range is empty"))?;
+        let range = PhaseRange::new(phase(min)?..=phase(max)?);
+        let range = range.ok_or_else(|| format!("the range is empty, because {min} comes after {max}"))?;
         Ok(Self(name.to_owned(), range))
     }
 }
 
-/// Exit status 0 for no problem, 1 for some, 2 for arguments that can't be used.
+/// Exit status 0: no problem; 1: problems; 2: the arguments cannot be used.
 pub(crate) async fn run(arguments: Arguments, options: PgConnectOptions, json: bool) -> ExitCode {
     let specs =
         arguments.ranges.into_iter().map(|Range(name, range)| MigrationSpec::new(name, range)).collect();
@@ -73,6 +71,9 @@ pub(crate) async fn run(arguments: Arguments, options: PgConnectOptions, json: b
                 return ExitCode::from(2);
             }
         }
+    }
+    if arguments.unleash_url.is_none() {
+        preflight = preflight.flags(None, arguments.flags.clone());
     }
     if let Some(url) = arguments.unleash_url {
         let options =

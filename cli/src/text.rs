@@ -1,4 +1,4 @@
-//! Reports as text.
+//! Reports as text for a terminal.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -8,9 +8,12 @@ use cutover::migration::admin::{
     WorkReport,
 };
 
+const NO_MIGRATION: &str =
+    "the ledger has no migration: one is registered when an instance that declares it first starts\n";
+
 pub(crate) fn status(reports: &[MigrationReport]) -> String {
     if reports.is_empty() {
-        return "no migration has been declared yet\n".into();
+        return NO_MIGRATION.into();
     }
     let mut text = String::new();
     for report in reports {
@@ -27,16 +30,24 @@ pub(crate) fn status(reports: &[MigrationReport]) -> String {
             let _ = writeln!(text, "  desired   {desired}");
         }
         if let Some(waits) = &report.waits_for {
-            let _ = writeln!(text, "  waits     {waits} (for {})", age(report.waits_seconds.unwrap_or(0.0)));
+            let _ =
+                writeln!(text, "  waits for {waits} (since {})", age(report.waits_seconds.unwrap_or(0.0)));
         }
         if let Some(by) = &report.paused_by {
-            let _ = writeln!(text, "  paused    by {by} (for {})", age(report.paused_seconds.unwrap_or(0.0)));
+            let _ = writeln!(
+                text,
+                "  paused    backfills and scans, by {by} (for {})",
+                age(report.paused_seconds.unwrap_or(0.0))
+            );
+        }
+        if report.driver.is_none() {
+            text.push_str("  driver    none: start an instance that declares this migration\n");
         }
         if let Some(work) = &report.work {
             let _ = writeln!(text, "  work      {}", progress(work));
         }
         let rows = report.instances.iter().map(|one| instance(one, report)).collect::<Vec<_>>();
-        text.push_str(&table(&["instance", "version", "range", "epoch", "lease", "state"], &rows));
+        text.push_str(&table(&["instance", "version", "phases", "epoch", "lease", "state"], &rows));
         text.push('\n');
     }
     text
@@ -46,38 +57,37 @@ fn instance(one: &InstanceReport, report: &MigrationReport) -> [String; 6] {
     let state = match (&one.refusal, one.admitted) {
         (Some(reason), _) => format!("refused: {reason}"),
         (None, false) => "joining".into(),
-        (None, true) if report.driver.as_deref() == Some(&one.name) => "serving, drives".into(),
+        (None, true) if report.driver.as_deref() == Some(&one.name) => "serving, driver".into(),
         (None, true) => "serving".into(),
     };
     [
         one.name.clone(),
         one.version.clone(),
-        one.range.clone().unwrap_or_else(|| "unaware".into()),
+        one.range.clone().unwrap_or_else(|| "undeclared".into()),
         one.acknowledged.map(|epoch| epoch.to_string()).unwrap_or_default(),
         if one.lease_seconds > 0.0 { age(one.lease_seconds) } else { "expired".into() },
         state,
     ]
 }
 
-/// A length of time as people write it.
+/// Parses a duration such as `1h30m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let time: jiff::SignedDuration =
-        text.parse().map_err(|_| "write for example 90s, 5m or 1h30m".to_owned())?;
-    Duration::try_from(time).map_err(|_| "has to be positive".to_owned())
+        text.parse().map_err(|_| "it is not a duration; write for example 90s, 5m or 1h30m".to_owned())?;
+    Duration::try_from(time).map_err(|_| "a duration cannot be negative".to_owned())
 }
 
-/// The steps that lie ahead, each with what it needs and what it executes.
+/// The steps ahead, each with what it requires and its SQL.
 pub(crate) fn plan(report: &PlanReport) -> String {
-    let mut text = format!("{}/{} is in `{}`", report.fleet, report.name, report.phase);
-    match &report.waits_for {
-        Some(waits) => _ = writeln!(text, " and waits: {waits}"),
-        None => text.push('\n'),
+    let mut text = format!("{}/{} is in `{}`\n", report.fleet, report.name, report.phase);
+    if let Some(waits_for) = &report.waits_for {
+        let _ = writeln!(text, "waits for: {waits_for}");
     }
     if let Some(source) = report.desired_from.as_deref().filter(|source| *source != "ledger") {
-        let _ = writeln!(text, "the service takes its phase from {source}, not from what is asked for here");
+        let _ = writeln!(text, "the service takes the desired phase from {source}, not from the ledger");
     }
     match &report.published_by {
-        Some(version) => _ = writeln!(text, "as version {version} would do it"),
+        Some(version) => _ = writeln!(text, "statements published by version {version}"),
         None => text.push_str("no build has published its statements\n"),
     }
     for step in &report.steps {
@@ -99,7 +109,7 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         }
     }
     if report.steps.is_empty() {
-        text.push_str("nothing is left to do\n");
+        text.push_str("no step is left\n");
     }
     text
 }
@@ -121,67 +131,72 @@ pub(crate) fn progress(work: &WorkReport) -> String {
         None => "starting".into(),
     };
     let held = work.throttled_by.as_ref().filter(|_| !work.finished);
-    let held = held.map(|why| format!("; held up: {why}")).unwrap_or_default();
+    let held = held.map(|why| format!("; throttled: {why}")).unwrap_or_default();
     format!(
         "{}: {} of {} rows, {} changed, {} differ, {rate:.0} rows/s, {end}{held}",
         work.kind, work.rows_done, work.rows_total, work.rows_changed, work.differences
     )
 }
 
-pub(crate) fn explain(report: &MigrationReport) -> String {
-    let mut text = format!(
-        "{}/{} is in `{}` at epoch {} for {}.\n",
-        report.fleet,
-        report.name,
-        report.phase,
-        report.epoch,
-        age(report.phase_age_seconds)
-    );
+pub(crate) fn explain(reports: &[MigrationReport]) -> String {
+    if reports.is_empty() {
+        return NO_MIGRATION.into();
+    }
+    reports.iter().map(explain_one).collect::<Vec<_>>().join("\n")
+}
+
+fn explain_one(report: &MigrationReport) -> String {
+    let MigrationReport { fleet, name, phase, epoch, .. } = report;
+    let since = age(report.phase_age_seconds);
+    let mut text = format!("{fleet}/{name} has been in `{phase}` (epoch {epoch}) for {since}.\n");
+    match &report.desired {
+        Some(desired) => _ = writeln!(text, "Its desired phase in the ledger is `{desired}`."),
+        None => text.push_str("The ledger has no desired phase for it.\n"),
+    }
     match &report.waits_for {
-        Some(waits) => {
-            let _ =
-                writeln!(text, "It waits, for {} now: {waits}.", age(report.waits_seconds.unwrap_or(0.0)));
+        Some(waits_for) => {
+            let since = age(report.waits_seconds.unwrap_or(0.0));
+            let _ = writeln!(text, "It has been waiting for {since}: {waits_for}.");
         }
         None => text.push_str("It waits for nothing.\n"),
     }
+    if report.driver.is_none() {
+        text.push_str("No instance drives it: start an instance that declares this migration.\n");
+    }
     for one in &report.instances {
-        text.push_str(&in_the_way(one, report));
+        text.push_str(&not_serving(one, report));
     }
     if let Some(by) = &report.paused_by {
         let since = age(report.paused_seconds.unwrap_or(0.0));
-        let _ = writeln!(text, "The work on its rows was paused by {by}, {since} ago.");
+        let _ = writeln!(
+            text,
+            "Its backfills and scans were paused {since} ago by {by}; `cutover resume {name}` resumes them."
+        );
     }
-    if let Some(work) = &report.work
-        && !work.finished
-    {
-        let _ = writeln!(text, "Work under way: {}.", progress(work));
-    }
-    if report.driver.is_none() {
-        text.push_str("No instance drives it at the moment.\n");
+    if let Some(work) = report.work.as_ref().filter(|work| !work.finished) {
+        let _ = writeln!(text, "Running work: {}.", progress(work));
     }
     text
 }
 
-/// What there is to say of an instance that isn't simply serving at the current epoch.
-fn in_the_way(one: &InstanceReport, report: &MigrationReport) -> String {
-    let seen = age(one.seen_seconds.max(0.0));
+/// A sentence about an instance that does not serve at the current epoch; empty for one that does.
+fn not_serving(one: &InstanceReport, report: &MigrationReport) -> String {
+    let (name, seen) = (&one.name, age(one.seen_seconds.max(0.0)));
     match (&one.refusal, one.acknowledged) {
-        (Some(reason), _) => {
-            format!("Instance {}, last seen {seen} ago, is not admitted: {reason}.\n", one.name)
-        }
+        (Some(reason), _) => format!("Instance {name} (last seen {seen} ago) is not admitted: {reason}.\n"),
         (None, Some(at)) if at < report.epoch => {
             let open = match one.older_open.unwrap_or(0) {
                 0 => String::new(),
                 open => {
                     let (s, since) =
                         (if open == 1 { "" } else { "s" }, age(one.waits_seconds.unwrap_or(0.0)));
-                    format!(", {open} operation{s} open since {since}")
+                    format!(", with {open} operation{s} open for {since}")
                 }
             };
-            format!("Instance {} at epoch {at}, last seen {seen} ago{open}.\n", one.name)
+            format!("Instance {name} (last seen {seen} ago) is still at epoch {at}{open}.\n")
         }
         _ if one.lease_seconds <= 0.0 => {
-            format!("Instance {} was last seen {seen} ago; its lease has run out.\n", one.name)
+            format!("Instance {name} was last seen {seen} ago and its lease has expired.\n")
         }
         _ => String::new(),
     }
@@ -222,14 +237,14 @@ pub(crate) fn repairs(rows: &[RepairReport]) -> String {
             ]
         })
         .collect();
-    table(&["migration", "side", "key", "since", "tries", "next try", "error"], &cells)
+    table(&["migration", "side", "key", "age", "attempts", "next attempt", "error"], &cells)
 }
 
-pub(crate) fn strangers(seen: &[ExternalWriteReport]) -> String {
-    if seen.is_empty() {
-        return "nobody has written past the library\n".into();
+pub(crate) fn external_writes(writers: &[ExternalWriteReport]) -> String {
+    if writers.is_empty() {
+        return "no external write has been detected\n".into();
     }
-    let cells: Vec<[String; 6]> = seen
+    let cells: Vec<[String; 7]> = writers
         .iter()
         .map(|one| {
             [
@@ -237,12 +252,20 @@ pub(crate) fn strangers(seen: &[ExternalWriteReport]) -> String {
                 one.application.clone(),
                 one.role.clone(),
                 one.transactions.to_string(),
+                one.uncopied.to_string(),
                 one.first_seen.clone(),
                 format!("{} ago", age(one.age_seconds)),
             ]
         })
         .collect();
-    table(&["migration", "application", "role", "transactions", "first seen", "last seen"], &cells)
+    table(
+        &["migration", "application", "role", "transactions", "not copied", "first seen", "last seen"],
+        &cells,
+    )
+}
+
+pub(crate) fn rows(count: i64) -> String {
+    format!("{count} row{}", if count == 1 { "" } else { "s" })
 }
 
 fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
@@ -263,11 +286,14 @@ fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
     text
 }
 
+/// A duration in a readable unit, with the next smaller unit where that matters.
 fn age(seconds: f64) -> String {
-    match seconds {
-        s if s < 10.0 => format!("{s:.1} s"),
-        s if s < 120.0 => format!("{s:.0} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s => format!("{:.0} h", s / 3600.0),
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        _ if seconds < 10.0 => format!("{seconds:.1} s"),
+        0..120 => format!("{whole} s"),
+        120..7200 => format!("{} min", whole / 60),
+        7200..172_800 => format!("{} h {} min", whole / 3600, whole / 60 % 60),
+        _ => format!("{} d {} h", whole / 86_400, whole / 3600 % 24),
     }
 }

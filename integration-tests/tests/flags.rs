@@ -1,15 +1,17 @@
-//! Flags from a real Unleash.
+//! Flags of a real Unleash.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use cutover::Cutover;
 use cutover::flags::{
-    Backup, Decisions, FileBackup, Flag, FlagProblem, FlagProblemKind, Flags, PostgresBackup, RedisBackup,
-    Subject, Switch, UnleashOptions,
+    Backup, Decisions, FileBackup, Flag, FlagProblemKind, Flags, PostgresBackup, RedisBackup, Subject,
+    Switch, SwitchProblem, UnleashOptions,
 };
 use cutover::ledger::Ledger;
+use cutover::migration::{MigrationSpec, PhaseRange};
+use cutover::preflight::{Preflight, Severity};
 use cutover::release::Release;
 use cutover_testkit::{
     Folder, KitError, Postgres, PostgresOptions, Redis, Signal, Unleash, UnleashAdmin, if_installed,
@@ -33,12 +35,16 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     wait_until(what, LIMIT, async || Ok::<_, KitError>(done())).await.unwrap();
 }
 
+fn problems(flags: &Flags, declared: &[&str]) -> Vec<(String, FlagProblemKind)> {
+    flags.coverage(declared.iter().copied()).into_iter().map(|problem| (problem.flag, problem.kind)).collect()
+}
+
 fn users_in(flags: &Flags) -> Vec<bool> {
     (0..400).map(|user| flags.decide(&NEW_FLOW, &Subject::new().user(format!("u{user}")))).collect()
 }
 
 #[tokio::test]
-async fn a_rollout_a_phase_and_an_outage() {
+async fn rollouts_and_switches_survive_an_outage() {
     let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
     let Some(unleash) = if_installed(Unleash::start(&postgres).await).unwrap() else {
         return;
@@ -53,13 +59,13 @@ async fn a_rollout_a_phase_and_an_outage() {
     tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
     until("an answer", || flags.is_fresh()).await;
     assert_eq!(flags.switch("payment-status"), Switch::Off);
-    assert_eq!(flags.switch("payment-nothing"), Switch::Off);
+    assert_eq!(flags.switch("payment-nothing"), Switch::Unknown(SwitchProblem::Missing));
     assert_eq!(
-        flags.coverage(["payment-new-flow", "payment-nothing"]),
-        [FlagProblem { flag: "payment-nothing".into(), kind: FlagProblemKind::Missing }]
+        problems(&flags, &["payment-new-flow", "payment-nothing"]),
+        [("payment-nothing".to_owned(), FlagProblemKind::Missing)]
     );
 
-    // A share of the users, always the same ones, and a request keeps what it had.
+    // A rollout reaches the same users in every instance, and a request keeps its decision.
     admin.set_rollout("payment-new-flow", 25).await.unwrap();
     admin.enable("payment-new-flow").await.unwrap();
     until("a rollout", || users_in(&flags).contains(&true)).await;
@@ -78,7 +84,7 @@ async fn a_rollout_a_phase_and_an_outage() {
     assert!(request.decide(&NEW_FLOW));
     assert!(!Decisions::new(flags.clone(), subject()).decide(&NEW_FLOW));
 
-    // The phase of a migration, told to who waits for it.
+    // A change of the phase of a migration is announced.
     let mut changed = flags.changed();
     admin.set_variant("payment-status", "ramp:25").await.unwrap();
     admin.enable("payment-status").await.unwrap();
@@ -90,11 +96,11 @@ async fn a_rollout_a_phase_and_an_outage() {
     };
     tokio::time::timeout(LIMIT, told).await.unwrap();
 
-    // The server hangs: not off, but unknown; and back.
+    // While the server hangs, the switch is unknown and not off.
     let process = unleash.process();
     process.signal(Signal::STOP).unwrap();
     until("stale", || !flags.is_fresh()).await;
-    assert_eq!(flags.switch("payment-status"), Switch::Unknown);
+    assert!(matches!(flags.switch("payment-status"), Switch::Unknown(SwitchProblem::NotFresh(Some(_)))));
     assert!(flags.is_ready());
     process.signal(Signal::CONT).unwrap();
     let told = async {
@@ -104,7 +110,7 @@ async fn a_rollout_a_phase_and_an_outage() {
     };
     tokio::time::timeout(LIMIT, told).await.unwrap();
 
-    // A restart while it is away begins with what another instance knows.
+    // A new instance begins with the state of another one while the server is down.
     let bootstrap = flags.snapshot();
     process.kill().await.unwrap();
     let third = Flags::unleash(UnleashOptions { bootstrap, ..options(&unleash) }).unwrap();
@@ -123,7 +129,7 @@ async fn a_rollout_a_phase_and_an_outage() {
     }
 }
 
-/// Counts of one flag, as the server shows them to people.
+/// Waits until the server shows these counts of a flag.
 async fn until_reported(admin: &UnleashAdmin, flag: &str, counts: (u64, u64)) {
     wait_until("counts in Unleash", LIMIT, async || admin.reported(flag).await.map(|found| found == counts))
         .await
@@ -131,7 +137,7 @@ async fn until_reported(admin: &UnleashAdmin, flag: &str, counts: (u64, u64)) {
 }
 
 #[tokio::test]
-async fn the_last_counts_reach_the_server_and_gaps_are_found() {
+async fn close_sends_the_last_counts_and_coverage_is_checked() {
     let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
     let Some(unleash) = if_installed(Unleash::start(&postgres).await).unwrap() else {
         return;
@@ -143,29 +149,29 @@ async fn the_last_counts_reach_the_server_and_gaps_are_found() {
     admin.set_variant("payment-new-flow", "1").await.unwrap();
     admin.enable("payment-new-flow").await.unwrap();
 
-    // Longer than the test: what arrives was sent by `close`.
+    // Longer than the test, so that `close` sends what arrives.
     let hour = Duration::from_secs(3600);
     let flags = Flags::unleash(UnleashOptions { metrics_interval: hour, ..options(&unleash) }).unwrap();
     tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
-    let nobody = Subject::new();
+    let anyone = Subject::new();
     until("the flag to be on", || flags.switch("payment-new-flow") == Switch::On(Some("1".into()))).await;
     for _ in 0..5 {
-        assert!(flags.decide(&NEW_FLOW, &nobody));
+        assert!(flags.decide(&NEW_FLOW, &anyone));
     }
-    assert!(flags.variant("payment-new-flow", &nobody).unwrap().enabled);
-    assert!(!flags.decide(&Flag::new("old", false), &nobody));
+    assert!(flags.variant("payment-new-flow", &anyone).unwrap().enabled);
+    assert!(!flags.decide(&Flag::new("old", false), &anyone));
 
     let declared = ["payment-new-flow", "old", "gone", "never"];
-    let gap = |flag: &str, kind| FlagProblem { flag: flag.into(), kind };
-    assert_eq!(flags.coverage(declared), [gap("never", FlagProblemKind::Missing)]);
+    let problem = |flag: &str, kind| (flag.to_owned(), kind);
+    assert_eq!(problems(&flags, &declared), [problem("never", FlagProblemKind::Missing)]);
     admin.mark_stale("old").await.unwrap();
     admin.archive("gone").await.unwrap();
-    let gaps = [
-        gap("old", FlagProblemKind::Stale),
-        gap("gone", FlagProblemKind::Missing),
-        gap("never", FlagProblemKind::Missing),
+    let expected = [
+        problem("old", FlagProblemKind::Stale),
+        problem("gone", FlagProblemKind::Missing),
+        problem("never", FlagProblemKind::Missing),
     ];
-    until("the gaps", || flags.coverage(declared) == gaps).await;
+    until("the problems", || problems(&flags, &declared) == expected).await;
 
     tokio::time::timeout(LIMIT, flags.close()).await.unwrap();
     until_reported(&admin, "payment-new-flow", (6, 0)).await;
@@ -173,7 +179,7 @@ async fn the_last_counts_reach_the_server_and_gaps_are_found() {
 }
 
 #[tokio::test]
-async fn a_new_instance_starts_right_while_unleash_is_away() {
+async fn a_new_instance_starts_from_a_backup_in_an_outage() {
     let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
     let Some(unleash) = if_installed(Unleash::start(&postgres).await).unwrap() else {
         return;
@@ -187,7 +193,7 @@ async fn a_new_instance_starts_right_while_unleash_is_away() {
     let pool = deadpool_redis::Config::from_url(redis.url()).create_pool(None).unwrap();
     let url = postgres.create_database("payments").await.unwrap();
     let ledger = Ledger::open(url.parse().unwrap()).await.unwrap();
-    // What an instance may do at run time, and no more.
+    // With the rights of an instance at run time only.
     let owner = PgPool::connect(&url).await.unwrap();
     owner.execute("create role app login").await.unwrap();
     ledger.grant("app").await.unwrap();
@@ -229,7 +235,7 @@ async fn a_new_instance_starts_right_while_unleash_is_away() {
         assert!(counted(&registry, "restored"), "{place:?}");
     }
 
-    // Damaged in place: refused, and said; the declared default counts.
+    // A damaged backup is refused and counted, and the declared default applies.
     std::fs::write(folder.path().join("flags"), "cutover-flags/1 9 0\n{}").unwrap();
     let mut connection = pool.get().await.unwrap();
     let mut set = deadpool_redis::redis::cmd("SETRANGE");
@@ -243,10 +249,10 @@ async fn a_new_instance_starts_right_while_unleash_is_away() {
     }
 }
 
-/// An instance as the front door makes it, in a process of its own: it takes the flag server from its environment.
-/// Prints what it decides as soon as it is started.
+/// An instance in its own process, because the front door reads the flag server from the environment. It prints its
+/// decision right after the start.
 #[tokio::test]
-#[ignore = "another test starts it, with what it needs in its environment"]
+#[ignore = "another test starts it with its environment"]
 async fn instance_of_the_front_door() {
     let pool = PgPool::connect(&std::env::var("TEST_DATABASE").unwrap()).await.unwrap();
     let release = Release::new("payments", "stable").unwrap();
@@ -262,7 +268,7 @@ async fn instance_of_the_front_door() {
 }
 
 #[tokio::test]
-async fn the_front_door_keeps_the_last_state_in_the_ledger() {
+async fn the_front_door_stores_the_last_state_in_the_ledger() {
     let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
     let Some(unleash) = if_installed(Unleash::start(&postgres).await).unwrap() else {
         return;
@@ -282,7 +288,7 @@ async fn the_front_door_keeps_the_last_state_in_the_ledger() {
         assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
         text
     };
-    // The server shows a toggle within a second.
+    // The server shows a change within about a second.
     let shown = Flags::unleash(options(&unleash)).unwrap();
     until("the flag to be on", || shown.switch("payment-new-flow") == Switch::On(Some("1".into()))).await;
     let text = decided().await;
@@ -291,4 +297,110 @@ async fn the_front_door_keeps_the_last_state_in_the_ledger() {
     unleash.process().kill().await.unwrap();
     let text = decided().await;
     assert!(text.contains("decided true"), "{text}");
+}
+
+/// An instance whose migrations `archived`, `off` and `split` are in `switch`, each by a flag of its name.
+async fn instance_in_switch(url: &str, flags: &Flags) -> cutover::front::Instance {
+    let pool = PgPool::connect(url).await.unwrap();
+    let start = async |name: &str| {
+        let release = Release::new("payments", "stable").unwrap().with_instance(name).unwrap();
+        let mut service = Cutover::service("payments").release(release).postgres(pool.clone());
+        service = service.flags(flags.clone());
+        for migration in ["archived", "off", "split"] {
+            service = service.migration_by_flag(MigrationSpec::new(migration, PhaseRange::FULL), migration);
+        }
+        service.start().await.unwrap()
+    };
+    // The first start declares the migrations.
+    let first = start("first").await;
+    first.drain().begin();
+    first.drain().finished().await;
+    pool.execute(
+        "update cutover.epochs set closed_at = now(), drained_at = now();
+         insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
+             select id, 2, 'switch', 'ramp', 'test', 'test' from cutover.migrations;
+         update cutover.migrations set epoch = 2, phase = 'switch', old_complete = true, new_complete = true;",
+    )
+    .await
+    .unwrap();
+    start("second").await
+}
+
+#[tokio::test]
+async fn only_a_flag_that_is_turned_off_moves_a_migration_back() {
+    let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let Some(unleash) = if_installed(Unleash::start(&postgres).await).unwrap() else {
+        return;
+    };
+    let admin = unleash.admin().unwrap();
+    for flag in ["archived", "off", "split"] {
+        admin.ensure_flag(flag).await.unwrap();
+        admin.set_variant(flag, "switch").await.unwrap();
+        admin.enable(flag).await.unwrap();
+    }
+    let url = postgres.create_database("payments").await.unwrap();
+    let pool = PgPool::connect(&url).await.unwrap();
+    let flags = Flags::unleash(options(&unleash)).unwrap();
+    let on = Switch::On(Some("switch".into()));
+    until("the flags", || ["archived", "off", "split"].iter().all(|flag| flags.switch(flag) == on)).await;
+    let _instance = instance_in_switch(&url, &flags).await;
+    let shows = async |migration: &str, column: &'static str, part: &str| {
+        wait_until(&format!("{column} of {migration}"), LIMIT, async || {
+            let row = sqlx::query_scalar::<_, Option<String>>(column).bind(migration);
+            row.fetch_one(&pool).await.map(|text| text.unwrap_or_default().contains(part))
+        })
+        .await
+        .unwrap();
+    };
+    const PHASE: &str = "select phase from cutover.migrations where name = $1";
+    const WAITS_FOR: &str = "select waits_for from cutover.migrations where name = $1";
+
+    admin.archive("archived").await.unwrap();
+    shows("archived", WAITS_FOR, "no flag of this name").await;
+    admin.set_rollout("split", 50).await.unwrap();
+    shows("split", WAITS_FOR, "rollout of 50 %").await;
+    admin.disable("off").await.unwrap();
+    shows("off", PHASE, "verify").await;
+    for migration in ["archived", "split"] {
+        shows(migration, PHASE, "switch").await;
+    }
+    let moved: i64 = sqlx::query_scalar(
+        "select count(*) from cutover.epochs e join cutover.migrations m on m.id = e.migration_id \
+         where e.epoch > 2 and m.name <> 'off'",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert_eq!(moved, 0, "a migration whose flag has no clear answer did not move");
+}
+
+#[tokio::test]
+async fn a_preflight_reports_a_refused_token_and_a_wrong_url() {
+    let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let Some(unleash) = if_installed(Unleash::start(&postgres).await).unwrap() else {
+        return;
+    };
+    unleash.admin().unwrap().ensure_flag("payment-new-flow").await.unwrap();
+    let report = async |url: String, token: &str| {
+        let flags = Flags::unleash(UnleashOptions { url, token: token.to_owned(), ..options(&unleash) });
+        Preflight::new().flags(flags.unwrap(), ["payment-new-flow"]).run().await
+    };
+    let good = report(unleash.url(), unleash.backend_token()).await;
+    assert!(good.passed, "{good}");
+    for token in ["*:development.0123456789abcdef", unleash.admin_token()] {
+        let refused = report(unleash.url(), token).await;
+        let text = refused.to_string();
+        assert!(!refused.passed, "{text}");
+        assert!(text.contains("the flag server refused the token") && text.contains("answered 40"), "{text}");
+        assert!(text.contains("set UNLEASH_TOKEN") && !text.contains(token), "{text}");
+    }
+    let wrong = report(format!("{}/other", unleash.url()), unleash.backend_token()).await;
+    let text = wrong.to_string();
+    assert!(!wrong.passed && text.contains("/other/api/client/features answered"), "{text}");
+
+    // An unreachable server is a warning, because an instance starts without it.
+    unleash.process().kill().await.unwrap();
+    let unreachable = report(unleash.url(), unleash.backend_token()).await;
+    assert!(unreachable.passed, "{unreachable}");
+    assert_eq!(unreachable.of(Severity::Warning).count(), 1, "{unreachable}");
 }

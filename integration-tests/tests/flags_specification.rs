@@ -1,6 +1,6 @@
-//! The open client specification of Unleash, through the library's own front.
+//! The open client specification of Unleash, through the library's API.
 
-#![expect(clippy::panic, clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,7 @@ use cutover_testkit::{if_installed, specification};
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn the_open_client_specification() {
+async fn decisions_follow_the_open_client_specification() {
     let Some(folder) = if_installed(specification()).unwrap() else {
         return;
     };
@@ -36,7 +36,7 @@ async fn the_open_client_specification() {
         }
     }
     assert!(failures.is_empty(), "{} of {cases}:\n{}", failures.len(), failures.join("\n"));
-    // Version 6.1.0 has so many; a file that is not read would pass unseen.
+    // The number of cases in version 6.1.0, so that a file that was not read is noticed.
     assert_eq!(cases, 279);
 }
 
@@ -44,7 +44,7 @@ fn read(folder: &Path, file: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(folder.join(file)).unwrap()).unwrap()
 }
 
-/// Nobody listens there: the state is what the instance begins with.
+/// No server listens at this address, so the bootstrap state applies.
 fn flags(state: &Value, app: &str) -> Flags {
     let options = UnleashOptions::new("http://127.0.0.1:1", "token", app, "one");
     Flags::unleash(UnleashOptions { bootstrap: Some(state.to_string().into()), ..options }).unwrap()

@@ -1,4 +1,4 @@
-//! Checks of real servers: there, busy, frozen, gone, and back.
+//! Checks of real servers that are reachable, busy, frozen, stopped and restarted.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -6,10 +6,15 @@ use std::{future::pending, net::SocketAddr, str::FromStr, time::Duration};
 
 use axum::{Router, http::StatusCode, routing::get};
 use cutover::{
+    Cutover,
     drain::{Drain, DrainOptions},
+    fleet::FleetOptions,
     health::{Check, Criticality, Health},
+    migration::{MigrationSpec, PhaseRange},
+    release::Release,
 };
-use cutover_testkit::{PgBouncer, Postgres, PostgresOptions, Redis, Signal};
+use cutover_testkit::{PgBouncer, Postgres, PostgresOptions, Redis, Signal, wait_until};
+use deadpool_redis::redis::cmd;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::net::TcpListener;
 use tonic::{Code, service::Routes, transport::Endpoint};
@@ -32,7 +37,7 @@ fn pool(address: SocketAddr) -> PgPool {
     PgPoolOptions::new().max_connections(1).connect_lazy_with(options)
 }
 
-/// Asks until the page says `text`.
+/// Polls the page until it contains `text`.
 async fn page_with(url: &str, text: &str) -> (u16, String) {
     let asking = async {
         loop {
@@ -67,7 +72,7 @@ async fn a_database_that_refuses_blocks_readiness_but_not_liveness() {
 }
 
 #[tokio::test]
-async fn a_database_that_accepts_and_says_nothing_is_a_failure_in_bounded_time() {
+async fn a_database_that_never_answers_fails_within_the_limit() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let health = Health::new();
     let check = Check::postgres(&pool(mute.local_addr().unwrap()));
@@ -96,7 +101,7 @@ async fn start_postgres() -> Postgres {
 }
 
 #[tokio::test]
-async fn a_pool_that_is_used_up_is_a_warning_and_a_server_that_is_gone_a_failure() {
+async fn a_used_up_pool_warns_and_a_stopped_server_fails() {
     let postgres = start_postgres().await;
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy(&postgres.admin_url()).unwrap();
     let busy = pool.acquire().await.unwrap();
@@ -124,7 +129,7 @@ async fn a_pool_that_is_used_up_is_a_warning_and_a_server_that_is_gone_a_failure
 }
 
 #[tokio::test]
-async fn one_connection_is_kept_for_the_probe_and_not_one_per_probe() {
+async fn all_probes_share_one_connection() {
     let postgres = start_postgres().await;
     let pool = PgPool::connect(&postgres.admin_url()).await.unwrap();
     let health = Health::new();
@@ -141,7 +146,7 @@ async fn one_connection_is_kept_for_the_probe_and_not_one_per_probe() {
 }
 
 #[tokio::test]
-async fn a_transaction_pooler_is_no_trouble_for_the_probe() {
+async fn the_probe_works_through_a_transaction_pooler() {
     let postgres = start_postgres().await;
     let bouncer = PgBouncer::start(&postgres, 2).await.unwrap();
     let pool = PgPool::connect_lazy(&bouncer.url("postgres")).unwrap();
@@ -156,7 +161,7 @@ async fn a_transaction_pooler_is_no_trouble_for_the_probe() {
 }
 
 #[tokio::test]
-async fn redis_frozen_gone_and_back() {
+async fn the_redis_check_follows_freezes_and_restarts() {
     let redis = Redis::start().await.unwrap();
     let config = deadpool_redis::Config::from_url(redis.url());
     let pool =
@@ -172,7 +177,7 @@ async fn redis_frozen_gone_and_back() {
     let admin = admin(&health).await;
     until_ready(&health, true).await;
     let url = format!("{admin}/readyz/redis");
-    page_with(&url, "1 wait for one of the pool's 1 connections").await;
+    page_with(&url, "1 requests wait for one of the pool's 1 connections").await;
     drop(busy);
     waiting.await.unwrap();
     page_with(&url, "pass redis: ok").await;
@@ -190,7 +195,45 @@ async fn redis_frozen_gone_and_back() {
 }
 
 #[tokio::test]
-async fn a_deadpool_that_is_used_up_is_a_warning_and_a_server_that_is_gone_a_failure() {
+async fn a_redis_that_was_demoted_alive_fails_the_check() {
+    let (primary, other) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
+    let pool = deadpool_redis::Config::from_url(primary.url()).create_pool(None).unwrap();
+    let health = Health::new();
+    health.check(quick(Check::redis(&pool)).criticality(Criticality::Critical)).unwrap();
+    let admin = admin(&health).await;
+    until_ready(&health, true).await;
+    let mut connection = pool.get().await.unwrap();
+    let ttl: i64 = cmd("TTL").arg("cutover:health").query_async(&mut connection).await.unwrap();
+    assert!((1..=60).contains(&ttl), "the key of the check expires: {ttl}");
+
+    let port = other.url().trim_end_matches('/').rsplit(':').next().unwrap().to_owned();
+    let mut replicate = cmd("REPLICAOF");
+    let () = replicate.arg("127.0.0.1").arg(port).query_async(&mut connection).await.unwrap();
+    until_ready(&health, false).await;
+    page_with(&format!("{admin}/readyz"), "the server refuses writes because it is a replica").await;
+    let () = cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut connection).await.unwrap();
+    until_ready(&health, true).await;
+}
+
+#[tokio::test]
+async fn a_redis_user_without_the_key_of_the_check_is_a_warning() {
+    let redis = Redis::start().await.unwrap();
+    let pool = deadpool_redis::Config::from_url(redis.url()).create_pool(None).unwrap();
+    let mut connection = pool.get().await.unwrap();
+    let mut user = cmd("ACL");
+    user.arg(&["SETUSER", "app", "on", ">hunter2", "~session:*", "+@all"]);
+    let () = user.query_async(&mut connection).await.unwrap();
+    let url = redis.url().replace("redis://", "redis://app:hunter2@");
+    let pool = deadpool_redis::Config::from_url(url).create_pool(None).unwrap();
+    let health = Health::new();
+    health.check(quick(Check::redis(&pool)).criticality(Criticality::Critical)).unwrap();
+    let admin = admin(&health).await;
+    until_ready(&health, true).await;
+    page_with(&format!("{admin}/readyz/redis"), "run: ACL SETUSER <user> ~cutover:health +set").await;
+}
+
+#[tokio::test]
+async fn a_used_up_deadpool_warns_and_a_frozen_server_fails() {
     let postgres = start_postgres().await;
     let manager =
         deadpool_postgres::Manager::new(postgres.admin_url().parse().unwrap(), tokio_postgres::NoTls);
@@ -206,7 +249,7 @@ async fn a_deadpool_that_is_used_up_is_a_warning_and_a_server_that_is_gone_a_fai
     let admin = admin(&health).await;
     until_ready(&health, true).await;
     let url = format!("{admin}/readyz/postgres");
-    page_with(&url, "1 wait for one of the pool's 1 connections").await;
+    page_with(&url, "1 requests wait for one of the pool's 1 connections").await;
     drop(busy);
     waiting.await.unwrap();
     page_with(&url, "pass postgres: ok").await;
@@ -215,6 +258,50 @@ async fn a_deadpool_that_is_used_up_is_a_warning_and_a_server_that_is_gone_a_fai
     until_ready(&health, false).await;
     postgres.resume().unwrap();
     until_ready(&health, true).await;
+}
+
+/// Whether an instance with a migration in this phase is ready after its lease expired because Postgres was frozen.
+async fn ready_without_a_lease(phase: &str) -> bool {
+    let postgres = start_postgres().await;
+    let pool = PgPool::connect(&postgres.admin_url()).await.unwrap();
+    let release = Release::new("payments", "stable").unwrap();
+    let lease = Duration::from_secs(3);
+    let instance = Cutover::service("payments")
+        .release(release)
+        .postgres(pool.clone())
+        .fleet(FleetOptions { lease, renew_every: Duration::from_secs(1), ..FleetOptions::default() })
+        .migration(MigrationSpec::new("status", PhaseRange::FULL))
+        .start()
+        .await
+        .unwrap();
+    let admin = admin(instance.health()).await;
+    until_ready(instance.health(), true).await;
+    sqlx::query("update cutover.migrations set desired = $1").bind(phase).execute(&pool).await.unwrap();
+    let migration = instance.migration("status").unwrap();
+    wait_until("the phase", LIMIT, async || {
+        let at = migration.current().map(|(_, phase)| phase.to_string());
+        Ok::<_, std::convert::Infallible>(at.as_deref() == Some(phase))
+    })
+    .await
+    .unwrap();
+
+    postgres.pause().unwrap();
+    page_with(&format!("{admin}/readyz/lease"), "lease expired").await;
+    page_with(&format!("{admin}/readyz/deploy_guard"), "not a member of the fleet").await;
+    let ready = instance.health().is_ready();
+    postgres.resume().unwrap();
+    until_ready(instance.health(), true).await;
+    ready
+}
+
+#[tokio::test]
+async fn a_lost_lease_does_not_matter_before_a_migration_starts() {
+    assert!(ready_without_a_lease("off").await);
+}
+
+#[tokio::test]
+async fn a_lost_lease_makes_an_instance_unready_during_a_migration() {
+    assert!(!ready_without_a_lease("expand").await);
 }
 
 async fn dependency(app: impl cutover::drain::App) -> SocketAddr {
@@ -226,29 +313,29 @@ async fn dependency(app: impl cutover::drain::App) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_dependency_of_http_is_well_by_its_status_and_in_time() {
+async fn an_http_dependency_passes_by_status_within_the_limit() {
     let app = Router::new()
-        .route("/well", get(|| async { "well" }))
-        .route("/ill", get(|| async { StatusCode::SERVICE_UNAVAILABLE }))
+        .route("/works", get(|| async { "ok" }))
+        .route("/fails", get(|| async { StatusCode::SERVICE_UNAVAILABLE }))
         .route("/hangs", get(pending::<()>));
     let address = dependency(app).await;
     let health = Health::new();
-    for name in ["well", "ill", "hangs"] {
+    for name in ["works", "fails", "hangs"] {
         health.check(quick(Check::http(name, &format!("http://{address}/{name}")).unwrap())).unwrap();
     }
     let admin = admin(&health).await;
-    for (name, says) in [
-        ("well", "pass well: ok"),
-        ("ill", "fail ill: answered 503"),
+    for (name, line) in [
+        ("works", "pass works: ok"),
+        ("fails", "fail fails: answered 503"),
         ("hangs", "fail hangs: no answer within 500ms"),
     ] {
-        page_with(&format!("{admin}/readyz/{name}"), says).await;
+        page_with(&format!("{admin}/readyz/{name}"), line).await;
     }
 }
 
-/// One instance asks the other about its health, over gRPC.
+/// One instance checks another over gRPC.
 #[tokio::test]
-async fn a_dependency_of_grpc_is_well_when_it_says_serving() {
+async fn a_grpc_dependency_passes_when_it_is_serving() {
     let theirs = Health::new();
     let lease = theirs.signal("orders", Criticality::Critical);
     let address = dependency(Routes::new(theirs.grpc())).await;
@@ -266,7 +353,7 @@ async fn a_dependency_of_grpc_is_well_when_it_says_serving() {
     };
     page("", "answered NOT_SERVING").await;
     page("orders", "answered NOT_SERVING").await;
-    page("unknown", "no health is kept for this service").await;
+    page("unknown", "no check, signal or group has the name of this service").await;
     lease.ok();
     page("", ": ok").await;
     page("orders", ": ok").await;
@@ -284,15 +371,15 @@ fn about(service: &str) -> HealthCheckRequest {
     HealthCheckRequest { service: service.to_owned() }
 }
 
-/// Numbers as in the protocol: 1 SERVING, 2 NOT_SERVING, 3 SERVICE_UNKNOWN.
+/// The numbers are those of the protocol: 1 SERVING, 2 NOT_SERVING, 3 SERVICE_UNKNOWN.
 #[tokio::test]
-async fn grpc_is_answered_as_the_protocol_says() {
+async fn the_grpc_health_service_follows_the_protocol() {
     let health = Health::new();
     let drain = Drain::new(&health, DrainOptions::default()).unwrap();
     let latch = health.latch("start");
     let mut client = grpc(&health).await;
     let now = client.check(about("")).await.unwrap().into_inner().status;
-    assert_eq!(now, 2, "nothing serves before the start is over");
+    assert_eq!(now, 2, "no service is SERVING during the start");
     assert_eq!(client.check(about("orders")).await.unwrap_err().code(), Code::NotFound);
 
     let mut server = client.watch(about("")).await.unwrap().into_inner();
@@ -302,19 +389,19 @@ async fn grpc_is_answered_as_the_protocol_says() {
         message.unwrap().unwrap().status
     }
     assert_eq!(next(&mut server).await, 2);
-    assert_eq!(next(&mut service).await, 3, "a watch of the unknown goes on");
+    assert_eq!(next(&mut service).await, 3, "a watch of an unknown service continues");
 
     let orders = health.signal("orders", Criticality::Critical);
-    assert_eq!(next(&mut service).await, 2, "and hears when it becomes known");
+    assert_eq!(next(&mut service).await, 2, "and receives its status when it is added");
     orders.ok();
     drop(latch);
     assert_eq!((next(&mut server).await, next(&mut service).await), (1, 1));
     orders.ok();
     orders.warn("slow");
     orders.fail("lost");
-    assert_eq!((next(&mut server).await, next(&mut service).await), (2, 2), "only changes are told");
+    assert_eq!((next(&mut server).await, next(&mut service).await), (2, 2), "only changes are sent");
 
-    // A drain takes every service down, whatever its own check says.
+    // During a drain every service is NOT_SERVING, whatever its own status is.
     orders.ok();
     assert_eq!((next(&mut server).await, next(&mut service).await), (1, 1));
     drain.begin();

@@ -1,12 +1,14 @@
-//! Sessions on a real Redis, several builds and several requests at once.
+//! Sessions on a real Redis, with several builds and concurrent requests.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::{
     Router,
     body::Body,
+    extract::Path,
     http::{Request, StatusCode, header},
     routing::get,
 };
@@ -16,6 +18,7 @@ use deadpool_redis::{Pool, redis::cmd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
+use tokio::sync::Barrier;
 use tower::ServiceExt;
 use tower_sessions::{
     Session, SessionManagerLayer, SessionStore,
@@ -55,7 +58,7 @@ async fn put(redis: &Redis, id: &Id, value: &str) {
 }
 
 #[tokio::test]
-async fn a_record_comes_back_until_it_is_deleted() {
+async fn a_record_can_be_loaded_until_it_is_deleted() {
     let redis = Redis::start().await.unwrap();
     let store = store(&redis);
     let mut made = record(json!({"user": "u1", "n": 1}));
@@ -71,12 +74,12 @@ async fn a_record_comes_back_until_it_is_deleted() {
     store.save(&loaded).await.unwrap();
     let kept = raw(&redis, &made.id).await.unwrap();
     assert_eq!((&kept["v"], &kept["rev"]), (&json!(1), &json!(2)));
-    // Nothing of the bookkeeping of a loaded record is stored.
+    // The base of a loaded record is not stored.
     assert_eq!(kept["data"], json!({"n": 2}));
 
     store.delete(&made.id).await.unwrap();
     assert!(store.load(&made.id).await.unwrap().is_none());
-    // Somebody logged out: a request that was under way doesn't undo that.
+    // After a log-out, a request that is still running does not bring the session back.
     let error = store.save(&loaded).await.unwrap_err();
     assert!(matches!(&error, Error::Backend(text) if text.contains("deleted")), "{error}");
     assert!(store.load(&made.id).await.unwrap().is_none());
@@ -98,7 +101,7 @@ async fn an_expired_record_is_gone() {
     };
     wait_until("the end of a session", LIMIT, gone).await.unwrap();
 
-    // A save moves the end, in both directions.
+    // A save can shorten the lifetime too.
     let mut loaded = store.load(&long.id).await.unwrap().unwrap();
     loaded.expiry_date = OffsetDateTime::now_utc() - Duration::from_secs(1);
     store.save(&loaded).await.unwrap();
@@ -126,7 +129,7 @@ async fn creating_never_overwrites() {
 }
 
 #[tokio::test]
-async fn two_saves_at_once_lose_nothing() {
+async fn concurrent_changes_of_different_keys_are_all_kept() {
     let redis = Redis::start().await.unwrap();
     let patient = RedisStoreOptions { time_limit: LIMIT, ..RedisStoreOptions::default() };
     let store = RedisStore::new(pool(&redis), patient).unwrap();
@@ -155,11 +158,11 @@ async fn two_saves_at_once_lose_nothing() {
 }
 
 #[tokio::test]
-async fn two_changes_of_one_key_are_not_both_accepted() {
+async fn the_policy_decides_about_changes_of_one_key() {
     let redis = Redis::start().await.unwrap();
-    let refuse = store(&redis);
-    let last_wins = RedisStoreOptions { same_key: ConflictPolicy::LastWins, ..RedisStoreOptions::default() };
-    let last_wins = RedisStore::new(pool(&redis), last_wins).unwrap();
+    let last_wins = store(&redis);
+    let refuse = RedisStoreOptions { on_conflict: ConflictPolicy::Refuse, ..RedisStoreOptions::default() };
+    let refuse = RedisStore::new(pool(&redis), refuse).unwrap();
     let mut made = record(json!({"visits": 1}));
     refuse.create(&mut made).await.unwrap();
     let mut one = refuse.load(&made.id).await.unwrap().unwrap();
@@ -174,6 +177,60 @@ async fn two_changes_of_one_key_are_not_both_accepted() {
     assert_eq!(raw(&redis, &made.id).await.unwrap()["data"]["visits"], 3);
 }
 
+#[tokio::test]
+async fn concurrent_changes_of_one_key_all_succeed_and_are_counted() {
+    const REQUESTS: u32 = 10;
+    let redis = Redis::start().await.unwrap();
+    let store = store(&redis);
+    let registry = prometheus::Registry::new();
+    store.register(&registry).unwrap();
+    // All requests load the session before the first one changes it.
+    let loaded = Arc::new(Barrier::new(REQUESTS as usize));
+    let set = async move |session: Session, Path(value): Path<u32>| {
+        session.get::<u32>("tab").await.unwrap();
+        loaded.wait().await;
+        session.insert("tab", value).await.unwrap();
+    };
+    let sessions = SessionManagerLayer::new(store).with_secure(false);
+    let app = routes().route("/tab/{value}", get(set)).layer(sessions);
+    let (_, cookie, _) = ask(&app, "/set", None).await;
+    let requests = (0..REQUESTS).map(|value| {
+        let (app, cookie) = (app.clone(), cookie.clone());
+        tokio::spawn(async move { ask(&app, &format!("/tab/{value}"), cookie.as_deref()).await.0 })
+    });
+    for request in requests.collect::<Vec<_>>() {
+        assert_eq!(request.await.unwrap(), StatusCode::OK);
+    }
+    let families = registry.gather();
+    assert_eq!(families[0].name(), "cutover_session_conflicts_total");
+    assert_eq!(families[0].get_metric()[0].get_counter().get_value(), f64::from(REQUESTS - 1));
+}
+
+#[tokio::test]
+async fn a_log_out_wins_over_concurrent_saves() {
+    let redis = Redis::start().await.unwrap();
+    let store = store(&redis);
+    let mut made = record(json!({"user": "ann"}));
+    store.create(&mut made).await.unwrap();
+    let save = |value: u32| {
+        let (store, id) = (store.clone(), made.id);
+        async move {
+            let mut record = store.load(&id).await.unwrap()?;
+            record.data.insert("user".into(), json!(value));
+            Some(store.save(&record).await)
+        }
+    };
+    let saves: Vec<_> = (0..20).map(|value| tokio::spawn(save(value))).collect();
+    tokio::task::yield_now().await;
+    store.delete(&made.id).await.unwrap();
+    for save in saves {
+        if let Some(Err(error)) = save.await.unwrap() {
+            assert!(error.to_string().contains("deleted"), "{error}");
+        }
+    }
+    assert_eq!(raw(&redis, &made.id).await, None);
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct OldCart {
     items: u32,
@@ -186,12 +243,12 @@ struct NewCart {
 }
 
 #[tokio::test]
-async fn an_older_build_keeps_what_a_newer_one_wrote() {
+async fn an_older_build_keeps_fields_of_a_newer_one() {
     let redis = Redis::start().await.unwrap();
     let (newer, older) = (store(&redis), store(&redis));
     let session = |id, store: &RedisStore| Session::new(id, store.clone().into(), None);
 
-    // Build N writes a field, a key, and one more field into the envelope.
+    // Build N writes a field, a key, and a new field of the record.
     let at_n = session(None, &newer);
     let cart = NewCart { items: 1, coupon: Some("SPRING".into()) };
     at_n.insert("cart", PreserveUnknown::new(cart)).await.unwrap();
@@ -219,7 +276,7 @@ async fn an_older_build_keeps_what_a_newer_one_wrote() {
     assert_eq!(raw(&redis, &id).await.unwrap()["region"], "eu");
 }
 
-/// The three builds through which a field gets another name: each runs beside the one before it.
+/// The three builds that rename a field. Each runs beside the one before it.
 #[derive(Serialize, Deserialize)]
 struct Named {
     name: String,
@@ -237,7 +294,7 @@ struct Renamed {
 }
 
 #[tokio::test]
-async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session() {
+async fn fields_can_be_removed_and_renamed_between_builds() {
     let redis = Redis::start().await.unwrap();
     let store = store(&redis);
     let session = |id| Session::new(id, store.clone().into(), None);
@@ -250,7 +307,7 @@ async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session()
     first.save().await.unwrap();
     let id = first.id();
 
-    // The build that removed `coupon` and writes the name under both names.
+    // The build that removed `coupon` and writes both names of the field.
     let second = session(id);
     let mut cart: PreserveUnknown<OldCart> = second.get("cart").await.unwrap().unwrap();
     cart.items = 5;
@@ -261,7 +318,7 @@ async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session()
     second.insert("who", who).await.unwrap();
     second.save().await.unwrap();
 
-    // Back to the first one: it has its field, and the new name under the old one.
+    // The first build again: it still has its field, and the new value under the old name.
     let first = session(id);
     let cart: PreserveUnknown<NewCart> = first.get("cart").await.unwrap().unwrap();
     assert_eq!((cart.items, cart.coupon.as_deref()), (5, Some("SPRING")));
@@ -271,7 +328,7 @@ async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session()
     first.insert("who", who).await.unwrap();
     first.save().await.unwrap();
 
-    // Forward: the second one sees that an older build has changed one name and not the other.
+    // The second build sees that an older build changed only the old name.
     let second = session(id);
     let mut who: PreserveUnknown<NamedTwice> = second.get("who").await.unwrap().unwrap();
     assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Cid", Some("Bea")));
@@ -279,7 +336,7 @@ async fn a_field_is_removed_and_one_renamed_while_two_builds_share_the_session()
     second.insert("who", who).await.unwrap();
     second.save().await.unwrap();
 
-    // The third one knows the new name only, and the second one beside it loses nothing.
+    // The third build knows only the new name, and the second one beside it loses nothing.
     let third = session(id);
     let mut who: PreserveUnknown<Renamed> = third.get("who").await.unwrap().unwrap();
     assert_eq!(who.full_name.as_deref(), Some("Cid"));
@@ -295,7 +352,7 @@ fn port(redis: &Redis) -> u16 {
 }
 
 #[tokio::test]
-async fn two_builds_keep_a_session_over_a_failover_and_say_so_when_redis_is_away() {
+async fn sessions_survive_a_failover_and_an_outage_is_an_error() {
     let (first, second) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
     let gate = Proxy::start(port(&first)).unwrap();
     let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
@@ -310,7 +367,7 @@ async fn two_builds_keep_a_session_over_a_failover_and_say_so_when_redis_is_away
     newer.save().await.unwrap();
     let id = newer.id();
 
-    // A replica follows, the first one dies, and the replica takes over.
+    // A replica follows, the primary dies, and the replica is promoted.
     let mut replica = self::pool(&second).get().await.unwrap();
     let () = cmd("REPLICAOF").arg("127.0.0.1").arg(port(&first)).query_async(&mut replica).await.unwrap();
     wait_until("the replica to be in step", LIMIT, async || {
@@ -330,7 +387,7 @@ async fn two_builds_keep_a_session_over_a_failover_and_say_so_when_redis_is_away
     gate.lead_to(port(&second));
     gate.cut();
 
-    // The pool finds it by itself, and the older build the newer one's field.
+    // The pool reconnects by itself, and the older build keeps the field of the newer one.
     wait_until("the store to find the new primary", LIMIT, async || {
         Ok::<_, KitError>(session(id).get::<PreserveUnknown<OldCart>>("cart").await.is_ok())
     })
@@ -344,7 +401,7 @@ async fn two_builds_keep_a_session_over_a_failover_and_say_so_when_redis_is_away
     let cart: PreserveUnknown<NewCart> = session(id).get("cart").await.unwrap().unwrap();
     assert_eq!((cart.items, cart.coupon.as_deref()), (2, Some("SPRING")));
 
-    // Restarted, and empty: nobody is logged in any more, and the next login is kept.
+    // A restarted Redis is empty: sessions are gone, and the next login is stored.
     first.restart().await.unwrap();
     gate.lead_to(port(&first));
     gate.cut();
@@ -361,7 +418,58 @@ async fn two_builds_keep_a_session_over_a_failover_and_say_so_when_redis_is_away
 }
 
 #[tokio::test]
-async fn a_record_of_a_newer_format_is_refused_and_left_alone() {
+async fn sessions_recover_after_the_primary_was_demoted_alive() {
+    let (first, second) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
+    let gate = Proxy::start(port(&first)).unwrap();
+    let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
+    let store = RedisStore::new(
+        config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap(),
+        RedisStoreOptions::default(),
+    )
+    .unwrap();
+    let mut made = record(json!({"k": 0}));
+    store.create(&mut made).await.unwrap();
+    // Several idle connections lead to the server that will be demoted.
+    let loads = (0..5).map(|_| {
+        tokio::spawn({
+            let (store, id) = (store.clone(), made.id);
+            async move { store.load(&id).await }
+        })
+    });
+    for load in loads.collect::<Vec<_>>() {
+        load.await.unwrap().unwrap();
+    }
+    let save = async |value: u32| {
+        let mut record = store.load(&made.id).await?.unwrap();
+        record.data.insert("k".into(), json!(value));
+        store.save(&record).await
+    };
+
+    let replicate = async |of: &Redis, host: &str, port: &str| {
+        let mut connection = self::pool(of).get().await.unwrap();
+        let () = cmd("REPLICAOF").arg(host).arg(port).query_async(&mut connection).await.unwrap();
+    };
+    replicate(&second, "127.0.0.1", &port(&first).to_string()).await;
+    wait_until("the replica to have the session", LIMIT, async || {
+        Ok::<_, KitError>(raw(&second, &made.id).await.is_some())
+    })
+    .await
+    .unwrap();
+    replicate(&second, "NO", "ONE").await;
+    replicate(&first, "127.0.0.1", &port(&second).to_string()).await;
+    let error = save(1).await.unwrap_err().to_string();
+    assert!(error.to_lowercase().contains("read") && error.contains("replica"), "{error}");
+
+    // The address leads to the new primary now; connections to the old one stay open.
+    gate.lead_to(port(&second));
+    for value in 2..6 {
+        save(value).await.unwrap();
+    }
+    assert_eq!(raw(&second, &made.id).await.unwrap()["data"]["k"], 5);
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_format_is_refused_and_unchanged() {
     let redis = Redis::start().await.unwrap();
     let store = store(&redis);
     let mut made = record(json!({"k": 1}));
@@ -370,26 +478,27 @@ async fn a_record_of_a_newer_format_is_refused_and_left_alone() {
     put(&redis, &made.id, &newer.to_string()).await;
     for outcome in [store.load(&made.id).await.map(|_| ()), store.save(&made).await] {
         let error = outcome.unwrap_err();
-        assert!(matches!(&error, Error::Decode(text) if text.contains("format 2")), "{error}");
+        assert!(matches!(&error, Error::Decode(text) if text.contains("has format 2")), "{error}");
     }
     assert_eq!(raw(&redis, &made.id).await, Some(newer));
-    // Logging out works all the same.
+    // A log-out still works.
     store.delete(&made.id).await.unwrap();
     assert_eq!(raw(&redis, &made.id).await, None);
 }
 
-/// Counts visits, through tower-sessions as a service uses it.
+/// Counts visits through tower-sessions, as a service does.
 fn app(store: RedisStore) -> Router {
+    routes().layer(SessionManagerLayer::new(store).with_secure(false))
+}
+
+fn routes() -> Router {
     let visit = async |session: Session| {
         let visits = session.get::<u32>("visits").await.unwrap().unwrap_or(0) + 1;
         session.insert("visits", visits).await.unwrap();
         visits.to_string()
     };
     let set = async |session: Session| session.insert("x", 1).await.map_err(|_| StatusCode::BAD_GATEWAY);
-    Router::new()
-        .route("/visit", get(visit))
-        .route("/set", get(set))
-        .layer(SessionManagerLayer::new(store).with_secure(false))
+    Router::new().route("/visit", get(visit)).route("/set", get(set))
 }
 
 async fn ask(app: &Router, path: &str, cookie: Option<&str>) -> (StatusCode, Option<String>, String) {
@@ -410,7 +519,7 @@ async fn ask(app: &Router, path: &str, cookie: Option<&str>) -> (StatusCode, Opt
 }
 
 #[tokio::test]
-async fn a_save_that_fails_is_an_answer_that_fails() {
+async fn a_failed_save_is_a_failed_response() {
     let redis = Redis::start().await.unwrap();
     let app = app(store(&redis));
     let (status, cookie, body) = ask(&app, "/visit", None).await;
@@ -424,7 +533,7 @@ async fn a_save_that_fails_is_an_answer_that_fails() {
 }
 
 #[tokio::test]
-async fn a_redis_that_hangs_is_given_up() {
+async fn a_redis_that_hangs_is_an_error_within_the_limit() {
     let redis = Redis::start().await.unwrap();
     let options =
         RedisStoreOptions { time_limit: Duration::from_millis(200), ..RedisStoreOptions::default() };
@@ -447,7 +556,7 @@ async fn a_redis_that_hangs_is_given_up() {
 }
 
 #[tokio::test]
-async fn bad_options_are_told_all_at_once() {
+async fn all_unusable_options_are_reported_at_once() {
     let config = deadpool_redis::Config::from_url("redis://:s3cret@127.0.0.1/");
     let pool = config.create_pool(None).unwrap();
     let store = RedisStore::new(pool.clone(), RedisStoreOptions::default()).unwrap();
@@ -455,8 +564,8 @@ async fn bad_options_are_told_all_at_once() {
     let options = RedisStoreOptions {
         prefix: String::new(),
         time_limit: Duration::ZERO,
-        same_key: ConflictPolicy::Refuse,
+        on_conflict: ConflictPolicy::Refuse,
     };
     let error = RedisStore::new(pool, options).unwrap_err();
-    assert_eq!(error.problems().len(), 2, "{error}");
+    assert_eq!(error.problems.len(), 2, "{error}");
 }

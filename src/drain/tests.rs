@@ -125,7 +125,7 @@ fn unusable_options_are_refused_with_every_problem() {
     let options =
         DrainOptions { propagation: 27 * SECOND, head_timeout: Duration::ZERO, ..DrainOptions::default() };
     let error = Drain::new(&Health::new(), options).unwrap_err();
-    assert_eq!(error.problems().len(), 3, "{error}");
+    assert_eq!(error.problems.len(), 3, "{error}");
     for word in ["propagation", "head_timeout", "Tokio runtime"] {
         assert!(error.to_string().contains(word), "{error}");
     }

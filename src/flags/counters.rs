@@ -1,4 +1,4 @@
-//! Counts of decisions, without a line of memory that two cores fight for.
+//! Counts of decisions, without a cache line that several cores write.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use super::names::{Name, NameMap};
 
 const SHARDS: usize = 8;
 
-/// A counter in pieces; a thread always adds to the same piece.
+/// A sharded counter. A thread always adds to the same shard.
 #[derive(Debug, Default)]
-pub(super) struct Sharded([Piece; SHARDS]);
+pub(super) struct Sharded([Shard; SHARDS]);
 
-// Two lines of 64 bytes: processors fetch them in pairs.
+// Two cache lines of 64 bytes, because processors prefetch them in pairs.
 #[repr(align(128))]
 #[derive(Debug, Default)]
-struct Piece(AtomicU64);
+struct Shard(AtomicU64);
 
 impl Sharded {
     pub(super) fn add_one(&self) {
@@ -28,7 +28,7 @@ impl Sharded {
         thread_local! {
             static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
         }
-        // A thread that is being torn down has no cell any more; any piece will do.
+        // A thread that is exiting has no thread-local storage any more; any shard works.
         let mine = MINE
             .try_with(|mine| {
                 if mine.get() == usize::MAX {
@@ -37,13 +37,13 @@ impl Sharded {
                 mine.get()
             })
             .unwrap_or(0);
-        if let Some(Piece(count)) = self.0.get(mine) {
+        if let Some(Shard(count)) = self.0.get(mine) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     pub(super) fn sum(&self) -> u64 {
-        self.0.iter().map(|p| p.0.load(Ordering::Relaxed)).sum()
+        self.0.iter().map(|shard| shard.0.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -52,11 +52,11 @@ pub(super) struct Series {
     pub(super) enabled: Sharded,
     pub(super) disabled: Sharded,
     defaulted: Sharded,
-    /// By the variant's name; `disabled` where there was none.
+    /// By the variant's name; `disabled` if there was no variant.
     pub(super) variants: Counts,
 }
 
-/// Counts by a name. What a name never had before is added without a lock.
+/// Counts by name. A new name is added without a lock.
 #[derive(Debug)]
 pub(super) struct Counts<V = Sharded>(ArcSwap<NameMap<Arc<V>>>);
 
@@ -90,12 +90,12 @@ impl<V: Default> Counts<V> {
     }
 }
 
-/// What was decided, per flag.
+/// Decision counts per flag.
 #[derive(Debug, Default)]
 pub(super) struct Tally(pub(super) Counts<Series>);
 
 impl Tally {
-    /// `known`: by the source, and not by the declared default.
+    /// `known`: the source answered, and not the declared default.
     pub(super) fn decided(&self, name: &Name<'_>, known: bool, enabled: bool) {
         self.0.with(name, |series| series.count(known, enabled));
     }
@@ -109,7 +109,7 @@ impl Tally {
         });
     }
 
-    /// The declared default had to do.
+    /// The declared default applied.
     pub(super) fn defaulted(&self, name: &Name<'_>) {
         self.0.with(name, |series| series.defaulted.add_one());
     }
@@ -128,7 +128,7 @@ impl Series {
     }
 }
 
-/// When the server last answered, how often it did, and how its state was kept.
+/// Counts of requests to the flag server and of backups, and the time of the last answer.
 #[derive(Debug, Default)]
 pub(super) struct Fetches {
     pub(super) changed: Sharded,
@@ -142,7 +142,7 @@ pub(super) struct Fetches {
     pub(super) last_success: AtomicU64,
 }
 
-/// The families of this room.
+/// The metric families of this room.
 pub(super) struct Families {
     tally: Arc<Tally>,
     fetches: Option<Arc<Fetches>>,
@@ -150,18 +150,23 @@ pub(super) struct Families {
     descs: Vec<Desc>,
 }
 
-const DECISIONS: (&str, &str) =
-    ("cutover_flag_decisions_total", "Decisions by flag and outcome; a request that asks twice counts once.");
-const DEFAULTS: (&str, &str) =
-    ("cutover_flag_defaults_total", "Decisions for which the default in the code had to do.");
-const FETCHES: (&str, &str) = ("cutover_flag_fetches_total", "Requests to the flag server by result.");
+const DECISIONS: (&str, &str) = (
+    "cutover_flag_decisions_total",
+    "Flag decisions by flag and outcome; repeated decisions within a request count once.",
+);
+const DEFAULTS: (&str, &str) = (
+    "cutover_flag_defaults_total",
+    "Flag decisions for which the declared default applied, because the source had no usable answer.",
+);
+const FETCHES: (&str, &str) =
+    ("cutover_flag_fetches_total", "Requests to the flag server by result (changed, unchanged, failed).");
 const BACKUPS: (&str, &str) = (
     "cutover_flag_backups_total",
-    "The last known state, kept and taken up again, by result; refused: damaged or too large.",
+    "Backups of the last known state by result (saved, restored, failed; refused: damaged or too large).",
 );
 const LAST_SUCCESS: (&str, &str) = (
     "cutover_flags_last_success_timestamp_seconds",
-    "When the flag server last answered, in seconds since 1970; 0 for never.",
+    "Unix time of the last answer of the flag server; 0 if it never answered.",
 );
 
 impl Families {
@@ -262,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_of_many_threads_add_up() {
+    fn counts_of_several_threads_add_up() {
         let tally = Arc::new(Tally::default());
         std::thread::scope(|scope| {
             for _ in 0..20 {

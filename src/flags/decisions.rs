@@ -1,4 +1,4 @@
-//! Decisions of one request.
+//! Flag decisions that are pinned to a request.
 
 use std::fmt;
 use std::future::Future;
@@ -11,12 +11,12 @@ use super::handle::Flags;
 use super::names::Name;
 use super::subject::Subject;
 
-/// The flag decisions of one request: the first answer for a flag counts until the request ends,
-/// whatever happens to the flag meanwhile.
+/// The flag decisions of one request. The first answer for a flag applies until the request ends, even if the flag
+/// changes.
 ///
-/// [`FlagsLayer`](super::FlagsLayer) puts one into each request's extensions, handlers take it as
-/// an axum extractor. Clones are the same decisions, so it can go into tasks that a request
-/// spawns. Nothing is evaluated before it is asked for, and nothing is locked.
+/// [`FlagsLayer`](super::FlagsLayer) puts one into the extensions of each request, and handlers take it as an axum
+/// extractor. Clones share their decisions, so a request can pass them to tasks that it spawns. A flag is evaluated when
+/// it is first used, without a lock.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -42,7 +42,7 @@ struct Pinned {
     first: Segment,
 }
 
-/// Answers in the order in which they were asked for; a request asks for few.
+/// Answers in order of first use. A linear search is enough, because a request uses few flags.
 #[derive(Default)]
 struct Segment {
     slots: [OnceLock<(Name<'static>, Answer)>; 4],
@@ -55,7 +55,7 @@ enum Answer {
 }
 
 impl Decisions {
-    /// Decisions about this subject, for a unit of work that is not an HTTP request.
+    /// Decisions about `subject`, for a unit of work that is not an HTTP request.
     pub fn new(flags: Flags, subject: Subject) -> Self {
         Self(Arc::new(Pinned { flags, subject, first: Segment::default() }))
     }
@@ -76,17 +76,17 @@ impl Decisions {
         self.0.flags.read(flag, self.variant_of(&flag.name))
     }
 
-    /// What the flag says to this request; see [`Flags::variant`].
+    /// The flag's answer for this request; see [`Flags::variant`].
     pub fn variant(&self, name: &'static str) -> Option<&Variant> {
         self.variant_of(&Name::new(name))
     }
 
-    /// As [`decide`](Self::decide), for a source that may have to ask a server first: an OpenFeature
-    /// provider that evaluates elsewhere. Other sources answer at once.
+    /// As [`decide`](Self::decide), for a source that may have to ask a server first: an OpenFeature provider that
+    /// evaluates remotely. Other sources answer at once.
     ///
-    /// This is the one way to let a request wait for a flag: once, no longer than `limit`, then the
-    /// declared default counts. What follows, also [`decide`](Self::decide) and a
-    /// [`FlagRouterLayer`](super::FlagRouterLayer) further in, has the answer. For all routes:
+    /// This is the only way to let a request wait for a flag. It waits once, at most for `limit`; then the declared
+    /// default applies. Later calls in the same request have the answer, including [`decide`](Self::decide) and an inner
+    /// [`FlagRouterLayer`](super::FlagRouterLayer). For all routes:
     ///
     /// ```
     /// use std::time::Duration;
@@ -106,7 +106,7 @@ impl Decisions {
     ///
     /// # Cancel safety
     ///
-    /// Safe: nothing was decided then.
+    /// Safe: when dropped, nothing is decided.
     pub async fn resolve(&self, flag: &Flag, limit: Duration) -> bool {
         if self.pinned(&flag.name).is_none() {
             let enabled = self.0.flags.resolve(flag, &self.0.subject, limit).await;
@@ -120,7 +120,7 @@ impl Decisions {
     ///
     /// # Cancel safety
     ///
-    /// Safe: nothing was decided then.
+    /// Safe: when dropped, nothing is decided.
     pub async fn resolve_value<T: FromStr + Clone>(&self, flag: &Flag<T>, limit: Duration) -> T {
         if self.pinned(&flag.name).is_none() {
             let variant = self.0.flags.resolve_variant(&flag.name, &self.0.subject, limit).await;
@@ -130,9 +130,11 @@ impl Decisions {
         self.value(flag)
     }
 
-    /// Runs `new` if the flag is on for this request, else `legacy`. Only the chosen one is called.
+    /// Runs `new` if the flag is on for this request, otherwise `legacy`. Only the chosen one is called.
     ///
-    /// Cancel safety: that of the chosen future.
+    /// # Cancel safety
+    ///
+    /// That of the chosen future.
     pub async fn gate<N, L>(
         &self,
         flag: &Flag,
@@ -146,7 +148,7 @@ impl Decisions {
         if self.decide(flag) { new().await } else { legacy().await }
     }
 
-    /// Whom the request's decisions are about.
+    /// The subject of the decisions.
     pub fn subject(&self) -> &Subject {
         &self.0.subject
     }
@@ -155,7 +157,7 @@ impl Decisions {
         let has_variant = |answer: &Answer| matches!(answer, Answer::Variant(_));
         let answer = self.pin(name, has_variant, |before| {
             Answer::Variant(match before {
-                // Decided without a variant: what is said now must not contradict that.
+                // `decide` came first: the variant must not contradict its answer.
                 Some(Answer::Enabled(false)) => Some(Box::new(Variant::plain(false))),
                 Some(Answer::Enabled(true)) => {
                     let now = self.0.flags.variant_of(name, &self.0.subject);
@@ -187,7 +189,8 @@ impl Decisions {
         None
     }
 
-    /// The first answer for `name` that `fits`, or else what `evaluate` makes of the one before. Of two threads that evaluate at once, one is first and both take its answer.
+    /// The first answer for `name` that `fits`, otherwise the result of `evaluate`, which gets the previous answer. If two
+    /// threads evaluate at once, both use the result of the first to store it.
     fn pin(
         &self,
         name: &Name<'static>,

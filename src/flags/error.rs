@@ -1,41 +1,44 @@
-//! What can go wrong when flags are set up. A decision never fails.
+//! Errors of setting flags up and of asking the flag server. A decision never fails.
 
-use std::fmt;
+use crate::config::ConfigError;
 
-/// Why [`Flags`](super::Flags) could not be set up, or not be changed.
+/// Why [`Flags`](super::Flags) could not be set up or changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlagsError {
-    /// Options that can't work; all of them, not only the first.
-    #[error("flag options: {}", list(.0))]
-    Options(Vec<OptionProblem>),
-    /// Polling needs a Tokio runtime, and there is none on this thread.
-    #[error("flags from a server are polled in the background: call this inside a Tokio runtime")]
+    /// The options cannot be used.
+    #[error("flag options: {0}")]
+    Config(#[from] ConfigError),
+    /// There is no Tokio runtime on this thread. The flag server is polled in the background.
+    #[error("no Tokio runtime on this thread; create `Flags` inside one, because it polls the flag server")]
     NoRuntime,
-    /// [`Flags::set`](super::Flags::set) on flags that a server owns.
-    #[error("only flags made by `Flags::fixed` can be set from code: change this one on its server")]
+    /// [`Flags::set`](super::Flags::set) was called on flags that a server owns.
+    #[error("a flag server owns these flags; change the flag there, or use `Flags::fixed`")]
     NotFixed,
-    /// The metric families could not be registered.
-    #[error("metrics of the flags: {0}")]
+    /// The metrics could not be registered.
+    #[error("could not register the metrics of the flags: {0}")]
     Metrics(#[from] prometheus::Error),
 }
 
-/// One option that can't work, and what would.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OptionProblem {
-    /// Name of the option's field.
-    pub field: &'static str,
-    /// What is wrong and what would be right.
-    pub text: String,
+/// Why the last request to the flag server failed, from [`Flags::last_fetch_error`](super::Flags::last_fetch_error).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+#[non_exhaustive]
+pub struct FetchError {
+    /// What kind of failure it is.
+    pub kind: FetchErrorKind,
+    /// What failed, with the server's answer. Contains no token.
+    pub message: String,
 }
 
-impl fmt::Display for OptionProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` {}", self.field, self.text)
-    }
-}
-
-fn list(problems: &[OptionProblem]) -> String {
-    let texts: Vec<_> = problems.iter().map(ToString::to_string).collect();
-    texts.join("; ")
+/// What kind of failure a [`FetchError`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FetchErrorKind {
+    /// The server refused the token (401 or 403). Waiting does not help.
+    TokenRefused,
+    /// The answer is not that of an Unleash API: the URL is wrong. Waiting does not help.
+    WrongUrl,
+    /// The server is unreachable, overloaded or failing.
+    Unavailable,
 }

@@ -1,4 +1,4 @@
-//! Flags that code sets: for tests and for running without a server.
+//! Flags that code sets, for tests and for running without a server.
 
 use arc_swap::ArcSwap;
 
@@ -6,7 +6,7 @@ use super::flag::Variant;
 use super::names::{Name, NameMap};
 use super::subject::Subject;
 
-/// What [`Flags::fixed`](super::Flags::fixed) says to everybody.
+/// The state of a flag of [`Flags::fixed`](super::Flags::fixed), the same for every subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FixedFlag {
     enabled: bool,
@@ -20,7 +20,7 @@ impl FixedFlag {
     /// Off.
     pub const OFF: Self = Self { enabled: false, payload: None };
 
-    /// On, with a variant that carries this payload.
+    /// On, with a variant that has this payload.
     pub fn payload(payload: impl Into<String>) -> Self {
         Self { enabled: true, payload: Some(payload.into()) }
     }
@@ -48,11 +48,11 @@ impl Fixed {
         });
     }
 
-    pub(super) fn enabled(&self, name: &Name<'_>, _everybody: &Subject) -> Option<bool> {
+    pub(super) fn enabled(&self, name: &Name<'_>, _any: &Subject) -> Option<bool> {
         self.0.load().get(name).map(|flag| flag.enabled)
     }
 
-    pub(super) fn variant(&self, name: &Name<'_>, _everybody: &Subject) -> Option<Variant> {
+    pub(super) fn variant(&self, name: &Name<'_>, _any: &Subject) -> Option<Variant> {
         self.0.load().get(name).map(|flag| Variant {
             enabled: flag.enabled,
             name: flag.payload.is_some().then(|| "fixed".to_owned()),

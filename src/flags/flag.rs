@@ -1,16 +1,16 @@
 //! What code declares, and what it gets back.
 
 use super::names::Name;
+use super::problem::SwitchProblem;
 
-/// A flag, declared in code with the value that counts while nothing else is known.
+/// A flag, declared in code with a default.
 ///
-/// The default counts when the flag's source was never reached, and when the source does not have
-/// the flag. Choose what is safe in both cases: for a gate, the old path.
+/// The default applies if the flag's source was never reached, and if the source does not have the flag. Choose a value
+/// that is safe in both cases, such as the old code path.
 ///
 /// A `Flag<bool>` is on or off ([`Flags::decide`](super::Flags::decide)). A flag of another type
-/// takes its value from the payload of the flag's variant
-/// ([`Flags::value`](super::Flags::value)); whatever is [`FromStr`](std::str::FromStr) will do:
-/// `String`, numbers, [`Json`](super::Json), [`Csv`](super::Csv).
+/// takes its value from the payload of the flag's variant ([`Flags::value`](super::Flags::value)). The type implements
+/// [`FromStr`](std::str::FromStr): `String`, numbers, [`Json`](super::Json), [`Csv`](super::Csv).
 ///
 /// ```
 /// use cutover::flags::{Flag, FixedFlag, Flags, Subject};
@@ -33,7 +33,7 @@ pub struct Flag<T = bool> {
 }
 
 impl<T> Flag<T> {
-    /// Declares a flag. `name` is its name in the source, for Unleash the toggle's.
+    /// Declares a flag. `name` is its name in the source.
     pub const fn new(name: &'static str, default: T) -> Self {
         Self { name: Name::new(name), default }
     }
@@ -43,26 +43,27 @@ impl<T> Flag<T> {
         self.name.text
     }
 
-    /// What counts while nothing else is known.
+    /// The declared default.
     pub const fn default_value(&self) -> &T {
         &self.default
     }
 }
 
-/// What a flag says to one subject.
+/// The answer of a flag for one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Variant {
     /// Whether the flag is on for the subject.
     pub enabled: bool,
-    /// Name of the variant that was chosen; `None` when the flag is off or has no variants.
+    /// The name of the chosen variant; `None` if the flag is off or has no variants.
     pub name: Option<String>,
     /// The variant's payload.
     pub payload: Option<String>,
-    /// What the source says that the payload is, if it says so.
+    /// The type that the source declares for the payload, if any.
     pub payload_kind: Option<PayloadKind>,
 }
 
-/// What a payload is, by its owner's word. Nobody checks that it is: reading it does.
+/// The declared type of a payload. The source does not validate it; parsing does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PayloadKind {
@@ -78,7 +79,7 @@ pub enum PayloadKind {
 
 #[cfg(feature = "unleash")]
 impl PayloadKind {
-    /// By Unleash's word for it.
+    /// From Unleash's name of the type.
     pub(super) fn named(kind: &str) -> Option<Self> {
         match kind {
             "string" => Some(Self::String),
@@ -96,16 +97,17 @@ impl Variant {
     }
 }
 
-/// A flag as the switch of a whole fleet, for example the desired phase of a migration.
+/// The state of a flag that steers a whole fleet, such as the desired phase of a migration.
 ///
-/// Other than for a request, "I don't know" is an answer of its own: a flag server that is away
-/// must not look like somebody who switched off.
+/// Unlike a decision for a request, it can be unknown: an unreachable flag server, an archived flag or a gradual rollout
+/// must not look like a person who turned the flag off.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Switch {
-    /// The source was never reached, or not for longer than its state may count: hold.
-    Unknown,
-    /// The source says that the flag is off, or that there is none of this name.
+    /// The source has no single current answer; keep the current state.
+    Unknown(SwitchProblem),
+    /// The flag exists and is turned off.
     Off,
-    /// On, with the payload of its variant if it has one.
+    /// The flag is on, with the payload of its variant if it has one.
     On(Option<String>),
 }

@@ -1,36 +1,31 @@
-//! The handle on the flags.
+//! The handle to the flags.
 
 use std::{fmt, future::Future, str::FromStr, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::counters::Families;
-use super::counters::Tally;
-use super::error::FlagsError;
-use super::fixed::Fixed;
-use super::fixed::FixedFlag;
-use super::flag::Flag;
-use super::flag::Switch;
-use super::flag::Variant;
+use super::counters::{Families, Tally};
+use super::error::{FetchError, FlagsError};
+use super::fixed::{Fixed, FixedFlag};
+use super::flag::{Flag, Switch, Variant};
 use super::names::Name;
-use super::source::FlagProblem;
+use super::problem::FlagProblem;
 use super::source::Source;
 use super::subject::Subject;
 #[cfg(feature = "unleash")]
 use super::unleash::{Poller, UnleashOptions};
 use crate::release::Release;
 
-/// How often a source that does not tell is asked whether it is ready.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How often a source that sends no notifications is asked whether it is ready.
+const READY_POLL: Duration = Duration::from_millis(50);
 
-/// The flags of a service: a cheap handle, cloned into whoever decides.
+/// The flags of a service: a handle that is cheap to clone.
 ///
-/// Deciding is synchronous, asks no server, takes no lock and allocates nothing beyond what the
-/// source does (Unleash's engine: two strings for a rollout). It never fails: without anything
-/// known the default of the [`Flag`] counts, with the server away the last known state.
+/// A decision is synchronous, sends no request, takes no lock, and allocates only what the source allocates (Unleash's
+/// engine: two strings for a rollout). It never fails: if nothing is known, the default of the [`Flag`] applies; if the
+/// server is unreachable, the last known state.
 ///
-/// Within a request ask its [`Decisions`](super::Decisions) instead, which stay the same until it
-/// ends.
+/// Within a request use its [`Decisions`](super::Decisions) instead, which stay the same until the request ends.
 ///
 /// ```
 /// use cutover::flags::{FixedFlag, Flag, Flags, Subject};
@@ -55,8 +50,8 @@ struct Inner {
 }
 
 impl Flags {
-    /// Flags that say the same to everybody, for tests and for running without a server;
-    /// [`set`](Self::set) changes them.
+    /// Flags with the same answer for every subject, for tests and for running without a server. [`set`](Self::set)
+    /// changes them.
     pub fn fixed<N: AsRef<str>>(flags: impl IntoIterator<Item = (N, FixedFlag)>) -> Self {
         Self(Arc::new(Inner {
             source: Source::Fixed(Fixed::new(flags.into_iter().collect())),
@@ -69,13 +64,12 @@ impl Flags {
 
     /// Flags from an Unleash server, polled in the background from now on.
     ///
-    /// Returns at once, whether or not the server is there; [`ready`](Self::ready) waits for it.
-    /// Polling ends with [`close`](Self::close), or when the last clone is dropped.
+    /// Returns at once, even if the server is unreachable; [`ready`](Self::ready) waits for the first state. Polling ends
+    /// with [`close`](Self::close), or when the last clone is dropped.
     ///
     /// # Errors
     ///
-    /// [`FlagsError::Options`] with everything that is wrong with the options, and
-    /// [`FlagsError::NoRuntime`] outside of a Tokio runtime.
+    /// [`FlagsError::Config`] with every unusable option, and [`FlagsError::NoRuntime`] outside of a Tokio runtime.
     #[cfg(feature = "unleash")]
     pub fn unleash(options: UnleashOptions) -> Result<Self, FlagsError> {
         let revision = watch::Sender::new(0);
@@ -84,23 +78,21 @@ impl Flags {
         Ok(Self(Arc::new(Inner { source: Source::Unleash(unleash), tally, revision, poller: Some(poller) })))
     }
 
-    /// Flags from the provider of an OpenFeature client: LaunchDarkly's, flagd's, or any other.
+    /// Flags from the provider of an OpenFeature client: LaunchDarkly, flagd, or any other.
     ///
-    /// The client stays the application's: its hooks and contexts count, and so does the provider
-    /// that it is given later. A subject's user, or else its session, is the targeting key; user,
-    /// session, address and properties are fields.
+    /// The application keeps its client: the client's hooks and contexts apply, and so does a provider that is set later.
+    /// The targeting key is the subject's user, or its session if there is no user. User, session, address and properties
+    /// are fields.
     ///
-    /// - Evaluation in OpenFeature may wait, a decision may not. It is taken from the first poll of
-    ///   the evaluation, which is enough for providers that evaluate in the process. Where one has
-    ///   to ask a server, or fails, the declared default counts and is counted;
-    ///   [`Decisions::resolve`](super::Decisions::resolve) waits for such a provider, once per
-    ///   request.
-    /// - It costs about twice what the client costs: some allocations and read locks of its own at the first
-    ///   look, nothing at the second. `make bench ARGS=flags` shows it.
-    /// - [`is_ready`](Self::is_ready) and [`is_fresh`](Self::is_fresh) ask the provider for a flag
-    ///   that does not exist. [`changed`](Self::changed) never moves, because providers tell nobody.
-    ///   A flag that the provider does not know is [`Switch::Unknown`] and not off.
-    /// - Stickiness, the last known state and the counts of its server are the provider's affair.
+    /// - Evaluation in OpenFeature may wait, a decision may not. A decision uses the first poll of the evaluation, which
+    ///   is enough for providers that evaluate in the process. If the provider has to ask a server, or fails, the
+    ///   declared default applies and is counted. [`Decisions::resolve`](super::Decisions::resolve) waits for such a
+    ///   provider, once per request.
+    /// - A decision costs about twice as much as the client's evaluation: some allocations and read locks for the first
+    ///   decision of a request, nothing for the next. `make bench ARGS=flags` measures it.
+    /// - [`is_ready`](Self::is_ready) and [`is_fresh`](Self::is_fresh) ask the provider for a flag that does not exist.
+    ///   [`changed`](Self::changed) never changes, because providers send no notifications.
+    /// - Stickiness, the last known state and metrics of the server are up to the provider.
     ///
     /// ```
     /// use cutover::flags::{Flag, Flags, Subject};
@@ -123,15 +115,15 @@ impl Flags {
         }))
     }
 
-    /// Registers what this room counts: `cutover_flag_decisions_total{flag,enabled,version}`,
-    /// `cutover_flag_defaults_total{flag,version}` (the default in the code had to do), and for a
-    /// server `cutover_flag_fetches_total{result}`, `cutover_flag_backups_total{result}` and
-    /// `cutover_flags_last_success_timestamp_seconds`. The version is the release's, so that a
-    /// canary's decisions can be told from the stable version's.
+    /// Registers the metrics: `cutover_flag_decisions_total{flag,enabled,version}`,
+    /// `cutover_flag_defaults_total{flag,version}` (the declared default applied), and for a server
+    /// `cutover_flag_fetches_total{result}`, `cutover_flag_backups_total{result}` and
+    /// `cutover_flags_last_success_timestamp_seconds`. The version is the release's, to distinguish the decisions of a
+    /// canary from those of the stable version.
     ///
     /// # Errors
     ///
-    /// [`FlagsError::Metrics`] when the registry already has such families.
+    /// [`FlagsError::Metrics`] if the registry already has such families.
     pub fn register(&self, registry: &prometheus::Registry, release: &Release) -> Result<(), FlagsError> {
         let families = Families::new(self.0.tally.clone(), self.fetches(), release.version())?;
         Ok(registry.register(Box::new(families))?)
@@ -153,32 +145,34 @@ impl Flags {
         enabled
     }
 
-    /// The flag's value for this subject, now: the payload of its variant if the flag is on and the
-    /// payload can be read as `T`, else the declared default.
+    /// The flag's value for this subject, now: the payload of its variant if the flag is on and the payload can be parsed
+    /// as `T`, otherwise the declared default.
     pub fn value<T: FromStr + Clone>(&self, flag: &Flag<T>, subject: &Subject) -> T {
         self.read(flag, self.variant_of(&flag.name, subject).as_ref())
     }
 
-    /// What the flag says to this subject, now; `None` when the source was never reached or does
-    /// not have the flag.
+    /// The flag's answer for this subject, now; `None` if the source was never reached or does not have the flag.
     ///
-    /// `name` is a constant of the code, because it becomes the label of a metric.
+    /// `name` is `'static`, because it becomes the label of a metric.
     pub fn variant(&self, name: &'static str, subject: &Subject) -> Option<Variant> {
         self.variant_of(&Name::new(name), subject)
     }
 
-    /// The state of a flag that steers the whole fleet rather than a request.
+    /// The state of a flag that steers the whole fleet and not one request.
     ///
-    /// All instances get the same answer: it is asked for one made-up subject whose user and
-    /// session are the flag's name. Roll such a flag out to 100 % all the same; a strategy with
-    /// random stickiness is random here too.
+    /// It is evaluated for a constant subject whose user and session are the flag's name, so that all instances get the
+    /// same answer. A flag that can still give two answers at once is [`Switch::Unknown`]: with Unleash, a flag with a
+    /// rollout between 0 and 100 %, or with variants of different payloads. Only a flag that exists and is turned off is
+    /// [`Switch::Off`].
     pub fn switch(&self, name: &str) -> Switch {
         self.0.source.switch(name)
     }
 
-    /// Runs `new` if the flag is on for this subject, else `legacy`. Only the chosen one is called.
+    /// Runs `new` if the flag is on for this subject, otherwise `legacy`. Only the chosen one is called.
     ///
-    /// Cancel safety: that of the chosen future.
+    /// # Cancel safety
+    ///
+    /// That of the chosen future.
     pub async fn gate<N, L>(
         &self,
         flag: &Flag,
@@ -193,11 +187,11 @@ impl Flags {
         if self.decide(flag, subject) { new().await } else { legacy().await }
     }
 
-    /// Changes a flag made by [`fixed`](Self::fixed), or adds it.
+    /// Changes or adds a flag of [`fixed`](Self::fixed).
     ///
     /// # Errors
     ///
-    /// [`FlagsError::NotFixed`] when a server owns the flags.
+    /// [`FlagsError::NotFixed`] if a server owns the flags.
     pub fn set(&self, name: &str, flag: FixedFlag) -> Result<(), FlagsError> {
         match &self.0.source {
             Source::Fixed(fixed) => fixed.set(name, &flag),
@@ -208,50 +202,55 @@ impl Flags {
         Ok(())
     }
 
-    /// A number that grows whenever the flags change, to wait on.
+    /// A number that increases when the flags change, to wait for a change.
     ///
-    /// It does not move when the server becomes unreachable: whoever minds asks
-    /// [`is_fresh`](Self::is_fresh) or [`switch`](Self::switch) from time to time as well.
+    /// It does not change when the server becomes unreachable. To notice that, also poll [`is_fresh`](Self::is_fresh) or
+    /// [`switch`](Self::switch).
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.0.revision.subscribe()
     }
 
-    /// Whether any state is there: from the server, or kept from before.
+    /// Whether there is a state, from the server or from a backup.
     pub fn is_ready(&self) -> bool {
         self.0.source.is_loaded()
     }
 
-    /// Waits until [`is_ready`](Self::is_ready). Put a time limit around it: a server that is away
-    /// is no reason not to start, since defaults are there.
+    /// Waits until [`is_ready`](Self::is_ready). Use it with a time limit, because a service can start with the declared
+    /// defaults.
     ///
-    /// Cancel safety: safe, it only waits.
+    /// # Cancel safety
+    ///
+    /// Safe: it only waits.
     pub async fn ready(&self) {
         let mut changed = self.changed();
         while !self.is_ready() {
-            // A provider of OpenFeature tells nobody.
-            let _ = tokio::time::timeout(LOOK_AGAIN, changed.changed()).await;
+            // An OpenFeature provider sends no notifications, so poll as well.
+            let _ = tokio::time::timeout(READY_POLL, changed.changed()).await;
         }
     }
 
-    /// Whether the source answered recently enough; always true for [`fixed`](Self::fixed).
+    /// Whether the source answered recently; always true for [`fixed`](Self::fixed).
     pub fn is_fresh(&self) -> bool {
         self.0.source.is_fresh()
     }
 
-    /// Declared flags that the source lacks or that are stale there; empty before
-    /// [`is_ready`](Self::is_ready), because then nothing can be said.
+    /// The error of the last request to the flag server; `None` after a success, and for sources that send no requests.
+    pub fn last_fetch_error(&self) -> Option<FetchError> {
+        self.0.source.last_fetch_error()
+    }
+
+    /// Declared flags that are missing or stale in the source; empty before [`is_ready`](Self::is_ready).
     pub fn coverage<'a>(&self, declared: impl IntoIterator<Item = &'a str>) -> Vec<FlagProblem> {
-        let lacking = |flag: &'a str| {
+        let problem = |flag: &'a str| {
             let kind = self.0.source.problem(&Name::new(flag))?;
             let flag = flag.to_owned();
             Some(FlagProblem { flag, kind })
         };
-        declared.into_iter().filter_map(lacking).collect()
+        declared.into_iter().filter_map(problem).collect()
     }
 
-    /// The state in use as the server sent it, for [`UnleashOptions::bootstrap`] of an instance to
-    /// come; `None` when there is none, and for [`fixed`](Self::fixed). It names no user except
-    /// those that strategies name.
+    /// The current state as the server sent it, for [`UnleashOptions::bootstrap`] of another instance; `None` if there is
+    /// none, and for other sources. It contains user ids only if strategies do.
     #[cfg(feature = "unleash")]
     pub fn snapshot(&self) -> Option<bytes::Bytes> {
         match &self.0.source {
@@ -260,11 +259,12 @@ impl Flags {
         }
     }
 
-    /// Stops polling and sends the server what was counted since the last time. Takes at most twice
-    /// the source's time limit (a report may be on its way); decisions go on with the last state.
+    /// Stops polling and sends the remaining counts to the server. Takes at most twice the source's time limit, because a
+    /// report may be in progress. Decisions continue with the last state. A second call does nothing.
     ///
-    /// Cancel safety: when dropped, polling still ends, but counts may be lost. A second call
-    /// does nothing.
+    /// # Cancel safety
+    ///
+    /// When dropped, polling still ends, but counts may be lost.
     pub async fn close(&self) {
         #[cfg(feature = "unleash")]
         if let Some(poller) = &self.0.poller {

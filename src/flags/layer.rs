@@ -1,4 +1,4 @@
-//! Puts [`Decisions`] into requests.
+//! A layer that pins [`Decisions`] to requests.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -14,10 +14,10 @@ use super::decisions::Decisions;
 use super::handle::Flags;
 use super::subject::Subject;
 
-/// Gives every request its [`Decisions`].
+/// Puts [`Decisions`] into every request.
 ///
-/// By default they are about nobody in particular, so that flags rolled out to some draw lots per
-/// request. Say whom a request is about:
+/// By default their subject has no fields, so a partial rollout is random per request. Derive the subject from the
+/// request:
 ///
 /// ```
 /// use axum::{Router, http::request::Parts};
@@ -34,8 +34,8 @@ use super::subject::Subject;
 /// let app: Router = Router::new().layer(FlagsLayer::new(flags).subject(subject));
 /// ```
 ///
-/// The function runs for every request and sees what outer layers put into the extensions. A
-/// request that already has decisions keeps them.
+/// The function runs for every request and sees the extensions that outer layers added. A request that already has
+/// decisions keeps them.
 #[derive(Clone, Debug)]
 pub struct FlagsLayer<E = fn(&Parts) -> Subject> {
     flags: Flags,
@@ -43,14 +43,14 @@ pub struct FlagsLayer<E = fn(&Parts) -> Subject> {
 }
 
 impl FlagsLayer {
-    /// Decisions about nobody in particular.
+    /// Decisions about a subject without any fields.
     pub fn new(flags: Flags) -> Self {
         Self { flags, subject: |_| Subject::new() }
     }
 }
 
 impl<E> FlagsLayer<E> {
-    /// Decisions about whom `subject` finds in the request's head.
+    /// Decisions about the subject that `subject` derives from the request's head.
     pub fn subject<F>(self, subject: F) -> FlagsLayer<F>
     where
         F: Fn(&Parts) -> Subject,
@@ -98,15 +98,16 @@ where
     }
 }
 
-/// A handler asked for [`Decisions`] on a route that no [`FlagsLayer`] is around; answered with 500.
+/// A handler takes [`Decisions`] on a route without a [`FlagsLayer`]; the response is 500.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("no flag decisions in this request: put a `FlagsLayer` around the router")]
+#[error("the request has no flag decisions; put a `FlagsLayer` around the router")]
+#[non_exhaustive]
 pub struct MissingDecisions;
 
 impl IntoResponse for MissingDecisions {
     fn into_response(self) -> Response {
         tracing::error!("{self}");
-        (StatusCode::INTERNAL_SERVER_ERROR, "flags are not set up").into_response()
+        (StatusCode::INTERNAL_SERVER_ERROR, "flags are not configured").into_response()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Flag names with a hash that constant flags carry from compile time, and a map keyed by them.
+//! Flag names with a hash that is computed at compile time for constant flags, and a map keyed by them.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ impl<'a> Name<'a> {
     }
 }
 
-/// FNV-1a (draft-eastlake-fnv): short, and can run at compile time.
+/// FNV-1a (draft-eastlake-fnv), because it is short and can run at compile time.
 pub(super) const fn checksum(bytes: &[u8]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut at = 0;
@@ -35,11 +35,11 @@ impl PartialEq for Name<'_> {
     }
 }
 
-/// Takes the hash that a [`Name`] brings along.
+/// Passes the hash of a [`Name`] through.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Given(u64);
+pub(super) struct PassThrough(u64);
 
-impl Hasher for Given {
+impl Hasher for PassThrough {
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
@@ -55,9 +55,9 @@ impl Hasher for Given {
     }
 }
 
-/// Values by flag name; looking one up allocates nothing.
+/// Values by flag name. A lookup does not allocate.
 #[derive(Clone, Debug)]
-pub(super) struct NameMap<V>(HashMap<u64, (Box<str>, V), BuildHasherDefault<Given>>);
+pub(super) struct NameMap<V>(HashMap<u64, (Box<str>, V), BuildHasherDefault<PassThrough>>);
 
 impl<V> Default for NameMap<V> {
     fn default() -> Self {
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_found_by_text_and_not_by_hash_alone() {
+    fn names_are_compared_by_text_and_not_by_hash_alone() {
         let map: NameMap<u8> = [("one", 1), ("two", 2)].into_iter().collect();
         const ONE: Name<'static> = Name::new("one");
         assert_eq!(map.get(&ONE), Some(&1));

@@ -1,4 +1,4 @@
-//! Flags from any OpenFeature provider.
+//! Flags from an OpenFeature provider.
 
 use std::future::Future;
 
@@ -11,13 +11,13 @@ use tokio::task::coop::unconstrained;
 
 use super::flag::{PayloadKind, Switch, Variant};
 use super::names::Name;
-use super::source::FlagProblemKind;
+use super::problem::{FlagProblemKind, SwitchProblem};
 use super::subject::Subject;
 
-/// Evaluates flags by the client that the application set up, so with its hooks and contexts.
+/// Evaluates flags through the application's client, with its hooks and contexts.
 pub(super) struct OpenFeature(Client);
 
-/// A name that no provider has: that it says so shows that it can say anything.
+/// A flag that no provider has. The answer "not found" shows that the provider answers.
 const PROBE: &str = "cutover-probe";
 
 impl OpenFeature {
@@ -25,12 +25,12 @@ impl OpenFeature {
         Self(client)
     }
 
-    /// `None` also where the provider would have to wait.
+    /// `None` also if the provider would have to wait.
     pub(super) fn enabled(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
         at_once(self.resolve(name, subject)).flatten()
     }
 
-    /// `None` also where the provider would have to wait.
+    /// `None` also if the provider would have to wait.
     pub(super) fn variant(&self, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
         at_once(self.resolve_variant(name, subject)).flatten()
     }
@@ -43,30 +43,31 @@ impl OpenFeature {
         self.evaluate(name.text, &context(subject)).await.ok()
     }
 
-    /// A flag of OpenFeature has one type, which only the provider knows.
+    /// A flag of OpenFeature has one type, which only the provider knows, so all types are tried.
     async fn evaluate(&self, name: &str, context: &EvaluationContext) -> EvaluationResult<Variant> {
         let some = Some(context);
         let string = self.0.get_string_details(name, some, None).await;
-        if let Some(answer) = told(string, PayloadKind::String, |text| text) {
+        if let Some(answer) = typed(string, PayloadKind::String, |text| text) {
             return answer;
         }
         let int = self.0.get_int_details(name, some, None).await;
-        if let Some(answer) = told(int, PayloadKind::Number, |number| number.to_string()) {
+        if let Some(answer) = typed(int, PayloadKind::Number, |number| number.to_string()) {
             return answer;
         }
         let float = self.0.get_float_details(name, some, None).await;
-        if let Some(answer) = told(float, PayloadKind::Number, |number| number.to_string()) {
+        if let Some(answer) = typed(float, PayloadKind::Number, |number| number.to_string()) {
             return answer;
         }
         let value = self.0.get_struct_details::<StructValue>(name, some, None).await;
-        if let Some(answer) = told(value, PayloadKind::Json, |value| json(Value::Struct(value)).to_string()) {
+        if let Some(answer) = typed(value, PayloadKind::Json, |value| json(Value::Struct(value)).to_string())
+        {
             return answer;
         }
         let on = self.0.get_bool_details(name, some, None).await?;
         Ok(Variant { name: on.variant, ..Variant::plain(on.value) })
     }
 
-    /// Whether the provider answers, and at once.
+    /// Whether the provider answers, without waiting.
     pub(super) fn is_answering(&self) -> bool {
         matches!(self.probe(PROBE), Some(Ok(_) | Err(Refusal::NotFound | Refusal::OtherType)))
     }
@@ -75,8 +76,15 @@ impl OpenFeature {
         match at_once(self.evaluate(name, &context(subject))) {
             Some(Ok(variant)) if variant.enabled => Switch::On(variant.payload),
             Some(Ok(_)) => Switch::Off,
-            // A provider that has not loaded its flags yet may call any of them unknown.
-            _ => Switch::Unknown,
+            // Also for a provider that has not loaded its flags yet, which may report any flag as missing.
+            Some(Err(error)) if matches!(Refusal::of(&error), Refusal::NotFound) => {
+                Switch::Unknown(SwitchProblem::Missing)
+            }
+            Some(Err(error)) => Switch::Unknown(SwitchProblem::NotFresh(error.message)),
+            None => {
+                let waits = "the OpenFeature provider does not answer without waiting";
+                Switch::Unknown(SwitchProblem::NotFresh(Some(waits.to_owned())))
+            }
         }
     }
 
@@ -88,8 +96,8 @@ impl OpenFeature {
     }
 
     fn probe(&self, name: &str) -> Option<Result<bool, Refusal>> {
-        let nobody = EvaluationContext::default();
-        let answer = at_once(self.0.get_bool_value(name, Some(&nobody), None))?;
+        let empty = EvaluationContext::default();
+        let answer = at_once(self.0.get_bool_value(name, Some(&empty), None))?;
         Some(answer.map_err(|error| Refusal::of(&error)))
     }
 }
@@ -110,8 +118,8 @@ impl Refusal {
     }
 }
 
-/// `None`: it has another type.
-fn told<T>(
+/// `None` if the flag has another type.
+fn typed<T>(
     answer: EvaluationResult<EvaluationDetails<T>>,
     kind: PayloadKind,
     text: impl FnOnce(T) -> String,
@@ -127,8 +135,8 @@ fn told<T>(
     }
 }
 
-/// What it comes to without waiting. Tokio makes a task that has done much wait even where nothing
-/// is to be waited for; that must not look like a provider that has to ask.
+/// The result of a future that completes without waiting. `unconstrained`, because Tokio's cooperative budget can make a
+/// ready future pending, which would look like a provider that has to wait.
 fn at_once<T>(evaluation: impl Future<Output = T>) -> Option<T> {
     unconstrained(evaluation).now_or_never()
 }

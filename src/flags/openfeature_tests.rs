@@ -1,4 +1,4 @@
-//! Against providers that answer, refuse, wait and hang.
+//! Providers that answer, refuse, wait and hang.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ const A: Flag = Flag::new("a", false);
 const FALLBACK: Flag = Flag::new("a", true);
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Flags in memory, behind a gate that each evaluation has to pass.
+/// Flags in memory, behind a semaphore that each evaluation has to pass.
 struct Memory {
     metadata: ProviderMetadata,
     flags: HashMap<&'static str, Value>,
@@ -40,7 +40,7 @@ impl Memory {
         let _passed = self.gate.acquire().await;
         let fail = |code| EvaluationError { code, message: None };
         let value = match name {
-            // What the context says, as the value.
+            // Returns the context as the value.
             "key" => Value::String(context.targeting_key.clone().unwrap_or_default()),
             "region" => match context.custom_fields.get("region") {
                 Some(EvaluationContextFieldValue::String(region)) => Value::String(region.clone()),
@@ -118,7 +118,7 @@ async fn flags(provider: impl FeatureProvider) -> Flags {
 }
 
 #[tokio::test]
-async fn a_provider_serves_the_same_gates() {
+async fn a_provider_serves_decisions_values_and_switches() {
     let limits = StructValue { fields: [("orders".to_owned(), Value::Int(20))].into() };
     let flags = flags(Memory::new([
         ("a", Value::Bool(true)),
@@ -147,7 +147,7 @@ async fn a_provider_serves_the_same_gates() {
     assert_eq!(text("key", Subject::new().session("s")), "s");
     assert_eq!(text("region", alice()), "eu");
 
-    // The gate is the one that any source serves.
+    // `gate` works as with any source.
     let request = Decisions::new(flags.clone(), Subject::new());
     let never = || async { panic!("the wrong one") };
     assert_eq!(request.gate(&A, || async { 1 }, never).await, 1);
@@ -159,36 +159,35 @@ async fn a_provider_serves_the_same_gates() {
 }
 
 #[tokio::test]
-async fn a_provider_that_fails_leaves_the_default_and_is_no_switch() {
+async fn a_provider_that_fails_gives_the_default_and_no_switch() {
     let registry = prometheus::Registry::new();
     let memory = flags(Memory::new([])).await;
     memory.register(&registry, &crate::release::Release::new("payments", "canary").unwrap()).unwrap();
     assert!(memory.decide(&Flag::new("broken", true), &Subject::new()));
     assert_eq!(memory.value(&Flag::new("region", 7), &Subject::new()), 7);
-    assert_eq!(memory.switch("broken"), Switch::Unknown);
-    // Not found may be not loaded yet.
-    assert_eq!(memory.switch("gone"), Switch::Unknown);
+    assert!(matches!(memory.switch("broken"), Switch::Unknown(SwitchProblem::NotFresh(_))));
+    assert_eq!(memory.switch("gone"), Switch::Unknown(SwitchProblem::Missing));
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
     assert!(text.contains(r#"cutover_flag_defaults_total{flag="broken",version="canary"} 1"#), "{text}");
 
     let nothing = flags(NoOpProvider::default()).await;
     assert!(!nothing.is_ready() && !nothing.is_fresh());
     assert!(nothing.decide(&FALLBACK, &Subject::new()));
-    assert_eq!(nothing.switch("a"), Switch::Unknown);
+    assert!(matches!(nothing.switch("a"), Switch::Unknown(_)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_who_resolves_waits_for_a_provider_and_not_for_ever() {
+async fn only_resolve_waits_for_a_provider_and_only_for_its_limit() {
     let memory = Memory::new([("a", Value::Bool(false)), ("size", Value::Int(20))]);
     let gate = memory.gate.clone();
     let flags = flags(memory).await;
     let size = Flag::new("size", 50);
     let held = gate.clone().acquire_owned().await.unwrap();
     assert!(!flags.is_ready() && !flags.is_fresh());
-    assert_eq!(flags.switch("a"), Switch::Unknown);
+    assert!(matches!(flags.switch("a"), Switch::Unknown(SwitchProblem::NotFresh(_))));
     assert!(Decisions::new(flags.clone(), Subject::new()).decide(&FALLBACK));
 
-    // It hangs: the default counts, to the end of the request.
+    // The provider hangs: the default applies until the end of the request.
     let request = Decisions::new(flags.clone(), Subject::new());
     assert!(request.resolve(&FALLBACK, LIMIT).await);
     assert_eq!(request.resolve_value(&size, LIMIT).await, 50);
@@ -196,7 +195,7 @@ async fn only_who_resolves_waits_for_a_provider_and_not_for_ever() {
     assert!(request.resolve(&FALLBACK, LIMIT).await && request.decide(&FALLBACK));
     assert_eq!(request.resolve_value(&size, LIMIT).await, 50);
 
-    // It takes a while.
+    // The provider takes a while.
     let held = gate.clone().acquire_owned().await.unwrap();
     let request = Decisions::new(flags.clone(), Subject::new());
     let later = async {
@@ -209,12 +208,12 @@ async fn only_who_resolves_waits_for_a_provider_and_not_for_ever() {
     );
     assert!(!on && value == 20);
     let _held = gate.acquire().await.unwrap();
-    // Pinned: nobody is asked again.
+    // Pinned: the provider is not asked again.
     assert!(!request.decide(&FALLBACK) && request.value(&size) == 20);
 }
 
 #[tokio::test]
-async fn a_task_that_did_much_still_gets_the_providers_answer() {
+async fn a_task_without_budget_still_gets_the_providers_answer() {
     let flags = flags(Memory::new([("a", Value::Bool(true))])).await;
     let busy = tokio::spawn(async move {
         let semaphore = Semaphore::new(1);

@@ -1,10 +1,10 @@
-//! Payloads that are more than a number or a text.
+//! Payloads with structure.
 
 use std::str::FromStr;
 
 use serde::de::DeserializeOwned;
 
-/// A value that a flag's payload holds as JSON.
+/// A value that is JSON in the flag's payload.
 ///
 /// ```
 /// use cutover::flags::{FixedFlag, Flag, Flags, Json, Subject};
@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 ///
 /// let flags = Flags::fixed([("limits", FixedFlag::payload(r#"{"orders": 20}"#))]);
 /// assert_eq!(flags.value(&LIMITS, &Subject::new()).0.orders, 20);
-/// // What can't be read is not half read: the default counts, and is counted.
+/// // The default applies if the payload cannot be parsed, and `cutover_flag_defaults_total` counts it.
 /// flags.set("limits", FixedFlag::payload(r#"{"orders": "many"}"#))?;
 /// assert_eq!(flags.value(&LIMITS, &Subject::new()).0.orders, 10);
 /// # Ok::<(), cutover::flags::FlagsError>(())
@@ -34,8 +34,8 @@ impl<T: DeserializeOwned> FromStr for Json<T> {
     }
 }
 
-/// Values that a flag's payload holds with commas between them; spaces around one don't count, and
-/// there are no quotes. An empty payload is no values.
+/// Values that are separated by commas in the flag's payload. Spaces around a value are ignored, and there is no quoting.
+/// An empty payload is an empty list.
 ///
 /// ```
 /// use cutover::flags::{Csv, FixedFlag, Flag, Flags, Subject};
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists() {
+    fn lists_are_parsed_strictly() {
         let read = |text: &str| text.parse::<Csv<u8>>().map(|list| list.0);
         assert!(read("").unwrap().is_empty());
         assert_eq!(read(" 1,2 , 3").unwrap(), [1, 2, 3]);

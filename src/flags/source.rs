@@ -1,14 +1,15 @@
-//! Where decisions come from: one function per question, whatever the source.
+//! Where decisions come from: one function per question for every kind of source.
 
 #[cfg(feature = "unleash")]
 use std::sync::Arc;
 
+use super::error::FetchError;
 use super::fixed::Fixed;
-use super::flag::Switch;
-use super::flag::Variant;
+use super::flag::{Switch, Variant};
 use super::names::Name;
 #[cfg(feature = "openfeature")]
 use super::openfeature::OpenFeature;
+use super::problem::{FlagProblemKind, SwitchProblem};
 use super::subject::Subject;
 #[cfg(feature = "unleash")]
 use super::unleash::Unleash;
@@ -21,28 +22,8 @@ pub(super) enum Source {
     OpenFeature(OpenFeature),
 }
 
-/// A declared flag that the source does not have as it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FlagProblem {
-    /// The flag's name.
-    pub flag: String,
-    /// What is wrong with it.
-    pub kind: FlagProblemKind,
-}
-
-/// What is wrong with a declared flag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FlagProblemKind {
-    /// The source does not have it: never created, archived, or of another project or environment
-    /// than the token's. Its declared default counts.
-    Missing,
-    /// Its owners marked it as stale: it is about to be removed there, so remove it from the code.
-    Stale,
-}
-
 impl Source {
-    /// `None`: the source can't say, so the declared default counts.
+    /// `None` if the source has no answer; then the declared default applies.
     pub(super) fn enabled(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
         match self {
             Self::Fixed(fixed) => fixed.enabled(name, subject),
@@ -53,7 +34,7 @@ impl Source {
         }
     }
 
-    /// `None`: the source can't say.
+    /// `None` if the source has no answer.
     pub(super) fn variant(&self, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
         match self {
             Self::Fixed(fixed) => fixed.variant(name, subject),
@@ -64,7 +45,7 @@ impl Source {
         }
     }
 
-    /// As [`enabled`](Self::enabled), but waits where the source has to ask.
+    /// As [`enabled`](Self::enabled), but waits if the source has to ask a server.
     pub(super) async fn resolve(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
         match self {
             #[cfg(feature = "openfeature")]
@@ -73,7 +54,7 @@ impl Source {
         }
     }
 
-    /// As [`variant`](Self::variant), but waits where the source has to ask.
+    /// As [`variant`](Self::variant), but waits if the source has to ask a server.
     pub(super) async fn resolve_variant(&self, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
         match self {
             #[cfg(feature = "openfeature")]
@@ -92,6 +73,14 @@ impl Source {
         }
     }
 
+    pub(super) fn last_fetch_error(&self) -> Option<FetchError> {
+        match self {
+            #[cfg(feature = "unleash")]
+            Self::Unleash(unleash) => unleash.freshness.last_error(),
+            _ => None,
+        }
+    }
+
     pub(super) fn is_loaded(&self) -> bool {
         match self {
             Self::Fixed(_) => true,
@@ -103,23 +92,38 @@ impl Source {
     }
 
     pub(super) fn switch(&self, name: &str) -> Switch {
-        // A subject of its own, so that the instances agree even on a flag that is rolled out to
-        // some only.
+        // A constant subject, so that all instances get the same answer.
         let subject = Subject::new().user(name).session(name);
         #[cfg(feature = "openfeature")]
         if let Self::OpenFeature(open) = self {
             return open.switch(name, &subject);
         }
         if !self.is_fresh() {
-            return Switch::Unknown;
+            let error = self.last_fetch_error().map(|error| error.message);
+            return Switch::Unknown(SwitchProblem::NotFresh(error));
         }
         let name = Name::new(name);
+        let is_off = match self.is_off(&name) {
+            Ok(is_off) => is_off,
+            Err(problem) => return Switch::Unknown(problem),
+        };
         match self.variant(&name, &subject) {
+            _ if is_off => Switch::Off,
             Some(variant) if variant.enabled => Switch::On(variant.payload),
-            Some(_) => Switch::Off,
-            None if matches!(self.problem(&name), Some(FlagProblemKind::Missing)) => Switch::Off,
-            // It is there and can't be evaluated: no reason to turn a fleet back.
-            None => Switch::Unknown,
+            Some(_) => Switch::Unknown(SwitchProblem::NoStrategy),
+            None => Switch::Unknown(SwitchProblem::Broken),
+        }
+    }
+
+    /// Whether a person turned the flag off; an error if it is missing or ambiguous.
+    fn is_off(&self, name: &Name<'_>) -> Result<bool, SwitchProblem> {
+        match self {
+            #[cfg(feature = "unleash")]
+            Self::Unleash(unleash) => unleash.is_off(name),
+            _ => {
+                let enabled = self.enabled(name, &Subject::new()).ok_or(SwitchProblem::Missing)?;
+                Ok(!enabled)
+            }
         }
     }
 

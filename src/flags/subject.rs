@@ -1,14 +1,14 @@
-//! Whom a decision is about.
+//! The subject of a decision.
 
 use std::{collections::HashMap, fmt, net::IpAddr};
 
-/// Whom a decision is about: what rollouts stick to and constraints look at.
+/// The subject of a decision: rollouts are sticky by it, and constraints compare its fields.
 ///
-/// A partial rollout sticks to the user if there is one, else to the session, else to nothing: then
-/// every request draws its own lot. (Unleash's default stickiness.)
+/// A partial rollout is sticky by the user if there is one, otherwise by the session, otherwise random for every request
+/// (Unleash's default stickiness).
 ///
-/// Whoever holds a session's id holds the session, so don't hand out the cookie's value: a hash of
-/// it sticks as well. `Debug` shows neither user nor session nor values.
+/// A session id grants access to the session, so do not use the value of the cookie; a hash of it is as sticky. `Debug`
+/// shows neither the user, nor the session, nor the values of properties.
 #[derive(Default)]
 pub struct Subject {
     user: Option<String>,
@@ -18,36 +18,36 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// Nobody in particular. Allocates nothing.
+    /// A subject without any fields. Does not allocate.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// With the id of a user.
+    /// Sets the id of the user.
     #[must_use]
     pub fn user(mut self, id: impl Into<String>) -> Self {
         self.user = Some(id.into());
         self
     }
 
-    /// With the id of a session.
+    /// Sets the id of the session.
     #[must_use]
     pub fn session(mut self, id: impl Into<String>) -> Self {
         self.session = Some(id.into());
         self
     }
 
-    /// With the address that the request came from.
+    /// Sets the client's address.
     #[must_use]
     pub fn remote_address(mut self, address: IpAddr) -> Self {
         self.address = Some(address.to_string());
         self
     }
 
-    /// With a property for constraints of the flag's strategies, such as `region`.
+    /// Sets a property for constraints of the flag's strategies, such as `region`.
     ///
-    /// Named like a field of Unleash's own context it is that field: `environment`, `appName`
-    /// (otherwise the application's), `currentTime` (RFC 3339; otherwise now).
+    /// The names `environment`, `appName` (default: the application's) and `currentTime` (RFC 3339; default: now) set
+    /// those fields of Unleash's context.
     #[must_use]
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.properties.insert(name.into(), value.into());
@@ -69,7 +69,7 @@ impl Subject {
         self.properties.get(name).map(String::as_str)
     }
 
-    /// The address that the request came from.
+    /// The client's address.
     pub fn address(&self) -> Option<&str> {
         self.address.as_deref()
     }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn debug_keeps_ids_to_itself() {
+    fn debug_output_contains_no_ids() {
         let subject = Subject::new().user("alice").session("s3cret").property("card", "4111");
         let text = format!("{subject:?}");
         for hidden in ["alice", "s3cret", "4111"] {

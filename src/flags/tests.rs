@@ -1,4 +1,4 @@
-//! Decisions as a request sees them.
+//! Decisions of a request, and the layers around a router.
 
 use std::{
     convert::Infallible,
@@ -47,7 +47,7 @@ fn an_unknown_flag_gets_its_default_and_is_counted() {
 }
 
 #[test]
-fn the_first_decision_counts_for_the_whole_request() {
+fn the_first_decision_applies_to_the_whole_request() {
     let flags = Flags::fixed([("a", FixedFlag::OFF)]);
     let request = Decisions::new(flags.clone(), Subject::new());
     assert!(!request.decide(&A));
@@ -80,7 +80,7 @@ fn a_flag_and_its_variant_do_not_contradict_each_other() {
 }
 
 #[test]
-fn a_request_may_ask_for_many_flags() {
+fn a_request_can_use_many_flags() {
     let flags = Flags::fixed(NAMES.map(|name| (name, FixedFlag::ON)));
     let request = Decisions::new(flags.clone(), Subject::new());
     for round in 0..2 {
@@ -122,7 +122,7 @@ async fn only_the_chosen_function_runs() {
 }
 
 #[tokio::test]
-async fn changes_are_told() {
+async fn a_change_is_announced() {
     let flags = Flags::fixed([("a", FixedFlag::ON)]);
     let mut changed = flags.changed();
     assert_eq!(flags.switch("b"), Switch::Off);
@@ -147,7 +147,7 @@ async fn answer(
 }
 
 #[tokio::test]
-async fn a_layer_pins_a_router_and_its_gate() {
+async fn a_layer_pins_decisions_for_a_router() {
     async fn user(decisions: Decisions) -> String {
         format!("new {:?}", decisions.subject().user_id())
     }
@@ -166,7 +166,7 @@ async fn a_layer_pins_a_router_and_its_gate() {
 }
 
 #[tokio::test]
-async fn decisions_made_further_out_are_kept() {
+async fn decisions_of_an_outer_layer_are_kept() {
     let outer = Flags::fixed([("a", FixedFlag::ON)]);
     let inner = Flags::fixed([("a", FixedFlag::OFF)]);
     let app = Router::new()
@@ -177,7 +177,7 @@ async fn decisions_made_further_out_are_kept() {
 }
 
 #[tokio::test]
-async fn without_a_layer_a_gate_takes_the_default_and_a_handler_fails() {
+async fn without_a_layer_the_router_uses_the_default() {
     let say = |text: &'static str| Router::new().route("/", get(async move || text));
     let gate = |default| FlagRouter::new(Flag::new("a", default), say("new"), say("legacy"));
     assert_eq!(answer(gate(false)).await, "legacy");
@@ -207,7 +207,7 @@ impl Service<Request<()>> for Jammed {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_jammed_new_path_does_not_hold_up_the_legacy_one() {
+async fn a_new_service_that_is_not_ready_does_not_block_legacy() {
     let flags = Flags::fixed([("a", FixedFlag::OFF)]);
     let legacy = service_fn(async |_: Request<()>| Ok::<_, Infallible>("legacy"));
     let app = FlagsLayer::new(flags.clone()).layer(FlagRouter::new(A, Jammed, legacy));

@@ -28,8 +28,8 @@ pub enum Membership {
 
 /// This process's membership of its fleet: a row in the ledger under a lease that a background task renews.
 ///
-/// A cheap handle. When the lease expires, [`Lease::holds`] is false at once, readiness goes down, and
-/// [`Fleet::membership`] reports it. When the database is reachable again, the task rejoins under another id.
+/// A cheap handle. When the lease expires, [`Lease::holds`] is false at once, and [`Fleet::membership`] reports it.
+/// Readiness goes down only while a declared migration is past `off`. When the database is reachable again, the task rejoins under another id.
 ///
 /// A lease that was lost does not hold again before the [`Agent`](crate::migration::Agent) has taken up the new membership.
 /// Until then operations of the earlier one may still run, and a new lease would wrongly cover them.
@@ -42,6 +42,7 @@ pub struct Fleet {
 struct Inner {
     member: Member,
     membership: watch::Sender<Membership>,
+    signal: Signal,
     task: JoinHandle<()>,
 }
 
@@ -107,10 +108,11 @@ impl Fleet {
         member.taken_up.set(id);
         member.extend(requested);
         let membership = watch::Sender::new(Membership::Joined(id));
-        let signal = health.signal("lease", Criticality::Critical);
+        // The agent makes it critical while a declared migration is past `off`.
+        let signal = health.signal("lease", Criticality::Degrades);
         signal.ok();
-        let task = tokio::spawn(member.clone().keep_renewing(id, membership.clone(), signal));
-        Ok(Self { inner: Arc::new(Inner { member, membership, task }) })
+        let task = tokio::spawn(member.clone().keep_renewing(id, membership.clone(), signal.clone()));
+        Ok(Self { inner: Arc::new(Inner { member, membership, signal, task }) })
     }
 
     /// The name of the fleet.
@@ -140,6 +142,11 @@ impl Fleet {
     /// Subscribes to changes of the membership.
     pub fn membership(&self) -> watch::Receiver<Membership> {
         self.inner.membership.subscribe()
+    }
+
+    /// What an expired lease does to readiness.
+    pub(crate) fn set_lease_criticality(&self, criticality: Criticality) {
+        self.inner.signal.set_criticality(criticality);
     }
 
     /// Lets the lease of this membership begin, because no operation of an earlier one is running any more.

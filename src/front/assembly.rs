@@ -182,13 +182,12 @@ impl Assembly {
                 preflight = preflight.budget(options.max_connections, None);
             }
         }
-        // Without a source there is nothing to hold them against.
-        if let Some((flags, true)) = self.flags {
-            let report = preflight.flags(flags.clone(), self.declared_flags).run().await;
+        let source = self.flags.and_then(|(flags, from_server)| from_server.then_some(flags));
+        let report = preflight.flags(source.clone(), self.declared_flags).run().await;
+        if let Some(flags) = source {
             flags.close().await;
-            return report;
         }
-        preflight.run().await
+        report
     }
 
     /// Connects and joins, unless it is told to end before it has.
@@ -263,6 +262,14 @@ impl Assembly {
             let waits = waits.inspect_err(|error| tracing::warn!(%error, "waits have no metrics")).ok()?;
             Some(guard.admission(pools::WAIT, waits))
         });
+        #[cfg(feature = "redis")]
+        let sessions = self.redis.clone().map(crate::session::RedisStore::with_defaults);
+        #[cfg(feature = "redis")]
+        if let Some(sessions) = &sessions
+            && let Err(error) = sessions.register(metrics.registry())
+        {
+            tracing::warn!(%error, "session conflicts have no metric");
+        }
         let instance = Instance {
             release,
             listen,
@@ -277,6 +284,8 @@ impl Assembly {
             postgres: self.postgres,
             #[cfg(feature = "redis")]
             redis: self.redis,
+            #[cfg(feature = "redis")]
+            sessions,
         };
         instance.leave_when_drained(held);
         Ok(instance)

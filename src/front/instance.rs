@@ -36,6 +36,8 @@ pub struct Instance {
     pub(super) postgres: Option<PgPool>,
     #[cfg(feature = "redis")]
     pub(super) redis: Option<deadpool_redis::Pool>,
+    #[cfg(feature = "redis")]
+    pub(super) sessions: Option<crate::session::RedisStore>,
 }
 
 impl fmt::Debug for Instance {
@@ -141,7 +143,7 @@ impl Instance {
     /// [`NotConfigured`] when it was started without Redis.
     #[cfg(feature = "redis")]
     pub fn sessions(&self) -> Result<crate::session::RedisStore, NotConfigured> {
-        Ok(crate::session::RedisStore::with_defaults(self.redis()?))
+        self.sessions.clone().ok_or(NotConfigured { part: "Redis", method: "redis_from_env" })
     }
 
     /// Serves `app` on the public listener, and probes, metrics and `/drain` on the admin one, until the

@@ -1,34 +1,41 @@
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::redact::redact;
-use super::{Criticality, HealthError, runner};
+use futures_util::FutureExt;
+use tokio::time::timeout;
 
-/// What a failed probe says. Anything that turns into a boxed error will do.
+use super::component::Criticality;
+use super::redact::redact;
+use crate::config::{ConfigError, Problem};
+
+/// The error of a failed probe. Anything that converts into a boxed error works.
 pub type CheckError = Box<dyn Error + Send + Sync>;
 
-/// What a probe that came to an end saw.
+/// The outcome of a probe that completed.
+// Exhaustive: a probe that did not pass and is not impaired returns an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProbeOutcome {
-    /// All is well.
+    /// The dependency works.
     Pass,
-    /// Reachable, but not as it should be (saturated, lagging). Never blocks readiness.
+    /// The dependency is reachable but impaired (saturated, lagging). Never blocks readiness.
     Warn(String),
 }
 
 #[cfg(any(feature = "deadpool", feature = "redis"))]
 impl ProbeOutcome {
-    /// A server that answers, behind a pool that may be used up.
+    /// The outcome for a server that answers: a warning if the pool in front of it is used up.
     pub(super) fn of_pool(status: deadpool::Status) -> Self {
         if status.waiting == 0 {
             return ProbeOutcome::Pass;
         }
         ProbeOutcome::Warn(format!(
-            "reachable, but {} wait for one of the pool's {} connections",
+            "reachable, but {} requests wait for one of the pool's {} connections",
             status.waiting, status.max_size
         ))
     }
@@ -40,18 +47,18 @@ impl From<()> for ProbeOutcome {
     }
 }
 
-pub(super) type Probe =
+type Probe =
     Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<ProbeOutcome, CheckError>> + Send>> + Send + Sync>;
 
-/// A probe of a dependency and the rules of judging it, for
+/// A probe of a dependency and the thresholds that turn its outcomes into a status, for
 /// [`Health::check`](super::Health::check).
 ///
 /// | setting | default |
 /// |---|---|
-/// | [`interval`](Check::interval) between the end of a probe and the next one | 5 s |
+/// | [`interval`](Check::interval), from the end of a probe to the next | 5 s |
 /// | [`time_limit`](Check::time_limit) of one probe | 2 s |
-/// | [`failing_after`](Check::failing_after) so many failures in a row *and* so much time | 3 and 10 s |
-/// | [`passing_after`](Check::passing_after) so many successes in a row | 1 |
+/// | [`failing_after`](Check::failing_after): consecutive failures *and* time | 3 and 10 s |
+/// | [`passing_after`](Check::passing_after): consecutive successes | 1 |
 /// | [`criticality`](Check::criticality) | [`Criticality::Degrades`] |
 ///
 /// ```
@@ -68,9 +75,9 @@ pub(super) type Probe =
 pub struct Check {
     pub(super) name: Arc<str>,
     pub(super) group: Option<Arc<str>>,
-    pub(super) probe: Probe,
+    probe: Probe,
     pub(super) interval: Duration,
-    pub(super) time_limit: Duration,
+    time_limit: Duration,
     pub(super) failures: u32,
     pub(super) failing_for: Duration,
     pub(super) successes: u32,
@@ -80,9 +87,9 @@ pub struct Check {
 impl Check {
     /// A check with the default settings.
     ///
-    /// `probe` is called for each round; never twice at a time. It is dropped at the time
-    /// limit, so it must be cancel safe. A panic counts as a failure. Its error text is
-    /// shown on the health pages without the userinfo of URLs and `password=` values.
+    /// `probe` is called once per round, never twice at a time. It is dropped at the time limit, so it must be cancel
+    /// safe. A panic counts as a failure. The health pages show its error without the userinfo of URLs and without the
+    /// values of `password=`, `token=` and `secret=`.
     pub fn new<F, Fut, T, E>(name: impl Into<Arc<str>>, probe: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -106,38 +113,38 @@ impl Check {
         }
     }
 
-    /// Another name for its state; two databases of one kind need one each.
+    /// Changes the name. Two databases of one kind need a name each.
     #[must_use]
     pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// Checks of one group can be asked for together: `/readyz/<group>`, `?exclude=<group>`,
-    /// and as a service of gRPC's health protocol.
+    /// Puts the check into a group. A group is addressed as a whole by `/readyz/<group>`, by `?exclude=<group>`, and as
+    /// a service of gRPC's health protocol.
     #[must_use]
     pub fn group(mut self, group: impl Into<Arc<str>>) -> Self {
         self.group = Some(group.into());
         self
     }
 
-    /// Time from the end of a probe to the next. Until the first success it is at most one
-    /// second, so that a start doesn't wait for a long interval.
+    /// The time from the end of a probe to the next. Until the first pass it is at most one second, so that a start
+    /// does not wait for a long interval.
     #[must_use]
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
     }
 
-    /// How long one probe may take.
+    /// The time limit of one probe.
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
         self
     }
 
-    /// A check that passed turns to failing after `failures` in a row that span at least
-    /// `time`, counted from the first of them.
+    /// A passing check starts to fail after `failures` consecutive failures that span at least `time`, counted from the
+    /// first of them.
     #[must_use]
     pub fn failing_after(mut self, failures: u32, time: Duration) -> Self {
         self.failures = failures;
@@ -145,7 +152,7 @@ impl Check {
         self
     }
 
-    /// A check turns to passing after so many successes in a row.
+    /// A failing check passes after this many consecutive successes.
     #[must_use]
     pub fn passing_after(mut self, successes: u32) -> Self {
         self.successes = successes;
@@ -159,53 +166,68 @@ impl Check {
         self
     }
 
-    /// What it is called.
+    /// The name of the check.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Probes once, now, under the time limit, and judges by that alone: for a preflight, where there is no time
-    /// for thresholds.
+    /// Probes once, now, under the time limit, without the thresholds. A preflight uses it.
     ///
     /// # Errors
     ///
-    /// What the health pages would say: what is wrong, without passwords.
+    /// The text that the health pages would show, without secrets.
     ///
     /// # Cancel safety
     ///
     /// As safe as the probe.
     pub async fn once(&self) -> Result<ProbeOutcome, String> {
-        match runner::probe(self).await {
+        match self.run_probe().await {
             Ok(ProbeOutcome::Warn(text)) => Ok(ProbeOutcome::Warn(redact(&text))),
             Ok(ProbeOutcome::Pass) => Ok(ProbeOutcome::Pass),
             Err(text) => Err(redact(&text)),
         }
     }
 
-    pub(super) fn validate(&self) -> Result<(), HealthError> {
+    /// Runs the probe under its time limit. The text of an error is not redacted yet.
+    pub(super) async fn run_probe(&self) -> Result<ProbeOutcome, String> {
+        // The closure is called inside, so that its panics are caught too.
+        let probe = AssertUnwindSafe(async { (self.probe)().await }).catch_unwind();
+        match timeout(self.time_limit, probe).await {
+            Ok(Ok(Ok(outcome))) => Ok(outcome),
+            Ok(Ok(Err(error))) => Err(with_causes(&*error)),
+            Ok(Err(panic)) => Err(format!("the probe panicked: {}", panic_text(&*panic))),
+            Err(_) => Err(format!("no answer within {:?}", self.time_limit)),
+        }
+    }
+
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         let name = &self.name;
+        let mut problem = |what: &str, text: String| {
+            problems.push(Problem::new(format!("check {name:?}: {what}"), text));
+        };
         for (what, text) in [("name", Some(name)), ("group", self.group.as_ref())] {
-            if text.is_some_and(|text| text.trim().is_empty() || text.contains(['/', '?', ','])) {
-                problems.push(format!(
-                    "check {name:?}: the {what} must not be empty or hold `/`, `?` or `,` \
-                     (it is part of /readyz/<{what}> and ?exclude=)"
-                ));
+            if let Some(text) = text.filter(|text| text.trim().is_empty() || text.contains(['/', '?', ','])) {
+                problem(
+                    what,
+                    format!(
+                        "{text:?} must not be empty or contain `/`, `?` or `,`, because it is part of \
+                         /readyz/<{what}> and ?exclude="
+                    ),
+                );
             }
         }
-        if self.interval.is_zero() {
-            problems.push(format!("check {name:?}: interval must be above zero"));
+        for (what, time) in [("interval", self.interval), ("time_limit", self.time_limit)] {
+            if time.is_zero() {
+                problem(what, "0 s is too short; use a time above zero".to_owned());
+            }
         }
-        if self.time_limit.is_zero() {
-            problems.push(format!("check {name:?}: time_limit must be above zero"));
+        for (what, count) in [("failing_after", self.failures), ("passing_after", self.successes)] {
+            if count == 0 {
+                problem(what, "0 is too few; use 1 or more".to_owned());
+            }
         }
-        if self.failures == 0 {
-            problems.push(format!("check {name:?}: failing_after needs at least 1 failure"));
-        }
-        if self.successes == 0 {
-            problems.push(format!("check {name:?}: passing_after needs at least 1 success"));
-        }
-        HealthError::check(problems)
+        ConfigError::check(problems)
     }
 }
 
@@ -222,4 +244,25 @@ impl fmt::Debug for Check {
             .field("criticality", &self.criticality)
             .finish_non_exhaustive()
     }
+}
+
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }

@@ -13,38 +13,39 @@ use super::redact::redact;
 
 /// What a failing component does to readiness.
 ///
-/// Whatever it is, a component that was never well blocks readiness: a build that can't
-/// reach its database must not go live.
+/// With either value, a component that has never passed blocks readiness: a build that cannot reach its database must
+/// not go live.
+// Exhaustive: a component either blocks readiness or it does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Criticality {
-    /// Not ready while failing. Only for what is this instance's own trouble (its lease, its
-    /// drain): a shared dependency would take the whole fleet out at once.
+    /// The instance is not ready while the component fails. Use it for what belongs to this instance alone (its
+    /// lease, its drain). A shared dependency would make the whole fleet unready at once.
     Critical,
-    /// Once it was well, a failure is reported as a warning and the instance stays ready.
+    /// After the first pass, a failure is reported as a warning and the instance stays ready.
     Degrades,
 }
 
-/// How a component is, with what its [`Criticality`] makes of that.
+/// The status of a component, after its [`Criticality`] was applied.
+// Exhaustive: these are the three values of the health document (draft-inadarei-api-health-check).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Status {
-    /// All is well.
+    /// The component works.
     Pass,
-    /// Not as it should be, but not in the way of readiness.
+    /// The component is impaired; readiness is not affected.
     Warn,
-    /// In the way of readiness.
+    /// The component blocks readiness.
     Fail,
 }
 
-/// A component whose status changed; from
-/// [`Health::status_changes`](super::Health::status_changes).
+/// A change of a component's status, from [`Health::status_changes`](super::Health::status_changes).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StatusChange {
-    /// The check's, signal's or latch's name.
+    /// The name of the check, signal or latch.
     pub name: Arc<str>,
-    /// How it was; `None` for one that is new.
+    /// The status before; `None` for a new component.
     pub from: Option<Status>,
-    /// How it is; `None` for one that is gone (a latch that was dropped).
+    /// The status now; `None` for a component that was removed (a latch that was dropped).
     pub to: Option<Status>,
 }
 
@@ -58,17 +59,17 @@ impl Status {
     }
 }
 
-/// What a component last said.
+/// The last report of a component.
 #[derive(Debug, Clone)]
 pub(super) struct State {
     pub(super) status: Status,
-    /// Without secrets: made by [`State::new`] only.
+    /// Contains no secrets, because [`State::new`] redacts it.
     pub(super) output: Option<Arc<str>>,
-    /// When it was said, for people.
+    /// The time of the report, for display.
     pub(super) time: SystemTime,
-    /// The same, for computing its age.
+    /// The time of the report by the monotonic clock, for its age.
     pub(super) at: Instant,
-    /// How long the probe took.
+    /// The duration of the probe.
     pub(super) took: Option<Duration>,
 }
 
@@ -84,12 +85,12 @@ impl State {
     }
 }
 
-/// One line of the health pages: a latch, a signal or a check.
+/// A latch, a signal or a check: one line of the health pages.
 #[derive(Debug)]
 pub(super) struct Component {
     pub(super) name: Arc<str>,
     pub(super) group: Option<Arc<str>>,
-    criticality: Criticality,
+    is_critical: AtomicBool,
     state: ArcSwap<State>,
     reached: AtomicBool,
 }
@@ -99,13 +100,13 @@ impl Component {
         Self {
             name,
             group: None,
-            criticality,
+            is_critical: AtomicBool::new(criticality == Criticality::Critical),
             state: ArcSwap::from_pointee(State::new(Status::Fail, Some(waiting_for), None)),
             reached: AtomicBool::new(false),
         }
     }
 
-    /// Whether this is meant by `name`: its own, or its group's.
+    /// Whether `name` is the name of this component or of its group.
     pub(super) fn is_called(&self, name: &str) -> bool {
         *self.name == *name || self.group.as_deref() == Some(name)
     }
@@ -118,14 +119,20 @@ impl Component {
         }
     }
 
+    pub(super) fn set_criticality(&self, criticality: Criticality) {
+        self.is_critical.store(criticality == Criticality::Critical, Ordering::Release);
+    }
+
+    /// Whether the component has passed at least once.
     pub(super) fn reached(&self) -> bool {
         self.reached.load(Ordering::Acquire)
     }
 
-    /// What was last said, with the status that the criticality makes of it.
+    /// The last report, with the status that follows from the criticality.
     pub(super) fn shown(&self) -> State {
         let mut state = State::clone(&self.state.load());
-        if state.status == Status::Fail && self.criticality == Criticality::Degrades && self.reached() {
+        let is_critical = self.is_critical.load(Ordering::Acquire);
+        if state.status == Status::Fail && !is_critical && self.reached() {
             state.status = Status::Warn;
         }
         state

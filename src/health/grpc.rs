@@ -9,19 +9,21 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server};
 
-use super::{Check, CheckError, Health, ProbeOutcome};
+use super::check::{Check, CheckError, ProbeOutcome};
+use super::handle::Health;
 
 impl Health {
-    /// `grpc.health.v1.Health` for a tonic server, by the same state as the pages.
+    /// `grpc.health.v1.Health` for a tonic server, from the same state as the pages.
     ///
-    /// Service `""` is readiness; any other is the check or [group](Check::group) of that
-    /// name, so add a check (or a signal) named as your gRPC service to have it asked for.
+    /// Service `""` is readiness. Any other service is the check, signal or [group](Check::group) of that name, so give
+    /// a check the name of your gRPC service to make it available.
     ///
-    /// **Differences from `tonic-health`'s own service.** Nothing is SERVING before it is
-    /// ready, and nothing but NOT_SERVING during a drain. A watch of an unknown service is
-    /// answered with SERVICE_UNKNOWN and goes on, as the protocol says
-    /// (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>). A drain ends watches
-    /// instead of waiting for them.
+    /// # Differences from the service of `tonic-health`
+    ///
+    /// A service is SERVING only while the instance is ready, so every service is NOT_SERVING during a drain. A watch of
+    /// an unknown service receives SERVICE_UNKNOWN and continues, as the protocol requires
+    /// (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>). A drain ends watches instead of waiting for
+    /// them.
     pub fn grpc(&self) -> health_server::HealthServer<GrpcHealth> {
         health_server::HealthServer::new(GrpcHealth { health: self.clone() })
     }
@@ -29,7 +31,7 @@ impl Health {
     fn serving(&self, service: &str) -> ServingStatus {
         let ready = match service {
             "" => Some(self.is_ready()),
-            name => self.is_passing(name).map(|well| well && self.is_ready()),
+            name => self.is_passing(name).map(|passing| passing && self.is_ready()),
         };
         match ready {
             Some(true) => ServingStatus::Serving,
@@ -45,7 +47,7 @@ pub struct GrpcHealth {
     health: Health,
 }
 
-fn says(status: ServingStatus) -> HealthCheckResponse {
+fn response(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status.into() }
 }
 
@@ -56,8 +58,10 @@ impl health_server::Health for GrpcHealth {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Code> {
         match self.health.serving(&request.get_ref().service) {
-            ServingStatus::ServiceUnknown => Err(Code::not_found("no health is kept for this service")),
-            status => Ok(Response::new(says(status))),
+            ServingStatus::ServiceUnknown => {
+                Err(Code::not_found("no check, signal or group has the name of this service"))
+            }
+            status => Ok(Response::new(response(status))),
         }
     }
 
@@ -73,9 +77,9 @@ impl health_server::Health for GrpcHealth {
                 loop {
                     let now = health.serving(&service);
                     if last != Some(now) {
-                        return Some((Ok(says(now)), (health, changes, Some(now))));
+                        return Some((Ok(response(now)), (health, changes, Some(now))));
                     }
-                    // One that lags has missed changes, and looks again just the same.
+                    // A receiver that lags has missed changes; reading the state again is enough.
                     if matches!(changes.recv().await, Err(RecvError::Closed)) {
                         return None;
                     }
@@ -87,11 +91,11 @@ impl health_server::Health for GrpcHealth {
 }
 
 impl Check {
-    /// A check of a dependency that speaks gRPC, by its `grpc.health.v1.Health` service:
-    /// well when it says SERVING about `service` (`""` for the server as a whole).
+    /// A check of a dependency that speaks gRPC, through its `grpc.health.v1.Health` service. It passes if the answer
+    /// for `service` (`""` for the whole server) is SERVING.
     ///
-    /// The probe has a connection of its own, made from `endpoint` (which also holds TLS), so
-    /// it doesn't wait behind the service's own calls.
+    /// Each probe makes a connection from `endpoint` (which also holds the TLS settings), so it does not wait behind the
+    /// service's own calls.
     pub fn grpc(name: impl Into<Arc<str>>, endpoint: &Endpoint, service: impl Into<String>) -> Self {
         let (endpoint, service) = (endpoint.clone(), service.into());
         Self::new(name, move || probe(endpoint.clone(), service.clone()))

@@ -9,30 +9,37 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{Check, CheckError, HealthError, ProbeOutcome};
+use super::check::{Check, CheckError, ProbeOutcome};
+use crate::config::{ConfigError, Problem};
 
 impl Check {
-    /// A check of a dependency that speaks HTTP: `GET` of an `http://` address, well when the
-    /// answer's status is 2xx. Point it at the dependency's own readiness.
+    /// A check of a dependency that speaks HTTP: `GET` of an `http://` URL, which passes if the status of the response
+    /// is 2xx. Use the URL of the dependency's own readiness.
     ///
-    /// Each probe has a connection of its own, so it doesn't wait in the queue of the
-    /// service's client. For `https://` use [`Check::new`] with a client of your own.
+    /// Each probe makes a connection, so it does not wait in the queue of the service's client. For `https://` use
+    /// [`Check::new`] with your own client.
     ///
     /// # Errors
     ///
-    /// An address that isn't one, or is not `http://`.
-    pub fn http(name: impl Into<Arc<str>>, url: &str) -> Result<Self, HealthError> {
+    /// [`ConfigError`] if `url` is not a URL that begins with `http://`, or contains a user.
+    pub fn http(name: impl Into<Arc<str>>, url: &str) -> Result<Self, ConfigError> {
         let name = name.into();
-        let refused = |why: &str| HealthError::new(vec![format!("check {name:?}: url {url:?} {why}")]);
-        let uri: Uri = url.parse().map_err(|error| refused(&format!("is no address: {error}")))?;
+        let refused = |problem: String| ConfigError {
+            problems: vec![Problem::new(format!("check {name:?}: url"), problem)],
+        };
+        let uri: Uri = url.parse().map_err(|error| refused(format!("{url:?} is not a URL: {error}")))?;
         if uri.scheme_str() != Some("http") {
-            return Err(refused("must begin with `http://`; for others use `Check::new`"));
+            return Err(refused(format!(
+                "{url:?} must begin with `http://`; for other schemes use `Check::new`"
+            )));
         }
         let Some(authority) = uri.authority().cloned() else {
-            return Err(refused("names no host"));
+            return Err(refused(format!("{url:?} has no host")));
         };
         if authority.as_str().contains('@') {
-            return Err(refused("must not hold a user or password; use `Check::new` for those"));
+            return Err(refused(
+                "must not contain a user or password; use `Check::new` for those".to_owned(),
+            ));
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
         Ok(Self::new(name, move || probe(authority.clone(), path.clone())))
@@ -43,7 +50,7 @@ async fn probe(authority: http::uri::Authority, path: String) -> Result<ProbeOut
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(80))).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Ends with this probe, in whatever way that ends.
+    // Dropping the set aborts the connection, so it ends with this probe.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
     let request = Request::get(path).header(HOST, authority.as_str()).body(Empty::<Bytes>::new())?;

@@ -10,19 +10,31 @@ use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use serde::Serialize;
 
-use super::component::{Component, State};
-use super::{Health, Status};
+use super::component::{Component, State, Status};
+use super::handle::Health;
 
-pub(super) fn router(health: Health) -> Router {
-    Router::new()
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
-        .route("/readyz/{check}", get(readyz_of))
-        .route("/healthz", get(healthz))
-        .with_state(health)
+impl Health {
+    /// `GET /livez`, `/readyz`, `/readyz/{check}` and `/healthz`, for the admin listener.
+    ///
+    /// - `/livez`: 200 as long as the process answers. It looks at no dependency, because a restart does not repair a
+    ///   database.
+    /// - `/readyz`: 200 or 503, with a line for each component that blocks readiness. `?verbose` shows all components,
+    ///   `?exclude=a,b` leaves some out.
+    /// - `/readyz/{check}`: the same for one component or group; 404 if there is none of that name. Excluding a group
+    ///   excludes everything in it.
+    /// - `/healthz`: everything, as `application/health+json` (draft-inadarei-api-health-check-06); 503 if something
+    ///   fails. `?exclude=a,b` as above.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
+            .route("/readyz/{check}", get(readyz_of))
+            .route("/healthz", get(healthz))
+            .with_state(self.clone())
+    }
 }
 
-/// Keys may repeat (`exclude=a&exclude=b`) and need no value (`verbose`).
+/// Keys may repeat (`exclude=a&exclude=b`) and need no value (`verbose`), so a map does not fit.
 type Pairs = Query<Vec<(String, String)>>;
 
 type Shown = Vec<(Arc<Component>, State)>;
@@ -40,9 +52,8 @@ fn not_excluded(pairs: &[(String, String)]) -> impl Fn(&Component) -> bool {
     }
 }
 
-fn verdict(shown: &Shown) -> Status {
-    let worst = shown.iter().map(|(_, state)| state.status).max();
-    worst.unwrap_or(Status::Pass)
+fn worst(shown: &Shown) -> Status {
+    shown.iter().map(|(_, state)| state.status).max().unwrap_or(Status::Pass)
 }
 
 fn code(status: Status) -> StatusCode {
@@ -70,7 +81,7 @@ async fn readyz_of(Handle(health): Handle<Health>, Path(check): Path<String>) ->
 }
 
 fn ready_page(shown: &Shown, verbose: bool) -> Response {
-    let status = verdict(shown);
+    let status = worst(shown);
     let mut page = String::from(match status {
         Status::Pass | Status::Warn => "ready\n",
         Status::Fail => "not ready\n",
@@ -101,7 +112,7 @@ struct Entry {
     group: Option<String>,
     status: &'static str,
     time: String,
-    /// Seconds since `time`, for readers whose clock differs.
+    /// Seconds since `time`, for readers with a different clock.
     age: f64,
     #[serde(rename = "observedValue", skip_serializing_if = "Option::is_none")]
     took: Option<f64>,
@@ -113,7 +124,7 @@ struct Entry {
 
 async fn healthz(Handle(health): Handle<Health>, Query(pairs): Pairs) -> Response {
     let shown = shown(&health, not_excluded(&pairs));
-    let status = verdict(&shown);
+    let status = worst(&shown);
     let mut checks: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (component, state) in shown {
         checks.entry(component.name.to_string()).or_default().push(Entry {
@@ -136,7 +147,7 @@ async fn healthz(Handle(health): Handle<Health>, Query(pairs): Pairs) -> Respons
     }
 }
 
-/// UTC, to the millisecond. Days to a date as in Howard Hinnant's `civil_from_days`
+/// UTC in milliseconds. The date is computed as in Howard Hinnant's `civil_from_days`
 /// (<https://howardhinnant.github.io/date_algorithms.html>), for days from 1970 on.
 fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -3,16 +3,16 @@ use std::sync::Arc;
 use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
 
-use super::{Check, CheckError, ProbeOutcome};
+use super::check::{Check, CheckError, ProbeOutcome};
 
 impl Check {
     /// A check named `postgres` of the server that `pool` connects to.
     ///
-    /// The probe has one connection of its own, made from the pool's current options: it
-    /// doesn't wait in the pool's queue, so a pool that is used up isn't taken for a server
-    /// that is gone. It shows as a warning then. Count one more connection per instance.
+    /// The probe has one connection of its own, made from the pool's current options. It does not wait in the pool's
+    /// queue, so a pool that is used up is a warning and not taken for a server that is gone. Count one more connection
+    /// per instance.
     ///
-    /// It sends an empty simple query, which also works through a transaction pooler.
+    /// The probe sends an empty simple query, which also works through a transaction pooler.
     pub fn postgres(pool: &PgPool) -> Self {
         let pool = pool.clone();
         let idle = Arc::new(Mutex::new(None));
@@ -21,7 +21,7 @@ impl Check {
 }
 
 async fn probe(pool: PgPool, idle: Arc<Mutex<Option<PgConnection>>>) -> Result<ProbeOutcome, CheckError> {
-    // Taken out while in use: a probe that fails or is cancelled drops the connection.
+    // Taken out while in use, so a probe that fails or is cancelled drops the connection.
     let kept = idle.lock().await.take();
     let mut connection = match kept {
         Some(connection) => connection,

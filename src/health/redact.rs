@@ -1,11 +1,11 @@
-/// Error texts of drivers can be long; a health page is not a log.
+/// The limit for texts on a health page. Error texts of drivers can be longer.
 const MAX_CHARS: usize = 400;
 
-/// Makes a text fit for a page that anybody in the cluster can read: no user or password
-/// of a URL, no `password=` value, one line, cut to a few hundred characters.
+/// Prepares a text for a page that is readable in the whole cluster: it removes the userinfo of URLs and the values of
+/// `password=`, `token=` and `secret=`, makes it one line, and cuts it to a few hundred characters.
 ///
-/// It rather removes too much: a password may hold any character but a blank, so all
-/// between `://` and the last `@` of a word goes.
+/// It removes too much rather than too little. A password can contain any character except a blank, so everything
+/// between `://` and the last `@` of a word is removed.
 pub(super) fn redact(text: &str) -> String {
     let words = text.split(|c: char| c.is_whitespace() || c.is_control());
     let clean: Vec<_> = words
@@ -39,7 +39,7 @@ mod tests {
     use super::redact;
 
     #[test]
-    fn no_form_of_a_password_survives() {
+    fn passwords_are_removed_in_every_form() {
         for text in [
             "connect to postgres://user:hunter2@db:5432/app failed",
             "postgres://user:hunt@hunter2/er@db/app",
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_the_text_stays() {
+    fn text_without_secrets_is_kept() {
         assert_eq!(
             redact("connect to postgres://me:pw@db:5432/app: refused"),
             "connect to postgres://***@db:5432/app: refused"
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_one_short_line() {
+    fn a_text_becomes_one_short_line() {
         let clean = redact(&format!("a\r\nb\u{0}c {}", "ä".repeat(1000)));
         assert!(clean.starts_with("a b c ä"));
         assert_eq!(clean.chars().count(), super::MAX_CHARS);

@@ -1,15 +1,26 @@
 use std::sync::Arc;
 
-use deadpool_redis::{Pool, redis};
+use deadpool_redis::Pool;
+use deadpool_redis::redis::aio::MultiplexedConnection;
+use deadpool_redis::redis::{ErrorKind, RedisError, ServerErrorKind, cmd};
 use tokio::sync::Mutex;
 
-use super::{Check, CheckError, ProbeOutcome};
+use super::check::{Check, CheckError, ProbeOutcome};
+
+/// The probe's key. It expires on its own, so the check leaves nothing behind.
+const KEY: &str = "cutover:health";
+/// Longer than the usual interval between probes.
+const KEY_TTL_SECONDS: u8 = 60;
 
 impl Check {
     /// A check named `redis` of the server that `pool` connects to.
     ///
-    /// As for [`Check::postgres`], the probe has a connection of its own beside the pool, and
-    /// a used-up pool is a warning.
+    /// The probe writes the key `cutover:health` with a TTL of 60 s, because a primary that was demoted while it was
+    /// alive still answers `PING` and reads. With an ACL, the service's user needs `~cutover:health +set`; without it
+    /// the check warns. For a pool of replicas, which refuse writes, use [`Check::new`] with a probe of your own.
+    ///
+    /// As in [`Check::postgres`], the probe has its own connection outside the pool, and a pool that is used up is a
+    /// warning. After a failure the probe connects again, so it follows a changed address.
     pub fn redis(pool: &Pool) -> Self {
         let pool = pool.clone();
         let idle = Arc::new(Mutex::new(None));
@@ -19,18 +30,33 @@ impl Check {
 
 async fn probe(
     pool: Pool,
-    idle: Arc<Mutex<Option<redis::aio::MultiplexedConnection>>>,
+    idle: Arc<Mutex<Option<MultiplexedConnection>>>,
 ) -> Result<ProbeOutcome, CheckError> {
-    use deadpool_redis::redis::cmd;
-
-    // Taken out while in use: a probe that fails or is cancelled drops the connection.
+    // Taken out while in use, so a probe that fails or is cancelled drops the connection.
     let kept = idle.lock().await.take();
     let mut connection = match kept {
         Some(connection) => connection,
         None => deadpool::managed::Manager::create(pool.manager()).await?,
     };
-    cmd("PING").query_async::<()>(&mut connection).await?;
+    let written =
+        cmd("SET").arg(KEY).arg(1).arg("EX").arg(KEY_TTL_SECONDS).query_async::<()>(&mut connection).await;
+    let refused = written.err().map(refusal).transpose()?;
     *idle.lock().await = Some(connection);
+    Ok(refused.unwrap_or_else(|| ProbeOutcome::of_pool(pool.status())))
+}
 
-    Ok(ProbeOutcome::of_pool(pool.status()))
+/// A warning for a missing privilege, otherwise the error.
+fn refusal(error: RedisError) -> Result<ProbeOutcome, CheckError> {
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(ProbeOutcome::Warn(format!(
+            "reachable, but the user may not write the key {KEY}, so a read-only server would go unnoticed; \
+             run: ACL SETUSER <user> ~{KEY} +set"
+        ))),
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => Err(format!(
+            "the server refuses writes because it is a replica ({error}); point the address at the primary, \
+             or promote this server with: REPLICAOF NO ONE"
+        )
+        .into()),
+        _ => Err(error.into()),
+    }
 }

@@ -1,27 +1,24 @@
-use std::any::Any;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use super::component::{Component, State};
-use super::handle::Shared;
-use super::{Check, ProbeOutcome, Status};
+use super::check::{Check, ProbeOutcome};
+use super::component::{Component, State, Status};
+use super::shared::Shared;
 
-/// Longest wait between probes of a dependency that was never reached.
+/// The longest pause between probes of a dependency that has never passed.
 const STARTUP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Probes for as long as it is polled. One loop per check: a probe can't overtake another.
+/// Probes until it is dropped. There is one loop per check, so probes of one check never overlap.
 pub(super) async fn run(check: Check, component: Arc<Component>, shared: Arc<Shared>) {
     let mut judge = Judge::new(&check);
     loop {
         let started = Instant::now();
-        let seen = probe(&check).await;
-        let status = judge.judge(&seen, Instant::now());
-        let output = match &seen {
-            Ok(ProbeOutcome::Pass) if status == Status::Fail => Some("passed, but not yet often enough"),
+        let outcome = check.run_probe().await;
+        let status = judge.judge(&outcome, Instant::now());
+        let output = match &outcome {
+            Ok(ProbeOutcome::Pass) if status == Status::Fail => Some("passed, but not often enough yet"),
             Ok(ProbeOutcome::Pass) => None,
             Ok(ProbeOutcome::Warn(text)) | Err(text) => Some(text.as_str()),
         };
@@ -30,39 +27,7 @@ pub(super) async fn run(check: Check, component: Arc<Component>, shared: Arc<Sha
     }
 }
 
-pub(super) async fn probe(check: &Check) -> Result<ProbeOutcome, String> {
-    // The closure itself is called inside, so that its panics are caught too.
-    let probe = AssertUnwindSafe(async { (check.probe)().await }).catch_unwind();
-    match timeout(check.time_limit, probe).await {
-        Ok(Ok(Ok(observed))) => Ok(observed),
-        Ok(Ok(Err(error))) => Err(with_causes(&*error)),
-        Ok(Err(panic)) => Err(format!("the probe panicked: {}", panic_text(&*panic))),
-        Err(_) => Err(format!("no answer within {:?}", check.time_limit)),
-    }
-}
-
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text")
-}
-
-/// Turns single observations into a state that doesn't flap.
+/// Turns single outcomes into a status that does not flap.
 struct Judge {
     failures_needed: u32,
     failing_for: Duration,
@@ -86,15 +51,15 @@ impl Judge {
         }
     }
 
-    fn judge(&mut self, seen: &Result<ProbeOutcome, String>, now: Instant) -> Status {
-        if let Ok(observed) = seen {
+    fn judge(&mut self, outcome: &Result<ProbeOutcome, String>, now: Instant) -> Status {
+        if let Ok(outcome) = outcome {
             self.failures = 0;
             self.failures_since = None;
             self.successes = self.successes.saturating_add(1);
             if self.successes >= self.successes_needed {
                 self.failing = false;
             }
-            return match (self.failing, observed) {
+            return match (self.failing, outcome) {
                 (true, _) => Status::Fail,
                 (false, ProbeOutcome::Pass) => Status::Pass,
                 (false, ProbeOutcome::Warn(_)) => Status::Warn,
@@ -106,7 +71,7 @@ impl Judge {
         if self.failures >= self.failures_needed && now.duration_since(since) >= self.failing_for {
             self.failing = true;
         }
-        // A failure below the thresholds is shown, but takes nobody out.
+        // A failure below the thresholds is shown but does not affect readiness.
         if self.failing { Status::Fail } else { Status::Warn }
     }
 }

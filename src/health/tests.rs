@@ -21,12 +21,12 @@ async fn page(health: &Health, path: &str) -> (StatusCode, String) {
     (status, String::from_utf8(bytes.to_vec()).unwrap())
 }
 
-/// A probe whose answer the test sets: 0 well, 1 failing, 2 warning, 3 panic, 4 hangs.
+/// A probe whose outcome the test sets: 0 passes, 1 fails, 2 warns, 3 panics, 4 hangs.
 #[derive(Clone, Default)]
 struct Dependency(Arc<AtomicU32>);
 
 impl Dependency {
-    fn now(&self, answer: u32) {
+    fn set(&self, answer: u32) {
         self.0.store(answer, Ordering::SeqCst);
     }
 
@@ -49,13 +49,13 @@ impl Dependency {
     }
 }
 
-/// Probes run at whole seconds; the test looks half a second later.
+/// Probes run at whole seconds, so the test looks half a second later.
 async fn half_past() {
     sleep(SECOND / 2).await;
 }
 
 #[test]
-fn latches_and_signals_make_readiness() {
+fn latches_and_signals_determine_readiness() {
     let health = Health::new();
     let mut changes = health.changes();
     assert!(*changes.borrow_and_update());
@@ -86,21 +86,34 @@ fn latches_and_signals_make_readiness() {
     assert!(health.is_ready(), "reached and lost: reported only");
 }
 
+#[test]
+fn the_criticality_of_a_signal_applies_to_its_last_report() {
+    let health = Health::new();
+    let lease = health.signal("lease", Criticality::Degrades);
+    lease.ok();
+    lease.fail("expired");
+    assert!(health.is_ready());
+    lease.set_criticality(Criticality::Critical);
+    assert!(!health.is_ready());
+    lease.set_criticality(Criticality::Degrades);
+    assert!(health.is_ready());
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_dependency_that_was_never_reached_blocks_and_one_that_is_lost_degrades() {
+async fn an_unreached_dependency_blocks_and_a_lost_one_degrades() {
     for (criticality, ready_when_lost) in [(Criticality::Degrades, true), (Criticality::Critical, false)] {
         let health = Health::new();
         let dependency = Dependency::default();
-        dependency.now(1);
+        dependency.set(1);
         health.check(dependency.check().criticality(criticality)).unwrap();
         assert!(!health.is_ready(), "not probed yet");
         sleep(60 * SECOND).await;
         assert!(!health.is_ready(), "never reached");
 
-        dependency.now(0);
+        dependency.set(0);
         sleep(SECOND).await;
         assert!(health.is_ready());
-        dependency.now(1);
+        dependency.set(1);
         sleep(60 * SECOND).await;
         assert_eq!(health.is_ready(), ready_when_lost, "{criticality:?}");
         let (code, text) = page(&health, "/readyz?verbose").await;
@@ -110,7 +123,7 @@ async fn a_dependency_that_was_never_reached_blocks_and_one_that_is_lost_degrade
 }
 
 #[tokio::test(start_paused = true)]
-async fn failing_takes_several_failures_and_some_time() {
+async fn a_check_fails_after_several_failures_and_some_time() {
     let health = Health::new();
     let dependency = Dependency::default();
     let critical = dependency.check().criticality(Criticality::Critical);
@@ -119,29 +132,29 @@ async fn failing_takes_several_failures_and_some_time() {
     assert!(health.is_ready());
 
     // Failures at 1, 2, 3, 4 and 5 s: enough of them, but not yet 5 s since the first.
-    dependency.now(1);
+    dependency.set(1);
     sleep(5 * SECOND).await;
     assert!(health.is_ready());
     sleep(SECOND).await;
     assert!(!health.is_ready());
 
-    // One success brings it back and starts the count anew.
-    dependency.now(0);
+    // One success resets the count.
+    dependency.set(0);
     sleep(SECOND).await;
     assert!(health.is_ready());
-    dependency.now(1);
+    dependency.set(1);
     sleep(5 * SECOND).await;
     assert!(health.is_ready());
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_alone_does_not_make_a_failure() {
+async fn time_alone_does_not_fail_a_check() {
     let health = Health::new();
     let dependency = Dependency::default();
     let check = dependency.check().interval(10 * SECOND);
     health.check(check.criticality(Criticality::Critical)).unwrap();
     half_past().await;
-    dependency.now(1);
+    dependency.set(1);
     sleep(20 * SECOND).await;
     assert!(health.is_ready(), "two failures in 20 s");
     sleep(10 * SECOND).await;
@@ -149,7 +162,7 @@ async fn time_alone_does_not_make_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn coming_back_can_take_several_successes() {
+async fn recovery_can_require_several_successes() {
     let health = Health::new();
     let dependency = Dependency::default();
     let check = dependency.check().passing_after(3);
@@ -162,21 +175,21 @@ async fn coming_back_can_take_several_successes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn panics_and_hangs_are_failures_and_end_neither_probe_nor_page() {
+async fn a_panic_or_a_hang_is_a_failure_of_the_probe_only() {
     let health = Health::new();
     let dependency = Dependency::default();
-    dependency.now(3);
+    dependency.set(3);
     health.check(dependency.check()).unwrap();
     half_past().await;
     let (_, text) = page(&health, "/readyz").await;
     assert_eq!(text, "not ready\nfail db: the probe panicked: boom\n");
 
-    dependency.now(4);
+    dependency.set(4);
     sleep(4 * SECOND).await;
     let (_, text) = page(&health, "/readyz").await;
     assert_eq!(text, "not ready\nfail db: no answer within 2s\n");
 
-    dependency.now(2);
+    dependency.set(2);
     sleep(4 * SECOND).await;
     assert!(health.is_ready());
     let (_, text) = page(&health, "/readyz/db").await;
@@ -205,7 +218,7 @@ async fn probing_ends_with_the_last_clone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_document_tells_state_age_and_duration() {
+async fn the_health_document_has_status_age_and_duration() {
     let health = Health::new();
     let dependency = Dependency::default();
     health.check(dependency.check()).unwrap();
@@ -234,14 +247,14 @@ async fn the_document_tells_state_age_and_duration() {
 }
 
 #[test]
-fn an_unusable_check_is_refused_with_every_problem() {
+fn an_unusable_check_is_refused_with_all_problems() {
     let check = Check::new("a/b", || std::future::ready(Ok::<_, CheckError>(())))
         .interval(Duration::ZERO)
         .time_limit(Duration::ZERO)
         .failing_after(0, SECOND)
         .passing_after(0);
     let error = Health::new().check(check).unwrap_err();
-    assert_eq!(error.problems().len(), 5, "{error}");
+    assert_eq!(error.problems.len(), 5, "{error}");
 
     let check = Check::new("db", || std::future::ready(Ok::<_, CheckError>(())));
     let error = Health::new().check(check).unwrap_err();
@@ -249,10 +262,10 @@ fn an_unusable_check_is_refused_with_every_problem() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_group_is_asked_for_and_left_out_together() {
+async fn a_group_is_queried_and_excluded_as_a_whole() {
     let health = Health::new();
     let (one, two) = (Dependency::default(), Dependency::default());
-    two.now(1);
+    two.set(1);
     health.check(one.check().named("orders-db").group("databases")).unwrap();
     health.check(two.check().named("users-db").group("databases")).unwrap();
     health.check(one.check().named("mail")).unwrap();
@@ -273,7 +286,7 @@ async fn a_group_is_asked_for_and_left_out_together() {
 }
 
 #[test]
-fn listeners_hear_of_each_change_in_order_and_find_readiness_worked_out() {
+fn status_changes_arrive_in_order_after_readiness() {
     let health = Health::new();
     let mut changes = health.status_changes();
     let latch = health.latch("warm-up");
@@ -300,12 +313,12 @@ fn listeners_hear_of_each_change_in_order_and_find_readiness_worked_out() {
 }
 
 #[test]
-fn an_unusable_address_is_refused_with_the_reason() {
+fn an_unusable_url_is_refused_with_the_reason() {
     for (url, why) in [
-        ("no address", "is no address"),
+        ("no address", "is not a URL"),
         ("/readyz", "must begin with `http://`"),
         ("https://db/", "must begin with `http://`"),
-        ("http://me:secret@db/", "must not hold a user"),
+        ("http://me:secret@db/", "must not contain a user"),
     ] {
         let error = Check::http("search", url).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");

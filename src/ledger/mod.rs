@@ -8,6 +8,7 @@
 
 pub(crate) mod acknowledgements;
 pub(crate) mod blockers;
+pub(crate) mod commands;
 mod connection;
 mod connections;
 pub(crate) mod epochs;
@@ -15,7 +16,10 @@ mod error;
 mod evidence;
 pub(crate) mod external_writes;
 pub(crate) mod fence;
+#[cfg(feature = "unleash")]
+pub(crate) mod flag_states;
 pub(crate) mod fleets;
+pub(crate) mod history;
 pub(crate) mod instances;
 pub(crate) mod leadership;
 pub(crate) mod locks;
@@ -23,8 +27,10 @@ pub(crate) mod migrations;
 pub(crate) mod notifications;
 pub(crate) mod plans;
 pub(crate) mod repairs;
+pub(crate) mod reports;
 mod schema;
 mod shares;
+pub(crate) mod sides;
 mod sqlstate;
 pub(crate) mod standbys;
 mod transaction;

@@ -30,15 +30,18 @@ mod runtime;
 mod schema;
 
 pub use batch::{BatchOptions, MapRows, Throttle, map_each};
-pub use catalog::OldSide;
+pub use catalog::{OldSide, PlanProblem};
 pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError};
 pub use dual::{
     Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, Rows, Separate, Shadow, ShadowOptions,
 };
 #[doc(hidden)]
 pub use dual::{Guard, Writes, made, same};
-pub use phase::{Desired, Facts, Phase, PhaseRange, Side, Target, Task};
-pub use plan::{ColumnMigration, ColumnMigrationBuilder, TableMigration, TableMigrationBuilder};
+pub use phase::{Desired, Phase, PhaseRange, SchemaState, Side, Target, Task};
+pub use plan::{
+    Column, ColumnMigration, ColumnMigrationBuilder, SqlMigration, SqlMigrationBuilder, Table,
+    TableMigration, TableMigrationBuilder,
+};
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;
 pub use runtime::{

@@ -1,28 +1,30 @@
-//! What would break this build here, all of it at once, before it takes a request or a connection for itself.
+//! Checks, before a build takes requests or connections, that it can run in this environment.
 //!
-//! **Hazard.** A build that lacks a variable, needs a flag that was never made, or can't run the phase that a
-//! migration is in, finds out when it is rolled out; and finds one thing per attempt. A check of its own for CI
-//! finds something else: it drifts away from what the instance will look at. Here the same checks are asked once
-//! that readiness asks for ever, nothing is changed, and everything that is wrong is said together.
+//! **Hazard.** A build that lacks a variable, needs a flag that was never created, or cannot run the current phase of a
+//! migration fails during its rollout, and shows one problem per attempt. A separate check script for CI checks other
+//! things than the instance does, and the two drift apart. A preflight runs the checks of readiness once, changes
+//! nothing, and reports everything together.
 //!
-//! | looked at | a problem | a warning |
+//! | area | problem | warning |
 //! |---|---|---|
-//! | configuration | a value that can't be used, a name that nobody knows | |
-//! | dependencies | not reached within the check's time limit | reached, but not as it should be |
-//! | ledger | not installed and not installable, too new, no rights, a standby | the first start will install it |
-//! | migrations | in a phase that this build can't run, or not as the schema is; one that it does not know | |
-//! | connections | not one for each instance | fewer than the pools may have |
-//! | flags | declared but missing at the source or archived there | stale there; the source was not reached |
+//! | configuration | an unusable value, an unknown name | |
+//! | dependencies | unreachable within the time limit of the check | reachable, but impaired |
+//! | ledger | not installed and not installable, too new, missing rights, a standby | the first start will install it |
+//! | migrations | in a phase that this build cannot run, or one that this build does not know | |
+//! | connections | fewer than one per instance | fewer than the limits of all pools |
+//! | flags | declared but missing or archived; the server refuses the token; the URL is wrong; no server is configured | stale; the server is unreachable |
 //!
-//! A flag server that is away is a warning, because an instance starts without it, too. A missing flag is a problem,
-//! although its default would serve: somebody will turn a switch that is not there.
+//! An unreachable flag server is a warning, because an instance starts without it. A missing flag is a problem although
+//! its default would apply, because someone will turn a switch that does not exist.
 //!
-//! **Deployment caveat.** A preflight is true at its moment. The same rules hold at the start and afterwards: the
-//! deploy guard refuses a build whose range lacks the phase then.
+//! **Deployment caveat.** A preflight is true at its moment. The same rules apply at the start and afterwards: the deploy
+//! guard refuses a build whose range lacks the phase then.
 //!
-//! [`Preflight`] stands alone. The front door fills it in and runs it when `CUTOVER_PREFLIGHT=1`; see
+//! [`Preflight`] works alone. The front door fills it in and runs it if `CUTOVER_PREFLIGHT=1`; see
 //! [`Cutover::run`](crate::Cutover::run).
 
+mod flags;
+mod ledger;
 mod report;
 mod run;
 

@@ -2,39 +2,52 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// How much a finding matters.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Severity {
-    /// As it should be.
+    /// The check passed.
     Pass,
-    /// An instance would start and serve; somebody should look.
+    /// An instance would start and serve, but someone should look at it.
     Warning,
-    /// An instance would not start, would not become ready, or would do something else than what was meant.
+    /// An instance would not start, would not become ready, or would not do what was intended.
     Problem,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Finding {
-    /// What was looked at: `configuration`, `ledger`, `migrations`, `connections`, `flags` or the name of a check.
+    /// What was checked: `configuration`, `ledger`, `migrations`, `connections`, `flags` or the name of a check.
     pub area: String,
-    /// How it is.
+    /// How serious it is.
     pub severity: Severity,
-    /// What is wrong and what would be right; `None` where nothing is.
+    /// What is wrong and what to do; `None` if nothing is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
 }
 
-/// What a preflight found. As text by `Display`, as JSON by `Serialize`.
+impl Finding {
+    pub(super) fn new(area: impl Into<String>, severity: Severity, text: impl Into<String>) -> Self {
+        Self { area: area.into(), severity, text: Some(text.into()) }
+    }
+
+    pub(super) fn pass(area: impl Into<String>) -> Self {
+        Self { area: area.into(), severity: Severity::Pass, text: None }
+    }
+}
+
+/// The result of a preflight: as text by `Display`, as JSON by `Serialize`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PreflightReport {
-    /// Whether there is no problem; warnings don't count.
+    /// Whether there is no problem. Warnings do not count.
     pub passed: bool,
-    /// A number for the configuration that was looked at; the same on every pod that is configured alike.
+    /// The fingerprint of the configuration, the same on all pods with the same configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
-    /// What was looked at, the worst first.
+    /// All findings, the most serious first.
     pub findings: Vec<Finding>,
 }
 

@@ -1,4 +1,4 @@
-//! The format of a record, and how two writers' changes become one.
+//! The format of a record, and the merge of concurrent changes.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,11 +10,13 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use tower_sessions_core::session_store::Error;
 
-/// The format that this build writes. A change that older builds can't live with makes it grow; a
-/// mere addition does not, because they keep fields that they don't know.
+use super::options::ConflictPolicy;
+
+/// The format that this build writes. A change that older builds cannot read increments it. An added field does not,
+/// because older builds keep fields that they do not know.
 const VERSION: u64 = 1;
 
-/// Where a loaded record remembers what it was loaded as. Never stored.
+/// The key of a loaded record that holds its [`Base`]. Never stored.
 const BASE: &str = "$cutover";
 
 pub(super) type Data = HashMap<String, Value>;
@@ -23,15 +25,15 @@ pub(super) type Data = HashMap<String, Value>;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Envelope {
     v: u64,
-    /// One more with every write, so that no two states of a record are the same bytes.
+    /// Incremented by every write, so that two states of a record never have the same bytes.
     rev: u64,
-    /// Who wrote last, the latest at the end.
+    /// The last writers, the latest at the end.
     #[serde(default)]
     recent: Vec<Writer>,
     /// Milliseconds since 1970.
     expires: i64,
     pub(super) data: Data,
-    /// What a newer build added.
+    /// Fields that a newer build added.
     #[serde(flatten)]
     unknown: Map<String, Value>,
 }
@@ -43,18 +45,18 @@ struct Writer {
     keys: Vec<String>,
 }
 
-/// So many writers are remembered. A request that saves twice recognises its first save unless
-/// more than these came in between.
+/// The number of writers that a record remembers. A request that saves twice recognises its first save unless more
+/// than three other requests wrote in between.
 const RECENT: usize = 4;
 
-/// What a record was like when it was loaded.
+/// The content of a record when a request loaded it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Base {
     by: String,
     keys: HashMap<String, u64>,
 }
 
-/// Two writers gave one key different values.
+/// Two requests set one key to different values.
 #[derive(Debug, PartialEq)]
 pub(super) struct Conflict;
 
@@ -69,15 +71,15 @@ impl Envelope {
             v: u64,
         }
         let broken = |error: serde_json::Error| {
-            // No more than where: the text of the error may quote what is in the session.
+            // Only the position, because the text of the error may quote the session.
             let at = error.column();
-            Error::Decode(format!("not a session record of this store (column {at})"))
+            Error::Decode(format!("the value is not a session record of this store (error in column {at})"))
         };
         let Version { v } = serde_json::from_slice(stored).map_err(broken)?;
         if v != VERSION {
             return Err(Error::Decode(format!(
-                "a session record of format {v}, and this build knows format {VERSION}: \
-                 it was left as it is"
+                "the session record has format {v}, but this build knows only format {VERSION}; \
+                 the record is unchanged"
             )));
         }
         serde_json::from_slice(stored).map_err(broken)
@@ -88,11 +90,12 @@ impl Envelope {
     }
 
     pub(super) fn expires(&self) -> Result<OffsetDateTime, Error> {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.expires) * 1_000_000)
-            .map_err(|error| Error::Decode(format!("expiry of a session record: {error}")))
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.expires) * 1_000_000).map_err(|error| {
+            Error::Decode(format!("the expiry of the session record is out of range: {error}"))
+        })
     }
 
-    /// The data for a request, which remembers what it was.
+    /// The data for a request, including its [`Base`].
     pub(super) fn into_data(self) -> Result<Data, Error> {
         let base = Base { by: token(), keys: hashes(&self.data) };
         let mut data = self.data;
@@ -100,48 +103,52 @@ impl Envelope {
         Ok(data)
     }
 
-    /// Takes over what a request made of `base`: its changes, and nothing that it left alone.
+    /// Applies what a request changed since `base`, and nothing else. Returns the number of overwritten conflicts.
     ///
-    /// Without a base the request didn't look at what was there (it cleared the session): then what
-    /// it has is all there is.
+    /// A request that cleared the session has no base. Its data replaces everything.
     pub(super) fn update(
         &mut self,
         ours: Data,
         base: Option<&Base>,
         expires: OffsetDateTime,
-        refuse_same_key: bool,
-    ) -> Result<(), Conflict> {
-        match base {
-            Some(base) => self.merge(ours, base, refuse_same_key)?,
+        on_conflict: ConflictPolicy,
+    ) -> Result<u64, Conflict> {
+        let conflicts = match base {
+            Some(base) => self.merge(ours, base, on_conflict)?,
             None => {
                 self.data = ours;
                 self.recent.clear();
+                0
             }
-        }
+        };
         self.rev = self.rev.wrapping_add(1);
         self.expires = millis(expires);
-        Ok(())
+        Ok(conflicts)
     }
 
-    fn merge(&mut self, mut ours: Data, base: &Base, refuse_same_key: bool) -> Result<(), Conflict> {
+    fn merge(&mut self, mut ours: Data, base: &Base, on_conflict: ConflictPolicy) -> Result<u64, Conflict> {
         let before = self.recent.iter().find(|writer| writer.by == base.by);
-        let before: HashSet<_> = before.into_iter().flat_map(|w| w.keys.clone()).collect();
+        let before: HashSet<_> = before.into_iter().flat_map(|writer| writer.keys.clone()).collect();
         let loaded = base.keys.keys();
         let keys: HashSet<_> = ours.keys().chain(loaded).chain(&before).cloned().collect();
         let mut changed = before.clone();
+        let mut conflicts = 0;
         for key in keys {
             let was = base.keys.get(&key).copied();
             let mine = ours.remove(&key);
-            // What was saved before and is now as it was loaded has been changed back.
+            // A key that an earlier save of this request changed may have been changed back since.
             if mine.as_ref().map(hash) == was && !before.contains(&key) {
                 continue;
             }
             let theirs = self.data.get(&key);
-            let both = theirs.map(hash) != was
+            let is_conflict = theirs.map(hash) != was
                 && theirs != mine.as_ref()
                 && self.last_writer(&key) != Some(&base.by);
-            if both && refuse_same_key {
-                return Err(Conflict);
+            if is_conflict {
+                if on_conflict == ConflictPolicy::Refuse {
+                    return Err(Conflict);
+                }
+                conflicts += 1;
             }
             match mine {
                 Some(value) => self.data.insert(key.clone(), value),
@@ -153,7 +160,7 @@ impl Envelope {
         self.recent.push(Writer { by: base.by.clone(), keys: changed.into_iter().collect() });
         let forget = self.recent.len().saturating_sub(RECENT);
         self.recent.drain(..forget);
-        Ok(())
+        Ok(conflicts)
     }
 
     fn last_writer(&self, key: &String) -> Option<&String> {
@@ -164,7 +171,7 @@ impl Envelope {
 }
 
 impl Base {
-    /// Of a record that was written just now.
+    /// The base of a record that was just written.
     pub(super) fn of(envelope: &Envelope) -> Self {
         Self { by: token(), keys: hashes(&envelope.data) }
     }
@@ -175,7 +182,7 @@ impl Base {
         Ok(())
     }
 
-    /// Takes it out of a record's data.
+    /// Removes the base from the data of a record.
     pub(super) fn take(data: &mut Data) -> Option<Self> {
         serde_json::from_value(data.remove(BASE)?).ok()
     }
@@ -185,7 +192,7 @@ fn hashes(data: &Data) -> HashMap<String, u64> {
     data.iter().map(|(key, value)| (key.clone(), hash(value))).collect()
 }
 
-/// Compared within one process only, so it need not be the same in the next build.
+/// Compared within one process only, so it may differ between builds.
 fn hash(value: &Value) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(value.to_string().as_bytes());
@@ -197,6 +204,6 @@ fn token() -> String {
 }
 
 fn millis(time: OffsetDateTime) -> i64 {
-    // A date that `time` can hold fits.
+    // Every date of `time` fits.
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }

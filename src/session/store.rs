@@ -1,60 +1,27 @@
-//! The store.
+//! The session store.
 
 use std::fmt;
 use std::future::Future;
-use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_redis::redis::{FromRedisValue, cmd};
+use deadpool_redis::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, cmd};
 use deadpool_redis::{Connection, Pool};
+use prometheus::{IntCounter, Registry};
 use time::OffsetDateTime;
 use tower_sessions_core::SessionStore;
 use tower_sessions_core::session::{Id, Record};
 use tower_sessions_core::session_store::{Error, Result};
 
 use super::envelope::{Base, Envelope};
-use super::error::SessionError;
+use super::options::RedisStoreOptions;
+use crate::config::ConfigError;
 
-/// Tries to write a record that others write too. Each try that fails means that another one
-/// succeeded.
-const TRIES: usize = 16;
+/// Attempts to create a record under a new id.
+const CREATE_ATTEMPTS: usize = 16;
 
-/// Writes if nobody else has since.
-const SWAP: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
-                    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1 end return 0";
-
-/// How sessions are kept.
-#[derive(Clone, Debug)]
-pub struct RedisStoreOptions {
-    /// Begins each key. Default `session:`.
-    pub prefix: String,
-    /// Time limit of each operation, waiting for a connection included. Default 1 s.
-    pub time_limit: Duration,
-    /// What happens when two requests gave one key different values. Default
-    /// [`ConflictPolicy::Refuse`].
-    pub same_key: ConflictPolicy,
-}
-
-impl Default for RedisStoreOptions {
-    fn default() -> Self {
-        Self {
-            prefix: "session:".to_owned(),
-            time_limit: Duration::from_secs(1),
-            same_key: ConflictPolicy::Refuse,
-        }
-    }
-}
-
-/// What happens when two requests of one session, at the same time, gave one key different values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConflictPolicy {
-    /// The later save is an error, and its request a 500: nothing is lost without anybody
-    /// knowing.
-    Refuse,
-    /// The later save wins. For values of which the last one is as good as any, such as "last
-    /// seen".
-    LastWins,
-}
+/// Writes a record unless it changed since it was read.
+const COMPARE_AND_SET: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
+                               redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) return 1 end return 0";
 
 /// Sessions in Redis, for tower-sessions.
 ///
@@ -73,65 +40,78 @@ pub enum ConflictPolicy {
 /// # }
 /// ```
 ///
-/// # What is kept between builds
+/// # What builds keep of each other
 ///
-/// A record is `{"v":1,"rev":…,"recent":[…],"expires":…,"data":{…}}`, under `prefix` and the session's id.
+/// A record is `{"v":1,"rev":…,"recent":[…],"expires":…,"data":{…}}`, under the prefix and the id of the session.
 ///
-/// - Keys of the session that this build doesn't use, and fields beside `data` that it doesn't know,
-///   stay as they are.
-/// - Fields *inside* a value: a build that reads a struct and writes it back drops those that it
-///   doesn't know, before they get here. Wrap such values in [`PreserveUnknown`](super::PreserveUnknown).
-/// - A record of another format (`v`) is refused with an error, by loading and saving alike.
+/// - Keys of the session that this build does not use, and fields beside `data` that it does not know, stay.
+/// - Fields *inside* a value are different: a build that reads a struct and writes it back drops the fields that it does
+///   not know, before the store sees them. Wrap such values in [`PreserveUnknown`](super::PreserveUnknown).
+/// - Loading or saving a record of another format (`v`) is an error.
 ///
-/// # Requests of one session at the same time
+/// # Concurrent requests of one session
 ///
-/// A save writes the keys that its request changed or removed since it loaded the session, into the
-/// record as it is then, by compare-and-set. Changes of different keys thus all stay. For changes of
-/// the same key see [`ConflictPolicy`]. A session that was deleted or has expired meanwhile is not brought
-/// back: the save is an error. A request that *clears* a session replaces what others wrote.
+/// A save writes the keys that its request changed or removed since it loaded the session, into the current record, by
+/// compare-and-set. So changes of different keys are all kept. For changes of the same key see
+/// [`ConflictPolicy`](super::ConflictPolicy). A session that was deleted or expired in the meantime stays deleted, and
+/// the save is an error. A request that *clears* a session replaces what others wrote.
 ///
-/// A request may save by hand, go on, and save again: the record remembers the keys that its last
-/// four writers changed. When more than three others wrote in between, its own first change looks
-/// like somebody else's.
+/// A request may save more than once. The record remembers the keys that its last four writers changed. If more than
+/// three other requests wrote in between, the first change of the request looks like a change of another request.
 ///
-/// For this a loaded record carries one more key, `$cutover`, which is never stored. Don't put a
-/// cache in front of the store: it would answer with what is no longer there.
+/// For this, a loaded record has one more key, `$cutover`, which is never stored. Do not put a cache in front of the
+/// store, because it would return records that no longer exist.
 ///
-/// # Errors and cancellation
+/// # Failover
 ///
-/// Every operation ends within the time limit; a save that ran into it may or may not have been
-/// done. The same holds for one that is dropped; a record is never half-written. Errors don't name
-/// the session: its id is a secret.
+/// A connection to a primary that was demoted stays open, and Redis refuses writes on it (`READONLY`). The store then
+/// closes this connection and the idle ones of the pool, and runs the command once more on a new connection. So sessions
+/// work again as soon as the pool's address leads to the new primary.
+///
+/// # Errors and cancel safety
+///
+/// Every operation ends within the time limit. A save that reaches it, or that is dropped, may or may not be stored; a
+/// record is never half written. Errors do not contain the id of the session, because it is a secret.
 #[derive(Clone)]
 pub struct RedisStore {
     pool: Pool,
     options: RedisStoreOptions,
+    conflicts: IntCounter,
 }
 
 impl RedisStore {
-    /// A store over a pool; connects when first used.
+    /// A store that uses `pool`. It connects when it is first used.
     ///
     /// # Errors
     ///
-    /// [`SessionError`] with everything that is wrong with the options.
-    pub fn new(pool: Pool, options: RedisStoreOptions) -> std::result::Result<Self, SessionError> {
-        let mut problems = Vec::new();
-        if options.prefix.is_empty() {
-            let text = "`prefix` must not be empty: others may use this Redis, `session:` is usual";
-            problems.push(text.to_owned());
-        }
-        if options.time_limit.is_zero() {
-            problems.push("`time_limit` must be longer than zero".to_owned());
-        }
-        if !problems.is_empty() {
-            return Err(SessionError(problems));
-        }
-        Ok(Self { pool, options })
+    /// [`ConfigError`] with every unusable option.
+    pub fn new(pool: Pool, options: RedisStoreOptions) -> std::result::Result<Self, ConfigError> {
+        options.check()?;
+        Ok(Self::from_parts(pool, options))
     }
 
-    /// A store with the default options, with which nothing can be wrong.
+    /// A store with the default options, which are always usable.
     pub(crate) fn with_defaults(pool: Pool) -> Self {
-        Self { pool, options: RedisStoreOptions::default() }
+        Self::from_parts(pool, RedisStoreOptions::default())
+    }
+
+    fn from_parts(pool: Pool, options: RedisStoreOptions) -> Self {
+        #[expect(clippy::expect_used, reason = "the name is a constant and valid")]
+        let conflicts = IntCounter::new(
+            "cutover_session_conflicts_total",
+            "Session keys that two concurrent requests set to different values; the last write won.",
+        )
+        .expect("a valid metric");
+        Self { pool, options, conflicts }
+    }
+
+    /// Registers `cutover_session_conflicts_total`. Clones of a store share the counter.
+    ///
+    /// # Errors
+    ///
+    /// Those of the registry, if the name is taken.
+    pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
+        registry.register(Box::new(self.conflicts.clone()))
     }
 
     fn key(&self, id: &Id) -> String {
@@ -142,50 +122,55 @@ impl RedisStore {
         let limit = self.options.time_limit;
         match tokio::time::timeout(limit, operation).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Error::Backend(format!("{what} a session: Redis did not answer within {limit:?}"))),
+            Err(_) => {
+                Err(Error::Backend(format!("{what} a session took longer than the limit of {limit:?}")))
+            }
         }
     }
 
-    async fn connection(&self) -> Result<Connection> {
-        let connection = self.pool.get().await;
-        connection.map_err(|error| Error::Backend(format!("no connection to Redis: {error}")))
+    fn client(&self) -> Client<'_> {
+        Client { pool: &self.pool, connection: None }
     }
 
-    async fn get(&self, connection: &mut Connection, id: &Id) -> Result<Option<Vec<u8>>> {
-        ask(connection, cmd("GET").arg(self.key(id))).await
+    async fn get(&self, client: &mut Client<'_>, id: &Id) -> Result<Option<Vec<u8>>> {
+        client.ask(cmd("GET").arg(self.key(id))).await
     }
 
     async fn try_save(&self, record: &Record) -> Result<()> {
         let mut data = record.data.clone();
         let base = Base::take(&mut data);
-        let refuse = self.options.same_key == ConflictPolicy::Refuse;
-        let mut connection = self.connection().await?;
-        for _ in 0..TRIES {
-            let Some(before) = self.get(&mut connection, &record.id).await? else {
+        let mut client = self.client();
+        // Each failed attempt means that another save succeeded, and the time limit ends the loop.
+        loop {
+            let Some(before) = self.get(&mut client, &record.id).await? else {
                 return Err(Error::Backend(
-                    "the session was deleted or has expired meanwhile: not saved".to_owned(),
+                    "the session was deleted or has expired since it was loaded; it is not saved".to_owned(),
                 ));
             };
             let mut envelope = Envelope::decode(&before)?;
-            envelope.update(data.clone(), base.as_ref(), record.expiry_date, refuse).map_err(|_| {
-                Error::Backend("another request changed the same key of the session: not saved".to_owned())
+            let updated =
+                envelope.update(data.clone(), base.as_ref(), record.expiry_date, self.options.on_conflict);
+            let conflicts = updated.map_err(|_| {
+                Error::Backend(
+                    "another request changed the same key of the session; it is not saved".to_owned(),
+                )
             })?;
-            let swapped: bool = ask(
-                &mut connection,
-                cmd("EVAL")
-                    .arg(SWAP)
-                    .arg(1)
-                    .arg(self.key(&record.id))
-                    .arg(before)
-                    .arg(envelope.encode()?)
-                    .arg(time_to_live(record.expiry_date)),
-            )
-            .await?;
+            let swapped: bool = client
+                .ask(
+                    cmd("EVAL")
+                        .arg(COMPARE_AND_SET)
+                        .arg(1)
+                        .arg(self.key(&record.id))
+                        .arg(before)
+                        .arg(envelope.encode()?)
+                        .arg(time_to_live(record.expiry_date)),
+                )
+                .await?;
             if swapped {
+                self.conflicts.inc_by(conflicts);
                 return Ok(());
             }
         }
-        Err(busy())
     }
 
     async fn try_create(&self, record: &mut Record) -> Result<()> {
@@ -193,24 +178,24 @@ impl RedisStore {
         Base::take(&mut data);
         let envelope = Envelope::new(data, record.expiry_date);
         let stored = envelope.encode()?;
-        let mut connection = self.connection().await?;
-        for _ in 0..TRIES {
-            let done: Option<String> = ask(
-                &mut connection,
-                cmd("SET")
-                    .arg(self.key(&record.id))
-                    .arg(&stored)
-                    .arg("NX")
-                    .arg("PX")
-                    .arg(time_to_live(record.expiry_date)),
-            )
-            .await?;
+        let mut client = self.client();
+        for _ in 0..CREATE_ATTEMPTS {
+            let done: Option<String> = client
+                .ask(
+                    cmd("SET")
+                        .arg(self.key(&record.id))
+                        .arg(&stored)
+                        .arg("NX")
+                        .arg("PX")
+                        .arg(time_to_live(record.expiry_date)),
+                )
+                .await?;
             if done.is_some() {
                 return Base::of(&envelope).put(&mut record.data);
             }
             record.id = Id::default();
         }
-        Err(busy())
+        Err(Error::Backend(format!("found no free session id in {CREATE_ATTEMPTS} attempts")))
     }
 }
 
@@ -226,8 +211,7 @@ impl SessionStore for RedisStore {
 
     async fn load(&self, id: &Id) -> Result<Option<Record>> {
         let load = async {
-            let mut connection = self.connection().await?;
-            let Some(stored) = self.get(&mut connection, id).await? else {
+            let Some(stored) = self.get(&mut self.client(), id).await? else {
                 return Ok(None);
             };
             let envelope = Envelope::decode(&stored)?;
@@ -237,34 +221,75 @@ impl SessionStore for RedisStore {
     }
 
     async fn delete(&self, id: &Id) -> Result<()> {
-        let delete = async {
-            let mut connection = self.connection().await?;
-            ask(&mut connection, cmd("DEL").arg(self.key(id))).await
-        };
+        let delete = async { self.client().ask(cmd("DEL").arg(self.key(id))).await };
         self.within("deleting", delete).await
     }
 }
 
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the pool: its address may have a password in it.
+        // Without the pool, because its address may contain a password.
         f.debug_struct("RedisStore").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
-async fn ask<T: FromRedisValue>(
-    connection: &mut Connection,
-    command: &deadpool_redis::redis::Cmd,
-) -> Result<T> {
-    let answer = command.query_async(connection).await;
-    answer.map_err(|error| Error::Backend(format!("Redis: {error}")))
+/// A connection of the pool, replaced if its server has become a replica.
+struct Client<'a> {
+    pool: &'a Pool,
+    connection: Option<Connection>,
 }
 
-fn busy() -> Error {
-    Error::Backend(format!("a session that others write all the time: gave up after {TRIES} tries"))
+impl Client<'_> {
+    async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T> {
+        match self.send(command).await? {
+            Ok(answer) => Ok(answer),
+            Err(error) if is_read_only(&error) => {
+                tracing::warn!(%error, "Redis refuses writes because it is a replica; reconnecting");
+                self.discard();
+                let answer = self.send(command).await?;
+                if answer.as_ref().is_err_and(is_read_only) {
+                    self.discard();
+                }
+                answer.map_err(backend)
+            }
+            Err(error) => Err(backend(error)),
+        }
+    }
+
+    async fn send<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<std::result::Result<T, RedisError>> {
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            empty => {
+                let connection = self.pool.get().await;
+                empty.insert(connection.map_err(|error| {
+                    Error::Backend(format!("could not get a connection to Redis: {error}"))
+                })?)
+            }
+        };
+        Ok(command.query_async(connection).await)
+    }
+
+    /// Closes the connection and the idle ones of the pool, which lead to the same server.
+    fn discard(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            drop(Connection::take(connection));
+        }
+        self.pool.retain(|_, _| false);
+    }
 }
 
-/// In milliseconds. Redis refuses zero and what doesn't fit its clock.
+/// Whether the server refused a write because it is a replica. Inside a script, versions before 7 report it in the text
+/// only.
+fn is_read_only(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+        || error.detail().is_some_and(|detail| detail.contains("-READONLY"))
+}
+
+fn backend(error: RedisError) -> Error {
+    Error::Backend(format!("Redis: {error}"))
+}
+
+/// In milliseconds. Redis refuses zero and values that overflow its clock.
 fn time_to_live(expires: OffsetDateTime) -> i64 {
     const CENTURY: i128 = 100 * 365 * 24 * 3_600_000;
     let left = (expires - OffsetDateTime::now_utc()).whole_milliseconds();

@@ -1,9 +1,10 @@
-//! Merging, without a Redis.
+//! Merging, without Redis.
 
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 use tower_sessions_core::session_store::Error;
 
+use super::ConflictPolicy::{LastWriteWins, Refuse};
 use super::envelope::{Base, Conflict, Data, Envelope};
 
 fn data(value: Value) -> Data {
@@ -18,7 +19,7 @@ fn stored(value: Value) -> Envelope {
     Envelope::new(data(value), later())
 }
 
-/// What a request gets to see of a record.
+/// The data of a loaded record, and its base.
 fn load(envelope: &Envelope) -> (Data, Base) {
     let copy = Envelope::decode(&envelope.encode().unwrap()).unwrap();
     let mut data = copy.into_data().unwrap();
@@ -27,9 +28,8 @@ fn load(envelope: &Envelope) -> (Data, Base) {
 }
 
 #[test]
-fn every_pair_of_changes() {
-    // One key that both requests loaded as `was`; what each made of it; what is left, if that is
-    // settled.
+fn every_pair_of_changes_is_merged_or_a_conflict() {
+    // One key: its value when both requests loaded it, the value that each request wrote, and the value that must remain.
     let one = Some(1);
     let two = Some(2);
     let three = Some(3);
@@ -53,42 +53,38 @@ fn every_pair_of_changes() {
             Some(value) => data(json!({"k": value, "other": 0})),
             None => data(json!({"other": 0})),
         };
-        for refuse in [true, false] {
+        for policy in [Refuse, LastWriteWins] {
             let mut record = Envelope::new(made(was), later());
             let (_, base_1) = load(&record);
             let (_, base_2) = load(&record);
-            record.update(made(first), Some(&base_1), later(), refuse).unwrap();
-            let outcome = record.update(made(second), Some(&base_2), later(), refuse);
-            let case = format!("{was:?} {first:?} {second:?} {refuse}");
-            let left = match (&left, refuse) {
-                (Err(Conflict), true) => {
-                    assert_eq!(outcome, Err(Conflict), "{case}");
-                    first
-                }
-                (Err(Conflict), false) => second,
-                (Ok(left), _) => {
-                    assert_eq!(outcome, Ok(()), "{case}");
-                    *left
-                }
+            let conflicts = record.update(made(first), Some(&base_1), later(), policy);
+            let outcome = record.update(made(second), Some(&base_2), later(), policy);
+            let case = format!("{was:?} {first:?} {second:?} {policy:?}");
+            assert_eq!(conflicts, Ok(0), "{case}");
+            let (expected, left) = match (&left, policy) {
+                (Err(Conflict), Refuse) => (Err(Conflict), first),
+                (Err(Conflict), _) => (Ok(1), second),
+                (Ok(left), _) => (Ok(0), *left),
             };
+            assert_eq!(outcome, expected, "{case}");
             assert_eq!(record.data, made(left), "{case}");
         }
     }
 }
 
 #[test]
-fn a_request_that_saves_twice_is_not_in_its_own_way() {
+fn a_request_that_saves_twice_has_no_conflict_with_itself() {
     let mut record = stored(json!({"k": 1}));
     let (_, base) = load(&record);
     let (_, other) = load(&record);
     let (_, third) = load(&record);
     let save = |record: &mut Envelope, base: &Base, value: Value| {
-        record.update(data(value), Some(base), later(), true)
+        record.update(data(value), Some(base), later(), Refuse)
     };
     save(&mut record, &base, json!({"k": 2, "lock": true})).unwrap();
     save(&mut record, &other, json!({"k": 1, "l": 1})).unwrap();
     save(&mut record, &base, json!({"k": 3, "lock": true})).unwrap();
-    // Changed back to what it was when it was loaded: a change like any other.
+    // Back to the value when it was loaded: a change like any other.
     save(&mut record, &base, json!({"k": 1})).unwrap();
     assert_eq!(record.data, data(json!({"k": 1, "l": 1})));
 
@@ -102,19 +98,19 @@ fn a_request_that_saves_twice_is_not_in_its_own_way() {
 }
 
 #[test]
-fn a_cleared_session_is_cleared() {
+fn a_request_that_clears_replaces_everything() {
     let mut record = stored(json!({"k": 1, "l": 2}));
-    record.update(data(json!({"m": 1})), None, later(), true).unwrap();
+    record.update(data(json!({"m": 1})), None, later(), Refuse).unwrap();
     assert_eq!(record.data, data(json!({"m": 1})));
 }
 
 #[test]
-fn what_a_newer_build_added_stays() {
+fn fields_of_a_newer_build_stay() {
     let newer = br#"{"v":1,"rev":4,"recent":[{"by":"x","keys":["k"]}],"expires":4102444800000,"region":{"a":1},"data":{"k":1,"new":[2]}}"#;
     let mut record = Envelope::decode(newer).unwrap();
     let (mut loaded, base) = load(&record);
     loaded.insert("k".into(), json!(2));
-    record.update(loaded, Some(&base), later(), true).unwrap();
+    record.update(loaded, Some(&base), later(), Refuse).unwrap();
     let written: Value = serde_json::from_slice(&record.encode().unwrap()).unwrap();
     assert_eq!(written["region"], json!({"a": 1}));
     assert_eq!(written["data"], json!({"k": 2, "new": [2]}));
@@ -122,16 +118,16 @@ fn what_a_newer_build_added_stays() {
 }
 
 #[test]
-fn what_is_not_understood_is_refused_without_quoting_it() {
+fn unknown_formats_are_refused_without_quoting_data() {
     for (bytes, part) in [
-        (&br#"{"v":2,"sealed":"s3cret"}"#[..], "format 2"),
-        (br#"{"data":{"k":"s3cret"}}"#, "not a session record"),
-        (br#"{"v":1,"rev":"s3cret"}"#, "not a session record"),
-        (b"s3cret", "not a session record"),
-        (b"", "not a session record"),
+        (&br#"{"v":2,"sealed":"s3cret"}"#[..], "has format 2"),
+        (br#"{"data":{"k":"s3cret"}}"#, "is not a session record"),
+        (br#"{"v":1,"rev":"s3cret"}"#, "is not a session record"),
+        (b"s3cret", "is not a session record"),
+        (b"", "is not a session record"),
     ] {
         let Err(Error::Decode(text)) = Envelope::decode(bytes) else {
-            panic!("accepted");
+            panic!("the record was accepted");
         };
         assert!(text.contains(part) && !text.contains("s3cret"), "{text}");
     }

@@ -20,12 +20,12 @@ pub(crate) struct Endpoint {
 }
 
 /// Either of the two.
-pub(crate) enum Proxy {
+pub(crate) enum LoadBalancer {
     Envoy(Envoy),
     Own(Balancer),
 }
 
-impl Proxy {
+impl LoadBalancer {
     /// Envoy if it is there.
     pub(crate) async fn start() -> Result<Self> {
         let cluster = |name: &str| Cluster { name: name.to_owned(), endpoints: Vec::new() };

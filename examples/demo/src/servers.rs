@@ -16,7 +16,7 @@ use crate::{
     failure::{During, Failure, Result},
     flags::{self, Switchboard},
     ledger::Ledger,
-    proxy::Proxy,
+    proxy::LoadBalancer,
 };
 
 /// Bytes that the table, its index, its dead rows and the log of its changes take up, per order.
@@ -32,7 +32,7 @@ pub(crate) struct Servers {
     /// URL and token for the service.
     pub(crate) unleash: Option<(String, String)>,
     pub(crate) switchboard: Switchboard,
-    pub(crate) proxy: Proxy,
+    pub(crate) proxy: LoadBalancer,
     pub(crate) versions: BTreeMap<String, String>,
     pub(crate) fallbacks: Vec<String>,
     pub(crate) throwaway: Throwaway,
@@ -86,10 +86,10 @@ impl Servers {
         if unleash.is_none() {
             fallbacks.push("no Unleash: phases are asked for by SQL, flags are fixed".to_owned());
         }
-        let proxy = Proxy::start().await?;
+        let proxy = LoadBalancer::start().await?;
         let proxy_name = match &proxy {
-            Proxy::Envoy(_) => "Envoy",
-            Proxy::Own(_) => {
+            LoadBalancer::Envoy(_) => "Envoy",
+            LoadBalancer::Own(_) => {
                 fallbacks.push("no Envoy: the demo's own balancer stands before the instances".to_owned());
                 "the demo's own balancer"
             }

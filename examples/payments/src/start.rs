@@ -74,7 +74,7 @@ pub async fn run(
     let store = RedisStore::new(
         redis,
         RedisStoreOptions {
-            same_key: ConflictPolicy::LastWins,
+            on_conflict: ConflictPolicy::LastWriteWins,
             // A session that is late is better than one that is gone.
             time_limit: Duration::from_secs(5),
             ..Default::default()

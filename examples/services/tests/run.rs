@@ -90,6 +90,17 @@ async fn preflight(
     (output.status.code().unwrap(), json.unwrap_or_else(|| panic!("{program}: {output:?}")))
 }
 
+/// A flag server that has these flags, turned off.
+async fn flag_server(flags: &[&str]) -> String {
+    let features = flags.iter().map(|name| serde_json::json!({ "name": name, "enabled": false }));
+    let state = serde_json::json!({ "version": 2, "features": features.collect::<Vec<_>>() }).to_string();
+    let app = axum::Router::new().fallback(async move || state.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{address}")
+}
+
 fn areas(report: &serde_json::Value, severity: &str) -> Vec<String> {
     let findings = report["findings"].as_array().unwrap().iter();
     let such = findings.filter(|finding| finding["severity"] == severity);
@@ -138,8 +149,12 @@ async fn a_preflight_says_everything_that_would_break_the_build_and_changes_noth
     let redis = redis.url();
     execute(&url, "create table orders (id bigint primary key, old_payment_status text)").await;
     let program = env!("CARGO_BIN_EXE_on_axum");
+    let flag_server = flag_server(&["polite", "payment-status"]).await;
+    let flags = [("UNLEASH_URL", &*flag_server), ("UNLEASH_TOKEN", "token")];
 
     let (status, report) = preflight(program, &url, &redis, &[]).await;
+    assert_eq!((status, areas(&report, "problem")), (1, vec!["flags".to_owned()]), "{report:#}");
+    let (status, report) = preflight(program, &url, &redis, &flags).await;
     assert_eq!((status, areas(&report, "problem").len()), (0, 0), "{report:#}");
     assert_eq!(areas(&report, "warning"), ["ledger"], "{report:#}");
     let mut session = PgConnection::connect(&url).await.unwrap();
@@ -151,7 +166,7 @@ async fn a_preflight_says_everything_that_would_break_the_build_and_changes_noth
 
     // The schema is there, the migration is under way, and the new column is not there.
     lives(program, &url, &redis, Speaks::Nothing, "build_info{").await;
-    let (status, _) = preflight(program, &url, &redis, &[]).await;
+    let (status, _) = preflight(program, &url, &redis, &flags).await;
     assert_eq!(status, 0);
     execute(
         &url,
@@ -165,6 +180,8 @@ async fn a_preflight_says_everything_that_would_break_the_build_and_changes_noth
         ("CUTOVER_GRACE_SECONDS", "soon"),
         ("CUTOVER_VERSIN", "canary"),
         ("REDIS_URL", "redis://127.0.0.1:1"),
+        flags[0],
+        flags[1],
     ];
     let (status, report) = preflight(program, &url, &redis, &wrong).await;
     assert_eq!(status, 1);

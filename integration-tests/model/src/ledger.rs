@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use cutover::migration::phase::{
-    Completeness, Evidence, Facts, Member as Voter, Phase, PhaseRange, Previous, Side, Task, View,
-    needed_work, next_step,
+    Completeness, Conditions, Member as Voter, Observed, Phase, PhaseRange, PreviousEpoch, SchemaState, Side,
+    Task, needed_work, next_step,
 };
 
 use crate::{Build, Database, Decision, Job, Pin, Protocol, Rule, State, Value, Violation};
@@ -27,7 +27,7 @@ impl Database {
         let epoch = if phase == Phase::Off { 1 } else { 2 };
         Database {
             at: Pin { epoch, phase },
-            previous: Previous::Drained,
+            previous: PreviousEpoch::Drained,
             before: phase,
             complete,
             members: vec![Some(crate::Member { acknowledged: epoch }); instances],
@@ -51,7 +51,7 @@ impl Database {
 
     /// The phases of the epochs that are not drained.
     pub(crate) fn in_use(&self) -> impl Iterator<Item = Phase> + use<> {
-        let before = (self.previous != Previous::Drained).then_some(self.before);
+        let before = (self.previous != PreviousEpoch::Drained).then_some(self.before);
         [Some(self.at.phase), before].into_iter().flatten()
     }
 
@@ -77,7 +77,7 @@ impl Database {
     fn open_epoch(&mut self, to: Phase, clears: bool) {
         self.before = self.at.phase;
         self.at = Pin { epoch: self.at.epoch + 1, phase: to };
-        self.previous = Previous::Open;
+        self.previous = PreviousEpoch::Open;
         if clears {
             self.complete = self.complete.on_entering(to);
         }
@@ -87,7 +87,7 @@ impl Database {
 
 impl Protocol {
     /// What a driver sees, as `MigrationState::load` reads it.
-    fn view(&self, state: &State) -> View {
+    fn view(&self, state: &State) -> Observed {
         let db = &state.db;
         let members = db.members.iter().zip(&state.instances).filter_map(|(member, instance)| {
             let member = (*member)?;
@@ -99,9 +99,9 @@ impl Protocol {
                 true => instance.build.range(),
                 false => PhaseRange::FULL,
             };
-            Some(Voter { name: String::new(), range, acknowledged })
+            Some(Voter { name: String::new(), range, acknowledged, older_open: None })
         });
-        View {
+        Observed {
             epoch: i32::from(db.at.epoch),
             phase: db.at.phase,
             previous: db.previous,
@@ -111,17 +111,17 @@ impl Protocol {
                 false => Completeness { old: true, new: true },
             },
             // Scan, approval and soak only delay; nothing may depend on them.
-            evidence: Evidence {
+            conditions: Conditions {
                 expanded: db.new != Value::Missing || !self.has(Rule::ExpandNeedsSchema),
                 scanned: true,
-                way_back: true,
+                reversible: true,
                 approved: true,
-                strangers_left: Duration::ZERO,
+                quiet_period_left: Duration::ZERO,
                 soak_left: Duration::ZERO,
                 unrepaired: i64::from(db.behind && self.has(Rule::RampNeedsRepairs)),
                 given_up: 0,
             },
-            behind: Vec::new(),
+            lagging_standbys: Vec::new(),
         }
     }
 
@@ -132,7 +132,7 @@ impl Protocol {
         for target in [Phase::Contract, Phase::Off] {
             let mut decision = Decision::of(&next_step(&view, target));
             if decision.is_none() && !self.has(Rule::AtMostTwoEpochs) {
-                view.previous = Previous::Drained;
+                view.previous = PreviousEpoch::Drained;
                 decision = Decision::of(&next_step(&view, target));
                 view.previous = state.db.previous;
             }
@@ -150,7 +150,7 @@ impl Protocol {
     pub(crate) fn step(&self, state: &mut State, decision: &Decision) {
         match decision {
             Decision::Close => {
-                state.db.previous = Previous::Closed;
+                state.db.previous = PreviousEpoch::Closed;
             }
             Decision::Move(to) => state.db.open_epoch(*to, self.has(Rule::CompletenessCleared)),
         }
@@ -160,7 +160,7 @@ impl Protocol {
     pub(crate) fn may_drain(&self, state: &State) -> bool {
         let closed = state.db.at.epoch - 1;
         let held = |write: crate::Write| write.fenced && write.pin.epoch == closed;
-        state.db.previous == Previous::Closed
+        state.db.previous == PreviousEpoch::Closed
             && (!self.has(Rule::DrainWaitsForTransactions)
                 || !state.instances.iter().any(|instance| instance.write.is_some_and(held)))
     }
@@ -171,7 +171,7 @@ impl Protocol {
             row.epoch == pin.epoch && (row.phase == pin.phase || !self.has(Rule::FenceComparesPhase))
         };
         let before = Pin { epoch: db.at.epoch - 1, phase: db.before };
-        !self.has(Rule::Fence) || same(db.at) || (db.previous == Previous::Open && same(before))
+        !self.has(Rule::Fence) || same(db.at) || (db.previous == PreviousEpoch::Open && same(before))
     }
 
     /// The work that a driver may begin.
@@ -179,12 +179,12 @@ impl Protocol {
         let db = &state.db;
         let mut view = self.view(state);
         if !self.has(Rule::WorkWaitsForDrain) {
-            view.previous = Previous::Drained;
+            view.previous = PreviousEpoch::Drained;
         }
         // `view` may lie about these two for a rule that is left out.
         view.complete = db.complete;
-        view.evidence.unrepaired = i64::from(db.behind);
-        let facts = Facts { expanded: db.new != Value::Missing, contracted: db.old == Value::Missing };
+        view.conditions.unrepaired = i64::from(db.behind);
+        let facts = SchemaState { expanded: db.new != Value::Missing, contracted: db.old == Value::Missing };
         let task = needed_work(&view, facts, Phase::Contract)?;
         let going_on = |job: Job| job.task == task && job.epoch == db.at.epoch;
         (!db.job.is_some_and(going_on)).then_some(task)

@@ -9,7 +9,7 @@ mod process;
 mod rules;
 mod state;
 
-use cutover::migration::phase::{Phase, Previous, Side, Task};
+use cutover::migration::phase::{Phase, PreviousEpoch, Side, Task};
 use stateright::{Model, Property};
 
 pub use rules::Rule;
@@ -208,7 +208,7 @@ impl Model for Protocol {
                     self.step(s, &decided);
                 }
             }
-            Action::Drain => s.db.previous = Previous::Drained,
+            Action::Drain => s.db.previous = PreviousEpoch::Drained,
             Action::BeginWork(task) => self.begin_work(&mut s.db, task),
             Action::Copy => s.violation = self.copy(&mut s.db)?.err(),
             Action::EndWork => self.end_job(&mut s.db).then_some(())?,

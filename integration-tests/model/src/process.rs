@@ -1,6 +1,6 @@
 //! What happens in an instance: its lease, its gate, and the operations that go through it.
 
-use cutover::migration::phase::{Phase, Previous, Side, may_acknowledge, may_join};
+use cutover::migration::phase::{Phase, PreviousEpoch, Side, may_acknowledge, may_join};
 
 use crate::{Build, Database, Instance, Member, Pin, Protocol, Rule, State, Value, Violation, Write};
 
@@ -185,7 +185,7 @@ impl Protocol {
     /// `DualWrite::note`: whether the new side may be left behind by a transaction of this epoch.
     pub(crate) fn may_leave_behind(&self, db: &Database, pin: Pin) -> bool {
         let sealed = db.at.phase > Phase::Verify && self.has(Rule::RampSealsTheEpoch);
-        let still_read = db.previous == Previous::Open
+        let still_read = db.previous == PreviousEpoch::Open
             && db.before > Phase::Verify
             && self.has(Rule::NothingBehindWhileRampIsOpen);
         self.leaves_behind && (Phase::Expand..=Phase::Verify).contains(&pin.phase) && !sealed && !still_read
@@ -215,7 +215,7 @@ impl Protocol {
     /// Whether a phase in use reads a side that lacks the last acknowledged write.
     pub(crate) fn lost_write(state: &State) -> bool {
         let db = &state.db;
-        let before = (db.previous == Previous::Open).then_some(db.before);
+        let before = (db.previous == PreviousEpoch::Open).then_some(db.before);
         [Some(db.at.phase), before].into_iter().flatten().any(|phase| {
             (phase.may_read(Side::Old) && db.old != Value::Fresh)
                 || (phase.may_read(Side::New) && db.new != Value::Fresh)

@@ -1,4 +1,4 @@
-use cutover::migration::phase::{Completeness, Phase, Previous, Step, Task};
+use cutover::migration::phase::{Completeness, Phase, PreviousEpoch, Step, Task};
 
 /// What a side holds for the one row of the model, seen from the last acknowledged write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,7 +46,7 @@ pub struct Database {
     /// The current epoch.
     pub at: Pin,
     /// How far the one before is done with.
-    pub previous: Previous,
+    pub previous: PreviousEpoch,
     /// The previous epoch's phase.
     pub before: Phase,
     /// The flags.

@@ -1,9 +1,9 @@
-//! The command line, as a person or a pipeline uses it.
+//! The command line, run as a process against real servers.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-mod hostile;
-mod moves;
+mod steps;
+mod waits;
 
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -97,13 +97,13 @@ const STATE: &str = "
         values (1, 'backfill', 2, 100, 40, now() - interval '10 s');";
 
 #[tokio::test]
-async fn it_shows_explains_and_asks() -> Outcome {
+async fn status_explain_and_commands_agree_with_the_ledger() -> Outcome {
     let url = &database().await?;
     refused(url, &["status"], 3, &["not installed", "cutover install"]).await;
     done(url, &["install"], &["installed"]).await;
     done(url, &["install"], &["installed"]).await;
-    done(url, &["status"], &["no migration has been declared yet"]).await;
-    refused(url, &["desired", "status", "ramp"], 1, &["\"status\"", "none has been declared"]).await;
+    done(url, &["status"], &["the ledger has no migration"]).await;
+    refused(url, &["set-phase", "status", "ramp"], 1, &["\"status\"", "the ledger has none"]).await;
     execute(url, STATE).await?;
 
     let text = done(
@@ -113,7 +113,7 @@ async fn it_shows_explains_and_asks() -> Outcome {
     )
     .await;
     for part in
-        ["pay-7c9", "serving, drives", "expired", "refused: this build does not know it", "off..=contract"]
+        ["pay-7c9", "serving, driver", "expired", "refused: this build does not know it", "off..=contract"]
     {
         assert!(text.contains(part), "{part} not in {text}");
     }
@@ -127,19 +127,19 @@ async fn it_shows_explains_and_asks() -> Outcome {
     assert_eq!(json.as_array().map(Vec::len), Some(3));
 
     let explained = [
-        "is in `expand` at epoch 2",
-        "It waits, for 41 min now: instance pay-7c9 at epoch 1.",
-        "Instance pay-7c9 at epoch 1, last seen ",
-        " s ago, 2 operations open since 41 min.",
-        "Instance dead was last seen 15 min ago; its lease has run out.",
-        "Instance old, last seen ",
+        "shop/status has been in `expand` (epoch 2) for ",
+        "It has been waiting for 41 min: instance pay-7c9 at epoch 1.",
+        "Instance pay-7c9 (last seen ",
+        " s ago) is still at epoch 1, with 2 operations open for 41 min.",
+        "Instance dead was last seen 15 min ago and its lease has expired.",
+        "Instance old (last seen ",
         "is not admitted: this build does not know it.",
         "backfill: 40 of 100 rows",
     ];
     done(url, &["explain", "shop/status"], &explained).await;
     done(url, &["explain", "other/name"], &["It waits for nothing.", "No instance drives it"]).await;
 
-    done(url, &["desired", "status", "ramp:25"], &["status: asked for ramp:25"]).await;
+    done(url, &["set-phase", "status", "ramp:25"], &["status: desired phase set to ramp:25"]).await;
     done(url, &["repairs"], &["no row waits for repair"]).await;
     execute(
         url,
@@ -156,27 +156,26 @@ async fn it_shows_explains_and_asks() -> Outcome {
     .await;
     let json: serde_json::Value = serde_json::from_str(&done(url, &["--json", "repairs"], &[]).await)?;
     assert_eq!((json.as_array().map(Vec::len), &json[0]["key"][0]), (Some(2), &7.into()));
-    done(url, &["repairs", "status", "--retry"], &["1 rows are tried again"]).await;
+    done(url, &["repairs", "status", "--retry"], &["status: retrying 1 row\n"]).await;
     let json: serde_json::Value =
         serde_json::from_str(&done(url, &["--json", "repairs", "shop/status"], &[]).await)?;
     assert_eq!((&json[0]["attempts"], &json[0]["next_try_seconds"]), (&0.into(), &0.0.into()));
-    done(url, &["history"], &["1 repairs to be tried again", "ann"]).await;
+    done(url, &["history"], &["retry of 1 repairs requested", "ann"]).await;
     refused(url, &["repairs", "--retry"], 2, &["<MIGRATION>"]).await;
 
-    done(url, &["backfill", "status", "--pause"], &["status: the work on its rows is paused"]).await;
-    done(url, &["status", "status"], &["paused    by ann (for "]).await;
-    done(url, &["explain", "status"], &["The work on its rows was paused by ann, "]).await;
+    done(url, &["pause", "status"], &["status: backfills and scans are paused"]).await;
+    done(url, &["status", "status"], &["paused    backfills and scans, by ann (for "]).await;
+    done(url, &["explain", "status"], &["Its backfills and scans were paused ", " ago by ann"]).await;
     let json: serde_json::Value =
         serde_json::from_str(&done(url, &["--json", "status", "status"], &[]).await)?;
     assert_eq!(json[0]["paused_by"], "ann");
-    done(url, &["backfill", "status", "--resume"], &["status: the work on its rows goes on"]).await;
+    done(url, &["resume", "status"], &["status: backfills and scans are resumed"]).await;
     let text = done(url, &["status", "status"], &[]).await;
     assert!(!text.contains("paused"), "{text}");
-    done(url, &["history", "status"], &["work paused", "work resumed", "ann"]).await;
-    refused(url, &["backfill", "status", "--pause", "--dry-run"], 2, &["--dry-run"]).await;
-    refused(url, &["backfill", "status", "--pause", "--resume"], 2, &["--resume"]).await;
+    done(url, &["history", "status"], &["backfills and scans paused", "backfills and scans resumed", "ann"])
+        .await;
 
-    done(url, &["history"], &["desired ramp:25", "ann", "shop/status"]).await;
+    done(url, &["history"], &["desired phase set to ramp:25", "ann", "shop/status"]).await;
     done(url, &["history", "other/name"], &["migration", "actor"]).await;
     let json: serde_json::Value =
         serde_json::from_str(&done(url, &["--json", "history", "--limit", "1"], &[]).await)?;
@@ -185,7 +184,7 @@ async fn it_shows_explains_and_asks() -> Outcome {
 }
 
 #[tokio::test]
-async fn bad_input_is_refused_with_what_would_be_right_and_changes_nothing() -> Outcome {
+async fn bad_input_is_refused_with_the_correction() -> Outcome {
     let url = &database().await?;
     done(url, &["install"], &[]).await;
     execute(url, STATE).await?;
@@ -194,13 +193,15 @@ async fn bad_input_is_refused_with_what_would_be_right_and_changes_nothing() -> 
     let mut session = PgConnection::connect(url).await?;
     let before: String = sqlx::query_scalar(state).fetch_one(&mut session).await?;
     for command in [
-        "desired stauts ramp",
+        "set-phase stauts ramp",
         "status stauts",
         "explain stauts",
         "history stauts",
         "approve stauts",
         "repairs stauts",
-        "backfill stauts --pause",
+        "pause stauts",
+        "resume stauts",
+        "external-writes stauts",
         "plan stauts",
         "expand stauts",
         "backfill stauts --dry-run",
@@ -209,15 +210,20 @@ async fn bad_input_is_refused_with_what_would_be_right_and_changes_nothing() -> 
         let arguments: Vec<_> = command.split(' ').collect();
         refused(url, &arguments, 1, &["no migration \"stauts\"", "shop/status", "other/name"]).await;
     }
-    refused(url, &["desired", "name", "ramp"], 1, &["several fleets", "shop/name"]).await;
-    refused(url, &["desired", "status", "sideways"], 2, &["sideways", "not a phase", "contract"]).await;
-    refused(url, &["desired", "status", "ramp:101"], 2, &["0 to 100", "ramp:25"]).await;
-    refused(url, &["desired", "status", "switch:5"], 2, &["only `ramp`"]).await;
-    refused(url, &["desired", "status"], 2, &["<PHASE>"]).await;
+    refused(url, &["set-phase", "name", "ramp"], 1, &["several fleets", "shop/name"]).await;
+    refused(url, &["set-phase", "status", "sideways"], 2, &["sideways", "not a phase", "contract"]).await;
+    refused(url, &["set-phase", "status", "ramp:101"], 2, &["0 to 100", "ramp:25"]).await;
+    refused(url, &["set-phase", "status", "switch:5"], 2, &["only `ramp`"]).await;
+    refused(url, &["set-phase", "status"], 2, &["<PHASE>"]).await;
     refused(url, &["approve", "status"], 1, &["\"status\" is in `expand`", "`retire`"]).await;
-    refused(url, &["verify", "status"], 1, &["is in `expand`", "`cutover backfill status` comes before"])
-        .await;
-    refused(url, &["contract", "status"], 1, &["`cutover backfill status` comes before `contract`"]).await;
+    refused(
+        url,
+        &["verify", "status"],
+        1,
+        &["is in `expand`; before `verify`, run `cutover backfill status`"],
+    )
+    .await;
+    refused(url, &["contract", "status"], 1, &["before `contract`, run `cutover backfill status`"]).await;
     refused(url, &["expand", "status", "--timeout", "soon"], 2, &["90s"]).await;
     refused(url, &["approve", "shop/name"], 1, &["is in `off`"]).await;
     refused(url, &["install", "--grant-to", "nobody at all"], 3, &["nobody at all"]).await;
@@ -228,7 +234,48 @@ async fn bad_input_is_refused_with_what_would_be_right_and_changes_nothing() -> 
 }
 
 #[tokio::test]
-async fn a_ledger_that_can_not_be_used_is_said_to_be_so() -> Outcome {
+async fn the_history_names_an_actor_without_a_user() -> Outcome {
+    let url = &database().await?;
+    done(url, &["install"], &[]).await;
+    execute(url, STATE).await?;
+    for (variables, actor) in [
+        (&[("HOSTNAME", "ci-runner")][..], "role postgres on ci-runner"),
+        (&[("HOSTNAME", "ci-runner"), ("USER", "")], "role postgres on ci-runner"),
+        (&[("USER", "eve")], "eve"),
+    ] {
+        let mut command = command(url, &["set-phase", "status", "backfill"]);
+        command.env_remove("USER").envs(variables.iter().copied());
+        let said = Said::from(command.output()?);
+        assert_eq!(said.code, 0, "{}", said.err);
+        let json: serde_json::Value =
+            serde_json::from_str(&done(url, &["--json", "history", "--limit", "1"], &[]).await)?;
+        assert_eq!(json[0]["actor"], actor);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn help_completions_and_manual_need_no_database() -> Outcome {
+    for (arguments, parts) in [
+        (&["--help"][..], &["Exit status:", "external-writes", "set-phase"][..]),
+        (&["help", "expand"], &["--dry-run", "--timeout <DURATION>"]),
+        (&["completions", "bash"], &["external-writes", "set-phase"]),
+        (&["man"], &[".TH", "set"]),
+        (&["man", "plan"], &["The last phase to show"]),
+    ] {
+        let mut command = command("", arguments);
+        let said = Said::from(command.env_remove("DATABASE_URL").output()?);
+        assert_eq!(said.code, 0, "{arguments:?}: {}", said.err);
+        for part in parts {
+            assert!(said.out.contains(part), "{arguments:?}: {part:?} not in {}", said.out);
+        }
+    }
+    refused("", &["man", "frobnicate"], 2, &["no command \"frobnicate\"", "cutover --help"]).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_unusable_ledger_is_reported() -> Outcome {
     let mut bare = command("", &["status"]);
     bare.env_remove("DATABASE_URL");
     let said = Said::from(bare.output()?);
@@ -248,7 +295,7 @@ async fn a_ledger_that_can_not_be_used_is_said_to_be_so() -> Outcome {
     refused(&clerk, &["status"], 3, &["not installed"]).await;
     done(url, &["install", "--grant-to", "clerk"], &["granted to clerk"]).await;
     execute(url, STATE).await?;
-    done(&clerk, &["desired", "status", "expand"], &["asked for expand"]).await;
+    done(&clerk, &["set-phase", "status", "expand"], &["desired phase set to expand"]).await;
     let guest = url.replace("//postgres:", "//guest:");
     refused(&guest, &["status"], 3, &["role \"guest\" lacks rights"]).await;
     execute(url, "grant usage on schema cutover to guest; grant select on cutover.ledger to guest").await?;
@@ -282,7 +329,7 @@ async fn an_approval_is_given_in_retire_only() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_standby_shows_nothing_and_says_why() -> Outcome {
+async fn a_standby_is_refused() -> Outcome {
     let primary = Postgres::start(PostgresOptions::default()).await?;
     let standby = primary.standby().await?;
     refused(&standby.admin_url(), &["status"], 3, &["standby", "primary"]).await;
@@ -290,7 +337,7 @@ async fn a_standby_shows_nothing_and_says_why() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_watch_goes_on_until_nobody_reads_it() -> Outcome {
+async fn a_watch_ends_when_its_output_is_closed() -> Outcome {
     let url = &database().await?;
     done(url, &["install"], &[]).await;
     execute(url, STATE).await?;
@@ -314,7 +361,7 @@ async fn a_watch_goes_on_until_nobody_reads_it() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_preflight_says_what_would_break_the_build_and_exits_with_one() -> Outcome {
+async fn preflight_reports_problems_with_exit_status_1() -> Outcome {
     let url = database().await?;
     done(&url, &["install"], &[]).await;
     execute(&url, "insert into cutover.fleets values ('shop')").await?;
@@ -341,7 +388,7 @@ async fn a_preflight_says_what_would_break_the_build_and_exits_with_one() -> Out
         serde_json::from_str(&run(&url, &[&late[..], &["--json"]].concat()).await.out)?;
     assert_eq!(json["passed"], false);
     for (bad, part) in [
-        ("status", "write for example"),
+        ("status", "write for example status=off..=contract"),
         ("s=switch..=off", "the range is empty"),
         ("s=up..=off", "is not a phase"),
     ] {

@@ -130,7 +130,9 @@ async fn the_fleet_walks_to_the_desired_phase_and_back() {
     assert_eq!(person.ask::<i32>("select epoch from cutover.migrations").await, 3);
     // The next phase needs the data.
     person.wants("verify").await;
-    person.until("select coalesce(waits_for, '') like '%gaps%' from cutover.migrations").await;
+    person
+        .until("select coalesce(waits_for, '') like '%backfill to complete%' from cutover.migrations")
+        .await;
     person.wants("off").await;
     person.settled("off").await;
     let moves: String = person.ask("select string_agg(event, ', ' order by id) from cutover.history").await;
@@ -317,7 +319,7 @@ async fn a_build_without_the_migration_keeps_it_in_off() {
     let person = Person::new(&url).await;
     person.wants("expand").await;
     person
-        .until("select coalesce(waits_for, '') like '%instance old runs a build%' from cutover.migrations")
+        .until("select coalesce(waits_for, '') like '%instance old to stop: its build does not declare%' from cutover.migrations")
         .await;
     assert_eq!(person.ask::<String>("select phase from cutover.migrations").await, "off");
     old.agent.leave().await.unwrap();
@@ -399,6 +401,8 @@ async fn a_cut_off_instance_refuses_reads_and_rejoins() {
     };
     let a = Instance::with(&url, "a", full(), options, DriverOptions::default()).await;
     a.ready(true).await;
+    Person::new(&url).await.wants("expand").await;
+    a.at(Phase::Expand).await;
     let migration = a.migration();
     let pin = migration.pin().unwrap();
     postgres.pause().unwrap();

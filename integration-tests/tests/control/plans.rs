@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use cutover::migration::{Facts, Migration, OldSide, Plan, PlanError, Task};
+use cutover::migration::{Migration, OldSide, Plan, PlanError, SchemaState, Task};
 use sqlx::PgConnection;
 
-pub(crate) type State = Facts;
+pub(crate) type State = SchemaState;
 
 type Failure = Arc<dyn Fn(u32) -> PlanError + Send + Sync>;
 
@@ -66,7 +66,7 @@ impl Plan for Scripted {
         Some(OldSide { table: "public.scripted".into(), column: None })
     }
 
-    async fn facts(&self, _: &mut PgConnection) -> Result<State, sqlx::Error> {
+    async fn schema_state(&self, _: &mut PgConnection) -> Result<State, sqlx::Error> {
         let mut inner = self.inner.lock().unwrap();
         inner.looks += 1;
         Ok(inner.state)

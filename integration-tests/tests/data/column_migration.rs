@@ -1,4 +1,4 @@
-//! The work on schema and rows of a column migration, one hazard at a time.
+//! Schema and rows of a column migration.
 
 use std::time::{Duration, Instant};
 
@@ -7,20 +7,20 @@ use cutover::migration::ColumnMigration;
 use cutover::migration::{Error, Plan, PlanError, Task};
 use sqlx::{Connection, Executor, PgConnection};
 
-/// Rows on which the sides disagree, and those whose new side is empty.
+/// The number of rows whose sides differ.
 async fn differing(world: &World) -> Outcome<i64> {
     let query = "select count(*) from orders where new_status is distinct from lower(trim(old_status))";
     Ok(sqlx::query_scalar(query).fetch_one(&world.pool).await?)
 }
 
-/// The newest job of this kind: number, rows done, rows changed, whether it has ended.
+/// The newest job of this kind: id, rows done, rows changed, whether it has finished.
 async fn job(world: &World, kind: &str) -> Outcome<(i64, i64, i64, bool)> {
     let query = "select id, rows_done, rows_changed, finished_at is not null from cutover.jobs \
         where kind = $1 order by id desc limit 1";
     Ok(sqlx::query_as(query).bind(kind).fetch_one(&world.pool).await?)
 }
 
-/// An instance whose driver moves the phase but leaves the work to the test; the new column is there.
+/// An instance whose driver moves the phase and leaves the work to the test; the new column exists.
 async fn by_hand(world: &World) -> Outcome<(Fleet, ColumnMigration)> {
     let a = world.instance("a", None).await?;
     let plan = world.plan()?;
@@ -44,14 +44,14 @@ async fn half_a_backfill(world: &World, a: &Fleet, plan: &ColumnMigration) -> Ou
     let work = tokio::spawn(async move { running.run(Task::Backfill, &migration).await });
     world.until("some batches", async || job(world, "backfill").await.is_ok_and(|job| job.1 > 1_000)).await?;
     work.abort();
-    assert!(work.await.is_err_and(|error| error.is_cancelled()), "it ended before it was dropped");
+    assert!(work.await.is_err_and(|error| error.is_cancelled()), "the backfill ended before it was dropped");
     let (id, done, _, ended) = job(world, "backfill").await?;
     assert!(!ended);
     Ok((id, done))
 }
 
 #[tokio::test]
-async fn rows_that_are_written_or_deleted_meanwhile_keep_what_was_written_last() -> Outcome {
+async fn a_backfill_keeps_concurrent_writes_and_deletes() -> Outcome {
     let world = World::new(3_000).await?;
     let (a, plan) = by_hand(&world).await?;
     world.go("backfill").await?;
@@ -79,11 +79,11 @@ async fn rows_that_are_written_or_deleted_meanwhile_keep_what_was_written_last()
 }
 
 #[tokio::test]
-async fn a_side_that_was_abandoned_and_taken_up_again_holds_no_stale_values() -> Outcome {
+async fn a_second_backfill_replaces_stale_values() -> Outcome {
     let world = World::new(10_000).await?;
     let (a, plan) = by_hand(&world).await?;
     world.go("backfill").await?;
-    // This stay in `backfill` gets as far as row 1,000 at least.
+    // The first backfill gets as far as row 1,000 at least.
     let (first, _) = half_a_backfill(&world, &a, &plan).await?;
     world.go("off").await?;
     let mut tx = a.migration.begin(&world.pool).await?;
@@ -94,18 +94,18 @@ async fn a_side_that_was_abandoned_and_taken_up_again_holds_no_stale_values() ->
     assert_eq!(world.row(3).await?, (Some("LATER".into()), Some("later".into())));
     assert_eq!(differing(&world).await?, 0);
     let (second, done, _, ended) = job(&world, "backfill").await?;
-    assert!(second > first && ended, "the job of an earlier stay was taken up");
+    assert!(second > first && ended, "the job of the first backfill was continued");
     assert_eq!(done, 10_000);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_backfill_that_was_killed_goes_on_where_it_stopped_on_another_instance() -> Outcome {
+async fn another_instance_continues_a_killed_backfill() -> Outcome {
     let world = World::new(20_000).await?;
     let (a, plan) = by_hand(&world).await?;
     world.go("backfill").await?;
     let (first, half) = half_a_backfill(&world, &a, &plan).await?;
-    assert!(half < 20_000, "nothing was left to do");
+    assert!(half < 20_000, "the backfill was complete");
     let b = world.instance("b", None).await?;
     a.agent.leave().await?;
     plan.run(Task::Backfill, &b.migration).await?;
@@ -118,7 +118,7 @@ async fn a_backfill_that_was_killed_goes_on_where_it_stopped_on_another_instance
 }
 
 #[tokio::test]
-async fn work_of_a_phase_that_was_left_is_not_done() -> Outcome {
+async fn work_of_a_phase_that_was_left_is_refused() -> Outcome {
     let world = World::new(100).await?;
     let (a, plan) = by_hand(&world).await?;
     for (task, phase) in [
@@ -138,7 +138,7 @@ async fn work_of_a_phase_that_was_left_is_not_done() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_scan_names_rows_that_differ_and_the_migration_waits_for_their_repair() -> Outcome {
+async fn a_scan_names_differing_rows_and_holds_the_migration() -> Outcome {
     let world = World::new(5_000).await?;
     let _a = world.instance("a", Some(world.plan()?)).await?;
     world.go("backfill").await?;
@@ -154,7 +154,7 @@ async fn a_scan_names_rows_that_differ_and_the_migration_waits_for_their_repair(
 }
 
 #[tokio::test]
-async fn a_value_that_does_not_survive_the_way_back_is_found_before_it_is_needed() -> Outcome {
+async fn a_scan_finds_values_that_do_not_survive_the_way_back() -> Outcome {
     let world = World::new(2_000).await?;
     let (a, plan) = by_hand(&world).await?;
     world.go("backfill").await?;
@@ -181,7 +181,7 @@ async fn a_value_that_does_not_survive_the_way_back_is_found_before_it_is_needed
 }
 
 #[tokio::test]
-async fn a_column_that_a_view_shows_is_not_dropped() -> Outcome {
+async fn a_column_with_dependents_is_not_dropped() -> Outcome {
     let world = World::new(10).await?;
     let _a = world.instance("a", Some(world.plan()?)).await?;
     world.pool.execute("create view report as select id, old_status from orders").await?;
@@ -198,7 +198,7 @@ async fn a_column_that_a_view_shows_is_not_dropped() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_change_of_the_schema_does_not_make_others_wait_behind_a_long_transaction() -> Outcome {
+async fn ddl_does_not_queue_others_behind_a_long_transaction() -> Outcome {
     let world = World::new(10).await?;
     let a = world.instance("a", None).await?;
     let plan = world.plan()?;
@@ -217,8 +217,8 @@ async fn a_change_of_the_schema_does_not_make_others_wait_behind_a_long_transact
         slowest = slowest.max(began.elapsed());
     }
     let error = work.await?.expect_err("refused").to_string();
-    assert!(error.contains("did not get its lock") && error.contains("pid "), "{error}");
-    assert!(slowest > Duration::from_millis(100), "nobody ever waited: {slowest:?}");
+    assert!(error.contains("could not acquire the lock") && error.contains("pid "), "{error}");
+    assert!(slowest > Duration::from_millis(100), "no reader or writer waited: {slowest:?}");
     assert!(slowest < Duration::from_millis(1_000), "a reader and a writer waited for {slowest:?}");
     long.rollback().await?;
     plan.run(Task::Expand, &a.migration).await?;
@@ -227,7 +227,7 @@ async fn a_change_of_the_schema_does_not_make_others_wait_behind_a_long_transact
 }
 
 #[tokio::test]
-async fn a_table_that_can_not_be_migrated_is_refused_with_every_reason() -> Outcome {
+async fn an_unsuitable_table_is_refused_with_every_reason() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", None).await?;
     world.pool.execute("create table odd (id text, code text not null)").await?;
@@ -247,7 +247,7 @@ async fn a_table_that_can_not_be_migrated_is_refused_with_every_reason() -> Outc
     for part in ["can be null", "has no unique index", "drop not null"] {
         assert!(refusals[1].contains(part), "{part}: {refusals:?}");
     }
-    for part in ["key column \"nr\" does not exist", "column \"code\" does not exist"] {
+    for part in ["key column \"nr\" does not exist", "column \"code\" of \"orders\" does not exist"] {
         assert!(refusals[2].contains(part), "{part}: {refusals:?}");
     }
     world
@@ -260,7 +260,7 @@ async fn a_table_that_can_not_be_migrated_is_refused_with_every_reason() -> Outc
 }
 
 #[tokio::test]
-async fn a_role_that_may_not_change_the_table_is_told_what_its_owner_has_to_run() -> Outcome {
+async fn a_role_without_rights_is_told_what_the_owner_must_run() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", None).await?;
     let role = format!("app_{}", std::process::id());
@@ -280,6 +280,6 @@ async fn a_role_that_may_not_change_the_table_is_told_what_its_owner_has_to_run(
         .backward("new_status")
         .build()?;
     let error = plan.run(Task::Expand, &a.migration).await.expect_err("refused").to_string();
-    assert!(error.contains("let its owner run `alter table \"orders\" add column"), "{error}");
+    assert!(error.contains("let the owner of the table run `alter table \"orders\" add column"), "{error}");
     Ok(())
 }

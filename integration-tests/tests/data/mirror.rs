@@ -241,7 +241,7 @@ async fn a_store_that_is_away_loses_nothing_and_holds_the_migration() -> Outcome
     assert_eq!((balance(&mirror, "a1").await?, balance(&mirror, "a2").await?), (Some(7), None));
     assert_eq!((notes(&world).await, mirror.deliver().await?.failed), (2, 2));
     world.ask("retire").await?;
-    world.waits_for("rows behind on the new side").await?;
+    world.waits_for("rows whose sides differ").await?;
     gate.open();
     let ask = async || mirror.deliver().await.is_ok() && notes(&world).await == 0;
     world.until("the rows to arrive", ask).await?;

@@ -62,7 +62,13 @@ async fn no_row_moves_while_the_work_is_paused_and_it_goes_on_where_it_stopped()
         sqlx::query_as("select event, actor from cutover.history where event like 'work %' order by id")
             .fetch_all(&world.pool)
             .await?;
-    assert_eq!(events, [("work paused".into(), "ann".into()), ("work resumed".into(), "bob".into())]);
+    assert_eq!(
+        events,
+        [
+            ("backfills and scans paused".into(), "ann".into()),
+            ("backfills and scans resumed".into(), "bob".into())
+        ]
+    );
     let done: i64 = sqlx::query_scalar("select rows_done from cutover.jobs").fetch_one(&world.pool).await?;
     assert_eq!(done, ROWS);
     world.go("verify").await

@@ -86,7 +86,7 @@ async fn what_the_new_side_refused_is_mended_before_it_is_read() -> Outcome {
         }
     }
     world.ask("ramp").await?;
-    world.waits_for("1 row behind on the new side").await?;
+    world.waits_for("1 row whose sides differ").await?;
     world
         .until("the driver has tried it", async || {
             repairs(&ledger, Some("status"), 9)

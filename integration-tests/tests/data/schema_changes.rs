@@ -1,4 +1,4 @@
-//! What a plan changes in the schema beside its sides, one hazard at a time.
+//! Changes of the schema besides the two sides: indexes, constraints and statements of the user.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cutover::migration::{ColumnMigration, TableMigration};
 use cutover::migration::{Plan, Task};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgPool, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row};
 
 use crate::world::{Fleet, Outcome, World};
 
@@ -17,27 +17,27 @@ async fn is(world: &World, query: &str) -> Outcome<bool> {
 
 const VALID: &str =
     "select exists (select from pg_index where indexrelid = to_regclass('by_status') and indisvalid)";
-/// What a concurrent build waits for, beside writers: under READ COMMITTED a reader that rests has no snapshot.
+/// A concurrent build waits for it: under READ COMMITTED an idle reader has no snapshot.
 const SNAPSHOT: &str = "begin isolation level repeatable read";
 const NOT_NULL: &str =
     "select attnotnull from pg_attribute where attrelid = 'orders'::regclass and attname = 'new_status'";
 
 #[tokio::test]
-async fn an_index_a_constraint_and_statements_of_ones_own_come_at_their_time() -> Outcome {
+async fn indexes_constraints_and_statements_come_in_their_phase() -> Outcome {
     let world = World::new(1_000).await?;
     world.pool.execute("create view old_orders as select id, old_status from orders").await?;
     let plan = world
         .describe()
-        .expand_sql("comment on table orders is 'on its way'")
+        .expand_sql("comment on table orders is 'moving'")
         .index("by_status", "(new_status) where new_status <> 'void'")
         .not_null()
         .contract_sql("drop view old_orders;")
         .build()?;
     let _a = world.instance("a", Some(plan)).await?;
     world.go("expand").await?;
-    assert!(is(&world, "select obj_description('orders'::regclass) = 'on its way'").await?);
+    assert!(is(&world, "select obj_description('orders'::regclass) = 'moving'").await?);
     world.go("backfill").await?;
-    // What a build leaves that was killed.
+    // An invalid index, as a killed build leaves it.
     world.pool.execute("create index by_status on orders (note)").await?;
     world
         .pool
@@ -47,11 +47,11 @@ async fn an_index_a_constraint_and_statements_of_ones_own_come_at_their_time() -
     assert!(is(&world, VALID).await?);
     assert!(is(&world, "select pg_get_indexdef('by_status'::regclass) like '%(new_status)%<>%'").await?);
     world.go("retire").await?;
-    assert!(!is(&world, NOT_NULL).await?, "somebody may still leave it out");
+    assert!(!is(&world, NOT_NULL).await?, "a writer may still leave the column out");
     world.pool.execute("update orders set new_status = null where id = 7").await?;
     world.approve().await?;
     world.go("contract").await?;
-    world.waits_for("can't become NOT NULL while it is null in some row").await?;
+    world.waits_for("cannot become NOT NULL while some row holds a null").await?;
     assert!(world.has_column("old_status").await);
     world.pool.execute("update orders set note = 'changed' where id = 7").await?;
     world.pool.execute("update orders set new_status = 'void' where id = 7").await?;
@@ -63,7 +63,7 @@ async fn an_index_a_constraint_and_statements_of_ones_own_come_at_their_time() -
 }
 
 #[tokio::test]
-async fn a_unique_index_that_can_not_be_holds_the_migration_and_leaves_nothing_invalid_for_good() -> Outcome {
+async fn duplicates_hold_a_unique_index_until_they_are_gone() -> Outcome {
     let world = World::new(100).await?;
     let plan = world.describe().unique_index("by_status", "(new_status)").build()?;
     let _a = world.instance("a", Some(plan)).await?;
@@ -78,7 +78,7 @@ async fn a_unique_index_that_can_not_be_holds_the_migration_and_leaves_nothing_i
 }
 
 #[tokio::test]
-async fn statements_that_can_not_run_where_they_would_are_refused_at_once() -> Outcome {
+async fn build_refuses_statements_that_cannot_run() -> Outcome {
     let world = World::new(1).await?;
     let error = world
         .describe()
@@ -87,7 +87,7 @@ async fn statements_that_can_not_run_where_they_would_are_refused_at_once() -> O
         .build()
         .expect_err("refused")
         .to_string();
-    for part in ["describe indexes by `.index(…)`", "index:", "write what follows the table"] {
+    for part in ["describe indexes with `.index(…)`", "index:", "write what follows the table"] {
         assert!(error.contains(part), "{part} is not in {error}");
     }
     let error = world.describe().expand_sql("alter table orders rename column note to remark").build();
@@ -96,14 +96,14 @@ async fn statements_that_can_not_run_where_they_would_are_refused_at_once() -> O
     Ok(())
 }
 
-/// The server plans a statement once for a connection. A column more, and the plan of `select *` gives another type.
+/// A prepared `select *` fails when a column is added; one that names its columns goes on.
 #[tokio::test]
-async fn statements_prepared_before_a_change_of_the_schema_go_on_if_they_name_their_columns() -> Outcome {
+async fn prepared_statements_survive_if_they_name_columns() -> Outcome {
     let world = World::new(100).await?;
     let a = world.instance("a", Some(world.plan()?)).await?;
-    // One connection, so that it is the same one's plan.
+    // One connection, so that the prepared statement is reused.
     let pool = PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
-    // And some that are busy all the while.
+    // And several busy ones.
     let (busy, is_over) = (connected(&world, 4).await?, Arc::new(AtomicBool::new(false)));
     let load: Vec<_> =
         (2..6).map(|id| tokio::spawn(work(a.migration.clone(), busy.clone(), id, is_over.clone()))).collect();
@@ -119,7 +119,7 @@ async fn statements_prepared_before_a_change_of_the_schema_go_on_if_they_name_th
         if phase == "contract" {
             world.until("the old column to go", async || !world.has_column("old_status").await).await?;
         }
-        // In a transaction and outside: within one the server's refusal spoils it.
+        // In a transaction and outside, because in one a refusal spoils it.
         let mut tx = a.migration.begin(&pool).await?;
         sqlx::query(update).bind(1_i64).bind(phase).execute(&mut *tx).await?;
         tx.commit().await?;
@@ -143,7 +143,7 @@ async fn connected(world: &World, connections: u32) -> Outcome<PgPool> {
     Ok(PgPoolOptions::new().max_connections(connections).connect(&world.url).await?)
 }
 
-/// Writes and reads a row until told to stop, each time with statements that its connections have prepared.
+/// Writes and reads a row until told to stop, with prepared statements.
 async fn work(
     migration: cutover::migration::Migration,
     pool: PgPool,
@@ -173,9 +173,9 @@ async fn write(a: &Fleet, pool: &PgPool) -> Outcome<Duration> {
     Ok(began.elapsed())
 }
 
-/// A role whose limits are for requests: each of them would end a build, or have it wait for its own keeper.
+/// The role has limits for requests, each of which would end a build.
 #[tokio::test]
-async fn an_index_is_built_behind_a_long_transaction_that_is_named_while_everybody_writes() -> Outcome {
+async fn an_index_build_names_the_transaction_it_waits_for() -> Outcome {
     let world = World::new(500).await?;
     let options: PgConnectOptions = world.url.parse()?;
     let limits = [
@@ -199,7 +199,7 @@ async fn an_index_is_built_behind_a_long_transaction_that_is_named_while_everybo
     let mut long = report.begin_with(SNAPSHOT).await?;
     long.execute("select count(*) from orders").await?;
     world.ask("ramp:50").await?;
-    world.waits_for("waits for older transactions: pid").await?;
+    world.waits_for("waiting for older transactions: pid").await?;
     world.waits_for("(nightly)").await?;
     let waited = "select exists (select from pg_stat_activity where query like 'create index concurrently%' \
         and state = 'active' and clock_timestamp() - query_start > '3 s')";
@@ -212,7 +212,7 @@ async fn an_index_is_built_behind_a_long_transaction_that_is_named_while_everybo
     long.rollback().await?;
     world.go("ramp:50").await?;
     assert!(is(&world, VALID).await?);
-    // By the same name: the same in other words, and another one.
+    // Under the same name: the same index in other words, and another one.
     let same = describe().index("by_status", "( new_status ) WHERE new_status != 'void'").build()?;
     same.run(Task::Scan, &a.migration).await?;
     for other in [
@@ -221,16 +221,16 @@ async fn an_index_is_built_behind_a_long_transaction_that_is_named_while_everybo
     ] {
         let error = other.run(Task::Scan, &a.migration).await.expect_err("refused").to_string();
         assert!(
-            error.contains("by_status is there as `USING btree") && error.contains("described as"),
+            error.contains("by_status exists as `USING btree") && error.contains("described as"),
             "{error}"
         );
     }
     Ok(())
 }
 
-/// What looks invalid may be a build that goes on in the server though its instance is dead.
+/// An invalid index may be a build that the server continues after its instance has died.
 #[tokio::test]
-async fn an_index_that_is_still_being_built_is_not_dropped() -> Outcome {
+async fn an_index_that_is_being_built_is_not_dropped() -> Outcome {
     let world = World::new(100).await?;
     let a = world.instance("a", None).await?;
     let plan = world.describe().without_guard_trigger().index("by_status", "(new_status)").build()?;
@@ -247,7 +247,7 @@ async fn an_index_that_is_still_being_built_is_not_dropped() -> Outcome {
     let begun = "select to_regclass('by_status') is not null";
     world.until("a build", async || is(&world, begun).await.unwrap_or(false)).await?;
     let error = plan.run(Task::Scan, &a.migration).await.expect_err("refused").to_string();
-    assert!(error.contains("may still be built: pid"), "{error}");
+    assert!(error.contains("may still be building it: pid"), "{error}");
     long.rollback().await?;
     build.await??;
     plan.run(Task::Scan, &a.migration).await?;
@@ -256,11 +256,9 @@ async fn an_index_that_is_still_being_built_is_not_dropped() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_column_becomes_not_null_without_a_look_at_all_rows_under_the_lock_that_stops_everybody() -> Outcome
-{
+async fn not_null_scans_no_rows_under_an_exclusive_lock() -> Outcome {
     let world = World::new(1_000).await?;
-    world.pool.execute("alter table orders add new_status text not null default ''").await?;
-    world.pool.execute("alter table orders alter new_status drop not null").await?;
+    world.pool.execute("alter table orders add new_status text default ''").await?;
     let plan = world.describe().without_guard_trigger().not_null().build()?;
     let tasks = plan.sql();
     let (_, contract) = tasks.iter().find(|(task, _)| *task == Task::Contract).ok_or("contract")?;
@@ -280,7 +278,7 @@ async fn a_column_becomes_not_null_without_a_look_at_all_rows_under_the_lock_tha
 }
 
 #[tokio::test]
-async fn a_column_becomes_not_null_and_the_old_one_goes_while_everybody_writes() -> Outcome {
+async fn not_null_and_the_drop_do_not_block_writers() -> Outcome {
     let world = World::new(20_000).await?;
     let a = world.instance("a", Some(world.describe().without_guard_trigger().not_null().build()?)).await?;
     world.go("retire").await?;
@@ -297,7 +295,7 @@ async fn a_column_becomes_not_null_and_the_old_one_goes_while_everybody_writes()
 }
 
 #[tokio::test]
-async fn a_statement_of_ones_own_runs_once_and_its_comment_hides_none_behind_it() -> Outcome {
+async fn expand_statements_run_once_even_with_comments() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", None).await?;
     let plan = world
@@ -310,17 +308,17 @@ async fn a_statement_of_ones_own_runs_once_and_its_comment_hides_none_behind_it(
         is(&world, "select to_regclass('notes') is not null and to_regclass('more_notes') is not null")
             .await?
     );
-    // The column is there, its trap is not.
-    world.pool.execute("drop trigger zzz_cutover_new_status on orders").await?;
+    // The column exists, its guard trigger does not.
+    let armed = "select exists (select from pg_trigger where tgname like 'zzz\\_cutover\\_%\\_row')";
+    let drop = format!("drop trigger zzz_cutover_{}_row on orders", world.id().await?);
+    world.pool.execute(AssertSqlSafe(drop)).await?;
     plan.run(Task::Expand, &a.migration).await?;
-    assert!(
-        is(&world, "select exists (select from pg_trigger where tgname = 'zzz_cutover_new_status')").await?
-    );
+    assert!(is(&world, armed).await?);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_dry_run_shows_all_that_would_be_executed() -> Outcome {
+async fn a_dry_run_shows_every_statement() -> Outcome {
     let world = World::new(1).await?;
     let column = world.describe().expand_sql("comment on table orders is 'x'").not_null();
     let table = TableMigration::new(world.pool.clone(), "orders", "orders_2")
@@ -342,5 +340,64 @@ async fn a_dry_run_shows_all_that_would_be_executed() -> Outcome {
             assert!(of(task).contains(part), "{task:?} lacks {part}: {}", of(task));
         }
     }
+    Ok(())
+}
+
+/// The guard trigger, an index build and a pinned writer must never wait for each other in a circle.
+#[tokio::test]
+async fn an_index_build_ends_while_external_writers_come_and_go() -> Outcome {
+    let world = World::new(500).await?;
+    let a = world.instance("a", Some(world.describe().index("by_status", "(new_status)").build()?)).await?;
+    world.go("backfill").await?;
+    world.filled().await?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    // Two writers whose transactions of 300 ms overlap, so that there is always one.
+    let mut writers = Vec::new();
+    for id in [1, 2] {
+        let (mut external, is_over) = (PgConnection::connect(&world.url).await?, is_over.clone());
+        writers.push(tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(150 * id)).await;
+            let update = format!("begin; update orders set old_status = old_status || '.' where id = {id}");
+            while !is_over.load(Ordering::SeqCst) {
+                external.execute(AssertSqlSafe(&*update)).await?;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                external.execute("commit").await?;
+            }
+            Ok::<_, sqlx::Error>(())
+        }));
+    }
+    world.ask("ramp:50").await?;
+    let (mut slowest, began) = (Duration::ZERO, Instant::now());
+    while !is(&world, VALID).await? {
+        slowest = slowest.max(write(&a, &world.pool).await?);
+        assert!(began.elapsed() < Duration::from_secs(30), "the build does not end");
+    }
+    is_over.store(true, Ordering::SeqCst);
+    for writer in writers {
+        writer.await??;
+    }
+    assert!(slowest < Duration::from_secs(1), "a pinned writer waited for {slowest:?}");
+    world.go("ramp:50").await
+}
+
+#[tokio::test]
+async fn a_second_builder_is_told_that_another_instance_builds() -> Outcome {
+    let world = World::new(10).await?;
+    let a = world.instance("a", None).await?;
+    let plan = world.describe().without_guard_trigger().index("by_status", "(new_status)").build()?;
+    plan.run(Task::Expand, &a.migration).await?;
+    world.go("backfill").await?;
+    plan.run(Task::Backfill, &a.migration).await?;
+    world.go("verify").await?;
+    let mut long = world.pool.begin_with(SNAPSHOT).await?;
+    long.execute("select count(*) from orders").await?;
+    let (first, migration) = (plan.clone(), a.migration.clone());
+    let building = tokio::spawn(async move { first.run(Task::Scan, &migration).await });
+    let begun = "select to_regclass('by_status') is not null";
+    world.until("a build", async || is(&world, begun).await.unwrap_or(false)).await?;
+    let error = plan.run(Task::Scan, &a.migration).await.expect_err("refused").to_string();
+    assert!(error.contains("another instance builds the indexes of migration status"), "{error}");
+    long.rollback().await?;
+    building.await??;
     Ok(())
 }

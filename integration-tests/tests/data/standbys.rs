@@ -21,7 +21,7 @@ async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcom
     reader.execute("select pg_wal_replay_pause()").await?;
     world.go("verify").await?;
     world.ask("ramp:50").await?;
-    world.waits_for(&format!("standby {} has yet to replay", standby.name())).await?;
+    world.waits_for(&format!("standby {} to replay", standby.name())).await?;
     // There it is: on the standby the new side is not old but empty.
     let empty = "select count(*) filter (where new_status is not null) from orders";
     assert_eq!(sqlx::query_scalar::<_, i64>(empty).fetch_one(&reader).await?, 0);
@@ -34,7 +34,7 @@ async fn nothing_is_read_or_dropped_before_every_standby_is_that_far() -> Outcom
     world.go("retire").await?;
     world.approve().await?;
     world.ask("contract").await?;
-    world.waits_for("has yet to replay").await?;
+    world.waits_for("to replay another").await?;
     reader.execute("select pg_wal_replay_resume()").await?;
     world.go("contract").await?;
     Ok(())
@@ -66,7 +66,7 @@ async fn nothing_is_read_before_every_standby_has_what_was_repaired_last() -> Ou
     world.until("it is mended", async || noted(&world).await.is_ok_and(|keys| keys.is_empty())).await?;
 
     world.ask("ramp:50").await?;
-    world.waits_for(&format!("standby {} has yet to replay", standby.name())).await?;
+    world.waits_for(&format!("standby {} to replay", standby.name())).await?;
     // While it waits no row may be left behind any more, and may again when nobody wants to go on.
     let sealed = "select e.sealed_at is not null from cutover.epochs e join cutover.migrations m \
         on m.id = e.migration_id and m.epoch = e.epoch where m.name = 'status'";
@@ -91,6 +91,6 @@ async fn a_standby_that_is_not_there_holds_and_is_named() -> Outcome {
     let _a = world.reading("a", world.plan()?, &["reader_7".to_owned()]).await?;
     world.go("verify").await?;
     world.ask("ramp:50").await?;
-    world.waits_for("standby reader_7 is not connected").await?;
+    world.waits_for("standby reader_7, which is not connected").await?;
     Ok(())
 }

@@ -149,6 +149,12 @@ impl World {
         Ok(())
     }
 
+    /// The migration's id in the ledger.
+    pub(crate) async fn id(&self) -> Outcome<i32> {
+        let query = "select id from cutover.migrations where name = 'status'";
+        Ok(sqlx::query_scalar(query).fetch_one(&self.pool).await?)
+    }
+
     /// Asks for a phase.
     pub(crate) async fn ask(&self, wish: &str) -> Outcome {
         sqlx::query("update cutover.migrations set desired = $1 where name = 'status'")

@@ -1,12 +1,19 @@
 //! Flags from an Unleash server.
 
 mod backup;
+#[cfg(test)]
+mod backup_tests;
+mod definition;
 mod options;
+#[cfg(test)]
+mod poll_tests;
 mod poller;
 mod report;
+#[cfg(test)]
+mod report_tests;
 mod state;
 #[cfg(test)]
-mod tests;
+mod test_server;
 mod transport;
 
 #[cfg(feature = "redis")]

@@ -1,4 +1,4 @@
-//! How to reach the server, and what of it counts for how long.
+//! How to reach the server, and how long its answers are valid.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,9 +8,11 @@ use bytes::Bytes;
 use http::Uri;
 
 use super::backup::Backup;
-use crate::flags::error::{FlagsError, OptionProblem};
+use crate::config::{ConfigError, Problem};
 
-/// How to reach an Unleash server, and for how long its answers count.
+/// How to reach an Unleash server, and how long its answers are valid.
+///
+/// A struct literal ends with `..UnleashOptions::new(…)`, so new fields do not break it.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -22,48 +24,47 @@ use crate::flags::error::{FlagsError, OptionProblem};
 ///     ..UnleashOptions::new("http://unleash:4242/api", token, "payments", "payments-1")
 /// };
 /// let flags = Flags::unleash(options)?;
-/// // A server that is away is no reason not to start.
+/// // Start even if the server is unreachable.
 /// let _ = tokio::time::timeout(Duration::from_secs(2), flags.ready()).await;
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone)]
 pub struct UnleashOptions {
-    /// The server, `http` or `https`; `/api` is added if it is not the end of the path.
+    /// The server's `http` or `https` URL. `/api` is appended if the path does not end with it.
     pub url: String,
-    /// A backend token. Which environment and projects are seen is the token's affair.
+    /// A backend token. It determines which environment and projects are visible.
     pub token: String,
-    /// The application's name, which Unleash shows and strategies can look at.
+    /// The application's name. Unleash shows it, and strategies can use it.
     pub app_name: String,
     /// This instance's name, which Unleash shows.
     pub instance_id: String,
-    /// Time between two polls, give or take a tenth.
+    /// Time between two polls, with a jitter of 10 %.
     ///
-    /// Default 1 s: the server itself looks for changes once a second, and whoever turns off a bad
-    /// path waits for both, so that 2.1 s are the worst case and a shorter interval gains little. An
-    /// answer that nothing changed (ETag) has no body: a hundred instances are a hundred tiny
-    /// requests per second. After failures the time doubles, up to half of `stale_after`.
+    /// Default 1 s. The server itself looks for changes once a second, so a change arrives within 2.1 s at worst, and a
+    /// shorter interval gains little. An unchanged state (ETag) is an answer without a body, so a hundred instances are a
+    /// hundred small requests per second. After failures the time doubles, up to half of `stale_after`.
     pub interval: Duration,
     /// Time limit of each request to the server, and of each use of `backup`. Default 3 s.
     pub time_limit: Duration,
-    /// For how long after the last answer the state counts as fresh. Default 30 s. Requests are
-    /// decided by stale state too; a [`Switch`](crate::flags::Switch) is not.
+    /// How long after the last answer the state is fresh. Default 30 s. Requests are decided by a stale state too; a
+    /// [`Switch`](crate::flags::Switch) is not.
     pub stale_after: Duration,
-    /// Time between two reports of counted decisions to the server; zero for none. Default 60 s.
+    /// Time between two reports of decision counts to the server; zero turns reports off. Default 60 s.
     pub metrics_interval: Duration,
-    /// Keeps the last state, so that an instance that starts while the server is away begins with it
-    /// and not with defaults: a [`FileBackup`](crate::flags::FileBackup),
-    /// [`PostgresBackup`](crate::flags::PostgresBackup), `RedisBackup` or your own. It is asked in
-    /// the background: await [`Flags::ready`](crate::flags::Flags::ready) with a time limit before
-    /// serving. Problems with it are logged and counted, nothing more. Default none.
+    /// Stores the last state, so that an instance that starts while the server is unreachable begins with it and not with
+    /// defaults: a [`FileBackup`](crate::flags::FileBackup), [`PostgresBackup`](crate::flags::PostgresBackup),
+    /// `RedisBackup` or your own. It is loaded in the background, so await
+    /// [`Flags::ready`](crate::flags::Flags::ready) with a time limit before serving. Its errors are logged and counted
+    /// and have no other effect. Default none.
     pub backup: Option<Arc<dyn Backup>>,
-    /// A state from [`Flags::snapshot`](crate::flags::Flags::snapshot) of another instance, for a
-    /// service that keeps it elsewhere than in a file. Comes before `backup`. Default none.
+    /// A state from [`Flags::snapshot`](crate::flags::Flags::snapshot) of another instance, for a service that stores it
+    /// itself. It takes precedence over `backup`. Default none.
     pub bootstrap: Option<Bytes>,
 }
 
 impl UnleashOptions {
-    /// Options with defaults for everything that has one.
+    /// Options with the defaults.
     pub fn new(
         url: impl Into<String>,
         token: impl Into<String>,
@@ -84,49 +85,46 @@ impl UnleashOptions {
         }
     }
 
-    /// The API's address, and whether it needs TLS.
-    pub(super) fn check(&self) -> Result<Endpoint, FlagsError> {
+    /// The API's endpoint, or every unusable option.
+    pub(super) fn check(&self) -> Result<Endpoint, ConfigError> {
         let mut problems = Vec::new();
-        let mut problem = |field, text: &str| {
-            let text = text.to_owned();
-            problems.push(OptionProblem { field, text });
-        };
+        let mut problem = |field: &'static str, text: &str| problems.push(Problem::new(field, text));
         let endpoint = Endpoint::parse(&self.url);
-        if let Err(text) = &endpoint {
+        if let Err(text) = endpoint {
             problem("url", text);
         }
-        let header = |text: &str| !text.trim().is_empty() && http::HeaderValue::from_str(text).is_ok();
-        if !header(&self.token) {
-            problem("token", "must be a backend token of the server, on one line");
+        let is_header = |text: &str| !text.trim().is_empty() && http::HeaderValue::from_str(text).is_ok();
+        if !is_header(&self.token) {
+            problem("token", "is empty or not one line of ASCII; use a backend token of the server");
         }
-        if !header(&self.app_name) {
-            problem("app_name", "must be a name, on one line");
+        if !is_header(&self.app_name) {
+            problem("app_name", "is empty or not one line of ASCII; use the name of the service");
         }
-        if !header(&self.instance_id) {
-            problem("instance_id", "must be a name, on one line");
+        if !is_header(&self.instance_id) {
+            problem("instance_id", "is empty or not one line of ASCII; use the name of the pod");
         }
         for (field, time) in [("interval", self.interval), ("time_limit", self.time_limit)] {
             if time.is_zero() {
-                problem(field, "must be longer than zero");
+                problem(field, "0 s is too short; use a time above zero");
             }
         }
-        if self.stale_after <= self.interval.saturating_add(self.time_limit) {
-            problem(
-                "stale_after",
-                "must be longer than `interval` and `time_limit` together, or one slow answer \
-                 makes the state stale",
+        let shortest = self.interval.saturating_add(self.time_limit);
+        if self.stale_after <= shortest {
+            let text = format!(
+                "{:?} is too short, because one slow answer would make the state stale; use more than `interval` \
+                 and `time_limit` together ({shortest:?})",
+                self.stale_after
             );
+            problem("stale_after", &text);
         }
-        match endpoint {
-            Ok(endpoint) if problems.is_empty() => Ok(endpoint),
-            _ => Err(FlagsError::Options(problems)),
-        }
+        ConfigError::check(problems)?;
+        endpoint.map_err(|text| ConfigError { problems: vec![Problem::new("url", text)] })
     }
 }
 
 impl fmt::Debug for UnleashOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Only what can't hold a secret: a URL that was refused may have a password in it.
+        // Only what cannot contain a secret: a URL that was refused may contain a password.
         f.debug_struct("UnleashOptions")
             .field("url", &Endpoint::parse(&self.url).map(|endpoint| endpoint.api))
             .field("app_name", &self.app_name)
@@ -148,22 +146,21 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     fn parse(url: &str) -> Result<Self, &'static str> {
-        let uri: Uri =
-            url.parse().map_err(|_| "is not a URL: it should look like `http://unleash:4242/api`")?;
+        let uri: Uri = url.parse().map_err(|_| "is not a URL; use one like http://unleash:4242/api")?;
         let tls = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
-            _ => return Err("must begin with `http://` or `https://`"),
+            _ => return Err("has the wrong scheme; use `http://` or `https://`"),
         };
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         if authority.contains('@') {
-            return Err("must not hold a user or password: `token` is what the server asks for");
+            return Err("contains a user or password; the server authenticates by `token`");
         }
         if uri.host().unwrap_or_default().is_empty() {
-            return Err("has no host: it should look like `http://unleash:4242/api`");
+            return Err("has no host; use one like http://unleash:4242/api");
         }
         if uri.query().is_some() {
-            return Err("must end with its path: there is a `?` in it");
+            return Err("contains a `?`; end it with the path");
         }
         let mut api = url.trim_end_matches('/').to_owned();
         if !api.ends_with("/api") {
@@ -178,21 +175,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_that_is_wrong_is_told_at_once() {
+    fn all_unusable_options_are_reported_at_once() {
         let options = UnleashOptions {
             interval: Duration::ZERO,
             stale_after: Duration::ZERO,
             ..UnleashOptions::new("unleash:4242", "", "app", "a\nb")
         };
-        let Err(FlagsError::Options(problems)) = options.check() else {
-            panic!("accepted");
-        };
-        let fields: Vec<_> = problems.iter().map(|problem| problem.field).collect();
+        let problems = options.check().unwrap_err().problems;
+        let fields: Vec<_> = problems.iter().map(|problem| &*problem.field).collect();
         assert_eq!(fields, ["url", "token", "instance_id", "interval", "stale_after"]);
     }
 
     #[test]
-    fn urls() {
+    fn urls_get_the_api_path_or_are_refused() {
         for (url, api) in [
             ("http://h:4242", "http://h:4242/api"),
             ("http://h:4242/api/", "http://h:4242/api"),
@@ -208,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_no_secret() {
+    fn debug_output_contains_no_secret() {
         for url in ["http://h/api", "http://u:s3cret@h/api"] {
             let text = format!("{:?}", UnleashOptions::new(url, "s3cret", "app", "one"));
             assert!(!text.contains("s3cret") && text.contains("app"), "{text}");

@@ -1,4 +1,4 @@
-//! Keeps the state current, in the background.
+//! Keeps the state up to date in the background.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +15,18 @@ use super::backup::{self, Backup, BackupError};
 use super::options::UnleashOptions;
 use super::report::Reporter;
 use super::state::{Loaded, Unleash};
-use super::transport::{Features, Http};
+use super::transport::{Features, Http, wrong_url};
+use crate::config::{ConfigError, Problem};
 use crate::flags::counters::{Fetches, Tally};
-use crate::flags::error::{FlagsError, OptionProblem};
+use crate::flags::error::{FetchError, FlagsError};
 
-/// The background task; ends when this is closed or dropped.
+/// The background task. It ends when this is closed or dropped.
 pub(in crate::flags) struct Poller {
     stop: DropGuard,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// How long after a failed registration the next one is tried, where nothing else is reported.
+/// The pause after a failed registration if no metrics are reported.
 const REGISTER_AGAIN: Duration = Duration::from_secs(60);
 
 struct Task {
@@ -53,15 +54,19 @@ impl Poller {
         let runtime = Handle::try_current().map_err(|_| FlagsError::NoRuntime)?;
         let connection = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
         let http = Http::new(&options, endpoint.tls, &connection).map_err(|error| {
-            let text = format!("needs the system's certificates: {error}");
-            FlagsError::Options(vec![OptionProblem { field: "url", text }])
+            let problem =
+                format!("https needs the system's root certificates, which could not be loaded: {error}");
+            ConfigError { problems: vec![Problem::new("url", problem)] }
         })?;
         let reporter = Reporter::new(&options, connection);
         let unleash = Arc::new(Unleash::new(&options));
         match options.bootstrap.map(Loaded::read) {
             Some(Ok(state)) => unleash.load(state),
             Some(Err(error)) => {
-                tracing::warn!(error, "`bootstrap` can't be read: defaults until the server answers");
+                tracing::warn!(
+                    error,
+                    "could not read `bootstrap`; declared defaults apply until the flag server answers"
+                );
             }
             None => {}
         }
@@ -87,14 +92,14 @@ impl Poller {
     pub(in crate::flags) async fn close(&self) {
         self.stop.token().cancel();
         if let Some(task) = self.task.lock().await.take() {
-            // It reports its own troubles; that it panicked was reported by the panic itself.
+            // The task logs its own errors, and a panic was reported by the panic hook.
             let _ = task.await;
         }
     }
 }
 
 impl Task {
-    /// Three things side by side, because a change must be seen at once, however slow the others are.
+    /// Runs three loops concurrently, because a slow backup or report must not delay a change.
     async fn run(self, reporter: Reporter) {
         tokio::join!(self.poll(), self.back_up(), self.report(reporter));
     }
@@ -112,16 +117,16 @@ impl Task {
             match self.apply(fetched, asked, &mut etag).await {
                 Ok(()) => {
                     if failures > 0 {
-                        tracing::info!("the flag server answers again");
+                        tracing::info!("flag server reachable again");
                     }
                     failures = 0;
                 }
                 Err(error) => {
-                    self.fetches().failed.add_one();
-                    // The first of a row; the gauge of the last success tells how it goes on.
+                    // Only the first of a row is logged; the gauge of the last success shows the rest.
                     if failures == 0 {
-                        tracing::warn!(error, "no flags from the server: the last state counts");
+                        tracing::warn!(%error, "could not fetch flags; the last known state applies");
                     }
+                    self.unleash.freshness.failed(error);
                     failures += 1;
                 }
             }
@@ -143,13 +148,13 @@ impl Task {
             let Some(body) = self.unleash.body() else { continue };
             match self.bounded(backup.save(backup::seal(&body))).await {
                 Some(Ok(())) => self.fetches().saved.add_one(),
-                Some(Err(error)) => self.backup_failed(&error, "the flags could not be kept"),
+                Some(Err(error)) => self.backup_failed(&error, "could not save the flags to the backup"),
                 None => return,
             }
         }
     }
 
-    /// Begins with what was kept, unless the server is faster.
+    /// Loads the backup, unless the server answers first.
     async fn restore(&self, backup: &dyn Backup) {
         let kept = async {
             let Some(sealed) = backup.load().await? else { return Ok(None) };
@@ -162,26 +167,29 @@ impl Task {
                     self.revision.send_modify(|revision| *revision += 1);
                 }
             }
-            Some(Err(error)) => self.backup_failed(&error, "the flags that were kept can't be taken up"),
+            Some(Err(error)) => self.backup_failed(&error, "could not load the flags from the backup"),
             Some(Ok(None)) | None => {}
         }
     }
 
     async fn apply(
         &self,
-        fetched: Result<Option<Features>, String>,
+        fetched: Result<Option<Features>, FetchError>,
         asked: Instant,
         etag: &mut Option<HeaderValue>,
-    ) -> Result<(), String> {
+    ) -> Result<(), FetchError> {
         let was_fresh = self.unleash.freshness.is_fresh();
         let mut changed = false;
         if let Some(features) = fetched? {
             changed = self.unleash.body().as_ref() != Some(&features.body);
             if changed {
-                self.unleash.load(read(features.body).await?);
+                let loaded = read(features.body).await;
+                self.unleash.load(loaded.map_err(|error| {
+                    wrong_url(format!("{}/client/features answered with no list of flags: {error}", self.api))
+                })?);
                 self.changed.notify_one();
             }
-            // In use now: from the next request on, only a change is asked for.
+            // Stored only after the state was loaded, so that a state that failed to load is fetched again.
             *etag = features.etag;
         }
         if changed {
@@ -196,7 +204,7 @@ impl Task {
         Ok(())
     }
 
-    /// `None`: stopped meanwhile.
+    /// `None` if the task was stopped.
     async fn bounded<T>(
         &self,
         work: impl Future<Output = Result<T, BackupError>>,
@@ -217,7 +225,7 @@ impl Task {
         tracing::warn!(%error, backup = ?self.backup, "{what}");
     }
 
-    /// Tells the server who asks, and from time to time and at the end what was decided.
+    /// Registers with the server and reports counts, regularly and at the end.
     async fn report(&self, mut reporter: Reporter) {
         let wanted = !self.metrics_interval.is_zero();
         let pause = if wanted { self.metrics_interval } else { REGISTER_AGAIN };
@@ -246,13 +254,13 @@ impl Task {
         if let Some(report) = reporter.report(&self.tally)
             && self.tell("metrics", report.content.clone()).await
         {
-            reporter.taken(report);
+            reporter.accepted(report);
         }
     }
 
     async fn tell(&self, what: &str, content: serde_json::Value) -> bool {
         let told = self.http.post(&format!("{}/client/{what}", self.api), &content).await;
-        told.inspect_err(|error| tracing::debug!(error, "no {what} to the flag server")).is_ok()
+        told.inspect_err(|error| tracing::debug!(error, "could not send {what} to the flag server")).is_ok()
     }
 
     fn fetches(&self) -> &Fetches {
@@ -262,12 +270,12 @@ impl Task {
     fn pause(&self, failures: u32) -> Duration {
         let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
         let pause = self.interval.saturating_mul(factor).min(self.slowest);
-        // Instances that began together, or lost the server together, must not ask together.
+        // Jitter, so that instances that started together do not poll together.
         pause.mul_f64(0.9 + 0.2 * fastrand::f64())
     }
 }
 
-/// Compiling strategies takes too long for a thread that serves requests.
+/// Runs on a blocking thread, because compiling strategies takes long.
 async fn read(body: Bytes) -> Result<Loaded, String> {
     tokio::task::spawn_blocking(move || Loaded::read(body))
         .await

@@ -1,4 +1,4 @@
-//! What the server is told: who asks, and what was decided.
+//! Requests that register this instance and report its decision counts.
 
 use std::collections::HashMap;
 
@@ -10,23 +10,23 @@ use super::options::UnleashOptions;
 use super::transport::SDK;
 use crate::flags::counters::{Sharded, Tally};
 
-/// Who reports, and how far the server has been told.
+/// The identity of this instance, and the counts that the server has.
 pub(super) struct Reporter {
     app_name: String,
     instance_id: String,
     connection_id: String,
     interval_ms: u64,
     since: DateTime<Utc>,
-    told: Told,
+    reported: Reported,
 }
 
-/// Sums by flag, and there by `yes`, `no` or variant.
-type Told = HashMap<String, HashMap<String, u64>>;
+/// Sums by flag, and per flag by `yes`, `no` or variant.
+type Reported = HashMap<String, HashMap<String, u64>>;
 
-/// What there is to tell, and what will have been told with it.
+/// A report, and the counts that the server has after it accepts the report.
 pub(super) struct Report {
     pub(super) content: Value,
-    told: Told,
+    reported: Reported,
     until: DateTime<Utc>,
 }
 
@@ -38,7 +38,7 @@ impl Reporter {
             connection_id,
             interval_ms: u64::try_from(options.interval.as_millis()).unwrap_or(u64::MAX),
             since: Utc::now(),
-            told: HashMap::new(),
+            reported: HashMap::new(),
         }
     }
 
@@ -50,42 +50,42 @@ impl Reporter {
         }))
     }
 
-    /// What was decided since the server was last told; `None` if nothing was.
+    /// The decisions since the last accepted report; `None` if there are none.
     pub(super) fn report(&self, tally: &Tally) -> Option<Report> {
-        let mut told = Told::new();
+        let mut reported = Reported::new();
         let mut toggles = Map::new();
         tally.0.for_each(|flag, series| {
-            let before = self.told.get(flag);
+            let before = self.reported.get(flag);
             let mut sums = HashMap::new();
-            let mut news = |key: String, count: &Sharded| {
+            let mut since_last = |key: String, count: &Sharded| {
                 let sum = count.sum();
-                let news = sum - before.and_then(|before| before.get(&key)).copied().unwrap_or(0).min(sum);
+                let reported = before.and_then(|before| before.get(&key)).copied().unwrap_or(0);
                 sums.insert(key, sum);
-                news
+                sum - reported.min(sum)
             };
-            let yes = news("yes".to_owned(), &series.enabled);
-            let no = news("no".to_owned(), &series.disabled);
+            let yes = since_last("yes".to_owned(), &series.enabled);
+            let no = since_last("no".to_owned(), &series.disabled);
             let mut variants = Map::new();
             series.variants.for_each(|name, count| {
-                let news = news(format!("variant {name}"), count);
-                if news > 0 {
-                    variants.insert(name.to_owned(), news.into());
+                let chosen = since_last(format!("variant {name}"), count);
+                if chosen > 0 {
+                    variants.insert(name.to_owned(), chosen.into());
                 }
             });
             if yes + no > 0 || !variants.is_empty() {
                 toggles.insert(flag.to_owned(), json!({ "yes": yes, "no": no, "variants": variants }));
             }
-            told.insert(flag.to_owned(), sums);
+            reported.insert(flag.to_owned(), sums);
         });
         let until = Utc::now();
         let bucket = json!({ "start": rfc3339(self.since), "stop": rfc3339(until), "toggles": toggles });
         let content = self.signed(json!({ "bucket": bucket }));
-        (!toggles.is_empty()).then_some(Report { content, told, until })
+        (!toggles.is_empty()).then_some(Report { content, reported, until })
     }
 
-    /// The server took it. What was not taken is in the next report again.
-    pub(super) fn taken(&mut self, report: Report) {
-        self.told = report.told;
+    /// Records that the server accepted a report. Counts of a refused report are part of the next one.
+    pub(super) fn accepted(&mut self, report: Report) {
+        self.reported = report.reported;
         self.since = report.until;
     }
 

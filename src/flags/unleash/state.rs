@@ -1,4 +1,4 @@
-//! The engine with a state in it, and how old that is.
+//! The engine with the last state, and the age of that state.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,44 +11,47 @@ use tokio::time::Instant;
 use unleash_yggdrasil::state::{EnrichedContext, PropertiesRef};
 use unleash_yggdrasil::{EngineState, UpdateMessage};
 
+use super::definition::{Definition, definitions};
 use super::options::UnleashOptions;
 use crate::flags::counters::Fetches;
+use crate::flags::error::FetchError;
 use crate::flags::flag::{PayloadKind, Variant};
 use crate::flags::names::{Name, NameMap};
-use crate::flags::source::FlagProblemKind;
+use crate::flags::problem::{FlagProblemKind, SwitchProblem};
 use crate::flags::subject::Subject;
 
 /// Evaluates flags by the last state that was loaded.
 ///
-/// It asks the engine itself and not the client around it: that one puts a lock around the engine, and counts
-/// into lines of memory that all threads share.
+/// It uses the engine without the client around it, because the client locks the engine for each decision and counts
+/// in cache lines that all threads share.
 pub(in crate::flags) struct Unleash {
     app_name: String,
     loaded: ArcSwapOption<Loaded>,
     pub(in crate::flags) freshness: Freshness,
-    /// Whether a flag that breaks the engine was spoken of.
+    /// Whether a flag that the engine cannot evaluate was logged.
     broken: AtomicBool,
 }
 
 pub(super) struct Loaded {
     body: Bytes,
     engine: EngineState,
-    flags: NameMap<IsStale>,
+    flags: NameMap<Definition>,
 }
 
-type IsStale = bool;
-
 impl Loaded {
-    /// Reads a state. Compiles every strategy, so it is not for a thread that serves requests.
+    /// Reads a state. This compiles every strategy, so it does not belong on a thread that serves requests.
     pub(super) fn read(body: Bytes) -> Result<Self, String> {
-        // All flags, or the events that lead to them.
+        // Holds either all flags or the events that lead to them.
         let state: UpdateMessage = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let engine = EngineState::default();
         for warning in engine.take_state(state).into_iter().flatten() {
-            tracing::warn!(flag = warning.toggle_name, warning.message, "a flag that can't be understood");
+            tracing::warn!(
+                flag = warning.toggle_name,
+                warning.message,
+                "the engine does not understand a flag"
+            );
         }
-        let flags = engine.get_state().features.into_iter();
-        let flags = flags.map(|flag| (flag.name, flag.stale == Some(true))).collect();
+        let flags = definitions(&engine).map_err(|error| error.to_string())?;
         Ok(Self { body, engine, flags })
     }
 }
@@ -67,13 +70,13 @@ impl Unleash {
         self.loaded.store(Some(Arc::new(loaded)));
     }
 
-    /// Takes over a state that was kept, unless there is one: what is kept is never newer.
+    /// Loads a state from a backup, unless there is a state already: a backup is never newer.
     pub(super) fn load_if_empty(&self, loaded: Loaded) -> bool {
         let nothing: Option<Arc<Loaded>> = None;
         self.loaded.compare_and_swap(&nothing, Some(Arc::new(loaded))).is_none()
     }
 
-    /// The state that is in use, as the server sent it.
+    /// The current state as the server sent it.
     pub(in crate::flags) fn body(&self) -> Option<Bytes> {
         self.loaded.load().as_ref().map(|loaded| loaded.body.clone())
     }
@@ -100,21 +103,24 @@ impl Unleash {
                     payload_kind: kind,
                 }
             } else {
-                // No variant: the flag is off, or on without any.
+                // No variant: the flag is off, or on without variants.
                 Variant::plain(engine.check_enabled(&context).unwrap_or(false))
             })
         })
     }
 
-    /// `None` without a state, for a flag that is not in it, and for one that breaks the engine:
-    /// variants whose weights are all zero do (0.21.6), and a server may send them.
+    /// `None` without a state, for a flag that is missing in it, and for a flag that makes the engine panic. Variants
+    /// whose weights are all zero do that (0.21.6), and a server may send them.
     fn ask<T>(&self, name: &Name<'_>, question: impl FnOnce(&EngineState) -> Option<T>) -> Option<T> {
         let loaded = self.loaded.load();
         let engine = &loaded.as_ref()?.engine;
-        // The engine is only read here.
+        // Unwind safe, because the engine is only read here.
         catch_unwind(AssertUnwindSafe(|| question(engine))).unwrap_or_else(|_| {
             if !self.broken.swap(true, Ordering::Relaxed) {
-                tracing::error!(flag = name.text, "this flag can't be evaluated: its default counts");
+                tracing::error!(
+                    flag = name.text,
+                    "the flag cannot be evaluated; its declared default applies"
+                );
             }
             None
         })
@@ -139,32 +145,60 @@ impl Unleash {
         let loaded = self.loaded.load();
         match loaded.as_ref()?.flags.get(name) {
             None => Some(FlagProblemKind::Missing),
-            Some(stale) => stale.then_some(FlagProblemKind::Stale),
+            Some(definition) => definition.stale.then_some(FlagProblemKind::Stale),
+        }
+    }
+
+    /// Whether a person turned the flag off; an error if it is missing or can give more than one answer at once.
+    pub(in crate::flags) fn is_off(&self, name: &Name<'_>) -> Result<bool, SwitchProblem> {
+        let loaded = self.loaded.load();
+        let definition = loaded.as_ref().and_then(|loaded| loaded.flags.get(name));
+        let definition = definition.ok_or(SwitchProblem::Missing)?;
+        match &definition.ambiguity {
+            Some(ambiguity) if definition.enabled => Err(SwitchProblem::Ambiguous(ambiguity.clone())),
+            _ => Ok(!definition.enabled),
         }
     }
 }
 
-/// When the server last answered, by the monotonic clock for decisions and by the wall clock for
-/// people.
+/// When the server last answered: by the monotonic clock for decisions, by the wall clock for the metric.
 pub(in crate::flags) struct Freshness {
     start: Instant,
     stale_after: Duration,
     /// Milliseconds from `start` to the last answer, plus one; 0 before the first.
     answered: AtomicU64,
+    /// The error of the last request; `None` after a success.
+    error: ArcSwapOption<FetchError>,
     pub(in crate::flags) fetches: Arc<Fetches>,
 }
 
 impl Freshness {
     fn new(stale_after: Duration) -> Self {
-        Self { start: Instant::now(), stale_after, answered: AtomicU64::new(0), fetches: Arc::default() }
+        Self {
+            start: Instant::now(),
+            stale_after,
+            answered: AtomicU64::new(0),
+            error: ArcSwapOption::empty(),
+            fetches: Arc::default(),
+        }
     }
 
-    /// The server answered a request that was sent at `asked`: that is how old the state is.
+    /// Records an answer to a request that was sent at `asked`, which is the age of the state.
     pub(super) fn answered(&self, asked: Instant) {
         let since_start = millis(asked.saturating_duration_since(self.start));
         self.answered.store(since_start.saturating_add(1), Ordering::Release);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.fetches.last_success.store(millis(now), Ordering::Relaxed);
+        self.error.store(None);
+    }
+
+    pub(super) fn failed(&self, error: FetchError) {
+        self.fetches.failed.add_one();
+        self.error.store(Some(Arc::new(error)));
+    }
+
+    pub(in crate::flags) fn last_error(&self) -> Option<FetchError> {
+        self.error.load().as_deref().cloned()
     }
 
     pub(in crate::flags) fn is_fresh(&self) -> bool {

@@ -1,5 +1,5 @@
-//! Requests to the server: within a time limit, bounded in size, with the answer's status looked
-//! at, and without downloading again what did not change.
+//! Requests to the server: with a time limit, a size limit, a check of the status, and an ETag so that an unchanged
+//! state is not downloaded again.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::backup::LARGEST_STATE;
 use super::options::UnleashOptions;
+use crate::flags::error::{FetchError, FetchErrorKind};
 
 /// The features as the server sent them.
 pub(super) struct Features {
@@ -27,18 +28,18 @@ pub(super) struct Http {
     headers: HeaderMap,
 }
 
-/// What this library calls itself to the server.
+/// The name of this library in requests to the server.
 pub(super) const SDK: &str = concat!("cutover:", env!("CARGO_PKG_VERSION"));
 
 impl Http {
-    /// `connection` is what tells this process from others of the same name.
+    /// `connection` distinguishes this process from others with the same name.
     pub(super) fn new(options: &UnleashOptions, tls: bool, connection: &str) -> std::io::Result<Self> {
         let provider = rustls::crypto::ring::default_provider();
         let builder = hyper_rustls::HttpsConnectorBuilder::new();
         let connector = if tls {
             builder.with_provider_and_native_roots(provider)?.https_only().enable_http1().build()
         } else {
-            // No certificate is ever looked at, and a machine may have none.
+            // Plain HTTP checks no certificate, and the machine may have none.
             let config = rustls::ClientConfig::builder_with_provider(provider.into())
                 .with_safe_default_protocol_versions()
                 .map_err(std::io::Error::other)?
@@ -67,28 +68,41 @@ impl Http {
         })
     }
 
-    /// The features, or `None` if they are still those of this ETag.
+    /// The features, or `None` if `etag` is still current.
     pub(super) async fn get(
         &self,
         url: &str,
         etag: Option<&HeaderValue>,
-    ) -> Result<Option<Features>, String> {
+    ) -> Result<Option<Features>, FetchError> {
         let mut request = Request::new(Full::default());
         if let Some(etag) = etag {
             request.headers_mut().insert(header::IF_NONE_MATCH, etag.clone());
         }
-        let (head, body) = self.send(url, request).await?;
+        let (head, body) = self.send(url, request).await.map_err(unavailable)?;
+        let answer = || format!("{} answered {}{}", url, head.status, self.excerpt(&body));
         match head.status {
             StatusCode::OK => Ok(Some(Features { body, etag: head.headers.get(header::ETAG).cloned() })),
             StatusCode::NOT_MODIFIED if etag.is_some() => Ok(None),
-            StatusCode::NOT_MODIFIED => {
-                Err("the server says that nothing changed, but has sent nothing yet".into())
-            }
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-                Err(format!("the server refused the token ({status})"))
-            }
-            status => Err(format!("the server answered {status}")),
+            StatusCode::NOT_MODIFIED => Err(unavailable(format!("{}, but has sent no state yet", answer()))),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(FetchError {
+                kind: FetchErrorKind::TokenRefused,
+                message: format!("the flag server refused the token: {}", answer()),
+            }),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(unavailable(answer())),
+            status if status.is_server_error() => Err(unavailable(answer())),
+            _ => Err(wrong_url(answer())),
         }
+    }
+
+    /// The beginning of an answer, on one line and without the token.
+    fn excerpt(&self, body: &Bytes) -> String {
+        const MAX_CHARS: usize = 200;
+        let text = String::from_utf8_lossy(body.get(..4 * MAX_CHARS).unwrap_or(body)).into_owned();
+        let token = self.headers.get(header::AUTHORIZATION).and_then(|token| token.to_str().ok());
+        let text = token.map_or(text.clone(), |token| text.replace(token, "***"));
+        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let line: String = line.chars().take(MAX_CHARS).collect();
+        if line.is_empty() { line } else { format!(": {line}") }
     }
 
     pub(super) async fn post(&self, url: &str, content: &Value) -> Result<(), String> {
@@ -97,7 +111,7 @@ impl Http {
         let json = HeaderValue::from_static("application/json");
         request.headers_mut().insert(header::CONTENT_TYPE, json);
         let (head, _) = self.send(url, request).await?;
-        if head.status.is_success() { Ok(()) } else { Err(format!("the server answered {}", head.status)) }
+        if head.status.is_success() { Ok(()) } else { Err(format!("{url} answered {}", head.status)) }
     }
 
     async fn send(
@@ -120,7 +134,7 @@ impl Http {
     }
 }
 
-/// All of them: "connection refused" is the last.
+/// The whole chain, because "connection refused" is its last element.
 fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -129,4 +143,12 @@ fn causes(error: &(dyn std::error::Error + 'static)) -> String {
         next = cause.source();
     }
     text
+}
+
+fn unavailable(message: impl Into<String>) -> FetchError {
+    FetchError { kind: FetchErrorKind::Unavailable, message: message.into() }
+}
+
+pub(super) fn wrong_url(message: impl Into<String>) -> FetchError {
+    FetchError { kind: FetchErrorKind::WrongUrl, message: message.into() }
 }

@@ -85,6 +85,20 @@ create table cutover.plans (
     primary key (migration_id, version)
 );
 
+-- Both sides of a migration as the expand DDL found or made them, by oid and column number. A table or column that has
+-- the same name later is another one, and is never touched.
+create table cutover.sides (
+    migration_id integer not null references cutover.migrations on delete cascade,
+    side text not null check (side in ('old', 'new')),
+    relation oid not null,
+    -- Null: the whole table.
+    column_number smallint,
+    -- Whether the migration itself made it.
+    made boolean not null default false,
+    recorded_at timestamptz not null default clock_timestamp(),
+    primary key (migration_id, side)
+);
+
 -- Every phase change.
 create table cutover.epochs (
     migration_id integer not null references cutover.migrations,
@@ -399,6 +413,20 @@ begin
     return v_phase;
 end
 $$;
+
+-- Called by the guard trigger when the mapping of an external write fails: the write succeeds, and its row is repaired
+-- later. It takes no lock that a move waits for, because the way back never waits for external writers.
+create function cutover.record_external_repair(p_migration integer, p_side text, p_key jsonb, p_error text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    insert into cutover.repairs (migration_id, side, key, error)
+        values (p_migration, p_side, p_key, left(p_error, 500))
+        on conflict (migration_id, side, key) do update
+            set version = excluded.version, error = excluded.error, attempts = 0, dead = false,
+                next_try_at = clock_timestamp();
+end
+$$;
+revoke all on function cutover.record_external_repair(integer, text, jsonb, text) from public;
 
 -- The guard trigger calls this function as whoever writes the table. Every other function and table needs a grant of its
 -- own.

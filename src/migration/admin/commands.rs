@@ -1,60 +1,16 @@
-//! What people ask of the ledger: where a migration shall go, that its end is approved, and what is going on.
+//! What people change about a migration. Each command is recorded in the history with its actor.
 
-use sqlx::{FromRow, PgConnection};
+use sqlx::PgConnection;
 
-use crate::ledger::{Ledger, LedgerError, unprepared};
+use super::error::{AdminError, find_and_lock};
+use crate::ledger::Ledger;
+use crate::ledger::commands::{self, NamedMigration};
+use crate::ledger::history::{self, NewEvent};
 use crate::migration::phase::{Desired, Phase};
 
-/// Why something could not be asked of a migration. Nothing was changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AdminError {
-    /// There is no migration of this name.
-    #[error("there is no migration {name:?}{}", listed(.known))]
-    UnknownMigration {
-        /// What was asked for.
-        name: String,
-        /// What there is, as `fleet/name`.
-        known: Vec<String>,
-    },
-    /// Several fleets have a migration of this name.
-    #[error("several fleets have a migration {name:?}: name the fleet too, as in {first:?}")]
-    Ambiguous {
-        /// What was asked for.
-        name: String,
-        /// One of them, as `fleet/name`.
-        first: String,
-    },
-    /// An approval was given too early or too late.
-    #[error("migration {name:?} is in `{phase}`: the drop of its old side can be approved in `retire` only")]
-    NotInRetire {
-        /// Which one.
-        name: String,
-        /// Where it is.
-        phase: String,
-    },
-    /// The ledger's.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-}
-
-impl From<sqlx::Error> for AdminError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Ledger(error.into())
-    }
-}
-
-fn listed(names: &[String]) -> String {
-    match names {
-        [] => "; none has been declared yet: it appears with the first build that declares it".into(),
-        names => format!("; there are {}", names.join(", ")),
-    }
-}
-
-/// Asks for a phase: the driver goes there one step at a time, as far as the gates let it.
+/// Sets the desired phase. The driver moves towards it, one step at a time, as soon as each step's requirements hold.
 ///
-/// It counts for builds that take the desired phase from the ledger; one that takes it from a flag goes by the
-/// flag.
+/// This has an effect only on builds that take the desired phase from the ledger, not on those that take it from a flag.
 ///
 /// # Errors
 ///
@@ -62,103 +18,104 @@ fn listed(names: &[String]) -> String {
 ///
 /// # Cancel safety
 ///
-/// Safe: asked or not asked.
+/// Safe: the phase is set, or it is not.
 pub async fn set_phase(ledger: &Ledger, migration: &str, to: Desired, actor: &str) -> Result<(), AdminError> {
     let mut tx = ledger.begin().await?;
-    let found = find(&mut tx, migration).await?;
-    unprepared::query("update cutover.migrations set desired = $2, desired_by = $3 where id = $1")
-        .bind(found.id)
-        .bind(to.to_string())
-        .bind(actor)
-        .execute(&mut *tx)
-        .await?;
-    record(&mut tx, &found, &format!("desired {to}"), actor, "").await?;
+    let found = find_and_lock(&mut tx, migration).await?;
+    commands::set_desired(&mut tx, found.id, &to.to_string(), actor).await?;
+    record(&mut tx, &found, &format!("desired phase set to {to}"), actor, "").await?;
     tx.commit().await?;
     Ok(())
 }
 
-/// Approves that the old side of a migration in `retire` is dropped. The approval is for this stay in `retire`.
+/// Approves that the old side of a migration in `retire` is dropped. The approval lapses if the migration leaves `retire`.
 ///
 /// # Errors
 ///
-/// [`AdminError`].
+/// [`AdminError`]; [`AdminError::NotInRetire`] in any other phase.
 ///
 /// # Cancel safety
 ///
-/// Safe: approved or not approved.
+/// Safe: the drop is approved, or it is not.
 pub async fn approve(ledger: &Ledger, migration: &str, actor: &str, reason: &str) -> Result<(), AdminError> {
     let mut tx = ledger.begin().await?;
-    let found = find(&mut tx, migration).await?;
+    let found = find_and_lock(&mut tx, migration).await?;
     if found.phase != Phase::Retire.name() {
         return Err(AdminError::NotInRetire { name: migration.to_owned(), phase: found.phase });
     }
-    unprepared::query(
-        "insert into cutover.approvals (migration_id, phase, actor, reason) values ($1, 'contract', $2, $3) \
-         on conflict do nothing",
-    )
-    .bind(found.id)
-    .bind(actor)
-    .bind(reason)
-    .execute(&mut *tx)
-    .await?;
+    commands::approve(&mut tx, found.id, actor, reason).await?;
     record(&mut tx, &found, "contract approved", actor, reason).await?;
     tx.commit().await?;
     Ok(())
 }
 
-#[derive(FromRow)]
-pub(crate) struct Found {
-    pub(crate) id: i32,
-    fleet: String,
-    name: String,
-    phase: String,
-    epoch: i32,
-}
-
-/// By name, or by `fleet/name`. Locked, so that what is found stays true until the commit.
-pub(crate) async fn find(tx: &mut PgConnection, migration: &str) -> Result<Found, AdminError> {
-    let mut found: Vec<Found> = unprepared::query_as(
-        "select id, fleet, name, phase, epoch from cutover.migrations \
-         where name = $1 or fleet || '/' || name = $1 order by id for no key update",
-    )
-    .bind(migration)
-    .fetch_all(&mut *tx)
-    .await?;
-    match (found.pop(), found.first()) {
-        (Some(found), None) => Ok(found),
-        (Some(_), Some(first)) => Err(AdminError::Ambiguous {
-            name: migration.to_owned(),
-            first: format!("{}/{}", first.fleet, first.name),
-        }),
-        (None, _) => Err(AdminError::UnknownMigration {
-            name: migration.to_owned(),
-            known: unprepared::query_scalar(
-                "select fleet || '/' || name from cutover.migrations order by id",
-            )
-            .fetch_all(tx)
-            .await?,
-        }),
+/// Pauses the backfills and scans of a migration on every instance, including those that start later. A batch that is
+/// running ends first. Row repairs and schema changes are not paused.
+///
+/// A second call changes nothing; the first actor stays recorded.
+///
+/// # Errors
+///
+/// [`AdminError`].
+///
+/// # Cancel safety
+///
+/// Safe: they are paused, or they are not.
+pub async fn pause_work(ledger: &Ledger, migration: &str, actor: &str) -> Result<(), AdminError> {
+    let mut tx = ledger.begin().await?;
+    let found = find_and_lock(&mut tx, migration).await?;
+    if commands::pause(&mut tx, found.id, actor).await? {
+        record(&mut tx, &found, "backfills and scans paused", actor, "").await?;
     }
+    tx.commit().await?;
+    Ok(())
 }
 
-pub(crate) async fn record(
+/// Resumes the backfills and scans of a migration where they stopped.
+///
+/// # Errors
+///
+/// [`AdminError`].
+///
+/// # Cancel safety
+///
+/// Safe: they are resumed, or they are not.
+pub async fn resume_work(ledger: &Ledger, migration: &str, actor: &str) -> Result<(), AdminError> {
+    let mut tx = ledger.begin().await?;
+    let found = find_and_lock(&mut tx, migration).await?;
+    if commands::resume(&mut tx, found.id).await? {
+        record(&mut tx, &found, "backfills and scans resumed", actor, "").await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Makes every row of a migration that waits for repair due now, also those that the library has given up. Returns how
+/// many there are.
+///
+/// # Errors
+///
+/// [`AdminError`].
+///
+/// # Cancel safety
+///
+/// Safe: all rows are due, or none was changed.
+pub async fn retry_repairs(ledger: &Ledger, migration: &str, actor: &str) -> Result<u64, AdminError> {
+    let mut tx = ledger.begin().await?;
+    let found = find_and_lock(&mut tx, migration).await?;
+    let retried = commands::retry_repairs(&mut tx, found.id).await?;
+    record(&mut tx, &found, &format!("retry of {retried} repairs requested"), actor, "").await?;
+    tx.commit().await?;
+    Ok(retried)
+}
+
+async fn record(
     tx: &mut PgConnection,
-    migration: &Found,
+    migration: &NamedMigration,
     event: &str,
     actor: &str,
     reason: &str,
 ) -> Result<(), sqlx::Error> {
-    unprepared::query(
-        "insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
-         values ($1, $2, $3, $4, $5, $6)",
-    )
-    .bind(&migration.fleet)
-    .bind(&migration.name)
-    .bind(event)
-    .bind(migration.epoch)
-    .bind(actor)
-    .bind(reason)
-    .execute(tx)
-    .await?;
-    Ok(())
+    let NamedMigration { fleet, name, epoch, .. } = migration;
+    history::record(tx, &NewEvent { fleet, migration: name, event, epoch: *epoch, actor, reason }).await
 }

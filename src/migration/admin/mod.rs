@@ -1,20 +1,19 @@
-//! What people ask of a migration and what they see of it.
+//! Commands and reports about migrations: the functions behind the command line.
+//!
+//! Every function takes the [`Ledger`](crate::ledger::Ledger) and the name of a migration, as `name` or, if several fleets
+//! use that name, as `fleet/name`.
 
+mod builds;
 mod commands;
-mod external_writes;
-mod incompatible;
-mod pauses;
-mod repairs;
+mod error;
+mod plan;
 mod reports;
-mod steps;
 
-pub use commands::{AdminError, approve, set_phase};
-pub use external_writes::{ExternalWriteReport, strangers};
-pub use incompatible::incompatible_builds;
-pub use pauses::{pause_work, resume_work};
-pub use repairs::{RepairReport, repairs, retry_repairs, unrepaired};
+pub use builds::incompatible_builds;
+pub use commands::{approve, pause_work, resume_work, retry_repairs, set_phase};
+pub use error::AdminError;
+pub use plan::{Need, PlanReport, StepReport, plan};
 pub use reports::{
-    BadRow, Difference, Event, InstanceReport, MigrationReport, WorkReport, bad_rows, differences, history,
-    report,
+    BadRow, Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, RepairReport,
+    WorkReport, bad_rows, count_repairs, differences, external_writes, history, repairs, report,
 };
-pub use steps::{Need, PlanReport, StepReport, plan};

@@ -1,11 +1,9 @@
-//! Columns as the catalog has them.
-
 use sqlx::PgConnection;
 
 use super::names::unquote;
 use crate::ledger::unprepared;
 
-/// The types of columns (quoted), `None` for one that is not there.
+/// The types of columns (quoted); `None` for one that does not exist.
 pub(crate) async fn column_types(
     tx: &mut PgConnection,
     table: &str,

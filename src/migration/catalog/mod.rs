@@ -1,9 +1,29 @@
-//! What Postgres's catalog says about the two sides of a migration.
+//! What Postgres's catalog says about the two sides of a migration, read once and judged at once.
+//!
+//! # The hazard
+//!
+//! A table is rarely what a plan assumes. Row security hides rows from a copy, a constraint needs the old column, a
+//! column of the new name holds other data. Each of these passes unnoticed until a phase from which there is no way
+//! back. So [`TableFacts`] holds everything that a plan may assume, and the functions here turn it into a list of
+//! [`PlanProblem`]s, each with a remedy. Where reading is not enough, an operation is tried in a transaction that is
+//! rolled back.
 
+mod checks;
 mod columns;
+mod expressions;
 mod names;
 mod old_side;
+mod problem;
+mod settings;
+mod table;
+mod trial;
 
+pub(super) use checks::{ColumnPlan, column_problems, new_table_problems, table_problems};
 pub(super) use columns::column_types;
+pub(super) use expressions::{Resolved, canonical_type, resolve};
 pub(super) use names::{check_name, check_table, quote, quote_table, unquote};
 pub use old_side::OldSide;
+pub use problem::PlanProblem;
+pub(super) use settings::MAPPING_SETTINGS;
+pub(super) use table::TableFacts;
+pub(super) use trial::insert_without;

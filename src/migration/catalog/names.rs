@@ -1,8 +1,8 @@
-//! Names of tables and columns: which are accepted, and how they are quoted.
+//! Names of tables and columns: which of them are accepted, and how they are quoted.
 
 use crate::config::Problem;
 
-/// Whether the text is a name that needs no thought: letters, digits and `_`.
+/// Whether the text consists of letters, digits and `_`, and so means the same quoted and in code.
 pub(crate) fn is_plain(name: &str) -> bool {
     let mut chars = name.chars();
     chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
@@ -14,17 +14,19 @@ pub(crate) fn check_name(field: &'static str, name: &str, problems: &mut Vec<Pro
     if !is_plain(name) {
         problems.push(Problem::new(
             field,
-            format!("{name:?} is no plain name: letters, digits and `_`, at most 63, no digit first"),
+            format!(
+                "{name:?} is not a plain name: use letters, digits and `_`, at most 63, and no digit first"
+            ),
         ));
     }
 }
 
-/// A table's name, which may have its schema's in front.
+/// A table's name, which may carry its schema.
 pub(crate) fn check_table(field: &'static str, name: &str, problems: &mut Vec<Problem>) {
     if name.split('.').count() > 2 || !name.split('.').all(is_plain) {
         problems.push(Problem::new(
             field,
-            format!("{name:?} is no plain name: write `orders` or `billing.orders`"),
+            format!("{name:?} is not a plain name: write `orders` or `billing.orders`"),
         ));
     }
 }

@@ -2,20 +2,20 @@ use sqlx::PgConnection;
 
 use crate::ledger::unprepared;
 
-/// What is dropped at the end of a migration: a table, or a column of one.
+/// What the end of a migration drops: a table, or a column of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OldSide {
-    /// The table, quoted as in SQL, with its schema where it was named with one.
+    /// The table, quoted as in SQL, with its schema if it was named with one.
     pub table: String,
-    /// The column, as the catalog has it; `None` where the whole table goes.
+    /// The column as the catalog names it; `None` if the whole table is dropped.
     pub column: Option<String>,
 }
 
 impl OldSide {
-    /// What would stand in the way of the drop, or would go with it unasked: everything that refers to the old side but
-    /// for a column's own default, its indexes and constraints that concern no other column, and what a table owns.
+    /// What prevents the drop, or would be dropped with it unasked: everything that refers to the old side, except a
+    /// column's own default, its indexes and constraints that concern no other column, and what a table owns.
     ///
-    /// `None` where it is not there, or not on the session's `search_path`.
+    /// `None` if it does not exist or is not on the session's `search_path`.
     pub(crate) async fn dependents(
         &self,
         connection: &mut PgConnection,
@@ -37,6 +37,8 @@ impl OldSide {
     }
 }
 
+/// In Postgres 13 and 14 a generated column depends on the column itself, as a column of the same table; later its default
+/// does.
 const OF_COLUMN: &str = "select distinct case when d.classid = 'pg_rewrite'::regclass then \
             (select pg_describe_object('pg_class'::regclass, r.ev_class, 0) \
              from pg_rewrite r where r.oid = d.objid) \
@@ -45,13 +47,15 @@ const OF_COLUMN: &str = "select distinct case when d.classid = 'pg_rewrite'::reg
     join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = a.attrelid \
         and d.refobjsubid = a.attnum \
     where a.attrelid = to_regclass($1) and a.attname = $2 and not a.attisdropped \
-        and (d.deptype = 'n' or exists ( \
+        and (d.deptype = 'n' \
+            or d.classid = 'pg_class'::regclass and d.objid = a.attrelid and d.objsubid <> 0 \
+            or exists ( \
             select 1 from pg_depend other where other.classid = d.classid and other.objid = d.objid \
                 and other.refclassid = d.refclassid and other.refobjid = d.refobjid \
                 and other.refobjsubid not in (0, a.attnum) and d.classid <> 'pg_attrdef'::regclass)) \
     order by name";
 
-/// The table's own views of itself, as a foreign key from the table to itself, go with it.
+/// A foreign key from the table to itself is dropped with it.
 const OF_TABLE: &str = "select distinct case when d.classid = 'pg_rewrite'::regclass then \
             (select pg_describe_object('pg_class'::regclass, r.ev_class, 0) \
              from pg_rewrite r where r.oid = d.objid) \

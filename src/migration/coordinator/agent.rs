@@ -69,7 +69,7 @@ impl Agent {
             migrations.push((spec, migration));
         }
         let migrations: Arc<[_]> = migrations.into();
-        let guard = health.signal("deploy_guard", Criticality::Critical);
+        let guard = health.signal("deploy_guard", Criticality::Degrades);
         guard.fail("not admitted to the fleet yet");
         let notifications = health.signal("ledger_notifications", Criticality::Degrades);
         let follower = Follower::new(fleet.clone(), migrations.clone(), guard, notifications);

@@ -12,7 +12,7 @@ use super::spec::MigrationSpec;
 use super::work::Work;
 use crate::fleet::{Fleet, Membership};
 use crate::ledger::{LedgerError, external_writes, leadership, migrations};
-use crate::migration::phase::{Previous, Task, needed_work};
+use crate::migration::phase::{PreviousEpoch, Task, needed_work};
 use crate::migration::runtime::Migration;
 
 /// Pauses between reconcile steps: while an acknowledgement is awaited, while the migration is moving, and at rest.
@@ -189,9 +189,9 @@ impl Driven {
                 let needed = needed_work(&state.view, state.facts, target);
                 self.work.keep_going(&self.spec, &self.migration, needed).await;
                 Ok(match state.view.previous {
-                    Previous::Open | Previous::Closed => AWAITING,
-                    Previous::Drained if state.view.phase == target => AT_REST,
-                    Previous::Drained => MOVING,
+                    PreviousEpoch::Open | PreviousEpoch::Closed => AWAITING,
+                    PreviousEpoch::Drained if state.view.phase == target => AT_REST,
+                    PreviousEpoch::Drained => MOVING,
                 })
             }
         }

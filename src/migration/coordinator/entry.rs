@@ -9,7 +9,7 @@ use crate::migration::runtime::Migration;
 
 /// A migration as an instance follows it.
 pub(crate) struct Entry {
-    pub(super) id: i32,
+    pub(crate) id: i32,
     pub(crate) name: String,
     pub(super) epoch: i32,
     pub(crate) phase: Phase,
@@ -64,6 +64,12 @@ impl Entry {
     /// is compared too.
     pub(super) fn is_of(&self, migration: &Migration) -> bool {
         self.id == migration.id() && self.name == migration.name()
+    }
+
+    /// Whether builds have to agree on the phase: a phase after `off` is in use, and the old side still exists.
+    pub(super) fn is_past_off(&self) -> bool {
+        let in_use = [Some(self.phase), self.previous_phase];
+        !self.is_finished && in_use.into_iter().flatten().any(|phase| phase != Phase::Off)
     }
 
     /// Why a build with this declaration, or without one, cannot run at the migration's present phase.

@@ -10,7 +10,7 @@ use super::entry::Entry;
 use super::retry::Retry;
 use super::spec::MigrationSpec;
 use crate::fleet::{Fleet, Membership};
-use crate::health::Signal;
+use crate::health::{Criticality, Signal};
 use crate::ledger::{LedgerError, NO_NOTIFICATIONS, acknowledgements, fleets, instances, migrations};
 use crate::migration::phase::{Phase, may_acknowledge};
 use crate::migration::runtime::Migration;
@@ -136,6 +136,16 @@ impl Follower {
         self.deploy_guard.fail("not a member of the fleet until the lease is renewed");
     }
 
+    /// Makes the lease and the deploy guard critical only while a declared migration is past `off`. Before that, a lost
+    /// membership is no reason to become unready. A build that was never admitted is not ready in any case.
+    fn set_criticality(&self, entries: &[Entry]) {
+        let declared = |entry: &&Entry| self.migrations.iter().any(|(_, migration)| entry.is_of(migration));
+        let is_critical = entries.iter().filter(declared).any(Entry::is_past_off);
+        let criticality = if is_critical { Criticality::Critical } else { Criticality::Degrades };
+        self.deploy_guard.set_criticality(criticality);
+        self.fleet.set_lease_criticality(criticality);
+    }
+
     async fn follow(&mut self, id: i64) -> Result<Progress, sqlx::Error> {
         if self.admitted.is_none() {
             self.seek_admission(id).await?;
@@ -161,6 +171,7 @@ impl Follower {
         }
         if let Some(reason) = refusal {
             tx.commit().await?;
+            self.deploy_guard.set_criticality(Criticality::Critical);
             self.deploy_guard.fail(reason);
             return Ok(());
         }
@@ -176,6 +187,7 @@ impl Follower {
             }
         }
         self.admitted = Some(id);
+        self.set_criticality(&entries);
         self.deploy_guard.ok();
         Ok(())
     }
@@ -203,6 +215,7 @@ impl Follower {
     /// Adopts the epochs that the ledger has opened since.
     async fn adopt(&mut self, id: i64) -> Result<(), sqlx::Error> {
         let entries = Entry::declared(&self.fleet, &self.migrations, id).await?;
+        self.set_criticality(&entries);
         for (_, migration) in self.migrations.iter() {
             let entry = entries.iter().find(|entry| entry.is_of(migration));
             match (entry.and_then(|entry| Some((entry, entry.acknowledged?))), migration.current()) {

@@ -3,8 +3,8 @@ use std::fmt;
 use async_trait::async_trait;
 use sqlx::PgConnection;
 
-use crate::migration::catalog::OldSide;
-use crate::migration::phase::{Facts, Target, Task};
+use crate::migration::catalog::{OldSide, PlanProblem};
+use crate::migration::phase::{SchemaState, Target, Task};
 use crate::migration::runtime::Migration;
 
 /// Where a migration's desired phase comes from.
@@ -71,12 +71,36 @@ pub trait Plan: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Reads the state of the schema. Not called any more once the old side is gone.
+    /// Finds everything in the database that stands against the plan, each problem with its remedy. Nothing by default.
+    /// `migration` is the migration's id in the ledger, if it has one; `ledger` is a connection to the ledger's database.
     ///
     /// # Errors
     ///
     /// The database's error.
-    async fn facts(&self, connection: &mut PgConnection) -> Result<Facts, sqlx::Error>;
+    ///
+    /// # Cancel safety
+    ///
+    /// Must be safe: whatever it tries has to be rolled back.
+    async fn problems(
+        &self,
+        migration: Option<i32>,
+        ledger: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        let _ = (migration, ledger);
+        Ok(Vec::new())
+    }
+
+    /// Reads the state of the schema. `migration` is the migration's id in the ledger, if it has one. Not called any more
+    /// once the old side is gone.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    async fn schema_state(
+        &self,
+        migration: Option<i32>,
+        connection: &mut PgConnection,
+    ) -> Result<SchemaState, sqlx::Error>;
 
     /// Runs a task, or continues it where an earlier attempt stopped, on this instance or another one.
     ///

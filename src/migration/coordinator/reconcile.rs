@@ -17,7 +17,9 @@ use crate::ledger::epochs::Move;
 use crate::ledger::{
     Ledger, epochs, external_writes, fleets, instances, is_lock_timeout, migrations, notifications,
 };
-use crate::migration::phase::{Phase, Previous, Step, Target, Task, needed_work, next_step};
+use crate::migration::phase::{
+    Phase, PreviousEpoch, Requirement, Step, Target, Task, needed_work, next_step, requirements,
+};
 
 /// How long a move waits for a lock, in milliseconds, and after how long it looks which sessions it waits for.
 const LOCK_TIMEOUT: u32 = 500;
@@ -93,7 +95,7 @@ impl Reconcile<'_> {
                 let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
                 self.stay(state, &reasons.join("; ")).await
             }
-            Step::Rest => self.rest(state).await,
+            Step::Idle => self.rest(state).await,
         }
     }
 
@@ -198,7 +200,7 @@ impl Reconcile<'_> {
         let aim = self.aim(&state);
         let step = next_step(&state.view, aim.target.phase_from(state.view.phase));
         if step != decided {
-            let is_sealed = decided == Step::Move(Phase::Ramp) && !state.view.behind.is_empty();
+            let is_sealed = decided == Step::Move(Phase::Ramp) && !state.view.lagging_standbys.is_empty();
             return Ok(if is_sealed { Applied::Seal } else { Applied::Nothing });
         }
         match step {
@@ -221,8 +223,8 @@ impl Reconcile<'_> {
     ) -> Result<i32, sqlx::Error> {
         let complete = state.view.complete.on_entering(to);
         let (reason, ramp_percent) = match &aim.target {
-            Target::Go(desired) => (format!("towards {desired}"), desired.ramp.get()),
-            Target::Back => ("switched off: back to reading old".to_owned(), 100),
+            Target::Desired(desired) => (format!("towards {desired}"), desired.ramp.get()),
+            Target::SwitchedOff => ("switched off: back to reading old".to_owned(), 100),
             Target::Hold(reason) => (reason.clone(), 100),
         };
         let step = Move {
@@ -293,7 +295,9 @@ impl Reconcile<'_> {
             self.unseal(&state).await?;
         }
         match self.aim(&state).target {
-            Target::Go(desired) if state.view.phase == Phase::Ramp && desired.ramp.get() != state.ramp => {
+            Target::Desired(desired)
+                if state.view.phase == Phase::Ramp && desired.ramp.get() != state.ramp =>
+            {
                 let mut tx = self.ledger.begin().await?;
                 let percent = desired.ramp.get();
                 migrations::set_ramp_percent(&mut tx, state.id, state.view.epoch, percent).await?;
@@ -309,7 +313,7 @@ impl Reconcile<'_> {
     /// Records what the migration waits for, if that has changed.
     async fn stay(&self, state: MigrationState, reason: &str) -> Result<Outcome, sqlx::Error> {
         let is_contracted = state.view.phase == Phase::Contract && state.facts.contracted;
-        if is_contracted && state.view.previous == Previous::Drained {
+        if is_contracted && state.view.previous == PreviousEpoch::Drained {
             let mut tx = self.ledger.begin().await?;
             migrations::finish(&mut tx, state.id).await?;
             tx.commit().await?;
@@ -357,12 +361,10 @@ fn blocked_by(session: &BlockingSession) -> String {
     )
 }
 
-/// Whether external writes are treated differently after the step, or what is known about the data depends on them.
+/// Whether external transactions must end before the step.
 fn waits_for_external_writers(from: Phase, step: &Step) -> bool {
-    matches!(
-        (from, step),
-        (Phase::Verify, Step::Move(Phase::Ramp)) | (Phase::Switch, Step::Move(Phase::Retire))
-    )
+    let Step::Move(to) = step else { return false };
+    requirements(from, *to).any(|one| one == Requirement::NoOpenExternalTransaction)
 }
 
 /// Who paused the work that is needed now.

@@ -6,7 +6,8 @@ use super::spec::MigrationSpec;
 use crate::ledger::acknowledgements::{self, MemberRow};
 use crate::ledger::{migrations, standbys};
 use crate::migration::phase::{
-    Behind, Completeness, Evidence, Facts, Member, Phase, PhaseRange, Previous, Target, View,
+    Completeness, Conditions, LaggingStandby, Member, Observed, OlderOpen, Phase, PhaseRange, PreviousEpoch,
+    SchemaState, Target,
 };
 
 /// A migration as the ledger and the catalog have it.
@@ -14,7 +15,7 @@ use crate::migration::phase::{
 pub(crate) struct MigrationState {
     pub(crate) id: i32,
     /// What decides about the next step.
-    pub(crate) view: View,
+    pub(crate) view: Observed,
     pub(crate) ramp: u8,
     /// The phase requested through SQL or the command line.
     pub(crate) desired: Option<Target>,
@@ -26,7 +27,7 @@ pub(crate) struct MigrationState {
     pub(crate) is_finished: bool,
     /// No transaction of the current epoch may leave a row to be repaired.
     pub(crate) is_sealed: bool,
-    pub(crate) facts: Facts,
+    pub(crate) facts: SchemaState,
 }
 
 /// The phase of this name in the ledger.
@@ -48,39 +49,42 @@ impl MigrationState {
         let row = migrations::load(connection, fleet, &spec.name).await?;
         let facts = match &spec.plan {
             // Another object may have the name of the old side by now.
-            _ if row.dropped => Facts { expanded: true, contracted: true },
-            Some(plan) => plan.facts(connection).await?,
+            _ if row.dropped => SchemaState { expanded: true, contracted: true },
+            Some(plan) => plan.schema_state(Some(row.id), connection).await?,
             // Schema and data are not this library's task.
-            None => Facts { expanded: true, contracted: true },
+            None => SchemaState { expanded: true, contracted: true },
         };
-        let behind = standbys::lagging(connection, row.id, &spec.standbys).await?;
-        let behind = behind.into_iter().map(|row| Behind { standby: row.name, bytes: row.bytes }).collect();
+        let lagging_standbys = standbys::lagging(connection, row.id, &spec.standbys).await?;
+        let lagging_standbys = lagging_standbys
+            .into_iter()
+            .map(|row| LaggingStandby { standby: row.name, bytes: row.bytes })
+            .collect();
         let uncopied_age = row.uncopied_age.map(seconds);
         Ok(Self {
             id: row.id,
-            view: View {
+            view: Observed {
                 epoch: row.epoch,
                 phase: parse_phase(&row.phase)?,
                 previous: match (row.drained, row.closed) {
-                    (true, _) => Previous::Drained,
-                    (false, true) => Previous::Closed,
-                    (false, false) => Previous::Open,
+                    (true, _) => PreviousEpoch::Drained,
+                    (false, true) => PreviousEpoch::Closed,
+                    (false, false) => PreviousEpoch::Open,
                 },
                 members: members(connection, fleet, row.id, Counted::NotRemoved).await?,
                 complete: Completeness { old: row.old_complete, new: row.new_complete },
-                evidence: Evidence {
+                conditions: Conditions {
                     expanded: facts.expanded,
                     scanned: row.scanned,
                     // The scan maps every value back and forth.
-                    way_back: row.scanned,
+                    reversible: row.scanned,
                     approved: row.approved,
-                    strangers_left: uncopied_age
+                    quiet_period_left: uncopied_age
                         .map_or(Duration::ZERO, |age| spec.external_write_quiet_period.saturating_sub(age)),
                     soak_left: spec.soak.saturating_sub(seconds(row.age)),
                     unrepaired: row.unrepaired,
                     given_up: row.given_up,
                 },
-                behind,
+                lagging_standbys,
             },
             ramp: u8::try_from(row.ramp_percent).unwrap_or(100),
             desired: row.desired.map(|text| Target::from_text(&text)),
@@ -118,14 +122,17 @@ fn member(row: MemberRow) -> Result<Member, sqlx::Error> {
     let (Some(min), Some(max)) = (&row.min_phase, &row.max_phase) else {
         // It was admitted while the migration was in `off`, with a build that does not declare it. Such a build writes and
         // reads the old side, as every build does in `off`, and has no operation at an older epoch.
-        return Ok(Member { name: row.name, range: PhaseRange::UNAWARE, acknowledged: i32::MAX });
+        return Ok(Member {
+            name: row.name,
+            range: PhaseRange::UNAWARE,
+            acknowledged: i32::MAX,
+            older_open: None,
+        });
     };
     let range = PhaseRange::new(parse_phase(min)?..=parse_phase(max)?).unwrap_or(PhaseRange::UNAWARE);
-    let name = match (row.older_open, row.waits) {
-        (open @ 1.., Some(waits)) => {
-            format!("{} with {open} operations of an older epoch still open after {waits} s,", row.name)
-        }
-        _ => row.name,
+    let older_open = match (row.older_open, row.waits) {
+        (count @ 1.., Some(seconds)) => Some(OlderOpen { count, seconds }),
+        _ => None,
     };
-    Ok(Member { name, range, acknowledged: row.epoch })
+    Ok(Member { name: row.name, range, acknowledged: row.epoch, older_open })
 }

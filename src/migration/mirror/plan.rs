@@ -14,7 +14,7 @@ use crate::migration::batch::{
     Claim, Extent, FAILURES, Job, LIMITS, PassKind, Range, Step, TableSize, begin_unpaused, give_way, passes,
 };
 use crate::migration::coordinator::{Plan, PlanError};
-use crate::migration::phase::{Facts, Task};
+use crate::migration::phase::{SchemaState, Task};
 use crate::migration::runtime::{Migration, PinnedTx};
 
 /// Keys at a time.
@@ -299,14 +299,14 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
 
 #[async_trait]
 impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
-    async fn facts(&self, _: &mut PgConnection) -> Result<Facts, sqlx::Error> {
+    async fn schema_state(&self, _: Option<i32>, _: &mut PgConnection) -> Result<SchemaState, sqlx::Error> {
         // Asked until it is prepared once: a store that is away must not keep the fleet from going back.
         if !self.0.is_prepared.load(Ordering::Relaxed)
             && let Ok(Ok(true)) = timeout(ASKED, self.store().is_prepared()).await
         {
             self.0.is_prepared.store(true, Ordering::Relaxed);
         }
-        Ok(Facts { expanded: self.0.is_prepared.load(Ordering::Relaxed), contracted: true })
+        Ok(SchemaState { expanded: self.0.is_prepared.load(Ordering::Relaxed), contracted: true })
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {

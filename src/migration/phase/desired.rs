@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use super::{ParsePhaseError, Phase};
 
-/// A share of keys, in whole per cent.
+/// A share of keys in whole percent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(u8);
 
@@ -11,7 +11,7 @@ impl Percent {
     /// All keys.
     pub const ALL: Percent = Percent(100);
 
-    /// `None` above 100.
+    /// The share `percent`; `None` above 100.
     pub const fn new(percent: u8) -> Option<Self> {
         if percent <= 100 { Some(Self(percent)) } else { None }
     }
@@ -22,15 +22,15 @@ impl Percent {
     }
 }
 
-/// The phase that a person wants a migration to be in.
+/// The phase that a person wants a migration to reach.
 ///
-/// Written as the phase's name; `ramp` may carry the share of keys to read from the new side: `ramp:25`.
-/// `ramp` alone is `ramp:100`.
+/// As text it is the name of the phase. `ramp` can carry the share of keys to read from the new side, as in `ramp:25`;
+/// `ramp` alone means `ramp:100`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Desired {
-    /// Where to go.
+    /// The phase.
     pub phase: Phase,
-    /// The share of keys read from the new side while in [`Phase::Ramp`].
+    /// The share of keys to read from the new side in [`Phase::Ramp`].
     pub ramp: Percent,
 }
 
@@ -49,14 +49,16 @@ impl fmt::Display for Desired {
     }
 }
 
-/// A text that is no desired phase.
+/// A text that is not a desired phase.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseDesiredError {
-    /// The phase's name is unknown.
+    /// There is no phase of this name.
     #[error(transparent)]
     Phase(#[from] ParsePhaseError),
-    /// The percentage is no whole number from 0 to 100, or stands behind a phase other than `ramp`.
-    #[error("{0:?}: only `ramp` takes a percentage, a whole number from 0 to 100, as in ramp:25")]
+    /// The percentage is not a whole number from 0 to 100, or it follows a phase other than `ramp`.
+    #[error(
+        "{0:?} is not a desired phase: only `ramp` takes a percentage, a whole number from 0 to 100, as in ramp:25"
+    )]
     Percent(String),
 }
 
@@ -74,35 +76,35 @@ impl FromStr for Desired {
     }
 }
 
-/// What the source of the desired phase says at this moment.
+/// What the source of the desired phase (the ledger or a flag) says at the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// A person wants this.
-    Go(Desired),
-    /// A person switched the migration off: reads go back to the old side, writes go on to both.
-    Back,
-    /// The source can't be asked, has nothing to say, or says something that is no phase: stay.
+    /// A person asked for this phase.
+    Desired(Desired),
+    /// A person switched the migration off: reads return to the old side, and writes still go to both.
+    SwitchedOff,
+    /// Stay, for this reason: the source is unreachable, names no phase, or names one that does not exist.
     Hold(String),
 }
 
 impl Target {
-    /// Reads a wish from text; what is no phase becomes [`Target::Hold`] with the reason.
+    /// Parses a desired phase. A text that is not one becomes [`Target::Hold`] with the reason.
     pub fn from_text(text: &str) -> Target {
         match text.trim().parse() {
-            Ok(desired) => Target::Go(desired),
+            Ok(desired) => Target::Desired(desired),
             Err(error) => Target::Hold(error.to_string()),
         }
     }
 
-    /// The phase to go to from `current`.
+    /// The phase to move towards from `current`.
     ///
-    /// Switched off means "read old again", not "forget the new side": it leads back to [`Phase::Verify`],
-    /// where both sides are still written, so that going forward again costs no backfill. Whoever wants the
-    /// new side to be abandoned says `off`.
+    /// Switched off means back to reading the old side, not to give the new side up: the target is [`Phase::Verify`], where
+    /// both sides are still written, so that going forward again needs no backfill. To give the new side up, set the
+    /// desired phase to `off`.
     pub fn phase_from(&self, current: Phase) -> Phase {
         match self {
-            Target::Go(desired) => desired.phase,
-            Target::Back => current.min(Phase::Verify),
+            Target::Desired(desired) => desired.phase,
+            Target::SwitchedOff => current.min(Phase::Verify),
             Target::Hold(_) => current,
         }
     }
@@ -122,14 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn switched_off_goes_back_to_reading_old_and_no_further() {
-        assert_eq!(Target::Back.phase_from(Phase::Retire), Phase::Verify);
-        assert_eq!(Target::Back.phase_from(Phase::Expand), Phase::Expand);
+    fn switched_off_goes_back_to_reading_the_old_side() {
+        assert_eq!(Target::SwitchedOff.phase_from(Phase::Retire), Phase::Verify);
+        assert_eq!(Target::SwitchedOff.phase_from(Phase::Expand), Phase::Expand);
         assert_eq!(Target::Hold(String::new()).phase_from(Phase::Ramp), Phase::Ramp);
     }
 
     #[test]
-    fn nonsense_holds_and_says_so() {
+    fn an_unknown_phase_holds_with_the_reason() {
         assert!(matches!(Target::from_text("forward!"), Target::Hold(reason) if reason.contains("forward!")));
     }
 }

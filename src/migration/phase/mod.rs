@@ -1,18 +1,22 @@
-//! The words of a migration and the rules about them: phases, which sides they touch, which moves are allowed.
+//! Phases, and the rules about moves from one to the next.
 //!
-//! Everything here is a pure function of its arguments. The running code and the model check call the
-//! same functions, so that what was proven is what runs.
+//! Everything here is a pure function of its arguments: no I/O and no clock. The library and the model check call the same
+//! functions, so the model checks the rules that run.
 
+mod blocker;
 mod decision;
 mod desired;
-mod line;
-mod work;
+mod observed;
+mod phases;
+mod range;
+mod requirement;
+mod task;
 
-pub use decision::{
-    Behind, Blocked, Completeness, Evidence, Member, Previous, Step, View, may_acknowledge, may_join,
-    next_step,
-};
-pub(crate) use decision::{waits_for_repairs, waits_for_standbys};
+pub use blocker::Blocker;
+pub use decision::{Step, may_acknowledge, may_join, next_step};
 pub use desired::{Desired, ParseDesiredError, Percent, Target};
-pub use line::{ParsePhaseError, Phase, PhaseRange, ReadSource, Side};
-pub use work::{Facts, Task, needed_work};
+pub use observed::{Completeness, Conditions, LaggingStandby, Member, Observed, OlderOpen, PreviousEpoch};
+pub use phases::{ParsePhaseError, Phase, ReadSource, Side};
+pub use range::PhaseRange;
+pub use requirement::{Requirement, blockers, requirements};
+pub use task::{SchemaState, Task, needed_work};

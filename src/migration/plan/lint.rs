@@ -1,11 +1,11 @@
-//! What Squawk says of statements that a user has written.
+//! Checks the statements of the user with Squawk.
 
 use squawk_linter::{Linter, Rule};
 use squawk_syntax::SourceFile;
 
 use crate::config::Problem;
 
-/// Matters of taste, and what is seen to here: every statement runs in a transaction under a `lock_timeout`.
+/// Rules of style, and what this library does itself: every statement runs in a transaction under a `lock_timeout`.
 const LEFT_OUT: [Rule; 11] = [
     Rule::PreferBigintOverInt,
     Rule::PreferBigintOverSmallint,
@@ -20,23 +20,23 @@ const LEFT_OUT: [Rule; 11] = [
     Rule::RequireStatementTimeout,
 ];
 
-/// What may be allowed though it is no rule: a statement that Squawk can't read.
-const UNREAD: &str = "syntax-error";
+/// Allows a statement that Squawk cannot parse, although this is not one of its rules.
+const SYNTAX_ERROR: &str = "syntax-error";
 
-/// Every rule that is broken and not allowed is a problem of the statement's field. They are looked at together, because
-/// what one does to a table that another has just made harms nobody.
+/// Reports every broken rule that is not allowed as a problem of the statement's field. All statements are linted
+/// together, because a change of a table that another of them has just created blocks no one.
 pub(crate) fn check(statements: &[(&'static str, String)], allowed: &[String], problems: &mut Vec<Problem>) {
     let mut text = String::new();
     let mut ends = Vec::new();
     for (field, statement) in statements {
         let parsed = SourceFile::parse(statement);
         if let Some(error) = parsed.errors().first() {
-            if !allowed.iter().any(|rule| rule == UNREAD) {
+            if !allowed.iter().any(|rule| rule == SYNTAX_ERROR) {
                 problems.push(refusal(
                     field,
                     statement,
-                    &format!("is not understood: {}", error.message()),
-                    UNREAD,
+                    &format!("cannot be parsed: {}", error.message()),
+                    SYNTAX_ERROR,
                 ));
             }
             continue;
@@ -51,9 +51,9 @@ pub(crate) fn check(statements: &[(&'static str, String)], allowed: &[String], p
         let rule = violation.code.to_string();
         let at = usize::from(violation.text_range.start());
         let Some((_, field, statement)) = ends.iter().find(|(end, ..)| at < *end) else { continue };
-        // What the old side leaves behind is dropped with it.
-        let is_due = *field == "contract_sql" && rule.starts_with("ban-drop-");
-        if is_due || allowed.contains(&rule) {
+        // `contract` is there to drop things.
+        let is_expected = *field == "contract_sql" && rule.starts_with("ban-drop-");
+        if is_expected || allowed.contains(&rule) {
             continue;
         }
         let help = violation.help.map(|help| format!(" {help}")).unwrap_or_default();
@@ -62,21 +62,22 @@ pub(crate) fn check(statements: &[(&'static str, String)], allowed: &[String], p
 }
 
 fn refusal(field: &'static str, statement: &str, why: &str, rule: &str) -> Problem {
-    let problem = format!("`{statement}`: {why} (rule `{rule}`; where it can't hurt, `.allow(\"{rule}\")`)");
+    let problem =
+        format!("`{statement}`: {why} (rule `{rule}`; if it is harmless here, use `.allow(\"{rule}\")`)");
     Problem::new(field, problem)
 }
 
-/// Names that are no rule's.
+/// Reports allowed names that are not rules.
 pub(crate) fn check_rules(allowed: &[String], problems: &mut Vec<Problem>) {
     for name in allowed {
-        if name != UNREAD && name.parse::<Rule>().is_err() {
+        if name != SYNTAX_ERROR && name.parse::<Rule>().is_err() {
             let rules = Linter::with_rules(&[], &LEFT_OUT).rules;
             let mut known: Vec<String> = rules.iter().map(ToString::to_string).collect();
-            known.push(UNREAD.to_owned());
+            known.push(SYNTAX_ERROR.to_owned());
             known.sort();
             problems.push(Problem::new(
                 "allow",
-                format!("{name:?} is no rule of Squawk's; those that are looked at: {}", known.join(", ")),
+                format!("{name:?} is not a rule of Squawk; the rules are {}", known.join(", ")),
             ));
         }
     }
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_blocks_a_table_is_refused_with_the_rules_name_unless_it_is_allowed() {
+    fn a_blocking_statement_is_refused_unless_its_rule_is_allowed() {
         for (statement, rule) in [
             ("create index by_status on orders (status)", "require-concurrent-index-creation"),
             ("alter table orders alter column id type bigint", "changing-column-type"),
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_harms_nobody_passes() {
+    fn a_harmless_statement_passes() {
         for statement in [
             "alter table orders add column if not exists note text",
             "create table notes (id int primary key, text varchar(20))",
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_is_made_here_may_be_changed_here() {
+    fn a_table_created_by_the_plan_may_be_altered() {
         let alter = "alter table notes add constraint long check (length(text) > 3)";
         let create = "create table notes (id int primary key, text text) -- of people\n";
         let check = |statements: &[(&'static str, String)]| {
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_rule_is_said_to_be_one() {
+    fn an_unknown_rule_is_reported() {
         let mut problems = Vec::new();
         check_rules(&["ban-everything".to_owned(), "ban-drop-view".to_owned()], &mut problems);
         assert_eq!(problems.len(), 1, "{problems:?}");

@@ -1,29 +1,36 @@
-//! The two sides of a migration: writing both, reading the right one, and making one complete from the other.
+//! Descriptions of migrations within one database: of a column, and of a table.
 //!
 //! # The hazard
 //!
-//! A dual write that some instances do and others don't loses data without a sound, and so does a backfill
-//! that overwrites what was written meanwhile, skips rows because they look filled, or believes that it came
-//! to its end. Here the sides of every operation follow from the epoch that it is pinned to, and every batch of
-//! long work is a fenced transaction like any other write: it compares instead of looking for gaps, and its
-//! checkpoint commits with it.
+//! If some instances write both sides and others do not, writes are lost without an error. The same happens if a backfill
+//! overwrites what was written meanwhile, skips rows because they look filled, or counts as complete when it is not. So
+//! the epoch of an operation decides which sides it writes, and every batch is a fenced transaction like any other
+//! write: it compares instead of looking for gaps, and its checkpoint commits with it.
 //!
 //! # Defaults, and why
 //!
 //! | option | default | because |
 //! |---|---|---|
-//! | [`target`](BatchOptions::target) | 75 ms | how long a writer may wait for a row of a batch; shorter ones spend their time on round trips |
-//! | [`min_rows`](BatchOptions::min_rows), [`max_rows`](BatchOptions::max_rows) | 500, 20,000 | below, a batch is mostly its commit; above, a single one holds vacuum and standbys up |
-//! | [`ranges`](BatchOptions::ranges), [`workers`](BatchOptions::workers) | 4, 1 | the work is bound by the server's writes: more at once are felt by requests sooner than they end earlier |
-//! | [`standby_lag`](Throttle::standby_lag), [`lock_waits`](Throttle::lock_waits) | 64 MB, 10 sessions | what a backfill does to others first: readers on standbys see old data, writers queue |
-//! | [`bad_rows`](BatchOptions::bad_rows) | 100 | a few odd rows are listed at once; more are a wrong mapping |
+//! | [`target`](super::BatchOptions::target) | 75 ms | a writer may wait this long for a row of a batch; shorter batches spend their time on round trips |
+//! | [`min_rows`](super::BatchOptions::min_rows), [`max_rows`](super::BatchOptions::max_rows) | 500, 20,000 | a smaller batch is mostly its commit; a larger one holds up vacuum and standbys |
+//! | [`ranges`](super::BatchOptions::ranges), [`workers`](super::BatchOptions::workers) | 4, 1 | the server's writes limit the work: more batches at once slow requests down before they end the work sooner |
+//! | [`standby_lag`](super::Throttle::standby_lag), [`lock_waits`](super::Throttle::lock_waits) | 64 MB, 10 sessions | these are the first effects of a backfill on others: readers of standbys see old data, writers queue |
+//! | [`bad_rows`](super::BatchOptions::bad_rows) | 100 | a few odd rows are listed at once; more than that is a wrong mapping |
 
+mod builder;
 mod changes;
-mod column;
-mod column_steps;
+mod columns;
+mod contract;
+mod description;
+mod expand;
+mod inspection;
 #[cfg(feature = "lint")]
 mod lint;
-mod table;
+mod new_type;
+mod sql_migration;
+mod tables;
 
-pub use column::{ColumnMigration, ColumnMigrationBuilder};
-pub use table::{TableMigration, TableMigrationBuilder};
+pub use builder::SqlMigrationBuilder;
+pub use columns::{Column, ColumnMigration, ColumnMigrationBuilder};
+pub use sql_migration::SqlMigration;
+pub use tables::{Table, TableMigration, TableMigrationBuilder};

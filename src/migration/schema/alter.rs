@@ -1,16 +1,14 @@
-//! Changes of the schema under load, and the checks before them.
+//! Changes of the schema under load.
 //!
-//! `ALTER TABLE` waits for every transaction on the table, and everybody else waits behind it. So it waits only
-//! for a moment, goes away, and comes back.
+//! `ALTER TABLE` waits for every transaction on the table, and every later transaction waits behind it. So each attempt
+//! waits for a moment only; between attempts the others get their turn.
 
 use std::time::Duration;
 
-use sqlx::postgres::PgDatabaseError;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 use tokio::time::sleep;
 
-use super::guard::GuardTrigger;
-use crate::ledger::{is_lock_timeout, migrations, sql_state, unprepared};
+use crate::ledger::{describe_error, is_lock_timeout, migrations, sql_state, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -18,29 +16,12 @@ use crate::migration::runtime::Migration;
 
 /// How long others may have to wait behind a statement that waits for its lock.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '200ms'";
-/// How often it comes back before it is given back to the driver, which says what it waits for and tries again.
+/// Attempts before the driver reports what the statement waits for, and tries again later.
 const ATTEMPTS: u32 = 6;
-/// Between attempts: from, to; a random part is added.
+/// The first and the longest pause between attempts; a random part is added.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// Arms the trap anew where another build has armed another one: what strangers write is copied as this build copies it.
-pub(crate) async fn rearm(
-    pool: &PgPool,
-    table: &str,
-    trap: &GuardTrigger,
-    migration: &Migration,
-) -> Result<(), PlanError> {
-    let mut tx = begin(pool, &[Phase::Backfill], migration).await?;
-    let is_armed = trap.is_armed(&mut tx, Some(migration)).await?;
-    tx.rollback().await?;
-    if is_armed {
-        return Ok(());
-    }
-    tracing::info!(migration = migration.name(), table, "the trap is armed anew: the mapping is another one");
-    alter(pool, table, migration, Phase::Backfill, &trap.arm(migration)).await
-}
-
-/// Runs a statement that changes the schema of a table.
+/// Runs a statement that changes the schema of a table, in one transaction of this phase.
 pub(crate) async fn alter(
     pool: &PgPool,
     table: &str,
@@ -83,7 +64,7 @@ async fn alter_or_drop(
             Err(error) if is_lock_timeout(&error) => tx.rollback().await?,
             Err(error) => return Err(refusal(error, table, statement)),
         }
-        tracing::info!(statement, "the lock was not to be had in 200 ms; trying again");
+        tracing::info!(table, statement, "could not acquire the lock within 200 ms; retrying");
         sleep(backoff + Duration::from_millis(fastrand::u64(0..100))).await;
         backoff = (backoff * 2).min(BACKOFF.1);
     }
@@ -91,26 +72,25 @@ async fn alter_or_drop(
     let holders = locked_by(table, None, &mut tx).await?;
     tx.rollback().await?;
     Err(PlanError::NotNow(format!(
-        "`{statement}` did not get its lock within 200 ms in {ATTEMPTS} attempts; transactions on the table: {}",
-        if holders.is_empty() { "none any more".to_owned() } else { holders.join(", ") }
+        "could not acquire the lock on table {table} within 200 ms in {ATTEMPTS} attempts; to unblock: end the \
+         transactions on the table ({}); the statement is `{statement}`",
+        if holders.is_empty() { "none is left".to_owned() } else { holders.join(", ") }
     )))
 }
 
-/// What somebody has to do about the error, where that can be said.
+/// What to do about the error.
 fn refusal(error: sqlx::Error, table: &str, statement: &str) -> PlanError {
-    let detail =
-        error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()?.detail());
+    let reason = describe_error(&error);
     match sql_state(&error).as_deref() {
         Some("42501") => PlanError::Refused(format!(
-            "this role may not change {table} ({error}): let its owner run `{statement}`"
+            "this role may not change {table}: {reason}; to fix: let the owner of the table run `{statement}`"
         )),
-        Some("23514") => PlanError::Refused(format!("`{statement}` failed: {error}")),
-        Some("2BP01") => PlanError::Refused(format!("{error}: {}", detail.unwrap_or_default())),
-        _ => error.into(),
+        Some(_) => PlanError::Refused(format!("`{statement}` failed: {reason}")),
+        None => error.into(),
     }
 }
 
-/// Whose transactions hold a lock on the table, of this mode or any, the oldest first.
+/// The transactions that hold a lock on the table, of this mode or any, the oldest first.
 pub(crate) async fn locked_by(
     table: &str,
     mode: Option<&str>,

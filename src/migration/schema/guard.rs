@@ -1,140 +1,284 @@
-//! Writes by strangers: builds without the library, jobs of the night, people with `psql`.
+//! The guard trigger: what happens to external writes, those of builds without the library, jobs and people with `psql`.
 //!
 //! # The hazard
 //!
-//! The fleet agrees on what is written; whoever is not of it writes the old side alone. Its row is on neither page of
-//! the protocol: written while the copy is made it is stale on the new side, written after `retire` nobody reads it.
+//! The fleet agrees on which sides are written. An external writer writes one side only. Without the trigger a row that
+//! it writes during the copy is stale on the new side, and one that it writes after `retire` is never read.
 //!
-//! # What is done about it
+//! # What the trigger does
 //!
-//! The expand step arms a trigger, in the statement that makes the new side. It lets pinned writes pass (the fence leaves
-//! the migration's number in a setting of the transaction, `cutover.pin`, which ends with it), and for all others:
+//! The expand step installs it in the transaction that makes the new side. Pinned writes pass: the fence leaves the
+//! migration's id in a setting of the transaction, `cutover.pin`, and the trigger's condition compares it before any
+//! function is called. Every other write is recorded with its `application_name`, and then:
 //!
-//! | phase | a write of the old side |
-//! |---|---|
-//! | until `switch` | is written down with its `application_name`, and copied to the new side on the spot |
-//! | `retire`, `contract` | is refused with SQLSTATE `ZC003` |
+//! | phase | which side has authority | an external write |
+//! |---|---|---|
+//! | `off` to `ramp` | old | its old side is mapped to the new one, whatever the new side holds |
+//! | `switch` | new | its new side is mapped to the old one; an update of the old side alone is mapped to the new one |
+//! | `retire`, `contract` | new | of the old side: is refused with SQLSTATE `ZC003`; of the new side: passes |
 //!
-//! Where the mapping is not SQL nothing can be copied on the spot. Then `backfill → verify` waits until no stranger was
-//! seen for a while, a scan counts only while none was seen since, and from `ramp` on such writes are refused.
+//! An update of the new side alone is mapped to the old one until `switch`. Whether an update changed a side is compared.
+//! For an insert Postgres does not tell which columns it named, so authority decides, and never a null or a default.
+//! There is one exception: in `switch` a row with a value in an old column that has no default, and with none in the new
+//! column, can only have been inserted through the old one; its value is mapped instead of lost.
 //!
-//! A stranger holds no pin. So a copy, a scan and the moves after which writes are refused wait for the strangers'
-//! transactions that are open (`cutover.record_external_write` takes a lock): what one of them has begun under one rule does not end
-//! under another.
+//! A mapping that fails does not fail the external write. The row's key is recorded for repair instead.
 //!
-//! The trigger runs with the rights and the `search_path` of whoever armed it, because a stranger may have neither; and
-//! after all others, by its name, so that it sees what they have made of the row. A trigger does not fire for the replaying side of logical replication, nor with `session_replication_role = replica`.
+//! If the mapping is written in Rust, the trigger cannot evaluate it. Then `backfill → verify` waits until no external
+//! write was seen for a while, a scan counts only if none was seen since, and from `ramp` on such writes are refused.
+//!
+//! An external writer holds no pin. So a copy, a scan and the moves after which writes are refused wait for the external
+//! transactions that are open; `cutover.record_external_write` takes a lock for this.
+//!
+//! # Safety
+//!
+//! The function runs with the rights of the role that installed it, because an external writer may have none on the new
+//! side. So its `search_path` is fixed and contains no schema that others may create objects in, and the user's
+//! expressions are written out with the functions, operators and types that they meant at that time. Its other settings
+//! are those of the batches. No other role may execute it: whoever could would attach it to a table of its own and write
+//! the new side with its owner's rights.
+//!
+//! The trigger fires after all others, by its name, so it sees what they made of the row. It does not fire with
+//! `session_replication_role = replica` or while it is disabled.
 
 use sqlx::PgConnection;
 
-use crate::ledger::unprepared;
+use crate::ledger::{describe_error, unprepared};
 use crate::migration::batch::{MappingCode, Sides};
-use crate::migration::catalog::{quote, unquote};
-use crate::migration::runtime::Migration;
+use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, quote, resolve};
 
-/// A trap for one table. Names are quoted.
+/// The guard trigger of one migration on the table of its old side. Names are quoted.
 #[derive(Debug, Clone)]
 pub(crate) struct GuardTrigger {
     table: String,
-    /// The new side, which the triggers are named after: a table can have several.
-    new: String,
-    /// What the trigger does. It gets the migration's number as its argument.
-    body: String,
-    is_row_made: bool,
+    watched: Watched,
+    key: Vec<String>,
+    forward: MappingCode,
+    backward: MappingCode,
 }
 
-/// Whether writes by strangers are copied on the spot, and from when on they are refused.
-fn rules(forward: &MappingCode) -> (bool, &'static str) {
-    match forward {
-        MappingCode::Sql(_) => (true, "array['retire', 'contract']"),
-        MappingCode::Rust(_) => (false, "array['ramp', 'switch', 'retire', 'contract']"),
-    }
+#[derive(Debug, Clone)]
+enum Watched {
+    /// Two columns of the table.
+    Columns { old: String, new: String },
+    /// All rows, for a table with these columns besides the key.
+    Rows { target: String, columns: Vec<String> },
+}
+
+/// Both mappings as a `select` over a row that is called `cutover_row`, without its `from`; `None` in Rust. And the table
+/// that the trigger writes.
+struct Selects {
+    forward: Option<String>,
+    backward: Option<String>,
+    target: String,
 }
 
 const REFUSE: &str = "raise exception using errcode = 'ZC003', \
-     message = format('%s is no longer written by itself: migration %s is in `%s`', tg_table_name, tg_argv[0], phase), \
-     detail = format('The write is %s''s, by role %s.', \
-         coalesce(nullif(current_setting('application_name'), ''), 'somebody'), session_user), \
-     hint = 'Write the new side, or through the service.';";
+     message = pg_catalog.format('%s is no longer written through its old side: migration %s is in `%s`', \
+         tg_table_name, tg_argv[0], phase), \
+     detail = pg_catalog.format('The write came from application %s, role %s.', \
+         coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), session_user), \
+     hint = 'Write the new side, or write through the service.';";
 
-/// What every body begins with. The user's expressions come into it as they are.
-fn body(mends: bool, before: &str, after: &str) -> String {
-    format!(
-        "\n#variable_conflict use_column\ndeclare phase text; is_old boolean; begin {before} \
-         phase := cutover.record_external_write(tg_argv[0]::integer, {mends}); {after} end "
-    )
+/// Failures that concern the transaction, not the row: it has to be repeated as a whole.
+const RAISE: &str = "when serialization_failure or deadlock_detected then raise;";
+
+/// The phases that refuse external writes of the old side.
+fn refused(forward: &MappingCode) -> &'static str {
+    match forward {
+        MappingCode::Sql(_) => "'retire', 'contract'",
+        MappingCode::Rust(_) => "'ramp', 'switch', 'retire', 'contract'",
+    }
+}
+
+fn written(how: &MappingCode) -> Option<String> {
+    match how {
+        MappingCode::Sql(expressions) => {
+            let values: Vec<String> =
+                expressions.iter().enumerate().map(|(n, text)| format!("({text}) as v{n}")).collect();
+            Some(format!("select {}", values.join(", ")))
+        }
+        MappingCode::Rust(_) => None,
+    }
 }
 
 impl GuardTrigger {
-    /// For a column of `table` that moves into another one.
-    pub(crate) fn on_column(table: &str, old: &str, new: &str, sides: &Sides) -> Self {
-        // By their images: not every type has an `=`.
-        let same = |column: &str| format!("row(old.{column})::record *= row(new.{column})::record");
-        let (same_old, same_new) = (same(old), same(new));
-        let mend = |column: &str, code: &MappingCode| match code {
-            MappingCode::Sql(expressions) => {
-                format!("select {} into new.{column} from (select new.*) as row;", expressions.join(", "))
-            }
-            MappingCode::Rust(_) => "null;".to_owned(),
-        };
-        let (forward, backward) = (mend(new, &sides.forward.code), mend(old, &sides.backward.code));
-        let (mends, refused) = rules(&sides.forward.code);
-        // Of an inserted row the old column may be a default: who names the new one has meant that.
-        let before = format!(
-            "if tg_op = 'UPDATE' and {same_old} and {same_new} then return new; end if; \
-             is_old := case tg_op when 'INSERT' then new.{new} is null else not ({same_old}) end;"
-        );
-        let after = format!(
-            "if is_old and (tg_op = 'UPDATE' or new.{old} is not null) and phase = any ({refused}) then {REFUSE} end if; \
-             if phase in ('retire', 'contract') then return new; end if; \
-             if is_old then {forward} else {backward} end if; \
-             return new;"
-        );
-        let body = body(mends, &before, &after);
-        Self { table: table.to_owned(), new: new.to_owned(), body, is_row_made: false }
+    /// For the column `old` of a table, which moves to column `new`. `key`: columns as the catalog names them.
+    pub(crate) fn on_column(old: &str, new: &str, sides: &Sides, key: &[String]) -> Self {
+        let watched = Watched::Columns { old: old.to_owned(), new: new.to_owned() };
+        Self::over(watched, sides, key)
     }
 
-    /// For a table whose rows move into another one. `key` is the key's columns.
+    /// For all rows of a table, which move to another one.
     pub(crate) fn on_table(sides: &Sides, key: &[String]) -> Self {
-        let Sides { old: table, new: target, forward, .. } = sides;
-        let key: Vec<String> = key.iter().map(|column| quote(column)).collect();
-        let of =
-            |row: &str| key.iter().map(|column| format!("{row}.{column}")).collect::<Vec<_>>().join(", ");
-        let columns = [key.as_slice(), forward.columns.as_slice()].concat().join(", ");
-        let sets: Vec<String> =
-            forward.columns.iter().map(|column| format!("{column} = excluded.{column}")).collect();
-        let mend = match &forward.code {
-            MappingCode::Sql(expressions) => format!(
-                "if tg_op = 'TRUNCATE' then delete from {target}; return null; end if; \
-                 if tg_op = 'DELETE' or (tg_op = 'UPDATE' and ({old_key}) is distinct from ({new_key})) then \
-                     delete from {target} as gone where ({gone_key}) = ({old_key}); end if; \
-                 if tg_op <> 'DELETE' then \
-                     insert into {target} ({columns}) overriding system value \
-                     select {key}, {values} from (select new.*) as row \
-                     on conflict ({key}) do update set {sets}; end if;",
-                old_key = of("old"),
-                new_key = of("new"),
-                gone_key = of("gone"),
-                key = key.join(", "),
-                values = expressions.join(", "),
-                sets = sets.join(", "),
-            ),
-            MappingCode::Rust(_) => String::new(),
+        let watched = Watched::Rows { target: sides.new.clone(), columns: sides.forward.columns.clone() };
+        Self::over(watched, sides, key)
+    }
+
+    fn over(watched: Watched, sides: &Sides, key: &[String]) -> Self {
+        let key = key.iter().map(|column| quote(column)).collect();
+        let (forward, backward) = (sides.forward.code.clone(), sides.backward.code.clone());
+        Self { table: sides.old.clone(), watched, key, forward, backward }
+    }
+
+    fn written(&self) -> Selects {
+        let (backward, target) = match &self.watched {
+            Watched::Columns { .. } => (written(&self.backward), String::new()),
+            Watched::Rows { target, .. } => (None, target.clone()),
         };
-        let (mends, refused) = rules(&forward.code);
-        let after = format!("if phase = any ({refused}) then {REFUSE} end if; {mend} return null;");
-        let body = body(mends, "", &after);
-        Self { table: table.clone(), new: target.clone(), body, is_row_made: true }
+        Selects { forward: written(&self.forward), backward, target }
     }
 
-    /// Arms it, in the place of an earlier one.
-    pub(crate) fn arm(&self, migration: &Migration) -> String {
-        self.armed_as(&migration.id().to_string())
+    /// What the function executes. It gets the migration's id as its argument.
+    fn body(&self, selects: &Selects) -> String {
+        let copies = selects.forward.is_some();
+        let (before, after) = match &self.watched {
+            Watched::Columns { old, new } => self.on_columns(old, new, selects),
+            Watched::Rows { columns, .. } => (String::new(), self.on_rows(columns, selects)),
+        };
+        format!(
+            "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
+             begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {copies}); {after} end "
+        )
     }
 
-    /// The same with a number that is not known yet.
-    pub(crate) fn armed_as(&self, id: &str) -> String {
-        let Self { table, new, body, is_row_made } = self;
+    fn on_columns(&self, old: &str, new: &str, selects: &Selects) -> (String, String) {
+        // By their images, because not every type has an `=`.
+        let same = |column: &str| {
+            format!(
+                "row(old.{column})::pg_catalog.record operator(pg_catalog.*=) row(new.{column})::pg_catalog.record"
+            )
+        };
+        let (same_old, same_new) = (same(old), same(new));
+        let map = |column: &str, select: &Option<String>| match select {
+            Some(select) => {
+                format!(
+                    "select v0 into new.{column} from ({select} from (select new.*) as cutover_row) as mapped;"
+                )
+            }
+            None => "null;".to_owned(),
+        };
+        let (forward, backward) = (map(new, &selects.forward), map(old, &selects.backward));
+        let name = old.trim_matches('"');
+        // Looked up only for an insert that might be lost or refused.
+        let old_was_named = format!(
+            "not exists (select from pg_catalog.pg_attrdef d join pg_catalog.pg_attribute a \
+                 on a.attrelid = d.adrelid and a.attnum = d.adnum where d.adrelid = tg_relid and a.attname = '{name}')"
+        );
+        let before = format!("if tg_op = 'UPDATE' and {same_old} and {same_new} then return new; end if;");
+        let after = format!(
+            "if phase in ({refused}) then \
+                 if tg_op = 'UPDATE' then writes_old := not ({same_old}); \
+                 else writes_old := new.{old} is not null and (new.{new} is null or {old_was_named}); end if; \
+                 if writes_old then {REFUSE} end if; \
+             end if; \
+             if phase in ('retire', 'contract') then return new; end if; \
+             if tg_op = 'INSERT' then \
+                 maps_forward := phase <> 'switch' \
+                     or new.{old} is not null and new.{new} is null and {old_was_named}; \
+             elsif phase = 'switch' then maps_forward := {same_new}; \
+             else maps_forward := not ({same_old}); end if; \
+             begin if maps_forward then {forward} else {backward} end if; \
+             exception {RAISE} when others then {record} end; \
+             return new;",
+            refused = refused(&self.forward),
+            record =
+                self.record("case when maps_forward or phase <> 'switch' then 'new' else 'old' end", "new"),
+        );
+        (before, after)
+    }
+
+    fn on_rows(&self, columns: &[String], selects: &Selects) -> String {
+        let target = &selects.target;
+        let of = |row: &str| {
+            self.key.iter().map(|column| format!("{row}.{column}")).collect::<Vec<_>>().join(", ")
+        };
+        let key = self.key.join(", ");
+        let all = [self.key.as_slice(), columns].concat().join(", ");
+        let sets: Vec<String> =
+            columns.iter().map(|column| format!("{column} = excluded.{column}")).collect();
+        let values: Vec<String> = (0..columns.len()).map(|n| format!("v{n}")).collect();
+        let (old_key, new_key, gone_key) = (of("old"), of("new"), of("gone"));
+        let copy = selects.forward.as_ref().map_or_else(String::new, |select| {
+            format!(
+                "if tg_op = 'TRUNCATE' then delete from {target}; return null; end if; \
+                 begin \
+                     if tg_op = 'DELETE' or (tg_op = 'UPDATE' and ({old_key}) is distinct from ({new_key})) then \
+                         delete from {target} as gone where ({gone_key}) = ({old_key}); end if; \
+                     if tg_op <> 'DELETE' then \
+                         insert into {target} ({all}) overriding system value \
+                         select {of_row}, {values} from (select new.*) as cutover_row \
+                             cross join lateral ({select}) as mapped \
+                         on conflict ({key}) do update set {sets}; end if; \
+                 exception {RAISE} when others then \
+                     if tg_op <> 'INSERT' then {record_old} end if; \
+                     if tg_op <> 'DELETE' then {record_new} end if; \
+                 end;",
+                of_row = of("cutover_row"),
+                values = values.join(", "),
+                sets = sets.join(", "),
+                record_old = self.record("'new'", "old"),
+                record_new = self.record("'new'", "new"),
+            )
+        });
+        format!("if phase in ({}) then {REFUSE} end if; {copy} return null;", refused(&self.forward))
+    }
+
+    /// Records the key of a row whose `side` is behind.
+    fn record(&self, side: &str, row: &str) -> String {
+        let values: Vec<String> = self.key.iter().map(|column| format!("{row}.{column}")).collect();
+        let key = match &*values {
+            [only] => format!("pg_catalog.to_jsonb({only})"),
+            several => format!("pg_catalog.jsonb_build_array({})", several.join(", ")),
+        };
+        format!("perform cutover.record_external_repair(tg_argv[0]::integer, {side}, {key}, sqlerrm);")
+    }
+
+    /// The statements that install the trigger, with the user's expressions as they are. For people to read.
+    pub(crate) fn arm_as_written(&self, id: &str) -> String {
+        self.arm(id, &self.written(), "")
+    }
+
+    /// The statements that install the trigger, in place of an earlier one of the migration. `added`: the new column and
+    /// its type, which the table may not have yet.
+    ///
+    /// # Errors
+    ///
+    /// Why the mapping cannot be computed, or the server's error.
+    pub(crate) async fn armed(
+        &self,
+        connection: &mut PgConnection,
+        added: Option<(&str, &str)>,
+        migration: i32,
+    ) -> Result<Result<String, String>, sqlx::Error> {
+        let mut selects = self.written();
+        for (how, select) in [(&self.forward, &mut selects.forward), (&self.backward, &mut selects.backward)]
+        {
+            if let (MappingCode::Sql(expressions), Some(select)) = (how, select) {
+                match resolve(connection, &self.table, added, expressions).await {
+                    Ok(Resolved { select: resolved, .. }) => *select = resolved,
+                    Err(error @ sqlx::Error::Database(_)) => return Ok(Err(describe_error(&error))),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if let Watched::Rows { target, .. } = &self.watched {
+            let name = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) from pg_class c \
+                 join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
+            let qualified: Option<String> =
+                unprepared::query_scalar(name).bind(target).fetch_optional(&mut *connection).await?;
+            let Some(qualified) = qualified else { return Ok(Err(format!("table {target} does not exist"))) };
+            selects.target = qualified;
+        }
+        let fingerprint: String = unprepared::query_scalar("select md5($1)")
+            .bind(self.body(&self.written()))
+            .fetch_one(connection)
+            .await?;
+        Ok(Ok(self.arm(&migration.to_string(), &selects, &fingerprint)))
+    }
+
+    fn arm(&self, id: &str, selects: &Selects, fingerprint: &str) -> String {
+        let (table, body) = (&self.table, self.body(selects));
         let trigger = |name: &str, when: &str, each: &str| {
             format!(
                 "; drop trigger if exists {name} on {table}; \
@@ -143,74 +287,56 @@ impl GuardTrigger {
                  execute function cutover.guard_{id}('{id}')"
             )
         };
-        let [on_rows, on_all] = triggers(new);
-        let former = former(new);
-        let triggers = match is_row_made {
-            true => {
+        let [on_rows, on_truncate] = triggers(id);
+        let triggers = match &self.watched {
+            Watched::Rows { .. } => {
                 trigger(&on_rows, "after insert or update or delete", "row")
-                    + &trigger(&on_all, "after truncate", "statement")
+                    + &trigger(&on_truncate, "after truncate", "statement")
             }
-            false => trigger(&on_rows, "before insert or update", "row"),
+            Watched::Columns { .. } => trigger(&on_rows, "before insert or update", "row"),
         };
-        // Temporary tables come last, or a stranger's would be taken for the new side. And whoever may execute the function
-        // could set it on a table of his own, and write the new side with its owner's rights.
+        let settings: Vec<String> =
+            MAPPING_SETTINGS.iter().map(|(name, value)| format!("set {name} = '{value}'")).collect();
         format!(
-            "select set_config('search_path', \
-                 concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp'), true); \
-             create or replace function cutover.guard_{id}() returns trigger \
-             language plpgsql security definer set search_path from current as $trap${body}$trap$; \
-             revoke all on function cutover.guard_{id}() from public; \
-             drop trigger if exists {former} on {table}{triggers}"
+            "create or replace function cutover.guard_{id}() returns trigger language plpgsql security definer \
+             set search_path = pg_catalog, pg_temp {} as $guard$\n-- {fingerprint}\n{body}$guard$; \
+             revoke all on function cutover.guard_{id}() from public{triggers}",
+            settings.join(" ")
         )
     }
 
-    /// Whether this very trap is armed, with `migration`'s number where one is given. A build whose mapping is another
-    /// one has another trap.
+    /// Whether this very trigger is installed on the table with this oid. A build with another mapping has another one.
     pub(crate) async fn is_armed(
         &self,
         connection: &mut PgConnection,
-        migration: Option<&Migration>,
+        relation: i64,
+        migration: i32,
     ) -> Result<bool, sqlx::Error> {
-        let [on_rows, _] = triggers(&self.new);
         unprepared::query_scalar(
             "select exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
-                 where t.tgrelid = to_regclass($1) and t.tgname = $2 and p.prosrc = $3 \
-                   and ($4::text is null or p.proname = 'guard_' || $4))",
+                 join pg_namespace n on n.oid = p.pronamespace and n.nspname = 'cutover' \
+                 where t.tgrelid = $1::oid and p.proname = 'guard_' || $2::text \
+                   and strpos(p.prosrc, md5($3)) > 0)",
         )
-        .bind(&self.table)
-        .bind(unquote(&on_rows))
-        .bind(&self.body)
-        .bind(migration.map(|migration| migration.id().to_string()))
+        .bind(relation)
+        .bind(migration.to_string())
+        .bind(self.body(&self.written()))
         .fetch_one(connection)
         .await
     }
+
+    /// The statements that remove the trigger from the table, which has this quoted name now.
+    pub(crate) fn disarm(&self, table: &str, id: &str) -> String {
+        let [on_rows, on_truncate] = triggers(id);
+        format!(
+            "drop trigger if exists {on_rows} on {table}; drop trigger if exists {on_truncate} on {table}; \
+             drop function if exists cutover.guard_{id}()"
+        )
+    }
 }
 
-/// Takes the trap away from a table that may be about to go.
-pub(crate) fn disarm(table: &str, new: &str, migration: &Migration) -> String {
-    disarmed_as(table, new, &migration.id().to_string())
-}
-
-/// The same with a number that is not known yet.
-pub(crate) fn disarmed_as(table: &str, new: &str, id: &str) -> String {
-    let ([on_rows, on_all], former) = (triggers(new), former(new));
-    format!(
-        "drop trigger if exists {on_rows} on {table}; drop trigger if exists {on_all} on {table}; \
-         drop trigger if exists {former} on {table}; drop function if exists cutover.guard_{id}()"
-    )
-}
-
-/// The names of the triggers for a new side. Those of one kind fire in the order of their names.
-fn triggers(new: &str) -> [String; 2] {
-    ["zzz_cutover_", "zzz_cutover_all_"].map(|kind| named(kind, new))
-}
-
-/// What the trigger on rows was called when the ledger had version 1. Its function is the same, with another call.
-fn former(new: &str) -> String {
-    named("cutover_", new)
-}
-
-fn named(kind: &str, new: &str) -> String {
-    let name: String = format!("{kind}{}", unquote(new).replace("\".\"", "_")).chars().take(63).collect();
-    quote(&name)
+/// The names of a migration's triggers. Triggers of one kind fire in the order of their names, and the id keeps those of
+/// two migrations of one table apart.
+fn triggers(id: &str) -> [String; 2] {
+    [format!("\"zzz_cutover_{id}_row\""), format!("\"zzz_cutover_{id}_truncate\"")]
 }

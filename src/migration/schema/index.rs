@@ -1,8 +1,8 @@
-//! Indexes on the new side, built while everybody writes.
+//! Indexes on the new side, built while others write.
 //!
-//! `CREATE INDEX CONCURRENTLY` can't run in a transaction, so it isn't fenced; it changes no row. It makes nobody wait, and
-//! waits itself for every transaction that is older. So it has no `lock_timeout`: one would leave it invalid and begin
-//! again. Whom it waits for is said instead.
+//! `CREATE INDEX CONCURRENTLY` cannot run in a transaction, so it is not fenced; it changes no row. It blocks no writer and
+//! waits itself for every older transaction. It runs without `lock_timeout`, because an expired one would leave an invalid
+//! index. The transactions that it waits for are reported instead.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -13,31 +13,31 @@ use tokio::time::timeout;
 use super::alter::locked_by;
 use super::index_definition::Index;
 use crate::ledger::locks;
-use crate::ledger::{READ_COMMITTED, sql_state, unprepared};
+use crate::ledger::{READ_COMMITTED, describe_error, sql_state, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::quote;
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
 
-/// Between looks at whom a build waits for.
-const LOOK: Duration = Duration::from_secs(1);
-/// What a role's limits are, they are for requests.
+/// How often the transactions that a build waits for are reported.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// The limits of the role are meant for requests.
 const UNLIMITED: &str = "select set_config(name, '0', false) from pg_settings \
     where name in ('statement_timeout', 'lock_timeout', 'transaction_timeout') and setting <> '0'";
-/// Behind a pooler others get the session next.
+/// Behind a pooler another client gets the session next.
 const LIMITED: &str = "reset statement_timeout; reset lock_timeout";
 
-/// What there is by an index's name.
+/// What exists under an index's name.
 enum Found {
-    /// Just that, and valid.
+    /// The described index, valid.
     Same,
-    /// What a build has left, by its full name.
+    /// An invalid index that a build has left, by its full name.
     Invalid(String),
     Nothing,
 }
 
-/// Sees to it that each is there and valid.
+/// Builds the indexes that do not exist or are invalid.
 pub(crate) async fn ensure(
     pool: &PgPool,
     table: &str,
@@ -53,8 +53,8 @@ pub(crate) async fn ensure(
     if missing.is_empty() {
         return Ok(());
     }
-    // A transaction's lock: behind a pooler a session's would stay with whoever gets the session next. It has no snapshot
-    // that the build would wait for.
+    // A transaction holds the lock, because behind a pooler a session's lock would stay with the next client. The
+    // transaction has no snapshot that the build would wait for, and takes no other lock.
     let mut keeper = pool.acquire().await?.detach();
     let mut keeper = keeper.begin_with(READ_COMMITTED).await?;
     keeper.execute("set local idle_in_transaction_session_timeout = 0").await?;
@@ -64,9 +64,12 @@ pub(crate) async fn ensure(
         .fetch_one(&mut *keeper)
         .await?;
     if !is_mine {
-        return Err(PlanError::Refused(format!("an index on {table} is being built by another instance")));
+        return Err(PlanError::NotNow(format!(
+            "another instance builds the indexes of migration {} on {table}",
+            migration.name()
+        )));
     }
-    // Not the pool's any more: it may be at it for hours, and is closed when nobody waits for it.
+    // Taken out of the pool: a build can take hours, and its session is closed when the work is dropped.
     let mut session = pool.acquire().await?.detach();
     session.execute(UNLIMITED).await?;
     let mut outcome = Ok(());
@@ -82,7 +85,7 @@ pub(crate) async fn ensure(
 
 async fn look(pool: &PgPool, table: &str, index: &Index, migration: &Migration) -> Result<Found, PlanError> {
     let mut tx = begin(pool, &[Phase::Verify, Phase::Ramp], migration).await?;
-    // In the table's own schema, where an index always is.
+    // An index is always in its table's schema.
     let found: Option<(bool, bool, String, String)> = unprepared::query_as(
         "select i.indrelid = t.oid, i.indisvalid and i.indisready, format('%I.%I', n.nspname, c.relname), \
                 case when i.indisunique then 'unique' else '' end \
@@ -97,13 +100,15 @@ async fn look(pool: &PgPool, table: &str, index: &Index, migration: &Migration) 
     .await?;
     match found {
         None => Ok(Found::Nothing),
-        Some((false, ..)) => {
-            Err(PlanError::Refused(format!("index {} is another table's", quote(&index.name))))
-        }
+        Some((false, ..)) => Err(PlanError::Refused(format!(
+            "index {} belongs to another table; to fix: describe it under another name",
+            quote(&index.name)
+        ))),
         Some((true, false, name, _)) => Ok(Found::Invalid(name)),
         Some((true, true, name, is)) => match described(&mut tx, table, index).await? {
             Some(wanted) if wanted != is => Err(PlanError::Refused(format!(
-                "index {name} is there as `{}` and was described as `{}`: drop it, or give one of them another name",
+                "index {name} exists as `{}` and is described as `{}`; to fix: describe it under another name, or \
+                 `drop index concurrently {name}`",
                 is.trim(),
                 wanted.trim()
             ))),
@@ -112,13 +117,18 @@ async fn look(pool: &PgPool, table: &str, index: &Index, migration: &Migration) 
     }
 }
 
-/// The index as the server would write it: it is asked with an empty table of the same columns. `None` where this role
-/// may not make one.
+/// The described index as the server writes it, found with an empty temporary table of the same columns. `None` if this
+/// role may not create one.
 async fn described(tx: &mut PgConnection, table: &str, index: &Index) -> Result<Option<String>, PlanError> {
     let twin = format!("create temp table cutover_twin (like {table}) on commit drop");
     match tx.execute(AssertSqlSafe(twin)).await {
         Err(error) if sql_state(&error).as_deref() == Some("42501") => {
-            tracing::warn!(%error, index = index.name, "taken as it is: this role can't compare it with its description");
+            let error = describe_error(&error);
+            tracing::warn!(
+                error,
+                index = index.name,
+                "could not compare the index with its description; using it"
+            );
             return Ok(None);
         }
         outcome => outcome?,
@@ -134,7 +144,7 @@ async fn described(tx: &mut PgConnection, table: &str, index: &Index) -> Result<
 }
 
 fn failed(statement: &str, error: &sqlx::Error) -> PlanError {
-    PlanError::Refused(format!("`{statement}` failed: {error}"))
+    PlanError::Refused(format!("`{statement}` failed: {}", describe_error(error)))
 }
 
 async fn build(
@@ -147,15 +157,15 @@ async fn build(
     match look(pool, table, index, migration).await? {
         Found::Same => return Ok(()),
         Found::Invalid(name) => {
-            // A build whose instance has died goes on in the server.
+            // The server continues a build whose instance has died.
             let builders = locked_by(table, Some("ShareUpdateExclusiveLock"), session).await?;
             if !builders.is_empty() {
-                return Err(PlanError::Refused(format!(
-                    "index {name} is not valid, but may still be built: {}",
+                return Err(PlanError::NotNow(format!(
+                    "index {name} is invalid and another session may still be building it: {}",
                     builders.join(", ")
                 )));
             }
-            tracing::info!(index = name, "left over from a build that did not end: dropped and built again");
+            tracing::info!(index = name, "dropping the invalid index of a build that did not finish");
             let drop = format!("drop index concurrently if exists {name}");
             run(session, pool, &drop, migration).await?;
         }
@@ -166,7 +176,7 @@ async fn build(
     run(session, pool, &create, migration).await
 }
 
-/// Runs a statement and says whom it waits for.
+/// Runs a statement and reports the transactions that it waits for.
 async fn run(
     session: &mut PgConnection,
     pool: &PgPool,
@@ -176,14 +186,17 @@ async fn run(
     let pid: i32 = unprepared::query_scalar("select pg_backend_pid()").fetch_one(&mut *session).await?;
     let mut work = pin!(session.execute(AssertSqlSafe(statement)));
     let outcome = loop {
-        if let Ok(outcome) = timeout(LOOK, &mut work).await {
+        if let Ok(outcome) = timeout(REPORT_EVERY, &mut work).await {
             break outcome;
         }
-        // Who can't be seen is not worth a build.
+        // A failed look at them must not end the build.
         let others = blockers(pool, pid).await.unwrap_or_default();
         let note = match others.is_empty() {
             true => String::new(),
-            false => format!("`{statement}` waits for older transactions: {}", others.join(", ")),
+            false => format!(
+                "waiting for older transactions: {}; to unblock: end them; the statement is `{statement}`",
+                others.join(", ")
+            ),
         };
         if migration.note(&note) && !note.is_empty() {
             tracing::info!(migration = migration.name(), note);
@@ -193,7 +206,7 @@ async fn run(
     outcome.map(|_| ()).map_err(|error| failed(statement, &error))
 }
 
-/// Whom this backend waits for.
+/// The transactions that this backend waits for.
 async fn blockers(pool: &PgPool, pid: i32) -> Result<Vec<String>, sqlx::Error> {
     unprepared::query_scalar(
         "select format('pid %s (%s)', pid, coalesce(nullif(application_name, ''), 'unnamed')) \

@@ -3,10 +3,10 @@ use crate::migration::catalog::quote;
 /// An index on the new side.
 #[derive(Debug, Clone)]
 pub(crate) struct Index {
-    /// As the catalog has it.
+    /// As the catalog names it.
     pub(crate) name: String,
     pub(crate) is_unique: bool,
-    /// What stands behind the table's name.
+    /// What follows the table's name.
     pub(crate) on: String,
 }
 
@@ -15,7 +15,7 @@ impl Index {
         Self { name: name.to_owned(), is_unique, on: on.trim().to_owned() }
     }
 
-    /// On `table`, a quoted name.
+    /// The statement that builds it on `table`, a quoted name.
     pub(crate) fn create(&self, table: &str) -> String {
         let unique = if self.is_unique { "unique " } else { "" };
         format!("create {unique}index concurrently {} on {table} {}", quote(&self.name), self.on)

@@ -1,10 +1,10 @@
 //! Changes of the schema under load: DDL, index builds and the guard trigger.
 
 mod alter;
-pub(super) mod guard;
+mod guard;
 pub(super) mod index;
 mod index_definition;
 
-pub(super) use alter::{alter, drop_old_side, rearm};
+pub(super) use alter::{alter, drop_old_side};
 pub(super) use guard::GuardTrigger;
 pub(super) use index_definition::Index;

@@ -23,7 +23,7 @@ use crate::{
     judge,
     ledger::Ledger,
     load::Load,
-    proxy::{Proxy, STABLE},
+    proxy::{LoadBalancer, STABLE},
     servers::{Servers, Throwaway},
     stats::Stage,
     status, story,
@@ -542,8 +542,8 @@ async fn servers(shared: &Shared) -> Result<(Servers, Gates, u16)> {
     let database = Database::prepare(&url, false).await?;
     let unleash_url = format!("http://127.0.0.1:{}", gates.unleash.port());
     let admin = UnleashAdmin::new(shared.unleash.url(), shared.unleash.admin_token())?;
-    let proxy = Proxy::start().await?;
-    if matches!(proxy, Proxy::Own(_)) {
+    let proxy = LoadBalancer::start().await?;
+    if matches!(proxy, LoadBalancer::Own(_)) {
         return Err(Failure::new("the game day needs a real Envoy: scripts/servers envoy"));
     }
     let servers = Servers {

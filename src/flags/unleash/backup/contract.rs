@@ -1,64 +1,65 @@
-//! What a place for the last known state has to do.
+//! The trait of a place that stores the last known state.
 
 use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-/// A place that keeps the last known state: [`FileBackup`](super::FileBackup),
-/// [`PostgresBackup`](super::PostgresBackup), `RedisBackup`, or one of your own.
+/// A place that stores the last known state: [`FileBackup`](super::FileBackup),
+/// [`PostgresBackup`](super::PostgresBackup), `RedisBackup`, or your own.
 ///
-/// One place per service and environment; its instances share it, because they all have the same
-/// state. A state is asked for once, at the start, and kept whenever it changed; both happen in
-/// the background and within [`UnleashOptions::time_limit`](super::super::UnleashOptions::time_limit).
-/// No failure here changes a decision.
+/// Use one place per service and environment. Its instances share it, because they all have the same state. A state is
+/// loaded once, at the start, and saved after each change. Both happen in the background and within
+/// [`UnleashOptions::time_limit`](super::super::UnleashOptions::time_limit). An error here changes no decision.
 #[async_trait]
 pub trait Backup: fmt::Debug + Send + Sync + 'static {
-    /// What was kept, as [`save`](Self::save) was given it; `None` when nothing was.
+    /// The bytes of the last [`save`](Self::save); `None` if there are none.
     ///
     /// # Errors
     ///
-    /// [`BackupError`]: defaults count then.
+    /// [`BackupError`]; the declared defaults apply then.
     ///
     /// # Cancel safety
     ///
-    /// Has to be safe.
+    /// Must be cancel safe.
     async fn load(&self) -> Result<Option<Bytes>, BackupError>;
 
-    /// Replaces what was kept, in one step: who loads meanwhile gets the one or the other.
+    /// Replaces the stored state atomically: a concurrent load returns either the old state or the new one.
     ///
     /// # Errors
     ///
-    /// [`BackupError`]: what was kept before has to stay.
+    /// [`BackupError`]; the previous state must stay.
     ///
     /// # Cancel safety
     ///
-    /// When dropped, the old state or the new one is kept, nothing in between.
+    /// Must be cancel safe: when dropped, either the old state or the new one is stored.
     async fn save(&self, state: Bytes) -> Result<(), BackupError>;
 }
 
-/// Why a state was not kept, or what was kept can't be used.
+/// Why a state could not be saved or loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackupError {
-    /// It is not what was kept: cut off, changed, or of another format.
-    #[error("what was kept is damaged: {0}")]
+    /// The stored state is truncated, changed, or has an unknown format.
+    #[error("the stored state is damaged: {0}; it is replaced by the next change of the flags")]
     Damaged(String),
-    /// More than a state may have.
-    #[error("a state of {bytes} bytes is refused: at most {limit} are kept")]
+    /// The state is larger than the limit.
+    #[error(
+        "the state has {bytes} bytes, more than the limit of {limit} bytes; archive flags that are no longer used"
+    )]
     TooLarge {
-        /// How many there are.
+        /// The size of the state, in bytes.
         bytes: u64,
-        /// How many there may be.
+        /// The largest size, in bytes.
         limit: usize,
     },
-    /// The place can't be reached or refuses.
+    /// The place is unreachable or refuses.
     #[error("{0}")]
     Place(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl BackupError {
-    /// The place's own error.
+    /// Wraps the place's own error.
     pub fn place(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Place(error.into())
     }

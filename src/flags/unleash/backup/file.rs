@@ -9,22 +9,22 @@ use bytes::Bytes;
 
 use super::{Backup, BackupError, seal};
 
-/// The last state in a file: for instances that keep their disk, or share a volume.
+/// The last state in a file, for instances that keep their disk or share a volume.
 ///
-/// Written beside it and renamed, so that a crash leaves the old state or the new one; readable by
-/// its owner only, because strategies may name users.
+/// The file is written under another name and renamed, so that a crash leaves either the old state or the new one. Only
+/// its owner can read it, because strategies may name users.
 #[derive(Clone, Debug)]
 pub struct FileBackup {
     path: PathBuf,
 }
 
 impl FileBackup {
-    /// The file; its folder has to be there and writable.
+    /// Uses the file at `path`. Its directory must exist and be writable.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// Runs it on a thread that may wait for a disk.
+    /// Runs `work` on a blocking thread; errors name the path.
     async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
@@ -53,7 +53,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
         opened => opened?,
     };
     let mut body = Vec::new();
-    // One more than may be, which tells.
+    // One byte more than the limit, so that a larger file is noticed.
     file.take(seal::LARGEST_SEALED as u64 + 1).read_to_end(&mut body)?;
     Ok(Some(body))
 }

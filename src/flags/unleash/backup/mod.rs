@@ -1,11 +1,9 @@
-//! The last known state, kept where an instance to come finds it.
+//! The last known state, stored where a new instance finds it.
 //!
-//! # The hazard
-//!
-//! A pod that starts while Unleash is away knows nothing, and a default that is safe in the code's
-//! first week sends everybody back to the old path in its tenth. What is kept may itself be half
-//! written, of another build, or grown out of all bounds; then defaults count and the log and
-//! `cutover_flag_backups_total{result="refused"}` say so.
+//! **Hazard.** A pod that starts while Unleash is unreachable knows no flags. A default that is safe in the first week
+//! of a feature sends everyone back to the old path in the tenth. The stored state may itself be truncated, written by
+//! another build, or too large. Then the declared defaults apply, and the log and
+//! `cutover_flag_backups_total{result="refused"}` show it.
 
 mod contract;
 mod file;

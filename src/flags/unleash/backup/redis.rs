@@ -9,7 +9,7 @@ use super::{Backup, BackupError, seal};
 
 /// The last state in Redis, under one key, without an expiry.
 ///
-/// Only as durable as that Redis is: one that was emptied has no state for who starts next.
+/// It is as durable as that Redis: after a flush, the next instance to start finds no state.
 #[derive(Clone)]
 pub struct RedisBackup {
     pool: Pool,
@@ -17,7 +17,7 @@ pub struct RedisBackup {
 }
 
 impl RedisBackup {
-    /// `key` should name service and environment, such as `flags:payments:production`.
+    /// `key` should contain the service and the environment, such as `flags:payments:production`.
     pub fn new(pool: Pool, key: impl Into<String>) -> Self {
         Self { pool, key: key.into() }
     }
@@ -33,7 +33,7 @@ impl std::fmt::Debug for RedisBackup {
 impl Backup for RedisBackup {
     async fn load(&self) -> Result<Option<Bytes>, BackupError> {
         let mut connection = self.pool.get().await.map_err(BackupError::place)?;
-        // One byte more than may be, which tells.
+        // One byte more than the limit, so that a larger value is noticed.
         let mut part = cmd("GETRANGE");
         let part = part.arg(&self.key).arg(0).arg(seal::LARGEST_SEALED);
         let body: Vec<u8> = part.query_async(&mut connection).await.map_err(BackupError::place)?;

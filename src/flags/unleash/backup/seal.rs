@@ -1,20 +1,19 @@
-//! How a state is kept: a line that says what follows, and the state.
+//! The stored form of a state: a header line with format, length and checksum, followed by the state.
 
 use bytes::Bytes;
 
 use super::BackupError;
 use crate::flags::names::checksum;
 
-/// More than any set of flags has; an endless answer must fill neither the memory nor a table.
+/// Larger than any realistic set of flags. The limit keeps an endless answer from filling memory or a table.
 pub(in crate::flags::unleash) const LARGEST_STATE: usize = 16 << 20;
 
-/// Room for the line.
+/// Includes space for the header line.
 pub(super) const LARGEST_SEALED: usize = LARGEST_STATE + 64;
 
 const FORMAT: &str = "cutover-flags/1";
 
-/// With its length and checksum before it: a state that was cut off or overwritten can still be
-/// good JSON.
+/// Adds the header line. A truncated or changed state can still be valid JSON, so length and checksum are needed.
 pub(in crate::flags::unleash) fn seal(state: &[u8]) -> Bytes {
     let mut sealed = format!("{FORMAT} {} {:016x}\n", state.len(), checksum(state)).into_bytes();
     sealed.extend_from_slice(state);
@@ -23,7 +22,7 @@ pub(in crate::flags::unleash) fn seal(state: &[u8]) -> Bytes {
 
 pub(in crate::flags::unleash) fn open(sealed: &Bytes) -> Result<Bytes, BackupError> {
     let damaged = |text: String| BackupError::Damaged(text);
-    let unknown = || damaged(format!("it does not begin with a line `{FORMAT} length checksum`"));
+    let unknown = || damaged(format!("it does not begin with the line `{FORMAT} <length> <checksum>`"));
     let end = sealed.iter().take(64).position(|byte| *byte == b'\n').ok_or_else(unknown)?;
     let state = sealed.slice(end + 1..);
     let line = std::str::from_utf8(&sealed[..end]).map_err(|_| unknown())?;
@@ -31,15 +30,15 @@ pub(in crate::flags::unleash) fn open(sealed: &Bytes) -> Result<Bytes, BackupErr
         return Err(unknown());
     };
     if length != state.len().to_string() {
-        return Err(damaged(format!("{length} bytes were kept, {} are there", state.len())));
+        return Err(damaged(format!("its header says {length} bytes, but it has {}", state.len())));
     }
     if sum != format!("{:016x}", checksum(&state)) {
-        return Err(damaged("its checksum is wrong".to_owned()));
+        return Err(damaged("its checksum does not match".to_owned()));
     }
     Ok(state)
 }
 
-/// What was kept, if it is not more than may be.
+/// The stored bytes, or an error if there are more than the limit.
 pub(super) fn within(sealed: Vec<u8>) -> Result<Bytes, BackupError> {
     if sealed.len() > LARGEST_SEALED { Err(too_large(sealed.len() as u64)) } else { Ok(sealed.into()) }
 }
@@ -53,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_kept_is_opened() {
+    fn a_truncated_or_changed_state_is_refused() {
         let state = Bytes::from_static(br#"{"version":2,"features":[]}"#);
         let sealed = seal(&state);
         assert_eq!(open(&sealed).unwrap(), state);

@@ -1,4 +1,4 @@
-//! A value whose unknown fields survive.
+//! A value that keeps its unknown fields.
 
 use std::{
     collections::BTreeMap,
@@ -12,15 +12,15 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-/// A typed session value that keeps the fields it doesn't know.
+/// A typed session value that keeps the fields that it does not know.
 ///
-/// A newer build adds a field to a struct that lives in the session. An older build that reads the
-/// struct and writes it back would drop that field; wrapped in `PreserveUnknown` it is carried along. Wrap from
-/// the first release on: it is the *older* build that has to do it.
+/// A newer build adds a field to a struct in the session. An older build that reads the struct and writes it back would
+/// drop that field. Wrapped in `PreserveUnknown`, the struct keeps it. Wrap values from the first release on, because
+/// the *older* build has to do it.
 ///
-/// What is unknown is found out, not declared: the fields of the stored value that `T` does not
-/// give back right after reading it. So `T` can still remove entries of its own maps and options.
-/// It looks into objects, at every depth, but not into arrays, whose elements have no identity.
+/// A field is unknown if `T` does not serialize it right after it was deserialized. So `T` can still remove entries of
+/// its own maps and options. This works for nested objects at every depth, but not inside arrays, because their elements
+/// have no identity.
 ///
 /// ```
 /// use cutover::session::PreserveUnknown;
@@ -39,8 +39,8 @@ use serde_json::{Map, Value};
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 ///
-/// Don't rename a field with serde's `alias` inside of it: the old name would be kept beside the
-/// new one. Add the new field and write both for as long as builds differ.
+/// Do not rename a field with serde's `alias` inside it: the old name would be kept beside the new one. Add the new
+/// field, and write both while both builds run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PreserveUnknown<T> {
     value: T,
@@ -48,12 +48,12 @@ pub struct PreserveUnknown<T> {
 }
 
 impl<T> PreserveUnknown<T> {
-    /// A new value, nothing unknown yet.
+    /// A new value without unknown fields.
     pub fn new(value: T) -> Self {
         Self { value, unknown: Unknown::default() }
     }
 
-    /// The value alone.
+    /// The value without its unknown fields.
     pub fn into_inner(self) -> T {
         self.value
     }
@@ -91,11 +91,11 @@ impl<T: Serialize> Serialize for PreserveUnknown<T> {
     }
 }
 
-/// Fields that one object has beyond another.
+/// Fields that the stored object has and the known one does not.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Unknown {
     fields: Map<String, Value>,
-    /// Of objects that both have.
+    /// The unknown fields of nested objects that both have.
     inside: BTreeMap<String, Unknown>,
 }
 
@@ -121,7 +121,7 @@ impl Unknown {
         unknown
     }
 
-    /// Only where the value still has a place for it: an object that was removed stays removed.
+    /// Skips nested objects that the value no longer has: a removed object stays removed.
     fn add_to(&self, value: &mut Value) {
         let Value::Object(value) = value else {
             return;
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_stay_and_known_ones_can_go() {
+    fn unknown_fields_stay_and_known_ones_can_be_removed() {
         let mut cart: PreserveUnknown<Cart> = serde_json::from_value(json!({
             "owner": {"name": "a", "tier": "gold"},
             "items": {"x": {"count": 1, "note": "n"}, "y": {"count": 2, "note": "m"}},
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_itself() {
+    fn a_value_that_is_not_an_object_is_unchanged() {
         let number: PreserveUnknown<u32> = serde_json::from_str("7").unwrap();
         assert_eq!(serde_json::to_string(&number).unwrap(), "7");
         assert_eq!(*PreserveUnknown::new(7), 7);

@@ -1,4 +1,4 @@
-//! Two services, one flag.
+//! A flag that chooses between two services.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,14 +16,13 @@ use tower_service::Service;
 use super::decisions::Decisions;
 use super::flag::Flag;
 
-/// Sends a request to a new service if a flag is on for it, else to the legacy one.
+/// Sends a request to a new service if a flag is on for it, otherwise to the legacy one.
 ///
-/// The layer holds the new service and goes around the legacy one, so that removing it is what
-/// remains to be done at the end, or the other way round: [`FlagRouter::new`] takes both.
+/// The layer holds the new service and wraps the legacy one. [`FlagRouter::new`] takes both.
 ///
-/// It asks the request's [`Decisions`], so a [`FlagsLayer`](super::FlagsLayer) has to be around it;
-/// without one the flag's declared default counts, and the log says so once. Only the service that
-/// was chosen has to be ready: a new path that is jammed does not hold up the legacy one.
+/// It uses the request's [`Decisions`], so put a [`FlagsLayer`](super::FlagsLayer) around it. Without one the flag's
+/// declared default applies, which is logged once. Only the chosen service has to be ready: a new service that is
+/// overloaded does not block the legacy one.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -45,7 +44,7 @@ pub struct FlagRouterLayer<N> {
 }
 
 impl<N> FlagRouterLayer<N> {
-    /// A fork before the service that this layer is put around.
+    /// A layer that sends requests to `new` if `flag` is on.
     pub fn new(flag: Flag, new: N) -> Self {
         Self { flag, new }
     }
@@ -69,7 +68,7 @@ pub struct FlagRouter<N, L> {
 }
 
 impl<N, L> FlagRouter<N, L> {
-    /// A fork between two services.
+    /// A router between two services.
     pub fn new(flag: Flag, new: N, legacy: L) -> Self {
         Self { flag, new, legacy, warned: Arc::default() }
     }
@@ -81,7 +80,7 @@ impl<N, L> FlagRouter<N, L> {
                 if !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::error!(
                         flag = self.flag.name(),
-                        "a gate without a `FlagsLayer` around it: the flag's default counts"
+                        "no `FlagsLayer` around a `FlagRouter`; the declared default of the flag applies"
                     );
                 }
                 self.flag.default
@@ -100,7 +99,7 @@ where
     type Future = FlagRouterFuture<N, L, B>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // Which of the two has to be ready depends on the request.
+        // Which of the two has to be ready depends on the request, so `oneshot` waits for it in `call`.
         Poll::Ready(Ok(()))
     }
 
@@ -115,7 +114,7 @@ where
 }
 
 pin_project! {
-    /// The response of the service that was chosen.
+    /// The response future of the chosen service.
     pub struct FlagRouterFuture<N, L, B>
     where
         N: Service<Request<B>>,

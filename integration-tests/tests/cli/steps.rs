@@ -1,4 +1,4 @@
-//! A migration from `off` to `contract` by the command line alone, with an instance that does the work.
+//! A migration from `off` to `contract` through the command line, with an instance that does the work.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(crate) async fn column(url: &str) -> Result<ColumnMigration, Box<dyn std::er
     Ok(described(url).await?.build()?)
 }
 
-/// An instance of this version, which is its name too.
+/// An instance whose name is its version.
 pub(crate) async fn instance(
     url: &str,
     version: &str,
@@ -46,7 +46,7 @@ pub(crate) async fn went(url: &str, arguments: &[&str]) -> Said {
 }
 
 #[tokio::test]
-async fn a_person_goes_step_by_step_and_sees_what_each_step_does() -> Outcome {
+async fn a_migration_can_be_run_step_by_step() -> Outcome {
     let url = &database().await?;
     execute(
         url,
@@ -60,7 +60,7 @@ async fn a_person_goes_step_by_step_and_sees_what_each_step_does() -> Outcome {
 
     let parts = [
         "shop/status is in `off`",
-        "as version stable would do it",
+        "statements published by version stable",
         "off → expand",
         "alter table \"orders\" add column if not exists \"new_status\" text",
         "no   the new side is complete",
@@ -74,8 +74,14 @@ async fn a_person_goes_step_by_step_and_sees_what_each_step_does() -> Outcome {
     assert_eq!(json["steps"].as_array().map(Vec::len), Some(3));
     assert_eq!(json["steps"][2]["task"], "backfill");
 
-    refused(url, &["backfill", "status"], 1, &["is in `off`", "`cutover expand status` comes before"]).await;
-    done(url, &["expand", "status", "--dry-run"], &["nothing is asked for", "add column"]).await;
+    refused(
+        url,
+        &["backfill", "status"],
+        1,
+        &["is in `off`; before `backfill`, run `cutover expand status`"],
+    )
+    .await;
+    done(url, &["expand", "status", "--dry-run"], &["dry run: nothing is changed", "add column"]).await;
     done(url, &["status"], &["shop/status  off"]).await;
     went(url, &["expand", "status"]).await;
     went(url, &["expand", "status"]).await;
@@ -88,7 +94,7 @@ async fn a_person_goes_step_by_step_and_sees_what_each_step_does() -> Outcome {
         url,
         &["expand", "status"],
         1,
-        &["is in `backfill`, past `expand`", "cutover desired status expand"],
+        &["is in `backfill`, past `expand`", "cutover set-phase status expand"],
     )
     .await;
 
@@ -98,11 +104,16 @@ async fn a_person_goes_step_by_step_and_sees_what_each_step_does() -> Outcome {
     assert!(said.out.contains("the sides differ") && said.out.contains("forged"), "{}", said.out);
     execute(url, "update orders set new_status = 'paid' where id = 7").await?;
     went(url, &["verify", "status"]).await;
-    done(url, &["plan", "status"], &["yes  a clean scan of both sides"]).await;
+    done(
+        url,
+        &["plan", "status"],
+        &["yes  a scan of both sides since the last backfill found no difference"],
+    )
+    .await;
 
-    refused(url, &["contract", "status"], 1, &["`cutover desired status ramp` comes before `contract`"])
+    refused(url, &["contract", "status"], 1, &["before `contract`, run `cutover set-phase status ramp`"])
         .await;
-    done(url, &["desired", "status", "retire"], &[]).await;
+    done(url, &["set-phase", "status", "retire"], &[]).await;
     let ahead = ["retire → contract", "no   a person has approved the drop"];
     cutover_testkit::wait_until("retire", Duration::from_secs(30), async || {
         let status = run(url, &["status"]).await.out;

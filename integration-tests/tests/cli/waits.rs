@@ -1,5 +1,5 @@
-//! What else happens while somebody waits: others ask for something else, the service goes by a flag, a view needs the
-//! old column, the reader of a pipe goes away.
+//! Events during a wait: another person sets another phase, the service follows a flag, a view needs the old column, the
+//! reader of a pipe goes away.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use cutover_testkit::wait_until;
 use serde_json::Value;
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::moves::{column, described, instance, went};
+use crate::steps::{column, described, instance, went};
 use crate::{Outcome, Said, command, database, done, execute, refused, run};
 
 /// A migration that no instance drives.
@@ -39,23 +39,23 @@ async fn asked_for(url: &str, phase: &str) -> Outcome {
 }
 
 #[tokio::test]
-async fn who_is_overruled_hears_by_whom_and_waits_no_longer() -> Outcome {
+async fn a_wait_ends_when_another_person_sets_an_earlier_phase() -> Outcome {
     let url = &orphan().await?;
     let waiting = tokio::spawn({
         let url = url.clone();
         async move { run(&url, &["expand", "status", "--timeout", "1m", "--json"]).await }
     });
     asked_for(url, "expand").await?;
-    done(url, &["--actor", "bob", "desired", "status", "off"], &[]).await;
+    done(url, &["--actor", "bob", "set-phase", "status", "off"], &[]).await;
     let said = waiting.await?;
     let json: Value = serde_json::from_str(&said.out)?;
     assert_eq!((said.code, &json["done"]), (1, &false.into()), "{}{}", said.out, said.err);
-    assert_eq!(json["overruled"], "bob has asked for `off`");
+    assert_eq!(json["overruled"], "bob has set the desired phase to `off`");
     Ok(())
 }
 
 #[tokio::test]
-async fn an_interrupt_ends_the_waiting_and_not_the_work() -> Outcome {
+async fn an_interrupt_ends_the_wait_and_not_the_step() -> Outcome {
     let url = &orphan().await?;
     let child = command(url, &["expand", "status"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let id = child.id().to_string();
@@ -64,13 +64,13 @@ async fn an_interrupt_ends_the_waiting_and_not_the_work() -> Outcome {
     assert!(std::process::Command::new("kill").args(["-INT", &id]).status()?.success());
     let said = Said::from(waited.await??);
     assert_eq!(said.code, 4, "{}{}", said.out, said.err);
-    assert!(said.out.contains("not done yet; it goes on"), "{}", said.out);
+    assert!(said.out.contains("not done yet"), "{}", said.out);
     assert!(said.err.contains("no instance drives it"), "{}", said.err);
     asked_for(url, "expand").await
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_changes_nothing() -> Outcome {
+async fn a_closed_pipe_does_not_change_the_exit_status() -> Outcome {
     let url = &orphan().await?;
     for (arguments, code) in [
         (&["plan", "status"][..], 0),
@@ -92,7 +92,7 @@ struct Flag;
 
 impl DesiredPhase for Flag {
     fn target(&self) -> Option<Target> {
-        Some(Target::Go(Desired::from(Phase::Off)))
+        Some(Target::Desired(Desired::from(Phase::Off)))
     }
 
     fn actor(&self) -> &str {
@@ -101,21 +101,22 @@ impl DesiredPhase for Flag {
 }
 
 #[tokio::test]
-async fn a_service_that_goes_by_a_flag_is_said_to() -> Outcome {
+async fn a_service_that_follows_a_flag_is_reported() -> Outcome {
     let url = &database().await?;
     done(url, &["install"], &[]).await;
     execute(url, "create table orders (id bigint primary key, old_status text)").await?;
     let _agent =
         instance(url, "stable", MigrationSpec::new("status", PhaseRange::FULL).desired(Flag)).await?;
-    done(url, &["plan", "status"], &["takes its phase from flag shop.status, not from"]).await;
+    done(url, &["plan", "status"], &["takes the desired phase from flag shop.status, not from"]).await;
+    refused(url, &["set-phase", "status", "expand"], 1, &["from flag shop.status; set it there"]).await;
     let said = run(url, &["expand", "status", "--timeout", "1s"]).await;
     assert_eq!(said.code, 4, "{}{}", said.out, said.err);
-    assert!(said.err.contains("goes by flag shop.status"), "{}", said.err);
+    assert!(said.err.contains("from flag shop.status; set it to `expand` there"), "{}", said.err);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_plan_says_who_stands_in_the_way() -> Outcome {
+async fn a_plan_names_what_blocks_each_step() -> Outcome {
     let url = &database().await?;
     done(url, &["install"], &[]).await;
     execute(
@@ -129,9 +130,9 @@ async fn a_plan_says_who_stands_in_the_way() -> Outcome {
     let agent = instance(url, "older", spec).await?;
     went(url, &["expand", "status"]).await;
     let parts = [
-        "as version older would do it",
-        "yes  every live instance can run it",
-        "no   every live instance can run it: instance older runs a build for off..=verify, which lacks `ramp`",
+        "statements published by version older",
+        "yes  every live instance supports the phase",
+        "no   every live instance supports the phase: instance older to stop: its build supports off..=verify and not `ramp`",
         "no   nothing else depends on the old side: view report",
     ];
     done(url, &["plan", "status"], &parts).await;
@@ -151,7 +152,7 @@ async fn a_plan_says_who_stands_in_the_way() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_plan_is_that_of_the_build_that_drives() -> Outcome {
+async fn a_plan_shows_the_statements_of_the_driver() -> Outcome {
     let url = &database().await?;
     done(url, &["install"], &[]).await;
     execute(url, "create table orders (id bigint primary key, old_status text)").await?;
@@ -167,16 +168,16 @@ async fn a_plan_is_that_of_the_build_that_drives() -> Outcome {
     })
     .await?;
     let new = instance(url, "new", spec().await?).await?;
-    done(url, &["plan", "status"], &["as version old would do it"]).await;
+    done(url, &["plan", "status"], &["statements published by version old"]).await;
     old.leave().await?;
     drop(old);
-    done(url, &["plan", "status"], &["as version new would do it"]).await;
+    done(url, &["plan", "status"], &["statements published by version new"]).await;
     drop(new);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_build_that_may_not_publish_its_plan_works_all_the_same() -> Outcome {
+async fn a_build_that_may_not_publish_its_plan_still_works() -> Outcome {
     let url = &database().await?;
     execute(
         url,
@@ -200,7 +201,7 @@ async fn a_build_that_may_not_publish_its_plan_works_all_the_same() -> Outcome {
 }
 
 #[tokio::test]
-async fn nothing_is_asked_for_by_a_dry_run_or_where_there_is_no_ledger() -> Outcome {
+async fn a_dry_run_changes_nothing() -> Outcome {
     let url = &database().await?;
     for command in ["plan", "expand", "backfill", "verify", "contract"] {
         refused(url, &[command, "status"], 3, &["not installed", "cutover install"]).await;
@@ -216,15 +217,14 @@ async fn nothing_is_asked_for_by_a_dry_run_or_where_there_is_no_ledger() -> Outc
          insert into cutover.repairs (migration_id, side, key, error) values (1, 'old', '7', 'picky')",
     )
     .await?;
-    done(url, &["contract", "status", "--dry-run"], &["no   a person has approved the drop: nobody has"])
-        .await;
-    done(url, &["repairs", "status", "--retry", "--dry-run"], &["1 rows would be tried again"]).await;
+    done(url, &["contract", "status", "--dry-run"], &["no   a person has approved the drop: approval"]).await;
+    done(url, &["repairs", "status", "--retry", "--dry-run"], &["would retry 1 row\n"]).await;
     refused(url, &["repairs", "status", "--dry-run"], 2, &["--retry"]).await;
     let mut session = PgConnection::connect(url).await?;
     let traces = "select (select count(*) from cutover.approvals) + (select count(*) from cutover.history) \
                   + (select count(*) from cutover.migrations where desired is not null)";
     assert_eq!(sqlx::query_scalar::<_, i64>(traces).fetch_one(&mut session).await?, 0);
-    done(url, &["contract", "status", "--no-wait"], &["asked for contract"]).await;
+    done(url, &["contract", "status", "--no-wait"], &["desired phase set to contract"]).await;
     assert_eq!(sqlx::query_scalar::<_, i64>(traces).fetch_one(&mut session).await?, 4);
     Ok(())
 }

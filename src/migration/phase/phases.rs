@@ -1,11 +1,10 @@
 use std::fmt;
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// Which sides of a migration are written and read.
 ///
-/// The eight phases form a line. A migration moves along it one step at a time, in both directions, and
-/// every instance works at one of at most two neighbouring phases.
+/// The eight phases form a line. A migration moves along it one step at a time, forwards or backwards, and at any time the
+/// instances work at no more than two adjacent phases.
 ///
 /// | phase | writes | reads |
 /// |---|---|---|
@@ -18,14 +17,14 @@ use std::str::FromStr;
 /// | `retire` | new | new |
 /// | `contract` | new | new; the old side is dropped |
 ///
-/// `ramp` and `switch` are separate on purpose. A single step from split reads to "old is no longer
-/// written" lets one instance still read the old side while another has stopped writing it.
+/// `ramp` and `switch` are separate because a single step from split reads to "the old side is no longer written" would let
+/// one instance read the old side after another has stopped writing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Phase {
-    /// Only the old side exists as far as the service is concerned.
+    /// The service uses only the old side.
     Off,
-    /// Both sides are written; the new one has gaps.
+    /// Both sides are written. The new side lacks older rows.
     Expand,
     /// Existing rows are copied to the new side.
     Backfill,
@@ -33,7 +32,7 @@ pub enum Phase {
     Verify,
     /// A percentage of keys is read from the new side.
     Ramp,
-    /// Everything is read from the new side; the old one is still kept current.
+    /// Every read goes to the new side. The old side is still written.
     Switch,
     /// The old side is no longer written.
     Retire,
@@ -41,12 +40,12 @@ pub enum Phase {
     Contract,
 }
 
-/// One of the two places where the migrated data lives.
+/// One of the two places of the migrated data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// Where the data lived before the migration.
     Old,
-    /// Where it is going.
+    /// Where the migration moves it.
     New,
 }
 
@@ -55,12 +54,12 @@ pub enum Side {
 pub enum ReadSource {
     /// Every key from this side.
     From(Side),
-    /// Some keys from the new side, the rest from the old one.
+    /// A share of the keys from the new side, the rest from the old one.
     Split,
 }
 
 impl Phase {
-    /// All phases in their order.
+    /// All phases, in order.
     pub const ALL: [Phase; 8] = [
         Phase::Off,
         Phase::Expand,
@@ -112,13 +111,12 @@ impl Phase {
         }
     }
 
-    /// The side whose answer a write gives back: the one that every read of the phase comes from; while reads are
-    /// split, the old one.
+    /// The side whose result a write returns: the side that the phase reads, or the old side while reads are split.
     pub const fn answers(self) -> Side {
         if self.may_read(Side::Old) { Side::Old } else { Side::New }
     }
 
-    /// The neighbouring phase on the way to `target`, or `None` when it is reached or can't be reached.
+    /// The next phase on the way to `target`; `None` if it is reached or cannot be reached.
     ///
     /// There is no step out of [`Phase::Contract`].
     pub fn towards(self, target: Phase) -> Option<Phase> {
@@ -129,7 +127,7 @@ impl Phase {
         }
     }
 
-    /// The phase at this place in the line, counted from zero.
+    /// The phase at this position in the line, from 0.
     pub fn from_index(index: u8) -> Option<Phase> {
         Self::ALL.get(usize::from(index)).copied()
     }
@@ -141,7 +139,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// A text that names no phase.
+/// A text that is not the name of a phase.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a phase: use off, expand, backfill, verify, ramp, switch, retire or contract")]
 pub struct ParsePhaseError(String);
@@ -157,64 +155,13 @@ impl FromStr for Phase {
     }
 }
 
-/// The phases that a build can run.
-///
-/// The ledger moves only within the ranges of all live instances, and a build whose range lacks the
-/// current phase never becomes ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PhaseRange {
-    min: Phase,
-    max: Phase,
-}
-
-impl PhaseRange {
-    /// Every phase: a build that has code for both sides.
-    pub const FULL: PhaseRange = PhaseRange { min: Phase::Off, max: Phase::Contract };
-
-    /// What a build that has never heard of the migration can run.
-    pub const UNAWARE: PhaseRange = PhaseRange { min: Phase::Off, max: Phase::Off };
-
-    /// A range of phases; `None` when it is empty.
-    pub fn new(range: RangeInclusive<Phase>) -> Option<Self> {
-        let (min, max) = range.into_inner();
-        (min <= max).then_some(Self { min, max })
-    }
-
-    /// From this phase to the end of the line: a build that has no code for the old side runs
-    /// `PhaseRange::from_phase(Phase::Retire)`.
-    pub const fn from_phase(min: Phase) -> Self {
-        Self { min, max: Phase::Contract }
-    }
-
-    /// The first phase of the range.
-    pub const fn min(self) -> Phase {
-        self.min
-    }
-
-    /// The last phase of the range.
-    pub const fn max(self) -> Phase {
-        self.max
-    }
-
-    /// Whether the build can run `phase`.
-    pub fn contains(self, phase: Phase) -> bool {
-        self.min <= phase && phase <= self.max
-    }
-}
-
-impl fmt::Display for PhaseRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}..={}", self.min, self.max)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_agree_on_at_least_one_side_that_both_write_and_may_read() {
-        // What lets two neighbouring phases be in use at once: whatever one reads, the other writes.
+    fn a_phase_writes_every_side_that_its_neighbours_read() {
+        // This is why two adjacent phases can be in use at once.
         for pair in Phase::ALL.windows(2) {
             for (reader, writer) in [(pair[0], pair[1]), (pair[1], pair[0])] {
                 for side in [Side::Old, Side::New] {
@@ -237,16 +184,10 @@ mod tests {
     }
 
     #[test]
-    fn steps_go_one_phase_at_a_time_and_never_out_of_contract() {
+    fn steps_go_one_phase_at_a_time_and_not_out_of_contract() {
         assert_eq!(Phase::Off.towards(Phase::Contract), Some(Phase::Expand));
         assert_eq!(Phase::Switch.towards(Phase::Verify), Some(Phase::Ramp));
         assert_eq!(Phase::Ramp.towards(Phase::Ramp), None);
         assert_eq!(Phase::Contract.towards(Phase::Off), None);
-    }
-
-    #[test]
-    fn an_empty_range_is_refused() {
-        assert!(PhaseRange::new(Phase::Ramp..=Phase::Off).is_none());
-        assert!(PhaseRange::new(Phase::Ramp..=Phase::Ramp).is_some());
     }
 }

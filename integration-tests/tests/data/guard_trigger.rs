@@ -1,20 +1,20 @@
-//! Strangers: whoever writes a migrating table past the library.
+//! The guard trigger: what happens to writes that do not go through the library.
 
 use crate::world::{Outcome, World};
 use cutover::ledger::Ledger;
 use cutover::migration::Error;
-use cutover::migration::admin::{ExternalWriteReport, strangers};
-use cutover::migration::{ColumnMigration, TableMigration, map_each};
+use cutover::migration::admin::{ExternalWriteReport, external_writes};
+use cutover::migration::{ColumnMigration, Plan, TableMigration, Task, map_each};
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection};
 
-/// A session of its own, as a job of the night has one.
-async fn stranger(world: &World) -> Outcome<PgConnection> {
+/// A session that does not go through the library.
+async fn external(world: &World) -> Outcome<PgConnection> {
     let options = world.url.parse::<sqlx::postgres::PgConnectOptions>()?;
     Ok(PgConnection::connect_with(&options.application_name("nightly job")).await?)
 }
 
 async fn seen(world: &World) -> Outcome<Vec<ExternalWriteReport>> {
-    Ok(strangers(&Ledger::existing(world.url.parse()?).await?, Some("status"), 10).await?)
+    Ok(external_writes(&Ledger::existing(world.url.parse()?).await?, Some("status"), 10).await?)
 }
 
 /// All of the table moves into another one, whose key has this type.
@@ -34,10 +34,10 @@ fn text(value: &str) -> Option<String> {
 const COPIED: [&str; 5] = ["expand", "backfill", "verify", "ramp:50", "switch"];
 
 #[tokio::test]
-async fn what_a_stranger_writes_is_copied_on_the_spot_and_refused_when_nobody_reads_it() -> Outcome {
+async fn external_writes_are_copied_and_refused_from_retire() -> Outcome {
     let world = World::new(100).await?;
     let a = world.instance("a", Some(world.describe().build()?)).await?;
-    let mut job = stranger(&world).await?;
+    let mut job = external(&world).await?;
     for (id, phase) in (1_i64..).zip(COPIED) {
         world.go(phase).await?;
         let update = format!("update orders set old_status = ' PAID{id} ' where id = {id}");
@@ -50,7 +50,7 @@ async fn what_a_stranger_writes_is_copied_on_the_spot_and_refused_when_nobody_re
         let insert = "insert into orders (old_status) values (' NEW ') returning id";
         let inserted: i64 = sqlx::query_scalar(insert).fetch_one(&mut job).await?;
         assert_eq!(world.row(inserted).await?.1, text("new"), "{phase}");
-        // Somebody who knows the new column only.
+        // A writer that knows only the new column.
         let update = format!("update orders set new_status = 'void' where id = {}", id + 50);
         job.execute(AssertSqlSafe(update)).await?;
         assert_eq!(world.row(id + 50).await?, (text("VOID"), text("void")), "{phase}");
@@ -73,7 +73,7 @@ async fn what_a_stranger_writes_is_copied_on_the_spot_and_refused_when_nobody_re
         assert_eq!(error.code().as_deref(), Some("ZC003"));
         assert!(error.message().contains("is in `retire`"), "{error}");
     }
-    // What does not touch the old side is nobody's business.
+    // A write that leaves the old side alone passes.
     job.execute("update orders set new_status = 'kept', note = 'n' where id = 1").await?;
     job.execute("insert into orders (new_status) values ('kept')").await?;
     assert_eq!(world.row(1).await?.1, text("kept"));
@@ -86,11 +86,11 @@ async fn what_a_stranger_writes_is_copied_on_the_spot_and_refused_when_nobody_re
 }
 
 #[tokio::test]
-async fn the_fleet_is_no_stranger_and_a_pin_ends_with_its_transaction() -> Outcome {
+async fn pinned_writes_pass_and_a_pin_ends_with_its_transaction() -> Outcome {
     let world = World::new(10).await?;
     let a = world.instance("a", Some(world.describe().build()?)).await?;
     world.go("expand").await?;
-    // One connection, so that a setting that stayed would show.
+    // One connection, so that a setting that outlives its transaction would show.
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
     for ends_well in [true, false] {
         let mut tx = a.migration.begin(&pool).await?;
@@ -107,7 +107,7 @@ async fn the_fleet_is_no_stranger_and_a_pin_ends_with_its_transaction() -> Outco
         assert_eq!(world.row(2).await?.1, text("loose"));
         pool.execute("update orders set old_status = 'AGAIN' where id = 2").await?;
         assert_eq!(seen(&world).await?.len(), 1);
-        // A transaction of another migration is a stranger's too.
+        // A transaction pinned to another migration is external too.
         let other = a.agent.migration("other").ok_or("declared")?;
         let mut tx = other.begin(&pool).await?;
         tx.execute("update orders set old_status = 'OTHER' where id = 3").await?;
@@ -118,9 +118,8 @@ async fn the_fleet_is_no_stranger_and_a_pin_ends_with_its_transaction() -> Outco
     Ok(())
 }
 
-/// Behind a pooler in transaction mode strangers and the fleet share sessions.
 #[tokio::test]
-async fn a_strangers_role_needs_no_rights_on_the_ledger() -> Outcome {
+async fn an_external_role_needs_no_rights_on_the_ledger() -> Outcome {
     let world = World::new(10).await?;
     let _a = world.instance("a", Some(world.describe().build()?)).await?;
     world.go("expand").await?;
@@ -132,7 +131,7 @@ async fn a_strangers_role_needs_no_rights_on_the_ledger() -> Outcome {
     assert_eq!(world.row(1).await?.1, text("poor"));
     assert_eq!(seen(&world).await?[0].role, role);
     let refused = "select count(*) from cutover.external_writes";
-    assert!(job.execute(refused).await.is_err(), "the ledger is none of his business");
+    assert!(job.execute(refused).await.is_err(), "the role could read the ledger");
     Ok(())
 }
 
@@ -142,26 +141,26 @@ struct Row {
 }
 
 #[tokio::test]
-async fn a_mapping_in_rust_can_not_be_copied_so_strangers_hold_the_migration() -> Outcome {
+async fn with_a_rust_mapping_external_writes_hold_the_migration() -> Outcome {
     let world = World::new(50).await?;
     let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
     let plan = world.describe().forward_rows(lower).build()?;
     let _a = world.instance("a", Some(plan)).await?;
     world.go("backfill").await?;
-    let mut job = stranger(&world).await?;
+    let mut job = external(&world).await?;
     job.execute("update orders set old_status = 'STALE' where id = 7").await?;
     world.ask("ramp:50").await?;
-    world.waits_for("writes past the library").await?;
+    world.waits_for("without external writes").await?;
     assert_eq!(seen(&world).await?[0].uncopied, 1);
     Ok(())
 }
 
 #[tokio::test]
-async fn a_tables_trap_copies_inserts_updates_and_deletes() -> Outcome {
+async fn a_guard_of_rows_copies_inserts_updates_and_deletes() -> Outcome {
     let world = World::new(20).await?;
     let plan = table_plan(&world, "bigint")?;
     let a = world.instance_of("a", plan).await?;
-    let mut job = stranger(&world).await?;
+    let mut job = external(&world).await?;
     for phase in COPIED {
         world.go(phase).await?;
         job.execute("insert into orders (note, old_status) values ('n', ' NEW ')").await?;
@@ -191,7 +190,7 @@ async fn a_tables_trap_copies_inserts_updates_and_deletes() -> Outcome {
     }
     world.approve().await?;
     world.go("contract").await?;
-    let gone = "select to_regclass('orders') is null and not exists (select from pg_proc where proname like 'trap_%')";
+    let gone = "select to_regclass('orders') is null and not exists (select from pg_proc where proname like 'guard\\_%')";
     world
         .until("the old table to go", async || {
             sqlx::query_scalar(gone).fetch_one(&world.pool).await.unwrap_or(false)
@@ -207,7 +206,7 @@ fn code(error: &sqlx::Error) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_type_without_an_equals_sign_keeps_nobody_from_writing() -> Outcome {
+async fn a_type_without_equality_does_not_fail_a_write() -> Outcome {
     let world = World::new(0).await?;
     world.pool.execute("create table parcels (id bigint primary key, note text, spot json)").await?;
     world
@@ -221,7 +220,7 @@ async fn a_type_without_an_equals_sign_keeps_nobody_from_writing() -> Outcome {
         .build()?;
     let _a = world.instance("a", Some(plan)).await?;
     world.go("verify").await?;
-    let mut job = stranger(&world).await?;
+    let mut job = external(&world).await?;
     job.execute("update parcels set note = 'n' where id = 1").await?;
     job.execute("update parcels set spot = '{\"x\": 2}' where id = 1").await?;
     job.execute("insert into parcels (id, spot) values (21, '[]')").await?;
@@ -235,48 +234,180 @@ async fn a_type_without_an_equals_sign_keeps_nobody_from_writing() -> Outcome {
 }
 
 #[tokio::test]
-async fn what_names_the_new_column_is_not_overwritten_by_a_default_of_the_old_one() -> Outcome {
+async fn the_side_that_the_phase_reads_has_authority_over_defaults() -> Outcome {
     let world = World::new(10).await?;
-    world.pool.execute("alter table orders alter column old_status set default 'PENDING'").await?;
-    let _a = world.instance("a", Some(world.describe().build()?)).await?;
-    let mut job = stranger(&world).await?;
-    let insert = "insert into orders (new_status) values ('paid') returning id";
-    for phase in COPIED {
+    let plan =
+        world.describe().expand_sql("alter table orders alter new_status set default 'new'").build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    let mut job = external(&world).await?;
+    let by_old = "insert into orders (old_status) values (' PAID ') returning id";
+    let by_new = "insert into orders (new_status) values ('paid') returning id";
+    for phase in ["expand", "backfill", "verify", "ramp:50"] {
         world.go(phase).await?;
-        let id: i64 = sqlx::query_scalar(insert).fetch_one(&mut job).await?;
-        assert_eq!(world.row(id).await?, (text("PAID"), text("paid")), "{phase}");
-        let id: i64 =
-            sqlx::query_scalar("insert into orders default values returning id").fetch_one(&mut job).await?;
-        assert_eq!(world.row(id).await?, (text("PENDING"), text("pending")), "{phase}");
+        let id: i64 = sqlx::query_scalar(by_old).fetch_one(&mut job).await?;
+        assert_eq!(world.row(id).await?, (text(" PAID "), text("paid")), "{phase}");
+        // A new side that holds a value does not change that.
+        let both = "insert into orders (old_status, new_status) values (' A ', 'b') returning id";
+        let id: i64 = sqlx::query_scalar(both).fetch_one(&mut job).await?;
+        assert_eq!(world.row(id).await?, (text(" A "), text("a")), "{phase}");
+        let both = format!("update orders set old_status = ' C ', new_status = 'd' where id = {id}");
+        job.execute(AssertSqlSafe(both)).await?;
+        assert_eq!(world.row(id).await?, (text(" C "), text("c")), "{phase}");
     }
+    world.go("switch").await?;
+    job.execute("alter table orders alter old_status set default 'PENDING', alter new_status drop default")
+        .await?;
+    let id: i64 = sqlx::query_scalar(by_new).fetch_one(&mut job).await?;
+    assert_eq!(world.row(id).await?, (text("PAID"), text("paid")));
+    let both = format!("update orders set old_status = ' C ', new_status = 'd' where id = {id}");
+    job.execute(AssertSqlSafe(both)).await?;
+    assert_eq!(world.row(id).await?, (text("D"), text("d")));
     world.go("retire").await?;
-    job.execute(insert).await?;
-    let error =
-        job.execute("insert into orders default values").await.expect_err("the new column is left out");
-    assert_eq!(code(&error).as_deref(), Some("ZC003"));
+    job.execute(by_new).await?;
+    for late in ["insert into orders default values", by_old] {
+        let error = job.execute(late).await.expect_err("the old side was written");
+        assert_eq!(code(&error).as_deref(), Some("ZC003"));
+    }
     Ok(())
 }
 
 #[tokio::test]
-async fn the_users_expressions_come_into_the_trap_as_they_are() -> Outcome {
-    let world = World::new(10).await?;
-    let plan = world
-        .describe()
-        .forward("replace(lower(trim(old_status)), ':id', ':refused :mends')")
-        .backward("upper(replace(new_status, ':refused :mends', ':id'))")
+async fn a_failed_mapping_lets_the_write_pass_and_records_the_key() -> Outcome {
+    let world = World::new(0).await?;
+    world.pool.execute("create table visits (id bigint primary key, old_count text)").await?;
+    let plan = ColumnMigration::new(world.pool.clone(), "visits")
+        .column("old_count", "count", "integer")
+        .forward("old_count::integer")
+        .backward("count::text")
         .build()?;
     let _a = world.instance("a", Some(plan)).await?;
     world.go("verify").await?;
-    let mut job = stranger(&world).await?;
+    let mut job = external(&world).await?;
+    job.execute("insert into visits values (1, '12'), (2, 'n/a')").await?;
+    job.execute("update visits set old_count = 'many' where id = 1").await?;
+    let noted: Vec<(String, String)> =
+        sqlx::query_as("select key::text, error from cutover.repairs where side = 'new' order by 1")
+            .fetch_all(&world.pool)
+            .await?;
+    assert_eq!(noted.iter().map(|(key, _)| &**key).collect::<Vec<_>>(), ["1", "2"]);
+    assert!(noted[1].1.contains("invalid input syntax"), "{noted:?}");
+    let stored: Vec<String> =
+        sqlx::query_scalar("select old_count from visits order by id").fetch_all(&world.pool).await?;
+    assert_eq!(stored, ["many", "n/a"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failed_copy_of_a_row_lets_the_write_pass_and_records_it() -> Outcome {
+    let world = World::new(3).await?;
+    let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
+        .create("create table orders_2 (id bigint primary key, note text check (note <> 'bad'), status text)")
+        .same("note")
+        .column("status", "lower(trim(old_status))")
+        .column_back("old_status", "upper(status)")
+        .build()?;
+    let _a = world.instance_of("a", plan).await?;
+    world.go("backfill").await?;
+    world.filled().await?;
+    external(&world).await?.execute("update orders set note = 'bad' where id = 2").await?;
+    let noted: Vec<String> =
+        sqlx::query_scalar("select key::text from cutover.repairs").fetch_all(&world.pool).await?;
+    assert_eq!(noted, ["2"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_guard_maps_under_fixed_settings() -> Outcome {
+    let world = World::new(0).await?;
+    world.pool.execute("create table visits (id bigint primary key, at timestamptz)").await?;
+    let plan = ColumnMigration::new(world.pool.clone(), "visits")
+        .column("at", "day", "date")
+        .forward("at::date")
+        .backward("day::timestamptz")
+        .build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("expand").await?;
+    let mut job = external(&world).await?;
+    job.execute("set timezone = 'Pacific/Auckland'").await?;
+    job.execute("insert into visits values (1, '2024-06-01 20:00:00+00')").await?;
+    let day: String = sqlx::query_scalar("select day::text from visits").fetch_one(&world.pool).await?;
+    assert_eq!(day, "2024-06-01");
+    Ok(())
+}
+
+/// A function that an ordinary role adds must not run with the installer's rights.
+#[tokio::test]
+async fn functions_created_later_do_not_change_the_mapping() -> Outcome {
+    let world = World::new(0).await?;
+    world
+        .pool
+        .execute(
+            "create table parcels (id bigint primary key, old_code varchar(20)); \
+             create function public.tidy(text) returns text immutable language sql as $$ select trim($1) $$",
+        )
+        .await?;
+    let plan = ColumnMigration::new(world.pool.clone(), "parcels")
+        .column("old_code", "code", "text")
+        .forward("lower(tidy(old_code))")
+        .backward("upper(code)")
+        .build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("expand").await?;
+    world
+        .pool
+        .execute(
+            "create function public.lower(varchar) returns text immutable language sql as $$ select 'stolen' $$; \
+             create function public.upper(varchar) returns text immutable language sql as $$ select 'stolen' $$",
+        )
+        .await?;
+    external(&world).await?.execute("insert into parcels values (1, ' ABC ')").await?;
+    let code: String = sqlx::query_scalar("select code from parcels").fetch_one(&world.pool).await?;
+    assert_eq!(code, "abc");
+    Ok(())
+}
+
+#[tokio::test]
+async fn guards_of_two_migrations_of_one_table_do_not_meet() -> Outcome {
+    let world = World::new(1).await?;
+    let (first, second) = (format!("{}_a", "n".repeat(55)), format!("{}_b", "n".repeat(55)));
+    let plan = |new: &str| {
+        ColumnMigration::new(world.pool.clone(), "orders")
+            .column("old_status", new, "text")
+            .forward("lower(trim(old_status))")
+            .backward(&format!("upper({new})"))
+            .build()
+    };
+    let a = world.instance("a", Some(plan(&first)?)).await?;
+    plan(&second)?.run(Task::Expand, &a.agent.migration("other").ok_or("declared")?).await?;
+    world.go("expand").await?;
+    external(&world).await?.execute("update orders set old_status = ' PAID '").await?;
+    let query = format!("select {first}, {second} from orders");
+    let row: (Option<String>, Option<String>) =
+        sqlx::query_as(AssertSqlSafe(query)).fetch_one(&world.pool).await?;
+    assert_eq!(row, (text("paid"), text("paid")));
+    Ok(())
+}
+
+#[tokio::test]
+async fn expressions_reach_the_trigger_unchanged() -> Outcome {
+    let world = World::new(10).await?;
+    let plan = world
+        .describe()
+        .forward("replace(lower(trim(old_status)), ':id', ':refused :copies')")
+        .backward("upper(replace(new_status, ':refused :copies', ':id'))")
+        .build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("verify").await?;
+    let mut job = external(&world).await?;
     job.execute("update orders set old_status = ' /X/:ID ' where id = 1").await?;
     job.execute("update orders set old_status = ' /x/:id ' where id = 2").await?;
-    assert_eq!(world.row(2).await?.1, text("/x/:refused :mends"));
+    assert_eq!(world.row(2).await?.1, text("/x/:refused :copies"));
     world.go("ramp").await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn a_build_with_another_mapping_arms_its_own_trap_before_it_copies() -> Outcome {
+async fn a_build_with_another_mapping_rearms_before_it_copies() -> Outcome {
     let world = World::new(10).await?;
     {
         let old = world.instance("old", Some(world.describe().forward("lower(old_status)").build()?)).await?;
@@ -288,38 +419,13 @@ async fn a_build_with_another_mapping_arms_its_own_trap_before_it_copies() -> Ou
     let _new = world.instance("new", Some(world.describe().build()?)).await?;
     world.go("backfill").await?;
     world.filled().await?;
-    stranger(&world).await?.execute("update orders set old_status = ' PAID ' where id = 1").await?;
+    external(&world).await?.execute("update orders set old_status = ' PAID ' where id = 1").await?;
     assert_eq!(world.row(1).await?.1, text("paid"));
     Ok(())
 }
 
 #[tokio::test]
-async fn the_trigger_of_a_former_version_goes_when_the_trap_is_armed_anew() -> Outcome {
-    let world = World::new(10).await?;
-    let _a = world.instance("a", Some(world.describe().build()?)).await?;
-    world.go("expand").await?;
-    let id: i32 = sqlx::query_scalar("select id from cutover.migrations where name = 'status'")
-        .fetch_one(&world.pool)
-        .await?;
-    let former = format!(
-        "drop trigger zzz_cutover_new_status on orders; \
-         create trigger cutover_new_status before insert or update on orders for each row \
-         when (current_setting('cutover.pin', true) is distinct from '{id}') execute function cutover.guard_{id}()"
-    );
-    world.pool.execute(AssertSqlSafe(former)).await?;
-    world.go("backfill").await?;
-    world.filled().await?;
-    stranger(&world).await?.execute("update orders set old_status = ' PAID ' where id = 1").await?;
-    assert_eq!(world.row(1).await?.1, text("paid"));
-    world.go("retire").await?;
-    world.approve().await?;
-    world.go("contract").await?;
-    world.until("the old column to go", async || !world.has_column("old_status").await).await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn the_trap_sees_what_other_triggers_have_made_of_the_row() -> Outcome {
+async fn the_guard_sees_what_other_triggers_made_of_the_row() -> Outcome {
     let world = World::new(10).await?;
     world
         .pool
@@ -331,15 +437,15 @@ async fn the_trap_sees_what_other_triggers_have_made_of_the_row() -> Outcome {
         .await?;
     let _a = world.instance("a", Some(world.describe().build()?)).await?;
     world.go("backfill").await?;
-    let mut job = stranger(&world).await?;
+    let mut job = external(&world).await?;
     job.execute("update orders set note = 'x', old_status = null where id = 1").await?;
     assert_eq!(world.row(1).await?, (text("X"), text("x")));
     Ok(())
 }
 
-/// A table's trap writes another table: with whose rights, and which one?
+/// The trigger writes another table with the rights of the role that installed it.
 #[tokio::test]
-async fn a_tables_trap_has_the_rights_and_the_path_of_whoever_armed_it() -> Outcome {
+async fn the_guard_keeps_the_rights_and_tables_of_its_installer() -> Outcome {
     let world = World::new(10).await?;
     let plan = table_plan(&world, "bigint generated always as identity")?;
     let _a = world.instance_of("a", plan).await?;
@@ -366,7 +472,7 @@ async fn a_tables_trap_has_the_rights_and_the_path_of_whoever_armed_it() -> Outc
             .fetch_all(&world.pool)
             .await?;
     assert_eq!(there, [text("poor"), text("new")]);
-    // Nobody sets the function on a table of his own, to write the new side by it.
+    // No other role attaches the function to a table of its own.
     let id: i32 = sqlx::query_scalar("select id from cutover.migrations where name = 'status'")
         .fetch_one(&world.pool)
         .await?;
@@ -375,7 +481,7 @@ async fn a_tables_trap_has_the_rights_and_the_path_of_whoever_armed_it() -> Outc
         format!("create trigger bait after truncate on bait execute function cutover.guard_{id}('{id}')");
     let error = job.execute(AssertSqlSafe(set)).await.expect_err("refused");
     assert_eq!(code(&error).as_deref(), Some("42501"));
-    // What empties one side empties the other.
+    // A truncate reaches both sides.
     job.execute("truncate public.orders").await?;
     let left: i64 = sqlx::query_scalar("select count(*) from orders_2").fetch_one(&world.pool).await?;
     assert_eq!(left, 0);
@@ -386,16 +492,16 @@ async fn a_tables_trap_has_the_rights_and_the_path_of_whoever_armed_it() -> Outc
 }
 
 #[tokio::test]
-async fn a_scan_counts_only_while_no_stranger_wrote_since_what_can_not_be_copied() -> Outcome {
+async fn a_scan_counts_only_without_a_later_uncopied_write() -> Outcome {
     let world = World::new(50).await?;
     let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
     let plan = world.describe().forward_rows(lower).build()?;
     let _a = world.brief("a", plan).await?;
     world.go("verify").await?;
     crate::repairs::scanned(&world).await?;
-    let mut job = stranger(&world).await?;
+    let mut job = external(&world).await?;
     job.execute("begin; update orders set old_status = 'STALE' where id = 7").await?;
-    // Not committed yet: nobody can see it, so the move has to wait for its end.
+    // Not committed yet, so the move has to wait for its end.
     world.ask("ramp").await?;
     world.waits_for("a transaction of an external writer").await?;
     job.execute("commit").await?;
@@ -408,31 +514,31 @@ async fn a_scan_counts_only_while_no_stranger_wrote_since_what_can_not_be_copied
     Ok(())
 }
 
-/// What a stranger has begun under one rule does not end under another.
+/// A transaction that began under one rule does not end under another.
 #[tokio::test]
-async fn a_stranger_in_the_middle_of_a_transaction_holds_the_move_after_which_he_is_refused() -> Outcome {
+async fn an_open_external_transaction_holds_the_move_to_retire() -> Outcome {
     let world = World::new(10).await?;
     let plan = table_plan(&world, "bigint")?;
     let a = world.instance_of("a", plan).await?;
     world.go("switch").await?;
-    let mut long = stranger(&world).await?;
+    let mut long = external(&world).await?;
     long.execute("begin; update orders set note = 'seen' where id = 1").await?;
     world.ask("retire").await?;
     world.waits_for("a transaction of an external writer").await?;
     long.execute("update orders set note = note || '.' where id = 2").await?;
-    // The way back is open all the while.
+    // Meanwhile the way back is open.
     world.go("ramp").await?;
     world.go("switch").await?;
     world.ask("retire").await?;
     world.waits_for("a transaction of an external writer").await?;
-    let mut snapshot = stranger(&world).await?;
+    let mut snapshot = external(&world).await?;
     snapshot.execute("begin isolation level repeatable read; select 1 from orders").await?;
     long.execute("commit").await?;
     world.go("retire").await?;
     let mut tx = a.migration.begin(&world.pool).await?;
     tx.execute("update orders_2 set status = 'fleet' where id = 3").await?;
     tx.commit().await?;
-    // Its snapshot is older than the move: what it would copy is old.
+    // Its snapshot is older than the move, so what it would copy is old.
     let error = snapshot.execute("update orders set note = 'x' where id = 3").await.expect_err("refused");
     assert_eq!(code(&error).as_deref(), Some("40001"));
     let kept = "select status from orders_2 where id = 3";
@@ -441,13 +547,13 @@ async fn a_stranger_in_the_middle_of_a_transaction_holds_the_move_after_which_he
 }
 
 #[tokio::test]
-async fn a_generated_column_is_not_there_yet_when_the_trap_looks() -> Outcome {
+async fn a_mapping_over_a_generated_column_is_refused() -> Outcome {
     let world = World::new(5).await?;
     let generated =
         "alter table orders add column short text generated always as (left(old_status, 4)) stored";
     world.pool.execute(generated).await?;
     let _a = world.instance("a", Some(world.describe().forward("lower(short)").build()?)).await?;
     world.ask("expand").await?;
-    world.waits_for("`forward` uses the generated column short").await?;
+    world.waits_for("mapping `forward` uses the generated column short").await?;
     Ok(())
 }

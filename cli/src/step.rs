@@ -1,0 +1,216 @@
+//! Commands that ask for a step and wait until it is done: expand, backfill, verify, contract.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use cutover::ledger::Ledger;
+use cutover::migration::admin::{
+    AdminError, Difference, MigrationReport, PlanReport, approve, differences, plan, report, set_phase,
+};
+use cutover::migration::{Desired, Phase};
+use serde::Serialize;
+
+use super::arguments::Arguments;
+use super::progress::Progress;
+use super::{complain, say, text};
+
+const POLL: Duration = Duration::from_millis(500);
+/// How many differences are shown.
+const SHOWN_DIFFERENCES: u32 = 20;
+
+#[derive(clap::Args)]
+pub(crate) struct Step {
+    /// The migration: `name` or `fleet/name`
+    migration: String,
+    /// Show the step, what it requires and its SQL; change nothing
+    #[arg(long, conflicts_with = "no_wait")]
+    dry_run: bool,
+    /// Set the desired phase and return without waiting
+    #[arg(long)]
+    no_wait: bool,
+    /// Stop waiting after this long, with exit status 4; the step itself continues. For example 90s, 5m or 1h30m
+    #[arg(long, value_parser = text::duration, value_name = "DURATION")]
+    timeout: Option<Duration>,
+}
+
+#[derive(Serialize)]
+struct Outcome<'a> {
+    migration: &'a str,
+    phase: String,
+    done: bool,
+    seconds: f64,
+    waits_for: Option<String>,
+    /// Who has set another desired phase since, and which.
+    overruled: Option<String>,
+    differences: Vec<Difference>,
+}
+
+/// Approves the drop and moves to `contract`.
+pub(crate) async fn contract(
+    ledger: &Ledger,
+    arguments: &Arguments,
+    actor: &str,
+    step: &Step,
+    reason: &str,
+) -> Result<ExitCode, AdminError> {
+    let is_next = plan(ledger, &step.migration, Phase::Contract).await?.phase == Phase::Retire.name();
+    if is_next && !step.dry_run {
+        approve(ledger, &step.migration, actor, reason).await?;
+    }
+    run(ledger, arguments, actor, step, Phase::Contract).await
+}
+
+/// Moves to `to`, which must be the current or the next phase, and waits until the work of that phase is done.
+pub(crate) async fn run(
+    ledger: &Ledger,
+    arguments: &Arguments,
+    actor: &str,
+    step: &Step,
+    to: Phase,
+) -> Result<ExitCode, AdminError> {
+    let name = &step.migration;
+    let now = plan(ledger, name, to).await?;
+    let from: Phase = now.phase.parse().unwrap_or(Phase::Off);
+    if let Some(refusal) = not_next(name, from, to) {
+        complain(&format!("cutover: {refusal}"));
+        return Ok(ExitCode::from(1));
+    }
+    if step.dry_run {
+        // The step after `to` requires the work that runs in `to`.
+        let shown = plan(ledger, name, after_work_of(to)).await?;
+        say(arguments, &shown, || format!("dry run: nothing is changed\n{}", text::plan(&shown)));
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Where a flag decides, setting the phase here would have no effect, and the history would suggest otherwise.
+    let flag = now.desired_from.as_deref().filter(|source| *source != "ledger");
+    if let Some(flag) = flag {
+        complain(&format!(
+            "cutover: the service takes the desired phase of {name:?} from {flag}; set it to `{to}` there{}",
+            if step.no_wait { "" } else { " (waiting until the phase is reached)" }
+        ));
+        if step.no_wait {
+            return Ok(ExitCode::from(1));
+        }
+    }
+    // Registered before the first poll, so that no interrupt is missed.
+    let mut interrupt = tokio::spawn(tokio::signal::ctrl_c());
+    // In `to` already, it may be on its way back.
+    if flag.is_none() && (from != to || overruled(&now, to).is_some()) {
+        set_phase(ledger, name, to.into(), actor).await?;
+    }
+    if step.no_wait {
+        say(arguments, &to.name(), || format!("{name}: desired phase set to {to}\n"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let began = Instant::now();
+    let progress = Progress::new();
+    loop {
+        let steps = plan(ledger, name, to).await?;
+        let state = report(ledger, Some(name)).await?.pop();
+        let mut outcome = Outcome {
+            migration: name,
+            done: is_done(to, &steps),
+            seconds: began.elapsed().as_secs_f64(),
+            waits_for: steps.waits_for.clone(),
+            overruled: overruled(&steps, to).filter(|_| flag.is_none()),
+            differences: Vec::new(),
+            phase: steps.phase.clone(),
+        };
+        if to == Phase::Verify && steps.phase == to.name() && found_differences(&state, began) {
+            outcome.differences = differences(ledger, name, SHOWN_DIFFERENCES).await?;
+        }
+        if outcome.done || outcome.overruled.is_some() || !outcome.differences.is_empty() {
+            progress.end();
+            say(arguments, &outcome, || ended(&outcome));
+            return Ok(ExitCode::from(u8::from(!outcome.done)));
+        }
+        progress.show(&state, flag);
+        let left = step.timeout.map(|limit| limit.saturating_sub(began.elapsed()));
+        let stops = tokio::select! {
+            () = tokio::time::sleep(POLL.min(left.unwrap_or(POLL))) => left.is_some_and(|left| left.is_zero()),
+            _ = &mut interrupt => true,
+        };
+        if stops {
+            progress.end();
+            say(arguments, &outcome, || {
+                let blocked = outcome
+                    .waits_for
+                    .as_ref()
+                    .map(|text| format!("; it waits for: {text}"))
+                    .unwrap_or_default();
+                format!(
+                    "{name}: not done yet{blocked}\nthe step continues; `cutover status {name}` shows its progress\n"
+                )
+            });
+            return Ok(ExitCode::from(4));
+        }
+    }
+}
+
+/// Who has set a desired phase before `to`, and which.
+fn overruled(now: &PlanReport, to: Phase) -> Option<String> {
+    let desired: Desired = now.desired.as_ref()?.parse().ok()?;
+    let by = now.desired_by.as_deref().unwrap_or("somebody");
+    (desired.phase < to).then(|| format!("{by} has set the desired phase to `{desired}`"))
+}
+
+/// Why the step to `to` cannot be made from `from`.
+fn not_next(name: &str, from: Phase, to: Phase) -> Option<String> {
+    if from == to || (from < to && from.towards(to) == Some(to)) {
+        return None;
+    }
+    if to < from {
+        return Some(format!(
+            "migration {name:?} is in `{from}`, past `{to}`; to go back, run `cutover set-phase {name} {to}`"
+        ));
+    }
+    let next = from.towards(to).unwrap_or(to);
+    let command = match next {
+        Phase::Expand | Phase::Backfill | Phase::Verify => format!("cutover {next} {name}"),
+        _ => format!("cutover set-phase {name} {next}"),
+    };
+    Some(format!("migration {name:?} is in `{from}`; before `{to}`, run `{command}`"))
+}
+
+/// The phase whose step requires the work that runs in `to`.
+fn after_work_of(to: Phase) -> Phase {
+    match to {
+        Phase::Backfill => Phase::Verify,
+        Phase::Verify => Phase::Ramp,
+        other => other,
+    }
+}
+
+fn is_done(to: Phase, steps: &PlanReport) -> bool {
+    match steps.phase.parse::<Phase>() {
+        // A later phase requires that this one is done.
+        Ok(phase) if phase > to => true,
+        Ok(phase) if phase == to => match to {
+            Phase::Backfill => steps.new_complete,
+            Phase::Verify => steps.scanned,
+            Phase::Contract => steps.dropped,
+            _ => true,
+        },
+        _ => false,
+    }
+}
+
+/// Whether a scan that ended after `began` found differences.
+fn found_differences(state: &Option<MigrationReport>, began: Instant) -> bool {
+    let work = state.as_ref().and_then(|state| state.work.as_ref());
+    work.is_some_and(|work| {
+        let is_new = work.ended_seconds.is_some_and(|ago| ago < began.elapsed().as_secs_f64());
+        work.kind == "scan" && work.differences > 0 && is_new
+    })
+}
+
+fn ended(outcome: &Outcome) -> String {
+    let Outcome { migration, phase, done, overruled, differences, .. } = outcome;
+    match overruled {
+        _ if *done => format!("{migration}: done, in `{phase}`\n"),
+        Some(overruled) => format!(
+            "{migration}: in `{phase}`; no longer waiting, because {overruled} (see `cutover history {migration}`)\n"
+        ),
+        None => format!("{migration}: the sides differ in these rows\n{}", text::differences(differences)),
+    }
+}

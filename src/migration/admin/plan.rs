@@ -1,0 +1,301 @@
+//! The steps ahead of a migration: what each requires, whether that holds now, and the statements that it would execute.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::PgConnection;
+
+use super::error::{AdminError, find};
+use crate::ledger::Ledger;
+use crate::ledger::reports::{self, OutlookRow};
+use crate::migration::catalog::OldSide;
+use crate::migration::coordinator::{Counted, members, parse_phase};
+use crate::migration::phase::{
+    Completeness, Conditions, Member, Observed, Phase, PreviousEpoch, Requirement, Task, requirements,
+};
+
+/// The steps from the current phase of a migration to another phase.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct PlanReport {
+    /// The fleet that it belongs to.
+    pub fleet: String,
+    /// Its name.
+    pub name: String,
+    /// The current phase.
+    pub phase: String,
+    /// The phase requested through SQL or the command line.
+    pub desired: Option<String>,
+    /// Who requested it.
+    pub desired_by: Option<String>,
+    /// Where the build takes the desired phase from: `ledger`, or for example the name of a flag.
+    pub desired_from: Option<String>,
+    /// What it waits for now, as text.
+    pub waits_for: Option<String>,
+    /// The version of the build that published the statements; `None` if no build has published any.
+    pub published_by: Option<String>,
+    /// The new side holds the current value of every row.
+    pub new_complete: bool,
+    /// A scan of all rows since the last backfill found no difference.
+    pub scanned: bool,
+    /// The old side is gone.
+    pub dropped: bool,
+    /// The instance that drives the migration.
+    pub driver: Option<String>,
+    /// The steps, in order.
+    pub steps: Vec<StepReport>,
+}
+
+/// A step from one phase to the next.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct StepReport {
+    /// The phase before the step.
+    pub from: String,
+    /// The phase after it.
+    pub to: String,
+    /// What the step requires.
+    pub needs: Vec<Need>,
+    /// The task that belongs to the step, if there is one.
+    pub task: Option<&'static str>,
+    /// The statements of that task, if a build has published them. `$1`, `$2`, … are keys.
+    pub sql: Option<String>,
+}
+
+/// Something that a step requires.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Need {
+    /// What must hold.
+    pub what: String,
+    /// Whether it holds now; `None` if the ledger alone cannot tell.
+    pub holds: Option<bool>,
+    /// Why it does not hold, as text.
+    pub waits_for: Option<String>,
+}
+
+/// What depends on the old side, where the ledger's role may look.
+struct Dependents {
+    names: Option<Vec<String>>,
+    /// The contract task has further statements, which may remove the dependents.
+    may_be_dropped: bool,
+}
+
+/// The steps of a migration (`name` or `fleet/name`) from its current phase to the phase `to`.
+///
+/// Each step has the same requirements that the driver goes by. Some of them depend on settings of the build, on the
+/// standbys or on locks. The ledger alone cannot tell whether those hold; [`waits_for`](PlanReport::waits_for) has the
+/// driver's view of the next step.
+///
+/// # Errors
+///
+/// [`AdminError`].
+///
+/// # Cancel safety
+///
+/// Safe: it only reads.
+pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, AdminError> {
+    let mut tx = ledger.begin().await?;
+    let found = find(&mut tx, name).await?;
+    let row = reports::outlook(&mut tx, found.id).await?;
+    let members = members(&mut tx, &row.fleet, found.id, Counted::WithLease).await?;
+    let tasks: Vec<(String, String)> =
+        row.tasks.as_deref().and_then(|tasks| serde_json::from_str(tasks).ok()).unwrap_or_default();
+    let sql = |task: Task| tasks.iter().find(|(name, _)| name == task.name()).map(|(_, sql)| sql);
+    let dependents = Dependents {
+        names: dependents(&mut tx, &row).await,
+        may_be_dropped: sql(Task::Contract).is_some_and(|sql| sql.contains(';')),
+    };
+    let observed = observed(&row, members)?;
+    let mut steps = Vec::new();
+    let mut from = observed.phase;
+    while let Some(next) = from.towards(to) {
+        let task = Task::of_step(from, next);
+        steps.push(StepReport {
+            from: from.to_string(),
+            to: next.to_string(),
+            needs: needs(from, next, &observed, row.uncopied_age.is_some(), &dependents),
+            task: task.map(Task::name),
+            sql: task.and_then(sql).cloned(),
+        });
+        from = next;
+    }
+    Ok(PlanReport {
+        fleet: row.fleet,
+        name: row.name,
+        phase: row.phase,
+        desired: row.desired,
+        desired_by: row.desired_by,
+        desired_from: row.desired_from,
+        waits_for: row.waits_for,
+        published_by: row.version,
+        new_complete: row.new_complete,
+        scanned: row.scanned,
+        dropped: row.dropped,
+        driver: row.driver,
+        steps,
+    })
+}
+
+/// `None` if the build did not publish what it drops, if that is not there, or if the role may not look.
+async fn dependents(tx: &mut PgConnection, row: &OutlookRow) -> Option<Vec<String>> {
+    let old_side = OldSide { table: row.old_table.clone()?, column: row.old_column.clone() };
+    old_side.dependents(tx).await.unwrap_or_default()
+}
+
+/// What the driver would see, as far as the ledger has it. What it has not is set to "holds" here; see [`is_known`].
+fn observed(row: &OutlookRow, members: Vec<Member>) -> Result<Observed, sqlx::Error> {
+    Ok(Observed {
+        epoch: row.epoch,
+        phase: parse_phase(&row.phase)?,
+        previous: match (row.drained, row.closed) {
+            (true, _) => PreviousEpoch::Drained,
+            (false, true) => PreviousEpoch::Closed,
+            (false, false) => PreviousEpoch::Open,
+        },
+        members,
+        complete: Completeness { old: row.old_complete, new: row.new_complete },
+        conditions: Conditions {
+            expanded: true,
+            scanned: row.scanned,
+            reversible: row.scanned,
+            approved: row.approved,
+            quiet_period_left: Duration::ZERO,
+            soak_left: Duration::ZERO,
+            unrepaired: row.unrepaired,
+            given_up: row.given_up,
+        },
+        lagging_standbys: Vec::new(),
+    })
+}
+
+/// Whether the ledger alone tells if the requirement holds for a step from `from`, now that the migration is in `current`.
+fn is_known(requirement: Requirement, from: Phase, current: Phase, has_uncopied_writes: bool) -> bool {
+    match requirement {
+        // A later step is about epochs that do not exist yet.
+        Requirement::PreviousEpochDrained => from == current,
+        // The build has the length of the quiet period.
+        Requirement::NoUncopiedExternalWrites => !has_uncopied_writes,
+        // The build knows its schema, its standbys and its soak time; open transactions are seen by their locks.
+        Requirement::NewSideExists
+        | Requirement::StandbysCaughtUp
+        | Requirement::Soaked
+        | Requirement::NoOpenExternalTransaction
+        | Requirement::NoDependents => false,
+        Requirement::PhaseSupported
+        | Requirement::Complete(_)
+        | Requirement::NoRepairs
+        | Requirement::CleanScan
+        | Requirement::Reversible
+        | Requirement::Approved => true,
+    }
+}
+
+fn needs(
+    from: Phase,
+    to: Phase,
+    observed: &Observed,
+    has_uncopied_writes: bool,
+    dependents: &Dependents,
+) -> Vec<Need> {
+    requirements(from, to)
+        .map(|requirement| {
+            let what = requirement.to_string();
+            if requirement == Requirement::NoDependents {
+                let names = dependents.names.as_ref();
+                return Need {
+                    what,
+                    holds: names.map(Vec::is_empty).filter(|free| *free || !dependents.may_be_dropped),
+                    waits_for: names.map(|names| names.join(", ")).filter(|text| !text.is_empty()),
+                };
+            }
+            if !is_known(requirement, from, observed.phase, has_uncopied_writes) {
+                return Need { what, holds: None, waits_for: None };
+            }
+            let blockers: Vec<String> =
+                requirement.blockers(observed, to).iter().map(ToString::to_string).collect();
+            Need {
+                what,
+                holds: Some(blockers.is_empty()),
+                waits_for: Some(blockers.join("; ")).filter(|text| !text.is_empty()),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::phase::{OlderOpen, PhaseRange, Step, next_step};
+
+    /// A ledger in which nothing that any step requires holds, as far as the ledger can tell.
+    fn row(phase: Phase, drained: bool) -> OutlookRow {
+        OutlookRow {
+            fleet: "shop".into(),
+            name: "status".into(),
+            phase: phase.to_string(),
+            epoch: 7,
+            desired: None,
+            desired_by: None,
+            waits_for: None,
+            old_complete: false,
+            new_complete: false,
+            dropped: false,
+            driver: None,
+            closed: false,
+            drained,
+            uncopied_age: None,
+            approved: false,
+            scanned: false,
+            unrepaired: 2,
+            given_up: 1,
+            version: None,
+            tasks: None,
+            old_table: None,
+            old_column: None,
+            desired_from: None,
+        }
+    }
+
+    #[test]
+    fn plan_and_driver_give_the_same_reasons_for_every_step() {
+        let nothing = Dependents { names: None, may_be_dropped: false };
+        for from in Phase::ALL {
+            for to in Phase::ALL.into_iter().filter(|to| from.towards(*to) == Some(*to)) {
+                for drained in [true, false] {
+                    let late = Member {
+                        name: "a".into(),
+                        range: PhaseRange::new(from..=from).unwrap_or(PhaseRange::UNAWARE),
+                        acknowledged: 6,
+                        older_open: Some(OlderOpen { count: 1, seconds: 3 }),
+                    };
+                    let observed = observed(&row(from, drained), vec![late]).expect("a phase");
+                    let needs = needs(from, to, &observed, false, &nothing);
+                    let planned: Vec<&str> =
+                        needs.iter().filter_map(|need| need.waits_for.as_deref()).collect();
+                    let Step::Wait(reasons) = next_step(&observed, to) else { panic!("{from} → {to}") };
+                    let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+                    assert_eq!(planned, reasons, "{from} → {to}");
+                    let listed: Vec<&str> = needs.iter().map(|need| need.what.as_str()).collect();
+                    let required: Vec<String> =
+                        requirements(from, to).map(|required| required.to_string()).collect();
+                    assert_eq!(listed, required, "{from} → {to}");
+                    assert!(needs.iter().all(|need| need.holds != Some(true) || need.waits_for.is_none()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_only_the_build_knows_is_not_claimed_to_hold() {
+        let nothing = Dependents { names: None, may_be_dropped: false };
+        let observed = observed(&row(Phase::Verify, true), Vec::new()).expect("a phase");
+        let holds = |has_uncopied_writes| {
+            let needs = needs(Phase::Verify, Phase::Ramp, &observed, has_uncopied_writes, &nothing);
+            let external = Requirement::NoUncopiedExternalWrites.to_string();
+            needs.iter().find(|need| need.what == external).and_then(|need| need.holds)
+        };
+        assert_eq!(holds(true), None);
+        assert_eq!(holds(false), Some(true));
+    }
+}

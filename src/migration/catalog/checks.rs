@@ -1,0 +1,220 @@
+//! Problems that the catalog alone shows. Pure: nothing here asks the server.
+
+use super::names::quote;
+use super::problem::PlanProblem;
+use super::table::{ColumnFacts, ForeignKey, TableFacts};
+
+/// What a migration of a column assumes. Names are those of the catalog.
+pub(crate) struct ColumnPlan<'a> {
+    /// Quoted, with its schema where the user gave one.
+    pub(crate) table: &'a str,
+    pub(crate) old: &'a str,
+    pub(crate) new: &'a str,
+    /// The new column's type as the server writes it. `None` where it is not a type.
+    pub(crate) new_type: Option<&'a str>,
+    /// Whether this migration made the new column, or may use one that it did not make.
+    pub(crate) may_use_new: bool,
+}
+
+/// What stands against any migration of this table, whose rows a guard trigger watches if `is_guarded`.
+pub(crate) fn table_problems(table: &str, facts: &TableFacts, is_guarded: bool) -> Vec<PlanProblem> {
+    let mut problems = Vec::new();
+    if facts.row_security {
+        problems.push(row_security(table, facts));
+    }
+    if let Some(parent) = facts.parents.first() {
+        problems.push(PlanProblem::blocking(
+            format!("table {table} is a partition or child of {parent}"),
+            format!("describe the migration of {parent} instead"),
+        ));
+    }
+    if !facts.children.is_empty() {
+        let children = facts.children.join(", ");
+        if facts.kind == "p" {
+            problems.push(PlanProblem::warning(
+                format!(
+                    "table {table} is partitioned ({children}); the guard trigger does not see a TRUNCATE of one partition"
+                ),
+                "delete rows instead of truncating a partition until the migration has ended",
+            ));
+        } else if is_guarded {
+            problems.push(PlanProblem::blocking(
+                format!("the tables {children} inherit from {table}, and the guard trigger does not see writes of them"),
+                format!(
+                    "take them out of the inheritance (`alter table {} no inherit {table}`), or use \
+                     `.without_guard_trigger()` if only the service writes them",
+                    facts.children[0]
+                ),
+            ));
+        }
+    }
+    problems
+}
+
+fn row_security(table: &str, facts: &TableFacts) -> PlanProblem {
+    let role = quote(&facts.role);
+    let policies = match &*facts.policies {
+        [] => "no policy, so it sees no row".to_owned(),
+        names => format!("policies {}", names.join(", ")),
+    };
+    let remedy = match facts.is_owner {
+        true => {
+            format!("`alter table {table} no force row level security`, or `alter role {role} bypassrls`")
+        }
+        false => format!("`alter role {role} bypassrls`"),
+    };
+    PlanProblem::blocking(
+        format!(
+            "row security filters the rows of {table} for role {role} ({policies}), so a copy would miss rows"
+        ),
+        remedy,
+    )
+}
+
+/// What stands against the migration of this column.
+pub(crate) fn column_problems(plan: &ColumnPlan<'_>, facts: &TableFacts) -> Vec<PlanProblem> {
+    let mut problems = Vec::new();
+    match facts.column(plan.old) {
+        None => problems.push(PlanProblem::blocking(
+            format!("column {} of {} does not exist", quote(plan.old), plan.table),
+            "name an existing column in `.column(…)`",
+        )),
+        Some(old) => {
+            problems.extend(old_column(plan, old));
+            problems.extend(facts.foreign_keys.iter().filter_map(|key| foreign_key(plan, key)));
+        }
+    }
+    problems.extend(new_column(plan, facts.column(plan.new)));
+    for trigger in facts.triggers.iter().filter(|trigger| mentions(&trigger.body, plan.old)) {
+        problems.push(PlanProblem::warning(
+            format!(
+                "trigger {} of {} may depend on column {}: its function {} names the column",
+                quote(&trigger.name),
+                plan.table,
+                quote(plan.old),
+                trigger.function
+            ),
+            format!(
+                "change the function before `contract`, or drop it: `drop trigger {} on {}`",
+                quote(&trigger.name),
+                plan.table
+            ),
+        ));
+    }
+    problems
+}
+
+fn old_column(plan: &ColumnPlan<'_>, old: &ColumnFacts) -> Vec<PlanProblem> {
+    let (table, column) = (plan.table, quote(plan.old));
+    let mut problems = Vec::new();
+    if old.is_generated {
+        problems.push(PlanProblem::blocking(
+            format!("column {column} of {table} is generated, so it cannot be written"),
+            format!("`alter table {table} alter column {column} drop expression`"),
+        ));
+        return problems;
+    }
+    if old.in_primary_key {
+        problems.push(PlanProblem::blocking(
+            format!(
+                "column {column} is part of the primary key of {table}, which would be lost when the column is dropped"
+            ),
+            "move the table with a TableMigration to one whose key has the new type",
+        ));
+    } else if old.is_identity || old.sequence.is_some() {
+        let sequence = old.sequence.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+        problems.push(PlanProblem::blocking(
+            format!(
+                "column {column} of {table} draws from a sequence{sequence} that would be dropped with it"
+            ),
+            "move the table with a TableMigration to one whose column draws from its own sequence",
+        ));
+    } else if old.not_null && !old.has_default {
+        problems.push(PlanProblem::blocking(
+            format!(
+                "column {column} is NOT NULL without a default, so every insert would fail from `retire` on"
+            ),
+            format!("`alter table {table} alter column {column} drop not null`"),
+        ));
+    }
+    problems
+}
+
+fn foreign_key(plan: &ColumnPlan<'_>, key: &ForeignKey) -> Option<PlanProblem> {
+    if !key.has_action || !key.columns.iter().any(|column| column == plan.old) {
+        return None;
+    }
+    let (table, name) = (plan.table, quote(&key.name));
+    let end = [" ON DELETE ", " ON UPDATE "].iter().filter_map(|action| key.definition.find(action)).min();
+    let plain = &key.definition[..end.unwrap_or(key.definition.len())];
+    Some(PlanProblem::blocking(
+        format!(
+            "constraint {name} of {table} ({}) changes column {} when the referenced row changes, and the new side \
+             would not change with it",
+            key.definition,
+            quote(plan.old)
+        ),
+        format!(
+            "replace it by one without an action: `alter table {table} drop constraint {name}, add constraint {name} \
+             {plain} not valid`"
+        ),
+    ))
+}
+
+fn new_column(plan: &ColumnPlan<'_>, new: Option<&ColumnFacts>) -> Vec<PlanProblem> {
+    let (table, column) = (plan.table, quote(plan.new));
+    let Some(new) = new else { return Vec::new() };
+    let mut problems = Vec::new();
+    if let Some(planned) = plan.new_type.filter(|planned| *planned != new.sql_type) {
+        problems.push(PlanProblem::blocking(
+            format!("column {column} of {table} exists with type {} instead of {planned}", new.sql_type),
+            format!(
+                "describe it with type `{}`, choose another name, or drop it: `alter table {table} drop column {column}`",
+                new.sql_type
+            ),
+        ));
+    }
+    if new.is_generated {
+        problems.push(PlanProblem::blocking(
+            format!("column {column} of {table} is generated, so it cannot be written"),
+            format!("`alter table {table} alter column {column} drop expression`"),
+        ));
+    }
+    if !plan.may_use_new {
+        problems.push(PlanProblem::blocking(
+            format!(
+                "column {column} of {table} exists and was not added by this migration, which would overwrite its values"
+            ),
+            format!(
+                "choose another name, drop it (`alter table {table} drop column {column}`), or use \
+                 `.use_existing_column()`"
+            ),
+        ));
+    }
+    problems
+}
+
+/// What stands against this table as a new side. `has_foreign_rows`: it holds rows, and this migration neither created it
+/// nor may use it.
+pub(crate) fn new_table_problems(
+    table: &str,
+    facts: &TableFacts,
+    has_foreign_rows: bool,
+) -> Vec<PlanProblem> {
+    let mut problems = table_problems(table, facts, false);
+    if has_foreign_rows {
+        problems.push(PlanProblem::blocking(
+            format!(
+                "table {table} holds rows and was not created by this migration, which would delete the rows that the \
+                 old table does not have"
+            ),
+            format!("empty it (`truncate {table}`), choose another name, or use `.use_existing_table()`"),
+        ));
+    }
+    problems
+}
+
+/// Whether a text has this name as a word of its own.
+fn mentions(text: &str, name: &str) -> bool {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word.eq_ignore_ascii_case(name))
+}

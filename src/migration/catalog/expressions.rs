@@ -1,0 +1,110 @@
+//! What the server makes of a mapping's expressions: whether they can be computed, from what, and which functions they
+//! call.
+//!
+//! The server parses them as the columns of a temporary view of an empty table like the real one. The view's definition,
+//! read with an empty `search_path`, names every function, operator and type with its schema. So the guard trigger can
+//! evaluate it under a fixed `search_path` with the meaning that it had when it was armed.
+
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::ledger::unprepared;
+
+/// The name under which a mapping's row is known.
+const ROW: &str = "cutover_row";
+
+/// Expressions as the server has understood them.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    /// `select … as v0, … as v1`, without its `from`. Every name carries its schema. The row is called `cutover_row`.
+    pub(crate) select: String,
+    /// Why the result can change while the row does not, each with a remedy.
+    pub(crate) unstable: Vec<(String, String)>,
+    /// Generated columns that the expressions use.
+    pub(crate) generated: Vec<String>,
+}
+
+/// Resolves expressions over a row of `table` (quoted), which has a further column of this name and type, if any.
+///
+/// Everything is rolled back.
+///
+/// # Errors
+///
+/// The server's, if the expressions cannot be computed.
+pub(crate) async fn resolve(
+    connection: &mut PgConnection,
+    table: &str,
+    added: Option<(&str, &str)>,
+    expressions: &[String],
+) -> Result<Resolved, sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    tx.execute(AssertSqlSafe(format!("create temporary table {ROW} (like {table}) on commit drop"))).await?;
+    if let Some((column, sql_type)) = added {
+        let add = format!("alter table {ROW} add column if not exists {column} {sql_type}");
+        tx.execute(AssertSqlSafe(add)).await?;
+    }
+    let values: Vec<String> =
+        expressions.iter().enumerate().map(|(number, text)| format!("({text}\n) as v{number}")).collect();
+    let view = format!("create temporary view cutover_mapping as select {} from {ROW}", values.join(", "));
+    tx.execute(AssertSqlSafe(view)).await?;
+    let unstable: Vec<(String, String)> = unprepared::query_as(UNSTABLE).fetch_all(&mut *tx).await?;
+    let generated = unprepared::query_scalar(GENERATED).bind(table).fetch_all(&mut *tx).await?;
+    tx.execute("set local search_path = pg_catalog").await?;
+    let definition: String =
+        unprepared::query_scalar("select pg_get_viewdef('pg_temp.cutover_mapping'::regclass)")
+            .fetch_one(&mut *tx)
+            .await?;
+    tx.rollback().await?;
+    // The last `FROM` is the view's own: the definition ends with it.
+    let end = definition.rfind("FROM").unwrap_or(definition.len());
+    Ok(Resolved { select: definition[..end].trim().to_owned(), unstable, generated })
+}
+
+/// The type as the server writes it.
+///
+/// # Errors
+///
+/// The server's, if this is not a type.
+pub(crate) async fn canonical_type(
+    connection: &mut PgConnection,
+    sql_type: &str,
+) -> Result<String, sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    tx.execute(AssertSqlSafe(format!("create temporary table {ROW} (v0 {sql_type}) on commit drop"))).await?;
+    let name = unprepared::query_scalar(
+        "select format_type(atttypid, atttypmod) from pg_attribute \
+         where attrelid = 'pg_temp.cutover_row'::regclass and attnum = 1",
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    tx.rollback().await?;
+    Ok(name)
+}
+
+/// Functions in the view's parse tree whose result does not follow from their arguments. The dependencies of a view do
+/// not name built-in functions, so the tree itself is searched. A stable function depends on settings, which are fixed,
+/// or on what this list names: the clock, the session and the transaction.
+const UNSTABLE: &str = "\
+with tree as (select ev_action::text as text from pg_rewrite where ev_class = 'pg_temp.cutover_mapping'::regclass), \
+     called as (select distinct m[1]::oid as oid from tree, \
+         regexp_matches(text, ':(?:funcid|opfuncid) (\\d+)', 'g') as m) \
+select p.oid::regprocedure::text, case when n.nspname = 'pg_catalog' \
+        then 'compute the value from the row''s columns instead' \
+        else format('`alter function %s immutable` if its result follows from its arguments', p.oid::regprocedure) end \
+    from called join pg_proc p using (oid) join pg_namespace n on n.oid = p.pronamespace \
+    where p.provolatile = 'v' or n.nspname = 'pg_catalog' and (p.proname = any ( \
+        array['now', 'transaction_timestamp', 'statement_timestamp', 'current_setting', 'current_database', \
+              'current_schema', 'current_schemas', 'current_user', 'session_user', 'getpgusername', \
+              'txid_current_if_assigned', 'pg_current_xact_id_if_assigned', 'inet_client_addr', 'inet_client_port', \
+              'pg_backend_pid', 'pg_postmaster_start_time']) or p.proname = 'age' and p.pronargs = 1) \
+union all select 'current_date, current_timestamp, current_user or the like', \
+        'compute the value from the row''s columns instead' \
+    from tree where text like '%{SQLVALUEFUNCTION %' order by 1";
+
+const GENERATED: &str = "\
+select distinct a.attname::text from pg_rewrite r \
+    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid \
+        and d.refclassid = 'pg_class'::regclass and d.refobjid = 'pg_temp.cutover_row'::regclass \
+    join pg_attribute t on t.attrelid = d.refobjid and t.attnum = d.refobjsubid \
+    join pg_attribute a on a.attrelid = to_regclass($1) and a.attname = t.attname \
+        and a.attgenerated <> '' and not a.attisdropped \
+    where r.ev_class = 'pg_temp.cutover_mapping'::regclass order by 1";

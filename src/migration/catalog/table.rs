@@ -1,0 +1,109 @@
+use serde::Deserialize;
+use sqlx::PgConnection;
+
+use crate::ledger::unprepared;
+
+/// One table as the catalog describes it, read by one statement.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct TableFacts {
+    /// `pg_class.relkind`: `r` for a table, `p` for a partitioned one.
+    pub(crate) kind: String,
+    /// The role that reads it here.
+    pub(crate) role: String,
+    /// Whether that role has the owner's rights.
+    pub(crate) is_owner: bool,
+    /// Whether row security filters what that role reads.
+    pub(crate) row_security: bool,
+    /// The policies that apply to the role.
+    pub(crate) policies: Vec<String>,
+    /// Its partitions, or the tables that inherit from it.
+    pub(crate) children: Vec<String>,
+    /// The tables that it is a partition of or inherits from.
+    pub(crate) parents: Vec<String>,
+    pub(crate) columns: Vec<ColumnFacts>,
+    pub(crate) foreign_keys: Vec<ForeignKey>,
+    /// Triggers of the users' own.
+    pub(crate) triggers: Vec<Trigger>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ColumnFacts {
+    pub(crate) name: String,
+    /// With its modifier.
+    #[serde(rename = "type")]
+    pub(crate) sql_type: String,
+    pub(crate) not_null: bool,
+    pub(crate) has_default: bool,
+    pub(crate) is_generated: bool,
+    pub(crate) is_identity: bool,
+    /// The sequence that the column owns.
+    pub(crate) sequence: Option<String>,
+    pub(crate) in_primary_key: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ForeignKey {
+    pub(crate) name: String,
+    pub(crate) columns: Vec<String>,
+    /// Whether it changes rows of this table when the referenced row changes.
+    pub(crate) has_action: bool,
+    pub(crate) definition: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Trigger {
+    pub(crate) name: String,
+    pub(crate) function: String,
+    pub(crate) body: String,
+}
+
+const READ: &str = "\
+select json_build_object( \
+    'kind', c.relkind::text, 'role', current_user::text, \
+    'is_owner', pg_has_role(c.relowner, 'usage'), \
+    'row_security', row_security_active(c.oid), \
+    'policies', (select coalesce(json_agg(p.polname::text order by p.polname), '[]') from pg_policy p \
+        where p.polrelid = c.oid and exists (select from unnest(p.polroles) as r (role) \
+            where r.role = 0 or pg_has_role(r.role, 'usage'))), \
+    'children', (select coalesce(json_agg(i.inhrelid::regclass::text order by i.inhrelid::regclass::text), '[]') \
+        from pg_inherits i where i.inhparent = c.oid), \
+    'parents', (select coalesce(json_agg(i.inhparent::regclass::text order by i.inhseqno), '[]') \
+        from pg_inherits i where i.inhrelid = c.oid), \
+    'columns', (select coalesce(json_agg(json_build_object( \
+            'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull, \
+            'has_default', a.atthasdef, 'is_generated', a.attgenerated <> '', 'is_identity', a.attidentity <> '', \
+            'sequence', (select d.objid::regclass::text from pg_depend d \
+                where d.classid = 'pg_class'::regclass and d.objsubid = 0 and d.refclassid = 'pg_class'::regclass \
+                    and d.refobjid = c.oid and d.refobjsubid = a.attnum and d.deptype in ('a', 'i') \
+                    and exists (select from pg_class s where s.oid = d.objid and s.relkind = 'S') limit 1), \
+            'in_primary_key', exists (select from pg_index i \
+                where i.indrelid = c.oid and i.indisprimary and a.attnum = any (i.indkey::int2[]))) order by a.attnum), '[]') \
+        from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), \
+    'foreign_keys', (select coalesce(json_agg(json_build_object( \
+            'name', f.conname, 'has_action', f.confdeltype not in ('a', 'r') or f.confupdtype not in ('a', 'r'), \
+            'definition', pg_get_constraintdef(f.oid), \
+            'columns', (select json_agg(a.attname) from pg_attribute a \
+                where a.attrelid = f.conrelid and a.attnum = any (f.conkey))) order by f.conname), '[]') \
+        from pg_constraint f where f.conrelid = c.oid and f.contype = 'f'), \
+    'triggers', (select coalesce(json_agg(json_build_object( \
+            'name', t.tgname, 'function', p.oid::regprocedure::text, 'body', p.prosrc) order by t.tgname), '[]') \
+        from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
+        where t.tgrelid = c.oid and not t.tgisinternal and n.nspname <> 'cutover'))::text \
+from pg_class c where c.oid = to_regclass($1)";
+
+impl TableFacts {
+    /// Reads a table (quoted). `None` if there is none of that name on the session's `search_path`.
+    pub(crate) async fn read(
+        connection: &mut PgConnection,
+        table: &str,
+    ) -> Result<Option<Self>, sqlx::Error> {
+        let json: Option<String> =
+            unprepared::query_scalar(READ).bind(table).fetch_optional(connection).await?;
+        let Some(json) = json else { return Ok(None) };
+        serde_json::from_str(&json).map(Some).map_err(|error| sqlx::Error::Decode(error.into()))
+    }
+
+    pub(crate) fn column(&self, name: &str) -> Option<&ColumnFacts> {
+        self.columns.iter().find(|column| column.name == name)
+    }
+}

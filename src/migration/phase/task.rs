@@ -1,0 +1,76 @@
+use super::{Observed, Phase, PreviousEpoch};
+
+/// Work on the schema or on rows that a phase needs before the next step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Task {
+    /// Create the new side. Runs in `off`, before `expand`.
+    Expand,
+    /// Copy rows until the new side is complete. Runs in `backfill`.
+    Backfill,
+    /// Repair the rows whose new side could not be written. Runs in `verify`, before the scan.
+    Repair,
+    /// Copy rows until the old side is complete again. Runs in `switch`, after a return from `retire`.
+    ReverseBackfill,
+    /// Compare all rows of both sides. Runs in `verify`, and again in `ramp` on the way to `switch` if a reverse backfill
+    /// ended since.
+    Scan,
+    /// Drop the old side. Runs in `contract`.
+    Contract,
+}
+
+impl Task {
+    /// The name: `expand`, `backfill`, `repair`, `reverse_backfill`, `scan` or `contract`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Task::Expand => "expand",
+            Task::Backfill => "backfill",
+            Task::Repair => "repair",
+            Task::ReverseBackfill => "reverse_backfill",
+            Task::Scan => "scan",
+            Task::Contract => "contract",
+        }
+    }
+
+    /// The task whose result the step from `from` to `to` requires. `contract` is the exception: its task runs right
+    /// after the step.
+    pub const fn of_step(from: Phase, to: Phase) -> Option<Task> {
+        match (from, to) {
+            (Phase::Off, Phase::Expand) => Some(Task::Expand),
+            (Phase::Backfill, Phase::Verify) => Some(Task::Backfill),
+            (Phase::Verify, Phase::Ramp) => Some(Task::Scan),
+            (Phase::Switch, Phase::Ramp) => Some(Task::ReverseBackfill),
+            (Phase::Retire, Phase::Contract) => Some(Task::Contract),
+            _ => None,
+        }
+    }
+}
+
+/// Which sides of a migration the schema has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SchemaState {
+    /// The new side exists.
+    pub expanded: bool,
+    /// The old side is gone.
+    pub contracted: bool,
+}
+
+/// The task to run now on the way to `target`.
+pub fn needed_work(observed: &Observed, schema: SchemaState, target: Phase) -> Option<Task> {
+    if observed.previous != PreviousEpoch::Drained {
+        // Some instance may still work by the rules of the previous phase.
+        return None;
+    }
+    let conditions = &observed.conditions;
+    match observed.phase {
+        Phase::Off if target != Phase::Off && !schema.expanded => Some(Task::Expand),
+        Phase::Backfill if !observed.complete.new => Some(Task::Backfill),
+        Phase::Verify if conditions.unrepaired > conditions.given_up => Some(Task::Repair),
+        // An external write that cannot be copied outdates the scan.
+        Phase::Verify if !conditions.scanned && conditions.quiet_period_left.is_zero() => Some(Task::Scan),
+        // A reverse backfill outdates the scan of `verify`.
+        Phase::Ramp if target > Phase::Ramp && !conditions.reversible => Some(Task::Scan),
+        Phase::Switch if !observed.complete.old => Some(Task::ReverseBackfill),
+        Phase::Contract if !schema.contracted => Some(Task::Contract),
+        _ => None,
+    }
+}

@@ -1,0 +1,94 @@
+//! The contract step: the old side is dropped, by the oid and column number that `expand` recorded.
+
+use sqlx::{AssertSqlSafe, Executor};
+
+use super::description::{Description, Shape, not_null_check, not_null_steps};
+use crate::ledger::{sides, unprepared};
+use crate::migration::batch::begin;
+use crate::migration::catalog::{OldSide, unquote};
+use crate::migration::coordinator::PlanError;
+use crate::migration::phase::Phase;
+use crate::migration::runtime::Migration;
+use crate::migration::schema::{alter, drop_old_side};
+
+/// Drops the old side, unless something depends on it or it is gone.
+pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
+    let mut tx = begin(&plan.outline.pool, &[Phase::Contract], migration).await?;
+    let Some(sides) = sides::find(&mut tx, migration.id()).await? else {
+        return Err(PlanError::Refused(format!(
+            "the ledger does not say which table {} was in `expand`, so nothing is dropped; to fix: drop the old side by \
+             hand",
+            plan.old_table()
+        )));
+    };
+    let (true, Some(table)) = (sides.old.is_there, sides.old.table) else {
+        tx.rollback().await?;
+        return Ok(());
+    };
+    let column = sides.old.column;
+    let old = OldSide { table: table.clone(), column: column.as_deref().map(unquote) };
+    let dependents = old.dependents(&mut tx).await?.unwrap_or_default();
+    tx.rollback().await?;
+    // Statements of the user may drop what depends on it; if they do not, the server refuses the drop.
+    if !dependents.is_empty() && plan.changes.contract.is_empty() {
+        return Err(PlanError::Refused(format!(
+            "{} cannot be dropped because other objects depend on it: {}; to fix: drop them, or add \
+             `.contract_sql(\"drop …\")` for each",
+            column.as_ref().map_or(format!("table {table}"), |column| format!("column {column} of {table}")),
+            dependents.join(", ")
+        )));
+    }
+    if let Shape::Column { new, not_null: true, .. } = &plan.shape {
+        let new = sides.new.column.as_deref().unwrap_or(new);
+        forbid_nulls(plan, &table, new, migration).await?;
+    }
+    let id = migration.id().to_string();
+    let disarm = plan.guard(&[]).map(|guard| guard.disarm(&table, &id));
+    let statements: Vec<String> = disarm
+        .into_iter()
+        .chain(plan.changes.contract.clone())
+        .chain([plan.drop(&table, column.as_deref())])
+        .collect();
+    drop_old_side(&plan.outline.pool, &table, migration, &statements.join(";\n")).await
+}
+
+/// Makes the new column `NOT NULL`, if no row holds a null. With the check in place no writer could change such a row.
+async fn forbid_nulls(
+    plan: &Description,
+    table: &str,
+    column: &str,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let pool = &plan.outline.pool;
+    let mut tx = begin(pool, &[Phase::Contract], migration).await?;
+    let is_not_null: bool = unprepared::query_scalar(
+        "select coalesce((select attnotnull from pg_attribute where attrelid = to_regclass($1) and attname = $2), false)",
+    )
+    .bind(table)
+    .bind(unquote(column))
+    .fetch_one(&mut *tx)
+    .await?;
+    if is_not_null {
+        tx.rollback().await?;
+        return Ok(());
+    }
+    tx.execute("set local statement_timeout = 0").await?;
+    let look = format!("select exists (select from {table} where {column} is null)");
+    let has_null: bool = unprepared::query_scalar(AssertSqlSafe(look)).fetch_one(&mut *tx).await?;
+    tx.rollback().await?;
+    if has_null {
+        return Err(PlanError::Refused(format!(
+            "column {column} of {table} cannot become NOT NULL while some row holds a null; to fix: give these rows a \
+             value (`update {table} set {column} = … where {column} is null`)"
+        )));
+    }
+    let id = migration.id().to_string();
+    for statement in not_null_steps(table, column, &id) {
+        if let Err(error) = alter(pool, table, migration, Phase::Contract, &statement).await {
+            let undo = format!("alter table {table} drop constraint if exists {}", not_null_check(&id));
+            alter(pool, table, migration, Phase::Contract, &undo).await?;
+            return Err(error);
+        }
+    }
+    Ok(())
+}

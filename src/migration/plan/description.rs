@@ -1,0 +1,141 @@
+//! What a migration within one database moves, and the text of its schema changes. Pure: nothing here asks the server.
+
+use super::changes::Changes;
+use crate::migration::batch::{Keyset, Mapping, Outline, Scope};
+use crate::migration::catalog::{OldSide, unquote};
+use crate::migration::phase::Task;
+use crate::migration::schema::GuardTrigger;
+
+/// The id of a migration in statements that are only shown.
+const UNKNOWN_ID: &str = ":migration";
+
+/// A migration of a column or of a table.
+#[derive(Debug, Clone)]
+pub(crate) struct Description {
+    pub(crate) outline: Outline,
+    pub(crate) shape: Shape,
+    pub(crate) changes: Changes,
+    pub(crate) has_guard: bool,
+    /// Whether a new side that somebody else made may be used, with what it holds.
+    pub(crate) uses_existing: bool,
+}
+
+/// What the two sides are.
+#[derive(Debug, Clone)]
+pub(crate) enum Shape {
+    /// Two columns of one table. Names are quoted.
+    Column { old: String, new: String, new_type: String, not_null: bool },
+    /// Two tables, the new one created by this statement, if any.
+    Table { create: Option<String> },
+}
+
+impl Description {
+    /// The table that holds the old side, quoted.
+    pub(crate) fn old_table(&self) -> &str {
+        &self.outline.sides.old
+    }
+
+    /// The table that holds the new side, quoted.
+    pub(crate) fn new_table(&self) -> &str {
+        &self.outline.sides.new
+    }
+
+    /// The columns of the old and of the new side as the catalog has them; `None` where the sides are tables.
+    pub(crate) fn columns(&self) -> Option<(String, String)> {
+        match &self.shape {
+            Shape::Column { old, new, .. } => Some((unquote(old), unquote(new))),
+            Shape::Table { .. } => None,
+        }
+    }
+
+    pub(crate) fn old_side(&self) -> OldSide {
+        OldSide { table: self.old_table().to_owned(), column: self.columns().map(|(old, _)| old) }
+    }
+
+    /// The guard trigger, for a key of these columns.
+    pub(crate) fn guard(&self, key: &[String]) -> Option<GuardTrigger> {
+        let sides = &self.outline.sides;
+        self.has_guard.then(|| match &self.shape {
+            Shape::Column { old, new, .. } => GuardTrigger::on_column(old, new, sides, key),
+            Shape::Table { .. } => GuardTrigger::on_table(sides, key),
+        })
+    }
+
+    pub(crate) fn scope(&self, key: Keyset, old_types: Vec<String>, new_types: Vec<String>) -> Scope<'_> {
+        Scope { sides: &self.outline.sides, key, old_types, new_types }
+    }
+
+    /// The statement that makes the new side. `None` where somebody else has to make it.
+    pub(crate) fn create(&self) -> Option<String> {
+        match &self.shape {
+            Shape::Column { new, new_type, .. } => {
+                Some(format!("alter table {} add column if not exists {new} {new_type}", self.old_table()))
+            }
+            Shape::Table { create } => create.clone(),
+        }
+    }
+
+    /// The statement that drops the old side, whose table and column have these quoted names now.
+    pub(crate) fn drop(&self, table: &str, column: Option<&str>) -> String {
+        match column {
+            Some(column) => format!("alter table {table} drop column if exists {column}"),
+            None => format!("drop table if exists {table}"),
+        }
+    }
+
+    /// See [`Plan::sql`](crate::migration::coordinator::Plan::sql).
+    pub(crate) fn sql(&self) -> Vec<(Task, String)> {
+        let key = if self.outline.key.is_empty() { vec!["key".to_owned()] } else { self.outline.key.clone() };
+        let sides = &self.outline.sides;
+        let placeholder = |mapping: &Mapping| vec!["text".to_owned(); mapping.columns.len()];
+        let new_types = match &self.shape {
+            Shape::Column { new_type, .. } => vec![new_type.clone()],
+            Shape::Table { .. } => placeholder(&sides.forward),
+        };
+        let scope = self.scope(Keyset::named(&key), placeholder(&sides.backward), new_types);
+        let guard = self.guard(&key);
+        let arm = guard.as_ref().map(|guard| guard.arm_as_written(UNKNOWN_ID));
+        let disarm = guard.as_ref().map(|guard| guard.disarm(self.old_table(), UNKNOWN_ID));
+        let expand: Vec<String> =
+            self.create().into_iter().chain(arm).chain(self.changes.expand.clone()).collect();
+        let (not_null, column) = match &self.shape {
+            Shape::Column { old, new, not_null, .. } => {
+                let steps = not_null_steps(self.old_table(), new, UNKNOWN_ID);
+                (if *not_null { steps.to_vec() } else { Vec::new() }, Some(old.as_str()))
+            }
+            Shape::Table { .. } => (Vec::new(), None),
+        };
+        let contract: Vec<String> = not_null
+            .into_iter()
+            .chain(disarm)
+            .chain(self.changes.contract.clone())
+            .chain([self.drop(self.old_table(), column)])
+            .collect();
+        let mut tasks = scope.described(&expand.join(";\n"), &contract.join(";\n"));
+        self.changes.describe(self.new_table(), &mut tasks);
+        tasks
+    }
+}
+
+/// The constraint through which the new column becomes `NOT NULL`. Its name carries the migration's id, so that two
+/// migrations of one table never replace each other's.
+pub(crate) fn not_null_check(id: &str) -> String {
+    format!("\"cutover_{id}_not_null\"")
+}
+
+/// Makes a column `NOT NULL` without a scan under a lock that blocks everybody, one statement after the other.
+///
+/// `SET NOT NULL` and the drop of the check are two statements: in one, Postgres drops the check first and then has to
+/// scan all rows.
+pub(crate) fn not_null_steps(table: &str, column: &str, id: &str) -> [String; 4] {
+    let check = not_null_check(id);
+    [
+        format!(
+            "alter table {table} drop constraint if exists {check}, \
+             add constraint {check} check ({column} is not null) not valid"
+        ),
+        format!("set local statement_timeout = 0; alter table {table} validate constraint {check}"),
+        format!("alter table {table} alter column {column} set not null"),
+        format!("alter table {table} drop constraint {check}"),
+    ]
+}

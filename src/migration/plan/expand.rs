@@ -1,0 +1,111 @@
+//! The expand step: the new side, the guard trigger, and the record of both sides.
+
+use sqlx::PgConnection;
+
+use super::description::{Description, Shape};
+use super::inspection::{problems, refuse};
+use crate::ledger::{sides, unprepared};
+use crate::migration::batch::{begin, keyset};
+use crate::migration::coordinator::PlanError;
+use crate::migration::phase::Phase;
+use crate::migration::runtime::Migration;
+use crate::migration::schema::{GuardTrigger, alter};
+
+/// Makes the new side, once nothing stands against the plan.
+pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
+    // Outside of this phase nothing is tried.
+    begin(&plan.outline.pool, &[Phase::Off], migration).await?.rollback().await?;
+    let mut connection = plan.outline.pool.acquire().await?;
+    let found = problems(plan, Some(migration.id()), &mut connection).await?;
+    for problem in found.iter().filter(|problem| !problem.is_blocking) {
+        tracing::warn!(migration = migration.name(), %problem, "the plan has a warning");
+    }
+    refuse(&found)?;
+    let exists = new_side_exists(plan, &mut connection).await?;
+    // Whoever made the new side ran the statements that belong to it.
+    let mut make: Vec<String> = match exists {
+        true => Vec::new(),
+        false => plan.create().into_iter().chain(plan.changes.expand.clone()).collect(),
+    };
+    let columns = plan.columns();
+    let columns = columns.as_ref().map_or([None, None], |(old, new)| [Some(&**old), Some(&**new)]);
+    let tables = [plan.old_table(), plan.new_table()];
+    let record = sides::record(&migration.id().to_string(), tables, columns, !exists);
+    let pool = &plan.outline.pool;
+    if let (Shape::Table { .. }, false) = (&plan.shape, exists) {
+        // The trigger names the new table with its schema, which only the server knows. No write is lost in between,
+        // because the copy comes later.
+        make.push(record.clone());
+        alter(pool, plan.new_table(), migration, Phase::Off, &make.join(";\n")).await?;
+        make.clear();
+        refuse(&problems(plan, Some(migration.id()), &mut connection).await?)?;
+    }
+    let arm = match find_guard(plan, &mut connection).await? {
+        Some(guard) => Some(armed(plan, &guard, migration, &mut connection).await?),
+        None => None,
+    };
+    drop(connection);
+    // In one transaction, so that no write passes between a new column and its trigger.
+    let statements: Vec<String> = make.into_iter().chain(arm).chain([record]).collect();
+    alter(pool, plan.old_table(), migration, Phase::Off, &statements.join(";\n")).await
+}
+
+/// Installs the trigger again if another build has installed another one, so that external writes are mapped as this build
+/// maps rows.
+pub(crate) async fn rearm(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
+    let mut connection = plan.outline.pool.acquire().await?;
+    let Some(guard) = find_guard(plan, &mut connection).await? else { return Ok(()) };
+    let relation = sides::find(&mut connection, migration.id()).await?.map_or(0, |sides| sides.old.relation);
+    if guard.is_armed(&mut connection, relation, migration.id()).await? {
+        return Ok(());
+    }
+    let arm = armed(plan, &guard, migration, &mut connection).await?;
+    drop(connection);
+    tracing::info!(
+        migration = migration.name(),
+        table = plan.old_table(),
+        "installing the guard trigger again, because the mapping has changed"
+    );
+    alter(&plan.outline.pool, plan.old_table(), migration, Phase::Backfill, &arm).await
+}
+
+async fn armed(
+    plan: &Description,
+    guard: &GuardTrigger,
+    migration: &Migration,
+    connection: &mut PgConnection,
+) -> Result<String, PlanError> {
+    let added = match &plan.shape {
+        Shape::Column { new, new_type, .. } => Some((new.as_str(), new_type.as_str())),
+        Shape::Table { .. } => None,
+    };
+    guard.armed(connection, added, migration.id()).await?.map_err(|reason| {
+        PlanError::Refused(format!(
+            "the guard trigger of {} cannot compute the mapping: {reason}",
+            plan.old_table()
+        ))
+    })
+}
+
+/// The guard trigger, if there is to be one and the old table has a key.
+pub(crate) async fn find_guard(
+    plan: &Description,
+    connection: &mut PgConnection,
+) -> Result<Option<GuardTrigger>, sqlx::Error> {
+    if !plan.has_guard {
+        return Ok(None);
+    }
+    let found = keyset::find(connection, plan.old_table(), &plan.outline.key).await?;
+    Ok(found.ok().and_then(|key| plan.guard(&key.plain_names())))
+}
+
+async fn new_side_exists(plan: &Description, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    unprepared::query_scalar(
+        "select exists (select from pg_attribute where attrelid = to_regclass($1) and not attisdropped \
+             and ($2::text is null or attname = $2)) or ($2::text is null and to_regclass($1) is not null)",
+    )
+    .bind(plan.new_table())
+    .bind(plan.columns().map(|(_, new)| new))
+    .fetch_one(connection)
+    .await
+}

@@ -1,0 +1,293 @@
+//! What a plan finds in the database: everything that stands against it, and what work on rows needs to know.
+
+use sqlx::{Connection, Executor, PgConnection};
+
+use super::description::{Description, Shape};
+use crate::ledger::{describe_error, sides, unprepared};
+use crate::migration::batch::{Keyset, MappingCode, keyset};
+use crate::migration::catalog::{
+    ColumnPlan, PlanProblem, Resolved, TableFacts, canonical_type, column_problems, column_types,
+    insert_without, new_table_problems, resolve, table_problems, unquote,
+};
+use crate::migration::coordinator::PlanError;
+use crate::migration::runtime::Migration;
+
+/// What work on rows needs to know.
+pub(crate) struct Found {
+    pub(crate) key: Keyset,
+    pub(crate) old_types: Vec<String>,
+    pub(crate) new_types: Vec<String>,
+}
+
+/// Why a plan cannot do its work, as one refusal.
+pub(crate) fn refuse(problems: &[PlanProblem]) -> Result<(), PlanError> {
+    let blocking: Vec<String> =
+        problems.iter().filter(|problem| problem.is_blocking).map(ToString::to_string).collect();
+    if blocking.is_empty() { Ok(()) } else { Err(PlanError::Refused(blocking.join(". "))) }
+}
+
+fn blocking(problem: impl Into<String>, remedy: impl Into<String>) -> PlanProblem {
+    PlanProblem::blocking(problem, remedy)
+}
+
+/// Everything that stands against the plan, found in one transaction that is rolled back. `migration` is known once the
+/// migration is in the ledger.
+pub(crate) async fn problems(
+    plan: &Description,
+    migration: Option<i32>,
+    connection: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    // What is tried here must not wait behind others, nor they behind it.
+    tx.execute("set local lock_timeout = '200ms'; set local statement_timeout = '10s'").await?;
+    let known = match migration {
+        Some(id) => sides::find(&mut tx, id).await?,
+        None => None,
+    };
+    let Some(facts) = TableFacts::read(&mut tx, plan.old_table()).await? else {
+        let missing = missing(plan.old_table(), &mut tx).await?;
+        tx.rollback().await?;
+        return Ok(vec![missing]);
+    };
+    let mut problems = table_problems(plan.old_table(), &facts, plan.has_guard);
+    let key = match keyset::find(&mut tx, plan.old_table(), &plan.outline.key).await? {
+        Ok(key) => Some(key),
+        Err(reasons) => {
+            let table = plan.old_table();
+            problems.extend(reasons.into_iter().map(|reason| {
+                blocking(format!("{table}: {reason}"), format!("`alter table {table} add primary key (…)`, or name the columns of another unique index with `.key(…)`"))
+            }));
+            None
+        }
+    };
+    if facts.kind == "p" && plan.new_table() == plan.old_table() {
+        problems.extend(plan.changes.indexes.iter().map(|index| {
+            let (table, name) = (plan.old_table(), &index.name);
+            blocking(
+                format!("index {name:?} cannot be built concurrently on the partitioned table {table}"),
+                format!(
+                    "leave it out of the plan; run `create index {name} on only {table} {}`, and in `verify` build one \
+                     concurrently on each partition and attach it with `alter index {name} attach partition …`",
+                    index.on
+                ),
+            )
+        }));
+    }
+    let may_use_new = plan.uses_existing || known.as_ref().is_some_and(|known| known.new.made);
+    match plan.columns() {
+        Some((old, new)) => {
+            problems.extend(of_columns(plan, &facts, (&old, &new), may_use_new, &mut tx).await?);
+        }
+        None => problems.extend(of_tables(plan, &facts, key.as_ref(), may_use_new, &mut tx).await?),
+    }
+    tx.rollback().await?;
+    Ok(problems)
+}
+
+async fn missing(table: &str, tx: &mut PgConnection) -> Result<PlanProblem, sqlx::Error> {
+    let path: String =
+        unprepared::query_scalar("select current_setting('search_path')").fetch_one(tx).await?;
+    Ok(blocking(
+        format!("table {table} does not exist, or is not on the search_path ({path})"),
+        "create it, or name it with its schema",
+    ))
+}
+
+async fn of_columns(
+    plan: &Description,
+    facts: &TableFacts,
+    (old, new): (&str, &str),
+    may_use_new: bool,
+    tx: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let Shape::Column { new: quoted, new_type, .. } = &plan.shape else { return Ok(Vec::new()) };
+    let table = plan.old_table();
+    let mut problems = Vec::new();
+    let canonical = match canonical_type(tx, new_type).await {
+        Ok(canonical) => Some(canonical),
+        Err(error @ sqlx::Error::Database(_)) => {
+            problems.push(not_computed(&format!("type `{new_type}` of the new column"), &error));
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let described = ColumnPlan { table, old, new, new_type: canonical.as_deref(), may_use_new };
+    problems.extend(column_problems(&described, facts));
+    if facts.column(old).is_none() || canonical.is_none() {
+        return Ok(problems);
+    }
+    let added = Some((quoted.as_str(), new_type.as_str()));
+    let sides = &plan.outline.sides;
+    for (field, mapping) in [("forward", &sides.forward), ("backward", &sides.backward)] {
+        // If the old column itself is generated, another problem says what to do.
+        let is_generated = facts.column(old).is_some_and(|column| column.is_generated);
+        let is_guarded = plan.has_guard && field == "forward" && !is_generated;
+        problems.extend(of_mapping(field, table, added, &mapping.code, is_guarded, tx).await?);
+    }
+    let is_refused = problems.iter().any(|problem| problem.is_blocking);
+    if !is_refused && let Some(problem) = insert_without(tx, table, facts, old).await? {
+        problems.push(problem);
+    }
+    Ok(problems)
+}
+
+async fn of_tables(
+    plan: &Description,
+    old: &TableFacts,
+    key: Option<&Keyset>,
+    may_use_new: bool,
+    tx: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let sides = &plan.outline.sides;
+    let mut problems = Vec::new();
+    for key in old.foreign_keys.iter().filter(|key| key.has_action) {
+        problems.push(PlanProblem::warning(
+            format!(
+                "constraint {:?} of {} ({}) changes rows of the old table only, when the referenced row changes",
+                key.name, sides.old, key.definition
+            ),
+            format!("give {} the same constraint: `alter table {} add {} not valid`", sides.new, sides.new, key.definition),
+        ));
+    }
+    problems.extend(columns_there(&sides.old, &sides.backward.columns, old));
+    problems.extend(of_mapping("column", &sides.old, None, &sides.forward.code, plan.has_guard, tx).await?);
+    let Some(new) = TableFacts::read(tx, &sides.new).await? else {
+        if plan.create().is_none() {
+            problems.push(missing(&sides.new, tx).await?);
+        }
+        return Ok(problems);
+    };
+    let has_rows: bool =
+        unprepared::query_scalar(sqlx::AssertSqlSafe(format!("select exists (select from {})", sides.new)))
+            .fetch_one(&mut *tx)
+            .await?;
+    problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new));
+    problems.extend(columns_there(&sides.new, &sides.forward.columns, &new));
+    problems.extend(of_mapping("column_back", &sides.new, None, &sides.backward.code, false, tx).await?);
+    if let Some(key) = key
+        && let Err(reasons) = keyset::find(tx, &sides.new, &key.plain_names()).await?
+    {
+        problems.extend(reasons.into_iter().map(|reason| {
+            blocking(
+                format!("{}: {reason}", sides.new),
+                format!("`alter table {} add primary key ({})`", sides.new, key.names()),
+            )
+        }));
+    }
+    Ok(problems)
+}
+
+fn columns_there(table: &str, columns: &[String], facts: &TableFacts) -> Vec<PlanProblem> {
+    let missing = columns.iter().filter(|column| facts.column(&unquote(column)).is_none());
+    missing
+        .map(|column| {
+            blocking(
+                format!("{table}: column {column} does not exist"),
+                format!("`alter table {table} add column {column} …`, or name another column"),
+            )
+        })
+        .collect()
+}
+
+fn not_computed(what: &str, error: &sqlx::Error) -> PlanProblem {
+    blocking(format!("the {what} cannot be used: {}", describe_error(error)), "correct it in the plan")
+}
+
+/// What stands against a mapping over the rows of `table`.
+async fn of_mapping(
+    field: &str,
+    table: &str,
+    added: Option<(&str, &str)>,
+    how: &MappingCode,
+    is_guarded: bool,
+    tx: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let MappingCode::Sql(expressions) = how else { return Ok(Vec::new()) };
+    let Resolved { unstable, generated, .. } = match resolve(tx, table, added, expressions).await {
+        Ok(resolved) => resolved,
+        Err(error @ sqlx::Error::Database(_)) => {
+            let shown = expressions.join(", ");
+            return Ok(vec![not_computed(&format!("mapping `{field}` (`{shown}`)"), &error)]);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut problems: Vec<PlanProblem> = unstable
+        .into_iter()
+        .map(|(function, remedy)| {
+            blocking(
+                format!("mapping `{field}` calls {function}, whose result changes while the row does not"),
+                remedy,
+            )
+        })
+        .collect();
+    if is_guarded {
+        problems.extend(generated.into_iter().map(|column| {
+            blocking(
+                format!(
+                    "mapping `{field}` uses the generated column {column}, which has no value yet when the guard \
+                     trigger sees an external write"
+                ),
+                "write the column's expression instead, or use `.without_guard_trigger()`",
+            )
+        }));
+    }
+    Ok(problems)
+}
+
+/// Looks at the tables before work on their rows begins.
+pub(crate) async fn before_work(plan: &Description, migration: &Migration) -> Result<Found, PlanError> {
+    let mut tx = migration.begin(&plan.outline.pool).await?;
+    let found = inspect(plan, migration.id(), &mut tx).await?;
+    tx.rollback().await?;
+    Ok(found)
+}
+
+async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<Found, PlanError> {
+    let sides = &plan.outline.sides;
+    let recorded = sides::find(tx, id).await?;
+    let (mut problems, mut key, mut types) = (Vec::new(), None, [Vec::new(), Vec::new()]);
+    let both = [(&sides.old, &sides.backward), (&sides.new, &sides.forward)];
+    for (number, (table, mapping)) in both.into_iter().enumerate() {
+        let oid: Option<i64> = unprepared::query_scalar("select to_regclass($1)::oid::bigint")
+            .bind(table)
+            .fetch_one(&mut *tx)
+            .await?;
+        let Some(oid) = oid else {
+            problems.push(missing(table, tx).await?);
+            continue;
+        };
+        let side = recorded.as_ref().map(|sides| if number == 0 { &sides.old } else { &sides.new });
+        if let Some(side) = side.filter(|side| side.relation != oid) {
+            let expanded = side.table.as_deref().filter(|_| side.is_there).unwrap_or("a table that is gone");
+            problems.push(blocking(
+                format!(
+                    "{table} is another table now than in `expand`, which was {expanded} (oid {})",
+                    side.relation
+                ),
+                "restore the table of that time under its name, or go back to `off` and begin again",
+            ));
+        }
+        // The new table must have the key of the old one.
+        let wanted = key.as_ref().map_or_else(|| plan.outline.key.clone(), Keyset::plain_names);
+        match keyset::find(tx, table, &wanted).await? {
+            Ok(found) => key = key.or(Some(found)),
+            Err(reasons) => problems.extend(
+                reasons.into_iter().map(|reason| blocking(format!("{table}: {reason}"), "restore the index")),
+            ),
+        }
+        for (column, sql_type) in mapping.columns.iter().zip(column_types(tx, table, &mapping.columns).await?)
+        {
+            match sql_type {
+                Some(sql_type) => types[number].push(sql_type),
+                None => problems.push(blocking(
+                    format!("{table}: column {column} does not exist"),
+                    "restore the column, or go back to `off` and begin again",
+                )),
+            }
+        }
+    }
+    refuse(&problems)?;
+    let [old_types, new_types] = types;
+    let key = key.ok_or_else(|| PlanError::Refused(format!("{}: no key was found", sides.old)))?;
+    Ok(Found { key, old_types, new_types })
+}

@@ -1,0 +1,158 @@
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::PgConnection;
+
+use super::contract::contract;
+use super::description::Description;
+use super::expand::{expand, find_guard, rearm};
+use super::inspection::{Found, before_work, problems};
+use crate::ledger::{sides, unprepared};
+use crate::migration::batch::{PassKind, pass, repair};
+use crate::migration::catalog::{OldSide, PlanProblem};
+use crate::migration::coordinator::{Plan, PlanError};
+use crate::migration::phase::{SchemaState, Task};
+use crate::migration::runtime::Migration;
+use crate::migration::schema::index;
+
+/// A migration within one Postgres database, ready to run. `S` says which of the two kinds:
+/// [`ColumnMigration`](super::ColumnMigration) or [`TableMigration`](super::TableMigration).
+#[derive(Debug, Clone)]
+pub struct SqlMigration<S> {
+    description: Arc<Description>,
+    sides: PhantomData<fn() -> S>,
+}
+
+impl<S> SqlMigration<S> {
+    pub(super) fn of(description: Description) -> Self {
+        Self { description: Arc::new(description), sides: PhantomData }
+    }
+
+    /// The statements of each task, for people to read. `$1`, `$2`, … are the last key of a batch and, from the second
+    /// batch on, the last key of the batch before. `:migration` is the migration's id.
+    pub fn sql(&self) -> Vec<(Task, String)> {
+        self.description.sql()
+    }
+
+    async fn pass(&self, kind: PassKind, migration: &Migration) -> Result<(), PlanError> {
+        let Found { key, old_types, new_types } = before_work(&self.description, migration).await?;
+        let scope = self.description.scope(key, old_types, new_types);
+        pass::run(&self.description.outline, scope, kind, migration).await
+    }
+
+    async fn repair(&self, migration: &Migration) -> Result<(), PlanError> {
+        let Found { key, old_types, new_types } = before_work(&self.description, migration).await?;
+        let scope = self.description.scope(key, old_types, new_types);
+        repair::run(&self.description.outline.pool, &scope, migration).await
+    }
+}
+
+#[async_trait]
+impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
+    fn sql(&self) -> Vec<(Task, String)> {
+        self.description.sql()
+    }
+
+    fn old_side(&self) -> Option<OldSide> {
+        Some(self.description.old_side())
+    }
+
+    async fn problems(
+        &self,
+        migration: Option<i32>,
+        ledger: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        let plan = &*self.description;
+        let mut connection = plan.outline.pool.acquire().await?;
+        let mut found = problems(plan, migration, &mut connection).await?;
+        // The ledger is in the same database, but a session of the pool may have another search_path.
+        for table in [plan.old_table(), plan.new_table()] {
+            let here = resolved(&mut connection, table).await?;
+            let there = resolved(ledger, table).await?;
+            if let (Some(here), Some(there)) = (here, there)
+                && here.0 != there.0
+                && !found.iter().any(|problem| problem.problem.contains(&here.1))
+            {
+                found.push(PlanProblem::warning(
+                    format!(
+                        "table {table} is {} for the pool and {} for the ledger's connections",
+                        here.1, there.1
+                    ),
+                    format!("name it with its schema: {:?}", here.1),
+                ));
+            }
+        }
+        Ok(found)
+    }
+
+    async fn schema_state(
+        &self,
+        migration: Option<i32>,
+        connection: &mut PgConnection,
+    ) -> Result<SchemaState, sqlx::Error> {
+        let plan = &*self.description;
+        let recorded = match migration {
+            Some(id) => sides::find(connection, id).await?.zip(migration),
+            None => None,
+        };
+        let Some((sides, id)) = recorded else {
+            // Before `expand` only names are known.
+            let (old, new) = by_name(plan, connection).await?;
+            return Ok(SchemaState { expanded: false, contracted: new && !old });
+        };
+        let is_armed = match find_guard(plan, connection).await? {
+            Some(guard) => guard.is_armed(connection, sides.old.relation, id).await?,
+            None => !plan.has_guard,
+        };
+        Ok(SchemaState { expanded: sides.new.is_there && is_armed, contracted: !sides.old.is_there })
+    }
+
+    async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
+        let plan = &*self.description;
+        match task {
+            Task::Expand => expand(plan, migration).await,
+            Task::Backfill => {
+                rearm(plan, migration).await?;
+                self.pass(PassKind::Forward, migration).await
+            }
+            Task::Repair => self.repair(migration).await,
+            Task::ReverseBackfill => self.pass(PassKind::Back, migration).await,
+            Task::Scan => {
+                index::ensure(&plan.outline.pool, plan.new_table(), &plan.changes.indexes, migration).await?;
+                self.pass(PassKind::Compare, migration).await
+            }
+            Task::Contract => contract(plan, migration).await,
+        }
+    }
+}
+
+/// The table's oid and full name on this connection.
+async fn resolved(connection: &mut PgConnection, table: &str) -> Result<Option<(i64, String)>, sqlx::Error> {
+    unprepared::query_as(
+        "select c.oid::bigint, n.nspname || '.' || c.relname from pg_class c \
+         join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)",
+    )
+    .bind(table)
+    .fetch_optional(connection)
+    .await
+}
+
+/// Whether the old and the new side exist by their names.
+async fn by_name(plan: &Description, connection: &mut PgConnection) -> Result<(bool, bool), sqlx::Error> {
+    let (old, new) = plan.columns().unzip();
+    unprepared::query_as(
+        "select exists (select from pg_class c left join pg_attribute a \
+                 on a.attrelid = c.oid and a.attname = $3 and not a.attisdropped \
+                 where c.oid = to_regclass($1) and ($3::text is null or a.attname is not null)), \
+             exists (select from pg_class c left join pg_attribute a \
+                 on a.attrelid = c.oid and a.attname = $4 and not a.attisdropped \
+                 where c.oid = to_regclass($2) and ($4::text is null or a.attname is not null))",
+    )
+    .bind(plan.old_table())
+    .bind(plan.new_table())
+    .bind(old)
+    .bind(new)
+    .fetch_one(connection)
+    .await
+}

@@ -1,0 +1,104 @@
+use std::time::Duration;
+
+use sqlx::postgres::PgConnectOptions;
+use tokio::time::timeout;
+
+use super::report::{Finding, Severity};
+use crate::ledger::{Capacity, Ledger, LedgerError};
+use crate::migration::MigrationSpec;
+use crate::migration::admin::incompatible_builds;
+use crate::pool::ShareOptions;
+
+/// The time limit for all questions to the ledger, including the connection.
+const LEDGER_LIMIT: Duration = Duration::from_secs(15);
+
+/// What to check in the ledger.
+#[derive(Debug)]
+pub(super) struct LedgerCheck {
+    pub(super) options: PgConnectOptions,
+    pub(super) fleet: String,
+    pub(super) specs: Vec<MigrationSpec>,
+}
+
+/// The limit of each pool, and the number of instances if it is known.
+pub(super) type Budget = (u32, Option<usize>);
+
+/// Whether the ledger can be used, and whether this build fits into the fleet.
+pub(super) async fn examine(check: LedgerCheck, budget: Option<Budget>) -> Vec<Finding> {
+    let problem = |text: String| vec![Finding::new("ledger", Severity::Problem, text)];
+    match timeout(LEDGER_LIMIT, ask(check, budget)).await {
+        Ok(Ok(findings)) => findings,
+        Ok(Err(error)) => problem(error.to_string()),
+        Err(_) => problem(format!(
+            "no answer within {LEDGER_LIMIT:?}; check that the database is reachable and that no transaction locks \
+             schema `cutover`"
+        )),
+    }
+}
+
+async fn ask(check: LedgerCheck, budget: Option<Budget>) -> Result<Vec<Finding>, LedgerError> {
+    let LedgerCheck { options, fleet, specs } = check;
+    let ledger = match Ledger::existing(options.clone()).await {
+        Ok(ledger) => ledger,
+        Err(error @ (LedgerError::Missing | LedgerError::Older { .. })) => {
+            Ledger::can_install(&options).await?;
+            let text = match error {
+                LedgerError::Missing => {
+                    "schema `cutover` does not exist in this database; the first start will install it"
+                }
+                _ => "schema `cutover` is older than this build needs; the first start will upgrade it",
+            };
+            return Ok(vec![Finding::new("ledger", Severity::Warning, text)]);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut findings = vec![Finding::pass("ledger")];
+    let incompatible = incompatible_builds(&ledger, &fleet, &specs).await?;
+    if incompatible.is_empty() {
+        findings.push(Finding::pass("migrations"));
+    }
+    if let Some((size, instances)) = budget {
+        findings.push(connections(size, &ledger.room(instances, ShareOptions::default().spare).await?));
+    }
+    let problem = |text| Finding::new("migrations", Severity::Problem, text);
+    findings.extend(incompatible.into_iter().map(problem));
+    Ok(findings)
+}
+
+fn connections(size: u32, capacity: &Capacity) -> Finding {
+    const AREA: &str = "connections";
+    let instances = u32::try_from(capacity.instances).unwrap_or(u32::MAX);
+    let Capacity { connections, reckoning, .. } = capacity;
+    if *connections < instances {
+        let text = format!(
+            "{connections} connections are fewer than one for each of {instances} instances ({reckoning}); raise \
+             max_connections or run fewer instances"
+        );
+        return Finding::new(AREA, Severity::Problem, text);
+    }
+    if *connections < instances.saturating_mul(size) {
+        let text = format!(
+            "{instances} pools with a limit of {size} share {connections} connections, {} each ({reckoning})",
+            connections / instances.max(1)
+        );
+        return Finding::new(AREA, Severity::Warning, text);
+    }
+    Finding::pass(AREA)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_few_connections_are_a_problem_and_fewer_a_warning() {
+        let severity = |connections| {
+            let capacity = Capacity { instances: 4, connections, reckoning: "100 less others".into() };
+            super::connections(10, &capacity).severity
+        };
+        assert_eq!(
+            [severity(3), severity(4), severity(39), severity(40)],
+            [Severity::Problem, Severity::Warning, Severity::Warning, Severity::Pass]
+        );
+    }
+}
