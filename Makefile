@@ -1,22 +1,22 @@
-# One command each; `make` alone lists them.
+# `make` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo gameday test bench check cargo
+.PHONY: help demo gameday test matrix bench check features documentation packages cargo
 
 SHELL := /bin/bash
 export CARGO_NET_RETRY ?= 5
 export CARGO_TERM_COLOR ?= auto
 
-# Tests always use throwaway servers of their own, never those of whoever runs them.
+# Tests start servers of their own and ignore those of the environment.
 WITH_OWN_SERVERS = env -u DATABASE_URL -u REDIS_URL -u UNLEASH_URL
 SERVERS_FOR_TESTS = $(WITH_OWN_SERVERS) scripts/servers
 
-# Tests of a server that could not be had are skipped, with a warning, unless told otherwise.
+# A test whose server is not installed is skipped, with a warning. REQUIRE=1 makes it fail.
 ifdef REQUIRE
 SERVERS_FOR_TESTS += --require
 export TESTKIT_REQUIRE_SERVERS = 1
 endif
 
-# A heading per stage, with the time since the start.
+# A heading with the time since the start.
 START := $(shell date +%s)
 stage = @printf '\n=== [%3d s] %s\n' $$(( $$(date +%s) - $(START) )) '$(1)'
 
@@ -28,9 +28,13 @@ help:
 	@echo '             ARGS="…"               anything else for target/release/demo (see --help)'
 	@echo 'make gameday bad days: faults under load on real servers, each judged; report in target/gameday/report.json'
 	@echo '             ARGS="kill failover"   only these (--list names them; --seed N, --rate N, --chaos-seconds N)'
-	@echo 'make test    everything: format, lints, units, documentation, real servers'
-	@echo '             REQUIRE=1              fail where a server can only be skipped otherwise'
-	@echo 'make check   format and lints only'
+	@echo 'make test    everything that must pass before a merge: checks, units, documentation, features, real servers'
+	@echo '             REQUIRE=1              fail where a server is not installed, instead of skipping its tests'
+	@echo 'make matrix  the suites that query Postgres, on Postgres 13 to 18'
+	@echo '             VERSIONS="13 18"       only these'
+	@echo 'make check   format, lints, dependency rules, minimum Rust version, packages'
+	@echo 'make features       the library with each cargo feature alone, and with none'
+	@echo 'make documentation  documentation, with warnings as errors'
 	@echo 'make bench   measurements side by side with peers; tables here, numbers in target/bench/*.json'
 	@echo '             ARGS="pin fence"       only these (pin dual columns layers fence flip rollback flags killswitch backfill readyz'
 	@echo '                                    restarts abuse); --quick measures less, --rows 10000000 backfills more,'
@@ -56,14 +60,31 @@ gameday: cargo
 	cargo build --release -p payments -p demo -p cutover-cli --bins
 	$(WITH_OWN_SERVERS) target/release/demo gameday $(GAMEDAY) $(ARGS)
 
+# The cheapest first.
 check: cargo
 	$(call stage,format)
 	cargo fmt --all --check
+	$(call stage,minimum Rust version)
+	scripts/check-rust-version
+	$(call stage,dependency rules)
+	scripts/check-dependencies
+	$(call stage,packages)
+	scripts/check-packages
 	$(call stage,lints)
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
-# Cheapest first, so that a mistake shows early; always the same features, so that nothing is
-# compiled twice.
+FEATURES = redis unleash openfeature deadpool tonic lint
+
+features: cargo
+	$(call stage,features)
+	cargo check -p cutover --lib --no-default-features
+	set -e; for feature in $(FEATURES); do cargo check -p cutover --lib --no-default-features --features $$feature; done
+
+documentation: cargo
+	$(call stage,documentation)
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps -p cutover -p cutover-macros -p cutover-cli --all-features
+
+# Always the same features, so that nothing is compiled twice.
 CARGO_TEST = cargo test --workspace --all-features
 
 test: check
@@ -71,10 +92,14 @@ test: check
 	$(SERVERS_FOR_TESTS)
 	$(call stage,units)
 	$(CARGO_TEST) --lib --bins
-	$(call stage,documentation)
+	$(call stage,examples in the documentation)
 	$(CARGO_TEST) --doc
+	$(MAKE) --no-print-directory documentation START=$(START)
 	$(call stage,real servers)
 	$(CARGO_TEST) --test '*'
+	$(call stage,Postgres 13 14 and 18)
+	$(WITH_OWN_SERVERS) scripts/matrix --short 13 14 18
+	$(MAKE) --no-print-directory features START=$(START)
 	$(call stage,the demo on a small table)
 	cargo build --workspace --all-features --bins
 	$(WITH_OWN_SERVERS) target/debug/demo --plain --rows 20000 --rate 50 --bin-dir target/debug \
@@ -83,6 +108,10 @@ test: check
 	$(WITH_OWN_SERVERS) target/debug/demo gameday --plain --rows 5000 --rate 50 --bin-dir target/debug \
 		--report target/debug/gameday/report.json --chaos-seconds 60 chaos
 	$(call stage,done)
+
+matrix: cargo
+	$(call stage,Postgres $(or $(VERSIONS),13 to 18))
+	$(WITH_OWN_SERVERS) scripts/matrix $(VERSIONS)
 
 bench: cargo
 	$(call stage,servers)

@@ -1,5 +1,10 @@
 //! Checks the README and the guide: links, pages, and the pictures that the code has to agree with.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failed set-up is a failed test"
+)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -15,29 +15,29 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tonic::service::Routes;
-use tonic::transport::server::{Server, TcpIncoming};
+use tonic::transport::server::{Server as TonicServer, TcpIncoming};
 
 use super::counted;
 use super::table::Table;
 
-/// Longer than the drain's deadline; what has not ended by then counts as never.
+/// Longer than the drain's deadline. A server that has not stopped by then counts as never.
 const LIMIT: Duration = Duration::from_secs(5);
 const EARLY: u32 = 20;
 
-/// Who serves the same routes.
+/// The servers that are compared. All serve the same routes.
 #[derive(Clone, Copy)]
-enum Who {
+enum Server {
     Axum,
     Tonic,
     Drain,
 }
 
-/// What is done to it before it is told to end.
+/// What happens to a server before it is told to stop.
 #[derive(Clone, Copy)]
 enum Abuse {
     Nothing,
     HalfHead,
-    MuteHttp2,
+    UnresponsiveHttp2,
     EventStream,
     Panics,
     ClientsGone,
@@ -46,7 +46,7 @@ enum Abuse {
 const ABUSES: [Abuse; 6] = [
     Abuse::Nothing,
     Abuse::HalfHead,
-    Abuse::MuteHttp2,
+    Abuse::UnresponsiveHttp2,
     Abuse::EventStream,
     Abuse::Panics,
     Abuse::ClientsGone,
@@ -69,9 +69,9 @@ pub(crate) fn app() -> Router {
         .route("/panic", get(panics))
 }
 
-#[expect(clippy::panic, reason = "that is what it is for")]
+#[expect(clippy::panic, reason = "the route exists to panic")]
 async fn panics() -> &'static str {
-    panic!("asked to")
+    panic!("this route panics")
 }
 
 struct Serving {
@@ -80,7 +80,7 @@ struct Serving {
     task: JoinHandle<Result<()>>,
 }
 
-async fn start(who: Who) -> Result<Serving> {
+async fn start(server: Server) -> Result<Serving> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let (stop, stopped) = oneshot::channel();
@@ -96,13 +96,13 @@ async fn start(who: Who) -> Result<Serving> {
     };
     let drain = Drain::new(&Health::new(), options)?;
     let task = tokio::spawn(async move {
-        match who {
-            Who::Axum => axum::serve(listener, app()).with_graceful_shutdown(stopped).await?,
-            Who::Tonic => {
-                let server = Server::builder().accept_http1(true).add_routes(Routes::from(app()));
-                server.serve_with_incoming_shutdown(TcpIncoming::from(listener), stopped).await?;
+        match server {
+            Server::Axum => axum::serve(listener, app()).with_graceful_shutdown(stopped).await?,
+            Server::Tonic => {
+                let routes = TonicServer::builder().accept_http1(true).add_routes(Routes::from(app()));
+                routes.serve_with_incoming_shutdown(TcpIncoming::from(listener), stopped).await?;
             }
-            Who::Drain => {
+            Server::Drain => {
                 let begins = drain.clone();
                 tokio::spawn(async move {
                     stopped.await;
@@ -116,53 +116,53 @@ async fn start(who: Who) -> Result<Serving> {
     Ok(Serving { address, stop, task })
 }
 
-async fn sent(address: SocketAddr, bytes: &[u8]) -> std::io::Result<TcpStream> {
+async fn send(address: SocketAddr, bytes: &[u8]) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(bytes).await?;
     Ok(stream)
 }
 
-pub(crate) async fn asked(address: SocketAddr, path: &str) -> std::io::Result<TcpStream> {
-    sent(address, format!("GET {path} HTTP/1.1\r\nhost: t\r\n\r\n").as_bytes()).await
+pub(crate) async fn request(address: SocketAddr, path: &str) -> std::io::Result<TcpStream> {
+    send(address, format!("GET {path} HTTP/1.1\r\nhost: t\r\n\r\n").as_bytes()).await
 }
 
-/// What is returned has to be kept open.
-async fn abuse(abuse: Abuse, address: SocketAddr) -> Result<Vec<TcpStream>> {
+/// Returns connections that have to stay open.
+async fn abuse(kind: Abuse, address: SocketAddr) -> Result<Vec<TcpStream>> {
     let mut kept = Vec::new();
-    match abuse {
+    match kind {
         Abuse::Nothing => {}
-        Abuse::HalfHead => kept.push(sent(address, b"GET / HTTP/1.1\r\nhost: t").await?),
-        Abuse::MuteHttp2 => {
-            let mut mute = sent(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
-            mute.read_u8().await?;
-            kept.push(mute);
+        Abuse::HalfHead => kept.push(send(address, b"GET / HTTP/1.1\r\nhost: t").await?),
+        Abuse::UnresponsiveHttp2 => {
+            let mut client = send(address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+            client.read_u8().await?;
+            kept.push(client);
         }
         Abuse::EventStream => {
-            let mut events = asked(address, "/events").await?;
+            let mut events = request(address, "/events").await?;
             events.read_u8().await?;
             kept.push(events);
         }
         Abuse::Panics => {
             for _ in 0..10 {
-                // It hangs up instead of answering.
-                let _ = asked(address, "/panic").await?.read(&mut [0; 64]).await;
+                // The server closes the connection instead of answering.
+                let _ = request(address, "/panic").await?.read(&mut [0; 64]).await;
             }
         }
         Abuse::ClientsGone => {
             for _ in 0..10 {
-                drop(asked(address, "/slow").await?);
+                drop(request(address, "/slow").await?);
             }
         }
     }
-    // One round trip more, so that all of it has arrived.
-    asked(address, "/").await?.read_u8().await?;
+    // One more round trip, so that everything before it has arrived.
+    request(address, "/").await?.read_u8().await?;
     Ok(kept)
 }
 
-/// Seconds from the signal to the end.
-async fn ends_in(who: Who, how: Abuse) -> Result<f64> {
-    let serving = start(who).await?;
-    let kept = abuse(how, serving.address).await?;
+/// Seconds from the signal until the server has stopped; NaN if it does not stop in time.
+async fn seconds_to_stop(server: Server, kind: Abuse) -> Result<f64> {
+    let serving = start(server).await?;
+    let kept = abuse(kind, serving.address).await?;
     let began = Instant::now();
     let _ = serving.stop.send(());
     let ended = timeout(LIMIT, serving.task).await;
@@ -170,15 +170,15 @@ async fn ends_in(who: Who, how: Abuse) -> Result<f64> {
     Ok(if ended.is_ok() { began.elapsed().as_secs_f64() } else { f64::NAN })
 }
 
-/// How many of those fail that connect shortly after the signal, as a proxy does that has not heard yet.
-async fn early_refused(who: Who) -> Result<f64> {
-    let serving = start(who).await?;
-    asked(serving.address, "/").await?.read_u8().await?;
+/// How many requests fail that connect shortly after the signal, as those of a proxy that has not noticed yet.
+async fn refused_early(server: Server) -> Result<f64> {
+    let serving = start(server).await?;
+    request(serving.address, "/").await?.read_u8().await?;
     let _ = serving.stop.send(());
     let mut failed = 0_u32;
     for _ in 0..EARLY {
         sleep(Duration::from_millis(10)).await;
-        let answered = async { asked(serving.address, "/").await?.read_u8().await };
+        let answered = async { request(serving.address, "/").await?.read_u8().await };
         failed += u32::from(answered.await.is_err());
     }
     Ok(f64::from(failed))
@@ -186,22 +186,22 @@ async fn early_refused(who: Who) -> Result<f64> {
 
 pub(crate) async fn run() -> Result<()> {
     let mut table = Table::new(
-        "Told to end while it is abused: seconds until it has (– is not within 5 s); requests refused of 20 that \
-         come in the first moments after the signal. The drain goes on accepting for 0.5 s; its deadline is 2.7 s.",
-        &["nothing", "half head", "mute HTTP/2", "event stream", "10 panics", "10 gone", "early refused"],
+        "Graceful shutdown with bad clients: seconds until the server stops (–: not within 5 s), and requests refused of \
+         20 that arrive just after the signal. The drain accepts for another 0.5 s; its deadline is 2.7 s.",
+        &["none", "half head", "silent HTTP/2", "event stream", "10 panics", "10 gone", "refused"],
     );
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
-    for (name, who) in [
-        ("axum's graceful shutdown", Who::Axum),
-        ("tonic's serve_with_shutdown", Who::Tonic),
-        ("drain", Who::Drain),
+    for (name, server) in [
+        ("axum's graceful shutdown", Server::Axum),
+        ("tonic's serve_with_shutdown", Server::Tonic),
+        ("drain", Server::Drain),
     ] {
         let mut numbers = Vec::new();
-        for how in ABUSES {
-            numbers.push(ends_in(who, how).await?);
+        for kind in ABUSES {
+            numbers.push(seconds_to_stop(server, kind).await?);
         }
-        numbers.push(early_refused(who).await?);
+        numbers.push(refused_early(server).await?);
         table.row(name, numbers);
     }
     table.publish("abuse")?;

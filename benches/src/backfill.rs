@@ -13,17 +13,18 @@ use super::table::Table;
 use super::timing::quantile;
 use super::world::{self, Instance, LIMIT};
 
-/// Between two writes of the service, answered or not.
+/// Time between two writes of the service, whether or not the last one was answered.
 const EVERY: Duration = Duration::from_millis(4);
 
 /// How the new column is filled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Variant {
-    /// Not at all, for as long as ours took.
+    /// Not at all, for the time that cutover took.
     Idle,
-    /// One statement for all rows.
+    /// One statement updates all rows.
     Giant,
-    Ours,
+    /// By this library.
+    Cutover,
     /// A row trigger computes the value, and batches of 1,000 rows touch every row, as pgroll does it.
     Pgroll,
 }
@@ -31,7 +32,7 @@ enum Variant {
 const VARIANTS: [(Variant, &str); 4] = [
     (Variant::Idle, "nothing"),
     (Variant::Giant, "one update"),
-    (Variant::Ours, "cutover"),
+    (Variant::Cutover, "cutover"),
     (Variant::Pgroll, "trigger and batches of 1,000"),
 ];
 
@@ -61,22 +62,22 @@ pub(crate) async fn run(quick: bool, rows: i64) -> Result<()> {
     let rounds = if quick { 1 } else { 7 };
     bench.speed(rounds).await?;
     bench.foreground(rounds).await?;
-    // Whoever was last, the ledger has to know of a whole backfill.
+    // The last variant may not have been ours, and the ledger has to know of a complete backfill.
     bench.fresh().await?;
-    bench.fill(Variant::Ours, Duration::ZERO).await?;
+    bench.fill(Variant::Cutover, Duration::ZERO).await?;
     bench.go(&instance, Phase::Verify).await?;
     bench.verification(rounds).await
 }
 
 impl Bench {
     async fn go(&self, instance: &Instance, phase: Phase) -> Result<()> {
-        let wish = "update cutover.migrations set desired = $1";
-        sqlx::query(wish).bind(phase.name()).execute(&self.admin).await?;
+        let statement = "update cutover.migrations set desired = $1";
+        sqlx::query(statement).bind(phase.name()).execute(&self.admin).await?;
         instance.at(phase).await?;
         let settled = "select not exists (select 1 from cutover.epochs e join cutover.migrations m \
             on m.id = e.migration_id where e.epoch < m.epoch and e.drained_at is null)";
         let drained = async || sqlx::query_scalar(settled).fetch_one(&self.admin).await;
-        Ok(cutover_testkit::wait_until("the old epoch's end", LIMIT, drained).await?)
+        Ok(cutover_testkit::wait_until("the old epoch to be drained", LIMIT, drained).await?)
     }
 
     fn plan(&self) -> Result<ColumnMigration> {
@@ -103,7 +104,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Fills the new column; returns seconds.
+    /// Fills the new column and returns the seconds that it took.
     async fn fill(&self, variant: Variant, idle: Duration) -> Result<f64> {
         let began = Instant::now();
         match variant {
@@ -111,7 +112,7 @@ impl Bench {
             Variant::Giant => {
                 self.admin.execute("update orders set new_status = lower(trim(old_status))").await?;
             }
-            Variant::Ours => self.plan()?.run(Task::Backfill, &self.migration).await?,
+            Variant::Cutover => self.plan()?.run(Task::Backfill, &self.migration).await?,
             Variant::Pgroll => self.fill_by_trigger().await?,
         }
         Ok(began.elapsed().as_secs_f64())
@@ -149,7 +150,7 @@ impl Bench {
                 seconds[index].push(self.fill(VARIANTS[index].0, Duration::ZERO).await?);
             }
         }
-        let mut table = Table::new("Filling a column", &["rows/s", "to one update", "worst round"]);
+        let mut table = Table::new("Filling a column", &["rows/s", "vs. one update", "worst round"]);
         let giant = seconds[1].clone();
         for (index, (_, name)) in VARIANTS.iter().enumerate().skip(1) {
             let mut ratios: Vec<f64> =
@@ -160,12 +161,12 @@ impl Bench {
         table.publish("backfill")
     }
 
-    /// What a service's writes of single rows take meanwhile.
+    /// How long a service's writes of single rows take meanwhile.
     async fn foreground(&self, rounds: usize) -> Result<()> {
         let mut times: [Vec<f64>; 4] = Default::default();
         for _ in 0..rounds {
             self.fresh().await?;
-            let idle = Duration::from_secs_f64(self.fill(Variant::Ours, Duration::ZERO).await?);
+            let idle = Duration::from_secs_f64(self.fill(Variant::Cutover, Duration::ZERO).await?);
             let mut order = [0, 1, 2, 3];
             fastrand::shuffle(&mut order);
             for index in order {
@@ -185,7 +186,7 @@ impl Bench {
             }
         }
         let mut table = Table::new(
-            "A write of one row meanwhile, from when it was due (ms; ratio to the same without a backfill)",
+            "A write of one row during the backfill, timed from when it was due (ms; ratio to no backfill)",
             &["p50", "p99", "worst", "p99 ratio", "writes"],
         );
         let idle = quantile(&mut times[0], 0.99);
@@ -220,7 +221,7 @@ impl Bench {
     }
 }
 
-/// Writes at fixed times, whether the last one was answered by then or not.
+/// Writes at fixed times, whether or not the last write was answered.
 async fn write(pool: PgPool, migration: Migration, rows: i64, stop: Arc<AtomicBool>) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     let mut due = Instant::now();

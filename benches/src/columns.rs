@@ -18,7 +18,7 @@ trait Statuses {
     async fn set(&self, tx: &mut PinnedTx, id: i64, status: &str) -> Result<(), Error>;
 }
 
-/// A statement that takes the id and the status.
+/// A statement with parameters for id and status.
 struct Statement(&'static str);
 
 impl Statement {
@@ -60,7 +60,7 @@ struct Client {
 }
 
 impl Client {
-    /// A transaction that changes one row; returns how long it took.
+    /// Runs a transaction that changes one row, and returns how long it took.
     async fn transaction(&self, variant: usize) -> Result<f64> {
         let (id, status) = (fastrand::i64(1..=ROWS), "paid");
         let began = Instant::now();
@@ -96,7 +96,7 @@ pub(crate) async fn run(quick: bool) -> Result<()> {
     };
     let mut times: [Vec<f64>; 4] = Default::default();
     for variant in 0..VARIANTS.len() {
-        // Prepared statements.
+        // Prepares the statements.
         client.transaction(variant).await?;
     }
     let end = Instant::now() + Duration::from_secs(if quick { 3 } else { 30 });
@@ -108,7 +108,7 @@ pub(crate) async fn run(quick: bool) -> Result<()> {
         }
     }
     let mut table = Table::new(
-        "What a dual write of two columns of a row costs a fenced transaction (µs; ratios to one column)",
+        "A fenced transaction that writes both columns of a row (µs; ratios to one column)",
         &["p50", "p99", "p50 ratio", "p99 ratio"],
     );
     let mut alone = (f64::NAN, f64::NAN);

@@ -1,4 +1,4 @@
-//! What a service's own metrics say of requests that did not end well.
+//! What metrics layers report about requests that failed.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -18,18 +18,18 @@ use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
-use super::abuse::{app, asked};
+use super::abuse::{app, request};
 use super::table::Table;
 
-/// Of each kind.
+/// Requests of each kind.
 const TIMES: usize = 10;
 const SETTLED: Duration = Duration::from_secs(3);
 
-/// The peer's recorder is the process's: there is one for all measurements.
+/// The peer's recorder is global, so all measurements share one.
 pub(crate) static PEER: LazyLock<(PrometheusMetricLayer<'static>, PrometheusHandle)> =
     LazyLock::new(|| PrometheusMetricLayerBuilder::new().with_default_metrics().build_pair());
 
-/// Names of one library's metrics.
+/// The names of one library's metrics.
 struct Names {
     total: &'static str,
     in_flight: &'static str,
@@ -42,12 +42,12 @@ const PEERS: Names =
     Names { total: "axum_http_requests_total", in_flight: "axum_http_requests_pending", route: "endpoint" };
 
 impl Names {
-    /// The sum of a metric's series that have all of these in their labels.
+    /// The sum of a metric's series whose labels contain all of these.
     fn sum(page: &str, metric: &str, labels: &[String]) -> f64 {
         page.lines()
             .filter(|line| line.starts_with(metric) && labels.iter().all(|label| line.contains(label)))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            // Not with `sum`, which makes -0 of nothing.
+            // Not `sum`: the sum of nothing is -0.
             .fold(0.0, |sum, value| sum + value)
     }
 
@@ -65,11 +65,11 @@ impl Names {
 
 async fn mistreat(address: SocketAddr) -> Result<()> {
     for _ in 0..TIMES {
-        // None of them is answered to the end.
-        let _ = asked(address, "/panic").await?.read(&mut [0; 64]).await;
-        let _ = asked(address, "/torn").await?.read_to_end(&mut Vec::new()).await;
-        asked(address, "/events").await?.read_exact(&mut [0; 64]).await?;
-        drop(asked(address, "/slow").await?);
+        // None of them gets a complete response.
+        let _ = request(address, "/panic").await?.read(&mut [0; 64]).await;
+        let _ = request(address, "/torn").await?.read_to_end(&mut Vec::new()).await;
+        request(address, "/events").await?.read_exact(&mut [0; 64]).await?;
+        drop(request(address, "/slow").await?);
     }
     Ok(())
 }
@@ -85,7 +85,7 @@ async fn count(app: Router, names: &Names, page: impl AsyncFn() -> Result<String
         }
         anyhow::Ok(())
     };
-    // Whatever is in flight after that is so for ever.
+    // What is in flight after this pause stays so for ever.
     let _ = timeout(SETTLED, settled).await;
     let page = page().await?;
     server.abort();
@@ -104,9 +104,8 @@ async fn count(app: Router, names: &Names, page: impl AsyncFn() -> Result<String
 
 pub(crate) async fn run() -> Result<()> {
     let mut table = Table::new(
-        "What metrics say of 10 panics, 10 clients that leave before the answer, 10 bodies that break off, 10 clients \
-         that leave in the middle of a body: how many are counted as that (5xx, 499), how many as a success, and how \
-         many are in flight for ever",
+        "What metrics report about 10 panics, 10 clients that leave before the response, 10 bodies that break off, and \
+         10 clients that leave in mid-body: counted as such (5xx, 499), counted as a success, in flight for ever",
         &["panics", "gone", "torn", "gone in body", "as a success", "in flight"],
     );
     let (peer, handle) = &*PEER;
@@ -116,8 +115,8 @@ pub(crate) async fn run() -> Result<()> {
     let metrics = Metrics::new(&Release::new("bench", "canary")?)?;
     let page = async || {
         let request = Request::get("/metrics").body(Body::empty())?;
-        let answer = metrics.router().oneshot(request).await.context("metrics")?;
-        Ok(String::from_utf8(answer.into_body().collect().await?.to_bytes().to_vec())?)
+        let response = metrics.router().oneshot(request).await.context("metrics")?;
+        Ok(String::from_utf8(response.into_body().collect().await?.to_bytes().to_vec())?)
     };
     table.row("metrics", count(app().layer(metrics.layer()), &OURS, page).await?);
     table.publish("abuse-counted")

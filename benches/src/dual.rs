@@ -24,7 +24,7 @@ trait Statuses {
     async fn get(&self, id: i64) -> Result<u64, Error>;
 }
 
-/// A repository that answers at once.
+/// A repository that answers immediately.
 struct Ready(u64);
 
 impl Statuses for Ready {
@@ -37,13 +37,13 @@ impl Statuses for Ready {
     }
 }
 
-/// Our phases, the stage of theirs that does the same or the nearest to it, and what the tables are called.
+/// Our phase, LaunchDarkly's stage that is closest to it, the table's title and its file.
 const PHASES: [(&str, &str, &str, &str); 5] = [
-    ("off", "off", "What DualWrite costs in `off` (Migrator: `off`)", "dual-off"),
-    ("expand", "dualwrite", "What DualWrite costs in `expand` (Migrator: `dualwrite`)", "dual-expand"),
-    ("ramp:50", "live", "What DualWrite costs in `ramp:50` (Migrator: `live`)", "dual-ramp"),
-    ("switch", "rampdown", "What DualWrite costs in `switch` (Migrator: `rampdown`)", "dual-switch"),
-    ("retire", "complete", "What DualWrite costs in `retire` (Migrator: `complete`)", "dual-retire"),
+    ("off", "off", "Cost of DualWrite in `off` (Migrator: `off`)", "dual-off"),
+    ("expand", "dualwrite", "Cost of DualWrite in `expand` (Migrator: `dualwrite`)", "dual-expand"),
+    ("ramp:50", "live", "Cost of DualWrite in `ramp:50` (Migrator: `live`)", "dual-ramp"),
+    ("switch", "rampdown", "Cost of DualWrite in `switch` (Migrator: `rampdown`)", "dual-switch"),
+    ("retire", "complete", "Cost of DualWrite in `retire` (Migrator: `complete`)", "dual-retire"),
 ];
 
 pub(crate) async fn run(quick: bool) -> Result<()> {
@@ -54,7 +54,7 @@ pub(crate) async fn run(quick: bool) -> Result<()> {
     let peer = Peer::start().await?;
     for (phase, stage, question, file) in PHASES {
         instance.go(&pool, phase).await?;
-        // One each, so that two threads share nothing that a service's requests would not share either.
+        // One for each thread, so that threads share only what a service's requests share.
         let transactions = [
             Mutex::new(instance.migration.begin(&pool).await?),
             Mutex::new(instance.migration.begin(&pool).await?),
@@ -87,11 +87,11 @@ fn writes<'a>(
     (name, Box::new(work))
 }
 
-/// One side's function, as they want it.
+/// One side's function in the form that the migrator takes.
 type Theirs = fn(&i64) -> BoxFuture<'_, Result<u64, String>>;
 type Pair = Migrator<i64, u64, Theirs, Theirs, Theirs, Theirs>;
 
-/// LaunchDarkly's client with a flag for every stage, from memory, that sends nothing anywhere.
+/// LaunchDarkly's client with a flag per stage, from memory. It sends nothing.
 struct Peer {
     client: Arc<Client>,
     context: Context,
@@ -117,7 +117,10 @@ impl Peer {
             .map_err(|error| anyhow!("{error:?}"))?;
         let client = Client::build(config).map_err(|error| anyhow!("{error:?}"))?;
         client.start_with_default_executor();
-        client.wait_for_initialization(world::LIMIT).await.context("it begins")?;
+        client
+            .wait_for_initialization(world::LIMIT)
+            .await
+            .context("LaunchDarkly's client did not initialise")?;
         let context = ContextBuilder::new("user").build().map_err(|error| anyhow!(error))?;
         Ok(Self { client: Arc::new(client), context })
     }
@@ -133,7 +136,7 @@ impl Peer {
 
     fn works(&self, name: &'static str, stage: &'static str, reads: bool) -> Work<'_> {
         let work = move |times| {
-            // Made here, once for many calls, because it can't be sent to another thread.
+            // Built here, once for many calls, because it is not `Send`.
             let Ok(mut migrator) = self.migrator() else { return };
             for _ in 0..times {
                 let (context, key) = (black_box(&self.context), black_box(stage).to_owned());

@@ -16,10 +16,10 @@ use super::world::{self, Instance};
 
 const ROWS: i64 = 100_000;
 const UPDATE: &str = "update accounts set balance = balance + 1 where id = $1";
-/// Half a millisecond for there and back: another machine, the same data centre.
+/// A round trip of 0.5 ms: another machine in the same data centre.
 const ONE_WAY: Duration = Duration::from_micros(250);
 
-/// How a transaction is begun.
+/// How a transaction begins.
 #[derive(Clone, Copy)]
 enum Variant {
     Sqlx { fenced: bool },
@@ -62,12 +62,12 @@ impl Client {
         config.host(options.get_host()).port(port).user(options.get_username());
         config.dbname(options.get_database().context("a database")?);
         let deadpool = Pool::builder(Manager::new(config, NoTls)).max_size(writers as usize).build()?;
-        // Connections are tested by their use, as deadpool's are.
+        // Not tested before use, as with deadpool.
         let sqlx = PgPoolOptions::new().max_connections(writers).test_before_acquire(false);
         Ok(Self { migration: instance.migration.clone(), sqlx: sqlx.connect_with(options).await?, deadpool })
     }
 
-    /// A transaction that changes one row; returns how long it took.
+    /// Runs a transaction that changes one row, and returns how long it took.
     async fn transaction(&self, variant: Variant) -> Result<f64> {
         let id = fastrand::i64(1..=ROWS);
         let began = Instant::now();
@@ -115,7 +115,7 @@ pub(crate) async fn run(quick: bool) -> Result<()> {
         .await?;
     admin.execute("vacuum analyze accounts").await?;
     let mut table = Table::new(
-        "What the fence costs a transaction that updates one row (µs; ratios to the same pool without it)",
+        "Cost of the fence for a transaction that updates one row (µs; ratios to the same pool without it)",
         &["p50", "p99", "p50 ratio", "p99 ratio"],
     );
     let hop = proxy::delayed(postgres.port(), ONE_WAY)?;
@@ -144,12 +144,12 @@ async fn measure(
             tokio::spawn(async move {
                 let mut times: [Vec<f64>; 4] = Default::default();
                 for variant in VARIANTS {
-                    // Connections and prepared statements.
+                    // Opens connections and prepares statements.
                     client.transaction(variant).await?;
                 }
                 let end = Instant::now() + time;
                 while Instant::now() < end {
-                    // In another order every time: the disk and the caches remember what came before.
+                    // In another order each time, because disk and caches remember what ran before.
                     let mut order = [0, 1, 2, 3];
                     fastrand::shuffle(&mut order);
                     for index in order {
@@ -180,7 +180,7 @@ async fn measure(
     Ok(())
 }
 
-/// What the server itself counted for the statements, without reading and parsing the messages.
+/// What the server counted for the statements, without reading and parsing messages.
 async fn server_time(admin: &PgPool) -> Result<()> {
     let counted: Vec<(String, f64, f64, f64)> = sqlx::query_as(
         "select query, 1000 * mean_exec_time, 1000 * min_exec_time, calls::float8 from pg_stat_statements \
@@ -188,7 +188,7 @@ async fn server_time(admin: &PgPool) -> Result<()> {
     )
     .fetch_all(admin)
     .await?;
-    let mut table = Table::new("The same on the server (µs)", &["mean", "least", "calls"]);
+    let mut table = Table::new("The same on the server (µs)", &["mean", "min", "calls"]);
     for (query, mean, least, calls) in counted {
         table.row(query, vec![mean, least, calls]);
     }

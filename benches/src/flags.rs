@@ -26,7 +26,7 @@ const SIMPLE: Flag = Flag::new("simple", false);
 const ROLLOUT: Flag = Flag::new("rollout", false);
 const USER: &str = "user-4711";
 
-/// The client is asked by name; it wants a type of keys all the same.
+/// The client is asked by name, but requires a key type.
 #[derive(Clone, Copy, Debug)]
 enum ByName {}
 
@@ -36,13 +36,13 @@ impl FeatureKey for ByName {
     }
 }
 
-/// The client is given its flags by hand.
+/// Never used: the client gets its flags with `memoize`.
 struct Nowhere;
 
 #[open_feature::async_trait]
 impl Transport for Nowhere {
     async fn execute(&self, _: Request) -> Result<Response, anyhow::Error> {
-        Err(anyhow!("nobody there"))
+        Err(anyhow!("no server"))
     }
 }
 
@@ -121,10 +121,10 @@ fn state() -> String {
     json!({ "version": 2, "features": features }).to_string()
 }
 
-/// What a decision costs, beside the client and the engine that it stands on.
+/// The cost of a decision, beside Unleash's client and the engine under both.
 pub(crate) async fn decisions(quick: bool) -> Result<()> {
     let state = state();
-    // Nobody listens there; what counts is the state that it begins with.
+    // Nothing listens there; the flags come from the initial state.
     let options = UnleashOptions::new("http://127.0.0.1:1", "token", "bench", "bench");
     let flags = Flags::unleash(UnleashOptions { bootstrap: Some(state.clone().into()), ..options })?;
     let subject = Subject::new().user(USER);
@@ -158,36 +158,38 @@ pub(crate) async fn decisions(quick: bool) -> Result<()> {
     let mut api = OpenFeature::default();
     api.set_provider(AllOn(ProviderMetadata::new("all on"))).await;
     let open = api.create_client();
-    let nobody = EvaluationContext::default().with_targeting_key(USER);
+    let open_context = EvaluationContext::default().with_targeting_key(USER);
     let open_flags = Flags::openfeature(api.create_client());
     let open_request = Decisions::new(open_flags.clone(), Subject::new().user(USER));
 
     let works = [
         repeat("simple: Unleash's client", || client.is_enabled_str("simple", Some(&context), false)),
-        repeat("simple: the engine, nothing counted", || engine.check_enabled(&enriched("simple"))),
-        repeat("simple: ours, first look", || flags.decide(black_box(&SIMPLE), &subject)),
-        repeat("simple: ours, second look in a request", || request.decide(black_box(&SIMPLE))),
-        repeat("simple: ours, a request's decisions made for it", || {
+        repeat("simple: engine without counting", || engine.check_enabled(&enriched("simple"))),
+        repeat("simple: cutover, first decision", || flags.decide(black_box(&SIMPLE), &subject)),
+        repeat("simple: cutover, again in the same request", || request.decide(black_box(&SIMPLE))),
+        repeat("simple: cutover, with new request decisions", || {
             Decisions::new(flags.clone(), Subject::new()).decide(black_box(&SIMPLE))
         }),
         repeat("rollout: Unleash's client", || client.is_enabled_str("rollout", Some(&context), false)),
-        repeat("rollout: the engine, nothing counted", || engine.check_enabled(&enriched("rollout"))),
-        repeat("rollout: ours, first look", || flags.decide(black_box(&ROLLOUT), &subject)),
-        repeat("rollout: ours, second look in a request", || request.decide(black_box(&ROLLOUT))),
+        repeat("rollout: engine without counting", || engine.check_enabled(&enriched("rollout"))),
+        repeat("rollout: cutover, first decision", || flags.decide(black_box(&ROLLOUT), &subject)),
+        repeat("rollout: cutover, again in the same request", || request.decide(black_box(&ROLLOUT))),
         repeat("variant: Unleash's client", || client.get_variant_str("variant", &context)),
-        repeat("variant: the engine, nothing counted", || engine.check_variant(&enriched("variant"))),
-        repeat("variant: ours, first look", || flags.variant("variant", &subject)),
-        repeat("variant: ours, second look in a request", || request.variant("variant").is_some()),
-        repeat("OpenFeature's client, provider in memory", || {
-            open.get_bool_value("simple", Some(&nobody), None).now_or_never().is_some_and(|on| on.is_ok())
+        repeat("variant: engine without counting", || engine.check_variant(&enriched("variant"))),
+        repeat("variant: cutover, first decision", || flags.variant("variant", &subject)),
+        repeat("variant: cutover, again in the same request", || request.variant("variant").is_some()),
+        repeat("OpenFeature: its client, in memory", || {
+            open.get_bool_value("simple", Some(&open_context), None)
+                .now_or_never()
+                .is_some_and(|on| on.is_ok())
         }),
-        repeat("OpenFeature: ours over it, first look", || open_flags.decide(black_box(&SIMPLE), &subject)),
-        repeat("OpenFeature: ours over it, second look", || open_request.decide(black_box(&SIMPLE))),
+        repeat("OpenFeature: cutover, first decision", || open_flags.decide(black_box(&SIMPLE), &subject)),
+        repeat("OpenFeature: cutover, again", || open_request.decide(black_box(&SIMPLE))),
     ];
-    tokio::task::block_in_place(|| compare("What a flag decision costs", &works, quick)).publish("flags")
+    tokio::task::block_in_place(|| compare("Cost of a flag decision", &works, quick)).publish("flags")
 }
 
-/// From the hand on the switch of a real Unleash to the last instance that decides anew.
+/// From a toggle in a real Unleash until the last instance decides by it.
 pub(crate) async fn kill_switch(quick: bool) -> Result<()> {
     const SWITCH: Flag = Flag::new("kill-switch", false);
     let postgres = world::server(&[]).await?;
@@ -198,7 +200,7 @@ pub(crate) async fn kill_switch(quick: bool) -> Result<()> {
     let toggles = if quick { 4 } else { 30 };
     let subject = Subject::new().user(USER);
     let mut table = Table::new(
-        "How long after a toggle in Unleash the instances decide anew",
+        "Time from a toggle in Unleash until the instances decide by it",
         &["first, ms", "last, ms", "last, p90", "last, worst"],
     );
     for instances in [3, 20] {
@@ -213,7 +215,7 @@ pub(crate) async fn kill_switch(quick: bool) -> Result<()> {
         let (mut first, mut last) = (Vec::new(), Vec::new());
         for toggle in 0..toggles {
             let on = toggle % 2 == 0;
-            // At any moment between two looks of the server, and of the instances.
+            // At any moment between two polls of the server and of the instances.
             tokio::time::sleep(Duration::from_millis(fastrand::u64(0..1_000))).await;
             let began = Instant::now();
             let decided = fleet.iter().map(async |flags| {

@@ -15,12 +15,12 @@ use super::world::{self, Instance, LIMIT};
 /// Many instances in this process, on one server.
 struct Many {
     instances: Vec<Instance>,
-    person: PgPool,
+    ledger: PgPool,
     _postgres: Postgres,
 }
 
 impl Many {
-    /// Up to fifty of them share the ledger's few connections: a thousand processes would need two thousand.
+    /// Up to 50 instances share one ledger handle: with one each, a thousand would need two thousand connections.
     async fn start(count: usize) -> Result<Self> {
         let postgres = world::server(&[("max_connections", "200")]).await?;
         let url = postgres.create_database("bench").await?;
@@ -35,19 +35,19 @@ impl Many {
         for instance in &instances {
             instance.at(Phase::Off).await?;
         }
-        let person = PgPoolOptions::new().max_connections(1).connect(&url).await?;
-        Ok(Self { instances, person, _postgres: postgres })
+        let ledger = PgPoolOptions::new().max_connections(1).connect(&url).await?;
+        Ok(Self { instances, ledger, _postgres: postgres })
     }
 
-    async fn wants(&self, phase: Phase) -> Result<()> {
+    async fn set_desired(&self, phase: Phase) -> Result<()> {
         sqlx::query("update cutover.migrations set desired = $1")
             .bind(phase.name())
-            .execute(&self.person)
+            .execute(&self.ledger)
             .await?;
         Ok(())
     }
 
-    /// Waits until the phase is in use alone.
+    /// Waits until only this phase is in use.
     async fn settled(&self, phase: Phase) -> Result<()> {
         let settled = async || {
             sqlx::query_scalar::<_, bool>(
@@ -56,23 +56,23 @@ impl Many {
                  from cutover.migrations m",
             )
             .bind(phase.name())
-            .fetch_one(&self.person)
+            .fetch_one(&self.ledger)
             .await
         };
-        Ok(wait_until(&format!("{phase} in use alone"), LIMIT, settled).await?)
+        Ok(wait_until(&format!("only {phase} to be in use"), LIMIT, settled).await?)
     }
 
-    /// Asks for the neighbouring phase. Milliseconds from the new epoch's opening until everybody has
-    /// acknowledged it, until the old one was closed, and until nothing of it was left.
+    /// Asks for the next phase. Returns the milliseconds from the new epoch's start until all instances have
+    /// acknowledged it, until the old epoch is closed, and until it is drained.
     async fn flip_to(&self, phase: Phase) -> Result<[f64; 3]> {
-        self.wants(phase).await?;
+        self.set_desired(phase).await?;
         let acknowledged = loop {
             let (at, missing, age): (String, i64, f64) = sqlx::query_as(
                 "select m.phase, (select count(*) from cutover.acknowledgements a where a.epoch < m.epoch), \
                         1000 * extract(epoch from clock_timestamp() - e.opened_at)::float8 \
                  from cutover.migrations m join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch",
             )
-            .fetch_one(&self.person)
+            .fetch_one(&self.ledger)
             .await?;
             if at == phase.name() && missing == 0 {
                 break age;
@@ -87,26 +87,26 @@ impl Many {
              join cutover.epochs n on n.migration_id = m.id and n.epoch = m.epoch \
              join cutover.epochs o on o.migration_id = m.id and o.epoch = m.epoch - 1",
         )
-        .fetch_one(&self.person)
+        .fetch_one(&self.ledger)
         .await?;
         Ok([acknowledged, closed, drained])
     }
 
-    /// Transactions and bytes of write-ahead log so far.
+    /// Transactions, and bytes of write-ahead log, so far.
     async fn spent(&self) -> Result<(i64, i64)> {
-        self.person.execute("select pg_stat_force_next_flush()").await?;
+        self.ledger.execute("select pg_stat_force_next_flush()").await?;
         Ok(sqlx::query_as(
             "select xact_commit, (pg_current_wal_lsn() - '0/0')::bigint \
              from pg_stat_database where datname = current_database()",
         )
-        .fetch_one(&self.person)
+        .fetch_one(&self.ledger)
         .await?)
     }
 }
 
 pub(crate) async fn flip(quick: bool) -> Result<()> {
     let mut table = Table::new(
-        "How long until all instances agree on a new phase (ms since it was opened), and what they cost at rest",
+        "Agreement on a new phase (ms since its epoch began), and load of the fleet at rest",
         &["acked p50", "acked p90", "closed p50", "drained p50", "tx/s/instance", "WAL B/s/inst."],
     );
     let (sizes, flips, rest) = if quick { (vec![3, 100], 4, 3) } else { (vec![3, 100, 1_000], 20, 15) };
@@ -119,7 +119,7 @@ pub(crate) async fn flip(quick: bool) -> Result<()> {
                 all.push(one);
             }
         }
-        // Counts reach the statistics late: those of the flips have to be in before it begins.
+        // Statistics arrive late: those of the phase changes have to be in before the measurement begins.
         tokio::time::sleep(Duration::from_secs(3)).await;
         let (began, before) = (Instant::now(), many.spent().await?);
         tokio::time::sleep(Duration::from_secs(rest)).await;
@@ -140,13 +140,13 @@ pub(crate) async fn flip(quick: bool) -> Result<()> {
     table.publish("flip")
 }
 
-/// From a person's wish until every instance reads the old side only, and no transaction of `ramp` is left.
+/// From setting the desired phase until every instance reads only the old side, and no transaction of `ramp` is left.
 pub(crate) async fn rollback(quick: bool) -> Result<()> {
     let many = Many::start(3).await?;
-    many.wants(Phase::Verify).await?;
+    many.set_desired(Phase::Verify).await?;
     many.settled(Phase::Backfill).await?;
-    // What a backfill and a scan would have left in the ledger.
-    many.person
+    // What a backfill and a scan leave in the ledger.
+    many.ledger
         .execute(
             "update cutover.migrations set new_complete = true; \
              insert into cutover.jobs (migration_id, kind, epoch, finished_at) \
@@ -155,10 +155,10 @@ pub(crate) async fn rollback(quick: bool) -> Result<()> {
         .await?;
     let (mut reads_old, mut settled) = (Vec::new(), Vec::new());
     for _ in 0..if quick { 2 } else { 20 } {
-        many.wants(Phase::Ramp).await?;
+        many.set_desired(Phase::Ramp).await?;
         many.settled(Phase::Ramp).await?;
         let began = Instant::now();
-        many.wants(Phase::Verify).await?;
+        many.set_desired(Phase::Verify).await?;
         for instance in &many.instances {
             instance.at(Phase::Verify).await?;
         }
@@ -166,12 +166,9 @@ pub(crate) async fn rollback(quick: bool) -> Result<()> {
         many.settled(Phase::Verify).await?;
         settled.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    let mut table = Table::new(
-        "From the wish to leave `ramp` to reading the old side, 3 instances (ms)",
-        &["p50", "max"],
-    );
-    for (name, times) in
-        [("new reads go to old", &mut reads_old), ("nothing of `ramp` is left", &mut settled)]
+    let mut table =
+        Table::new("Rollback from `ramp` to reading the old side, 3 instances (ms)", &["p50", "max"]);
+    for (name, times) in [("new reads use the old side", &mut reads_old), ("`ramp` is drained", &mut settled)]
     {
         table.row(name, vec![quantile(times, 0.5), quantile(times, 1.0)]);
     }

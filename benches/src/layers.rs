@@ -28,8 +28,8 @@ use super::timing::{Work, compare};
 const FLAG: Flag = Flag::new("new-flow", false);
 
 thread_local! {
-    /// The headers of the next request. The innermost service gives them back, so that building a request costs
-    /// nothing and what is counted belongs to the layers.
+    /// The headers of the next request. The innermost service returns them, so that building a request allocates
+    /// nothing and all that is measured belongs to the layers.
     static HEADERS: Cell<Option<HeaderMap>> = const { Cell::new(None) };
 }
 
@@ -45,10 +45,10 @@ fn headers() -> HeaderMap {
     HeaderMap::from_iter(headers.map(header))
 }
 
-/// The service without anything around it.
+/// The service without layers.
 #[derive(Clone)]
 struct Bare {
-    /// Whether it asks for a flag.
+    /// Whether it decides a flag.
     decides: bool,
 }
 
@@ -71,8 +71,8 @@ impl Service<Request<Empty<Bytes>>> for Bare {
     }
 }
 
-/// Requests to this service, each from its head to the end of its body. Every thread has a service of its own, as
-/// every connection has.
+/// Requests to this service, each to the end of its body. Each thread has its own clone of the service, as each
+/// connection has.
 fn requests<'a, S, B>(name: &'static str, service: S) -> Work<'a>
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'a,
@@ -92,7 +92,7 @@ where
     (name, Box::new(many))
 }
 
-/// The same through a router, whose routes know their name.
+/// The same through a router, which knows the matched route.
 fn routed<'a>(name: &'static str, app: Router) -> Work<'a> {
     let many = move |times| {
         let mut app = app.clone();
@@ -135,8 +135,8 @@ pub(crate) fn run(quick: bool) -> Result<()> {
         requests("tower-http trace", TraceLayer::new_for_http().layer(bare.clone())),
         requests("tower-http in-flight", in_flight.layer(bare)),
     ];
-    let table = compare("A request through layers, from its head to the end of its body", &works, quick);
-    table.less_first("What layers add to a request").publish("layers")?;
+    let table = compare("A request through layers, to the end of its body", &works, quick);
+    table.minus_first("Cost of layers per request").publish("layers")?;
 
     let router = || Router::new().route("/orders/{id}", get(async || "hello"));
     let works = [
@@ -145,6 +145,6 @@ pub(crate) fn run(quick: bool) -> Result<()> {
         routed("whole stack", router().layer(flags_layer()).layer(metrics.layer())),
         routed("axum-prometheus", router().layer(prometheus.clone())),
     ];
-    let table = compare("A request through a router, from its head to the end of its body", &works, quick);
-    table.less_first("What layers add to a request of a router").publish("layers-router")
+    let table = compare("A request through a router, to the end of its body", &works, quick);
+    table.minus_first("Cost of layers per request, on a router").publish("layers-router")
 }

@@ -1,8 +1,8 @@
-//! Measures what the library costs, side by side with what it is compared to, in one run.
+//! Measures what the library costs, beside its peers, in one run.
 //!
-//! Every question has one table on the screen and one file under `target/bench/`. Variants that are compared
-//! take turns within the same run, so that a busy machine is busy for all of them.
-#![expect(clippy::print_stdout, reason = "a program for people")]
+//! Each measurement prints one table and writes one file under `target/bench/`. Variants take turns within a run, so
+//! that load on the machine affects all of them.
+#![expect(clippy::print_stdout, reason = "a command line program")]
 
 mod abuse;
 mod backfill;
@@ -24,50 +24,50 @@ mod world;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 
-/// The questions.
+/// The measurements.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// What a pin costs an operation.
+    /// Cost of a pin.
     Pin,
-    /// What `DualWrite` costs in each phase, beside LaunchDarkly's `Migrator`.
+    /// Cost of `DualWrite` in each phase, beside LaunchDarkly's `Migrator`.
     Dual,
-    /// What a dual write of two columns costs, beside a write of one.
+    /// Cost of writing two columns, beside a write of one.
     Columns,
-    /// What the layers around a service cost a request.
+    /// Cost of the layers around a service, per request.
     Layers,
-    /// What the fence costs a write transaction.
+    /// Cost of the fence for a write transaction.
     Fence,
-    /// How long the fleet takes to agree on a new phase, and what it costs at rest.
+    /// How long a fleet takes to agree on a new phase, and its load at rest.
     Flip,
-    /// How long it takes until nobody reads the new side any more.
+    /// How long a rollback takes until no instance reads the new side.
     Rollback,
-    /// What a flag decision costs.
+    /// Cost of a flag decision.
     Flags,
-    /// How long after a toggle in Unleash all instances decide anew.
+    /// Time from a toggle in Unleash until all instances decide by it.
     Killswitch,
-    /// How fast rows are filled and compared, and what that costs everybody else.
+    /// Speed of backfill and scan, and their effect on a service's writes.
     Backfill,
     /// Whether `/readyz` answers while Postgres hangs.
     Readyz,
-    /// What rolling restarts under load cost.
+    /// Latency and failures of rolling restarts under load.
     Restarts,
-    /// How servers end that are abused, and what their metrics say of it.
+    /// Graceful shutdown with bad clients, and what metrics report about them.
     Abuse,
 }
 
 #[derive(Parser)]
 #[command(about)]
 struct Args {
-    /// What to measure; everything when nothing is named.
+    /// What to measure; everything if nothing is named.
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// Measure less, to see that everything works.
+    /// Measure less, to check that everything works.
     #[arg(long)]
     quick: bool,
     /// How many rows `backfill` fills.
     #[arg(long, default_value_t = 300_000)]
     rows: i64,
-    /// How often an instance is replaced in `restarts`.
+    /// Number of restarts in `restarts`.
     #[arg(long, default_value_t = 100)]
     restarts: usize,
     /// Requests per second in `restarts`.

@@ -13,8 +13,8 @@ pub(crate) async fn run(quick: bool) -> Result<()> {
     let shared = AtomicU64::new(0);
     let tracker = TaskTracker::new();
     let works = [
-        repeat("pin: enter and leave", || migration.pin().is_ok()),
-        repeat("pin, with the check at its end", || migration.pin().is_ok_and(|pin| pin.holds())),
+        repeat("pin, taken and dropped", || migration.pin().is_ok()),
+        repeat("pin, with the final check", || migration.pin().is_ok_and(|pin| pin.holds())),
         repeat("one shared atomic, up and down", || {
             shared.fetch_add(1, Ordering::SeqCst);
             shared.fetch_sub(1, Ordering::SeqCst)
@@ -22,5 +22,5 @@ pub(crate) async fn run(quick: bool) -> Result<()> {
         repeat("TaskTracker token", || drop(tracker.token())),
         repeat("Instant::now(), once", Instant::now),
     ];
-    tokio::task::block_in_place(|| compare("What a pin costs an operation", &works, quick)).publish("pin")
+    tokio::task::block_in_place(|| compare("Cost of a pin", &works, quick)).publish("pin")
 }

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-/// Passes connections on to a local port, each byte `delay` later, in both directions. Threads, because timers
-/// of the runtime are no finer than a millisecond. Returns the port to connect to; it serves until the end of
-/// the process.
+/// Forwards connections to a local port and delays every byte by `delay`, in both directions. It uses threads,
+/// because the runtime's timers have a resolution of a millisecond. Returns the port to connect to; it runs until
+/// the process ends.
 pub(crate) fn delayed(target: u16, delay: Duration) -> Result<u16> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let port = listener.local_addr()?.port();
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            // A connection that can't be passed on is dropped, which is what its client then sees.
+            // A connection that cannot be forwarded is dropped, and its client sees that.
             let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
             let (Ok(from_client), Ok(from_server)) = (client.try_clone(), server.try_clone()) else {
                 continue;

@@ -17,7 +17,7 @@ use super::table::Table;
 use super::timing::quantile;
 use super::world::{self, LIMIT};
 
-/// What the usual health crates do: the page itself asks the database, through the service's pool.
+/// What common health crates do: the page queries the database through the service's pool.
 async fn asks_the_pool(State(pool): State<PgPool>) -> StatusCode {
     match sqlx::query("select 1").execute(&pool).await {
         Ok(_) => StatusCode::OK,
@@ -46,15 +46,16 @@ pub(crate) async fn run(quick: bool, rate: u32) -> Result<()> {
     let theirs = served(Router::new().route("/readyz", get(asks_the_pool)).with_state(pool().await?)).await?;
 
     let mut table = Table::new(
-        "`/readyz` while Postgres hangs (ms from when a request was due)",
+        "`/readyz` while Postgres hangs (ms, timed from when a request was due)",
         &["requests/s", "requests", "not answered", "p50", "p99", "max", "over 10 ms"],
     );
-    for (state, hangs) in [("well", false), ("hangs", true)] {
+    for (state, hangs) in [("up", false), ("hanging", true)] {
         if hangs {
             postgres.pause()?;
         }
-        // The peer holds each connection up until its pool gives up, so few requests are enough.
-        for (name, address, rate) in [("ours", ours, rate), ("asked through the pool", theirs, rate.min(200))]
+        // The peer holds each connection until its pool's time limit, so few requests are enough.
+        for (name, address, rate) in
+            [("cutover", ours, rate), ("query through the pool", theirs, rate.min(200))]
         {
             let load = Load::start(address, "/readyz", 200, rate, 32);
             tokio::time::sleep(seconds).await;

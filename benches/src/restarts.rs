@@ -15,16 +15,16 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const INSTANCES: usize = 3;
 const CLUSTER: &str = "stable";
-/// Between two restarts, for the times to compare with.
+/// Pause between two restarts, to measure latency without one.
 const REST: Duration = Duration::from_secs(1);
 
 /// How an instance leaves.
 #[derive(Clone, Copy)]
 enum Leaves {
-    /// By the drain.
+    /// With this library's drain.
     Drained,
-    /// By axum's own graceful shutdown.
-    AtOnce,
+    /// With axum's graceful shutdown.
+    Axum,
 }
 
 async fn instance(leaves: Leaves) -> Result<Replaceable, Failure> {
@@ -50,7 +50,7 @@ async fn instance(leaves: Leaves) -> Result<Replaceable, Failure> {
         async move {
             match leaves {
                 Leaves::Drained => drain.serve(public, app).await.map(|_| ()),
-                Leaves::AtOnce => {
+                Leaves::Axum => {
                     axum::serve(public, app).with_graceful_shutdown(async move { drain.begun().await }).await
                 }
             }
@@ -68,12 +68,12 @@ async fn instance(leaves: Leaves) -> Result<Replaceable, Failure> {
 pub(crate) async fn run(quick: bool, restarts: usize, rate: u32) -> Result<()> {
     let restarts = if quick { restarts.min(3) } else { restarts };
     let mut table = Table::new(
-        "Rolling restarts of 3 instances behind Envoy under load (ms from when a request was due)",
+        "Rolling restarts of 3 instances behind Envoy under load (ms, timed from when a request was due)",
         &["restarts", "requests", "failed", "p99, rest", "p99, restart", "added p99", "max"],
     );
-    // The peer fails at each of its restarts; a few show it.
+    // The peer fails requests at every restart, so a few are enough.
     for (name, leaves, restarts) in
-        [("drain", Leaves::Drained, restarts), ("axum's graceful shutdown", Leaves::AtOnce, restarts.min(10))]
+        [("drain", Leaves::Drained, restarts), ("axum's graceful shutdown", Leaves::Axum, restarts.min(10))]
     {
         let envoy = Envoy::start(vec![Cluster { name: CLUSTER.into(), endpoints: Vec::new() }]).await?;
         let mut running = Vec::new();
@@ -95,7 +95,7 @@ pub(crate) async fn run(quick: bool, restarts: usize, rate: u32) -> Result<()> {
 fn numbers(restarts: usize, shots: &[Shot], windows: &[(Instant, Instant)]) -> Vec<f64> {
     let millis = |shot: &Shot| shot.took.as_secs_f64() * 1e3;
     let during = |shot: &&Shot| {
-        // In order, and so are the shots; there are few of them.
+        // A linear search is enough: there are few windows.
         windows.iter().any(|(began, ended)| (*began..*ended).contains(&shot.due))
     };
     let (mut restarting, mut resting): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());

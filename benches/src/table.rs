@@ -4,25 +4,25 @@ use std::path::Path;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
-/// One question's answer: rows of numbers under the same headings.
+/// The result of one measurement: rows of numbers under the same headings.
 pub(crate) struct Table {
-    question: &'static str,
+    title: &'static str,
     headings: Vec<&'static str>,
     rows: Vec<(String, Vec<f64>)>,
 }
 
 impl Table {
-    pub(crate) fn new(question: &'static str, headings: &[&'static str]) -> Self {
-        Self { question, headings: headings.to_vec(), rows: Vec::new() }
+    pub(crate) fn new(title: &'static str, headings: &[&'static str]) -> Self {
+        Self { title, headings: headings.to_vec(), rows: Vec::new() }
     }
 
     pub(crate) fn row(&mut self, name: impl Into<String>, numbers: Vec<f64>) {
         self.rows.push((name.into(), numbers));
     }
 
-    /// The same rows, less the first one.
-    pub(crate) fn less_first(&self, question: &'static str) -> Self {
-        let mut less = Self::new(question, &self.headings);
+    /// The rows after the first one, with the first one subtracted.
+    pub(crate) fn minus_first(&self, title: &'static str) -> Self {
+        let mut less = Self::new(title, &self.headings);
         if let Some(((_, first), rows)) = self.rows.split_first() {
             for (name, numbers) in rows {
                 less.row(name, numbers.iter().zip(first).map(|(number, first)| number - first).collect());
@@ -31,10 +31,10 @@ impl Table {
         less
     }
 
-    /// Prints it and writes `target/bench/<file>.json`.
+    /// Prints the table and writes `target/bench/<file>.json`.
     pub(crate) fn publish(&self, file: &str) -> Result<()> {
         let width = self.rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-        println!("\n{}\n", self.question);
+        println!("\n{}\n", self.title);
         let headings: String = self.headings.iter().map(|heading| format!("  {heading:>14}")).collect();
         println!("{:width$}{headings}", "");
         for (name, numbers) in &self.rows {
@@ -54,7 +54,7 @@ impl Table {
             .collect();
         let folder = Path::new("target/bench");
         fs::create_dir_all(folder)?;
-        let text = serde_json::to_string_pretty(&json!({ "question": self.question, "rows": rows }))?;
+        let text = serde_json::to_string_pretty(&json!({ "title": self.title, "rows": rows }))?;
         fs::write(folder.join(file).with_extension("json"), text + "\n")?;
         Ok(())
     }

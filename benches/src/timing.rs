@@ -3,17 +3,17 @@ use std::time::Instant;
 
 use super::table::Table;
 
-/// The value below which this share of the values lies.
+/// The quantile of the values; `share` is between 0 and 1.
 pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let last = values.len().saturating_sub(1);
     values.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
 }
 
-/// Something that takes nanoseconds: called with how often to do it.
+/// An operation that takes nanoseconds: a name, and a function that repeats it so many times.
 pub(crate) type Work<'a> = (&'static str, Box<dyn Fn(u32) + Sync + 'a>);
 
-/// Does it so many times without a call in between.
+/// Repeats an operation without an indirect call each time.
 pub(crate) fn repeat<'a, T>(name: &'static str, work: impl Fn() -> T + Sync + 'a) -> Work<'a> {
     let many = move |times| {
         for _ in 0..times {
@@ -23,9 +23,9 @@ pub(crate) fn repeat<'a, T>(name: &'static str, work: impl Fn() -> T + Sync + 'a
     (name, Box::new(many))
 }
 
-/// Nanoseconds for one call on one thread and on two, and allocations per call; the variants take turns.
-pub(crate) fn compare(question: &'static str, works: &[Work<'_>], quick: bool) -> Table {
-    // Short enough that many rounds of a busy machine are undisturbed.
+/// Measures nanoseconds per call on one thread and on two, and allocations per call. The variants take turns.
+pub(crate) fn compare(title: &'static str, works: &[Work<'_>], quick: bool) -> Table {
+    // Short enough that many rounds are undisturbed on a busy machine.
     const TIMES: u32 = 10_000;
     let rounds = if quick { 50 } else { 1_001 };
     let mut one = vec![Vec::new(); works.len()];
@@ -38,7 +38,7 @@ pub(crate) fn compare(question: &'static str, works: &[Work<'_>], quick: bool) -
             two[index].push(on_two_threads(work, TIMES));
         }
     }
-    let mut table = Table::new(question, &["ns", "ns, best", "ns, 2 threads", "2 thr., best", "allocations"]);
+    let mut table = Table::new(title, &["ns", "ns, best", "ns, 2 threads", "2 thr., best", "allocations"]);
     for (index, (name, work)) in works.iter().enumerate() {
         let counted = allocation_counter::measure(|| work(1_000)).count_total as f64 / 1_000.0;
         let (one, two) = (&mut one[index], &mut two[index]);

@@ -12,7 +12,7 @@ use sqlx::PgPool;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
-/// A server of its own, which waits for the disk as a real one does.
+/// A Postgres server with fsync on.
 pub(crate) async fn server(settings: &[(&str, &str)]) -> Result<Postgres> {
     let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Ok(Postgres::start(PostgresOptions { fsync: true, settings }).await?)
@@ -35,20 +35,20 @@ impl Instance {
         Ok(Self { migration, _agent: agent })
     }
 
-    /// Goes to a phase, also where a plan would have had work to do on the way there: there is no data.
-    pub(crate) async fn go(&self, ledger: &PgPool, wish: &str) -> Result<()> {
-        let phase = wish.split(':').next().unwrap_or(wish).parse()?;
+    /// Moves to a phase, and pretends that the work on rows on the way there is done: there is no data.
+    pub(crate) async fn go(&self, ledger: &PgPool, target: &str) -> Result<()> {
+        let phase = target.split(':').next().unwrap_or(target).parse()?;
         let ask = "update cutover.migrations set desired = $1, new_complete = phase not in ('off', 'expand')";
         let scanned = "insert into cutover.jobs (migration_id, kind, epoch, finished_at) \
             select id, 'scan', epoch, clock_timestamp() from cutover.migrations";
         let arrived = async || {
-            sqlx::query(ask).bind(wish).execute(ledger).await?;
+            sqlx::query(ask).bind(target).execute(ledger).await?;
             sqlx::query(scanned).execute(ledger).await?;
             let open = "select count(*) from cutover.epochs where drained_at is null";
             let open: i64 = sqlx::query_scalar(open).fetch_one(ledger).await?;
             anyhow::Ok(self.migration.current().is_some_and(|at| at.1 == phase) && open == 1)
         };
-        Ok(wait_until(&format!("arrival at {wish}"), LIMIT, arrived).await?)
+        Ok(wait_until(&format!("arrival at {target}"), LIMIT, arrived).await?)
     }
 
     pub(crate) async fn at(&self, phase: Phase) -> Result<()> {
@@ -57,7 +57,7 @@ impl Instance {
     }
 }
 
-/// One instance on a server of its own, in `off`.
+/// A server, its URL, and one instance in `off`.
 pub(crate) async fn alone() -> Result<(Postgres, String, Instance)> {
     let postgres = server(&[]).await?;
     let url = postgres.create_database("bench").await?;

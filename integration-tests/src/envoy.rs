@@ -1,4 +1,4 @@
-//! A throwaway Envoy: weights between versions, health checks, a header for the canary.
+//! A throwaway Envoy with weighted versions, health checks, and a header for the canary.
 
 use std::{fs, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
 
@@ -10,17 +10,17 @@ use crate::{
     Folder, KitError, Process, Signal, error::write, find, free_port, http, wait::on_free_port, wait_until,
 };
 
-/// Envoy applies a changed file within a tenth of a second; more is a refusal.
+/// Envoy applies a changed file within 0.1 s. After this time, it has rejected it.
 const APPLY: Duration = Duration::from_secs(20);
 
 /// One instance behind the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// For people.
+    /// Its name in messages.
     pub name: String,
-    /// Where requests go.
+    /// The address for requests.
     pub addr: SocketAddr,
-    /// Where `/readyz` is asked; the same host, usually another port.
+    /// The address of `/readyz`, usually another port of the same host.
     pub health: SocketAddr,
 }
 
@@ -29,25 +29,23 @@ pub struct Endpoint {
 pub struct Cluster {
     /// Usually `stable` or `canary`.
     pub name: String,
-    /// Its instances; may be empty.
+    /// Its instances. May be empty.
     pub endpoints: Vec<Endpoint>,
 }
 
 /// How an [`Envoy`] treats requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EnvoyOptions {
-    /// Whether a request is tried on another instance when the first one certainly did not begin
-    /// with it (connection refused, HTTP/2 stream refused, reset before the request was sent).
-    /// Off by default, so that every failure is seen and counted.
+    /// Whether a request is retried on another instance if the first one cannot have started it (connection refused,
+    /// HTTP/2 stream refused, reset before the request was sent). Off by default, so that tests see every failure.
     pub retry: bool,
 }
 
 /// An Envoy proxy on a free loopback port in front of some [`Cluster`]s.
 ///
-/// Requests are shared out by the weights of [`set_weights`](Self::set_weights); one with a header
-/// `x-canary` goes to the cluster `canary`, if there is one. Every 200 ms each endpoint's
-/// `/readyz` is asked; one that answers other than 200 gets no requests. With no healthy endpoint
-/// the answer is 503.
+/// It distributes requests by the weights of [`set_weights`](Self::set_weights). A request with the header `x-canary`
+/// goes to the cluster `canary`, if there is one. It requests each endpoint's `/readyz` every 200 ms; an endpoint
+/// with another status than 200 gets no requests. Without a healthy endpoint, the response is 503.
 #[derive(Debug)]
 pub struct Envoy {
     process: Process,
@@ -61,7 +59,7 @@ pub struct Envoy {
 }
 
 impl Envoy {
-    /// Starts one with everything going to the first cluster, and without retries.
+    /// Starts an Envoy that sends all requests to the first cluster, without retries.
     ///
     /// # Errors
     ///
@@ -111,7 +109,7 @@ impl Envoy {
         })
     }
 
-    /// `http://127.0.0.1:port`, where requests go.
+    /// `http://127.0.0.1:port`, the address for requests.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -126,13 +124,13 @@ impl Envoy {
         &self.process
     }
 
-    /// Shares requests out by weight and waits until Envoy does so; a cluster left out gets none.
-    /// No request under way is disturbed.
+    /// Sets the weights and waits until Envoy applies them. A cluster that is not named gets no requests. Requests in
+    /// flight are not affected.
     ///
     /// # Errors
     ///
     /// [`KitError::Misuse`] for an unknown cluster or when all weights are 0,
-    /// [`KitError::TimedOut`] when Envoy did not take it over.
+    /// [`KitError::TimedOut`] if Envoy does not apply it.
     pub async fn set_weights(&self, weights: &[(&str, u32)]) -> Result<(), KitError> {
         for (name, _) in weights {
             self.known(name)?;
@@ -151,8 +149,8 @@ impl Envoy {
         .await
     }
 
-    /// Changes the instances of a cluster and waits until Envoy knows them. A new one gets requests
-    /// once its health check was good, see [`healthy`](Self::healthy).
+    /// Sets the instances of a cluster and waits until Envoy applies them. A new instance gets requests after its
+    /// first successful health check, see [`healthy`](Self::healthy).
     ///
     /// # Errors
     ///
@@ -173,11 +171,11 @@ impl Envoy {
         .await
     }
 
-    /// The instances of a cluster that get requests at the moment.
+    /// The instances of a cluster that get requests now.
     ///
     /// # Errors
     ///
-    /// [`KitError::Http`] when Envoy does not answer.
+    /// [`KitError::Http`] if Envoy does not respond.
     pub async fn healthy(&self, cluster: &str) -> Result<Vec<SocketAddr>, KitError> {
         let hosts = self.hosts(cluster).await?;
         Ok(hosts.into_iter().filter_map(|(addr, healthy)| healthy.then_some(addr)).collect())
@@ -218,7 +216,7 @@ async fn launch(folder: &Folder, client: &Client, admin: &str) -> Result<Process
         .arg("-c")
         .arg(folder.path().join("envoy.json"))
         .args(["--concurrency", "2", "--log-level", "warn"])
-        // Hot restart keeps shared memory that outlives a kill.
+        // Hot restart uses shared memory that remains after a kill.
         .arg("--disable-hot-restart");
     let process = Process::spawn(folder, "envoy", Signal::KILL, &command)?;
     let ready = format!("{admin}/ready");
@@ -231,7 +229,7 @@ async fn launch(folder: &Folder, client: &Client, admin: &str) -> Result<Process
     Ok(process)
 }
 
-/// Envoy reads a file again when a new one is moved over it, never when it is written in place.
+/// Envoy reloads a file if another one is renamed over it, but not if it is written in place.
 fn put(folder: &Folder, file: &str, content: &Value) -> Result<(), KitError> {
     let path = folder.path().join(file);
     let new = PathBuf::from(format!("{}.new", path.display()));
@@ -270,7 +268,7 @@ fn bootstrap(folder: &Folder, port: u16, admin_port: u16, clusters: &[String]) -
             "listeners": [{
                 "name": "front",
                 "address": address("127.0.0.1", port),
-                // So that a port that is taken is an error.
+                // Makes a port in use an error.
                 "enable_reuse_port": false,
                 "filter_chains": [{ "filters": [{
                     "name": "envoy.filters.network.http_connection_manager",
@@ -295,7 +293,7 @@ fn cluster(folder: &Folder, name: &str) -> Value {
             // and collects what it found for a second before it acts on it.
             "update_merge_window": "0s",
         },
-        // What the file no longer names is gone at once, not when its health check fails.
+        // Removes an endpoint as soon as the file no longer names it, not when its health check fails.
         "ignore_health_on_host_removal": true,
         "health_checks": [{
             "interval": "0.2s",

@@ -1,4 +1,4 @@
-//! What can go wrong with a throwaway server, and what to do about it.
+//! Errors of the test kit.
 
 use std::{
     io::{self, Write as _},
@@ -7,46 +7,46 @@ use std::{
     time::Duration,
 };
 
-/// Why a server could not be had, or did not do what it was asked.
+/// Why a server could not be started, or an operation on it failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KitError {
     /// The program is neither on this machine nor in the repository's `.cache`.
-    #[error("{program} was not found on this machine or in {cache}; `scripts/servers {server}` gets it")]
+    #[error("{program} is neither on this machine nor in {cache}; `scripts/servers {server}` installs it")]
     Missing {
         /// The program that was looked for.
         program: &'static str,
         /// What `scripts/servers` calls it.
         server: &'static str,
-        /// The folder that was looked into after the usual places.
+        /// The folder that was searched last.
         cache: String,
     },
     /// The operating system refused something.
     #[error("could not {doing}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         doing: String,
-        /// What the system answered.
+        /// The system's error.
         source: io::Error,
     },
-    /// A program ended although it was still needed.
-    #[error("{name} ended ({status}); the end of its log:\n{log}")]
+    /// A program ended early.
+    #[error("{name} ended ({status}); its last log lines:\n{log}")]
     Exited {
         /// The process's name within the kit.
         name: String,
         /// How it ended.
         status: ExitStatus,
-        /// The last lines it wrote.
+        /// Its last lines of output.
         log: String,
     },
-    /// Something did not come true in time.
-    #[error("{what}: not within {limit:?}; last answer: {last}")]
+    /// A condition was not met in time.
+    #[error("waited {limit:?} for: {what}; last answer: {last}")]
     TimedOut {
-        /// What was waited for.
+        /// The condition.
         what: String,
-        /// How long.
+        /// The time limit.
         limit: Duration,
-        /// What the last question was answered with.
+        /// The last answer or error.
         last: String,
     },
     /// Postgres refused a statement.
@@ -54,52 +54,52 @@ pub enum KitError {
     Sql {
         /// What was tried.
         doing: String,
-        /// What Postgres answered.
+        /// Postgres's error.
         source: sqlx::Error,
     },
-    /// A request got no answer.
+    /// A request got no response.
     #[error("could not {doing}: {source}")]
     Http {
         /// What was tried.
         doing: String,
-        /// What the client says.
+        /// The client's error.
         source: reqwest::Error,
     },
-    /// A request got an answer that is not the one that was needed.
-    #[error("could not {doing}: the answer was {status}: {body}")]
+    /// A request got another status than expected.
+    #[error("could not {doing}: status {status}: {body}")]
     Refused {
         /// What was tried.
         doing: String,
         /// HTTP status.
         status: u16,
-        /// Body of the answer.
+        /// Body of the response.
         body: String,
     },
-    /// A name or a number that the kit can't work with.
+    /// An argument that the kit cannot use.
     #[error("{0}")]
     Misuse(String),
 }
 
 impl KitError {
-    /// For `map_err`: an I/O error together with what was tried.
+    /// For `map_err`: adds the operation to an I/O error.
     pub(crate) fn io(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Io { doing, source }
     }
 
-    /// For `map_err`: a database error together with what was tried.
+    /// For `map_err`: adds the operation to a database error.
     pub(crate) fn sql(doing: impl Into<String>) -> impl FnOnce(sqlx::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Sql { doing, source }
     }
 
-    /// For `map_err`: a failed request together with what was tried.
+    /// For `map_err`: adds the operation to a failed request.
     pub(crate) fn http(doing: impl Into<String>) -> impl FnOnce(reqwest::Error) -> Self {
         let doing = doing.into();
         move |source| Self::Http { doing, source }
     }
 
-    /// True when a server ended because somebody else was quicker to take its port.
+    /// True if a server ended because another process took its port first.
     pub(crate) fn is_port_taken(&self) -> bool {
         match self {
             Self::Exited { log, .. } => log.to_lowercase().contains("in use"),
@@ -108,12 +108,12 @@ impl KitError {
     }
 }
 
-/// For a test of a server that not everybody can install: `None`, and a word on the terminal, when
-/// it is not there, so that the test can end. With `TESTKIT_REQUIRE_SERVERS` set that is an error.
+/// For tests of optional servers. If the server is not installed, prints a message and returns `None`, so that the
+/// test can end. With `TESTKIT_REQUIRE_SERVERS` set, returns the error.
 ///
 /// # Errors
 ///
-/// Whatever `started` failed with, other than [`KitError::Missing`].
+/// The error of `started`, except [`KitError::Missing`].
 pub fn if_installed<T>(started: Result<T, KitError>) -> Result<Option<T>, KitError> {
     let required = std::env::var_os("TESTKIT_REQUIRE_SERVERS").is_some();
     match started {
@@ -125,12 +125,12 @@ pub fn if_installed<T>(started: Result<T, KitError>) -> Result<Option<T>, KitErr
     }
 }
 
-/// Past the test harness, which shows a passing test's output to nobody.
+/// Bypasses the test harness, which hides the output of a test that passes.
 fn skipped(why: &KitError) {
     let _ = writeln!(io::stderr(), "SKIPPED: {why}");
 }
 
-/// Writes a file, naming it when that fails.
+/// Writes a file. An error names it.
 pub(crate) fn write(path: &Path, text: impl AsRef<[u8]>) -> Result<(), KitError> {
     std::fs::write(path, text).map_err(KitError::io(format!("write {}", path.display())))
 }

@@ -1,4 +1,4 @@
-//! A gRPC service on tonic whose calls end as they are told to.
+//! A gRPC service on tonic. The method selects how a call ends.
 
 use std::{
     any::Any,
@@ -28,9 +28,9 @@ pub enum GrpcEnding {
     StatusInHead,
     /// One message and then `INTERNAL`, in the trailers.
     StatusInTrailers,
-    /// No answer, ever.
+    /// No response, ever.
     Hangs,
-    /// One message, and then no other and no end.
+    /// One message, then nothing, without an end.
     Stalls,
     /// A panic before the head.
     Panics,
@@ -61,14 +61,14 @@ type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 /// The service `kit.Endings`: server streaming, any bytes as messages.
 ///
-/// For every call it makes a guard, and drops that when nothing of the call is left in the service.
+/// It makes a guard for each call, and drops it when the service has dropped everything of the call.
 #[derive(Clone)]
 pub struct GrpcEndings {
     guard: Arc<dyn Fn() -> Guard + Send + Sync>,
 }
 
 impl GrpcEndings {
-    /// With what makes the guards.
+    /// `guard` makes the guards.
     pub fn new<G: Send + 'static>(guard: impl Fn() -> G + Send + Sync + 'static) -> Self {
         Self { guard: Arc::new(move || Box::new(guard())) }
     }
@@ -145,7 +145,7 @@ impl Service<tonic::Request<Bytes>> for Call {
     }
 }
 
-/// Waits for one turn before each message but the first, so that what was sent goes out before what comes next.
+/// Yields once before each message but the first, so that earlier messages are sent first.
 struct Yielding<S> {
     inner: S,
     due: bool,
@@ -165,7 +165,7 @@ impl<S: Stream + Unpin> Stream for Yielding<S> {
     }
 }
 
-/// Messages are the bytes themselves.
+/// A codec whose messages are raw bytes.
 struct BytesCodec;
 
 impl Codec for BytesCodec {

@@ -1,4 +1,4 @@
-//! Requests to the servers' own interfaces.
+//! HTTP requests to the servers' interfaces.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use reqwest::{Client, RequestBuilder, Response};
 
 use crate::KitError;
 
-/// A client for servers on this machine: no proxy, and no waiting for ever.
+/// A client for servers on this machine, without a proxy and with a time limit.
 pub(crate) fn client() -> Result<Client, KitError> {
     Client::builder()
         .no_proxy()
@@ -15,7 +15,7 @@ pub(crate) fn client() -> Result<Client, KitError> {
         .map_err(KitError::http("make an HTTP client"))
 }
 
-/// Sends a request whose answer must be a success or one of `also`.
+/// Sends a request. The status must be a success or one of `also`.
 pub(crate) async fn send(doing: &str, request: RequestBuilder, also: &[u16]) -> Result<Response, KitError> {
     let response = request.send().await.map_err(KitError::http(doing))?;
     let status = response.status();
@@ -29,7 +29,7 @@ pub(crate) async fn send(doing: &str, request: RequestBuilder, also: &[u16]) -> 
     })
 }
 
-/// [`send`], with the answer's body as JSON.
+/// [`send`], with the response's body as JSON.
 pub(crate) async fn json(doing: &str, request: RequestBuilder) -> Result<serde_json::Value, KitError> {
     let response = send(doing, request, &[]).await?;
     response.json().await.map_err(KitError::http(doing))

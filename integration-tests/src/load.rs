@@ -1,4 +1,4 @@
-//! Requests at a constant rate, whatever becomes of them.
+//! Requests at a constant rate (open loop).
 
 use std::{
     net::SocketAddr,
@@ -22,8 +22,8 @@ use tokio::{
 /// A request that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// An open loop over some HTTP/1 connections: each request has a moment at which it is due, and
-/// its time counts from there, so that a stall is paid for by everything that was due during it.
+/// An open loop over some HTTP/1 connections. Each request has a time at which it is due, and its duration counts
+/// from that time. So a stall counts for all requests that were due during it.
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -33,17 +33,16 @@ pub struct Load {
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Shot {
-    /// When it should have been sent.
+    /// When it was due.
     pub due: Instant,
-    /// From then to the end of its answer.
+    /// Time from then to the end of the response.
     pub took: Duration,
-    /// Why it counts as failed: anything but a whole answer with the wanted status.
+    /// Why it failed: everything but a complete response with the wanted status is a failure.
     pub failure: Option<String>,
 }
 
 impl Load {
-    /// Begins to send `GET path` at `rate` requests per second, shared out over `connections`. An
-    /// answer of another status than `wanted` is a failure.
+    /// Sends `GET path` at `rate` requests per second over `connections`. Another status than `wanted` is a failure.
     pub fn start(address: SocketAddr, path: &str, wanted: u16, rate: u32, connections: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let every = Duration::from_secs(1) * connections.max(1) / rate.max(1);
@@ -56,7 +55,7 @@ impl Load {
         Self { stop, connections: all }
     }
 
-    /// Ends it and waits for what is under way. All requests, in the order in which they were due.
+    /// Stops and waits for requests in flight. Returns all requests in the order in which they were due.
     pub async fn stop(mut self) -> Vec<Shot> {
         self.stop.store(true, Ordering::Relaxed);
         let mut shots = Vec::new();
@@ -97,7 +96,7 @@ impl Line {
     }
 
     async fn send(&mut self) -> Result<(), String> {
-        // One that was closed by the other side is no failure, before anything was sent on it.
+        // A connection that the server closed before anything was sent on it is no failure.
         if let Some(sender) = &mut self.sender
             && sender.ready().await.is_err()
         {

@@ -1,24 +1,24 @@
-//! Postgres's own load generator: a writer that knows nothing of anybody.
+//! `pgbench`, Postgres's load generator: a writer without the library.
 
 use std::{process::Command, time::Duration};
 
 use crate::{Folder, KitError, Process, Signal, error::write, find};
 
-/// How long it may take to fill its tables.
+/// Time limit for filling its tables.
 const FILL: Duration = Duration::from_secs(3_600);
 
-/// `pgbench`, for as long as this lives.
+/// A running `pgbench`. Dropping it ends it.
 #[derive(Debug)]
 pub struct PgBench {
     process: Process,
 }
 
 impl PgBench {
-    /// Makes pgbench's own four tables in the database: 100,000 accounts for each of `scale`, with foreign keys.
+    /// Makes the four tables of pgbench in the database, with `scale` times 100,000 accounts and with foreign keys.
     ///
     /// # Errors
     ///
-    /// [`KitError::Missing`] when it is not installed, [`KitError::Exited`].
+    /// [`KitError::Missing`] if it is not installed, [`KitError::Exited`].
     pub async fn initialise(url: &str, scale: u32) -> Result<(), KitError> {
         let folder = Folder::new("pgbench")?;
         let mut command = Command::new(program()?);
@@ -26,8 +26,8 @@ impl PgBench {
         Process::run(&folder, "pgbench", FILL, &command).await
     }
 
-    /// Has `clients` run `script`, written as pgbench's are, as often as they can or `rate` times a second in all,
-    /// until this is dropped. A statement that fails ends its client, see [`aborted`](Self::aborted).
+    /// Runs the pgbench script `script` with `clients` clients, as often as possible or `rate` times a second in
+    /// total, until this is dropped. A statement that fails ends its client, see [`aborted`](Self::aborted).
     ///
     /// # Errors
     ///
@@ -44,7 +44,7 @@ impl PgBench {
         Ok(Self { process: Process::spawn(&folder, "pgbench", Signal::KILL, &command)? })
     }
 
-    /// What it said when it ended or gave a client up; `None` while no statement has failed.
+    /// Its output after a statement has failed. `None` if none has failed.
     pub fn aborted(&self) -> Option<String> {
         let log = self.process.log_tail();
         (self.process.exited().is_some() || log.contains("aborted")).then_some(log)

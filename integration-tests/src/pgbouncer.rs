@@ -1,4 +1,4 @@
-//! A throwaway PgBouncer in transaction pooling.
+//! A throwaway PgBouncer with transaction pooling.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one that holds at most `pool_size` sessions per database, and waits until it answers.
+    /// Starts a pooler with at most `pool_size` sessions per database, and waits until it answers.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl PgBouncer {
         .await
     }
 
-    /// The URL of one of the Postgres's databases, through the pooler.
+    /// The URL of a database through the pooler.
     pub fn url(&self, database: &str) -> String {
         url(self.port, database)
     }

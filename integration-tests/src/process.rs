@@ -1,13 +1,12 @@
-//! Child processes and folders that never outlive their owner.
+//! Child processes and folders that are removed with their owner.
 //!
-//! A destructor does not run when a test process is killed. So every [`Folder`] has a keeper: a
-//! small shell in a process group of its own that reads from a pipe whose other end only the owner
-//! holds. However the owner ends, the pipe closes; then the keeper stops what was started in the
-//! folder and removes it. Dropping the folder does the very same thing and waits for it.
+//! A destructor does not run when a test process is killed. So every [`Folder`] has a keeper: a small shell in a
+//! process group of its own that reads from a pipe. Only the owner holds the other end. When the owner ends, the pipe
+//! closes, and the keeper stops the processes that were started in the folder and removes it. Dropping the folder
+//! closes the pipe and waits for the keeper.
 //!
-//! A process writes its pid into the folder *before* it becomes the server, and the keeper takes
-//! that register away with one rename before it reads it: a process that comes too late finds no
-//! register and ends, so there is no moment at which one could be missed.
+//! A process writes its pid into the folder `running` before it executes the server. The keeper renames that folder
+//! before it reads it. A process that starts later finds no such folder and ends, so the keeper misses none.
 
 use std::{
     fs,
@@ -24,10 +23,10 @@ pub use rustix::process::Signal;
 
 use crate::{KitError, wait_until};
 
-/// `$1` is the folder; the register's files are named by pid and hold the signal to begin with.
+/// `$1` is the folder. Files in `running` have a pid as name and contain the first signal to send.
 ///
-/// What works inside the folder counts too: Postgres's sessions leave its process group, and one
-/// that was stopped by SIGSTOP outlives its server. A zombie has no `cwd`, so that it counts as gone.
+/// Processes whose working directory is inside the folder are stopped, too: Postgres's sessions leave its process
+/// group, and one that was stopped by SIGSTOP outlives its server. A zombie has no `cwd` and counts as ended.
 const KEEPER: &str = r#"
 trap '' HUP INT TERM
 read -r _
@@ -48,8 +47,8 @@ n=0; until rm -rf "$folder" || [ $n -ge 100 ]; do sleep 0.05; n=$((n + 1)); done
 /// `$1` is the folder, `$2` the signal that ends the program, the rest is the program.
 const ENTER: &str = r#"echo "$2" >"$1/running/$$" || exit 125; shift 2; exec "$@""#;
 
-/// A temporary folder that vanishes, with every process started in it, when its last owner is
-/// dropped or the owning process ends in whatever way, `kill -9` included.
+/// A temporary folder. It is removed, with every process started in it, when its last owner is dropped or the owning
+/// process ends, even by `kill -9`.
 #[derive(Clone, Debug)]
 pub struct Folder(Arc<Kept>);
 
@@ -67,7 +66,7 @@ impl Folder {
     /// [`KitError::Io`].
     pub fn new(name: &str) -> Result<Self, KitError> {
         let path = std::env::temp_dir().join(format!("cutover-{name}-{:08x}", fastrand::u32(..)));
-        // The keeper first: nothing may exist that it does not look after.
+        // Start the keeper first, so that it removes everything that is made later.
         let keeper = Command::new("sh")
             .args(["-c", KEEPER, "keeper"])
             .arg(&path)
@@ -83,7 +82,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         &self.0.path
     }
@@ -107,8 +106,7 @@ impl Drop for Kept {
     }
 }
 
-/// A child process that is killed when this is dropped, or when the owning process ends in
-/// whatever way.
+/// A child process that is killed when this is dropped or when the owning process ends, even by `kill -9`.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -120,15 +118,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` in `folder`, with its output in `<name>.log` there and nothing to read.
+    /// Starts `command` in `folder`, with its output in `<name>.log` there and an empty standard input.
     ///
-    /// Program, arguments, environment and working folder (by default `folder`) are taken from
-    /// `command`; `env_clear` and redirections are not. `stop` is the signal that a
-    /// [`stop`](Self::stop) and the drop begin with.
+    /// Program, arguments, environment and working folder (by default `folder`) are taken from `command`; `env_clear`
+    /// and redirections are not. [`stop`](Self::stop) and the drop send the signal `stop` first.
     ///
     /// # Errors
     ///
-    /// [`KitError::Io`]. A program that can't be executed ends with status 126 or 127.
+    /// [`KitError::Io`]. A program that cannot be executed ends with status 126 or 127.
     pub fn spawn(folder: &Folder, name: &str, stop: Signal, command: &Command) -> Result<Self, KitError> {
         let log = folder.path().join(format!("{name}.log"));
         let output = fs::OpenOptions::new()
@@ -170,8 +167,8 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// [`KitError::Exited`] with the end of its output when it fails, [`KitError::TimedOut`] when
-    /// it takes longer than `limit`; it is killed then.
+    /// [`KitError::Exited`] with its last output if it fails. [`KitError::TimedOut`] if it takes longer than `limit`;
+    /// then it is killed.
     pub async fn run(
         folder: &Folder,
         name: &str,
@@ -210,12 +207,12 @@ impl Process {
     pub fn exited(&self) -> Option<ExitStatus> {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         let status = child.try_wait().ok().flatten()?;
-        // From here on the pid may belong to somebody else.
+        // From here on, the pid may belong to another process.
         let _ = fs::remove_file(self.folder.path().join("running").join(self.pid().to_string()));
         Some(status)
     }
 
-    /// Sends it a signal; nothing happens when it has ended.
+    /// Sends it a signal. Does nothing if it has ended.
     ///
     /// # Errors
     ///
@@ -244,7 +241,7 @@ impl Process {
         status.ok_or_else(|| KitError::Misuse(format!("{} has no exit status", self.name)))
     }
 
-    /// Waits until `ask` says yes.
+    /// Waits until `ask` returns true.
     ///
     /// # Errors
     ///
@@ -273,21 +270,21 @@ impl Process {
         }
     }
 
-    /// Ends it with its own signal and waits for the end.
+    /// Sends its stop signal and waits for its end.
     ///
     /// # Errors
     ///
-    /// [`KitError::TimedOut`] when it takes longer than `limit`.
+    /// [`KitError::TimedOut`] if it takes longer than `limit`.
     pub async fn stop(&self, limit: Duration) -> Result<ExitStatus, KitError> {
         self.signal(self.stop)?;
         self.wait(limit).await
     }
 
-    /// Ends it with `kill -9` and waits for the end.
+    /// Kills it (SIGKILL) and waits for its end.
     ///
     /// # Errors
     ///
-    /// [`KitError::TimedOut`] when the system does not let go of it within 10 s.
+    /// [`KitError::TimedOut`] if it still exists after 10 s.
     pub async fn kill(&self) -> Result<(), KitError> {
         self.signal(Signal::KILL)?;
         self.wait(Duration::from_secs(10)).await.map(|_| ())
@@ -312,7 +309,7 @@ impl Drop for Process {
     }
 }
 
-/// The process that a server has just now: a restart puts another in.
+/// The current process of a server. A restart replaces it.
 #[derive(Debug)]
 pub(crate) struct Current(Mutex<Arc<Process>>);
 
@@ -340,7 +337,7 @@ pub(crate) fn children_of(pid: u32) -> Vec<Pid> {
         .collect()
 }
 
-/// True while `pid` runs; a zombie does not.
+/// True if `pid` runs. A zombie does not run.
 pub(crate) fn runs(pid: Pid) -> bool {
     Path::new("/proc").join(pid.as_raw_nonzero().to_string()).join("cwd").exists()
 }

@@ -1,4 +1,4 @@
-//! The command line that the tests ask.
+//! The program `cutover`, for tests of the command line.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,26 +6,29 @@ use std::sync::OnceLock;
 
 use crate::KitError;
 
-/// The program `cutover`, built on first use: it belongs to another package than the tests.
+/// The path of `cutover`. The first call builds it, because it belongs to another package than the tests.
 ///
 /// # Errors
 ///
-/// [`KitError::Misuse`] when it does not compile, or when this is not a test that cargo has built.
+/// [`KitError::Misuse`] if it does not compile, or if this process is not a test that cargo built.
 pub fn program() -> Result<PathBuf, KitError> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
     let built = PROGRAM.get_or_init(build).clone();
     built.ok_or_else(|| {
-        KitError::Misuse("the program cutover does not compile, or is not next to the tests".into())
+        KitError::Misuse(
+            "could not build the program cutover; run `cargo build --workspace --all-features --bin cutover`"
+                .into(),
+        )
     })
 }
 
 fn build() -> Option<PathBuf> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    // As the tests are built, so that nothing is compiled twice.
+    // With the features of the tests, so that nothing is compiled twice.
     let arguments = ["build", "--quiet", "--workspace", "--all-features", "--bin", "cutover"];
     let status = Command::new(cargo).args(arguments).current_dir(root).status().ok()?;
-    // Next to the tests: target/debug/deps/cli-…
+    // The test is target/debug/deps/cli-…
     let tests = std::env::current_exe().ok()?;
     status.success().then(|| tests.ancestors().nth(2).map(|folder| folder.join("cutover")))?
 }

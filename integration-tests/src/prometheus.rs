@@ -1,16 +1,18 @@
 //! A throwaway Prometheus.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, process::Command, time::Duration};
+use std::{collections::BTreeMap, fs, net::SocketAddr, process::Command, sync::Arc, time::Duration};
 
 use reqwest::{Client, Url};
 use serde_json::{Value, json};
 
-use crate::{Folder, KitError, Process, Signal, error::write, find, http, wait::on_free_port};
+use crate::{
+    Folder, KitError, Process, Signal, error::write, find, http, process::Current, wait::on_free_port,
+};
 
-/// One series of an answer, at the moment it was asked for.
+/// One series of a query result.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// Its labels, `__name__` among them.
+    /// Its labels, including `__name__`.
     pub labels: BTreeMap<String, String>,
     /// Its value; may be NaN.
     pub value: f64,
@@ -21,32 +23,38 @@ pub struct Sample {
 pub struct PrometheusOptions {
     /// A file of rules, as YAML.
     pub rules: Option<String>,
-    /// The label `job` of what is scraped.
+    /// The label `job` of the targets.
     pub job: String,
+    /// A web configuration file as YAML, for TLS or basic authentication. [`Prometheus::query`] does not work with it.
+    pub web: Option<String>,
+    /// The URL of a remote storage that queries read, too.
+    pub remote_read: Option<String>,
+    /// Samples of the past with their timestamps, as OpenMetrics.
+    pub history: Option<String>,
 }
 
 impl Default for PrometheusOptions {
     fn default() -> Self {
-        Self { rules: None, job: "kit".to_owned() }
+        Self { rules: None, job: "kit".to_owned(), web: None, remote_read: None, history: None }
     }
 }
 
 /// A Prometheus server on a free loopback port that scrapes `/metrics` of some targets.
 #[derive(Debug)]
 pub struct Prometheus {
-    process: Process,
+    process: Current,
     folder: Folder,
+    options: PrometheusOptions,
     port: u16,
     client: Client,
 }
 
 impl Prometheus {
-    /// Starts one and waits until it is ready; the first scrapes follow within an interval.
+    /// Starts a server and waits until it is ready. The first scrapes follow within an interval.
     ///
     /// # Errors
     ///
-    /// [`KitError::Missing`] when it is not installed, [`KitError::Exited`] or
-    /// [`KitError::TimedOut`] when it does not come up.
+    /// [`KitError::Missing`] if it is not installed, [`KitError::Exited`] or [`KitError::TimedOut`] if it does not start.
     pub async fn start(targets: Vec<SocketAddr>, scrape_interval: Duration) -> Result<Self, KitError> {
         Self::start_with(targets, scrape_interval, PrometheusOptions::default()).await
     }
@@ -67,6 +75,8 @@ impl Prometheus {
             "global": {
                 "scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval,
             },
+            "remote_read": options.remote_read.iter().map(|url| json!({ "url": url, "read_recent": true }))
+                .collect::<Vec<_>>(),
             "rule_files": options.rules.iter().map(|_| "rules.yml").collect::<Vec<_>>(),
             "scrape_configs": [{
                 "job_name": options.job,
@@ -76,13 +86,23 @@ impl Prometheus {
         if let Some(rules) = &options.rules {
             write(&folder.path().join("rules.yml"), rules)?;
         }
+        if let Some(web) = &options.web {
+            write(&folder.path().join("web.yml"), web)?;
+        }
+        if let Some(history) = &options.history {
+            let (file, data) = (folder.path().join("history.om"), folder.path().join("data"));
+            write(&file, history)?;
+            let mut command = Command::new(find::program("prometheus", "promtool")?);
+            command.args(["tsdb", "create-blocks-from", "openmetrics"]).args([file, data]);
+            Process::run(&folder, "promtool", Duration::from_secs(30), &command).await?;
+        }
         // JSON is YAML.
         write(&folder.path().join("prometheus.yml"), config.to_string())?;
         write_targets(&folder, &targets)?;
         let client = http::client()?;
         let (port, process) =
-            on_free_port(async |port| Ok((port, launch(&folder, &client, port).await?))).await?;
-        Ok(Self { process, folder, port, client })
+            on_free_port(async |port| Ok((port, launch(&folder, &options, &client, port).await?))).await?;
+        Ok(Self { process: Current::new(process), folder, options, port, client })
     }
 
     /// `http://127.0.0.1:port`.
@@ -91,11 +111,22 @@ impl Prometheus {
     }
 
     /// Its process.
-    pub fn process(&self) -> &Process {
-        &self.process
+    pub fn process(&self) -> Arc<Process> {
+        self.process.get()
     }
 
-    /// Replaces the targets; Prometheus notices within about a second.
+    /// Kills it and starts it again with its port and data.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn restart(&self) -> Result<(), KitError> {
+        self.process().kill().await?;
+        self.process.set(launch(&self.folder, &self.options, &self.client, self.port).await?);
+        Ok(())
+    }
+
+    /// Replaces the targets. Prometheus reads them within about a second.
     ///
     /// # Errors
     ///
@@ -104,11 +135,11 @@ impl Prometheus {
         write_targets(&self.folder, targets)
     }
 
-    /// Asks for the value of an expression now. A scalar comes as one sample without labels.
+    /// Evaluates an expression now. A scalar is returned as one sample without labels.
     ///
     /// # Errors
     ///
-    /// [`KitError::Http`]; [`KitError::Refused`] with Prometheus's reason for a wrong expression.
+    /// [`KitError::Http`]; [`KitError::Refused`] with Prometheus's reason if the expression is wrong.
     pub async fn query(&self, promql: &str) -> Result<Vec<Sample>, KitError> {
         let address = format!("{}/api/v1/query", self.url());
         let url = Url::parse_with_params(&address, [("query", promql)])
@@ -123,7 +154,12 @@ impl Prometheus {
     }
 }
 
-async fn launch(folder: &Folder, client: &Client, port: u16) -> Result<Process, KitError> {
+async fn launch(
+    folder: &Folder,
+    options: &PrometheusOptions,
+    client: &Client,
+    port: u16,
+) -> Result<Process, KitError> {
     let mut command = Command::new(find::program("prometheus", "prometheus")?);
     let option = |name: &str, value: &str| format!("--{name}={value}");
     let file = |name: &str| folder.path().join(name).display().to_string();
@@ -132,11 +168,20 @@ async fn launch(folder: &Folder, client: &Client, port: u16) -> Result<Process, 
         .arg(option("storage.tsdb.path", &file("data")))
         .arg(option("web.listen-address", &format!("127.0.0.1:{port}")))
         .arg(option("log.level", "warn"));
+    if options.web.is_some() {
+        command.arg(option("web.config.file", &file("web.yml")));
+    }
     let process = Process::spawn(folder, "prometheus", Signal::KILL, &command)?;
     let ready = format!("{}/-/ready", url(port));
     process
         .wait_ready(Duration::from_secs(30), async || {
-            http::send("ask Prometheus", client.get(&ready), &[]).await?;
+            if options.web.is_some() {
+                // The client has neither login nor certificate.
+                let connected = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+                connected.map_err(KitError::io("connect to Prometheus"))?;
+            } else {
+                http::send("ask Prometheus", client.get(&ready), &[]).await?;
+            }
             Ok::<_, KitError>(true)
         })
         .await?;
@@ -146,12 +191,12 @@ async fn launch(folder: &Folder, client: &Client, port: u16) -> Result<Process, 
 fn write_targets(folder: &Folder, targets: &[SocketAddr]) -> Result<(), KitError> {
     let targets: Vec<_> = targets.iter().map(ToString::to_string).collect();
     let new = folder.path().join("targets.new");
-    // In a cluster discovery adds the namespace.
+    // In a cluster, service discovery adds the namespace.
     write(&new, json!([{ "targets": targets, "labels": { "namespace": "kit" } }]).to_string())?;
     fs::rename(&new, folder.path().join("targets.json")).map_err(KitError::io("rename targets.new"))
 }
 
-/// A value comes as `[time, "text"]`; Rust reads `NaN`, `+Inf` and `-Inf` as Prometheus writes them.
+/// A value is `[time, "text"]`. Rust parses `NaN`, `+Inf` and `-Inf` as Prometheus writes them.
 fn sample(labels: &Value, value: &Value) -> Option<Sample> {
     Some(Sample {
         labels: serde_json::from_value(labels.clone()).ok()?,

@@ -18,12 +18,12 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts one and waits until it answers a PING.
+    /// Starts a server and waits until it answers a PING.
     ///
     /// # Errors
     ///
-    /// [`KitError::Missing`] when there is no `redis-server`, [`KitError::Exited`] or
-    /// [`KitError::TimedOut`] when it does not come up.
+    /// [`KitError::Missing`] if `redis-server` is not installed, [`KitError::Exited`] or [`KitError::TimedOut`] if it
+    /// does not start.
     pub async fn start() -> Result<Self, KitError> {
         let folder = Folder::new("redis")?;
         let (port, process) = on_free_port(async |port| Ok((port, launch(&folder, port).await?))).await?;
@@ -35,12 +35,12 @@ impl Redis {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Its process, for pauses and kills.
+    /// Its process, to stop or kill it.
     pub fn process(&self) -> Arc<Process> {
         self.process.get()
     }
 
-    /// Starts it again, empty, on its old port, killing it first if it runs.
+    /// Starts it again, empty, with its port. If it runs, it is killed first.
     ///
     /// # Errors
     ///
@@ -59,7 +59,7 @@ async fn launch(folder: &Folder, port: u16) -> Result<Process, KitError> {
         .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
         .args(["--save", "", "--appendonly", "no", "--dir"])
         .arg(folder.path())
-        // Otherwise the first replica waits five seconds for others to share its sync.
+        // Without this, the first replica waits five seconds for others that could share its sync.
         .args(["--repl-diskless-sync-delay", "0"]);
     let process = Process::spawn(folder, "redis", Signal::KILL, &command)?;
     process.wait_ready(Duration::from_secs(20), || ping(port)).await?;

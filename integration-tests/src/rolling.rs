@@ -1,4 +1,4 @@
-//! Instances replaced one after another, as an orchestrator does it.
+//! Replaces instances one after another, as an orchestrator does.
 
 use std::{
     error::Error,
@@ -12,16 +12,16 @@ use tokio::time::sleep;
 
 use crate::{Endpoint, Envoy, KitError, wait_until};
 
-/// For Envoy's health checks to be good.
+/// Time limit for Envoy's health checks to succeed.
 const READY: Duration = Duration::from_secs(30);
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// An instance and how it is told to leave.
+/// An instance that can be replaced.
 pub struct Replaceable {
-    /// Where it is.
+    /// Its addresses.
     pub endpoint: Endpoint,
-    /// Begins its drain when first polled, and ends when the instance has.
+    /// Begins its drain when first polled, and completes when the instance has ended.
     pub leave: Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>,
 }
 
@@ -31,11 +31,11 @@ impl fmt::Debug for Replaceable {
     }
 }
 
-/// Waits until all of these get requests.
+/// Waits until all of these instances get requests.
 ///
 /// # Errors
 ///
-/// Envoy doesn't answer, or one of them doesn't become healthy.
+/// Envoy does not respond, or an instance does not become healthy.
 pub async fn put_behind(envoy: &Envoy, cluster: &str, running: &[Replaceable]) -> Result<(), KitError> {
     let endpoints = running.iter().map(|one| one.endpoint.clone()).collect();
     envoy.set_endpoints(cluster, endpoints).await?;
@@ -45,13 +45,13 @@ pub async fn put_behind(envoy: &Envoy, cluster: &str, running: &[Replaceable]) -
     Ok(())
 }
 
-/// Replaces the oldest instance `times` times: a new one is started and gets requests, then the old one
-/// is told to leave. Envoy learns of that from its readiness only: for the time of two health checks it goes on
-/// sending requests there. Between two there is a `rest`. Returns when each began and ended.
+/// Replaces the oldest instance `times` times: starts a new one, waits until it gets requests, then drains the old
+/// one. Envoy notices the drain by readiness only, so it still sends requests there for two health checks. Waits for
+/// `rest` after each replacement. Returns when each one began and ended.
 ///
 /// # Errors
 ///
-/// Whatever the start or the leaving of an instance fails with, or [`KitError`] of Envoy.
+/// The error of the start or of the drain of an instance, or [`KitError`] of Envoy.
 pub async fn rolling_restarts(
     envoy: &Envoy,
     cluster: &str,

@@ -15,10 +15,9 @@ use crate::{
     wait::on_free_port,
 };
 
-/// The real Unleash server (open source edition) on a free loopback port, with a database of its
-/// own on a [`Postgres`].
+/// An Unleash server (open source edition) on a free loopback port, with a database of its own on a [`Postgres`].
 ///
-/// A change shows on its client API within about a second: it looks for changes once a second.
+/// A change is visible on the client API within about a second, because the server polls for changes once a second.
 pub struct Unleash {
     process: Current,
     folder: Folder,
@@ -29,8 +28,7 @@ pub struct Unleash {
 }
 
 impl Unleash {
-    /// Starts one and waits until its client API answers; allow some seconds, on a busy machine
-    /// ten.
+    /// Starts a server and waits until its client API answers. This takes some seconds.
     ///
     /// # Errors
     ///
@@ -75,12 +73,12 @@ impl Unleash {
         url(self.port)
     }
 
-    /// What the admin API wants in the header `Authorization`.
+    /// The header `Authorization` for the admin API.
     pub fn admin_token(&self) -> &str {
         &self.admin_token
     }
 
-    /// What the client API wants in the header `Authorization`, for environment `development`.
+    /// The header `Authorization` for the client API, environment `development`.
     pub fn backend_token(&self) -> &str {
         &self.backend_token
     }
@@ -94,12 +92,12 @@ impl Unleash {
         UnleashAdmin::new(self.url(), &self.admin_token)
     }
 
-    /// Its process, for pauses and kills.
+    /// Its process, to stop or kill it.
     pub fn process(&self) -> Arc<Process> {
         self.process.get()
     }
 
-    /// Starts it again on its old port and database, killing it first if it runs.
+    /// Starts it again with its port and database. If it runs, it is killed first.
     ///
     /// # Errors
     ///
@@ -127,7 +125,7 @@ async fn launch(
     let mut command = Command::new(find::cached("unleash", "node", "bin/node")?);
     command
         .arg(find::cached("unleash", "unleash-server", "node_modules/unleash-server/dist/server.js")?)
-        // It prefers this to the parts, and it is usually the service's own.
+        // Unleash prefers this variable, which usually belongs to the service under test.
         .env_remove("DATABASE_URL")
         .envs(environment.iter().map(|(key, value)| (key, value)))
         .env("HTTP_PORT", port.to_string())

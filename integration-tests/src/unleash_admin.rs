@@ -1,4 +1,4 @@
-//! A person's hand on the switches of an Unleash server.
+//! The admin API of Unleash.
 
 use std::fmt;
 
@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 
 use crate::{KitError, http};
 
-/// A client of the admin API of an Unleash server, the kit's or any other, for flags of project
-/// `default` in environment `development`.
+/// A client of the admin API of any Unleash server, for flags of project `default` in environment `development`.
 ///
-/// Every call says how things shall be, so it may be repeated.
+/// Every call sets a state, so it can be repeated.
 #[derive(Clone)]
 pub struct UnleashAdmin {
     client: Client,
@@ -25,7 +24,7 @@ impl UnleashAdmin {
     ///
     /// # Errors
     ///
-    /// [`KitError::Http`] when no HTTP client can be made.
+    /// [`KitError::Http`] if no HTTP client can be made.
     pub fn new(url: impl AsRef<str>, token: impl Into<String>) -> Result<Self, KitError> {
         let url = url.as_ref().trim_end_matches('/');
         Ok(Self {
@@ -37,17 +36,17 @@ impl UnleashAdmin {
         })
     }
 
-    /// Makes the flag if there is none; a new one is off.
+    /// Makes the flag if it does not exist. A new flag is off.
     ///
     /// # Errors
     ///
-    /// [`KitError::Http`], [`KitError::Refused`]; so do all calls below, which also refuse a flag
-    /// that does not exist.
+    /// [`KitError::Http`], [`KitError::Refused`]. The other calls have the same errors, also for a flag that does not
+    /// exist.
     pub async fn ensure_flag(&self, name: &str) -> Result<(), KitError> {
         let request =
             self.request(Method::POST, &self.features).json(&json!({ "name": name, "type": "release" }));
         let answer = http::send(&format!("make flag {name}"), request, &[409]).await?;
-        // 409 is also the answer for a name in the archive; only a flag in use is good.
+        // The status is 409 for an archived name, too. Only a flag in use is accepted.
         if answer.status().as_u16() == 409 {
             let url = format!("{}/{name}", self.features);
             let request = self.request(Method::GET, &url);
@@ -56,7 +55,7 @@ impl UnleashAdmin {
         Ok(())
     }
 
-    /// Lets `percent` of the users have it, the same ones each time (sticky by `userId`).
+    /// Enables it for `percent` of the users, always the same ones (sticky by `userId`).
     ///
     /// # Errors
     ///
@@ -68,7 +67,7 @@ impl UnleashAdmin {
         self.set_strategy(name, percent, "userId", json!([])).await
     }
 
-    /// Gives everybody one variant whose string payload is `payload`.
+    /// Sets one variant for all users, with the string payload `payload`.
     ///
     /// # Errors
     ///
@@ -81,7 +80,7 @@ impl UnleashAdmin {
             "stickiness": "default",
             "payload": { "type": "string", "value": payload },
         });
-        // Sticky by `userId` would leave out whoever asks without a user.
+        // With stickiness by `userId`, a request without a user would get no variant.
         self.set_strategy(name, 100, "default", json!([variant])).await
     }
 
@@ -94,7 +93,7 @@ impl UnleashAdmin {
         self.switch(name, "on").await
     }
 
-    /// Switches it off for everybody; its strategy stays.
+    /// Switches it off. Its strategy is kept.
     ///
     /// # Errors
     ///
@@ -115,7 +114,7 @@ impl UnleashAdmin {
         Ok(())
     }
 
-    /// Archives it; clients don't see it any more.
+    /// Archives it. Clients no longer see it.
     ///
     /// # Errors
     ///
@@ -126,8 +125,8 @@ impl UnleashAdmin {
         Ok(())
     }
 
-    /// How often applications reported it as on and as off, within the last hours. The server writes what
-    /// it was told every five seconds.
+    /// How often applications reported it as on and as off in the last hours. The server stores reports every five
+    /// seconds.
     ///
     /// # Errors
     ///
@@ -145,7 +144,7 @@ impl UnleashAdmin {
     ///
     /// # Errors
     ///
-    /// [`KitError::Http`], [`KitError::Refused`]; a flag that does not exist is none.
+    /// [`KitError::Http`], [`KitError::Refused`]; a flag that does not exist is no error.
     pub async fn remove(&self, name: &str) -> Result<(), KitError> {
         for base in [&self.features, &self.archive] {
             let request = self.request(Method::DELETE, &format!("{base}/{name}"));
@@ -161,7 +160,7 @@ impl UnleashAdmin {
         Ok(())
     }
 
-    /// Leaves the flag with this one strategy.
+    /// Replaces all strategies of the flag by this one.
     async fn set_strategy(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Waiting by asking, and ports that stay free.
+//! Waits for conditions, and free ports.
 
 use std::{
     collections::BTreeSet,
@@ -13,10 +13,10 @@ use crate::KitError;
 
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Asks again and again until the answer is `Ok(true)`.
+/// Calls `ask` until it returns `Ok(true)`.
 ///
-/// `Ok(false)` and errors both mean "not yet"; the last one is part of the error when `limit` has
-/// passed. A question that hangs is given up at the deadline.
+/// `Ok(false)` and errors both mean "not yet". The last of them is part of the error after `limit`. A call that hangs
+/// is cancelled at the deadline.
 ///
 /// # Errors
 ///
@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), KitError> {
 /// let mut asked = 0;
-/// wait_until("third time lucky", Duration::from_secs(1), || {
+/// wait_until("the third call", Duration::from_secs(1), || {
 ///     asked += 1;
 ///     let done = asked == 3;
 ///     async move { Ok::<_, KitError>(done) }
@@ -59,14 +59,14 @@ where
     }
 }
 
-/// A loopback port on which nobody listens, never the same twice in one process.
+/// A free loopback port. A process never gets the same one twice.
 ///
-/// It lies below the range from which systems take the ports of outgoing connections (32768 on
-/// Linux), so that a server that is stopped and started again gets its port back.
+/// It is below the range of ports for outgoing connections (32768 on Linux), so that a server that restarts gets its
+/// port back.
 ///
 /// # Errors
 ///
-/// [`KitError::Misuse`] when a thousand tries found none.
+/// [`KitError::Misuse`] if a thousand attempts find none.
 pub fn free_port() -> Result<u16, KitError> {
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,7 +80,7 @@ pub fn free_port() -> Result<u16, KitError> {
     Err(KitError::Misuse("no free port between 10000 and 32000 on 127.0.0.1".to_owned()))
 }
 
-/// Starts a server on a free port, on another one when somebody else was quicker to take it.
+/// Starts a server on a free port. Tries another port if another process takes it first.
 pub(crate) async fn on_free_port<S, F, T>(mut start: S) -> Result<T, KitError>
 where
     S: FnMut(u16) -> F,

@@ -1,4 +1,5 @@
-//! `cutover canary` against a real Prometheus that scrapes what the library exports.
+//! `cutover canary` against a real Prometheus that scrapes what the library exports: verdicts and actions.
+//! Outages, logins and unusual data are in `canary_data.rs`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::net::SocketAddr;
@@ -40,7 +41,7 @@ async fn canary(prometheus: &str, arguments: &[&str]) -> Said {
     said
 }
 
-/// A version of a service whose path says how it answers, and its page of metrics.
+/// A version of a service whose path selects the response, and its metrics page.
 struct Version {
     name: String,
     life: Mutex<(Metrics, Router)>,
@@ -65,7 +66,7 @@ impl Version {
         version
     }
 
-    /// Begins to count at zero again, as a new process does.
+    /// Resets its counters, as a new process does.
     async fn restart(&self) {
         *self.life.lock().unwrap() = life(&self.name);
         self.send("ok", 1).await;
@@ -99,8 +100,8 @@ fn life(name: &str) -> (Metrics, Router) {
     (metrics, app)
 }
 
-/// Waits until Prometheus has seen exactly so many requests of the version: of one that was
-/// restarted it still knows the higher count from before.
+/// Waits until Prometheus has scraped exactly this number of requests of the version. After a restart, Prometheus still
+/// has the higher number from before.
 async fn seen(prometheus: &Prometheus, version: &Version, requests: usize) {
     let query = format!("sum(http_requests_total{{version=\"{}\"}})", version.name);
     wait_until("the scrape of all requests", LIMIT, async || {
@@ -112,13 +113,13 @@ async fn seen(prometheus: &Prometheus, version: &Version, requests: usize) {
 }
 
 #[tokio::test]
-async fn every_kind_of_canary_gets_its_verdict_and_the_reason() {
+async fn each_kind_of_canary_gets_its_verdict_and_reason() {
     let Some(prometheus) =
         if_installed(Prometheus::start(Vec::new(), Duration::from_millis(200)).await).unwrap()
     else {
         return;
     };
-    // What the canary does, how often, and what is said of it.
+    // Name, requests, exit status, part of the output.
     type Deeds = &'static [(&'static str, usize)];
     let cases: [(&str, Deeds, i32, &str); 5] = [
         ("fine", &[("ok", 4_000)], 0, "pass       samples"),
@@ -142,7 +143,7 @@ async fn every_kind_of_canary_gets_its_verdict_and_the_reason() {
         let mut sent = 1;
         for (how, count) in requests {
             if *how == "restart" {
-                // Prometheus knows only of what it scraped before the end.
+                // Prometheus knows what it scraped before the restart.
                 seen(&prometheus, canary, sent).await;
                 canary.restart().await;
                 sent = 1;
@@ -163,33 +164,37 @@ async fn every_kind_of_canary_gets_its_verdict_and_the_reason() {
         let outcome = ["pass", "fail", "", "", "undecided"][code as usize];
         assert_eq!(verdict["outcome"], outcome, "{name}");
     }
-    // What nobody has heard of, on either side, does not pass.
+    // An unknown version is no evidence, so it neither passes nor fails.
     for (canary_name, stable_name) in [("ghost", "stable"), ("fine", "ghost")] {
         let arguments = ["--canary", canary_name, "--stable", stable_name, "--window", "2m"];
         let said = canary(&prometheus.url(), &arguments).await;
-        assert_eq!(said.code, 1, "{}{}", said.out, said.err);
-        assert!(said.out.contains("no http_requests_total for version=\"ghost\""), "{}", said.out);
+        assert_eq!(said.code, 3, "{}{}", said.out, said.err);
+        assert!(said.err.contains("no http_requests_total for version=\"ghost\""), "{}", said.err);
     }
-    // What has gone silent does not pass on what it did before.
+    // A canary that is no longer scraped does not pass because of older data.
     prometheus.set_targets(&[stable.page]).unwrap();
     wait_until("the end of the scrapes", LIMIT, async || {
         let said =
             canary(&prometheus.url(), &["--canary", "fine", "--worse", "3", "--stale-after", "1s"]).await;
-        Ok::<_, cutover_testkit::KitError>(said.code == 1)
+        Ok::<_, cutover_testkit::KitError>(said.code == 3)
     })
     .await
     .unwrap();
 }
 
 #[tokio::test]
-async fn a_judge_that_can_not_see_says_so_and_passes_nobody() {
+async fn no_answer_and_wrong_usage_have_their_own_status() {
     let nobody = format!("http://127.0.0.1:{}", free_port().unwrap());
     let said = canary(&nobody, &[]).await;
     assert_eq!(said.code, 3, "{}", said.err);
-    assert!(said.err.contains("can't be asked") && said.err.contains("refused"), "{}", said.err);
-    let impatient = ["--watch", "1s", "--every", "200ms", "--patience", "100ms"];
-    let said = canary(&nobody, &impatient).await;
-    assert_eq!(said.code, 1, "{}{}", said.out, said.err);
+    assert!(said.err.contains("cannot query Prometheus") && said.err.contains("refused"), "{}", said.err);
+    let marker = std::env::temp_dir().join(format!("cutover-no-answer-{}", std::process::id()));
+    let touch = format!("touch {}", marker.display());
+    let impatient = ["--watch", "1m", "--every", "200ms", "--patience", "0s", "--error-limit", "2"];
+    let said = canary(&nobody, &[&impatient[..], &["--on-fail", &touch]].concat()).await;
+    assert_eq!(said.code, 3, "{}{}", said.out, said.err);
+    assert_eq!(said.err.matches("measuring again").count(), 2, "{}", said.err);
+    assert!(!marker.exists(), "--on-fail ran without evidence");
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let other = format!("http://{}", listener.local_addr().unwrap());
@@ -205,17 +210,20 @@ async fn a_judge_that_can_not_see_says_so_and_passes_nobody() {
     tokio::spawn(async move { axum::serve(listener, pages).await });
     let said = canary(&other, &[]).await;
     assert_eq!(said.code, 3, "{}", said.err);
-    assert!(said.err.contains("is not Prometheus's"), "{}", said.err);
+    assert!(said.err.contains("is not one of Prometheus"), "{}", said.err);
     let said = canary(&other, &["--canary", "nan", "--stable", "nan2"]).await;
-    assert_eq!(said.code, 1, "{}{}", said.out, said.err);
+    assert_eq!(said.code, 3, "{}{}", said.out, said.err);
 
-    let usage: [(&[&str], &str); 6] = [
+    let usage: [(&[&str], &str); 9] = [
         (&["--window", "soon"], "write for example 90s"),
-        (&["--canary", "stable"], "--canary: is the stable version"),
-        (&["--max-errors", "0", "--label", "a-b"], "--label: is no label's name"),
+        (&["--canary", "stable"], "--canary: must differ from --stable"),
+        (&["--max-errors", "0", "--label", "a-b"], "--label: must be letters"),
+        (&["--prometheus-user", "me"], "--prometheus-user: needs"),
+        (&["--prometheus-token", "t", "--prometheus-user", "me"], "set it or a user"),
+        (&["--prometheus-header", "X-Scope"], "has no colon"),
         (&["--on-fail-flag", "x"], "--unleash-url"),
         (&["--every", "5s"], "--watch"),
-        (&["--worse", "1"], "--worse: has to be"),
+        (&["--worse", "1"], "--worse: must be"),
     ];
     for (arguments, part) in usage {
         let said = canary(&other, arguments).await;
@@ -229,11 +237,11 @@ async fn a_judge_that_can_not_see_says_so_and_passes_nobody() {
     };
     let said = canary(&prometheus.url(), &["--match", "service="]).await;
     assert_eq!(said.code, 3, "{}", said.err);
-    assert!(said.err.contains("refuses the query") && said.err.contains("parse error"), "{}", said.err);
+    assert!(said.err.contains("refused the query") && said.err.contains("parse error"), "{}", said.err);
 }
 
 #[tokio::test]
-async fn a_watch_ends_with_the_first_failure_and_takes_the_flag_back() {
+async fn a_watch_ends_at_a_failure_and_switches_the_flag_off() {
     let Some(prometheus) =
         if_installed(Prometheus::start(Vec::new(), Duration::from_millis(200)).await).unwrap()
     else {
@@ -297,11 +305,16 @@ async fn a_watch_ends_with_the_first_failure_and_takes_the_flag_back() {
     })
     .await
     .unwrap();
-    // A flag that is not there is said to be missing; the command ran all the same.
-    let arguments = ["--canary", "ghost", "--on-fail", &keep, "--on-fail-flag", "old-flow"];
+    // A flag that does not exist is reported, and the command runs all the same.
+    let actions = ["--window", "1m", "--on-fail", &keep, "--on-fail-flag", "old-flow"];
     let unleash = ["--unleash-url", &url, "--unleash-admin-token", &token];
-    let said = canary(&prometheus.url(), &[&arguments[..], &unleash].concat()).await;
-    assert!(said.err.contains("no such flag"), "{}", said.err);
+    let said = canary(&prometheus.url(), &[&actions[..], &unleash, &["--dry-run"]].concat()).await;
+    assert_eq!(said.code, 1, "{}{}", said.out, said.err);
+    assert!(said.err.contains("would switch flag \"old-flow\" off"), "{}", said.err);
+    assert!(said.err.contains("would run the command"), "{}", said.err);
+    assert!(!folder.exists(), "--dry-run ran the command");
+    let said = canary(&prometheus.url(), &[&actions[..], &unleash].concat()).await;
+    assert!(said.err.contains("has no such flag"), "{}", said.err);
     assert!(folder.exists());
     std::fs::remove_file(&folder).unwrap();
 }

@@ -257,6 +257,7 @@ async fn instance_of_the_front_door() {
     let pool = PgPool::connect(&std::env::var("TEST_DATABASE").unwrap()).await.unwrap();
     let release = Release::new("payments", "stable").unwrap();
     let service = Cutover::service("payments").release(release).postgres(pool.clone());
+    let service = service.admin(([127, 0, 0, 1], 0).into());
     let instance = service.start().await.unwrap();
     println!("decided {}", instance.flags().decide(&NEW_FLOW, &Subject::new()));
     wait_until("a kept state", LIMIT, async || {
@@ -299,31 +300,32 @@ async fn the_front_door_stores_the_last_state_in_the_ledger() {
     assert!(text.contains("decided true"), "{text}");
 }
 
-/// An instance whose migrations `archived`, `off` and `split` are in `switch`, each by a flag of its name.
-async fn instance_in_switch(url: &str, flags: &Flags) -> cutover::front::Instance {
+const SWITCHED: [&str; 3] = ["archived", "off", "split"];
+
+/// An instance whose migrations are in `switch`, each by a flag of its name.
+async fn instance_in_switch(url: &str, flags: &Flags) -> cutover::Instance {
+    Ledger::open(url.parse().unwrap()).await.unwrap();
     let pool = PgPool::connect(url).await.unwrap();
-    let start = async |name: &str| {
-        let release = Release::new("payments", "stable").unwrap().with_instance(name).unwrap();
-        let mut service = Cutover::service("payments").release(release).postgres(pool.clone());
-        service = service.flags(flags.clone());
-        for migration in ["archived", "off", "split"] {
-            service = service.migration_by_flag(MigrationSpec::new(migration, PhaseRange::FULL), migration);
-        }
-        service.start().await.unwrap()
-    };
-    // The first start declares the migrations.
-    let first = start("first").await;
-    first.drain().begin();
-    first.drain().finished().await;
     pool.execute(
-        "update cutover.epochs set closed_at = now(), drained_at = now();
-         insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
-             select id, 2, 'switch', 'ramp', 'test', 'test' from cutover.migrations;
-         update cutover.migrations set epoch = 2, phase = 'switch', old_complete = true, new_complete = true;",
+        "begin;
+         insert into cutover.fleets (name) values ('payments');
+         insert into cutover.migrations (fleet, name, epoch, phase, new_complete)
+             select 'payments', name, 6, 'switch', true from unnest(array['archived', 'off', 'split']) name;
+         insert into cutover.epochs (migration_id, epoch, phase, previous_phase, closed_at, drained_at, actor, reason)
+             select m.id, number, reached, lag(reached) over (partition by m.id order by number),
+                    case when number < 6 then now() end, case when number < 6 then now() end, 'test', 'test'
+             from cutover.migrations m, unnest(array['off', 'expand', 'backfill', 'verify', 'ramp', 'switch'])
+                 with ordinality as line (reached, number);
+         commit",
     )
     .await
     .unwrap();
-    start("second").await
+    let release = Release::new("payments", "stable").unwrap();
+    let mut service = Cutover::service("payments").release(release).postgres(pool).flags(flags.clone());
+    for migration in SWITCHED {
+        service = service.migration_by_flag(MigrationSpec::new(migration, PhaseRange::FULL), migration);
+    }
+    service.start().await.unwrap()
 }
 
 #[tokio::test]
@@ -333,7 +335,7 @@ async fn only_a_flag_that_is_turned_off_moves_a_migration_back() {
         return;
     };
     let admin = unleash.admin().unwrap();
-    for flag in ["archived", "off", "split"] {
+    for flag in SWITCHED {
         admin.ensure_flag(flag).await.unwrap();
         admin.set_variant(flag, "switch").await.unwrap();
         admin.enable(flag).await.unwrap();
@@ -342,7 +344,7 @@ async fn only_a_flag_that_is_turned_off_moves_a_migration_back() {
     let pool = PgPool::connect(&url).await.unwrap();
     let flags = Flags::unleash(options(&unleash)).unwrap();
     let on = Switch::On(Some("switch".into()));
-    until("the flags", || ["archived", "off", "split"].iter().all(|flag| flags.switch(flag) == on)).await;
+    until("the flags", || SWITCHED.iter().all(|flag| flags.switch(flag) == on)).await;
     let _instance = instance_in_switch(&url, &flags).await;
     let shows = async |migration: &str, column: &'static str, part: &str| {
         wait_until(&format!("{column} of {migration}"), LIMIT, async || {
@@ -366,7 +368,7 @@ async fn only_a_flag_that_is_turned_off_moves_a_migration_back() {
     }
     let moved: i64 = sqlx::query_scalar(
         "select count(*) from cutover.epochs e join cutover.migrations m on m.id = e.migration_id \
-         where e.epoch > 2 and m.name <> 'off'",
+         where e.epoch > 6 and m.name <> 'off'",
     )
     .fetch_one(&pool)
     .await

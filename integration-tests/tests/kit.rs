@@ -1,4 +1,4 @@
-//! The kit itself against the real servers.
+//! The test kit against the real servers.
 
 use std::{
     fs,
@@ -25,7 +25,7 @@ const SOON: Duration = Duration::from_secs(20);
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 #[tokio::test]
-async fn every_test_has_a_database_of_its_own() -> Outcome {
+async fn fresh_databases_are_separate() -> Outcome {
     let (mine, other) = tokio::join!(Postgres::fresh_database(), Postgres::fresh_database());
     let mut mine = PgConnection::connect(&mine?).await?;
     let mut other = PgConnection::connect(&other?).await?;
@@ -59,7 +59,7 @@ async fn settings_reach_postgres() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_killed_postgres_keeps_what_was_committed() -> Outcome {
+async fn a_killed_postgres_keeps_commits() -> Outcome {
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     let mut session = PgConnection::connect(&postgres.admin_url()).await?;
     sqlx::query("create table t as select 1 as n").execute(&mut session).await?;
@@ -91,7 +91,7 @@ async fn a_paused_postgres_keeps_sessions_waiting() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_standby_replays_and_takes_over() -> Outcome {
+async fn a_standby_replays_and_is_promoted() -> Outcome {
     let primary = Postgres::start(PostgresOptions::default()).await?;
     let standby = primary.standby().await?;
     primary.execute("create table t as select 1 as n").await?;
@@ -116,7 +116,7 @@ async fn redis_answers() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_flag_that_is_flipped_shows_on_the_client_api() -> Outcome {
+async fn a_changed_flag_is_visible_on_the_client_api() -> Outcome {
     let unleash = Unleash::start(Postgres::shared().await?).await;
     let Some(unleash) = if_installed(unleash)? else {
         return Ok(());
@@ -166,7 +166,7 @@ async fn a_flag_that_is_flipped_shows_on_the_client_api() -> Outcome {
 }
 
 #[tokio::test]
-async fn weights_change_without_an_error_under_requests() -> Outcome {
+async fn weights_change_under_load_without_an_error() -> Outcome {
     let (stable, canary) = (Backend::start("stable").await?, Backend::start("canary").await?);
     let envoy = Envoy::start(vec![stable.cluster(), canary.cluster()]).await;
     let Some(envoy) = if_installed(envoy)? else {
@@ -234,7 +234,7 @@ async fn weights_change_without_an_error_under_requests() -> Outcome {
 }
 
 #[tokio::test]
-async fn prometheus_scrapes_and_answers() -> Outcome {
+async fn prometheus_scrapes_and_answers_queries() -> Outcome {
     let backend = Backend::start("scraped").await?;
     let prometheus = Prometheus::start(Vec::new(), Duration::from_millis(200)).await;
     let Some(prometheus) = if_installed(prometheus)? else {
@@ -254,7 +254,7 @@ async fn prometheus_scrapes_and_answers() -> Outcome {
 }
 
 #[tokio::test]
-async fn pgbouncer_serves_two_clients_by_one_session() -> Outcome {
+async fn pgbouncer_serves_two_clients_with_one_session() -> Outcome {
     let postgres = Postgres::shared().await?;
     let Some(pooler) = if_installed(PgBouncer::start(postgres, 1).await)? else {
         return Ok(());
@@ -272,7 +272,7 @@ async fn pgbouncer_serves_two_clients_by_one_session() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_program_that_ends_early_is_told_with_its_log() -> Outcome {
+async fn an_early_exit_is_reported_with_the_log() -> Outcome {
     let folder = Folder::new("early")?;
     let mut command = Command::new("sh");
     command.args(["-c", "echo all is lost; exit 3"]);
@@ -283,7 +283,7 @@ async fn a_program_that_ends_early_is_told_with_its_log() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_drop_leaves_nothing() -> Outcome {
+async fn a_drop_removes_processes_and_folder() -> Outcome {
     let folder = Folder::new("dropped")?;
     let mut command = Command::new("sleep");
     command.arg("1000");
@@ -345,26 +345,26 @@ async fn victim() -> Outcome {
 }
 
 #[test]
-fn nothing_is_left_after_a_panic() -> Outcome {
-    ends_without_a_trace("panic")
+fn a_panic_leaves_nothing_behind() -> Outcome {
+    leaves_nothing_behind("panic")
 }
 
 #[test]
-fn nothing_is_left_after_an_abort() -> Outcome {
-    ends_without_a_trace("abort")
+fn an_abort_leaves_nothing_behind() -> Outcome {
+    leaves_nothing_behind("abort")
 }
 
 #[test]
-fn nothing_is_left_after_kill_9() -> Outcome {
-    ends_without_a_trace("kill -9")
+fn a_kill_leaves_nothing_behind() -> Outcome {
+    leaves_nothing_behind("kill -9")
 }
 
 #[test]
-fn nothing_is_left_after_kill_9_while_postgres_is_stopped() -> Outcome {
-    ends_without_a_trace("kill -9 while Postgres is stopped")
+fn a_kill_with_stopped_postgres_leaves_nothing_behind() -> Outcome {
+    leaves_nothing_behind("kill -9 while Postgres is stopped")
 }
 
-fn ends_without_a_trace(end: &str) -> Outcome {
+fn leaves_nothing_behind(end: &str) -> Outcome {
     let mut victim = Command::new(std::env::current_exe()?)
         .args(["--exact", "victim", "--nocapture"])
         .env("KIT_VICTIM", end)

@@ -58,7 +58,7 @@ async fn pod(url: &str, name: &str) -> Result<Pod, ShareError> {
     Ok(Pod { fleet, pool, guard, admission, _health: health })
 }
 
-/// 50 requests at a time on one pod, around its admission: the pool itself has to hold.
+/// 50 concurrent requests on one pod, without admission: the pool itself has to keep its limit.
 fn load(pool: PgPool, stop: Arc<AtomicBool>, served: Arc<AtomicU64>) -> JoinSet<()> {
     let mut requests = JoinSet::new();
     for _ in 0..50 {
@@ -74,13 +74,13 @@ fn load(pool: PgPool, stop: Arc<AtomicBool>, served: Arc<AtomicU64>) -> JoinSet<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rolling_deploy_with_surge_and_slow_endings_never_meets_too_many_clients() -> Outcome {
+async fn a_rolling_deploy_never_causes_too_many_clients() -> Outcome {
     let postgres = server(40).await;
     let url = postgres.admin_url();
     let mut pods: Vec<(Pod, _, _, _)> = Vec::new();
     for number in 0..5 {
         if let (4, Some((old, ..))) = (number, pods.first()) {
-            // It still serves while the surge starts.
+            // The old pod still serves while the new one starts.
             old.guard.drain();
         }
         let pod = pod(&url, &format!("pod-{number}")).await?;
@@ -107,7 +107,7 @@ async fn a_rolling_deploy_with_surge_and_slow_endings_never_meets_too_many_clien
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_draining_pod_gives_back_what_its_requests_dont_need() -> Outcome {
+async fn a_draining_pod_gives_back_unused_connections() -> Outcome {
     let postgres = server(40).await;
     let pod = pod(&postgres.admin_url(), "pod").await?;
     let mut held = Vec::new();
@@ -117,7 +117,7 @@ async fn a_draining_pod_gives_back_what_its_requests_dont_need() -> Outcome {
     pod.guard.drain();
     let mut granted = pod.guard.granted();
     tokio::time::timeout(LIMIT, granted.wait_for(|granted| *granted == 8)).await??;
-    // Each of them needs another one beside its own.
+    // Each request needs a second connection.
     for _ in 0..4 {
         held.push(pod.pool.acquire().await?);
     }
@@ -128,12 +128,12 @@ async fn a_draining_pod_gives_back_what_its_requests_dont_need() -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_instances_own_connections_to_the_ledger_count_once() -> Outcome {
+async fn connections_to_the_ledger_are_counted_once() -> Outcome {
     let postgres = server(40).await;
     let url = postgres.admin_url();
     let health = Health::default();
     let release = Release::new("shop", "1")?.with_instance("own")?;
-    // As the front door names them.
+    // The name that `Cutover` gives them.
     let options = url.parse::<sqlx::postgres::PgConnectOptions>()?.application_name("cutover own");
     let ledger = Ledger::open(options).await?;
     let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
@@ -149,7 +149,7 @@ async fn an_instances_own_connections_to_the_ledger_count_once() -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_servers_connections_follow_the_share() -> Outcome {
+async fn the_connections_of_a_pod_follow_its_share() -> Outcome {
     let postgres = server(40).await;
     let url = postgres.admin_url();
     let first = pod(&url, "first").await?;
@@ -170,7 +170,7 @@ async fn the_servers_connections_follow_the_share() -> Outcome {
     })
     .await?;
     let open: i64 = sqlx::query_scalar(of).bind(first.guard.name()).fetch_one(&mut session).await?;
-    assert!(open > 0, "it goes on");
+    assert!(open > 0, "the pool still serves");
     for pod in [second, third] {
         pod.guard.leave().await;
     }
@@ -191,7 +191,7 @@ impl FetchCount for PgConnection {
 }
 
 #[tokio::test]
-async fn a_server_that_is_too_small_is_an_error_with_the_numbers() -> Outcome {
+async fn a_server_that_is_too_small_is_refused_with_the_numbers() -> Outcome {
     let postgres = server(20).await;
     let health = Health::default();
     let fleet = fleet(&postgres.admin_url(), "big", &health).await;
@@ -211,7 +211,7 @@ async fn a_server_that_is_too_small_is_an_error_with_the_numbers() -> Outcome {
 }
 
 #[tokio::test]
-async fn who_would_wait_too_long_is_turned_away_in_time() -> Outcome {
+async fn admission_refuses_a_request_that_waits_too_long() -> Outcome {
     let postgres = server(40).await;
     let pod = pod(&postgres.admin_url(), "pod").await?;
     let mut held = Vec::new();
@@ -227,7 +227,7 @@ async fn who_would_wait_too_long_is_turned_away_in_time() -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_pods_connections_are_given_to_others_when_its_lease_has_ended() -> Outcome {
+async fn a_killed_pods_share_is_granted_after_its_lease() -> Outcome {
     let postgres = server(40).await;
     let url = postgres.admin_url();
     let first = pod(&url, "first").await?;
@@ -243,7 +243,7 @@ async fn a_killed_pods_connections_are_given_to_others_when_its_lease_has_ended(
     });
     let doomed = start.await?;
     tokio::time::timeout(LIMIT, shares.wait_for(|share| *share < most)).await??;
-    // All of them stops at once, as after `kill -9`: nobody says goodbye, and the system closes the sockets.
+    // Everything stops at once, as after `kill -9`, and the system closes the sockets.
     tokio::task::spawn_blocking(move || {
         let entered = runtime.enter();
         drop(doomed);
@@ -253,13 +253,16 @@ async fn a_killed_pods_connections_are_given_to_others_when_its_lease_has_ended(
     .await?;
     let left = "select count(*) from cutover.connection_shares";
     let mut session = PgConnection::connect(&url).await?;
-    assert!(sqlx::query_scalar::<_, i64>(left).fetch_one(&mut session).await? > 1, "nobody gave them back");
+    assert!(
+        sqlx::query_scalar::<_, i64>(left).fetch_one(&mut session).await? > 1,
+        "the shares must still be in the ledger"
+    );
     tokio::time::timeout(LIMIT, shares.wait_for(|share| *share == most)).await??;
     Ok(())
 }
 
 #[tokio::test]
-async fn the_limits_of_a_role_and_of_a_database_are_limits_too() -> Outcome {
+async fn the_limits_of_roles_and_databases_apply() -> Outcome {
     let postgres = server(60).await;
     let url = postgres.create_database("shop").await?;
     let admin = fleet(&url, "admin", &Health::default()).await;
@@ -273,7 +276,7 @@ async fn the_limits_of_a_role_and_of_a_database_are_limits_too() -> Outcome {
     ] {
         sqlx::query(statement).execute(&mut session).await?;
     }
-    let wish = || ShareOptions {
+    let request = || ShareOptions {
         min_connections: 30,
         max_connections: 30,
         start_within: Duration::ZERO,
@@ -281,19 +284,19 @@ async fn the_limits_of_a_role_and_of_a_database_are_limits_too() -> Outcome {
     };
     let health = Health::default();
     let app = fleet(&url.replace("postgres@", "app@"), "app", &health).await;
-    let error = ConnectionShare::lease(&app, &wish()).await.unwrap_err().to_string();
+    let error = ConnectionShare::lease(&app, &request()).await.unwrap_err().to_string();
     assert!(error.contains("the role's connection limit is 13"), "{error}");
     sqlx::query("alter role app connection limit -1").execute(&mut session).await?;
     sqlx::query("alter database shop connection limit 17").execute(&mut session).await?;
-    let error = ConnectionShare::lease(&app, &wish()).await.unwrap_err().to_string();
+    let error = ConnectionShare::lease(&app, &request()).await.unwrap_err().to_string();
     assert!(error.contains("the database's connection limit is 17"), "{error}");
     sqlx::query("alter database shop connection limit -1").execute(&mut session).await?;
-    ConnectionShare::lease(&app, &wish()).await?;
+    ConnectionShare::lease(&app, &request()).await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn as_a_layer_admission_answers_503_before_the_pools_queue() -> Outcome {
+async fn as_a_layer_admission_answers_503() -> Outcome {
     let postgres = server(40).await;
     let pod = pod(&postgres.admin_url(), "pod").await?;
     let metrics = Metrics::new(pod.fleet.release())?;
@@ -317,7 +320,7 @@ async fn as_a_layer_admission_answers_503_before_the_pools_queue() -> Outcome {
     let refused = ask().await?;
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(refused.headers()["retry-after"], "1");
-    assert_eq!(pod.pool.num_idle() + usize::try_from(pod.pool.size())?, 0, "no connection was asked for");
+    assert_eq!(pod.pool.num_idle() + usize::try_from(pod.pool.size())?, 0, "no connection was opened");
     gate.add_permits(1_000);
     for request in held.drain(..) {
         assert_eq!(request.await??.status(), StatusCode::OK);
@@ -327,7 +330,7 @@ async fn as_a_layer_admission_answers_503_before_the_pools_queue() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_deadpool_follows_its_share_as_well() -> Outcome {
+async fn a_deadpool_pool_follows_its_share() -> Outcome {
     let postgres = server(40).await;
     let url = postgres.admin_url();
     let health = Health::default();

@@ -14,9 +14,8 @@ use tokio::net::TcpListener;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// An instance that takes a little for each answer. `polite` is what this is about: without it the
-/// instance leaves as a server without a drain does.
-async fn instance(number: usize, polite: bool) -> Result<Replaceable, Failure> {
+/// An instance that needs 5 ms for each response. Without `drains` it stops like a server without a drain.
+async fn instance(number: usize, drains: bool) -> Result<Replaceable, Failure> {
     let health = Health::new();
     let options = DrainOptions {
         grace: Duration::from_secs(15),
@@ -41,7 +40,7 @@ async fn instance(number: usize, polite: bool) -> Result<Replaceable, Failure> {
     let serving = tokio::spawn({
         let drain = drain.clone();
         async move {
-            if polite {
+            if drains {
                 tokio::try_join!(drain.serve(public, app), drain.serve_admin(admin, pages))
                     .map(|(report, ())| report.cut)
             } else {
@@ -62,12 +61,12 @@ async fn instance(number: usize, polite: bool) -> Result<Replaceable, Failure> {
     Ok(Replaceable { endpoint, leave })
 }
 
-/// How many requests failed, and how many there were.
-async fn restarts(times: usize, polite: bool) -> Result<Option<(Vec<String>, usize)>, Failure> {
+/// The failures, and the number of requests.
+async fn restarts(times: usize, drains: bool) -> Result<Option<(Vec<String>, usize)>, Failure> {
     let cluster = Cluster { name: "stable".to_owned(), endpoints: Vec::new() };
     let Some(envoy) = if_installed(Envoy::start(vec![cluster]).await)? else { return Ok(None) };
-    let running = vec![instance(100, polite).await?, instance(101, polite).await?];
-    let start = async |number| instance(number, polite).await;
+    let running = vec![instance(100, drains).await?, instance(101, drains).await?];
+    let start = async |number| instance(number, drains).await;
     put_behind(&envoy, "stable", &running).await?;
     let address = envoy.url().trim_start_matches("http://").parse()?;
     let load = Load::start(address, "/", 200, 200, 16);
@@ -78,16 +77,16 @@ async fn restarts(times: usize, polite: bool) -> Result<Option<(Vec<String>, usi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn restarts_behind_a_proxy_cost_no_request() {
+async fn restarts_behind_a_proxy_fail_no_request() {
     let Some((failed, sent)) = restarts(3, true).await.unwrap() else { return };
     assert_eq!(failed, [""; 0], "of {sent}");
     assert!(sent > 500, "{sent}");
 }
 
-/// The same with axum's own graceful shutdown, to show that the test above can fail. Whether a request meets a refused
-/// connection before the proxy has noticed is a matter of chance, so it is tried until one does.
+/// The same with axum's own graceful shutdown, to show that the test above can fail. Whether a request reaches a closed
+/// listener before the proxy notices depends on timing, so the test repeats until one does.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_refuses_at_once_costs_requests() {
+async fn a_server_that_closes_its_listener_at_once_fails_requests() {
     let mut sent = 0;
     for _ in 0..10 {
         let Some((failed, requests)) = restarts(2, false).await.unwrap() else { return };

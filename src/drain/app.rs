@@ -7,16 +7,16 @@ use tower_service::Service;
 
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a drain can serve: an axum `Router`, tonic's `Routes`, or any other service of HTTP
-/// requests whose response body is made of [`Bytes`]. Never implemented by hand.
+/// An application that a drain can serve: an axum `Router`, tonic's `Routes`, or any other HTTP service with a response body
+/// of [`Bytes`]. It is implemented for all of them.
 ///
 /// An error of the service ends the connection (HTTP/1) or the stream (HTTP/2).
 pub trait App: Clone + Send + 'static {
     /// The response's body.
     type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
-    /// Why there is no response.
+    /// The error of the service.
     type Error: Into<BoxError>;
-    /// The response to come.
+    /// The response future.
     type Future: Future<Output = Result<Response<Self::Body>, Self::Error>> + Send + 'static;
 
     /// Answers one request.

@@ -6,20 +6,22 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream, unix},
 };
 
-/// A connection that is silent for so long is asked whether its peer is still there.
+/// After this time without data the system probes whether the peer still exists.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Where connections come from: a TCP or Unix listener, or one of your own.
+/// A source of connections: a TCP or Unix listener, or your own.
 ///
-/// It hands out bytes, not TLS: a handshake in here would hold up everybody behind it. See
+/// It returns raw streams: a TLS handshake in [`accept`](Self::accept) would delay every other connection. See
 /// [`Drain::serve_with`](super::Drain::serve_with).
 pub trait Listen: Send + Sync + 'static {
     /// One connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    /// Who is at the other end. Handlers find it as `ConnectInfo<Peer>`.
+    /// The peer's address. Handlers find it as `ConnectInfo<Peer>`.
     type Peer: fmt::Debug + Clone + Send + Sync + 'static;
 
-    /// The next connection. An error pauses accepting for a moment and never ends it.
+    /// Returns the next connection. An error pauses accepting for a moment and never ends it.
+    ///
+    /// # Cancel safety
     ///
     /// Has to be cancel safe: a connection is either returned or left for the next call.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Self::Peer)>> + Send;
@@ -31,9 +33,9 @@ impl Listen for TcpListener {
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, peer) = TcpListener::accept(self).await?;
-        // Answers are small and wait for nothing; failing to say so costs only time.
+        // Responses are sent at once. A failure costs only time.
         let _ = stream.set_nodelay(true);
-        // A peer that is gone without a word would keep its place for ever.
+        // Without keepalive, a peer that disappeared would keep its connection forever.
         let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
         Ok((stream, peer))
     }

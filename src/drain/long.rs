@@ -4,13 +4,11 @@ use http::{
 };
 use http_body::Body;
 
-/// Marks a response that goes on until somebody ends it (a watch, a feed): put it into the
-/// response's extensions. Responses of type `text/event-stream` and watches of gRPC's health
-/// protocol are taken for such without it.
+/// Marks a response that does not end by itself (a watch, a feed). Put it into the response's extensions. Responses of type
+/// `text/event-stream` and watches of gRPC's health protocol need no mark.
 ///
-/// A drain doesn't wait for them to the deadline. When propagation has passed, and a client
-/// that comes back reaches another instance, the body is ended: gRPC gets the status
-/// `UNAVAILABLE`, everything else a regular end.
+/// A drain does not wait for them until the deadline. It ends the body when propagation has passed, because a client that
+/// reconnects then reaches another instance. gRPC gets the status `UNAVAILABLE`, everything else a regular end.
 ///
 /// ```
 /// use axum::response::{IntoResponse, Response};
@@ -25,7 +23,7 @@ use http_body::Body;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LongStream;
 
-/// Whether the path alone tells a long stream: the health watch of gRPC, whoever serves it.
+/// Whether the path alone shows a long stream: the watch of gRPC's health protocol.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LongPath(bool);
 
@@ -43,7 +41,7 @@ pub(super) enum Ending {
 }
 
 impl Ending {
-    /// `None` for a response that is to be waited for. One of a known length has to reach it.
+    /// `None` for a response that the drain waits for, such as one with a known length.
     pub(super) fn of<B: Body>(path: LongPath, response: &Response<B>) -> Option<Self> {
         let is_type = |prefix: &str| {
             let value = response.headers().get(CONTENT_TYPE);

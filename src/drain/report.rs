@@ -1,18 +1,18 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-/// How a drain went.
+/// The result of a drain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
-    /// What was still running at the deadline and was closed by force, the oldest first.
+    /// What had not ended at the deadline, or when the drain was cut short, and was closed by force; the oldest first.
     pub cut: Vec<Cut>,
-    /// From the begin until the last request had ended or was cut.
+    /// Time from the beginning until the last request had ended or was cut.
     pub waited: Duration,
     /// How each hook ended, in the order in which they were added.
     pub hooks: Vec<HookReport>,
 }
 
-/// One thing that had not ended at the deadline.
+/// A request, connection or work that was cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cut {
@@ -21,12 +21,12 @@ pub struct Cut {
     pub what: String,
     /// How long it had been running.
     pub age: Duration,
-    /// How far it had come.
+    /// Its phase when it was cut.
     pub phase: CutPhase,
 }
 
 impl Cut {
-    /// Of a path only its beginning: what comes after that may be a name or a token, and is nobody's business.
+    /// Only the first segment of a path: the rest may contain a name or a token.
     pub(super) fn for_logs(&self) -> String {
         let is_request = matches!(self.phase, CutPhase::Head | CutPhase::Body | CutPhase::Upgraded);
         match self.what.match_indices('/').nth(1) {
@@ -36,20 +36,19 @@ impl Cut {
     }
 }
 
-/// How far something had come when it was cut.
+/// The phase of a request, connection or work when it was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CutPhase {
-    /// A connection without a request: half of a handshake or head, or an HTTP/2 client
-    /// that is mute.
+    /// A connection without a request: an incomplete handshake or head, or a silent HTTP/2 client.
     Connection,
-    /// The response head was not there yet.
+    /// The response head was not sent yet.
     Head,
     /// The response body had not ended.
     Body,
-    /// Upgraded (WebSocket): its bytes belonged to the handler, whose reads and writes fail now.
+    /// Upgraded (WebSocket): the reads and writes of its handler fail now.
     Upgraded,
-    /// Work beside requests. It can't be closed by force: it ends with the process.
+    /// Work beside requests. It can't be closed by force and ends with the process.
     Work,
 }
 
@@ -79,11 +78,12 @@ pub struct HookReport {
 
 /// How a hook ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HookEnd {
-    /// By itself.
+    /// The hook finished.
     Done,
-    /// The time was over.
+    /// Its time had passed, or the drain was cut short.
     TimedOut,
-    /// It panicked.
+    /// The hook panicked.
     Panicked,
 }

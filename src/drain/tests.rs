@@ -25,7 +25,7 @@ fn drain() -> Drain {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_anything_to_wait_for_it_ends_after_propagation() {
+async fn an_idle_drain_ends_after_propagation() {
     let drain = drain();
     assert!(!drain.draining());
     let began = Instant::now();
@@ -37,7 +37,7 @@ async fn without_anything_to_wait_for_it_ends_after_propagation() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_begin_does_not_start_the_clock_again() {
+async fn a_second_begin_does_not_restart_the_clock() {
     let drain = drain();
     let began = Instant::now();
     drain.begin();
@@ -47,11 +47,11 @@ async fn a_second_begin_does_not_start_the_clock_again() {
     let report = drain.finished().await;
     assert_eq!(began.elapsed(), 5 * SECOND);
     drain.begin();
-    assert_eq!(drain.finished().now_or_never(), Some(report), "nothing starts over");
+    assert_eq!(drain.finished().now_or_never(), Some(report), "the drain does not run again");
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_is_waited_for_and_listed_when_it_does_not_end() {
+async fn work_that_does_not_end_is_listed_at_the_deadline() {
     let drain = drain();
     let (short, long) = (drain.work("transaction"), drain.work("import"));
     drain.begin();
@@ -67,7 +67,7 @@ async fn work_is_waited_for_and_listed_when_it_does_not_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_that_ends_in_time_ends_the_wait() {
+async fn the_drain_ends_when_the_work_ends() {
     let drain = drain();
     let work = drain.work("transaction");
     drain.begin();
@@ -80,7 +80,7 @@ async fn work_that_ends_in_time_ends_the_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn hooks_run_after_the_work_with_the_time_that_is_left() {
+async fn hooks_run_after_the_work_with_the_remaining_time() {
     let drain = drain();
     let order = Arc::new(Mutex::new(Vec::new()));
     let work = drain.work("transaction");
@@ -121,7 +121,7 @@ async fn hooks_run_after_the_work_with_the_time_that_is_left() {
 }
 
 #[test]
-fn unusable_options_are_refused_with_every_problem() {
+fn every_bad_option_is_refused_with_its_problem() {
     let options =
         DrainOptions { propagation: 27 * SECOND, head_timeout: Duration::ZERO, ..DrainOptions::default() };
     let error = Drain::new(&Health::new(), options).unwrap_err();
@@ -131,7 +131,7 @@ fn unusable_options_are_refused_with_every_problem() {
     }
 }
 
-/// Fails as a process does that has no file descriptor left, then accepts.
+/// Fails like a process without free file descriptors, then accepts.
 struct Exhausted {
     listener: TcpListener,
     failures: AtomicU32,
@@ -160,7 +160,7 @@ fn state(drain: &Drain) -> Arc<State> {
 }
 
 #[tokio::test]
-async fn accept_goes_on_after_too_many_open_files() {
+async fn accepting_continues_after_too_many_open_files() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let exhausted = Exhausted { listener, failures: AtomicU32::new(3) };
@@ -176,9 +176,8 @@ async fn accept_goes_on_after_too_many_open_files() {
     assert!(started.elapsed() >= Duration::from_millis(10 + 20 + 40), "no busy loop");
 }
 
-/// Accepting fails for good: the drain must still end.
 #[tokio::test(start_paused = true)]
-async fn a_listener_that_only_fails_does_not_hold_up_the_drain() {
+async fn a_listener_that_always_fails_does_not_delay_the_drain() {
     let exhausted = Exhausted {
         listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),
         failures: AtomicU32::new(u32::MAX),
@@ -215,7 +214,7 @@ impl Listen for Late {
 }
 
 #[tokio::test]
-async fn connections_that_the_kernel_has_accepted_are_served_before_the_listener_closes() {
+async fn connections_in_the_kernels_queue_are_served() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let options = DrainOptions { propagation: Duration::from_millis(50), ..DrainOptions::default() };

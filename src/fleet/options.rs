@@ -34,7 +34,7 @@ impl FleetOptions {
         self.lease / 10
     }
 
-    pub(super) fn problems(&self, fleet: &str) -> Vec<Problem> {
+    pub(crate) fn problems(&self, fleet: &str) -> Vec<Problem> {
         let mut problems = Vec::new();
         if fleet.is_empty() || fleet.len() > 63 {
             problems.push(Problem::new("fleet.name", format!("{fleet:?} must have 1 to 63 bytes")));

@@ -5,28 +5,31 @@ use std::time::Duration;
 use prometheus::{IntGauge, Opts};
 use sqlx::PgPool;
 
+use super::admin::AdminServer;
 use super::desired::FromFlag;
 use super::environment::{Environment, Output};
 use super::instance::SubjectOf;
-use super::{Cutover, Instance, StartError, pools};
-use crate::drain::{Drain, DrainOptions};
+use super::startup::{Joined, Retry};
+use super::{BoxError, Cutover, Instance, StartError, pools};
+use crate::drain::{Drain, DrainOptions, DrainSecret};
 use crate::flags::{FlagProblemKind, Flags};
 use crate::fleet::{Fleet, FleetOptions};
-use crate::health::{Check, Health, ProbeOutcome};
+use crate::health::{Check, Criticality, Health, ProbeOutcome, Signal};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
-use crate::migration::{Agent, DriverOptions, MigrationSpec};
+use crate::migration::{Agent, DriverOptions, MigrationSpec, check_specs};
 use crate::pool::{ConnectionShare, PoolWaitMetrics, ShareOptions};
 use crate::preflight::{Preflight, PreflightReport};
 use crate::release::Release;
+use crate::{ConfigError, Problem};
 
 /// How long a start waits for the flags.
 const FLAGS_WAIT: Duration = Duration::from_secs(2);
 
-/// The parts of an instance, as far as they can be made without asking anybody, and what is wrong with the rest.
+/// The parts of an instance that can be made without a network, and the problems with the others.
 pub(super) struct Assembly {
     pub(super) preflight: Option<Output>,
-    problems: Vec<String>,
+    problems: Vec<Problem>,
     fingerprint: String,
     service: String,
     release: Option<Release>,
@@ -39,8 +42,7 @@ pub(super) struct Assembly {
     share: Option<(String, ShareOptions)>,
     #[cfg(feature = "redis")]
     redis: Option<deadpool_redis::Pool>,
-    /// And whether somebody turns them outside of this process.
-    flags: Option<(Flags, bool)>,
+    flags: Option<(Flags, FlagSource)>,
     #[cfg(feature = "unleash")]
     kept: super::kept::InLedger,
     declared_flags: Vec<String>,
@@ -51,12 +53,21 @@ pub(super) struct Assembly {
     driver: DriverOptions,
 }
 
+/// Who sets the flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FlagSource {
+    /// A flag server, or whatever the service brought along.
+    Outside,
+    /// Nobody: every flag has its default.
+    Defaults,
+}
+
 impl Assembly {
     pub(super) fn new(builder: Cutover, mut environment: Environment) -> Self {
         let preflight = environment.preflight();
         let listen = builder.listen.or_else(|| address("LISTEN_ADDR", 8080, &mut environment));
         let admin = builder.admin.or_else(|| address("ADMIN_ADDR", 9090, &mut environment));
-        let drain_options = builder.drain.unwrap_or_else(|| drain_options(&mut environment));
+        let drain_options = drain_options(builder.drain, &mut environment);
         let (postgres, share) = match pools::postgres(builder.postgres, &builder.service, &mut environment) {
             Some(made) => (Some(made.pool), made.share),
             None => (None, None),
@@ -65,19 +76,27 @@ impl Assembly {
         let redis = pools::redis(builder.redis, &mut environment);
         let problems = &mut environment.problems;
         let release =
-            noted(builder.release.map_or_else(|| Release::from_env(&builder.service), Ok), problems);
-        let mut specs = Vec::new();
+            valid(builder.release.map_or_else(|| Release::from_env(&builder.service), Ok), problems);
         if postgres.is_none() && !builder.migrations.is_empty() {
-            problems.push(
-                "migration: needs the service's Postgres, set with `postgres` or `postgres_from_env`".into(),
-            );
+            let problem = "needs the service's Postgres; call `postgres` or `postgres_from_env`";
+            problems.push(Problem::new("migration", problem));
         }
+        let mut specs = Vec::new();
         for (declaration, flag) in builder.migrations {
-            if let Some(pool) = &postgres
-                && let Some(spec) = noted(declaration(pool), problems)
-            {
-                specs.push((spec, flag));
+            match postgres.as_ref().map(declaration) {
+                Some(Ok(spec)) => specs.push((spec, flag)),
+                Some(Err(error)) => problems.extend(problems_of("migration", error)),
+                None => {}
             }
+        }
+        if postgres.is_some() {
+            problems.extend(builder.fleet.problems(builder.fleet.name.as_ref().unwrap_or(&builder.service)));
+            builder.driver.check(problems);
+            let declared: Vec<MigrationSpec> = specs.iter().map(|(spec, _)| spec.clone()).collect();
+            check_specs(&declared, problems);
+        }
+        if let Some((_, options)) = &share {
+            problems.extend(options.problems());
         }
         let declared = format!(
             "{drain_options:?} {:?} {:?} {:?} {:?}",
@@ -87,10 +106,10 @@ impl Assembly {
             specs.iter().map(|(spec, flag)| (&spec.name, spec.range, flag)).collect::<Vec<_>>()
         );
         let health = Health::new();
-        let drain = noted(Drain::new(&health, drain_options), problems);
+        let drain = valid(Drain::new(&health, drain_options), problems);
         let metrics = release
             .as_ref()
-            .and_then(|release| noted(Metrics::in_registry(builder.registry, release), problems));
+            .and_then(|release| registered(Metrics::in_registry(builder.registry, release), problems));
         let mut assembly = Self {
             preflight,
             problems: Vec::new(),
@@ -127,11 +146,10 @@ impl Assembly {
         assembly
     }
 
-    /// The flags, and whether somebody turns them outside of this process.
     #[cfg_attr(not(feature = "unleash"), expect(unused_variables, reason = "only Unleash has an address"))]
-    fn take_flags(&self, own: Option<Flags>, environment: &mut Environment) -> Option<(Flags, bool)> {
+    fn take_flags(&self, own: Option<Flags>, environment: &mut Environment) -> Option<(Flags, FlagSource)> {
         if let Some(flags) = own {
-            return Some((flags, true));
+            return Some((flags, FlagSource::Outside));
         }
         #[cfg(feature = "unleash")]
         if let Some(url) = environment.text("UNLEASH_URL") {
@@ -142,34 +160,52 @@ impl Assembly {
             if self.postgres.is_some() && self.preflight.is_none() {
                 options.backup = Some(Arc::new(self.kept.clone()));
             }
-            return noted(Flags::unleash(options), &mut environment.problems).map(|flags| (flags, true));
+            return match Flags::unleash(options) {
+                Ok(flags) => Some((flags, FlagSource::Outside)),
+                Err(error) => {
+                    environment.problems.extend(problems_of("flags", error.into()));
+                    None
+                }
+            };
         }
-        tracing::info!(service = self.service, "no flag server: every flag has its default");
+        tracing::info!(service = self.service, "no flag server is configured; every flag has its default");
         let none: [(&str, crate::flags::FixedFlag); 0] = [];
-        Some((Flags::fixed(none), false))
+        Some((Flags::fixed(none), FlagSource::Defaults))
     }
 
-    /// Registers metrics and checks.
+    /// Registers signal handlers, metrics and checks.
     fn connect_parts(&mut self) {
+        // Before the first connection: the first process of a container ignores a SIGTERM that it has no handler for, and
+        // any other process is killed by it.
+        if self.preflight.is_none()
+            && let Some(drain) = &self.drain
+            && let Err(error) = drain.on_signals()
+        {
+            tracing::warn!(%error, "could not install signal handlers; the start does not react to SIGTERM");
+        }
         let problems = &mut self.problems;
         if let Some(metrics) = &self.metrics {
-            noted(cutover_config_info(metrics, &self.fingerprint), problems);
-            if let Some((flags, _)) = &self.flags {
-                noted(flags.register(metrics.registry(), metrics.release()), problems);
+            registered(cutover_config_info(metrics, &self.fingerprint), problems);
+            if let Some((flags, _)) = &self.flags
+                && let Err(error) = flags.register(metrics.registry(), metrics.release())
+            {
+                problems.extend(problems_of("flags", error.into()));
             }
         }
         let flags = self.flags.as_ref().map(|(flags, _)| freshness(flags.clone()));
         for check in self.checks.iter().cloned().chain(flags) {
-            noted(self.health.check(check), problems);
+            if let Err(error) = self.health.check(check) {
+                problems.extend(problems_of("check", error.into()));
+            }
         }
     }
 
     pub(super) async fn look(self) -> PreflightReport {
-        // Its probes would be a second of each.
+        // The preflight probes by itself.
         self.health.close();
         let mut preflight = Preflight::new().fingerprint(self.fingerprint);
         for problem in self.problems {
-            preflight = preflight.problem("configuration", problem);
+            preflight = preflight.problem("configuration", problem.to_string());
         }
         for check in self.checks {
             preflight = preflight.check(check);
@@ -182,85 +218,54 @@ impl Assembly {
                 preflight = preflight.budget(options.max_connections, None);
             }
         }
-        let source = self.flags.and_then(|(flags, from_server)| from_server.then_some(flags));
-        let report = preflight.flags(source.clone(), self.declared_flags).run().await;
-        if let Some(flags) = source {
+        let flags = self.flags.and_then(|(flags, source)| (source == FlagSource::Outside).then_some(flags));
+        let report = preflight.flags(flags.clone(), self.declared_flags).run().await;
+        if let Some(flags) = flags {
             flags.close().await;
         }
         report
     }
 
-    /// Connects and joins, unless it is told to end before it has.
+    /// Serves the admin pages, connects, and joins the fleet.
     pub(super) async fn start(self) -> Result<Instance, StartError> {
-        let Some(drain) = self.drain.clone() else { return Err(StartError::Configuration(self.problems)) };
-        // The first process of a container that has no handler yet never hears of a SIGTERM, and any other ends by it.
-        if let Err(error) = drain.on_signals() {
-            tracing::warn!(%error, "signals are not heard during the start");
-        }
-        tokio::select! {
-            started = self.join() => started,
-            () = drain.begun() => Err(StartError::Interrupted),
-        }
-    }
-
-    async fn join(self) -> Result<Instance, StartError> {
-        let (
-            Some(release),
-            Some(drain),
-            Some(metrics),
-            Some((flags, from_server)),
-            Some(listen),
-            Some(admin),
-            true,
-        ) = (
-            self.release,
-            self.drain,
-            self.metrics,
-            self.flags,
+        ConfigError::check(self.problems.clone())?;
+        let (Some(release), Some(drain), Some(metrics), Some((flags, source)), Some(listen), Some(admin)) = (
+            self.release.clone(),
+            self.drain.clone(),
+            self.metrics.clone(),
+            self.flags.clone(),
             self.listen,
             self.admin,
-            self.problems.is_empty(),
-        )
-        else {
-            return Err(StartError::Configuration(self.problems));
+        ) else {
+            // A part that is missing has a problem.
+            return Err(ConfigError { problems: self.problems }.into());
         };
-        let mut held = None;
-        let agent = match &self.postgres {
-            None => None,
-            Some(pool) => {
-                let name = format!("cutover {}", release.instance());
-                let options = (*pool.connect_options()).clone().application_name(&name);
-                let ledger = Ledger::open(options).await?;
-                #[cfg(feature = "unleash")]
-                self.kept.opened(&ledger, release.service());
-                let fleet = Fleet::join(ledger, &release, self.fleet, &self.health).await?;
-                if let Some((name, options)) = self.share {
-                    let share = ConnectionShare::lease_as(&fleet, name, &options).await?;
-                    held = Some(share.hold(pool.clone()).await?);
-                }
-                let specs = self.specs.into_iter().map(|(mut spec, flag)| {
-                    if let (Some(flag), true) = (flag, from_server) {
-                        spec = spec.desired(FromFlag::new(flags.clone(), &flag));
-                    }
-                    spec
-                });
-                let agent = Agent::start(fleet, specs.collect(), self.driver, &self.health).await?;
-                if let Err(error) = agent.register(metrics.registry()) {
-                    tracing::warn!(%error, "the work on the data has no metrics");
-                }
-                Some(Arc::new(agent))
-            }
+        let starting = self.health.signal("start", Criticality::Critical);
+        let pages = self.health.router().merge(metrics.router()).merge(drain.router());
+        let admin_server = AdminServer::start(&drain, admin, pages).await?;
+
+        let mut joined = Joined::default();
+        let started = tokio::select! {
+            started = self.join(&release, &metrics, &flags, source, &starting, &mut joined) => started,
+            () = drain.begun() => Err(StartError::Interrupted),
         };
-        // The first request shall find the state of now, or the last one that was kept; a flag server that is
-        // away is no reason not to start.
-        let _ = tokio::time::timeout(FLAGS_WAIT, flags.ready()).await;
-        if from_server {
-            warn_of_gaps(&flags, &self.declared_flags);
+        if let Err(error) = started {
+            joined.leave_in_time().await;
+            flags.close().await;
+            return Err(error);
         }
-        let admission = held.as_ref().and_then(|guard| {
+        let admission = joined.pool.as_ref().and_then(|guard| {
             let waits = PoolWaitMetrics::register(&metrics, "postgres");
-            let waits = waits.inspect_err(|error| tracing::warn!(%error, "waits have no metrics")).ok()?;
+            let waits = waits
+                .inspect_err(|error| tracing::warn!(%error, "could not register the metrics of the pool"))
+                .ok()?;
             Some(guard.admission(pools::WAIT, waits))
+        });
+        let agent = joined.agent.clone();
+        joined.leave_when_drained(&drain);
+        drain.on_drain("flags", {
+            let flags = flags.clone();
+            move |_| async move { flags.close().await }
         });
         #[cfg(feature = "redis")]
         let sessions = self.redis.clone().map(crate::session::RedisStore::with_defaults);
@@ -268,12 +273,14 @@ impl Assembly {
         if let Some(sessions) = &sessions
             && let Err(error) = sessions.register(metrics.registry())
         {
-            tracing::warn!(%error, "session conflicts have no metric");
+            tracing::warn!(%error, "could not register the metric of session conflicts");
         }
-        let instance = Instance {
+        starting.fail("waiting for the service to be served");
+        Ok(Instance {
             release,
             listen,
-            admin,
+            starting,
+            admin_server,
             health: self.health,
             metrics,
             drain,
@@ -286,42 +293,135 @@ impl Assembly {
             redis: self.redis,
             #[cfg(feature = "redis")]
             sessions,
-        };
-        instance.leave_when_drained(held);
-        Ok(instance)
+        })
+    }
+
+    /// Joins the fleet and starts the migrations, if the service has a Postgres.
+    async fn join(
+        &self,
+        release: &Release,
+        metrics: &Metrics,
+        flags: &Flags,
+        source: FlagSource,
+        starting: &Signal,
+        joined: &mut Joined,
+    ) -> Result<(), StartError> {
+        if let Some(pool) = &self.postgres {
+            let retry = Retry { signal: starting };
+            let name = format!("cutover {}", release.instance());
+            let options = (*pool.connect_options()).clone().application_name(&name);
+            let open = async || Ok(Ledger::open(options.clone()).await?);
+            let ledger = retry.until_done("the ledger", open).await?;
+            #[cfg(feature = "unleash")]
+            self.kept.opened(&ledger, release.service());
+            let join = async || {
+                let options = self.fleet.clone();
+                Ok(Fleet::join(ledger.clone(), release, options, &self.health).await?)
+            };
+            let fleet = &*joined.fleet.insert(retry.until_done("the fleet", join).await?);
+            if let Some((name, options)) = &self.share {
+                joined.share = Some(name.clone());
+                let lease = async || {
+                    let share = ConnectionShare::lease_as(fleet, name.clone(), options).await?;
+                    share.attach(pool.clone()).await
+                };
+                let guard = retry.until_done("a share of the server's connections", lease).await?;
+                joined.pool = Some(guard);
+            }
+            let specs: Vec<MigrationSpec> =
+                self.specs.iter().map(|spec| desired_by(spec, flags, source)).collect();
+            let start = async || {
+                let (specs, options) = (specs.clone(), self.driver.clone());
+                Ok(Agent::start(fleet.clone(), specs, options, &self.health).await?)
+            };
+            let agent = retry.until_done("the migrations", start).await?;
+            if let Err(error) = agent.register(metrics.registry()) {
+                tracing::warn!(%error, "could not register the metrics of the migrations");
+            }
+            joined.agent = Some(Arc::new(agent));
+        }
+        // The first request should see the current flags, or the last known ones. A flag server that is unavailable does
+        // not prevent the start.
+        let _ = tokio::time::timeout(FLAGS_WAIT, flags.ready()).await;
+        if source == FlagSource::Outside {
+            warn_of_problems(flags, &self.declared_flags);
+        }
+        Ok(())
     }
 }
 
-/// The value, or `None` and its error among the problems.
-fn noted<T, E: std::fmt::Display>(result: Result<T, E>, problems: &mut Vec<String>) -> Option<T> {
-    result.map_err(|error| problems.push(error.to_string())).ok()
+/// The declaration, with the flag as the source of its desired phase.
+fn desired_by(
+    (spec, flag): &(MigrationSpec, Option<String>),
+    flags: &Flags,
+    source: FlagSource,
+) -> MigrationSpec {
+    match flag {
+        Some(flag) if source == FlagSource::Outside => {
+            spec.clone().desired(FromFlag::new(flags.clone(), flag))
+        }
+        _ => spec.clone(),
+    }
+}
+
+/// The value, or `None` and its problems in the list.
+fn valid<T>(result: Result<T, ConfigError>, problems: &mut Vec<Problem>) -> Option<T> {
+    result.map_err(|error| problems.extend(error.problems)).ok()
+}
+
+/// The same for what is registered with Prometheus.
+fn registered<T>(result: Result<T, prometheus::Error>, problems: &mut Vec<Problem>) -> Option<T> {
+    result.map_err(|error| problems.push(Problem::new("registry", error.to_string()))).ok()
+}
+
+/// The problems of an error, which may have more than one.
+fn problems_of(field: &'static str, error: BoxError) -> Vec<Problem> {
+    match error.downcast::<ConfigError>() {
+        Ok(error) => error.problems,
+        Err(error) => vec![Problem::new(field, error.to_string())],
+    }
 }
 
 fn address(name: &'static str, port: u16, environment: &mut Environment) -> Option<SocketAddr> {
     let problems = environment.problems.len();
-    let address = environment.value(name, "address", &format!("0.0.0.0:{port}"));
-    // One that was wrong is no reason to listen somewhere else.
+    let address = environment.value(name, "an address", &format!("0.0.0.0:{port}"));
+    // A wrong address must not select the default.
     if environment.problems.len() > problems {
         return None;
     }
     Some(address.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], port))))
 }
 
-fn drain_options(environment: &mut Environment) -> DrainOptions {
-    let mut options = DrainOptions::default();
-    if let Some(grace) = environment.seconds("CUTOVER_GRACE_SECONDS") {
+fn drain_options(own: Option<DrainOptions>, environment: &mut Environment) -> DrainOptions {
+    let is_own = own.is_some();
+    let mut options = own.unwrap_or_default();
+    if !is_own && let Some(grace) = environment.seconds("CUTOVER_GRACE_SECONDS") {
         options.grace = grace;
     }
-    if let Some(propagation) = environment.seconds("CUTOVER_PROPAGATION_SECONDS") {
+    if !is_own && let Some(propagation) = environment.seconds("CUTOVER_PROPAGATION_SECONDS") {
         options.propagation = propagation;
+    }
+    if options.secret.is_none()
+        && let Some(secret) = environment.text("CUTOVER_DRAIN_SECRET")
+    {
+        match DrainSecret::new(&secret) {
+            Ok(secret) => options.secret = Some(secret),
+            Err(error) => {
+                error
+                    .problems
+                    .into_iter()
+                    .for_each(|p| environment.problem("CUTOVER_DRAIN_SECRET", p.problem));
+            }
+        }
     }
     options
 }
 
-/// Pods that are configured alike have the same one: `count(count by (fingerprint) (cutover_config_info)) > 1` is drift.
+/// Pods with the same configuration have the same fingerprint: `count(count by (fingerprint) (cutover_config_info)) > 1`
+/// finds drift.
 fn cutover_config_info(metrics: &Metrics, fingerprint: &str) -> Result<(), prometheus::Error> {
     let gauge = IntGauge::with_opts(
-        Opts::new("cutover_config_info", "A number for the configuration; always 1.")
+        Opts::new("cutover_config_info", "A fingerprint of the configuration; always 1.")
             .const_label("version", metrics.release().version())
             .const_label("fingerprint", fingerprint),
     )?;
@@ -329,7 +429,7 @@ fn cutover_config_info(metrics: &Metrics, fingerprint: &str) -> Result<(), prome
     metrics.registry().register(Box::new(gauge))
 }
 
-/// The last known state or the defaults serve while it is not fresh; a start must not hang on it.
+/// Only warns: without a flag server the last known state or the defaults are used.
 fn freshness(flags: Flags) -> Check {
     Check::new("flags", move || {
         let fresh = flags.is_fresh();
@@ -342,14 +442,20 @@ fn freshness(flags: Flags) -> Check {
     })
 }
 
-fn warn_of_gaps(flags: &Flags, declared: &[String]) {
+fn warn_of_problems(flags: &Flags, declared: &[String]) {
     for problem in flags.coverage(declared.iter().map(String::as_str)) {
         match problem.kind {
             FlagProblemKind::Missing => {
-                tracing::warn!(flag = problem.flag, "declared, but the source has none: its default counts");
+                tracing::warn!(
+                    flag = problem.flag,
+                    "declared flag does not exist at its source; using its default"
+                );
             }
             FlagProblemKind::Stale => {
-                tracing::warn!(flag = problem.flag, "stale at the source: remove it from the code")
+                tracing::warn!(
+                    flag = problem.flag,
+                    "flag is marked stale at its source; remove it from the code"
+                )
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::health::Check;
 use crate::migration::DriverOptions;
 use crate::release::Release;
 
-/// A part that can be left out, made as the environment says, or brought along.
+/// A part that is absent, made from the environment, or supplied by the service.
 #[derive(Debug, Default)]
 pub(super) enum Part<T> {
     #[default]
@@ -23,16 +23,16 @@ pub(super) enum Part<T> {
     Own(T),
 }
 
-/// Composes an instance of a service. See the crate's front page for the smallest real one.
+/// Composes an instance of a service. The crate's front page shows the smallest real one.
 ///
-/// Nothing happens before [`run`](Cutover::run), [`start`](Cutover::start) or [`preflight`](Cutover::preflight),
-/// each of which reports everything that is wrong at once. Every part can be left out or brought along:
+/// Nothing happens before [`run`](Cutover::run), [`start`](Cutover::start) or [`preflight`](Cutover::preflight). Each of
+/// them reports all problems of the configuration at once. Every part can be left out or supplied:
 ///
-/// | part | without a word | otherwise |
+/// | part | default | set with |
 /// |---|---|---|
-/// | release, addresses, drain | as the [environment](super) says | [`release`](Cutover::release), [`listen`](Cutover::listen), [`admin`](Cutover::admin), [`drain`](Cutover::drain) |
-/// | metrics | a registry of their own | [`registry`](Cutover::registry) |
-/// | Postgres and the ledger in it | none, so no migrations | [`postgres_from_env`](Cutover::postgres_from_env), [`postgres`](Cutover::postgres) |
+/// | release, addresses, drain | from the [environment](super) | [`release`](Cutover::release), [`listen`](Cutover::listen), [`admin`](Cutover::admin), [`drain`](Cutover::drain) |
+/// | metrics | a registry of its own | [`registry`](Cutover::registry) |
+/// | Postgres, with the ledger | none, so no migrations | [`postgres_from_env`](Cutover::postgres_from_env), [`postgres`](Cutover::postgres) |
 /// | Redis | none, so no sessions | `redis_from_env`, `redis` |
 /// | flags | the server at `UNLEASH_URL`, or every flag's default | [`flags`](Cutover::flags) |
 /// | migrations | none | [`migration`](Cutover::migration), [`migration_by_flag`](Cutover::migration_by_flag) |
@@ -57,7 +57,7 @@ pub struct Cutover {
 }
 
 impl Cutover {
-    /// Begins to compose an instance of the service of this name. What isn't set in code comes from the
+    /// A builder for an instance of the service with this name. What is not set in code comes from the
     /// [environment](super).
     pub fn service(name: impl Into<String>) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl Cutover {
         }
     }
 
-    /// The release that runs, instead of the one that the environment names.
+    /// The identity of this build, instead of the one in the environment.
     pub fn release(mut self, release: Release) -> Self {
         self.release = Some(release);
         self
@@ -98,97 +98,95 @@ impl Cutover {
         self
     }
 
-    /// How to drain, instead of what `CUTOVER_GRACE_SECONDS` and `CUTOVER_PROPAGATION_SECONDS` say;
-    /// [`DrainOptions::grace`] has to be the pod's grace period.
+    /// How to drain, instead of `CUTOVER_GRACE_SECONDS` and `CUTOVER_PROPAGATION_SECONDS`. [`DrainOptions::grace`] has to
+    /// be the pod's grace period. Without [`DrainOptions::secret`], `CUTOVER_DRAIN_SECRET` still applies.
     pub fn drain(mut self, options: DrainOptions) -> Self {
         self.drain = Some(options);
         self
     }
 
-    /// A registry of the service's own, that the library's families go into.
+    /// The service's own registry, for the metrics of the library.
     pub fn registry(mut self, registry: Registry) -> Self {
         self.registry = registry;
         self
     }
 
-    /// How to take part in the fleet.
+    /// Options of the fleet's membership.
     pub fn fleet(mut self, options: FleetOptions) -> Self {
         self.fleet = options;
         self
     }
 
-    /// How to drive migrations.
+    /// Options of the driver of migrations.
     pub fn driver(mut self, options: DriverOptions) -> Self {
         self.driver = options;
         self
     }
 
-    /// The service's Postgres: checked, and home of the ledger. The ledger has a few connections of its own,
-    /// made with this pool's connect options.
+    /// The service's Postgres, which holds the ledger. It is checked for readiness. The ledger opens a few connections of
+    /// its own with this pool's connect options.
     pub fn postgres(mut self, pool: PgPool) -> Self {
         self.postgres = Part::Own(pool);
         self
     }
 
-    /// A pool for the Postgres at `DATABASE_URL`, which [`Instance::postgres`](super::Instance::postgres) hands
-    /// out: `CUTOVER_POOL_SIZE` connections (10), each for half an hour at most so that a changed DNS record is
-    /// followed, and 5 s to wait for one.
+    /// A pool for the Postgres at `DATABASE_URL`; [`Instance::postgres`](super::Instance::postgres) returns it. It has
+    /// `CUTOVER_POOL_SIZE` connections (10), each for at most half an hour so that a changed DNS record is followed, and a
+    /// request waits at most 5 s for one.
     pub fn postgres_from_env(mut self) -> Self {
         self.postgres = Part::FromEnvironment;
         self
     }
 
-    /// The service's Redis: checked.
+    /// The service's Redis. It is checked for readiness.
     #[cfg(feature = "redis")]
     pub fn redis(mut self, pool: deadpool_redis::Pool) -> Self {
         self.redis = Part::Own(pool);
         self
     }
 
-    /// A pool for the Redis at `REDIS_URL`, which [`Instance::redis`](super::Instance::redis) hands out, of
-    /// `CUTOVER_POOL_SIZE` connections (10).
+    /// A pool for the Redis at `REDIS_URL`, with `CUTOVER_POOL_SIZE` connections (10);
+    /// [`Instance::redis`](super::Instance::redis) returns it.
     #[cfg(feature = "redis")]
     pub fn redis_from_env(mut self) -> Self {
         self.redis = Part::FromEnvironment;
         self
     }
 
-    /// Where flags come from, instead of the server at `UNLEASH_URL`, whose last known state is kept in the
-    /// ledger where there is one.
+    /// The source of flags, instead of the server at `UNLEASH_URL`. The last known state of that server is kept in the
+    /// ledger, if there is one.
     pub fn flags(mut self, flags: Flags) -> Self {
         self.flags = Some(flags);
         self
     }
 
-    /// A flag that the service asks for: a preflight holds it against the flag server, and a start warns of it.
+    /// A flag that the service uses. A preflight reports it and a start warns if the flag server does not have it.
     pub fn flag<T>(mut self, flag: &Flag<T>) -> Self {
         self.declared_flags.push(flag.name().to_owned());
         self
     }
 
-    /// Whom a request's flag decisions are about. Without it strategies that look at user, session or properties
-    /// have nobody to look at.
+    /// Finds the subject of a request's flag decisions. Without it, strategies by user, session or properties do not match.
     pub fn subject(mut self, subject: impl Fn(&Parts) -> Subject + Send + Sync + 'static) -> Self {
         self.subject = Arc::new(subject);
         self
     }
 
-    /// A check of one more dependency.
+    /// A health check of a further dependency.
     pub fn check(mut self, check: Check) -> Self {
         self.checks.push(check);
         self
     }
 
-    /// A migration that this build takes part in: a [`MigrationSpec`](crate::migration::MigrationSpec), or a function that
-    /// makes one of the service's pool. Its desired phase comes from
+    /// A migration of this build: a [`MigrationSpec`](crate::migration::MigrationSpec), or a function that makes one from
+    /// the service's pool. Its desired phase comes from
     /// [`MigrationSpec::desired`](crate::migration::MigrationSpec::desired).
     pub fn migration(mut self, spec: impl IntoSpec) -> Self {
         self.migrations.push((spec.into_declaration(), None));
         self
     }
 
-    /// A migration whose desired phase is the payload of this flag's variant, as the flag server has it. With
-    /// no flag server it comes from [`MigrationSpec::desired`](crate::migration::MigrationSpec::desired), by default the
+    /// A migration whose desired phase is the payload of this flag's variant. Without a flag server it comes from [`MigrationSpec::desired`](crate::migration::MigrationSpec::desired), by default the
     /// ledger.
     pub fn migration_by_flag(mut self, spec: impl IntoSpec, flag: impl Into<String>) -> Self {
         let flag = flag.into();

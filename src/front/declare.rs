@@ -1,22 +1,18 @@
-use std::fmt::Display;
-
 use sqlx::PgPool;
 
+use super::BoxError;
 use crate::migration::MigrationSpec;
 
-/// Makes a migration's declaration once the service's pool is there.
-pub(super) type Declaration = Box<dyn FnOnce(&PgPool) -> Result<MigrationSpec, String> + Send>;
+/// Makes a migration's declaration from the service's pool.
+pub(super) type Declaration = Box<dyn FnOnce(&PgPool) -> Result<MigrationSpec, BoxError> + Send>;
 
-/// What declares a migration: a [`MigrationSpec`], or a function of the service's pool that makes one.
+/// A declaration of a migration: a [`MigrationSpec`], or a function that makes one from the service's pool.
 pub trait IntoSpec: sealed::IntoDeclaration {}
 
 impl<T: sealed::IntoDeclaration> IntoSpec for T {}
 
 mod sealed {
-    use super::Declaration;
-    use super::Display;
-    use super::MigrationSpec;
-    use super::PgPool;
+    use super::{BoxError, Declaration, MigrationSpec, PgPool};
 
     pub trait IntoDeclaration {
         fn into_declaration(self) -> Declaration;
@@ -31,10 +27,10 @@ mod sealed {
     impl<F, E> IntoDeclaration for F
     where
         F: FnOnce(PgPool) -> Result<MigrationSpec, E> + Send + 'static,
-        E: Display,
+        E: Into<BoxError>,
     {
         fn into_declaration(self) -> Declaration {
-            Box::new(|pool| self(pool.clone()).map_err(|error| error.to_string()))
+            Box::new(|pool| self(pool.clone()).map_err(Into::into))
         }
     }
 }

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-/// Every variable that is read, here or by [`release`](crate::release). What begins with `CUTOVER_` and is none of
-/// them is refused.
-const KNOWN: [&str; 13] = [
+use crate::Problem;
+
+/// Every variable that is read, here or by [`release`](crate::release). Any other name that begins with `CUTOVER_` is
+/// refused.
+const KNOWN: [&str; 14] = [
     "ADMIN_ADDR",
+    "CUTOVER_DRAIN_SECRET",
     "CUTOVER_GRACE_SECONDS",
     "CUTOVER_INSTANCE",
     "CUTOVER_POOL_SIZE",
@@ -24,8 +27,10 @@ const KNOWN: [&str; 13] = [
     "UNLEASH_URL",
 ];
 
-/// More than one mistake in a name makes it another one.
-const TYPING_ERRORS: usize = 2;
+/// Names that differ by at most this many edits count as a spelling mistake.
+const MAX_EDITS: usize = 2;
+/// Variables that do not count for the fingerprint.
+const NOT_IN_FINGERPRINT: [&str; 3] = ["CUTOVER_DRAIN_SECRET", "CUTOVER_PREFLIGHT", "UNLEASH_TOKEN"];
 
 /// How a preflight is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,15 +41,16 @@ pub enum Output {
     Json,
 }
 
-/// The environment as it was at the start, what of it was asked for, and what is wrong with it.
+/// The environment at the start, which of its variables were read, and the problems found.
 pub(super) struct Environment {
     variables: BTreeMap<String, OsString>,
-    /// What somebody wanted to know, whether or not it is set.
-    wanted: BTreeSet<&'static str>,
-    asked: BTreeMap<String, String>,
-    /// What was asked for on the command line.
+    /// The variables that were read, set or not.
+    read: BTreeSet<&'static str>,
+    /// Those of them that are set, with their values.
+    values: BTreeMap<String, String>,
+    /// The preflight that the command line requests.
     argument: Option<Output>,
-    pub(super) problems: Vec<String>,
+    pub(super) problems: Vec<Problem>,
 }
 
 impl Environment {
@@ -61,43 +67,52 @@ impl Environment {
     fn new(variables: impl IntoIterator<Item = (String, OsString)>) -> Self {
         Self {
             variables: variables.into_iter().collect(),
-            wanted: BTreeSet::new(),
-            asked: BTreeMap::new(),
+            read: BTreeSet::new(),
+            values: BTreeMap::new(),
             argument: None,
             problems: Vec::new(),
         }
     }
 
-    /// A variable's text. One that is set but empty is a template that was not filled in.
+    pub(super) fn problem(&mut self, name: &'static str, problem: impl Into<String>) {
+        self.problems.push(Problem::new(name, problem));
+    }
+
+    #[cfg(test)]
+    pub(super) fn of<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self::new(pairs.into_iter().map(|(name, value)| (name.to_owned(), value.into())))
+    }
+
+    /// The text of a variable. An empty one is a problem: it is a template that was not filled in.
     pub(super) fn text(&mut self, name: &'static str) -> Option<String> {
-        self.wanted.insert(name);
+        self.read.insert(name);
         match self.variables.get(name)?.to_str() {
-            Some("") => self.problems.push(format!("{name}: is empty; give it a value or leave it out")),
+            Some("") => self.problem(name, "is empty; give it a value or leave it out"),
             Some(text) => {
-                self.asked.insert(name.to_owned(), text.to_owned());
+                self.values.insert(name.to_owned(), text.to_owned());
                 return Some(text.to_owned());
             }
-            None => self.problems.push(format!("{name}: is not valid UTF-8")),
+            None => self.problem(name, "is not valid UTF-8"),
         }
         None
     }
 
-    /// A variable's value; `kind` and `example` say what would be right.
+    /// The value of a variable. `kind` and `example` describe a valid value.
     pub(super) fn value<T: FromStr>(&mut self, name: &'static str, kind: &str, example: &str) -> Option<T> {
         let text = self.text(name)?;
         let value = text.parse().ok();
         if value.is_none() {
-            self.problems.push(format!("{name}: {text:?} is no {kind}; use one like {example}"));
+            self.problem(name, format!("{text:?} is not {kind}; use for example {example}"));
         }
         value
     }
 
     pub(super) fn seconds(&mut self, name: &'static str) -> Option<Duration> {
-        self.value(name, "whole number of seconds", "30").map(Duration::from_secs)
+        self.value(name, "a whole number of seconds", "30").map(Duration::from_secs)
     }
 
-    /// Whether a preflight is asked for instead of a start. One that was asked for in an unknown way is a preflight
-    /// all the same: somebody waits for it to end.
+    /// The preflight that is requested instead of a start. An unknown value counts as a request, because the caller waits
+    /// for the process to end.
     pub(super) fn preflight(&mut self) -> Option<Output> {
         match self.text("CUTOVER_PREFLIGHT").as_deref() {
             None => self.argument,
@@ -105,43 +120,41 @@ impl Environment {
             Some("1" | "true" | "text") => Some(Output::Text),
             Some("json") => Some(Output::Json),
             Some(other) => {
-                self.problems.push(format!("CUTOVER_PREFLIGHT: {other:?} is none of 1, json and 0"));
+                self.problem("CUTOVER_PREFLIGHT", format!("{other:?} is not valid; use 1, json or 0"));
                 Some(Output::Text)
             }
         }
     }
 
-    /// Names that look like ours and are not: what they were to set stays as it was, without a word. To be called when
-    /// everything has been asked for: what is nobody's here may be somebody else's.
+    /// Refuses misspelled names, whose setting would silently keep its default. Call it after all variables were read: a
+    /// variable that is not read may belong to another program.
     pub(super) fn refuse_unknown(&mut self) {
         let unknown = |name: &&String| !KNOWN.contains(&name.as_str()) && !is_service_link(name);
         for name in self.variables.keys().filter(unknown) {
             let nearest = KNOWN.iter().map(|known| (strsim::damerau_levenshtein(known, name), *known)).min();
             let meant = nearest.filter(|(distance, known)| {
-                let is_missed = !self.variables.contains_key(*known);
-                *distance <= TYPING_ERRORS && is_missed && (is_ours(name) || self.wanted.contains(known))
+                let is_unset = !self.variables.contains_key(*known);
+                *distance <= MAX_EDITS && is_unset && (is_ours(name) || self.read.contains(known))
             });
-            match meant {
-                Some((_, known)) => {
-                    self.problems.push(format!("{name}: nobody reads it; is {known} meant?"));
-                }
+            let hint = match meant {
+                Some((_, known)) => format!("did you mean {known}?"),
                 None if is_ours(name) => {
                     let known: Vec<_> = KNOWN.into_iter().filter(|known| is_ours(known)).collect();
-                    self.problems.push(format!("{name}: nobody reads it; there are {}", known.join(", ")));
+                    format!("the known ones are {}", known.join(", "))
                 }
-                None => {}
-            }
+                None => continue,
+            };
+            self.problems.push(Problem::new(name.clone(), format!("unknown variable; {hint}")));
         }
     }
 
-    /// The same on all pods that are configured alike: variables, and what else is declared in code.
+    /// A number for the configuration, equal on all pods that have the same variables and declarations in code.
     ///
-    /// Which version, build and instance it is doesn't count, and no secret is in it, so that nobody can try
-    /// passwords on it.
+    /// Version, build and instance do not count. It contains no secret, so that it can't be used to guess passwords.
     pub(super) fn fingerprint(&self, declared: &str) -> String {
         let mut hash = Sha256::new();
-        for (name, value) in &self.asked {
-            if name != "UNLEASH_TOKEN" && name != "CUTOVER_PREFLIGHT" {
+        for (name, value) in &self.values {
+            if !NOT_IN_FINGERPRINT.contains(&name.as_str()) {
                 hash.update(format!("{name}={}\n", without_secrets(value)));
             }
         }
@@ -157,7 +170,7 @@ fn is_ours(name: &str) -> bool {
     name.starts_with("CUTOVER_")
 }
 
-/// Kubernetes names variables after its Services; one that is called `cutover`, or `cutover-demo`, must not break a start.
+/// Kubernetes names variables after its Services. A Service called `cutover` or `cutover-demo` must not prevent a start.
 fn is_service_link(name: &str) -> bool {
     let of_a_port = |(_, rest): (&str, &str)| rest.starts_with(|first: char| first.is_ascii_digit());
     ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].iter().any(|end| name.ends_with(end))
@@ -165,7 +178,7 @@ fn is_service_link(name: &str) -> bool {
         || name.split_once("_PORT_").is_some_and(of_a_port)
 }
 
-/// An address without who connects, and without what a parameter gives away.
+/// An address without user, password and parameters that contain secrets.
 fn without_secrets(value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -181,11 +194,11 @@ mod tests {
     use super::*;
 
     fn environment(pairs: &[(&str, &str)]) -> Environment {
-        Environment::new(pairs.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))))
+        Environment::of(pairs.iter().copied())
     }
 
     #[test]
-    fn wrong_and_unknown_names_are_refused_together_with_what_would_be_right() {
+    fn bad_values_and_misspelled_names_are_reported_together() {
         let mut environment = environment(&[
             ("LISTEN_ADDR", "everywhere"),
             ("ADMIN_ADDR", ""),
@@ -196,29 +209,30 @@ mod tests {
             ("DATABASE_ULR", "postgres://"),
             ("PATH", "/bin"),
         ]);
-        environment.value::<std::net::SocketAddr>("LISTEN_ADDR", "address", "0.0.0.0:8080");
+        environment.value::<std::net::SocketAddr>("LISTEN_ADDR", "an address", "0.0.0.0:8080");
         environment.text("ADMIN_ADDR");
         environment.text("DATABASE_URL");
         environment.seconds("CUTOVER_GRACE_SECONDS");
         assert_eq!(environment.preflight(), Some(Output::Text));
         environment.refuse_unknown();
-        let text = environment.problems.join("\n");
+        let text: Vec<_> = environment.problems.iter().map(ToString::to_string).collect();
+        let text = text.join("\n");
         assert_eq!(environment.problems.len(), 7, "{text}");
         for part in [
-            "LISTEN_ADDR: \"everywhere\" is no address; use one like 0.0.0.0:8080",
+            "LISTEN_ADDR: \"everywhere\" is not an address; use for example 0.0.0.0:8080",
             "ADMIN_ADDR: is empty",
-            "CUTOVER_GRACE_SECONDS: \"30s\" is no whole number of seconds",
-            "CUTOVER_PREFLIGHT: \"yes\" is none of 1, json and 0",
-            "CUTOVER_VERSIN: nobody reads it; is CUTOVER_VERSION meant?",
-            "CUTOVER_FLEETS: nobody reads it; there are CUTOVER_GRACE_SECONDS,",
-            "DATABASE_ULR: nobody reads it; is DATABASE_URL meant?",
+            "CUTOVER_GRACE_SECONDS: \"30s\" is not a whole number of seconds",
+            "CUTOVER_PREFLIGHT: \"yes\" is not valid; use 1, json or 0",
+            "CUTOVER_VERSIN: unknown variable; did you mean CUTOVER_VERSION?",
+            "CUTOVER_FLEETS: unknown variable; the known ones are CUTOVER_DRAIN_SECRET,",
+            "DATABASE_ULR: unknown variable; did you mean DATABASE_URL?",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }
 
     #[test]
-    fn what_others_set_is_theirs() {
+    fn variables_of_other_programs_are_ignored() {
         let mut environment = environment(&[
             ("CUTOVER_PORT", "tcp://10.0.0.1:80"),
             ("CUTOVER_PORT_80_TCP", "tcp://10.0.0.1:80"),
@@ -228,18 +242,18 @@ mod tests {
             ("CUTOVER_DEMO_PORT", "tcp://10.0.0.1:80"),
             ("CUTOVER_DEMO_PORT_80_TCP_ADDR", "10.0.0.1"),
             ("UNLEASH_PORT", "tcp://10.0.0.1:4242"),
-            // A service that brings its own pool has its own names.
+            // A service with its own pool has its own names.
             ("DATABASE_URI", "postgres://a"),
             ("REDIS_URL", "redis://a"),
-            // Somebody has two of them.
+            // A service may have two of them.
             ("REDIS_URL2", "redis://b"),
         ]);
         environment.refuse_unknown();
-        assert_eq!(environment.problems, [""; 0]);
+        assert_eq!(environment.problems, []);
     }
 
     #[test]
-    fn a_fingerprint_tells_configurations_apart_and_holds_no_secret() {
+    fn a_fingerprint_distinguishes_configurations_without_secrets() {
         let of = |pairs: &[(&'static str, &str)], declared: &str| {
             let mut environment = environment(pairs);
             for (name, _) in pairs {
@@ -248,6 +262,7 @@ mod tests {
             environment.fingerprint(declared)
         };
         let one = of(&[("DATABASE_URL", "postgres://u:one@db/x"), ("UNLEASH_TOKEN", "a")], "flags");
+        assert_eq!(one, of(&[("DATABASE_URL", "postgres://db/x"), ("CUTOVER_DRAIN_SECRET", "s")], "flags"));
         assert_eq!(one, of(&[("DATABASE_URL", "postgres://v:two@db/x"), ("UNLEASH_TOKEN", "b")], "flags"));
         let parameters = "postgres://db/x?user=w&password=three&sslpassword=four";
         assert_eq!(one, of(&[("DATABASE_URL", parameters)], "flags"));

@@ -6,26 +6,31 @@ use axum::Router;
 use axum::http::request::Parts;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
 
 use super::NotConfigured;
+use super::admin::AdminServer;
 use super::spans::SpanLayer;
 use crate::drain::{Drain, DrainReport};
 use crate::flags::{Flags, FlagsLayer, Subject};
-use crate::health::Health;
+use crate::health::{Health, Signal};
 use crate::metrics::Metrics;
 use crate::migration::{Agent, Migration};
-use crate::pool::{Admission, PoolGuard};
+use crate::pool::Admission;
 use crate::release::Release;
 
-/// Whom a request's decisions are about.
+/// Finds the subject of a request's flag decisions.
 pub(super) type SubjectOf = Arc<dyn Fn(&Parts) -> Subject + Send + Sync>;
 
-/// A started instance of the service: its parts, and what serves.
+/// A started instance of the service: its parts, and the methods that serve it.
+///
+/// Probes, metrics and `/drain` are already served on the admin listener. Readiness goes up when [`serve`](Self::serve)
+/// or [`serve_admin`](Self::serve_admin) is called.
 pub struct Instance {
     pub(super) release: Release,
     pub(super) listen: SocketAddr,
-    pub(super) admin: SocketAddr,
+    /// Fails until the instance is served.
+    pub(super) starting: Signal,
+    pub(super) admin_server: AdminServer,
     pub(super) health: Health,
     pub(super) metrics: Metrics,
     pub(super) drain: Drain,
@@ -45,7 +50,7 @@ impl fmt::Debug for Instance {
         f.debug_struct("Instance")
             .field("release", &self.release)
             .field("listen", &self.listen)
-            .field("admin", &self.admin)
+            .field("admin", &self.admin_server.address)
             .field("drain", &self.drain)
             .field("agent", &self.agent)
             .finish_non_exhaustive()
@@ -53,32 +58,7 @@ impl fmt::Debug for Instance {
 }
 
 impl Instance {
-    pub(super) fn leave_when_drained(&self, pool: Option<PoolGuard>) {
-        let (agent, flags) = (self.agent.clone(), self.flags.clone());
-        // Others may have what is not needed once nothing new is accepted; the last connections go at the end.
-        let (end, ended) = oneshot::channel::<()>();
-        let drain = self.drain.clone();
-        let given_back = tokio::spawn(async move {
-            let Some(pool) = pool else { return };
-            drain.propagated().await;
-            pool.drain();
-            // Also when nobody asks: the instance is gone then.
-            let _ = ended.await;
-            pool.leave().await;
-        });
-        self.drain.on_drain("fleet", move |_| async move {
-            if let Some(agent) = agent
-                && let Err(error) = agent.leave().await
-            {
-                tracing::warn!(%error, "could not leave the fleet; the lease runs out by itself");
-            }
-            let _ = end.send(());
-            let _ = given_back.await;
-        });
-        self.drain.on_drain("flags", move |_| async move { flags.close().await });
-    }
-
-    /// What runs here.
+    /// The build that runs.
     pub fn release(&self) -> &Release {
         &self.release
     }
@@ -112,7 +92,7 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`NotConfigured`] when it was started without one.
+    /// [`NotConfigured`] if it was started without one.
     pub fn postgres(&self) -> Result<PgPool, NotConfigured> {
         self.postgres.clone().ok_or(NotConfigured { part: "Postgres", method: "postgres_from_env" })
     }
@@ -130,7 +110,7 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`NotConfigured`] when it was started without one.
+    /// [`NotConfigured`] if it was started without one.
     #[cfg(feature = "redis")]
     pub fn redis(&self) -> Result<deadpool_redis::Pool, NotConfigured> {
         self.redis.clone().ok_or(NotConfigured { part: "Redis", method: "redis_from_env" })
@@ -140,63 +120,74 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`NotConfigured`] when it was started without Redis.
+    /// [`NotConfigured`] if it was started without Redis.
     #[cfg(feature = "redis")]
     pub fn sessions(&self) -> Result<crate::session::RedisStore, NotConfigured> {
         self.sessions.clone().ok_or(NotConfigured { part: "Redis", method: "redis_from_env" })
     }
 
-    /// Serves `app` on the public listener, and probes, metrics and `/drain` on the admin one, until the
-    /// instance has been drained because of SIGTERM, SIGINT or `/drain`. The process is left to the caller.
+    /// Serves `app` on the public listener until the instance has been drained because of SIGTERM, SIGINT or `/drain`. The
+    /// process is left to the caller.
     ///
     /// `app` is wrapped in the metrics layer, in a `tracing` span per request (`request`, with method, route, service,
-    /// version and the phase of each migration), and in a layer that pins flag decisions to the request. tonic's
-    /// services go into the same router by `Routes::into_axum_router`.
+    /// version and the phase of each migration), and in a layer that pins flag decisions to the request. tonic's services
+    /// go into the same router by `Routes::into_axum_router`.
     ///
     /// # Errors
     ///
-    /// An address that can't be bound, or signal handlers that can't be installed.
+    /// The public address can't be opened, or signal handlers can't be installed. The instance is drained first: it has
+    /// left the fleet and given back its connections.
     ///
     /// # Cancel safety
     ///
     /// Not cancel safe: dropped, it stops accepting at once.
     pub async fn serve(&self, app: Router) -> io::Result<DrainReport> {
-        let public = bind("LISTEN_ADDR", self.listen).await?;
-        let admin = bind("ADMIN_ADDR", self.admin).await?;
-        tracing::info!(release = %self.release, listen = %self.listen, admin = %self.admin, "serving");
+        let public = match bind("LISTEN_ADDR", self.listen).await {
+            Ok(public) => public,
+            Err(error) => {
+                self.abandon().await;
+                return Err(error);
+            }
+        };
+        let admin = self.admin_server.address;
+        tracing::info!(release = %self.release, listen = %self.listen, %admin, "serving");
         let subject = self.subject.clone();
         let flags = FlagsLayer::new(self.flags.clone()).subject(move |request: &Parts| subject(request));
         let spans = SpanLayer::new(&self.release, self.agent.as_deref());
         let app = app.layer(flags).layer(spans).layer(self.metrics.layer());
-        let (report, ()) =
-            tokio::try_join!(self.drain.serve(public, app), self.drain.serve_admin(admin, self.pages()))?;
+        self.starting.ok();
+        let report = self.drain.serve(public, app).await?;
+        self.admin_server.ended().await?;
         Ok(report)
     }
 
-    /// The same for a worker that answers no requests: only probes, metrics and `/drain` are served. Its work should
-    /// hold a [`Drain::work`] and end soon after [`Drain::begun`].
+    /// The same for a worker that answers no requests: it has no public listener. Its work should hold a [`Drain::work`]
+    /// and end soon after [`Drain::begun`].
     ///
     /// # Errors
     ///
-    /// As [`serve`](Self::serve).
+    /// The admin listener could not be served.
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: dropped, nobody sees the probes any more.
+    /// Cancel safe: the probes are served as long as the instance lives.
     pub async fn serve_admin(&self) -> io::Result<DrainReport> {
-        let admin = bind("ADMIN_ADDR", self.admin).await?;
-        tracing::info!(release = %self.release, admin = %self.admin, "working");
-        self.drain.serve_admin(admin, self.pages()).await?;
-        Ok(self.drain.finished().await)
+        tracing::info!(release = %self.release, admin = %self.admin_server.address, "working");
+        self.starting.ok();
+        let report = self.drain.finished().await;
+        self.admin_server.ended().await?;
+        Ok(report)
     }
 
-    fn pages(&self) -> Router {
-        self.health.router().merge(self.metrics.router()).merge(self.drain.router())
+    /// Drains an instance that will not be served: it leaves the fleet and gives back its connections.
+    pub(super) async fn abandon(&self) {
+        self.drain.cut_short();
+        self.drain.finished().await;
     }
 }
 
 async fn bind(name: &str, address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("{name}: can't listen on {address}: {error}")))
+    TcpListener::bind(address).await.map_err(|error| {
+        io::Error::new(error.kind(), format!("{name}: could not listen on {address}: {error}"))
+    })
 }

@@ -7,7 +7,7 @@ use tokio::sync::SetOnce;
 use crate::flags::{Backup, BackupError, PostgresBackup};
 use crate::ledger::Ledger;
 
-/// The last known flags in the ledger, which is opened when the flags have long been made.
+/// Keeps the last known flags in the ledger, which is opened after the flags were made.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InLedger(Arc<SetOnce<PostgresBackup>>);
 

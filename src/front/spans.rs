@@ -1,5 +1,5 @@
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use axum::extract::MatchedPath;
@@ -9,10 +9,12 @@ use tower_service::Service;
 use tracing::Instrument;
 use tracing::instrument::Instrumented;
 
+use crate::metrics::nested_prefix;
 use crate::migration::{Agent, Migration};
 use crate::release::Release;
 
-/// A span per request that says which build answered and in which phase. Nobody listening, it costs a comparison.
+/// A span per request that names the build that answered and the phase of each migration. Without a subscriber it costs
+/// a comparison.
 #[derive(Clone)]
 pub(super) struct SpanLayer {
     release: Release,
@@ -30,7 +32,7 @@ impl<S> Layer<S> for SpanLayer {
     type Service = Spanned<S>;
 
     fn layer(&self, inner: S) -> Spanned<S> {
-        Spanned { inner, layer: self.clone() }
+        Spanned { inner, layer: self.clone(), nested: Arc::default() }
     }
 }
 
@@ -38,6 +40,8 @@ impl<S> Layer<S> for SpanLayer {
 pub(super) struct Spanned<S> {
     inner: S,
     layer: SpanLayer,
+    /// The prefix, where this is around a nested service. A router puts one layer around each of its routes.
+    nested: Arc<OnceLock<Option<Arc<str>>>>,
 }
 
 impl<S: Service<Request<B>>, B> Service<Request<B>> for Spanned<S> {
@@ -50,8 +54,15 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for Spanned<S> {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        // The route and not the path, which may hold what is nobody's business and is never the same twice.
-        let route = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str);
+        // The route and not the path, which may contain private data and differs for every request.
+        let route = match request.extensions().get::<MatchedPath>() {
+            Some(path) => path.as_str(),
+            None => self
+                .nested
+                .get_or_init(|| nested_prefix(request.extensions()))
+                .as_deref()
+                .unwrap_or("unmatched"),
+        };
         let span = tracing::info_span!(
             "request",
             method = %request.method(),
@@ -65,7 +76,7 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for Spanned<S> {
     }
 }
 
-/// `payment_status=ramp`, for each migration of this build.
+/// The phase of each migration of this build, such as `payment_status=ramp`.
 #[derive(Clone)]
 struct Phases(Arc<[Migration]>);
 

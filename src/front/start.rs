@@ -9,21 +9,21 @@ use super::{BoxError, Cutover, Instance, StartError};
 use crate::preflight::PreflightReport;
 
 impl Cutover {
-    /// The whole life of an instance: starts it, serves what `app` makes of it, and returns when it has been
-    /// drained because of SIGTERM, SIGINT or `/drain`. What `main` of an ordinary service returns.
+    /// Runs an instance for its whole life: starts it, serves the router that `app` makes, and returns when it has been
+    /// drained because of SIGTERM, SIGINT or `/drain`. `main` of an ordinary service returns the result.
     ///
-    /// `app` makes the router; a worker without one returns `None::<Router>`, and only probes, metrics and `/drain`
-    /// are served.
+    /// A worker without a router returns `None::<Router>`. Then only the admin listener is served.
     ///
-    /// With `CUTOVER_PREFLIGHT=1` in the environment, or the argument `--preflight`, nothing is started: what would
-    /// break this build here is printed on standard output (`CUTOVER_PREFLIGHT=json`, `--preflight=json`: as JSON).
+    /// With `CUTOVER_PREFLIGHT=1` in the environment, or the argument `--preflight`, nothing is started. Everything that
+    /// would break this build in this environment is printed on standard output (`CUTOVER_PREFLIGHT=json`,
+    /// `--preflight=json`: as JSON).
     ///
     /// | exit status | |
     /// |---|---|
-    /// | 0 | drained, told to end before it had started, or a preflight without problems |
+    /// | 0 | drained, interrupted before the start was complete, or a preflight without problems |
     /// | 1 | a preflight with problems |
-    /// | 2 | the configuration is wrong; all of it is on standard error |
-    /// | 3 | the ledger or an address can't be used, or `app` failed |
+    /// | 2 | the configuration can't be used; all problems are on standard error |
+    /// | 3 | an address can't be opened, or `app` failed |
     ///
     /// # Cancel safety
     ///
@@ -37,36 +37,40 @@ impl Cutover {
             Ok(instance) => instance,
             Err(error) => return error.report(),
         };
-        let served = async {
-            let app = tokio::select! {
-                app = app(&instance) => app?.into(),
-                // Told to end meanwhile: there is no use for it any more.
-                () = instance.drain().begun() => None,
-            };
-            match app {
-                Some(app) => instance.serve(app).await,
-                None => instance.serve_admin().await,
-            }
-            .map_err(BoxError::from)
+        let app = tokio::select! {
+            app = app(&instance) => app.map(Into::into),
+            // The drain began meanwhile, so the router is not needed any more.
+            () = instance.drain().begun() => Ok(None),
         };
-        match served.await {
+        let served = match app {
+            Ok(Some(app)) => instance.serve(app).await,
+            Ok(None) => instance.serve_admin().await,
+            Err(error) => {
+                instance.abandon().await;
+                return failed(&*error, 3);
+            }
+        };
+        match served {
             Ok(_) => ExitCode::SUCCESS,
-            Err(error) => failed(&*error, 3),
+            Err(error) => failed(&error, 3),
         }
     }
 
-    /// Makes the parts, joins the fleet and starts to take part in the migrations. SIGTERM and SIGINT begin the drain
-    /// from here on, and end the start itself.
+    /// Starts an instance: serves probes, metrics and `/drain` on the admin listener, joins the fleet, and takes part in
+    /// the migrations. From here on SIGTERM and SIGINT begin the drain, and end the start itself.
+    ///
+    /// A database that is unavailable does not end the start. It retries with growing pauses of up to 5 s, `/livez`
+    /// passes, and `/readyz` says what it waits for.
     ///
     /// # Errors
     ///
-    /// [`StartError::Configuration`] with all that is wrong with options and environment; [`StartError::Interrupted`];
-    /// [`StartError::Ledger`] when the ledger can't be used; [`StartError::Preflight`], when one was asked for as
-    /// [`run`](Cutover::run) says. [`StartError::report`] makes an exit status of any of them.
+    /// [`StartError::Config`] with every problem of options and environment, [`StartError::Listen`],
+    /// [`StartError::Interrupted`], and [`StartError::Preflight`] if one was requested as [`run`](Cutover::run) describes.
+    /// What was begun is given back. [`StartError::report`] makes an exit status of any of them.
     ///
     /// # Cancel safety
     ///
-    /// Safe: what was begun ends with the future.
+    /// A row in the ledger that a dropped future leaves behind ends with its lease.
     pub async fn start(self) -> Result<Instance, StartError> {
         let assembly = Assembly::new(self, Environment::of_the_process());
         match assembly.preflight {
@@ -75,19 +79,19 @@ impl Cutover {
         }
     }
 
-    /// Looks at what would break this build here, and starts nothing.
+    /// Reports everything that would break this build in this environment. Starts and changes nothing.
     ///
     /// # Cancel safety
     ///
-    /// Safe: it only looks.
+    /// Cancel safe: it only reads.
     pub async fn preflight(self) -> PreflightReport {
         Assembly::new(self, Environment::of_the_process()).look().await
     }
 }
 
 impl StartError {
-    /// Says on the terminal what there is to say, and gives the exit status that [`Cutover::run`] would: zero for a
-    /// preflight that found no problem. For a `main` that calls [`Cutover::start`] itself.
+    /// Prints the error, or the preflight's report, and returns the exit status that [`Cutover::run`] would. For a `main`
+    /// that calls [`Cutover::start`] itself.
     pub fn report(&self) -> ExitCode {
         match self {
             Self::Preflight(report, output) => {
@@ -95,21 +99,21 @@ impl StartError {
                     Output::Text => report.to_string(),
                     Output::Json => serde_json::to_string_pretty(report).unwrap_or_else(|e| e.to_string()),
                 };
-                let heard = writeln!(std::io::stdout(), "{text}").is_ok();
-                ExitCode::from(u8::from(!report.passed || !heard))
+                let is_printed = writeln!(std::io::stdout(), "{text}").is_ok();
+                ExitCode::from(u8::from(!report.passed || !is_printed))
             }
             Self::Interrupted => {
                 tracing::info!("{self}");
                 ExitCode::SUCCESS
             }
-            Self::Configuration(_) => failed(self, 2),
-            Self::Ledger(_) | Self::Share(_) => failed(self, 3),
+            Self::Config(_) => failed(self, 2),
+            Self::Listen { .. } => failed(self, 3),
         }
     }
 }
 
-/// Also where nobody has set up `tracing`.
+/// Prints to standard error, which is visible without a `tracing` subscriber.
 fn failed(error: &dyn std::fmt::Display, status: u8) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "can't start: {error}");
+    let _ = writeln!(std::io::stderr(), "could not start: {error}");
     ExitCode::from(status)
 }

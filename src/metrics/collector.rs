@@ -11,11 +11,11 @@ use super::series::{BOUNDS, BUCKETS, Exemplar, Snapshot};
 /// The family whose buckets have exemplars.
 pub(super) const DURATIONS: &str = "http_request_duration_seconds";
 
-/// Name, help, type and labels (in the alphabet's order) of each family.
+/// Name, help, type and labels (in alphabetical order) of each family.
 const FAMILIES: [(&str, &str, MetricType, &[&str]); 5] = [
     (
         "http_requests_total",
-        "Requests by the time their response body ended.",
+        "Requests whose response body has ended.",
         MetricType::COUNTER,
         &["method", "route", "status", "version"],
     ),
@@ -33,7 +33,7 @@ const FAMILIES: [(&str, &str, MetricType, &[&str]); 5] = [
     ),
     (
         "http_requests_aborted_total",
-        "Requests whose response did not get to its end, by reason.",
+        "Requests whose response did not reach its end, by reason.",
         MetricType::COUNTER,
         &["method", "reason", "route", "version"],
     ),
@@ -113,7 +113,7 @@ impl Collector for HttpCollector {
     }
 }
 
-/// The exemplars of [`DURATIONS`], which the client library's types have no place for.
+/// The exemplars of [`DURATIONS`]. The types of the client library can't hold them.
 pub(super) struct Exemplars(HashMap<[String; 3], [Option<Exemplar>; BUCKETS]>);
 
 impl Exemplars {
@@ -130,7 +130,7 @@ impl Exemplars {
         Self(all)
     }
 
-    /// Those of the series with these labels.
+    /// The exemplars of the series with these labels.
     pub(super) fn get(&self, labels: &[LabelPair]) -> Option<&[Option<Exemplar>; BUCKETS]> {
         let value = |name: &str| labels.iter().find(|l| l.name() == name).map(|l| l.value().to_owned());
         self.0.get(&[value("method")?, value("route")?, value("status")?])

@@ -1,4 +1,4 @@
-use super::grpc;
+use super::grpc_status::{UNKNOWN, status_of_code};
 
 /// The longest trailer frame that is kept. A longer one counts as a call without a status.
 const MAX_TRAILERS: usize = 16 * 1024;
@@ -73,7 +73,7 @@ fn status_of(trailers: &[u8]) -> u16 {
         let (name, value) = (&line[..colon], &line[colon + 1..]);
         name.trim_ascii().eq_ignore_ascii_case(b"grpc-status").then(|| value.trim_ascii())
     });
-    code.map_or(grpc::UNKNOWN, grpc::status_of_code)
+    code.map_or(UNKNOWN, status_of_code)
 }
 
 /// Decodes base64 four characters at a time.

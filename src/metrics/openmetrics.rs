@@ -11,7 +11,7 @@ use super::series::{BOUNDS, Exemplar};
 /// Content type of what [`encode`] writes.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Whether the reader would rather have OpenMetrics than the older text format.
+/// Whether the client prefers OpenMetrics to the older text format.
 pub(super) fn is_preferred(headers: &HeaderMap) -> bool {
     let (mut openmetrics, mut text) = (0.0, 0.0);
     for range in headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')) {
@@ -27,8 +27,8 @@ pub(super) fn is_preferred(headers: &HeaderMap) -> bool {
     openmetrics > 0.0 && openmetrics >= text
 }
 
-/// The families in OpenMetrics' text format, with the exemplars that the older format can't carry. Numbers are
-/// written as in the older one, so that a bucket is the same series whichever format was scraped.
+/// The families in OpenMetrics' text format, with the exemplars that the older format does not have. Numbers are
+/// written as in the older format, so that a bucket is the same series in both.
 pub(super) fn encode(families: &[MetricFamily], exemplars: &Exemplars) -> Result<String, fmt::Error> {
     let mut page = String::new();
     for family in families {
@@ -42,7 +42,7 @@ fn write_family(page: &mut String, family: &MetricFamily, exemplars: &Exemplars)
     let full = family.name();
     let (name, kind) = match (family.get_field_type(), full.strip_suffix("_total")) {
         (MetricType::COUNTER, Some(name)) => (name, "counter"),
-        // The format knows no counter without the suffix.
+        // In this format the name of a counter has the suffix.
         (MetricType::COUNTER, None) | (MetricType::UNTYPED, _) => (full, "unknown"),
         (MetricType::GAUGE, _) => (full, "gauge"),
         (MetricType::HISTOGRAM, _) => (full, "histogram"),
@@ -59,7 +59,7 @@ fn write_family(page: &mut String, family: &MetricFamily, exemplars: &Exemplars)
         match family.get_field_type() {
             MetricType::COUNTER => sample("", None, metric.get_counter().get_value(), None)?,
             MetricType::GAUGE => sample("", None, metric.get_gauge().get_value(), None)?,
-            // The client library has no way to make one.
+            // The client library can't create one.
             MetricType::UNTYPED => {}
             MetricType::HISTOGRAM => {
                 let histogram = metric.get_histogram();
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reader_chooses() {
+    fn the_client_chooses_the_format() {
         let prefers = |accept: &'static str| {
             is_preferred(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]))
         };

@@ -14,10 +14,9 @@ use super::labels::method_index;
 use super::{MetricsLayer, openmetrics};
 use crate::release::Release;
 
-/// The metrics of one process: a registry of its own, the HTTP families, `build_info`.
+/// The metrics of one process: a registry with the HTTP families and `build_info`.
 ///
-/// Cheap to clone; clones are the same registry. Rooms and services add families of their
-/// own through [`Metrics::registry`].
+/// Cheap to clone; clones share the registry. Services add their own families through [`Metrics::registry`].
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -31,15 +30,15 @@ use crate::release::Release;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A canary judge can then ask for the share of failures, which is a number from the first
-/// scrape on (for a route's method, from its first request on):
+/// A canary judge can then query the share of failures. It is a number from the first scrape on (for a method of a route,
+/// from its first request on):
 ///
 /// ```promql
 /// sum(rate(http_requests_total{version="canary",status=~"5.."}[1m]))
 ///   / sum(rate(http_requests_total{version="canary"}[1m]))
 /// ```
 ///
-/// Before any request was served this is 0/0, so the query's result exists and is NaN.
+/// Before the first request this is 0/0: the result exists and is NaN.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -52,17 +51,16 @@ impl Metrics {
     ///
     /// # Errors
     ///
-    /// None is known: the registry is new, so that no name can be taken, and the names are
-    /// constants. The error is the registry's own.
+    /// The registry's error. None is known: the registry is new, and the names are constants.
     pub fn new(release: &Release) -> Result<Self, prometheus::Error> {
         Self::in_registry(Registry::new(), release)
     }
 
-    /// The same in a registry that the service has already.
+    /// The same in an existing registry.
     ///
     /// # Errors
     ///
-    /// The registry's own, where it has families of these names.
+    /// The registry's error, if it has families of these names.
     pub fn in_registry(registry: Registry, release: &Release) -> Result<Self, prometheus::Error> {
         let build_info = IntGauge::with_opts(
             Opts::new("build_info", "The build that runs; always 1.")
@@ -79,28 +77,27 @@ impl Metrics {
         Ok(Self { registry, release: release.clone(), http })
     }
 
-    /// Where families are registered. Families that a canary is judged by need the label
-    /// `version`, from [`Metrics::release`].
+    /// The registry. Families that a canary is judged by need the label `version`, from [`Metrics::release`].
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Whose metrics these are.
+    /// The build that the metrics belong to.
     pub fn release(&self) -> &Release {
         &self.release
     }
 
-    /// The layer that counts requests; every layer of one `Metrics` counts into the same
-    /// series, so a request must pass only one of them.
+    /// The layer that counts requests. All layers of one `Metrics` count into the same series, so a request must pass only
+    /// one of them.
     pub fn layer(&self) -> MetricsLayer {
         MetricsLayer { http: Arc::clone(&self.http) }
     }
 
-    /// Makes the zero series of a route before its first request, so that a canary that was sent nothing yet
-    /// has them. `route` is written as the router has it, `/orders/{id}`.
+    /// Creates the series of a route before its first request, so that a canary without requests has them. `route` is
+    /// written as in the router: `/orders/{id}`.
     ///
-    /// With `POST` and `/package.Service/Method` the calls of a gRPC method have a route of their own. Without a
-    /// declaration they are counted under their service, because a client can make up a method's name.
+    /// With `POST` and `/package.Service/Method`, the calls of a gRPC method have a route of their own. Without a declaration
+    /// they count under their service, because a client can invent names of methods.
     ///
     /// ```
     /// # let metrics = cutover::metrics::Metrics::new(&cutover::release::Release::new("payments", "canary")?)?;
@@ -114,8 +111,8 @@ impl Metrics {
         self.http.route(route).declare(method_index(method));
     }
 
-    /// `GET /metrics` for the admin listener: in Prometheus' text format, or in OpenMetrics' where the reader
-    /// prefers it, as Prometheus itself does. Only the latter has exemplars: the last request of each bucket of
+    /// `GET /metrics` for the admin listener, in the text format of Prometheus, or in OpenMetrics if the client prefers it, as
+    /// Prometheus does. Only OpenMetrics has exemplars: the last request of each bucket of
     /// `http_request_duration_seconds` that came with a sampled `traceparent`.
     pub fn router(&self) -> Router {
         let metrics = self.clone();

@@ -11,8 +11,8 @@ use super::trace::TraceId;
 /// All series of one route, in shards.
 pub(super) struct Route {
     pub(super) name: Box<str>,
-    /// Each of its own count of references: a request in flight holds its shard, and if all held the same one,
-    /// every core would write to that one's count.
+    /// Each has its own reference count. A request in flight holds its shard, and with one count every core would write to
+    /// it.
     shards: Box<[Arc<Shard>]>,
 }
 
@@ -27,17 +27,17 @@ impl Route {
         &self.shards[thread_number() & (self.shards.len() - 1)]
     }
 
-    /// Makes the series that this method has before its first request.
+    /// Creates the series of this method before its first request.
     pub(super) fn declare(&self, method: u8) {
         self.shard().method(method);
     }
 
-    /// Requests that have begun. Asked for after what has ended was read, it is never less than that.
+    /// Requests that have begun. Read after the number of ended requests, it is never smaller.
     pub(super) fn begun(&self) -> u64 {
         self.shards.iter().map(|shard| shard.begun.load(Acquire)).sum()
     }
 
-    /// The methods that were declared or have had a request, each with its number.
+    /// The methods that were declared or have had a request, each with its index.
     pub(super) fn methods(&self) -> impl Iterator<Item = (usize, MethodSnapshot)> {
         (0..METHODS.len()).filter_map(|index| {
             let mut there = self.shards.iter().filter_map(|shard| shard.methods[index].get()).peekable();
@@ -49,12 +49,12 @@ impl Route {
     }
 }
 
-/// What one core counts of a route. Only the sum over the shards means something: a request may end on
-/// another core than it began on, and is counted in the shard of its beginning.
+/// The counts of one core for a route. Only the sum over the shards is meaningful: a request that ends on another core is
+/// counted in the shard in which it began.
 #[derive(Default)]
 #[repr(align(128))]
 pub(super) struct Shard {
-    /// What is in flight is the difference to what was counted at its end, so that the gauge can't drift away.
+    /// The number in flight is the difference between begun and ended requests, so that the gauge can't drift.
     begun: AtomicU64,
     methods: [OnceLock<Box<Method>>; METHODS.len()],
 }
@@ -69,7 +69,7 @@ impl Shard {
     }
 }
 
-/// What is counted of one method of a route.
+/// The counts of one method of a route.
 #[repr(align(128))]
 pub(super) struct Method {
     first_byte: Durations,
@@ -77,8 +77,8 @@ pub(super) struct Method {
     statuses: Statuses,
 }
 
-/// `rate()` doesn't see a series' first step if the series appears with it, so the first failure of a quiet
-/// canary would be missed. 503 is what shedding and an overloaded or draining service answer.
+/// `rate()` does not see the first step of a series that appears with it, so the first failure of a quiet canary would be
+/// missed. 503 is the answer of a service that is overloaded or drains.
 const FROM_THE_START: [u16; 3] = [200, 500, 503];
 
 impl Default for Method {
@@ -105,8 +105,8 @@ impl Method {
     }
 }
 
-/// The durations by status, in the order in which statuses came. A service answers with few. Nothing is ever
-/// taken out, so that reading takes no lock.
+/// The durations by status, in the order of first use. A service uses few. Nothing is ever removed, so that reading needs no
+/// lock.
 #[derive(Default)]
 struct Statuses {
     slots: [OnceLock<(u16, Durations)>; 4],
@@ -127,7 +127,7 @@ impl Statuses {
         }
     }
 
-    fn each(&self, mut with: impl FnMut(u16, &Durations)) {
+    fn for_each(&self, mut with: impl FnMut(u16, &Durations)) {
         let mut segment = Some(self);
         while let Some(Self { slots, next }) = segment {
             for (status, durations) in slots.iter().filter_map(OnceLock::get) {
@@ -138,7 +138,7 @@ impl Statuses {
     }
 }
 
-/// What a method's shards held at one time.
+/// The sums over the shards of a method at one time.
 #[derive(Default)]
 pub(super) struct MethodSnapshot {
     pub(super) first_byte: Snapshot,
@@ -152,7 +152,7 @@ impl MethodSnapshot {
         for (sum, count) in self.aborts.iter_mut().zip(&shard.aborts) {
             *sum += count.load(Relaxed);
         }
-        shard.statuses.each(|status, durations| self.statuses.entry(status).or_default().add(durations));
+        shard.statuses.for_each(|status, durations| self.statuses.entry(status).or_default().add(durations));
     }
 }
 
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_fall_into_their_bucket_from_any_thread() {
+    fn durations_of_all_threads_are_in_their_buckets() {
         let route = Route::new("/");
         std::thread::scope(|scope| {
             for _ in 0..8 {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_statuses_at_once_are_each_counted() {
+    fn concurrent_new_statuses_are_each_counted() {
         let route = Route::new("/");
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -29,26 +29,26 @@ const BOUNDS_NANOS: [u64; 14] = [
     7_500_000_000,
     10_000_000_000,
 ];
-/// With the one above every bound.
+/// Including the one above every bound.
 pub(super) const BUCKETS: usize = BOUNDS.len() + 1;
-/// More shards than this cost memory per series and win nothing.
+/// More shards cost memory per series and gain nothing.
 const MAX_SHARDS: usize = 16;
 
-/// A shard per core, so that two cores that count don't fight for one cache line.
+/// One shard per core, so that cores do not share a cache line.
 pub(super) fn shard_count() -> usize {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     cores.next_power_of_two().min(MAX_SHARDS)
 }
 
-/// The calling thread's number. Threads take turns, so that neighbours have different shards.
+/// The number of the calling thread.
 pub(super) fn thread_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local!(static THREAD: usize = NEXT.fetch_add(1, Relaxed));
-    // While a thread is torn down its thread-locals are gone; any shard will do.
+    // Thread-locals are gone while a thread is destroyed. Any shard is correct.
     THREAD.try_with(|number| *number).unwrap_or(0)
 }
 
-/// One request of a bucket that a person can look at.
+/// An example request of a bucket.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Exemplar {
     pub(super) trace: TraceId,
@@ -61,10 +61,10 @@ type Exemplars = [Mutex<Option<Exemplar>>; BUCKETS];
 /// One shard of a histogram of durations.
 #[derive(Default)]
 pub(super) struct Durations {
-    /// Not cumulative; the last one counts what is above every bound.
+    /// Not cumulative. The last one counts durations above every bound.
     buckets: [AtomicU64; BUCKETS],
     nanos: AtomicU64,
-    /// Made with the first traced request: most services have none.
+    /// Created with the first traced request. Most services have none.
     exemplars: OnceLock<Box<Exemplars>>,
 }
 
@@ -76,7 +76,7 @@ impl Durations {
         self.nanos.fetch_add(nanos, Relaxed);
         if let Some(trace) = trace {
             let slot = &self.exemplars.get_or_init(Box::default)[bucket];
-            // Never waited for: any request of the bucket is as good an example.
+            // No wait for the lock: any request of the bucket is a good example.
             if let Ok(mut slot) = slot.try_lock() {
                 *slot = Some(Exemplar { trace, duration, at: SystemTime::now() });
             }
@@ -84,10 +84,10 @@ impl Durations {
     }
 }
 
-/// What the shards of a histogram held at one time.
+/// The sums over the shards of a histogram at one time.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Snapshot {
-    /// As Prometheus wants them: each includes those below, the last one all.
+    /// Cumulative, as in Prometheus: the last one counts all.
     pub(super) cumulative: [u64; BUCKETS],
     pub(super) nanos: u64,
     pub(super) exemplars: [Option<Exemplar>; BUCKETS],
@@ -110,7 +110,7 @@ impl Snapshot {
         }
     }
 
-    /// The counter is derived from the same buckets, so the two families can't disagree.
+    /// The counter comes from the same buckets, so that the two families always agree.
     pub(super) fn count(&self) -> u64 {
         self.cumulative[BUCKETS - 1]
     }

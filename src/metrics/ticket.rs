@@ -5,14 +5,14 @@ use super::labels::{Abort, METHODS};
 use super::route::Shard;
 use super::trace::TraceId;
 
-/// One request in flight: counted exactly once, at the latest when dropped.
+/// One request in flight. It is counted exactly once, at the latest when it is dropped.
 pub(super) struct Ticket {
     shard: Arc<Shard>,
     started: Instant,
     trace: Option<TraceId>,
     method: u8,
-    /// True while code of the service runs. Still true in `drop` means that it unwound;
-    /// `thread::panicking()` would also be true for a bystander that another panic drops.
+    /// True while code of the service runs. If it is true in `drop`, that code panicked. `thread::panicking()` is also true
+    /// for a request that the panic of another one drops.
     running: bool,
     counted: bool,
 }
@@ -23,7 +23,7 @@ impl Ticket {
         Self { shard, started: Instant::now(), trace, method, running: false, counted: false }
     }
 
-    /// Runs the service's own code, so that a panic in it is recognised.
+    /// Runs code of the service, so that its panic is recognised.
     pub(super) fn run<T>(&mut self, code: impl FnOnce() -> T) -> T {
         self.running = true;
         let value = code();
@@ -39,7 +39,7 @@ impl Ticket {
         METHODS[usize::from(self.method)] == "HEAD"
     }
 
-    /// The response's head is there.
+    /// Records the time to the response head.
     pub(super) fn first_byte(&self) {
         self.shard.method(self.method).first_byte(self.started.elapsed());
     }

@@ -9,8 +9,8 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) struct TraceId(NonZeroU128);
 
 impl TraceId {
-    /// From a `traceparent` header whose `sampled` flag is set: of other traces nothing is kept that an exemplar
-    /// could lead to. Format: W3C Trace Context, section 3.2.
+    /// From a `traceparent` header with the `sampled` flag: other traces are not stored, so an exemplar could not lead to
+    /// them. Format: W3C Trace Context, section 3.2.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(&TRACEPARENT)?.as_bytes();
         let (version, rest) = value.split_first_chunk::<2>()?;
@@ -37,7 +37,7 @@ impl fmt::Display for TraceId {
     }
 }
 
-/// At most 16 digits, lower case only, as the format has it.
+/// At most 16 digits, in lower case only, as in the format.
 fn hex(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |number, digit| {
         let digit = match digit {
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sampled_trace_of_the_right_form_counts() {
+    fn only_valid_headers_of_sampled_traces_are_accepted() {
         let trace = "0af7651916cd43dd8448eb211c80319c";
         let parent = "b7ad6b7169203331";
         assert_eq!(of(&format!("00-{trace}-{parent}-01")).as_deref(), Some(trace));

@@ -31,6 +31,7 @@ mod schema;
 
 pub use batch::{BatchOptions, MapRows, Throttle, map_each};
 pub use catalog::{OldSide, PlanProblem};
+pub(crate) use coordinator::check as check_specs;
 pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError};
 pub use dual::{
     Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, Rows, Separate, Shadow, ShadowOptions,

@@ -12,10 +12,11 @@ use tower_service::Service;
 
 use super::PoolWaitMetrics;
 
-/// Lets as many in as the pool's share has connections, first come, first served, and turns away who would wait too long.
+/// Admits as many requests as the pool's share has connections, in order of arrival, and refuses those that would wait too
+/// long.
 ///
-/// As a layer it answers 503 with `Retry-After: 1`, and a request holds its place until its handler is done. With room,
-/// admission is one compare-and-swap; giving the place back takes the semaphore's short lock for waiters.
+/// As a layer it answers 503 with `Retry-After: 1`. A request keeps its place until its handler has finished. If a place is
+/// free, admission is one compare-and-swap; returning the place takes the semaphore's short lock.
 #[derive(Debug, Clone)]
 pub struct Admission {
     places: Arc<Semaphore>,
@@ -23,16 +24,16 @@ pub struct Admission {
     waits: PoolWaitMetrics,
 }
 
-/// A place before the pool; dropping it gives it back.
+/// A place for one request. Dropping it returns the place.
 #[derive(Debug)]
-#[must_use = "the place is given back when this is dropped"]
+#[must_use = "dropping this returns the place"]
 pub struct AdmissionPermit {
     _place: OwnedSemaphorePermit,
 }
 
-/// No place came free in time.
+/// No place became free in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no database connection came free in time")]
+#[error("no database connection became free in time")]
 pub struct Overloaded;
 
 impl Admission {
@@ -40,18 +41,18 @@ impl Admission {
         Self { places, limit, waits }
     }
 
-    /// PoolWaitMetrics for a place, at most for the limit.
+    /// Waits for a place, at most for the limit.
     ///
     /// # Errors
     ///
-    /// [`Overloaded`] when the limit has passed.
+    /// [`Overloaded`] if the limit has passed.
     ///
     /// # Cancel safety
     ///
-    /// Safe: the place in the queue is given up.
+    /// Cancel safe: a dropped future leaves the queue.
     pub async fn admit(&self) -> Result<AdmissionPermit, Overloaded> {
         match self.try_admit() {
-            Some(admitted) => Ok(admitted),
+            Some(permit) => Ok(permit),
             None => self.wait().await,
         }
     }
@@ -79,7 +80,7 @@ impl<S> Layer<S> for Admission {
     }
 }
 
-/// What [`Admission`] makes of a service.
+/// The service that [`Admission`] makes as a layer.
 #[derive(Debug, Clone)]
 pub struct AdmissionService<S> {
     inner: S,
@@ -100,24 +101,24 @@ where
     }
 
     fn call(&mut self, request: Request<R>) -> Self::Future {
-        if let Some(admitted) = self.admission.try_admit() {
-            let state = State::Serving { future: self.inner.call(request), _admitted: admitted };
+        if let Some(permit) = self.admission.try_admit() {
+            let state = State::Serving { future: self.inner.call(request), _permit: permit };
             return ResponseFuture { state };
         }
-        // The service that was polled ready is the one that is called.
+        // Only the instance that was polled ready may be called.
         let waiting = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, waiting);
         let admission = self.admission.clone();
-        // Only who has to wait pays for an allocation.
+        // Only a request that waits costs an allocation.
         let wait = Box::pin(async move { admission.wait().await });
-        ResponseFuture { state: State::Waiting { wait, held: Some((inner, request)) } }
+        ResponseFuture { state: State::Waiting { wait, call: Some((inner, request)) } }
     }
 }
 
 type Wait = Pin<Box<dyn Future<Output = Result<AdmissionPermit, Overloaded>> + Send>>;
 
 pin_project! {
-    /// The response, or 503.
+    /// The response future of [`AdmissionService`]: the inner response, or 503.
     pub struct ResponseFuture<S, Q>
     where
         S: Service<Q>,
@@ -133,8 +134,8 @@ pin_project! {
     where
         S: Service<Q>,
     {
-        Waiting { wait: Wait, held: Option<(S, Q)> },
-        Serving { #[pin] future: S::Future, _admitted: AdmissionPermit },
+        Waiting { wait: Wait, call: Option<(S, Q)> },
+        Serving { #[pin] future: S::Future, _permit: AdmissionPermit },
     }
 }
 
@@ -150,11 +151,11 @@ where
         loop {
             let next = match state.as_mut().project() {
                 Now::Serving { future, .. } => return future.poll(cx),
-                Now::Waiting { wait, held } => match (ready!(wait.as_mut().poll(cx)), held.take()) {
-                    (Ok(admitted), Some((mut inner, request))) => {
-                        State::Serving { future: inner.call(request), _admitted: admitted }
+                Now::Waiting { wait, call } => match (ready!(wait.as_mut().poll(cx)), call.take()) {
+                    (Ok(permit), Some((mut inner, request))) => {
+                        State::Serving { future: inner.call(request), _permit: permit }
                     }
-                    _ => return Poll::Ready(Ok(no_room())),
+                    _ => return Poll::Ready(Ok(overloaded())),
                 },
             };
             state.set(next);
@@ -162,7 +163,7 @@ where
     }
 }
 
-fn no_room<B: Default>() -> Response<B> {
+fn overloaded<B: Default>() -> Response<B> {
     let mut response = Response::new(B::default());
     *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));

@@ -1,10 +1,10 @@
 use crate::ledger::ShareTable;
 
-/// What everybody should hold: first what each needs at least, in the order in which they came, then the rest one by
-/// one, never more than anybody wants.
-fn fair(capacity: u32, wishes: &[(u32, u32)]) -> Vec<u32> {
+/// Divides the capacity among requests of (minimum, maximum): first the minimums, in the order of the requests, then the
+/// rest one by one to the smallest share, up to the maximums.
+fn fair(capacity: u32, requests: &[(u32, u32)]) -> Vec<u32> {
     let mut left = capacity;
-    let mut shares: Vec<u32> = wishes
+    let mut shares: Vec<u32> = requests
         .iter()
         .map(|(min_connections, _)| {
             let share = left.min(*min_connections);
@@ -14,8 +14,8 @@ fn fair(capacity: u32, wishes: &[(u32, u32)]) -> Vec<u32> {
         .collect();
     while left > 0 {
         let mut open: Vec<_> =
-            shares.iter_mut().zip(wishes).filter(|(share, (_, most))| **share < *most).collect();
-        // The smallest first, so that a large `min_connections` is no advantage beyond itself.
+            shares.iter_mut().zip(requests).filter(|(share, (_, max))| **share < *max).collect();
+        // To the smallest share, so that a large minimum gives no further advantage.
         open.sort_by_key(|(share, _)| **share);
         let Some((share, _)) = open.into_iter().next() else { break };
         *share += 1;
@@ -24,24 +24,26 @@ fn fair(capacity: u32, wishes: &[(u32, u32)]) -> Vec<u32> {
     shares
 }
 
-/// What this instance should come to, and what it may have now.
+/// The number of connections that this instance should reach, and the number that it may have now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Decision {
     pub(super) target: u32,
     pub(super) granted: u32,
 }
 
-/// Decides for the instance whose share is `mine` and whose pool can hold `holding` at the moment.
+/// Decides for the instance whose share is `mine` and whose pool can have `holding` connections at the moment.
 ///
-/// Nothing is granted that somebody else still holds. What it holds itself stays its own until it has given it back.
-pub(super) fn decide(book: &ShareTable, holding: u32) -> Decision {
-    let ended: u32 = book.shares.iter().filter(|share| !share.alive).map(|share| share.held).sum();
-    let living: Vec<_> = book.shares.iter().filter(|share| share.alive).collect();
-    let wishes: Vec<_> = living.iter().map(|share| (share.min_connections, share.max_connections)).collect();
-    let shares = fair(book.capacity.saturating_sub(ended), &wishes);
+/// A connection that another instance still holds is not granted. The instance keeps what it holds until it has given it
+/// back.
+pub(super) fn decide(table: &ShareTable, holding: u32) -> Decision {
+    let ended: u32 = table.shares.iter().filter(|share| !share.alive).map(|share| share.held).sum();
+    let living: Vec<_> = table.shares.iter().filter(|share| share.alive).collect();
+    let requests: Vec<_> =
+        living.iter().map(|share| (share.min_connections, share.max_connections)).collect();
+    let shares = fair(table.capacity.saturating_sub(ended), &requests);
     let target = living.iter().zip(shares).find(|(share, _)| share.mine).map_or(0, |(_, share)| share);
-    let others: u32 = book.shares.iter().filter(|share| !share.mine).map(|share| share.held).sum();
-    let free = book.capacity.saturating_sub(others);
+    let others: u32 = table.shares.iter().filter(|share| !share.mine).map(|share| share.held).sum();
+    let free = table.capacity.saturating_sub(others);
     Decision { target, granted: target.min(free).max(holding) }
 }
 
@@ -51,7 +53,7 @@ mod tests {
     use crate::ledger::Share;
 
     #[test]
-    fn everybody_gets_the_least_first_and_the_rest_is_even() {
+    fn minimums_come_first_and_the_rest_is_divided_evenly() {
         assert_eq!(fair(10, &[(1, 10), (1, 10)]), [5, 5]);
         assert_eq!(fair(10, &[(1, 2), (1, 10)]), [2, 8]);
         assert_eq!(fair(3, &[(2, 10), (2, 10)]), [2, 1]);
@@ -59,7 +61,7 @@ mod tests {
         assert_eq!(fair(0, &[(1, 1)]), [0]);
     }
 
-    /// Instances come, go, shrink slowly and are killed at random; the sum never exceeds the budget.
+    /// Instances start, leave, shrink slowly and are killed at random.
     #[test]
     fn the_sum_never_exceeds_the_budget() {
         for seed in 0..500 {
@@ -89,11 +91,11 @@ mod tests {
                         if !shares[at].alive {
                             continue;
                         }
-                        let mut book =
+                        let mut table =
                             ShareTable { shares: shares.clone(), capacity, reckoning: String::new() };
-                        book.shares[at].mine = true;
-                        let decision = decide(&book, shares[at].held);
-                        // It gives back as many as it happens to have idle.
+                        table.shares[at].mine = true;
+                        let decision = decide(&table, shares[at].held);
+                        // It gives back its idle connections, however many there are.
                         let back = decision.granted.saturating_sub(decision.target);
                         shares[at].held = decision.granted - random.u32(0..=back);
                     }

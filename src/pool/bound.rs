@@ -6,32 +6,32 @@ use tokio::task::JoinSet;
 
 /// A pool whose number of connections can be changed while it is in use.
 pub(super) enum Bound {
-    /// `sqlx` can't resize. What it must not open is checked out of it, by a connection that the server has ended
-    /// already: it keeps the place and costs the server nothing.
+    /// `sqlx` can't resize a pool. A place that it must not use is occupied by a connection that the server has already
+    /// ended: it keeps the place and costs the server nothing.
     Sqlx {
         pool: PgPool,
-        most: u32,
-        held_back: Vec<PoolConnection<Postgres>>,
-        taking: JoinSet<PoolConnection<Postgres>>,
+        max: u32,
+        occupied: Vec<PoolConnection<Postgres>>,
+        occupying: JoinSet<PoolConnection<Postgres>>,
     },
     #[cfg(feature = "deadpool")]
     Deadpool { pool: deadpool_postgres::Pool, max_lifetime: Duration },
 }
 
 impl Bound {
-    /// Checks all places beyond `granted` out, one after the other: so there is only one connection at a time.
-    pub(super) async fn sqlx(pool: PgPool, most: u32, granted: u32) -> Self {
-        let mut held_back = Vec::new();
-        for _ in granted..most {
-            held_back.push(take(pool.clone()).await);
+    /// Occupies all places beyond `granted`, one after the other, so that it opens one connection at a time.
+    pub(super) async fn sqlx(pool: PgPool, max: u32, granted: u32) -> Self {
+        let mut occupied = Vec::new();
+        for _ in granted..max {
+            occupied.push(occupy(pool.clone()).await);
         }
-        Self::Sqlx { pool, most, held_back, taking: JoinSet::new() }
+        Self::Sqlx { pool, max, occupied, occupying: JoinSet::new() }
     }
 
     /// How many connections the pool can have at the moment.
     pub(super) fn holding(&self) -> u32 {
         match self {
-            Self::Sqlx { most, held_back, .. } => most.saturating_sub(len(held_back.len())),
+            Self::Sqlx { max, occupied, .. } => max.saturating_sub(len(occupied.len())),
             #[cfg(feature = "deadpool")]
             Self::Deadpool { pool, .. } => {
                 let status = pool.status();
@@ -40,11 +40,11 @@ impl Bound {
         }
     }
 
-    /// How many connections somebody has, or waits for, as far as the pool knows.
+    /// How many connections are in use or waited for, as far as the pool knows.
     pub(super) fn in_use(&self) -> u32 {
         match self {
-            Self::Sqlx { pool, held_back, .. } => {
-                pool.size().saturating_sub(len(pool.num_idle() + held_back.len()))
+            Self::Sqlx { pool, occupied, .. } => {
+                pool.size().saturating_sub(len(pool.num_idle() + occupied.len()))
             }
             #[cfg(feature = "deadpool")]
             Self::Deadpool { pool, .. } => {
@@ -54,20 +54,20 @@ impl Bound {
         }
     }
 
-    /// Grows at once; shrinks as connections come free.
+    /// Grows at once, and shrinks as connections come free.
     pub(super) async fn resize(&mut self, to: u32) {
         match self {
-            Self::Sqlx { pool, most, held_back, taking } => {
-                let back = usize::try_from(most.saturating_sub(to)).unwrap_or(usize::MAX);
-                if held_back.len() + taking.len() > back {
-                    // One that is dropped in the middle of it goes to the pool, which finds it dead.
-                    taking.shutdown().await;
-                    for place in held_back.drain(back.min(held_back.len())..) {
+            Self::Sqlx { pool, max, occupied, occupying } => {
+                let back = usize::try_from(max.saturating_sub(to)).unwrap_or(usize::MAX);
+                if occupied.len() + occupying.len() > back {
+                    // A connection that is dropped half way returns to the pool, which finds it closed.
+                    occupying.shutdown().await;
+                    for place in occupied.drain(back.min(occupied.len())..) {
                         let _ = place.close().await;
                     }
                 }
-                while held_back.len() + taking.len() < back {
-                    taking.spawn(take(pool.clone()));
+                while occupied.len() + occupying.len() < back {
+                    occupying.spawn(occupy(pool.clone()));
                 }
             }
             #[cfg(feature = "deadpool")]
@@ -78,13 +78,13 @@ impl Bound {
         }
     }
 
-    /// PoolWaitMetrics until something was given back; for ever when nothing is on its way.
+    /// Waits until one more place is occupied; forever if none is about to be.
     pub(super) async fn gave_back(&mut self) {
         match self {
-            Self::Sqlx { held_back, taking, .. } => {
-                while let Some(taken) = taking.join_next().await {
+            Self::Sqlx { occupied, occupying, .. } => {
+                while let Some(taken) = occupying.join_next().await {
                     if let Ok(place) = taken {
-                        held_back.push(place);
+                        occupied.push(place);
                         return;
                     }
                 }
@@ -107,9 +107,9 @@ impl Bound {
     /// Closes the pool and waits for its connections.
     pub(super) async fn close(self) {
         match self {
-            Self::Sqlx { pool, held_back, mut taking, .. } => {
-                taking.shutdown().await;
-                for place in held_back {
+            Self::Sqlx { pool, occupied, mut occupying, .. } => {
+                occupying.shutdown().await;
+                for place in occupied {
                     let _ = place.close().await;
                 }
                 pool.close().await;
@@ -125,15 +125,15 @@ impl Bound {
     }
 }
 
-/// Takes a place and has the server end the connection on it.
-async fn take(pool: PgPool) -> PoolConnection<Postgres> {
+/// Checks a connection out of the pool and makes the server end it.
+async fn occupy(pool: PgPool) -> PoolConnection<Postgres> {
     loop {
         let Ok(mut place) = pool.acquire().await else {
-            // Time ran out in a busy pool, or the server is away.
+            // The pool is busy, or the server is unavailable.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        // It answers with an error, being gone. The socket closes after the server has freed its slot.
+        // The answer is an error, because the session has ended. The socket closes after the server has freed the slot.
         let _ = sqlx::raw_sql("select pg_terminate_backend(pg_backend_pid())").execute(&mut *place).await;
         if place.ping().await.is_err() {
             return place;

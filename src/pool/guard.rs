@@ -12,20 +12,26 @@ use super::bound::Bound;
 use super::{Admission, PoolWaitMetrics};
 use crate::fleet::Fleet;
 use crate::ledger::{Ledger, LedgerError, ShareRequest, ShareTable};
+use crate::{ConfigError, Problem};
 
 /// A changed DNS record is followed within this time.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// More connections than one process can use. The pool opens and ends one for each place beyond its share.
+pub(crate) const MAX_CONNECTIONS: u32 = 1000;
 
-/// How many connections an instance asks for.
+/// How many connections an instance requests.
+///
+/// Not `#[non_exhaustive]`, so that a service can write it as a literal with `..ShareOptions::default()`.
 #[derive(Debug, Clone)]
 pub struct ShareOptions {
-    /// Without so many it does not start. Default 1.
+    /// The instance does not start with fewer. Default 1.
     pub min_connections: u32,
-    /// It never has more. Default 10.
+    /// The instance never has more. Default 10, at most 1,000.
     pub max_connections: u32,
-    /// Connections of the server left free: for people, and for the moment in which a closed one is still ending. Default 3.
+    /// Connections of the server that are left free: for people, and for the moment in which a closed connection still
+    /// counts. Default 3.
     pub spare: u32,
-    /// How long a start waits until others have made room. Default 30 s.
+    /// How long a start waits until other instances have given back connections. Default 30 s.
     pub start_within: Duration,
 }
 
@@ -39,82 +45,97 @@ impl Default for ShareOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShareError {
-    /// The options make no sense.
-    #[error("{0}")]
-    Options(String),
-    /// The server has not enough connections for the fleet.
+    /// The options can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The server does not have enough connections for the fleet.
     #[error(
-        "the fleet's {instances} pools need at least {needed} connections, this one {min_connections} of them, and nobody made \
-         room in time. {reckoning}. Lower `min_connections`, or raise the limit by {missing}"
+        "the fleet's {instances} pools need at least {needed} connections, {min_connections} of them for this instance, and \
+         no others were given back in time. {reckoning}. Lower `min_connections`, or raise the server's limit by {missing}"
     )]
     Budget {
-        /// Pools that are open or still ending, this one among them.
+        /// Pools that are open or still closing, this one included.
         instances: usize,
-        /// The sum of what they need at least.
+        /// The sum of their minimums.
         needed: u32,
-        /// What this one needs at least.
+        /// The minimum of this instance.
         min_connections: u32,
-        /// How much the limit is too low for that.
+        /// By how much the limit is too low for the sum.
         missing: u32,
-        /// What the server allows, in words.
+        /// How many connections the server allows, and how they are used.
         reckoning: String,
     },
-    /// The ledger.
+    /// The server did not take the pool's surplus connections in time.
+    #[error(
+        "the server did not answer within {limit:?} while the pool was reduced to its share; check its load"
+    )]
+    Timeout {
+        /// [`ShareOptions::start_within`].
+        limit: Duration,
+    },
+    /// The ledger can't be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// The `deadpool` pool could not be built.
     #[cfg(feature = "deadpool")]
-    #[error("the pool: {0}")]
+    #[error("could not build the pool: {0}")]
     Pool(#[from] deadpool_postgres::BuildError),
 }
 
 impl ShareOptions {
-    fn check(&self) -> Result<(), ShareError> {
+    pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.min_connections == 0 {
-            problems.push("pool.min_connections: 0 connections serve nobody: use 1 or more".to_owned());
+            problems
+                .push(Problem::new("pool.min_connections", "0 connections serve no request; use 1 or more"));
         }
         if self.max_connections < self.min_connections {
-            problems.push(format!(
-                "pool.max_connections: {} is less than pool.min_connections ({})",
+            let problem = format!(
+                "{} is less than pool.min_connections ({})",
                 self.max_connections, self.min_connections
-            ));
+            );
+            problems.push(Problem::new("pool.max_connections", problem));
         }
-        if problems.is_empty() { Ok(()) } else { Err(ShareError::Options(problems.join("; "))) }
+        if self.max_connections > MAX_CONNECTIONS {
+            let problem = format!("{} is too many; use at most {MAX_CONNECTIONS}", self.max_connections);
+            problems.push(Problem::new("pool.max_connections", problem));
+        }
+        problems
     }
 }
 
-/// A share of the server's connections, of which a pool is to be made at once: its lease is renewed from then on.
+/// A leased share of the server's connections. Make the pool at once: the lease is renewed only from then on.
 #[derive(Debug)]
 pub struct ConnectionShare {
     ledger: Ledger,
-    wish: ShareRequest,
+    request: ShareRequest,
     renew_every: Duration,
     start_within: Duration,
     granted: u32,
 }
 
 impl ConnectionShare {
-    /// Leases a share, waiting until others have made room for at least `min_connections`.
+    /// Leases a share. Waits at most [`ShareOptions::start_within`] until other instances have given back enough
+    /// connections for `min_connections`.
     ///
     /// # Errors
     ///
-    /// [`ShareError::Options`], [`ShareError::Budget`] with the numbers, [`ShareError::Ledger`].
+    /// [`ShareError::Config`], [`ShareError::Budget`] with the numbers, [`ShareError::Ledger`].
     ///
     /// # Cancel safety
     ///
-    /// What a dropped future leaves behind ends with the lease.
+    /// A request that a dropped future has left in the ledger ends with its lease.
     pub async fn lease(fleet: &Fleet, options: &ShareOptions) -> Result<Self, ShareError> {
         Self::lease_as(fleet, Self::new_name(fleet.release().service()), options).await
     }
 
-    /// A name for a share, which no other one has.
+    /// A unique name for a share.
     pub fn new_name(service: &str) -> String {
         let service: String = service.chars().filter(char::is_ascii).take(40).collect();
         format!("{service}-{:016x}", fastrand::u64(..))
     }
 
-    /// The same under a name of [`ConnectionShare::new_name`], for a pool that was made with it before.
+    /// [`lease`](Self::lease) under a name of [`ConnectionShare::new_name`], for a pool that was made with it before.
     ///
     /// # Errors
     ///
@@ -124,8 +145,8 @@ impl ConnectionShare {
     ///
     /// As [`ConnectionShare::lease`].
     pub async fn lease_as(fleet: &Fleet, name: String, options: &ShareOptions) -> Result<Self, ShareError> {
-        options.check()?;
-        let wish = ShareRequest {
+        ConfigError::check(options.problems())?;
+        let request = ShareRequest {
             name,
             fleet: fleet.name().to_owned(),
             min_connections: options.min_connections,
@@ -137,38 +158,38 @@ impl ConnectionShare {
         let until = Instant::now() + options.start_within;
         let mut is_first = true;
         loop {
-            let (book, granted) = ledger.settle(&wish, |book| decide(book, 0).granted).await?;
-            if granted >= wish.min_connections {
+            let (table, granted) = ledger.settle(&request, |table| decide(table, 0).granted).await?;
+            if granted >= request.min_connections {
                 let start_within = options.start_within;
-                return Ok(Self { ledger, wish, renew_every, start_within, granted });
+                return Ok(Self { ledger, request, renew_every, start_within, granted });
             }
-            let error = short(&book, &wish);
+            let error = shortage(&table, &request);
             if Instant::now() >= until {
-                ledger.give_back(&wish.name).await?;
+                ledger.give_back(&request.name).await?;
                 return Err(error);
             }
             if is_first {
-                tracing::warn!(%error, "waiting for a share of the connections");
+                tracing::warn!(%error, "waiting for a share of the server's connections");
                 is_first = false;
             }
             sleep(renew_every / 8).await;
         }
     }
 
-    /// The share's name, which its connections have as `application_name`.
+    /// The share's name. Its connections have it as `application_name`.
     pub fn name(&self) -> &str {
-        &self.wish.name
+        &self.request.name
     }
 
     /// A `sqlx` pool that never has more connections than the share, however it is used.
     ///
-    /// `max_connections`, `min_connections` and the `application_name` are the share's business; the rest of `options`
-    /// is kept. Places beyond the share are checked out, and [`PgPool::size`] counts them. For each of them a connection
-    /// is opened and ended once, one after the other, before this returns.
+    /// The share sets `max_connections`, `min_connections` and the `application_name`; the rest of `options` is kept.
+    /// Places beyond the share are checked out, and [`PgPool::size`] counts them. For each of them a connection is opened
+    /// and ended once, one after the other, before this returns.
     ///
     /// # Errors
     ///
-    /// [`ShareError::Ledger`] when the server did not answer within `start_within`.
+    /// [`ShareError::Timeout`] if the server did not answer within `start_within`.
     ///
     /// # Cancel safety
     ///
@@ -179,18 +200,18 @@ impl ConnectionShare {
         connect: PgConnectOptions,
     ) -> Result<(PgPool, PoolGuard), ShareError> {
         let lifetime = options.get_max_lifetime().unwrap_or(MAX_LIFETIME);
-        let most = self.wish.max_connections;
+        let most = self.request.max_connections;
         let pool = options
             .max_connections(most)
             .min_connections(0)
             .max_lifetime(lifetime)
-            .connect_lazy_with(connect.application_name(&self.wish.name));
-        let guard = self.hold(pool.clone()).await?;
+            .connect_lazy_with(connect.application_name(&self.request.name));
+        let guard = self.attach(pool.clone()).await?;
         Ok((pool, guard))
     }
 
-    /// Holds a `sqlx` pool to the share that was made lazily, with `max_connections` as its `max_connections` and the share's name
-    /// as its `application_name`, and that has not been used.
+    /// Limits an existing `sqlx` pool to the share. The pool must be lazy and unused, and have the share's
+    /// `max_connections` and its name as the `application_name`.
     ///
     /// # Errors
     ///
@@ -199,9 +220,10 @@ impl ConnectionShare {
     /// # Cancel safety
     ///
     /// The share ends with its lease.
-    pub async fn hold(self, pool: PgPool) -> Result<PoolGuard, ShareError> {
-        let bound = timeout(self.start_within, Bound::sqlx(pool, self.wish.max_connections, self.granted));
-        let bound = bound.await.map_err(|_| LedgerError::from(sqlx::Error::PoolTimedOut))?;
+    pub async fn attach(self, pool: PgPool) -> Result<PoolGuard, ShareError> {
+        let limit = self.start_within;
+        let bound = timeout(limit, Bound::sqlx(pool, self.request.max_connections, self.granted));
+        let bound = bound.await.map_err(|_| ShareError::Timeout { limit })?;
         Ok(PoolGuard::start(self, bound))
     }
 
@@ -222,7 +244,7 @@ impl ConnectionShare {
         T::TlsConnect: Send + Sync,
         <T::TlsConnect as tokio_postgres::tls::TlsConnect<tokio_postgres::Socket>>::Future: Send,
     {
-        config.application_name(&self.wish.name);
+        config.application_name(&self.request.name);
         let manager = deadpool_postgres::Manager::new(config, tls);
         let size = usize::try_from(self.granted).unwrap_or(usize::MAX);
         let pool = deadpool_postgres::Pool::builder(manager)
@@ -234,15 +256,15 @@ impl ConnectionShare {
     }
 }
 
-fn short(book: &ShareTable, wish: &ShareRequest) -> ShareError {
+fn shortage(table: &ShareTable, request: &ShareRequest) -> ShareError {
     let needed: u32 =
-        book.shares.iter().map(|share| if share.alive { share.min_connections } else { share.held }).sum();
+        table.shares.iter().map(|share| if share.alive { share.min_connections } else { share.held }).sum();
     ShareError::Budget {
-        instances: book.shares.len(),
+        instances: table.shares.len(),
         needed,
-        min_connections: wish.min_connections,
-        missing: needed.saturating_sub(book.capacity),
-        reckoning: book.reckoning.clone(),
+        min_connections: request.min_connections,
+        missing: needed.saturating_sub(table.capacity),
+        reckoning: table.reckoning.clone(),
     }
 }
 
@@ -253,8 +275,8 @@ enum Stage {
     Leaving,
 }
 
-/// Keeps a pool within its share, in a task that goes on until [`PoolGuard::leave`] or until the pool is closed, also when
-/// this handle is dropped: an unguarded pool would be the hazard.
+/// Keeps a pool within its share by a background task. The task ends with [`PoolGuard::leave`] or when the pool is closed.
+/// Dropping this handle does not end it, because the pool would then exceed its share.
 #[derive(Debug)]
 pub struct PoolGuard {
     name: String,
@@ -267,15 +289,15 @@ pub struct PoolGuard {
 impl PoolGuard {
     fn start(share: ConnectionShare, bound: Bound) -> Self {
         let (stage, stages) = watch::channel(Stage::Serving);
-        let (told, granted) = watch::channel(share.granted);
+        let (limit, granted) = watch::channel(share.granted);
         let places = Arc::new(Semaphore::new(usize::try_from(share.granted).unwrap_or(usize::MAX)));
-        let name = share.wish.name.clone();
-        let most = share.wish.max_connections;
-        let keeper = Keeper { share, most, bound, places: Arc::clone(&places), told, debt: 0 };
+        let name = share.request.name.clone();
+        let max = share.request.max_connections;
+        let keeper = Keeper { share, max, bound, places: Arc::clone(&places), limit, debt: 0 };
         Self { name, places, granted, stage, task: tokio::spawn(keeper.keep(stages)) }
     }
 
-    /// The share's name, which its connections have as `application_name`.
+    /// The share's name. Its connections have it as `application_name`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -285,13 +307,13 @@ impl PoolGuard {
         self.granted.clone()
     }
 
-    /// Admission before this pool's queue, waiting at most for `limit`. All of them share the places.
+    /// Admission to this pool, with a wait of at most `limit`. All admissions of a pool share its places.
     pub fn admission(&self, limit: Duration, waits: PoolWaitMetrics) -> Admission {
         Admission::new(Arc::clone(&self.places), limit, waits)
     }
 
-    /// Gives connections back as requests end: call it once a drain accepts nothing new. Twice as many as are in use stay,
-    /// and two at least, because a request may need another one beside the one that it holds.
+    /// Gives back connections as requests end. Call it when a drain no longer accepts connections. Twice as many as are in
+    /// use are kept, and at least two, because a request may need a second connection beside the one that it holds.
     pub fn drain(&self) {
         self.stage.send_replace(Stage::Draining);
     }
@@ -300,23 +322,24 @@ impl PoolGuard {
     ///
     /// # Cancel safety
     ///
-    /// Safe: it goes on in the background.
+    /// Cancel safe: it continues in the background.
     pub async fn leave(self) {
         self.stage.send_replace(Stage::Leaving);
         if let Err(error) = self.task.await {
-            tracing::warn!(%error, "the pool's keeper ended early");
+            tracing::warn!(%error, "the task that keeps the pool within its share ended early");
         }
     }
 }
 
 struct Keeper {
     share: ConnectionShare,
-    /// What it asks for while it serves.
-    most: u32,
+    /// `max_connections` while the instance serves.
+    max: u32,
     bound: Bound,
     places: Arc<Semaphore>,
-    told: watch::Sender<u32>,
-    /// Places that are still to be taken from who holds them.
+    /// How many connections the pool may have.
+    limit: watch::Sender<u32>,
+    /// Places that are in use and will be removed when they come free.
     debt: usize,
 }
 
@@ -327,7 +350,7 @@ impl Keeper {
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.bound.gave_back() => {}
-                // Without a handle there is nobody left to say anything.
+                // Without a handle no stage can come.
                 Ok(()) = stages.changed() => {}
             }
             let stage = *stages.borrow();
@@ -335,15 +358,15 @@ impl Keeper {
                 break;
             }
             if stage == Stage::Draining {
-                let needed = self.bound.in_use().saturating_mul(2).clamp(self.most.min(2), self.most);
-                (self.share.wish.min_connections, self.share.wish.max_connections) = (1, needed);
+                let needed = self.bound.in_use().saturating_mul(2).clamp(self.max.min(2), self.max);
+                (self.share.request.min_connections, self.share.request.max_connections) = (1, needed);
             }
             let settled = timeout(self.share.renew_every * 2, self.settle()).await;
             pause = match settled {
                 Ok(Ok(true)) if stage == Stage::Serving => self.share.renew_every,
                 Ok(Ok(_)) => self.share.renew_every / 8,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "could not renew the share of connections; keeping it as it is");
+                    tracing::warn!(%error, "could not renew the share of connections; the pool keeps its size");
                     self.share.renew_every / 4
                 }
                 Err(_) => Duration::ZERO,
@@ -352,33 +375,33 @@ impl Keeper {
         let Self { share, bound, places, .. } = self;
         places.close();
         bound.close().await;
-        if let Err(error) = share.ledger.give_back(&share.wish.name).await {
-            tracing::warn!(%error, "could not give the share back; it ends with its lease");
+        if let Err(error) = share.ledger.give_back(&share.request.name).await {
+            tracing::warn!(%error, "could not give back the share of connections; it ends with its lease");
         }
     }
 
-    /// Renews the share and lets the pool follow; `false` when it is not yet what it should be.
+    /// Renews the share and resizes the pool; `false` if the pool does not have its target size yet.
     async fn settle(&mut self) -> Result<bool, LedgerError> {
         let holding = self.bound.holding();
         let mut decision = Decision { target: holding, granted: holding };
         let decided = &mut decision;
         self.share
             .ledger
-            .settle(&self.share.wish, move |book| {
-                *decided = decide(book, holding);
+            .settle(&self.share.request, move |table| {
+                *decided = decide(table, holding);
                 decided.granted
             })
             .await?;
-        // Up to what was granted, which is committed; or down to the target, which the next renewal tells.
+        // Growth is limited to the committed grant. A reduction reaches the ledger with the next renewal.
         let to = decision.target.min(decision.granted);
         self.bound.resize(to).await;
-        self.admit(to);
+        self.set_places(to);
         Ok(self.bound.holding() == decision.target)
     }
 
-    /// Has as many places before the pool as it has connections.
-    fn admit(&mut self, to: u32) {
-        let before = self.told.send_replace(to);
+    /// Sets the number of places for admission to the pool's size.
+    fn set_places(&mut self, to: u32) {
+        let before = self.limit.send_replace(to);
         let (to, before) = (usize::try_from(to).unwrap_or(0), usize::try_from(before).unwrap_or(0));
         if to >= before {
             let paid = self.debt.min(to - before);
@@ -388,5 +411,23 @@ impl Keeper {
             self.debt += before - to;
         }
         self.debt -= self.places.forget_permits(self.debt);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_out_of_range_are_refused() {
+        let of = |min_connections, max_connections| {
+            let options = ShareOptions { min_connections, max_connections, ..ShareOptions::default() };
+            let problems = options.problems();
+            problems.iter().map(|problem| problem.field.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(1, 1000), [""; 0]);
+        assert_eq!(of(0, 10), ["pool.min_connections"]);
+        assert_eq!(of(2, 1), ["pool.max_connections"]);
+        assert_eq!(of(1, u32::MAX), ["pool.max_connections"]);
     }
 }

@@ -3,7 +3,7 @@ use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 
-/// `cutover_pool_wait_seconds` and `cutover_pool_waiters` of one pool, of whatever kind: `sqlx` has neither.
+/// The metrics `cutover_pool_wait_seconds` and `cutover_pool_waiters` of one pool of any kind. `sqlx` has neither.
 #[derive(Debug, Clone)]
 pub struct PoolWaitMetrics {
     seconds: Histogram,
@@ -15,29 +15,29 @@ impl PoolWaitMetrics {
     ///
     /// # Errors
     ///
-    /// The registry's own, when a pool of this name is registered already.
+    /// The registry's error, if a pool of this name is already registered.
     pub fn register(metrics: &Metrics, pool: &str) -> Result<Self, prometheus::Error> {
         let labels =
             |opts: Opts| opts.const_label("pool", pool).const_label("version", metrics.release().version());
-        let help = "How long a connection, or admission to its pool, was waited for.";
+        let help = "Time that requests waited for a connection or for admission to its pool.";
         let mut opts = HistogramOpts::new("cutover_pool_wait_seconds", help)
             .buckets(vec![0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0]);
         opts.common_opts = labels(opts.common_opts);
         let seconds = Histogram::with_opts(opts)?;
         let waiters = IntGauge::with_opts(labels(Opts::new(
             "cutover_pool_waiters",
-            "Who waits for a connection now.",
+            "Requests that wait for a connection now.",
         )))?;
         metrics.registry().register(Box::new(seconds.clone()))?;
         metrics.registry().register(Box::new(waiters.clone()))?;
         Ok(Self { seconds, waiters })
     }
 
-    /// Counts the time that `acquire` takes: `waits.measure(pool.acquire())`, `waits.measure(pool.get())`.
+    /// Measures the time that `acquire` takes: `waits.measure(pool.acquire())`, `waits.measure(pool.get())`.
     ///
     /// # Cancel safety
     ///
-    /// As that of `acquire`; a wait that was given up is counted, too.
+    /// As that of `acquire`. An abandoned wait is counted as well.
     pub async fn measure<F: Future>(&self, acquire: F) -> F::Output {
         let _waiting = self.begin();
         acquire.await
@@ -48,13 +48,13 @@ impl PoolWaitMetrics {
         Waiting { waits: self.clone(), since: Instant::now() }
     }
 
-    /// A wait that was none.
+    /// Records an admission without a wait.
     pub(super) fn none(&self) {
         self.seconds.observe(0.0);
     }
 }
 
-/// A wait that is counted when it is dropped.
+/// A wait; dropping it records its length.
 pub(super) struct Waiting {
     waits: PoolWaitMetrics,
     since: Instant,

@@ -1,4 +1,4 @@
-//! The decision: a function of what was observed and of limits, of nothing else.
+//! The decision: a pure function of the observations and the limits.
 
 use serde::Serialize;
 
@@ -7,54 +7,54 @@ use super::statistics::{Share, above, beyond, enough, higher_rate, is_enough};
 /// What one version did within the window.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub(super) struct Observed {
-    /// Requests that ended.
+    /// Completed requests.
     pub(super) requests: f64,
-    /// Those of them that failed by the service's own fault.
+    /// Requests that the service failed.
     pub(super) failed: f64,
-    /// Those of them that the client, or a proxy that lost its patience, gave up.
+    /// Requests that the client, or a proxy with a time limit, cancelled.
     pub(super) given_up: f64,
-    /// How many took at most so many seconds, by rising bounds; the last bound is infinite.
+    /// Upper bound in seconds and number of requests up to it, by rising bounds. The last bound is infinite.
     pub(super) buckets: Vec<(f64, f64)>,
-    /// The sum of all durations, in seconds.
+    /// Sum of all durations in seconds.
     pub(super) seconds: f64,
 }
 
-/// What is asked of a canary.
+/// What a canary has to meet.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Limits {
-    /// The highest share of failures, whatever the stable version does.
+    /// The highest share of failures, from 0 to 1, independent of the stable version.
     pub(super) errors: f64,
-    /// The highest 99th percentile in seconds, whatever the stable version does.
+    /// The highest 99th percentile in seconds, independent of the stable version.
     pub(super) p99: f64,
-    /// A worsening by this factor has to be noticed.
+    /// The factor of a degradation that must be detected.
     pub(super) times: f64,
-    /// The probability that a canary like the stable version fails.
+    /// The probability that a canary that equals the stable version fails.
     pub(super) false_alarms: f64,
-    /// The probability that a canary which is worse by the factor passes.
+    /// The probability that a canary that is worse by the factor passes.
     pub(super) misses: f64,
-    /// How often it is looked at; each look takes its part of the false alarms.
-    pub(super) looks: u32,
+    /// Number of measurements. They share the probability of a false alarm (Bonferroni correction).
+    pub(super) measurements: u32,
 }
 
-/// A rate below this part of the limit counts as this part when it is asked how many requests are enough. From a half a
-/// doubling reaches the limit.
+/// The number of requests that are enough is computed for a failure rate of at least this part of the limit. From one
+/// half, a doubling reaches the limit.
 const FLOOR: f64 = 0.5;
-/// A canary whose rate is below this part of the limit does not fail by comparison: three failures at a start are no
-/// reason to go back.
+/// A canary whose failure rate is below this part of the limit does not fail by comparison: three failures at the start
+/// are no reason to roll back.
 const NEGLIGIBLE: f64 = 0.1;
-/// A difference below this factor is none, however many requests show it.
+/// A difference below this factor does not count, even if it is significant.
 const NOTABLE: f64 = 1.25;
-/// The comparisons that can each raise a false alarm.
+/// Number of comparisons that can each raise a false alarm.
 const TESTS: f64 = 5.0;
-/// The share of requests that may be slower than the 99th percentile.
+/// Share of requests that are slower than the 99th percentile.
 const TAIL: f64 = 0.01;
 
-/// What came of it.
+/// The result of one question or of a measurement. A measurement has the worst result of its questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Outcome {
     Pass,
-    /// Too few requests to say anything.
+    /// Too few requests for an answer.
     Undecided,
     Fail,
 }
@@ -67,7 +67,7 @@ pub(super) struct Finding {
     pub(super) why: String,
 }
 
-/// The answer in whole.
+/// The result of a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Verdict {
     pub(super) outcome: Outcome,
@@ -79,24 +79,39 @@ impl Verdict {
         let outcome = findings.iter().map(|finding| finding.outcome).max().unwrap_or(Outcome::Undecided);
         Self { outcome, findings }
     }
+}
 
-    /// Data that is missing fails a canary: nobody knows what it does.
-    pub(super) fn missing(why: impl Into<String>) -> Self {
-        Self::new(vec![Finding { question: "data", outcome: Outcome::Fail, why: why.into() }])
+impl Observed {
+    /// # Errors
+    ///
+    /// Why the numbers cannot be those of counters and a histogram.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        let Self { requests, failed, given_up, buckets, seconds } = self;
+        let numbers = [*requests, *failed, *given_up, *seconds].into_iter();
+        let mut all = numbers.chain(buckets.iter().map(|bucket| bucket.1));
+        if !all.all(|number| number.is_finite() && number >= 0.0) {
+            return Err("a value is not a number, or negative");
+        }
+        if !buckets.last().is_some_and(|(bound, _)| *bound == f64::INFINITY) {
+            return Err("the histogram has no bucket le=\"+Inf\"");
+        }
+        if !buckets.is_sorted_by(|low, high| low.0 < high.0) {
+            return Err("the histogram has a bound twice");
+        }
+        Ok(())
     }
 }
 
 /// Judges a canary by what it and the stable version did at the same time.
 pub(super) fn judge(canary: &Observed, stable: &Observed, limits: &Limits) -> Verdict {
+    let alpha = limits.false_alarms / TESTS / f64::from(limits.measurements);
+    let case = Case { canary, stable, limits, alpha };
     for (name, observed) in [("canary", canary), ("stable version", stable)] {
-        if let Some(why) = nonsense(observed) {
-            return Verdict::missing(format!("the {name}'s numbers can't be used: {why}"));
-        }
         if observed.requests < 1.0 {
-            return Verdict::missing(format!("the {name} got no requests within the window"));
+            let why = format!("the {name} got no requests within the window");
+            return Verdict::new(vec![Finding { question: "samples", outcome: Outcome::Undecided, why }]);
         }
     }
-    let case = Case { canary, stable, limits, alpha: limits.false_alarms / TESTS / f64::from(limits.looks) };
     Verdict::new(vec![
         case.samples(),
         case.errors_compared(),
@@ -107,30 +122,16 @@ pub(super) fn judge(canary: &Observed, stable: &Observed, limits: &Limits) -> Ve
     ])
 }
 
-fn nonsense(observed: &Observed) -> Option<String> {
-    let Observed { requests, failed, given_up, buckets, seconds } = observed;
-    let numbers = [*requests, *failed, *given_up, *seconds].into_iter();
-    if !numbers.chain(buckets.iter().map(|bucket| bucket.1)).all(|number| number.is_finite() && number >= 0.0)
-    {
-        return Some("one of them is not a number, or below zero".into());
-    }
-    let ends = buckets.last().is_some_and(|(bound, _)| *bound == f64::INFINITY);
-    if !ends || !buckets.is_sorted_by(|low, high| low.0 < high.0) {
-        return Some("the histogram has no bucket without bound".into());
-    }
-    None
-}
-
 struct Case<'a> {
     canary: &'a Observed,
     stable: &'a Observed,
     limits: &'a Limits,
-    /// The probability of a false alarm that one comparison has at one look.
+    /// The probability of a false alarm of one comparison in one measurement.
     alpha: f64,
 }
 
 impl Case<'_> {
-    /// Whether there are enough requests for a pass to mean anything.
+    /// Whether there are enough requests for a pass to be significant.
     fn samples(&self) -> Finding {
         let Limits { errors, times, misses, .. } = *self.limits;
         let rate = failures(self.stable).rate().max(errors * FLOOR);
@@ -140,8 +141,8 @@ impl Case<'_> {
         } else {
             let needed = enough(stable / canary, rate, times, self.alpha, misses);
             let why = format!(
-                "{canary:.0} requests of the canary are too few: about {needed:.0} show with {:.0} % certainty \
-                 whether a failure rate of {} has become {times:.1} times as high",
+                "{canary:.0} requests of the canary are too few: about {needed:.0} show with {:.0} % probability \
+                 that a failure rate of {} is {times:.1} times as high",
                 100.0 * (1.0 - misses),
                 percent(rate)
             );
@@ -153,7 +154,7 @@ impl Case<'_> {
     fn errors_compared(&self) -> Finding {
         let (canary, stable) = (failures(self.canary), failures(self.stable));
         let negligible = self.limits.errors * NEGLIGIBLE;
-        self.compared("errors against stable", "failed or were given up", canary, stable, negligible)
+        self.compared("errors against stable", "failed or were cancelled", canary, stable, negligible)
     }
 
     fn errors_limited(&self) -> Finding {
@@ -161,16 +162,18 @@ impl Case<'_> {
         self.limited("errors against the limit", "failed", failed, self.limits.errors)
     }
 
-    /// How many are slower than nearly all of the stable version's.
+    /// Compares the share of requests that are slower than the stable version's 99th percentile.
     fn tail_compared(&self) -> Finding {
         let bound = self
             .stable
             .buckets
             .iter()
+            .filter(|(bound, _)| self.canary.buckets.iter().any(|bucket| bucket.0 == *bound))
             .find(|(_, count)| self.stable.requests - count <= TAIL * self.stable.requests)
             .map_or(f64::INFINITY, |bucket| bucket.0);
         if bound == f64::INFINITY {
-            let why = "the stable version's 99th percentile is above the histogram's last bound".into();
+            let why =
+                "the stable version's 99th percentile is above all bounds that both versions have".into();
             return Finding { question: "slow requests against stable", outcome: Outcome::Pass, why };
         }
         let (canary, stable) = (slower(self.canary, bound), slower(self.stable, bound));
@@ -178,7 +181,7 @@ impl Case<'_> {
         self.compared("slow requests against stable", &what, canary, stable, TAIL * FLOOR)
     }
 
-    /// A doubling can stay within one bucket; the sum shows it.
+    /// Compares means, because a doubled duration can stay within one bucket.
     fn mean_compared(&self) -> Finding {
         let (canary, stable) = (mean(self.canary), mean(self.stable));
         let error = (spread(self.canary) + spread(self.stable)).sqrt();
@@ -238,7 +241,7 @@ fn fail_if(worse: bool) -> Outcome {
     if worse { Outcome::Fail } else { Outcome::Pass }
 }
 
-/// What a proxy or a client gave up counts where both versions have the same clients, so only in comparisons.
+/// Cancelled requests count in comparisons only, where both versions have the same clients.
 fn failures(observed: &Observed) -> Share {
     Share { hits: observed.failed + observed.given_up, of: observed.requests }
 }
@@ -253,8 +256,8 @@ fn mean(observed: &Observed) -> f64 {
     observed.seconds / observed.buckets.last().map_or(1.0, |bucket| bucket.1).max(1.0)
 }
 
-/// An upper bound of the mean's variance: each request counts as if it had taken as long as its bucket allows, those
-/// beyond the last bound as much as the sum leaves for them.
+/// An upper bound of the mean's variance. Each request counts with the upper bound of its bucket, those above the last
+/// bound with what the sum leaves for them.
 fn spread(observed: &Observed) -> f64 {
     let (mut below, mut low, mut squares, mut least) = (0.0, 0.0, 0.0, 0.0);
     for &(bound, count) in &observed.buckets {
@@ -281,7 +284,7 @@ fn time(seconds: f64) -> String {
 }
 
 fn chance(p: f64) -> String {
-    if p < 1e-9 { ": no chance result".into() } else { format!(": by chance with a probability of {p:.1e}") }
+    if p < 1e-9 { " (p < 1e-9)".into() } else { format!(" (p = {p:.1e})") }
 }
 
 #[cfg(test)]
@@ -291,14 +294,14 @@ mod tests {
     use super::*;
 
     const LIMITS: Limits =
-        Limits { errors: 0.01, p99: 0.5, times: 2.0, false_alarms: 0.01, misses: 0.01, looks: 1 };
-    /// What a canary at 5 % gets beside the stable version.
+        Limits { errors: 0.01, p99: 0.5, times: 2.0, false_alarms: 0.01, misses: 0.01, measurements: 1 };
+    /// Requests of the stable version for each of a canary with 5 %.
     const TIMES_STABLE: f64 = 19.0;
     const BOUNDS: [f64; 15] =
         [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, f64::INFINITY];
     const CASES: u32 = 2_000;
 
-    /// A service of log-normal durations, and how often it fails.
+    /// A service with log-normal durations, and its failure rate.
     #[derive(Debug, Clone, Copy)]
     struct Service {
         errors: f64,
@@ -307,7 +310,7 @@ mod tests {
     }
 
     impl Service {
-        /// Any whose 99th percentile is half the limit at most.
+        /// A random service with a 99th percentile of at most half the limit.
         fn any(random: &mut fastrand::Rng) -> Self {
             let sigma = 0.05 + 0.9 * random.f64();
             let longest = LIMITS.p99 / 2.0 / (2.33 * sigma).exp();
@@ -341,7 +344,7 @@ mod tests {
         }
     }
 
-    /// A binomial number.
+    /// A random number of a binomial distribution.
     fn draw(of: f64, probability: f64, random: &mut fastrand::Rng) -> f64 {
         let of = of.max(0.0) as u64;
         match Binomial::new(probability.clamp(0.0, 1.0), of) {
@@ -350,7 +353,7 @@ mod tests {
         }
     }
 
-    /// How many of the cases come out wrong, each at a tenth more than the fewest requests that are enough.
+    /// Number of random cases with a wrong result, each with 1.1 times the requests that are enough.
     fn wrong(is_wrong: impl Fn(Outcome) -> bool, change: impl Fn(Service) -> Service) -> u32 {
         let mut found = 0;
         for seed in 0..CASES {
@@ -364,23 +367,23 @@ mod tests {
                 found += 1;
             }
         }
-        println!("{found} of {CASES} cases come out wrong");
+        println!("{found} of {CASES} cases are wrong");
         found
     }
 
     #[test]
-    fn a_canary_like_the_stable_version_fails_in_fewer_than_one_case_in_a_hundred() {
+    fn an_equal_canary_fails_in_under_one_case_in_100() {
         assert!(wrong(|outcome| outcome == Outcome::Fail, |same| same) < CASES / 100);
     }
 
     #[test]
-    fn twice_the_errors_pass_in_fewer_than_one_case_in_a_hundred() {
+    fn doubled_errors_pass_in_under_one_case_in_100() {
         let worse = |stable: Service| Service { errors: 2.0 * stable.errors, ..stable };
         assert!(wrong(|outcome| outcome != Outcome::Fail, worse) < CASES / 100);
     }
 
     #[test]
-    fn twice_the_latency_passes_in_fewer_than_one_case_in_a_hundred() {
+    fn doubled_latency_passes_in_under_one_case_in_100() {
         let worse = |stable: Service| Service { median: 2.0 * stable.median, ..stable };
         assert!(wrong(|outcome| outcome != Outcome::Fail, worse) < CASES / 100);
     }
@@ -396,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn few_requests_fail_a_canary_but_never_pass_it() {
+    fn few_requests_can_fail_a_canary_but_not_pass_it() {
         let stable = observed(1_900.0, 0.0);
         let good = judge(&observed(100.0, 0.0), &stable, &LIMITS);
         assert_eq!((good.outcome, outcome_of(&good, "samples")), (Outcome::Undecided, Outcome::Undecided));
@@ -406,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_both_versions_share_does_not_fail_the_canary_unless_it_is_over_the_limit() {
+    fn equal_error_rates_fail_only_above_the_limit() {
         let verdict = judge(&observed(20_000.0, 100.0), &observed(380_000.0, 1_900.0), &LIMITS);
         assert_eq!(verdict.outcome, Outcome::Pass, "{verdict:?}");
         let verdict = judge(&observed(20_000.0, 400.0), &observed(380_000.0, 7_600.0), &LIMITS);
@@ -415,35 +418,57 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_that_matters_to_nobody_fails_no_canary() {
-        // Five of a hundred thousand where the stable version has none.
+    fn a_negligible_difference_does_not_fail_a_canary() {
+        // 5 failures in 100,000 requests; the stable version has none.
         let verdict = judge(&observed(100_000.0, 5.0), &observed(1_900_000.0, 0.0), &LIMITS);
         assert_eq!(verdict.outcome, Outcome::Pass, "{verdict:?}");
     }
 
     #[test]
-    fn more_looks_need_more_evidence() {
+    fn more_measurements_need_more_evidence() {
         let (canary, stable) = (observed(100.0, 3.0), observed(1_900.0, 0.0));
         assert_eq!(judge(&canary, &stable, &LIMITS).outcome, Outcome::Fail);
-        let often = Limits { looks: 100, ..LIMITS };
+        let often = Limits { measurements: 100, ..LIMITS };
         assert_eq!(judge(&canary, &stable, &often).outcome, Outcome::Undecided);
     }
 
     #[test]
-    fn missing_or_senseless_numbers_fail_the_canary() {
-        let good = observed(20_000.0, 0.0);
-        let spoilt: [(Observed, &str); 4] = [
-            (Observed { failed: f64::NAN, ..good.clone() }, "not a number"),
-            (Observed { requests: 0.0, ..good.clone() }, "no requests"),
-            (Observed { buckets: Vec::new(), ..good.clone() }, "no bucket without bound"),
-            (Observed { seconds: -1.0, ..good.clone() }, "below zero"),
-        ];
-        for (bad, why) in spoilt {
-            for (canary, stable) in [(&bad, &good), (&good, &bad)] {
-                let verdict = judge(canary, stable, &LIMITS);
-                assert_eq!(verdict.outcome, Outcome::Fail);
-                assert!(verdict.findings[0].why.contains(why), "{verdict:?}");
-            }
+    fn no_requests_are_undecided() {
+        let (good, none) = (observed(20_000.0, 0.0), Observed { requests: 0.0, ..observed(20_000.0, 0.0) });
+        for (canary, stable) in [(&none, &good), (&good, &none)] {
+            let verdict = judge(canary, stable, &LIMITS);
+            assert_eq!(verdict.outcome, Outcome::Undecided);
+            assert!(verdict.findings[0].why.contains("no requests"), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn values_that_no_counter_has_are_refused() {
+        let good = observed(20_000.0, 0.0);
+        assert_eq!(good.check(), Ok(()));
+        let unusable: [(Observed, &str); 4] = [
+            (Observed { failed: f64::NAN, ..good.clone() }, "not a number"),
+            (Observed { buckets: Vec::new(), ..good.clone() }, "no bucket"),
+            (
+                Observed { buckets: vec![(1.0, 1.0), (1.0, 1.0), (f64::INFINITY, 2.0)], ..good.clone() },
+                "twice",
+            ),
+            (Observed { seconds: -1.0, ..good.clone() }, "negative"),
+        ];
+        for (observed, why) in unusable {
+            assert!(observed.check().is_err_and(|problem| problem.contains(why)), "{observed:?}");
+        }
+    }
+
+    #[test]
+    fn a_bound_that_the_canary_lacks_is_not_compared() {
+        let stable = observed(380_000.0, 0.0);
+        let slow = Service { errors: 0.0, median: 0.4, sigma: 0.3 };
+        let mut canary = slow.observe(20_000.0, &mut fastrand::Rng::with_seed(7));
+        canary.buckets.retain(|bucket| bucket.0 >= 0.25);
+        assert_eq!(
+            outcome_of(&judge(&canary, &stable, &LIMITS), "slow requests against stable"),
+            Outcome::Fail
+        );
     }
 }

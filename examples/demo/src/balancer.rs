@@ -1,8 +1,7 @@
 //! A small HTTP/1 load balancer for machines without Envoy.
 //!
-//! Round robin over the instances whose `/readyz` said yes within the last poll, a weight for each
-//! cluster. A request is tried on another instance only where no connection could be opened: then the
-//! first one certainly did not see it.
+//! It sends requests round robin to the instances whose `/readyz` passed at the last poll, with a weight per cluster. It retries
+//! a request on another instance only if no connection could be opened, because then the first one has not seen it.
 
 use std::{
     net::SocketAddr,
@@ -29,7 +28,7 @@ use crate::{
     proxy::Endpoint,
 };
 
-/// How often each instance is asked whether it is ready.
+/// Time between two polls of `/readyz`.
 const POLL: Duration = Duration::from_millis(100);
 
 type Body = Either<Incoming, Full<Bytes>>;
@@ -59,7 +58,7 @@ struct Backend {
 }
 
 impl Balancer {
-    /// Listens on a free port of 127.0.0.1. The first of `clusters` has all the weight.
+    /// Listens on a free port of 127.0.0.1. The first of `clusters` gets all requests.
     pub(crate) async fn start(clusters: &[&str]) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.during("opening the balancer's port")?;
         let address = listener.local_addr()?;
@@ -84,7 +83,7 @@ impl Balancer {
         format!("http://{}", self.address)
     }
 
-    /// Shares of new requests, cluster by cluster; those not named keep theirs.
+    /// Sets the share of new requests per cluster. A cluster that is not named keeps its share.
     pub(crate) fn set_weights(&self, weights: &[(&str, u32)]) {
         let mut clusters = self.shared.clusters();
         for cluster in clusters.iter_mut() {
@@ -94,7 +93,7 @@ impl Balancer {
         }
     }
 
-    /// Instances that stay keep their state; new ones get requests once they were seen ready.
+    /// Sets the instances of a cluster. Known ones keep their state; a new one gets requests once it is ready.
     pub(crate) fn set_endpoints(&self, cluster: &str, endpoints: &[Endpoint]) {
         let mut clusters = self.shared.clusters();
         for cluster in clusters.iter_mut().filter(|known| known.name == cluster) {
@@ -131,12 +130,12 @@ impl Shared {
         self.clusters().iter().flat_map(|cluster| cluster.backends.clone()).collect()
     }
 
-    /// Whom to ask, best first: the ready ones of the cluster whose turn it is, then all other ready ones.
+    /// The instances to try, in order: the ready ones of the chosen cluster, then all other ready ones.
     fn candidates(&self) -> Vec<Arc<Backend>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let clusters = self.clusters();
         let total: u32 = clusters.iter().map(|cluster| cluster.weight).sum();
-        // A stride that shares no factor with 100 spreads a cluster's turns instead of bunching them.
+        // A stride without a common factor with 100 spreads a cluster's turns evenly.
         let mut place = (turn as u32).wrapping_mul(37) % total.max(1);
         let chosen = clusters.iter().position(|cluster| {
             let is_chosen = place < cluster.weight;
@@ -178,7 +177,7 @@ impl Shared {
     }
 }
 
-/// An instance that drains closes its own connections: that is between it and us, not for the client.
+/// Removes connection headers: a draining instance closes its connection to the balancer, not the client's.
 fn relay(response: Response<Incoming>) -> Response<Body> {
     let mut response = response.map(Either::Left);
     response.headers_mut().remove(header::CONNECTION);
@@ -211,7 +210,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 let shared = Arc::clone(&shared);
                 async move { shared.handle(request).await }
             });
-            // A client that goes away is its own affair.
+            // A client may disconnect at any time.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
@@ -222,7 +221,7 @@ async fn poll(shared: Arc<Shared>) {
     let mut tick = tokio::time::interval(POLL);
     loop {
         tick.tick().await;
-        let asked = shared.backends().into_iter().map(|backend| {
+        let polls = shared.backends().into_iter().map(|backend| {
             let client = client.clone();
             async move {
                 let answer = client.get(&format!("http://{}/readyz", backend.endpoint.health)).await;
@@ -230,7 +229,7 @@ async fn poll(shared: Arc<Shared>) {
                 backend.is_ready.store(is_ready, Ordering::Relaxed);
             }
         });
-        futures_util::future::join_all(asked).await;
+        futures_util::future::join_all(polls).await;
     }
 }
 
@@ -248,7 +247,7 @@ mod tests {
     async fn until(what: impl Fn() -> bool) {
         let began = Instant::now();
         while !what() {
-            assert!(began.elapsed() < Duration::from_secs(10), "did not come");
+            assert!(began.elapsed() < Duration::from_secs(10), "condition did not become true within 10 s");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -266,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn clusters_get_their_weights_and_instances_take_turns() {
+    async fn requests_follow_weights_and_rotate_over_instances() {
         let stubs = [Stub::start("a").await, Stub::start("b").await, Stub::start("c").await];
         let balancer = Balancer::start(&["stable", "canary"]).await.unwrap();
         let stable = [endpoint("a", &stubs[0]).await, endpoint("b", &stubs[1]).await];
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_instance_that_is_not_ready_gets_nothing() {
+    async fn unready_instances_get_no_requests() {
         let stubs = [Stub::start("a").await, Stub::start("b").await];
         let balancer = Balancer::start(&["stable"]).await.unwrap();
         balancer.set_endpoints("stable", &[endpoint("a", &stubs[0]).await, endpoint("b", &stubs[1]).await]);
@@ -296,17 +295,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refused_connection_is_tried_elsewhere_and_a_broken_answer_is_not() {
+    async fn only_refused_connections_are_retried() {
         let good = Stub::start("good").await;
         let balancer = Balancer::start(&["stable"]).await.unwrap();
-        // Its health is fine, but nobody listens where requests go.
-        let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let dead = Endpoint { name: "dead".to_owned(), address: nobody, health: good.address };
+        // Its health passes, but nothing listens on its request port.
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let dead = Endpoint { name: "dead".to_owned(), address: closed, health: good.address };
         balancer.set_endpoints("stable", &[dead, endpoint("good", &good).await]);
         until(|| balancer.is_serving("good")).await;
         assert_eq!(shares(&balancer, 50).await["good"], 50);
 
-        // This one reads a request and hangs up: the request may have been carried out.
+        // This one reads a request and disconnects: the request may have been executed.
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
@@ -315,9 +314,9 @@ mod tests {
                 stream.readable().await.unwrap();
             }
         });
-        let rude = Endpoint { name: "rude".to_owned(), address, health: good.address };
-        balancer.set_endpoints("stable", &[rude]);
-        until(|| balancer.is_serving("rude")).await;
+        let closing = Endpoint { name: "closing".to_owned(), address, health: good.address };
+        balancer.set_endpoints("stable", &[closing]);
+        until(|| balancer.is_serving("closing")).await;
         let answer = Client::new(Duration::from_secs(5)).get(&balancer.url()).await.unwrap();
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
     }

@@ -1,4 +1,4 @@
-//! What there is to see: everybody writes on it, the screen shows it.
+//! The state that the screen shows. All tasks update it.
 
 use std::{
     collections::VecDeque,
@@ -26,27 +26,27 @@ pub(crate) enum InstanceState {
     Draining,
 }
 
-/// Everything that is shown, at one moment.
+/// The state at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
     pub(crate) elapsed: Duration,
     pub(crate) title: String,
     pub(crate) instances: Vec<InstanceLine>,
     pub(crate) standing: Option<Standing>,
-    /// What the demo does now.
+    /// The demo's current step.
     pub(crate) doing: String,
     pub(crate) counts: Counts,
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
-    /// Time since the start, and what happened; the newest at the back.
+    /// Time since the start and event; the newest at the back.
     pub(crate) notes: VecDeque<(Duration, String)>,
 }
 
-/// The one [`View`] and those who wait for its news.
+/// The shared [`View`].
 pub(crate) struct Board {
     began: Instant,
     view: Mutex<View>,
-    /// Notes that were not printed yet; only where lines are printed.
+    /// Notes that have not been printed yet.
     unprinted: Mutex<Vec<String>>,
 }
 
@@ -66,12 +66,12 @@ impl Board {
         View { elapsed: self.elapsed(), ..self.lock().clone() }
     }
 
-    /// Changes what is shown.
+    /// Changes the state.
     pub(crate) fn update(&self, change: impl FnOnce(&mut View)) {
         change(&mut self.lock());
     }
 
-    /// Says what the demo does now; a person also sees when it began.
+    /// Sets the current step, and notes when it began.
     pub(crate) fn doing(&self, what: impl Into<String>) {
         let what = what.into();
         self.note(what.clone());
@@ -90,7 +90,7 @@ impl Board {
         }
     }
 
-    /// The notes since the last call, each as a line.
+    /// Takes the notes since the last call, one line each.
     pub(crate) fn take_unprinted(&self) -> Vec<String> {
         std::mem::take(&mut *self.unprinted.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,4 +1,4 @@
-//! One HTTP client for everything that the demo asks of instances and of the balancer.
+//! The HTTP client for instances and the proxy.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use hyper_util::{
 };
 use serde_json::Value;
 
-/// A pooled HTTP/1 client with a time limit for the whole answer.
+/// A pooled HTTP/1 client with a time limit for the whole response.
 #[derive(Clone)]
 pub(crate) struct Client {
     inner: Legacy<HttpConnector, Full<Bytes>>,
     limit: Duration,
 }
 
-/// An answer, read to its end.
+/// A complete response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -28,28 +28,28 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON; null if it is none.
+    /// The body as JSON; null if it is not JSON.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 }
 
-/// Who asks, where that matters.
+/// The user of a request, if that matters.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Who<'a> {
     pub(crate) cookie: Option<&'a HeaderValue>,
-    /// The service decides flags by this.
+    /// The user that flags are decided for.
     pub(crate) user: Option<u32>,
 }
 
-/// Why there was no answer.
+/// Why there is no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoAnswer {
-    /// No connection could be opened: the request was certainly never seen.
+    /// No connection could be opened: the request was not received.
     Unsent,
-    /// The connection broke. The request may have been carried out.
+    /// The connection broke. The request may have been executed.
     Broken,
-    /// Nothing within the limit. The request may have been, or may yet be, carried out.
+    /// The time limit expired. The request may have been executed, or may yet be.
     TimedOut,
 }
 
@@ -58,7 +58,7 @@ impl NoAnswer {
         match self {
             Self::Unsent => "connection refused",
             Self::Broken => "connection broken",
-            Self::TimedOut => "no answer in time",
+            Self::TimedOut => "no response within the time limit",
         }
     }
 }
@@ -114,7 +114,7 @@ impl Client {
     }
 }
 
-/// `name=value` of `name=value; Path=/; HttpOnly`.
+/// Returns `name=value` of `name=value; Path=/; HttpOnly`.
 fn pair(set_cookie: &HeaderValue) -> Option<HeaderValue> {
     let text = set_cookie.to_str().ok()?;
     HeaderValue::from_str(text.split(';').next()?).ok()

@@ -1,7 +1,7 @@
-//! Reads a person's own orders.
+//! Reads orders from a CSV file.
 //!
-//! Columns by name, in any order: `customer`, `amount_cents`, `status`, and `id` if there is one. Bad
-//! rows are counted and the first few are shown with their line; good ones are used.
+//! Columns are found by name, in any order: `customer`, `amount_cents`, `status` and, optionally, `id`. Bad rows are counted,
+//! and the first few are shown with their line.
 
 use std::{collections::HashSet, io::Read, path::Path};
 
@@ -12,10 +12,10 @@ use crate::{
     failure::{During, Failure, Result},
 };
 
-/// So many bad rows are shown.
+/// Number of bad rows that are shown.
 const SHOWN: usize = 5;
 
-/// What a file held.
+/// The content of a file.
 #[derive(Debug)]
 pub(crate) struct Import {
     pub(crate) orders: Vec<Order>,
@@ -84,14 +84,14 @@ impl Columns {
                 Ok(Self { id: find("id"), customer, amount_cents, status })
             }
             _ => Err(Failure::new(format!(
-                "the first line must name the columns customer, amount_cents and status (id may be there too); \
+                "the first line must name the columns customer, amount_cents and status (id is optional); \
                  missing: {}",
                 missing.join(", ")
             ))),
         }
     }
 
-    /// `number` counts the rows: it is the id where the file has none.
+    /// `number` is the row's number, which becomes the id if the file has none.
     fn order(&self, record: &StringRecord, number: u64) -> Result<Order, String> {
         let field = |at: usize, name: &str| record.get(at).ok_or(format!("{name} is missing"));
         let id = match self.id {
@@ -110,10 +110,10 @@ impl Columns {
         let amount_cents = amount.parse().ok().filter(|cents| *cents >= 0);
         let amount_cents =
             amount_cents.ok_or(format!("amount_cents is {amount:?}, not a whole number of cents"))?;
-        // The status stays as it is: dirt is what the migration is about. Postgres has no text with NUL.
+        // The status is kept as it is. Postgres has no text with a NUL character.
         let status = field(self.status, "status")?;
         if status.contains('\0') || customer.contains('\0') {
-            return Err("a field has a NUL in it".to_owned());
+            return Err("a field contains a NUL character".to_owned());
         }
         let status = (!status.is_empty()).then(|| status.to_owned());
         Ok(Order { id, customer: customer.to_owned(), amount_cents, status })
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_found_by_name_and_ids_are_counted_where_there_are_none() {
+    fn columns_are_found_by_name_and_ids_are_generated() {
         let import = read("status, customer ,amount_cents\n Paid ,ann,1250\n,bob,0\n".as_bytes()).unwrap();
         let order = |id, customer: &str, amount_cents, status: Option<&str>| Order {
             id,
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_rows_are_counted_and_named_by_line_and_good_ones_used() {
+    fn bad_rows_are_counted_and_named_by_line() {
         let file = "id,customer,amount_cents,status\n\
             1,ann,1250,PAID\n\
             x,bob,1,PAID\n\
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_usable_row_or_column_is_refused() {
+    fn a_file_without_usable_rows_is_refused() {
         let error = read("id,customer,amount_cents,status\n1,,x,\n".as_bytes()).unwrap_err().to_string();
         assert!(error.contains("no row could be used (1 bad rows: line 2: customer is empty)"), "{error}");
         let error = read("kunde,amount_cents\na,1\n".as_bytes()).unwrap_err().to_string();
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_not_utf8_is_one_bad_row() {
+    fn invalid_utf8_is_one_bad_row() {
         let import = read(&b"customer,amount_cents,status\nann,1,paid\n\xff\xfe,1,x\nbob,2,\n"[..]).unwrap();
         assert_eq!((import.orders.len(), import.bad_rows), (2, 1));
         assert_eq!(import.orders[1].id, 3, "a row's number is its place in the file");

@@ -1,4 +1,4 @@
-//! What the load asks for, and what it makes of the answers.
+//! The requests of the load, and the check of each answer.
 
 use std::{
     sync::{
@@ -21,16 +21,16 @@ use crate::{
     status,
 };
 
-/// People who are logged in at the same time.
+/// Number of users that are logged in at the same time.
 const SESSIONS: usize = 50;
-/// Orders that most requests are about, so that each of them is read and written often.
+/// Number of orders that most requests use, so that each is read and written often.
 const HOT: u64 = 2_000;
-/// People who pay: flags are decided for each of them.
+/// Number of users who pay. Flags are decided per user.
 const PAYERS: u32 = 1_000;
-/// An answer that takes longer has failed.
+/// Time limit of a request.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Everybody who uses the service.
+/// All users of the service.
 pub(crate) struct Customers {
     client: Client,
     url: String,
@@ -39,13 +39,13 @@ pub(crate) struct Customers {
     pub(crate) stats: Stats,
     seed: u64,
     sessions: Vec<Session>,
-    /// Every session there was, by the value of its cookie.
+    /// The ids of all sessions.
     session_ids: Arc<Mutex<Vec<String>>>,
-    /// Orders made while the demo runs.
+    /// Ids of orders that were created by requests.
     made: Mutex<Vec<u64>>,
 }
 
-/// One person's session. One request at a time uses it, so what the next answer must say is known.
+/// A user's session. One request at a time uses it, so the expected answer is known.
 struct Session {
     user: String,
     is_busy: AtomicBool,
@@ -59,7 +59,7 @@ struct SessionState {
 }
 
 impl Customers {
-    /// `url` is where the balancer listens, without a slash at the end.
+    /// `url` is the proxy's base URL, without a trailing slash.
     pub(crate) fn new(
         url: String,
         orders: Arc<Orders>,
@@ -75,7 +75,7 @@ impl Customers {
             client: Client::new(LIMIT),
             url,
             orders,
-            // As it is: an answer that is not the canonical word is wrong.
+            // Not mapped: an answer that is not a canonical word is wrong.
             recorder: Recorder::new(8, str::to_owned),
             stats: Stats::default(),
             seed,
@@ -85,7 +85,7 @@ impl Customers {
         }
     }
 
-    /// Logs everybody in. To be called before the load starts.
+    /// Logs all users in. Call it before the load starts.
     pub(crate) async fn log_in(&self) -> Result<()> {
         for session in &self.sessions {
             let state = self.new_session(&session.user).await;
@@ -96,12 +96,12 @@ impl Customers {
         Ok(())
     }
 
-    /// Forgets the orders that were made: a disaster took them.
+    /// Forgets created orders, after a failover that lost some of them.
     pub(crate) fn forget_made(&self) {
         lock(&self.made).clear();
     }
 
-    /// The request with this number: the same again for the same seed.
+    /// Sends the request with this number. The same seed gives the same request.
     pub(crate) async fn one_request(&self, number: u64, due: Instant) {
         let mut rng =
             fastrand::Rng::with_seed(self.seed.wrapping_add(number.wrapping_mul(0x2545_F491_4F6C_DD1D)));
@@ -135,11 +135,11 @@ impl Customers {
         }
         let answer = expect("GET order", answer)?;
         let found = answer.json();
-        let status = found["status"].as_str().ok_or("GET order: answer without a status")?;
+        let status = found["status"].as_str().ok_or("GET order: no status in the response")?;
         self.recorder.read(worker, id, status, start, end);
         match found["id"].as_u64() == Some(id) {
             true => Ok(()),
-            false => Err("GET order: another order than asked for".to_owned()),
+            false => Err("GET order: response for another order".to_owned()),
         }
     }
 
@@ -153,14 +153,14 @@ impl Customers {
                 self.recorder.write(worker, id, status, start, Some(self.recorder.now()));
             }
             Err(NoAnswer::Unsent) => {}
-            // Refused or failed: it should not have been carried out, but nobody can be sure.
+            // Refused or failed: it may or may not have been executed.
             _ => self.recorder.write(worker, id, status, start, None),
         }
         let answer = expect("PUT payment", answer)?.json();
         self.stats.paid(answer["flow"] == "new");
         match answer["status"] == *status {
             true => Ok(()),
-            false => Err("PUT payment: another status than sent".to_owned()),
+            false => Err("PUT payment: response with another status".to_owned()),
         }
     }
 
@@ -173,15 +173,15 @@ impl Customers {
         let answer =
             expect("POST order", self.send(Method::POST, "/orders", Who::default(), Some(&body)).await)?
                 .json();
-        let id = answer["id"].as_u64().ok_or("POST order: answer without an id")?;
-        let status = answer["status"].as_str().ok_or("POST order: answer without a status")?;
+        let id = answer["id"].as_u64().ok_or("POST order: no id in the response")?;
+        let status = answer["status"].as_str().ok_or("POST order: no status in the response")?;
         self.recorder.write(worker, id, status, start, Some(self.recorder.now()));
         lock(&self.made).push(id);
         Ok(())
     }
 
-    /// Each visit is counted in the session, so a session that was lost, or fell back, shows.
-    async fn visit(&self, session: Turn<'_>) -> Result<(), String> {
+    /// Increments a counter in the session, so that a lost or reverted session is noticed.
+    async fn visit(&self, session: SessionGuard<'_>) -> Result<(), String> {
         let mut state = session.0.get();
         let who = Who { cookie: state.cookie.as_ref(), ..Who::default() };
         let answer = self.send(Method::GET, "/me", who, None).await;
@@ -191,34 +191,34 @@ impl Customers {
             session.0.set(fresh.unwrap_or_default());
         }
         let answer = expect("GET me", answer)?;
-        let visits = answer.json()["visits"].as_u64().ok_or("GET me: answer without visits")?;
-        let fell_back = visits <= state.visits;
+        let visits = answer.json()["visits"].as_u64().ok_or("GET me: no visits in the response")?;
+        let is_reverted = visits <= state.visits;
         state.visits = visits;
         state.cookie = answer.cookie.or(state.cookie);
         session.0.set(state);
-        if fell_back {
+        if is_reverted {
             self.stats.session_lost();
-            return Err("GET me: session fell back".to_owned());
+            return Err("GET me: session reverted".to_owned());
         }
         Ok(())
     }
 
     async fn new_session(&self, user: &str) -> Result<SessionState, String> {
         let answer = self.send(Method::POST, "/login", Who::default(), Some(&json!({ "user": user }))).await;
-        let cookie = expect("POST login", answer)?.cookie.ok_or("POST login: answer without a cookie")?;
+        let cookie = expect("POST login", answer)?.cookie.ok_or("POST login: no cookie in the response")?;
         let id = cookie.to_str().ok().and_then(|cookie| cookie.split_once('='));
         lock(&self.session_ids).extend(id.map(|(_, id)| id.to_owned()));
         Ok(SessionState { cookie: Some(cookie), visits: 0 })
     }
 
-    /// Four of five times a hot order, and among those the first ones far more often than the last.
+    /// Chooses an order: a hot one in four of five cases, the first of them far more often than the last.
     fn an_order(&self, rng: &mut fastrand::Rng) -> u64 {
         let rows = self.orders.len();
         let choice = rng.u8(0..100);
         if choice < 10 {
             let made = lock(&self.made);
             if !made.is_empty() {
-                // The newest ones: where a new row goes wrong, it does so early.
+                // One of the newest: errors with new rows show early.
                 let newest = rng.usize(0..made.len().min(200));
                 return made[made.len() - 1 - newest];
             }
@@ -227,7 +227,7 @@ impl Customers {
             0..80 => {
                 let hot = HOT.min(rows);
                 let rank = (hot as f64 * rng.f64().powi(2)) as u64;
-                // Spread over the whole table, so that the backfill passes hot rows all the time.
+                // Hot orders are spread over the table, so that the backfill meets them all the time.
                 rank * (rows / hot)
             }
             _ => rng.u64(0..rows),
@@ -235,11 +235,11 @@ impl Customers {
         self.orders.id_at(place)
     }
 
-    fn free_session(&self, rng: &mut fastrand::Rng) -> Option<Turn<'_>> {
+    fn free_session(&self, rng: &mut fastrand::Rng) -> Option<SessionGuard<'_>> {
         let first = rng.usize(0..self.sessions.len());
         let all = self.sessions[first..].iter().chain(&self.sessions[..first]);
         let mut all = all;
-        all.find(|session| !session.is_busy.swap(true, Ordering::Acquire)).map(Turn)
+        all.find(|session| !session.is_busy.swap(true, Ordering::Acquire)).map(SessionGuard)
     }
 
     async fn send(
@@ -253,10 +253,10 @@ impl Customers {
     }
 }
 
-/// The right to use a session; the next one may when this is dropped.
-struct Turn<'a>(&'a Session);
+/// The exclusive use of a session until this is dropped.
+struct SessionGuard<'a>(&'a Session);
 
-impl Drop for Turn<'_> {
+impl Drop for SessionGuard<'_> {
     fn drop(&mut self) {
         self.0.is_busy.store(false, Ordering::Release);
     }
@@ -272,7 +272,7 @@ impl Session {
     }
 }
 
-/// Anything but a 2xx has failed, whatever the reason.
+/// Anything but a 2xx is a failure.
 fn expect(what: &str, answer: Result<Answer, NoAnswer>) -> Result<Answer, String> {
     match answer {
         Ok(answer) if answer.status.is_success() => Ok(answer),

@@ -1,4 +1,4 @@
-//! The database that the demo works in: checked, made, loaded, compared and cleared away again.
+//! The demo's database: checks, creates, loads, compares and removes it.
 
 use std::str::FromStr;
 
@@ -15,27 +15,27 @@ use crate::{
     status,
 };
 
-/// Where the demo's tables live in somebody's own database.
+/// The schema of the demo's tables in the user's own database.
 const SCHEMA: &str = "cutover_demo";
-/// Says that a schema is the demo's, also to the next run if this one is killed.
-const MARK: &str = "made by the cutover demo, which drops it when it ends";
+/// A comment that marks the schema as the demo's, for the next run if this one is killed.
+const MARK: &str = "created by the cutover demo, which drops it at its end";
 /// One demo per database.
 const LOCK: i64 = 0x6375_746f_7665_7264;
-/// What the payments service calls its fleet.
+/// The fleet of the payments service.
 const FLEET: &str = "payments";
 
-/// Somebody's own database, or a throwaway one.
+/// The user's own database, or a temporary one.
 pub(crate) struct Database {
-    /// What the service gets: its tables are found without naming a schema.
+    /// The URL for the service. Its search path finds the tables.
     pub(crate) url: String,
     pub(crate) pool: PgPool,
     pub(crate) server_version: String,
     is_own: bool,
-    /// Holds the lock that says that a demo runs here.
+    /// Holds the lock of the running demo.
     _lock: PgConnection,
 }
 
-/// The two columns.
+/// The old and the new column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Old,
@@ -43,7 +43,7 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    /// The old column may hold any spelling, the new one only canonical words.
+    /// The canonical word of a value. The old column may hold any spelling.
     pub(crate) fn meaning(self, raw: Option<&str>) -> &str {
         match self {
             Self::Old => status::canonical(raw),
@@ -52,19 +52,19 @@ impl Side {
     }
 }
 
-/// What the last look at all rows found.
+/// The result of a check of all rows.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rows {
-    /// Rows that nobody wrote and that don't hold what they were loaded with, or are gone.
+    /// Rows that no request wrote but that have changed or disappeared.
     pub(crate) wrong: u64,
-    /// The first few of them.
+    /// The first few wrong rows.
     pub(crate) examples: Vec<String>,
     pub(crate) seen: u64,
 }
 
 impl Database {
-    /// Checks that the demo may and can work here, and makes its schema. `is_own` says that the
-    /// database is somebody's and may hold anything; a throwaway one is the demo's as a whole.
+    /// Checks that the demo can use the database, and creates its schema. `is_own` says that the database is the
+    /// user's and may contain other things.
     pub(crate) async fn prepare(url: &str, is_own: bool) -> Result<Self> {
         let what = "DATABASE_URL";
         let options = PgConnectOptions::from_str(url).during(what)?;
@@ -81,11 +81,11 @@ impl Database {
         Ok(Self { url, pool, server_version, is_own, _lock: lock })
     }
 
-    /// Takes away what a [`prepare`](Self::prepare) that was cut off may have made in somebody's
-    /// database, and nothing that another demo uses.
+    /// Removes what an interrupted [`prepare`](Self::prepare) may have created in the user's database, unless another
+    /// demo uses it.
     pub(crate) async fn clear_leftovers(url: &str) -> Result<()> {
         let mut connection = PgConnection::connect(url).await?;
-        // Our own session of a moment ago may still hold the lock; another demo's keeps it.
+        // This process's ended session may still hold the lock for a moment.
         connection.execute("set lock_timeout = '3s'").await?;
         sqlx::query("select pg_advisory_lock($1)").bind(LOCK).execute(&mut connection).await?;
         match mark(&mut connection).await? {
@@ -94,7 +94,7 @@ impl Database {
         }
     }
 
-    /// Makes the orders table as release 1 knows it and fills it; returns how many rows it has.
+    /// Creates and fills the tables as release 1 knows them. Returns the number of orders.
     pub(crate) async fn load(&self, orders: &Orders, mut progress: impl FnMut(u64)) -> Result<u64> {
         let what = "loading orders";
         self.pool
@@ -133,8 +133,8 @@ impl Database {
         Ok(rows)
     }
 
-    /// Compares both columns of every row while both are complete, by the demo's own mapping. Each
-    /// row is seen at one moment, so writes going on don't matter.
+    /// Compares both columns of every row by the demo's own mapping. Each row is read in one statement, so concurrent
+    /// writes do not matter.
     pub(crate) async fn compare_columns(&self) -> Result<Rows> {
         let mut rows =
             sqlx::query("select id, old_payment_status, new_payment_status from orders").fetch(&self.pool);
@@ -150,8 +150,8 @@ impl Database {
         Ok(found)
     }
 
-    /// Gives the history each key's last value, and holds every row that nobody wrote against what it
-    /// was loaded with. `side` is the column that holds every row's current value.
+    /// Adds each key's final value to the history, and compares every row that no request wrote with its loaded
+    /// value. `side` is the column that is complete.
     pub(crate) async fn last_values(
         &self,
         side: Side,
@@ -172,7 +172,7 @@ impl Database {
         let mut rows = sqlx::query(column).fetch(&self.pool);
         let mut found = Rows::default();
         let mut untouched = 0;
-        while let Some(row) = rows.try_next().await.during("reading the last values")? {
+        while let Some(row) = rows.try_next().await.during("reading the final values")? {
             let (id, raw): (i64, Option<&str>) = (row.try_get(0)?, row.try_get(1)?);
             let (id, last) = (id.unsigned_abs(), side.meaning(raw));
             found.seen += 1;
@@ -189,7 +189,7 @@ impl Database {
         let gone = orders.len().saturating_sub(touched + untouched);
         if gone > 0 {
             found.wrong += gone;
-            found.examples.push(format!("{gone} orders that nobody wrote are gone"));
+            found.examples.push(format!("{gone} orders that no request wrote are gone"));
         }
         Ok(found)
     }
@@ -202,7 +202,7 @@ impl Database {
         Ok(exists.bind(column).fetch_one(&self.pool).await?)
     }
 
-    /// Drops what was made. A throwaway database goes with its server.
+    /// Drops the demo's schemas. A temporary database disappears with its server.
     pub(crate) async fn clear(&self) -> Result<()> {
         match self.is_own {
             true => {
@@ -235,31 +235,33 @@ async fn check_server(connection: &mut PgConnection) -> Result<String> {
     let (user, database): (String, String) = (row.try_get(4)?, row.try_get(5)?);
     let mut problems = Vec::new();
     if number < 130_000 {
-        problems.push(format!("it is Postgres {version}, and 13 or later is needed"));
+        problems.push(format!("it is Postgres {version}; 13 or later is required"));
     }
     if is_standby {
-        problems.push("it is a standby, which takes no writes; name the primary".to_owned());
+        problems.push("it is a standby, which accepts no writes; use the primary".to_owned());
     }
     if !may_create {
         problems.push(format!(
-            "user {user} may not make schemas; `grant create on database \"{database}\" to \"{user}\"` lets it"
+            "user {user} may not create schemas; run `grant create on database \"{database}\" to \"{user}\"`"
         ));
     }
     match problems.is_empty() {
         true => Ok(version),
-        false => Err(Failure::new(format!("the database can't be used: {}", problems.join("; ")))),
+        false => Err(Failure::new(format!("the database cannot be used: {}", problems.join("; ")))),
     }
 }
 
-/// Makes sure that nothing of anybody else's is in the way, and makes the demo's schema.
+/// Checks that no foreign schema is in the way, and creates the demo's schema.
 async fn claim(connection: &mut PgConnection) -> Result<()> {
     if !is_alone(connection).await? {
-        return Err(Failure::new("another demo runs in this database; wait for it or use another database"));
+        return Err(Failure::new(
+            "another demo is running in this database; wait for it or use another database",
+        ));
     }
     let mark = mark(connection).await?;
     if mark == Mark::Foreign {
         return Err(Failure::new(format!(
-            "schema {SCHEMA} is there already and the demo did not make it; use another database"
+            "schema {SCHEMA} already exists and was not created by the demo; use another database"
         )));
     }
     let has_ledger: bool = sqlx::query_scalar("select to_regnamespace('cutover') is not null")
@@ -267,21 +269,21 @@ async fn claim(connection: &mut PgConnection) -> Result<()> {
         .await?;
     if has_ledger && !(mark == Mark::Ours && ledger_is_ours(connection).await?) {
         return Err(Failure::new(
-            "schema cutover is there already and not from a demo: somebody's ledger. Use another database",
+            "schema cutover already exists and belongs to another service; use another database",
         ));
     }
-    drop_schemas(connection).await.during("dropping what an interrupted demo left")?;
-    let made = format!("create schema {SCHEMA}; comment on schema {SCHEMA} is '{MARK}'");
-    connection.execute(AssertSqlSafe(made)).await.during("making the demo's schema")?;
+    drop_schemas(connection).await.during("dropping the schemas of an interrupted demo")?;
+    let create = format!("create schema {SCHEMA}; comment on schema {SCHEMA} is '{MARK}'");
+    connection.execute(AssertSqlSafe(create)).await.during("creating the demo's schema")?;
     Ok(())
 }
 
-/// Takes the lock that lets one demo at a time work here; the session holds it.
+/// Takes the session lock that lets only one demo run in the database.
 async fn is_alone(connection: &mut PgConnection) -> Result<bool> {
     Ok(sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(LOCK).fetch_one(connection).await?)
 }
 
-/// Whose the schema is that the demo would use.
+/// The owner of the demo's schema.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mark {
     None,
@@ -303,7 +305,7 @@ async fn mark(connection: &mut PgConnection) -> Result<Mark> {
     })
 }
 
-/// Whether a ledger that is beside a demo's leftovers holds nothing but the demo's fleet.
+/// Whether the ledger contains no fleet but the demo's.
 async fn ledger_is_ours(connection: &mut PgConnection) -> Result<bool> {
     let has_fleets: bool = sqlx::query_scalar("select to_regclass('cutover.fleets') is not null")
         .fetch_one(&mut *connection)
@@ -327,7 +329,7 @@ fn with_search_path(url: &str) -> String {
     format!("{url}{separator}options=-csearch_path%3D{SCHEMA}")
 }
 
-/// One line of COPY's text format.
+/// Appends a line in COPY's text format.
 fn copy_line(text: &mut String, order: &Order) {
     use std::fmt::Write;
     let _ = write!(text, "{}\t", order.id);

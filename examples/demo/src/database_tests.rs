@@ -27,11 +27,11 @@ async fn schemas(url: &str) -> Vec<String> {
 }
 
 async fn refusal(url: &str) -> String {
-    Database::prepare(url, true).await.err().expect("must be refused").to_string()
+    Database::prepare(url, true).await.err().expect("a refusal").to_string()
 }
 
 #[tokio::test]
-async fn rows_are_loaded_as_they_are_and_new_ids_come_after_them() {
+async fn rows_are_loaded_unchanged_and_new_ids_follow() {
     let url = fresh().await;
     let database = Database::prepare(&url, false).await.unwrap();
     let orders = Orders::imported(vec![order(7, None), order(900, Some(" pa\\id\t")), order(3, Some(""))]);
@@ -55,7 +55,7 @@ async fn rows_are_loaded_as_they_are_and_new_ids_come_after_them() {
 }
 
 #[tokio::test]
-async fn columns_that_differ_and_rows_that_changed_by_themselves_are_found() {
+async fn differing_columns_and_changed_rows_are_found() {
     let url = fresh().await;
     let database = Database::prepare(&url, false).await.unwrap();
     let orders = Orders::Seeded { seed: 1, rows: 100 };
@@ -70,7 +70,7 @@ async fn columns_that_differ_and_rows_that_changed_by_themselves_are_found() {
     run(&url, "update orders set new_payment_status = 'strange' where id in (5, 6, 7)").await;
     run(&url, "delete from orders where id in (8, 9)").await;
     assert_eq!(database.compare_columns().await.unwrap().wrong, 3);
-    // 5 was written as it is now, 6 as something else, 9 was deleted after a write; 7 and 8 nobody touched.
+    // 5 was written with its current value, 6 with another one, 9 was deleted after a write; 7 and 8 were not written.
     let recorder = Recorder::new(1, str::to_owned);
     recorder.write(0, 5, "strange", 1, Some(2));
     recorder.write(0, 6, "paid", 1, Some(2));
@@ -86,19 +86,19 @@ async fn columns_that_differ_and_rows_that_changed_by_themselves_are_found() {
     let old = database.last_values(Side::Old, &orders, &mut nothing).await.unwrap();
     assert_eq!(
         old.examples,
-        ["2 orders that nobody wrote are gone"],
-        "the old column is as dirty as it was loaded"
+        ["2 orders that no request wrote are gone"],
+        "the old column keeps its loaded spellings"
     );
 }
 
 #[tokio::test]
-async fn somebody_s_database_is_left_as_it_was() {
+async fn the_user_s_database_is_restored() {
     let url = fresh().await;
     run(&url, "create table orders (mine text); insert into orders values ('precious')").await;
     let database = Database::prepare(&url, true).await.unwrap();
     database.load(&Orders::Seeded { seed: 1, rows: 10 }, |_| ()).await.unwrap();
     run(&url, "create schema cutover; create table cutover.fleets (name text)").await;
-    assert!(refusal(&url).await.contains("another demo runs"));
+    assert!(refusal(&url).await.contains("another demo is running"));
     database.clear().await.unwrap();
     drop(database);
     assert_eq!(schemas(&url).await, ["public"]);
@@ -106,13 +106,13 @@ async fn somebody_s_database_is_left_as_it_was() {
 }
 
 #[tokio::test]
-async fn what_a_killed_demo_left_is_cleared_and_what_others_made_is_not() {
+async fn only_leftovers_of_a_demo_are_removed() {
     let url = fresh().await;
     let killed = Database::prepare(&url, true).await.unwrap();
     run(&url, "create schema cutover; create table cutover.fleets (name text)").await;
     run(&url, "insert into cutover.fleets values ('payments')").await;
     drop(killed);
-    // The server lets go of the lock when it notices that the connection is gone.
+    // The server releases the lock when it notices the closed connection.
     let again = cutover_testkit::wait_until("lock free", std::time::Duration::from_secs(10), || async {
         Database::prepare(&url, true).await.map(drop).map(|()| true)
     });
@@ -129,18 +129,18 @@ async fn what_a_killed_demo_left_is_cleared_and_what_others_made_is_not() {
     run(&url, "create schema cutover; create table cutover.fleets (name text)").await;
     run(&url, "insert into cutover.fleets values ('somebody')").await;
     let refused = cutover_testkit::wait_until("refusal", std::time::Duration::from_secs(10), || async {
-        Ok::<_, Failure>(refusal(&url).await.contains("somebody's ledger"))
+        Ok::<_, Failure>(refusal(&url).await.contains("belongs to another service"))
     });
     refused.await.unwrap();
     run(&url, "drop schema cutover_demo cascade").await;
-    assert!(refusal(&url).await.contains("somebody's ledger"));
+    assert!(refusal(&url).await.contains("belongs to another service"));
     run(&url, "drop schema cutover cascade; create schema cutover_demo").await;
-    assert!(refusal(&url).await.contains("did not make it"));
+    assert!(refusal(&url).await.contains("was not created by the demo"));
     assert_eq!(schemas(&url).await, ["cutover_demo", "public"]);
 }
 
 #[tokio::test]
-async fn a_user_without_rights_is_told_what_to_grant() {
+async fn missing_rights_are_reported_with_the_grant() {
     let url = fresh().await;
     run(&url, "create role demo_weak login").await;
     let weak = url.replace("postgres@", "demo_weak@");

@@ -1,24 +1,24 @@
-//! The orders that the table starts with: made up from a seed, or a person's own.
+//! The initial orders: generated from a seed, or imported.
 
 use std::collections::HashMap;
 
 use crate::status;
 
-/// One order as it is loaded.
+/// An order as it is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Order {
     pub(crate) id: u64,
     pub(crate) customer: String,
     pub(crate) amount_cents: i64,
-    /// As dirty as it was found. `None` is NULL.
+    /// In its original spelling. `None` is NULL.
     pub(crate) status: Option<String>,
 }
 
-/// Where the orders come from.
+/// The source of the orders.
 pub(crate) enum Orders {
-    /// Any row can be worked out from seed and id, so a million of them take no memory.
+    /// Each row is computed from seed and id, so a million rows take no memory.
     Seeded { seed: u64, rows: u64 },
-    /// In the order of the file, and each id's place.
+    /// In the order of the file, with the position of each id.
     Imported { orders: Vec<Order>, places: HashMap<u64, usize> },
 }
 
@@ -35,10 +35,10 @@ impl Orders {
         }
     }
 
-    /// The order at `place`, which counts from 0 to `len() - 1`.
+    /// The order at `place`, from 0 to `len() - 1`.
     pub(crate) fn at(&self, place: u64) -> Order {
         match self {
-            Self::Seeded { seed, .. } => made_up(*seed, place + 1),
+            Self::Seeded { seed, .. } => generated(*seed, place + 1),
             Self::Imported { orders, .. } => orders[place as usize].clone(),
         }
     }
@@ -58,7 +58,7 @@ impl Orders {
     pub(crate) fn first_status(&self, id: u64) -> Option<&'static str> {
         match self {
             Self::Seeded { seed, rows } => {
-                (1..=*rows).contains(&id).then(|| status::canonical(made_up_status(&mut rng(*seed, id))))
+                (1..=*rows).contains(&id).then(|| status::canonical(generated_status(&mut rng(*seed, id))))
             }
             Self::Imported { orders, places } => {
                 places.get(&id).map(|&place| status::canonical(orders[place].status.as_deref()))
@@ -67,7 +67,7 @@ impl Orders {
     }
 }
 
-/// How often each spelling turns up, in thousandths, in a table that ten years of programs wrote to.
+/// The frequency of each spelling, in thousandths: what many programs wrote over ten years.
 const SPELLINGS: [(u32, Option<&str>); 30] = [
     (330, Some("PAID")),
     (140, Some("SHIPPED")),
@@ -101,15 +101,15 @@ const SPELLINGS: [(u32, Option<&str>); 30] = [
     (1, Some("0")),
 ];
 
-fn made_up(seed: u64, id: u64) -> Order {
+fn generated(seed: u64, id: u64) -> Order {
     let mut rng = rng(seed, id);
-    let status = made_up_status(&mut rng).map(str::to_owned);
-    // Most orders are small and a few are large.
+    let status = generated_status(&mut rng).map(str::to_owned);
+    // Most orders are small.
     let amount_cents = 99 + (rng.f64().powi(4) * 250_000.0) as i64;
     Order { id, customer: format!("customer-{}", rng.u32(1..=50_000)), amount_cents, status }
 }
 
-fn made_up_status(rng: &mut fastrand::Rng) -> Option<&'static str> {
+fn generated_status(rng: &mut fastrand::Rng) -> Option<&'static str> {
     let total = SPELLINGS.iter().map(|(weight, _)| weight).sum();
     let mut left = rng.u32(0..total);
     let chosen = SPELLINGS.iter().find(|(weight, _)| {
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_makes_the_same_orders_and_another_one_others() {
+    fn orders_depend_on_the_seed_only() {
         let orders = |seed| Orders::Seeded { seed, rows: 200 }.all().collect::<Vec<_>>();
         assert_eq!(orders(7), orders(7));
         assert_ne!(orders(7), orders(8));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn every_meaning_occurs_and_so_does_dirt() {
+    fn all_meanings_and_spellings_occur() {
         let orders = Orders::Seeded { seed: 1, rows: 20_000 };
         let meanings: HashSet<_> = orders.all().map(|o| status::canonical(o.status.as_deref())).collect();
         assert!(status::CANONICAL.iter().all(|word| meanings.contains(word)), "{meanings:?}");
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_s_first_status_is_known_by_its_id() {
+    fn first_status_is_found_by_id() {
         let seeded = Orders::Seeded { seed: 3, rows: 500 };
         let imported = Orders::imported(seeded.all().collect());
         for order in seeded.all() {

@@ -1,4 +1,4 @@
-//! A rolling deploy: one canary first, watched, then one instance after the other.
+//! A rolling deploy: first a canary, then one instance after the other.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,13 @@ use crate::{
     stats::Stats,
 };
 
-/// How long each share of the canary is watched.
+/// How long the canary gets each share of the requests.
 const WATCH: Duration = Duration::from_secs(5);
 
-/// Replaces every instance of release `from`. A canary under which requests fail is taken back.
+/// Replaces every instance of release `from`. If requests fail during the canary, it is removed and the deploy ends.
 pub(crate) async fn roll(fleet: &mut Fleet, stats: &Stats, from: u8, to: u8) -> Result<DeployReport> {
     let (began, failed_before) = (Instant::now(), stats.counts().failed);
-    fleet.board.doing(format!("deploy of release {to}: one canary"));
+    fleet.board.doing(format!("deploy of release {to}: starting a canary"));
     fleet.start(to, CANARY).await?;
     for percent in [5, 25] {
         fleet.servers.proxy.set_canary_share(percent).await?;
@@ -24,9 +24,9 @@ pub(crate) async fn roll(fleet: &mut Fleet, stats: &Stats, from: u8, to: u8) -> 
         tokio::time::sleep(WATCH).await;
         let failed = stats.counts().failed - failed_before;
         if failed > 0 {
-            take_back(fleet, to).await?;
+            remove_canary(fleet, to).await?;
             return Err(Failure::new(format!(
-                "{failed} requests failed while release {to} had {percent} % of them; the canary was taken back"
+                "{failed} requests failed while release {to} had {percent} % of them; the canary was removed"
             )));
         }
     }
@@ -35,19 +35,21 @@ pub(crate) async fn roll(fleet: &mut Fleet, stats: &Stats, from: u8, to: u8) -> 
         fleet.start(to, STABLE).await?;
         fleet.stop(&old).await?;
     }
-    take_back(fleet, to).await?;
+    remove_canary(fleet, to).await?;
     let report = DeployReport {
         from,
         to,
         seconds: began.elapsed().as_secs_f64(),
         failed: stats.counts().failed - failed_before,
     };
-    fleet.board.note(format!("release {to} is out after {:.1} s, {} failed", report.seconds, report.failed));
+    fleet
+        .board
+        .note(format!("release {to} deployed in {:.1} s, {} requests failed", report.seconds, report.failed));
     Ok(report)
 }
 
-/// Requests first, then the instance.
-async fn take_back(fleet: &mut Fleet, release: u8) -> Result<()> {
+/// Takes the canary's requests away first, then the instance.
+async fn remove_canary(fleet: &mut Fleet, release: u8) -> Result<()> {
     fleet.servers.proxy.set_canary_share(0).await?;
     for canary in fleet.of_release(release, CANARY) {
         fleet.stop(&canary).await?;

@@ -1,10 +1,10 @@
-//! What ends the demo early: a sentence for the person at the terminal.
+//! The error of the demo: a sentence for the user.
 
 use std::{error::Error, fmt};
 
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
-/// A sentence that says what went wrong and, where we know, what would be right.
+/// A sentence that says what failed and, if known, what to do.
 #[derive(Debug)]
 pub(crate) struct Failure(pub(crate) String);
 
@@ -20,7 +20,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// An error with all its causes: the outer text alone is often only "error sending request".
+/// Includes all causes: the outer text alone is often only "error sending request".
 impl<E: Error> From<E> for Failure {
     fn from(error: E) -> Self {
         let mut text = error.to_string();
@@ -36,7 +36,7 @@ impl<E: Error> From<E> for Failure {
     }
 }
 
-/// Says what was being done when an error came.
+/// Adds to an error what was being done.
 pub(crate) trait During<T> {
     fn during(self, what: &str) -> Result<T>;
 }

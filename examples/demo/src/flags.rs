@@ -1,4 +1,4 @@
-//! The switches that a person flips: in Unleash, or by SQL where there is none.
+//! Sets phases and flags: in Unleash, or by SQL if there is none.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use crate::{
     ledger::{Ledger, MIGRATION},
 };
 
-/// Which users take the new payment flow.
+/// The flag that selects the new payment flow.
 const NEW_FLOW: &str = "payment-new-flow";
 
-/// Where phases are asked for.
+/// Where desired phases and flags are set.
 pub(crate) enum Switchboard {
-    /// A flag's variant names the phase.
+    /// The payload of a flag's variant is the phase.
     Unleash(UnleashAdmin),
     /// Column `desired` of the ledger.
     Sql(Ledger),
 }
 
 impl Switchboard {
-    /// Makes the flags, so that instances find them when they start.
+    /// Creates the flags, so that instances find them at their start.
     pub(crate) async fn prepare(&self) -> Result<()> {
         if let Self::Unleash(unleash) = self {
-            unleash.ensure_flag(MIGRATION).await.during("making the flags in Unleash")?;
+            unleash.ensure_flag(MIGRATION).await.during("creating the flags in Unleash")?;
             unleash.set_variant(MIGRATION, "off").await?;
             unleash.enable(MIGRATION).await?;
             unleash.ensure_flag(NEW_FLOW).await?;
@@ -34,7 +34,7 @@ impl Switchboard {
         Ok(())
     }
 
-    /// Asks for a phase: its name, or `ramp:25`.
+    /// Sets the desired phase: its name, or `ramp:25`.
     pub(crate) async fn set_phase(&self, phase: &str) -> Result<()> {
         match self {
             Self::Unleash(unleash) => {
@@ -45,7 +45,7 @@ impl Switchboard {
         }
     }
 
-    /// What somebody does in an emergency: the flag goes off, and reads go back to the old column.
+    /// Switches the migration's flag off, as in an emergency: reads go back to the old column.
     pub(crate) async fn switch_off(&self) -> Result<()> {
         match self {
             Self::Unleash(unleash) => Ok(unleash.disable(MIGRATION).await?),
@@ -53,7 +53,7 @@ impl Switchboard {
         }
     }
 
-    /// Without Unleash everybody keeps the flow that the service begins with.
+    /// Sets the share of users with the new flow. Without Unleash, all keep the default.
     pub(crate) async fn new_flow(&self, percent: u8) -> Result<()> {
         match self {
             Self::Unleash(unleash) => Ok(unleash.set_rollout(NEW_FLOW, percent).await?),
@@ -61,7 +61,7 @@ impl Switchboard {
         }
     }
 
-    /// Takes the flags away again.
+    /// Removes the flags.
     pub(crate) async fn clear(&self) -> Result<()> {
         if let Self::Unleash(unleash) = self {
             unleash.remove(MIGRATION).await.during("removing the flags from Unleash")?;
@@ -71,22 +71,26 @@ impl Switchboard {
     }
 }
 
-/// In somebody's own Unleash, a flag of this name is not the demo's to change.
+/// Fails if the user's own Unleash already has one of the demo's flags.
 pub(crate) async fn refuse_existing(url: &str, admin_token: &str) -> Result<()> {
     let client = reqwest::Client::new();
     for name in [MIGRATION, NEW_FLOW] {
         let flag = format!("{url}/api/admin/projects/default/features/{name}");
         let asked = client.get(flag).header("Authorization", admin_token).timeout(Duration::from_secs(10));
-        let status = asked.send().await.during("asking Unleash (UNLEASH_URL) for its flags")?.status();
+        let status = asked.send().await.during("reading flags from Unleash (UNLEASH_URL)")?.status();
         match status.as_u16() {
             404 => {}
             200 => {
                 return Err(Failure::new(format!(
-                    "Unleash has a flag {name} already, which the demo would change; remove it, or use another Unleash"
+                    "Unleash already has a flag {name}, which the demo would change; remove the flag or use another Unleash"
                 )));
             }
-            401 | 403 => return Err(Failure::new("Unleash does not accept UNLEASH_ADMIN_TOKEN")),
-            other => return Err(Failure::new(format!("Unleash answers {other} when asked for flag {name}"))),
+            401 | 403 => {
+                return Err(Failure::new("Unleash rejected UNLEASH_ADMIN_TOKEN; use a token of an admin"));
+            }
+            other => {
+                return Err(Failure::new(format!("Unleash answered {other} to a request for flag {name}")));
+            }
         }
     }
     Ok(())

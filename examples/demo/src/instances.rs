@@ -1,4 +1,4 @@
-//! Instances of the service: started, watched, drained and replaced.
+//! Starts, watches, drains and replaces instances of the service.
 
 use std::{
     net::SocketAddr,
@@ -19,10 +19,10 @@ use crate::{
 };
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// More than the service's own deadline for its drain.
+/// Longer than the service's own drain deadline.
 const GONE_WITHIN: Duration = Duration::from_secs(60);
 
-/// What all instances have in common.
+/// All instances, and what they have in common.
 pub(crate) struct Fleet {
     bin_dir: PathBuf,
     logs: PathBuf,
@@ -31,11 +31,11 @@ pub(crate) struct Fleet {
     pub(crate) board: Arc<Board>,
     client: Client,
     pub(crate) instances: Vec<Instance>,
-    /// Set for, or taken from, the instances that start from now on.
+    /// Variables that are set or removed for instances that start from now on.
     pub(crate) environment: Vec<(&'static str, Option<String>)>,
-    /// Whether each instance gets a way of its own to the database, so that it can be cut off alone.
+    /// Whether each instance gets its own gate to the database, so that it can be cut off alone.
     pub(crate) has_gates: bool,
-    /// Counts up, so that no name is used twice.
+    /// Instances started so far. It makes names unique.
     started: u32,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Instance {
     pub(crate) cluster: &'static str,
     pub(crate) endpoint: Endpoint,
     pub(crate) process: Process,
-    /// Its way to the database, where it has one of its own.
+    /// Its own gate to the database, if `has_gates` was set.
     pub(crate) gate: Option<Proxy>,
 }
 
@@ -56,14 +56,14 @@ impl Instance {
 }
 
 impl Fleet {
-    /// `logs` is where each instance's output is kept when it ends.
+    /// Each instance's output is kept in `logs` when it ends.
     pub(crate) fn new(
         bin_dir: &Path,
         logs: PathBuf,
         servers: Arc<Servers>,
         board: Arc<Board>,
     ) -> Result<Self> {
-        // Of the last run: instances have the same names every time.
+        // Remove the last run's logs: instances have the same names every time.
         let _ = std::fs::remove_dir_all(&logs);
         Ok(Self {
             bin_dir: bin_dir.canonicalize().unwrap_or_else(|_| bin_dir.to_owned()),
@@ -85,7 +85,7 @@ impl Fleet {
         self.settle(self.instances.len() - 1..self.instances.len()).await
     }
 
-    /// Starts several at once.
+    /// Starts several instances at the same time.
     pub(crate) async fn start_all(
         &mut self,
         release: u8,
@@ -102,11 +102,11 @@ impl Fleet {
     /// Drains an instance as an orchestrator does: preStop, then SIGTERM, then wait.
     pub(crate) async fn stop(&mut self, name: &str) -> Result<()> {
         let Some(at) = self.instances.iter().position(|instance| instance.name() == name) else {
-            return Err(Failure::new(format!("there is no instance {name}")));
+            return Err(Failure::new(format!("no instance is named {name}")));
         };
         let instance = &self.instances[at];
         self.board.set_instance(name, InstanceState::Draining);
-        // An answer may take as long as the drain: the signal says the same and doesn't wait for it.
+        // The response may take as long as the drain. The signal starts the same drain and does not wait.
         let _ = self.client.post(&format!("http://{}/drain", instance.endpoint.health)).await;
         instance.process.signal(Signal::TERM)?;
         let status = instance.process.wait(GONE_WITHIN).await.during("draining")?;
@@ -120,7 +120,7 @@ impl Fleet {
         }
     }
 
-    /// Drains all that are left, at once.
+    /// Drains all remaining instances at the same time.
     pub(crate) async fn stop_all(&mut self) -> Result<()> {
         for instance in &self.instances {
             self.board.set_instance(instance.name(), InstanceState::Draining);
@@ -135,7 +135,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Copies the output of all that run to where it can be read afterwards.
+    /// Keeps the output of all running instances.
     fn keep_logs(&self) {
         for instance in &self.instances {
             self.keep_log(instance);
@@ -147,7 +147,7 @@ impl Fleet {
         wanted.map(|one| one.name().to_owned()).collect()
     }
 
-    /// Starts the process and waits for nothing.
+    /// Starts the process without waiting until it is ready.
     pub(crate) fn launch(&mut self, release: u8, cluster: &'static str) -> Result<()> {
         let program = self.bin_dir.join(format!("payments-{release}"));
         self.started += 1;
@@ -155,7 +155,7 @@ impl Fleet {
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let endpoint =
             Endpoint { name: name.clone(), address: local(free_port()?), health: local(free_port()?) };
-        let (database, gate) = self.way_to_database()?;
+        let (database, gate) = self.database_url()?;
         let mut command = Command::new(program);
         command
             .env("DATABASE_URL", database)
@@ -166,9 +166,9 @@ impl Fleet {
             .env("CUTOVER_REVISION", format!("release-{release}"))
             .env("CUTOVER_INSTANCE", &name)
             .env("NO_COLOR", "1")
-            // The proxy asks every 0.2 s, so it knows of a drain after this long.
+            // The proxy checks health every 0.2 s, so it knows of a drain after this time.
             .env("PROPAGATION_SECONDS", "2")
-            // A day in earnest; nobody watches a demo that long.
+            // A day in production.
             .env("SOAK_SECONDS", "5");
         match &self.servers.unleash {
             Some((url, token)) => command.env("UNLEASH_URL", url).env("UNLEASH_TOKEN", token),
@@ -189,14 +189,14 @@ impl Fleet {
         Ok(())
     }
 
-    fn way_to_database(&self) -> Result<(String, Option<Proxy>)> {
+    fn database_url(&self) -> Result<(String, Option<Proxy>)> {
         let mut url = reqwest::Url::parse(&self.servers.database.url)?;
         let gate = match url.port() {
             Some(port) if self.has_gates => Some(Proxy::start(port)?),
             _ => None,
         };
         if let Some(gate) = &gate {
-            // A port can always be set on a URL that had one.
+            // Setting a port cannot fail on a URL that has one.
             let _ = url.set_port(Some(gate.port()));
         }
         Ok((url.into(), gate))
@@ -204,13 +204,13 @@ impl Fleet {
 
     pub(crate) fn find(&self, name: &str) -> Result<&Instance> {
         let found = self.instances.iter().find(|instance| instance.name() == name);
-        found.ok_or_else(|| Failure::new(format!("there is no instance {name}")))
+        found.ok_or_else(|| Failure::new(format!("no instance is named {name}")))
     }
 
-    /// Takes an instance that has ended, or that ends now, out of everything.
-    pub(crate) async fn bury(&mut self, name: &str) -> Result<()> {
+    /// Kills an instance that may already have ended, and removes it from the proxy.
+    pub(crate) async fn remove(&mut self, name: &str) -> Result<()> {
         let Some(at) = self.instances.iter().position(|instance| instance.name() == name) else {
-            return Err(Failure::new(format!("there is no instance {name}")));
+            return Err(Failure::new(format!("no instance is named {name}")));
         };
         self.keep_log(&self.instances[at]);
         let instance = self.instances.remove(at);
@@ -248,10 +248,10 @@ impl Fleet {
         Ok(answer.is_ok_and(|answer| answer.status.is_success()))
     }
 
-    /// What an instance itself says about not being ready.
+    /// The instance's own reason for not being ready.
     pub(crate) async fn readiness(&self, instance: &Instance) -> String {
         match self.client.get(&format!("http://{}/readyz", instance.endpoint.health)).await {
-            Ok(answer) => format!("; it says: {}", String::from_utf8_lossy(&answer.body)),
+            Ok(answer) => format!("; /readyz: {}", String::from_utf8_lossy(&answer.body)),
             Err(_) => String::new(),
         }
     }
@@ -264,14 +264,14 @@ impl Fleet {
 
     fn keep_log(&self, instance: &Instance) -> String {
         let kept = self.logs.join(format!("{}.log", instance.name()));
-        // A log that can't be kept is no reason to stop.
+        // A failure to keep a log does not end the demo.
         let _ = std::fs::create_dir_all(&self.logs);
         let _ = std::fs::copy(instance.process.log_path(), &kept);
         kept.display().to_string()
     }
 }
 
-/// Whoever is still there when the demo ends early is not drained but killed: nobody waits for it.
+/// Kills remaining instances when the demo ends early: draining takes too long.
 impl Drop for Fleet {
     fn drop(&mut self) {
         self.keep_logs();
@@ -281,7 +281,7 @@ impl Drop for Fleet {
     }
 }
 
-/// Fails if one of the service's programs is not there.
+/// Fails if one of the service's programs is missing.
 pub(crate) fn check_programs(bin_dir: &Path) -> Result<()> {
     let programs = (1..=3).map(|release| bin_dir.join(format!("payments-{release}")));
     let missing: Vec<String> =
@@ -289,13 +289,13 @@ pub(crate) fn check_programs(bin_dir: &Path) -> Result<()> {
     match missing.is_empty() {
         true => Ok(()),
         false => Err(Failure::new(format!(
-            "{} not found; `make demo` builds them and starts this (or name their folder with --bin-dir)",
+            "{} not found; run `make demo`, which builds them, or name their folder with --bin-dir",
             missing.join(", ")
         ))),
     }
 }
 
-/// Shows whether each instance is ready. Never ends.
+/// Keeps the board's readiness of each instance up to date. Never returns.
 pub(crate) async fn watch(board: Arc<Board>) {
     let client = Client::new(Duration::from_secs(1));
     loop {

@@ -1,4 +1,4 @@
-//! Holds every answer against every other, and against what is in the table at the end.
+//! Judges every recorded answer against all others, and against the table at the end.
 
 use cutover_checker::Verdict;
 use sqlx::{Connection, PgConnection};
@@ -11,13 +11,13 @@ use crate::{
     ledger::Ledger,
 };
 
-/// What was found.
+/// The result.
 pub(crate) struct Judged {
     pub(crate) rows: Rows,
     pub(crate) verdict: Verdict,
 }
 
-/// Judges everything that was recorded, when nothing is under way any more.
+/// Judges everything that was recorded. Call it when no request is running.
 pub(crate) async fn all(
     customers: &Customers,
     database: &Database,
@@ -28,13 +28,13 @@ pub(crate) async fn all(
     let is_new = ledger.standing().await?.is_some_and(|standing| standing.is_new_complete());
     let side = if is_new { Side::New } else { Side::Old };
     let rows = database.last_values(side, orders, &mut history).await;
-    let rows = rows.during("the last values can't be judged")?;
-    // The search is pure work: not on a thread that others need.
+    let rows = rows.during("reading the final values")?;
+    // The search is CPU-bound.
     let verdict = tokio::task::spawn_blocking(move || history.check()).await?;
     Ok(Judged { rows, verdict })
 }
 
-/// Every order's status, by its key, in one of the columns.
+/// The status of every order in one of the columns, by key.
 pub(crate) async fn values(url: &str, side: Side) -> Result<Vec<(u64, String)>> {
     let mut connection = PgConnection::connect(url).await?;
     let statement = match side {

@@ -1,4 +1,4 @@
-//! Looks at the migration from outside: what the tables in schema `cutover` say.
+//! Observes the migration from outside, through the tables in schema `cutover`.
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use crate::failure::{During, Result};
 /// What the payments service calls its migration.
 pub(crate) const MIGRATION: &str = "payment-status";
 
-/// The eight phases in their line.
+/// The eight phases in order.
 pub(crate) const PHASES: [&str; 8] =
     ["off", "expand", "backfill", "verify", "ramp", "switch", "retire", "contract"];
 
-/// The migration as the ledger has it now.
+/// The migration's current state in the ledger.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Standing {
     pub(crate) phase: String,
     pub(crate) epoch: i32,
     pub(crate) ramp_percent: i16,
-    /// Everybody works at `epoch`, and no older epoch has a transaction left.
+    /// All instances work at `epoch`, and no transaction of an older epoch is left.
     pub(crate) is_settled: bool,
-    /// What the driver waits for, in its words.
+    /// What the migration waits for, as the driver reports it.
     pub(crate) waits_for: Option<String>,
-    /// The newest piece of long work.
+    /// The latest backfill or scan.
     pub(crate) job: Option<Job>,
     /// Name and acknowledged epoch of each live instance.
     pub(crate) acknowledged: Vec<(String, i32)>,
@@ -97,25 +97,25 @@ impl Ledger {
         }))
     }
 
-    /// All backfills that finished, oldest first.
+    /// All finished backfills, oldest first.
     pub(crate) async fn finished_backfills(&self) -> Result<Vec<Job>> {
         let id = self.migration().await?;
         let is_wanted = |job: &Job| job.kind == "backfill" && job.is_finished;
         Ok(self.jobs(id).await?.into_iter().filter(is_wanted).collect())
     }
 
-    /// What a person does by SQL where there is no Unleash.
+    /// Sets the desired phase by SQL, if there is no Unleash.
     pub(crate) async fn set_phase(&self, phase: &str) -> Result<()> {
         sqlx::query("update cutover.migrations set desired = $2, desired_by = 'demo' where name = $1")
             .bind(MIGRATION)
             .bind(phase)
             .execute(&self.0)
             .await
-            .during("asking for a phase")?;
+            .during("setting the desired phase")?;
         Ok(())
     }
 
-    /// A person says that the old column may go.
+    /// Approves the drop of the old column.
     pub(crate) async fn approve_contract(&self) -> Result<()> {
         sqlx::query(
             "insert into cutover.approvals (migration_id, phase, actor, reason)
@@ -165,7 +165,7 @@ mod tests {
 
     use super::*;
 
-    /// The real schema, with one migration that has moved twice and a backfill half way.
+    /// A migration that has moved twice, with an unfinished backfill.
     const ROWS: &str = "
         insert into cutover.fleets (name) values ('payments');
         insert into cutover.migrations (fleet, name) values ('payments', 'payment-status');
@@ -185,7 +185,7 @@ mod tests {
             values (1, 1, 'off', 'contract', 2), (2, 1, 'off', 'contract', 1);";
 
     #[tokio::test]
-    async fn it_reads_and_asks_what_the_library_s_tables_say() {
+    async fn state_is_read_from_and_set_in_the_ledger() {
         let url = Postgres::fresh_database().await.unwrap();
         let ledger = Ledger(PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap());
         assert_eq!(ledger.standing().await.unwrap(), None);
@@ -214,12 +214,12 @@ mod tests {
         ledger.set_phase("ramp:25").await.unwrap();
         ledger.approve_contract().await.unwrap();
         ledger.approve_contract().await.unwrap();
-        let asked: (String, i64) = sqlx::query_as(
+        let desired: (String, i64) = sqlx::query_as(
             "select desired, (select count(*) from cutover.approvals) from cutover.migrations",
         )
         .fetch_one(&ledger.0)
         .await
         .unwrap();
-        assert_eq!(asked, ("ramp:25".to_owned(), 1));
+        assert_eq!(desired, ("ramp:25".to_owned(), 1));
     }
 }

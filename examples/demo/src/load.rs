@@ -1,7 +1,7 @@
-//! Constant load: a request is due every so often, whatever became of the ones before it.
+//! Constant load: requests are due at fixed times, whether or not earlier ones have been answered.
 //!
-//! The schedule is fixed at the start and latency counts from when a request was *due*. So a stall of
-//! two seconds shows as two seconds in everything that was due meanwhile, not as one slow request.
+//! Latency is measured from when a request was *due*. A stall of two seconds therefore shows in every request that was due
+//! meanwhile, not as one slow request.
 
 use std::{
     sync::{
@@ -18,10 +18,10 @@ use tokio::{
 
 use crate::customers::Customers;
 
-/// Seconds of load that may wait for an answer before requests that are due are dropped (and counted).
+/// Seconds of load that may be unanswered. Beyond that, requests that are due are dropped and counted as failed.
 const PATIENCE: u32 = 30;
 
-/// Load that runs until it is told to stop.
+/// Load that runs until it is stopped.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     schedule: tokio::task::JoinHandle<()>,
@@ -35,15 +35,15 @@ impl Load {
         Self { stop, schedule }
     }
 
-    /// Sends no more and waits until everything sent was answered or timed out.
+    /// Sends no more requests, and waits until all are answered or have timed out.
     pub(crate) async fn stop(mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // A schedule that panicked has stopped too; what it did was counted.
+        // A task that panicked has stopped, too.
         let _ = (&mut self.schedule).await;
     }
 }
 
-/// Load that nobody stopped is cut off.
+/// Aborts the load if it was not stopped.
 impl Drop for Load {
     fn drop(&mut self) {
         self.schedule.abort();
@@ -71,6 +71,6 @@ async fn run(customers: Arc<Customers>, rate: u32, stop: Arc<AtomicBool>) {
             }
         }
     }
-    // All places free: nothing is under way.
+    // When all permits are free, no request is running.
     let _ = places.acquire_many(bound).await;
 }

@@ -1,6 +1,10 @@
-//! The load and the judge together, against a service in memory that keeps its promises, or doesn't.
+//! Load and judge together, against an in-memory service that is correct or has a fault.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cutover_checker::Verdict;
 
@@ -12,7 +16,10 @@ use crate::{
     stub::{Fault, Stub},
 };
 
-/// A short run at 400 requests a second.
+const RATE: u32 = 400;
+const REQUESTS: u64 = 600;
+
+/// Sends requests at the rate until there are enough.
 async fn run(fault: Fault) -> (Counts, Verdict) {
     let orders = Arc::new(Orders::Seeded { seed: 5, rows: 300 });
     let first = |id| orders.first_status(id).unwrap();
@@ -22,8 +29,11 @@ async fn run(fault: Fault) -> (Counts, Verdict) {
     let customers = Arc::new(Customers::new(url, Arc::clone(&orders), 9, Arc::default()));
     customers.log_in().await.unwrap();
     customers.stats.enter(Stage::Quiet);
-    let load = Load::start(Arc::clone(&customers), 400);
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let began = Instant::now();
+    let load = Load::start(Arc::clone(&customers), RATE);
+    while customers.stats.counts().requests < REQUESTS {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     load.stop().await;
 
     let mut history = customers.recorder.history();
@@ -34,12 +44,13 @@ async fn run(fault: Fault) -> (Counts, Verdict) {
         history.last(key, &stub.memory.orders.lock().unwrap()[&key]);
     }
     let counts = customers.stats.counts();
-    assert!((600..=801).contains(&counts.requests), "not the rate asked for: {counts:?}");
+    let most = began.elapsed().as_secs_f64() * f64::from(RATE) + 1.0;
+    assert!(counts.requests as f64 <= most, "more than {RATE} requests/s: {counts:?}");
     (counts, history.check())
 }
 
 #[tokio::test]
-async fn a_service_that_keeps_its_promises_is_not_accused() {
+async fn a_correct_service_passes() {
     let (counts, verdict) = run(Fault::None).await;
     assert_eq!((counts.failed, counts.dropped, counts.sessions_lost), (0, 0, 0), "{counts:?}");
     assert!(verdict.is_clean(), "{verdict:?}");
@@ -49,12 +60,12 @@ async fn a_service_that_keeps_its_promises_is_not_accused() {
 #[tokio::test]
 async fn lost_writes_are_found() {
     let (counts, verdict) = run(Fault::LosesWrites).await;
-    assert_eq!(counts.failed, 0, "the answers looked well: {counts:?}");
+    assert_eq!(counts.failed, 0, "all answers looked correct: {counts:?}");
     assert!(verdict.lost_writes > 0 && verdict.stale_reads > 0, "{verdict:?}");
 }
 
 #[tokio::test]
-async fn refusals_count_as_failed_and_accuse_nobody_of_losing() {
+async fn refusals_are_failures_but_not_lost_writes() {
     let (counts, verdict) = run(Fault::Overloaded).await;
     assert!(counts.failed > 0, "{counts:?}");
     assert_eq!(counts.failures["GET order: 503"], counts.failed);
@@ -62,7 +73,7 @@ async fn refusals_count_as_failed_and_accuse_nobody_of_losing() {
 }
 
 #[tokio::test]
-async fn lost_sessions_are_counted_and_failed() {
+async fn lost_sessions_are_failures() {
     let (counts, _) = run(Fault::LosesSessions).await;
     assert!(counts.sessions_lost > 0, "{counts:?}");
     assert_eq!(counts.failures["GET me: 401"], counts.failed);

@@ -1,8 +1,8 @@
 //! The live demonstration behind `make demo`.
 //!
-//! Starts real servers and three instances of a payments service, keeps them under constant load,
-//! deploys two releases and walks a migration from `off` to `contract` meanwhile, and then judges every
-//! answer that any request got. [`story`] is the place to begin reading.
+//! It starts real servers and three instances of a payments service and keeps them under constant load. Meanwhile it deploys
+//! two releases and moves a migration from `off` to `contract`. At the end it judges every answer that any request got.
+//! Begin reading at [`story`]. [`gameday`] is `make gameday`.
 
 mod args;
 mod balancer;
@@ -55,7 +55,7 @@ use crate::{
     story::Story,
 };
 
-/// What a shell calls a program that Ctrl-C ended.
+/// The exit status of a shell for a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
 #[tokio::main]
@@ -88,10 +88,10 @@ async fn run(args: Args) -> Result<ExitCode> {
         Some(Ok(servers)) => Arc::new(servers),
         other => {
             if other.is_none() {
-                board.note("interrupted: taking everything away");
+                board.note("interrupted: cleaning up");
             }
             screen.stop().await;
-            clear_half_started(&args).await;
+            clean_up_partial_start(&args).await;
             return other.map_or(Ok(ExitCode::from(INTERRUPTED)), |failed| failed.map(|_| ExitCode::FAILURE));
         }
     };
@@ -99,24 +99,24 @@ async fn run(args: Args) -> Result<ExitCode> {
     report.fallbacks = servers.fallbacks.clone();
     let story =
         Story { args: args.clone(), board: Arc::clone(&board), servers: Arc::clone(&servers), orders };
-    let told = tokio::select! {
-        told = story.tell(&mut report) => Some(told),
+    let ended = tokio::select! {
+        ended = story.run(&mut report) => Some(ended),
         () = &mut interrupt => None,
     };
-    if told.is_none() {
-        board.doing("interrupted: taking everything away");
+    if ended.is_none() {
+        board.doing("interrupted: cleaning up");
     }
     let cleared = servers.clear().await;
     drop((story, servers));
     screen.stop().await;
-    let Some(told) = told else {
+    let Some(ended) = ended else {
         return cleared.map(|()| ExitCode::from(INTERRUPTED));
     };
-    report.ended_early = told.and(cleared).err().map(|failure| failure.to_string());
+    report.ended_early = ended.and(cleared).err().map(|failure| failure.to_string());
     report.seconds = board.elapsed().as_secs_f64();
     report.judge();
     report.write(&args.report)?;
-    let _ = writeln!(stdout(), "\n{}The report is in {}.", report.table(), args.report.display());
+    let _ = writeln!(stdout(), "\n{}Report: {}", report.table(), args.report.display());
     Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -129,7 +129,7 @@ fn read_orders(args: &Args, report: &mut Report) -> Result<Orders> {
     let mut out = stdout();
     let _ = writeln!(out, "{} orders read from {}", import.orders.len(), file.display());
     if import.bad_rows > 0 {
-        let _ = writeln!(out, "{} rows can't be used, for instance:", import.bad_rows);
+        let _ = writeln!(out, "{} rows cannot be used, for example:", import.bad_rows);
     }
     for bad in &import.first_bad {
         let _ = writeln!(out, "  {bad}");
@@ -137,15 +137,15 @@ fn read_orders(args: &Args, report: &mut Report) -> Result<Orders> {
     Ok(Orders::imported(import.orders))
 }
 
-/// What a start that was cut off may have made in somebody's own database.
-async fn clear_half_started(args: &Args) {
+/// Removes what an interrupted start may have created in the user's own database.
+async fn clean_up_partial_start(args: &Args) {
     if let Some(url) = &args.own.database_url {
-        // Whatever goes wrong here, the next run clears up; the first failure is the one to show.
+        // The next run cleans up if this fails. The first failure is the one to report.
         let _ = Database::clear_leftovers(url).await;
     }
 }
 
-/// Ctrl-C, or being told to end in another way.
+/// Returns on SIGINT, SIGTERM or SIGHUP.
 async fn interrupted() {
     let wait = |kind| async move {
         match signal(kind) {

@@ -1,4 +1,4 @@
-//! What stands before the instances: a real Envoy, or the demo's own balancer.
+//! The proxy before the instances: Envoy, or the demo's own balancer.
 
 use std::net::SocketAddr;
 
@@ -6,12 +6,12 @@ use cutover_testkit::{Cluster, Envoy, EnvoyOptions, KitError};
 
 use crate::{balancer::Balancer, failure::Result};
 
-/// Gets all requests, but for a share of the canary's.
+/// Gets all requests but the canary's share.
 pub(crate) const STABLE: &str = "stable";
-/// One instance of a new release, watched.
+/// One instance of a new release.
 pub(crate) const CANARY: &str = "canary";
 
-/// Where an instance answers requests, and where it says how it is.
+/// The addresses of an instance: for requests, and for health checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub(crate) name: String,
@@ -19,17 +19,17 @@ pub(crate) struct Endpoint {
     pub(crate) health: SocketAddr,
 }
 
-/// Either of the two.
+/// Envoy or the balancer.
 pub(crate) enum LoadBalancer {
     Envoy(Envoy),
     Own(Balancer),
 }
 
 impl LoadBalancer {
-    /// Envoy if it is there.
+    /// Starts Envoy if it is installed, else the balancer.
     pub(crate) async fn start() -> Result<Self> {
         let cluster = |name: &str| Cluster { name: name.to_owned(), endpoints: Vec::new() };
-        // As service meshes do: again on another instance, where the first one can't have begun.
+        // As service meshes do: retry on another instance if the first one cannot have started the request.
         let options = EnvoyOptions { retry: true };
         match Envoy::start_with(vec![cluster(STABLE), cluster(CANARY)], options).await {
             Ok(envoy) => Ok(Self::Envoy(envoy)),
@@ -38,7 +38,7 @@ impl LoadBalancer {
         }
     }
 
-    /// Where requests go, without a slash at the end.
+    /// The base URL for requests, without a trailing slash.
     pub(crate) fn url(&self) -> String {
         match self {
             Self::Envoy(envoy) => envoy.url(),
@@ -46,7 +46,7 @@ impl LoadBalancer {
         }
     }
 
-    /// Gives the canary this many per cent of the requests.
+    /// Sends this percentage of the requests to the canary.
     pub(crate) async fn set_canary_share(&self, percent: u32) -> Result<()> {
         let weights = [(STABLE, 100 - percent), (CANARY, percent)];
         match self {
@@ -75,7 +75,7 @@ impl LoadBalancer {
         }
     }
 
-    /// Whether an instance gets requests, by the proxy's own health checks.
+    /// Whether an instance gets requests, according to the proxy's health checks.
     pub(crate) async fn is_serving(&self, cluster: &str, endpoint: &Endpoint) -> Result<bool> {
         match self {
             Self::Envoy(envoy) => Ok(envoy.healthy(cluster).await?.contains(&endpoint.address)),

@@ -1,4 +1,4 @@
-//! What came out, as JSON for programs and as a table for people.
+//! The demo's result, as JSON and as a table.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::args::Rule;
 use crate::failure::{During, Result};
 
-/// The demo's result. Times are as the name says; rates are per second.
+/// The demo's result. Names contain units; rates are per second.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// Whether the demo succeeded: with `broken` set, whether the damage was found.
+    /// Whether the demo succeeded. With `broken` set: whether the damage was found.
     pub(crate) passed: bool,
-    /// The safety rule that was taken out, if any.
+    /// The safety rule that was removed, if any.
     pub(crate) broken: Option<Rule>,
     pub(crate) requests: u64,
     pub(crate) failed: u64,
@@ -20,33 +20,33 @@ pub(crate) struct Report {
     pub(crate) lost_writes: u64,
     pub(crate) stale_reads: u64,
     pub(crate) sessions_lost: u64,
-    /// Payments by the flow that the flag `payment-new-flow` chose.
+    /// Payments by the flow that flag `payment-new-flow` selected.
     pub(crate) paid_by_new_flow: u64,
     pub(crate) paid_by_legacy_flow: u64,
-    /// Rows that no request wrote and that are not what they were loaded as, or gone.
+    /// Rows that no request wrote but that have changed or disappeared.
     pub(crate) wrong_rows: u64,
-    /// Rows whose columns did not agree when both should have.
+    /// Rows whose columns differed while both were complete.
     pub(crate) rows_that_differed: u64,
     pub(crate) phases: Vec<PhaseReport>,
     pub(crate) deploys: Vec<DeployReport>,
     pub(crate) p50_ms_quiet: f64,
     pub(crate) p50_ms_rollout: f64,
     pub(crate) p99_ms_quiet: f64,
-    /// Everything after the quiet part: deploys and migration.
+    /// Everything after the quiet stage: deploys and migration.
     pub(crate) p99_ms_rollout: f64,
     pub(crate) p99_ms_deploys: f64,
     pub(crate) p99_ms_migration: f64,
     pub(crate) max_ms: f64,
-    /// From switching the flag off until every instance read the old column again.
+    /// From switching the flag off until every instance reads the old column.
     pub(crate) rollback_seconds: Option<f64>,
     pub(crate) rows: u64,
     pub(crate) rows_backfilled: u64,
     pub(crate) backfill_rows_per_second: f64,
-    /// Rows of the given file that could not be used.
+    /// Rows of the CSV file that could not be used.
     pub(crate) bad_rows: u64,
-    /// What failed, and how often.
+    /// Failures by kind.
     pub(crate) failures: BTreeMap<String, u64>,
-    /// What the checker found, in words.
+    /// Examples of what the checker found.
     pub(crate) examples: Vec<String>,
     pub(crate) keys_checked: u64,
     pub(crate) reads_checked: u64,
@@ -55,18 +55,18 @@ pub(crate) struct Report {
     pub(crate) seed: u64,
     pub(crate) seconds: f64,
     pub(crate) servers: BTreeMap<String, String>,
-    /// What stood in for a server that was not there.
+    /// Replacements for servers that are not installed.
     pub(crate) fallbacks: Vec<String>,
-    /// Why the demo ended early, if it did.
+    /// Why the demo ended early, if it did so.
     pub(crate) ended_early: Option<String>,
 }
 
-/// One phase that was asked for.
+/// One phase that was requested.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PhaseReport {
     pub(crate) name: String,
     pub(crate) epoch: i32,
-    /// From asking for it until everybody worked in it.
+    /// From the request until all instances worked in it.
     pub(crate) seconds: f64,
 }
 
@@ -80,7 +80,7 @@ pub(crate) struct DeployReport {
 }
 
 impl Report {
-    /// Whether anything failed, was lost or was stale.
+    /// Whether nothing failed, was lost or was stale.
     pub(crate) fn is_clean(&self) -> bool {
         let damage = [
             self.failed,
@@ -93,13 +93,13 @@ impl Report {
         self.ended_early.is_none() && damage.iter().all(|count| *count == 0)
     }
 
-    /// Whether the damage that a missing rule does was noticed, and not something else: being stuck is no proof.
+    /// Whether the damage that the missing rule causes was found. A demo that got stuck proves nothing.
     fn shows(&self, missing: Rule) -> bool {
         let wrong_data = [self.lost_writes, self.stale_reads, self.wrong_rows, self.rows_that_differed];
         let is_data_wrong = wrong_data.iter().any(|count| *count > 0);
         match missing {
             Rule::Compare => is_data_wrong,
-            // What comes late is refused by the fence and the gates, which are still there.
+            // The fence and the gates, which are still there, refuse late operations.
             Rule::Agree => is_data_wrong || self.failed > 0,
             Rule::Drain => self.failed > 0,
         }
@@ -133,14 +133,14 @@ impl Report {
         row("lost writes", self.lost_writes.to_string());
         row("stale reads", self.stale_reads.to_string());
         row("sessions lost", self.sessions_lost.to_string());
-        row("rows wrong without a write", self.wrong_rows.to_string());
+        row("rows changed without a write", self.wrong_rows.to_string());
         row("rows whose columns differed", self.rows_that_differed.to_string());
         let pair = |p50: f64, p99: f64| format!("{p50:.1} ms / {p99:.1} ms");
-        row("p50 / p99, nothing going on", pair(self.p50_ms_quiet, self.p99_ms_quiet));
+        row("p50 / p99, quiet", pair(self.p50_ms_quiet, self.p99_ms_quiet));
         row("p50 / p99, deploys and migration", pair(self.p50_ms_rollout, self.p99_ms_rollout));
         row("slowest request", format!("{:.0} ms", self.max_ms));
         if let Some(seconds) = self.rollback_seconds {
-            row("flag off until all read old again", format!("{seconds:.1} s"));
+            row("rollback (flag off)", format!("{seconds:.1} s"));
         }
         let speed = format!("{} rows, {:.0} rows/s", self.rows_backfilled, self.backfill_rows_per_second);
         row("backfill", speed);
@@ -158,7 +158,7 @@ impl Report {
             self.reads_checked, self.writes_checked, self.keys_checked
         );
         row("judged", judged);
-        row("took", format!("{:.0} s", self.seconds));
+        row("duration", format!("{:.0} s", self.seconds));
         let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
         let line = |(name, value): &(String, String)| format!("  {name:<width$}  {value}\n");
         let mut text: String = rows.iter().map(line).collect();
@@ -171,14 +171,19 @@ impl Report {
     fn sentence(&self) -> String {
         match (&self.broken, self.passed, &self.ended_early) {
             (Some(rule), true, _) => {
-                format!("The checker found the damage that the lack of {rule:?} does.\n")
+                format!("The checker found the damage that the missing rule {} causes.\n", rule.name())
             }
             (Some(rule), false, _) => {
-                format!("Without {rule:?} nothing was found: the check is blind.\n")
+                format!(
+                    "The checker found no damage without the rule {}: it cannot see this damage.\n",
+                    rule.name()
+                )
             }
-            (None, true, _) => "Nothing failed, nothing was lost, nothing was stale.\n".to_owned(),
+            (None, true, _) => {
+                "Passed: no request failed, no write was lost, no read was stale.\n".to_owned()
+            }
             (None, false, Some(why)) => format!("The demo ended early: {why}\n"),
-            (None, false, None) => "This is not what was promised.\n".to_owned(),
+            (None, false, None) => "Failed: see the counts above.\n".to_owned(),
         }
     }
 }
@@ -188,10 +193,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_passes_only_if_nothing_at_all_was_wrong() {
+    fn any_problem_fails_the_demo() {
         let mut clean = Report { requests: 10, ..Report::default() };
         clean.judge();
-        assert!(clean.passed && clean.table().contains("Nothing failed"));
+        assert!(clean.passed && clean.table().contains("Passed: "));
         let spoil: [fn(&mut Report); 7] = [
             |report| report.failed = 1,
             |report| report.lost_writes = 1,
@@ -210,23 +215,23 @@ mod tests {
     }
 
     #[test]
-    fn with_a_rule_broken_it_passes_only_if_damage_was_found() {
+    fn with_a_broken_rule_only_found_damage_passes() {
         let mut report = Report { broken: Some(Rule::Compare), ..Report::default() };
         report.judge();
-        assert!(!report.passed && report.table().contains("blind"));
+        assert!(!report.passed && report.table().contains("found no damage"));
         report.ended_early = Some("stuck".to_owned());
         report.judge();
-        assert!(!report.passed, "being stuck is not finding anything");
+        assert!(!report.passed, "a stuck demo finds nothing");
         report.failed = 1;
         report.judge();
-        assert!(!report.passed, "a failed request is not what a skipped row leads to");
+        assert!(!report.passed, "a skipped row does not fail requests");
         report.stale_reads = 1;
         report.judge();
         assert!(report.passed && report.table().contains("found the damage"));
     }
 
     #[test]
-    fn it_can_be_read_back_and_the_table_lines_up() {
+    fn report_round_trips_and_table_is_aligned() {
         let folder = cutover_testkit::Folder::new("report").unwrap();
         let path = folder.path().join("a/b/report.json");
         let report = Report {
@@ -239,6 +244,6 @@ mod tests {
         let read: Report = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         assert_eq!(read, report);
         let table = report.table();
-        assert!(table.contains("  phase expand                       1.2 s, epoch 2\n"), "{table}");
+        assert!(table.contains("  phase expand                      1.2 s, epoch 2\n"), "{table}");
     }
 }

@@ -1,4 +1,4 @@
-//! Draws the board: in place on a terminal, line by line anywhere else.
+//! Draws the board: in place on a terminal, else one line per second.
 
 use std::{
     io::{IsTerminal, Stdout, Write, stdout},
@@ -13,7 +13,7 @@ use crate::{
     ledger::{Job, PHASES},
 };
 
-/// Keeps the terminal up to date until it is dropped; then the terminal is as it was.
+/// Keeps the terminal up to date until it is dropped, and then restores the terminal.
 pub(crate) struct Screen(tokio::task::JoinHandle<()>, Arc<Board>);
 
 impl Screen {
@@ -26,7 +26,7 @@ impl Screen {
         Self(task, board)
     }
 
-    /// Shows the last state and gives the terminal back.
+    /// Prints what is left and restores the terminal.
     pub(crate) async fn stop(mut self) {
         self.0.abort();
         let _ = (&mut self.0).await;
@@ -47,11 +47,11 @@ async fn live(board: Arc<Board>) {
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     loop {
         tick.tick().await;
-        // On the screen the notes are part of the picture.
+        // The screen draws the notes itself.
         board.take_unprinted();
         let (width, height) = terminal::size().unwrap_or((80, 24));
         let lines = draw(&board.view(), usize::from(width), usize::from(height));
-        // A terminal that went away is no reason to stop.
+        // The demo goes on if the terminal has gone away.
         let _ = terminal.show(&lines);
     }
 }
@@ -70,7 +70,7 @@ async fn lines(board: Arc<Board>) {
     }
 }
 
-/// Draws over what it drew before. The cursor comes back when this is dropped, in a panic too.
+/// Draws over its last picture. Shows the cursor again when it is dropped.
 struct Terminal {
     out: Stdout,
     drawn: u16,
@@ -98,14 +98,14 @@ impl Drop for Terminal {
     }
 }
 
-/// The whole picture, no wider and no higher than the terminal.
+/// The picture, cut to the size of the terminal.
 pub(crate) fn draw(view: &View, width: usize, height: usize) -> Vec<String> {
     let mut lines = vec![format!("{}   {}", view.title, clock(view.elapsed)), String::new()];
     lines.push(phase_line(view));
     lines.extend(view.standing.as_ref().and_then(|standing| standing.job.as_ref()).map(job_line));
     lines.push(format!("now: {}", view.doing));
     let waits_for = view.standing.as_ref().and_then(|standing| standing.waits_for.as_deref());
-    lines.push(format!("the driver waits for: {}", waits_for.unwrap_or("nothing")));
+    lines.push(format!("waits for: {}", waits_for.unwrap_or("nothing")));
     lines.push(String::new());
     lines.extend(instance_lines(view));
     lines.push(String::new());
@@ -116,13 +116,13 @@ pub(crate) fn draw(view: &View, width: usize, height: usize) -> Vec<String> {
     lines.extend(view.counts.failures.iter().take(3).map(|(what, times)| format!("  {what}: {times}")));
     lines.push(String::new());
     lines.extend(view.notes.iter().map(|(at, text)| format!("{:>7}  {text}", clock(*at))));
-    // The last line stays free: writing to it would scroll.
+    // Writing to the last line would scroll.
     lines.truncate(height.saturating_sub(1));
     let cut = |line: String| line.chars().take(width.saturating_sub(1)).collect();
     lines.into_iter().map(cut).collect()
 }
 
-/// What a log or a pipe gets every second.
+/// The line that is printed every second.
 pub(crate) fn one_line(view: &View) -> String {
     if view.instances.is_empty() && view.counts.requests == 0 {
         return format!("[{:6.1} s] {}", view.elapsed.as_secs_f64(), view.doing);
@@ -143,7 +143,7 @@ pub(crate) fn one_line(view: &View) -> String {
             line.push_str(&format!(" | {} {} of {} rows", job.kind, job.rows_done, job.rows_total));
         }
         if let Some(waits_for) = &standing.waits_for {
-            line.push_str(&format!(" | waits for {waits_for}"));
+            line.push_str(&format!(" | waits for: {waits_for}"));
         }
     }
     line
@@ -221,7 +221,7 @@ mod tests {
         let standing = Standing {
             phase: "backfill".to_owned(),
             epoch: 5,
-            waits_for: Some("the backfill".to_owned()),
+            waits_for: Some("the backfill to complete the new side".to_owned()),
             job: Some(job),
             acknowledged: vec![("two-a".to_owned(), 5)],
             ..Standing::default()
@@ -248,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_says_where_everything_stands() {
+    fn draws_the_whole_picture() {
         let expected = "\
 cutover demo   1:15
 
 off > expand > [backfill] > verify > ramp > switch > retire > contract   epoch 5
 backfill [############..................] 400000 of 1000000 rows, 40000 rows/s, 15 s left
 now: backfill
-the driver waits for: the backfill
+waits for: the backfill to complete the new side
 
   two-a        release 2   epoch   5   ready
   one-c        release 1   epoch   –   draining
@@ -267,8 +267,32 @@ requests 22500   failed 2   p50 1.3 ms   p99 9.0 ms
         assert_eq!(draw(&view(), 120, 40).join("\n"), expected);
     }
 
+    /// The README shows the screen; it has to be what the code draws.
     #[test]
-    fn a_small_terminal_gets_a_part_of_it_and_an_empty_board_is_fine() {
+    fn the_readme_shows_this_picture() {
+        let instance = |number| InstanceLine {
+            name: format!("payments-2-{number}"),
+            release: 2,
+            admin: ([127, 0, 0, 1], 1).into(),
+            state: InstanceState::Ready,
+        };
+        let view = view();
+        let mut standing = view.standing.clone().unwrap();
+        standing.acknowledged = (4..7).map(|number| (format!("payments-2-{number}"), 5)).collect();
+        let view = View {
+            title: "cutover demo: 1000000 orders, 300 requests/s".to_owned(),
+            instances: (4..7).map(instance).collect(),
+            standing: Some(standing),
+            counts: Counts { requests: 22_500, ..Counts::default() },
+            notes: [(Duration::from_secs(60), "expand after 0.6 s, epoch 4".to_owned())].into(),
+            ..view
+        };
+        let picture = draw(&view, 120, 40).join("\n");
+        assert!(include_str!("../../../README.md").contains(&picture), "not in README.md:\n{picture}");
+    }
+
+    #[test]
+    fn picture_is_cut_to_a_small_terminal() {
         let lines = draw(&view(), 20, 5);
         assert_eq!(lines.len(), 4);
         assert!(lines.iter().all(|line| line.chars().count() < 20), "{lines:?}");
@@ -276,11 +300,11 @@ requests 22500   failed 2   p50 1.3 ms   p99 9.0 ms
     }
 
     #[test]
-    fn a_line_for_a_log() {
+    fn draws_one_line_for_a_log() {
         assert_eq!(
             one_line(&view()),
             "[  75.0 s] requests 22500 failed 2 p50 1.3 ms p99 9.0 ms | ready 1/2 | backfill (epoch 5) \
-             | backfill 400000 of 1000000 rows | waits for the backfill"
+             | backfill 400000 of 1000000 rows | waits for: the backfill to complete the new side"
         );
         let begin = View { doing: "starting servers".to_owned(), ..View::default() };
         assert_eq!(one_line(&begin), "[   0.0 s] starting servers");

@@ -1,4 +1,4 @@
-//! The servers under the service: somebody's own where they were named, else throwaway ones.
+//! The servers under the service: the user's own if they were named, else temporary ones.
 
 use std::{
     collections::BTreeMap,
@@ -19,14 +19,14 @@ use crate::{
     proxy::LoadBalancer,
 };
 
-/// Bytes that the table, its index, its dead rows and the log of its changes take up, per order.
+/// Disk space per order, in bytes: table, index, dead rows and write-ahead log.
 const BYTES_PER_ROW: u64 = 2_000;
 
-/// Everything but the service.
+/// Everything besides the service.
 pub(crate) struct Servers {
     pub(crate) database: Database,
     pub(crate) redis_url: String,
-    /// Sessions that the service was made to keep, by the value of their cookie.
+    /// Ids of the sessions that the demo created.
     pub(crate) session_ids: Arc<Mutex<Vec<String>>>,
     pub(crate) own_sessions: Option<Sessions>,
     /// URL and token for the service.
@@ -38,7 +38,7 @@ pub(crate) struct Servers {
     pub(crate) throwaway: Throwaway,
 }
 
-/// What goes when this is dropped, in this order: Unleash keeps its flags in a Postgres.
+/// Temporary servers, stopped in this order when dropped: Unleash uses a Postgres.
 #[derive(Default)]
 pub(crate) struct Throwaway {
     pub(crate) unleash: Option<Unleash>,
@@ -47,13 +47,13 @@ pub(crate) struct Throwaway {
 }
 
 impl Servers {
-    /// Starts what is not there. If this is dropped half way, so is what it started.
+    /// Starts the servers that were not named. If the future is dropped, they stop.
     pub(crate) async fn start(args: &Args, board: &Board) -> Result<Self> {
         board.doing("starting servers");
         let own = &args.own;
         let mut throwaway = Throwaway::default();
         let mut fallbacks = Vec::new();
-        // What somebody named comes first: a mistake there should show at once.
+        // The user's own servers come first, so that a mistake shows immediately.
         let own_database = match &own.database_url {
             Some(url) => Some(Database::prepare(url, true).await?),
             None => None,
@@ -70,7 +70,7 @@ impl Servers {
         let database = match own_database {
             Some(database) => database,
             None => {
-                check_room(args.rows)?;
+                check_disk_space(args.rows)?;
                 let postgres = throwaway.postgres.insert(start_postgres().await?);
                 Database::prepare(&postgres.create_database("demo").await?, false).await?
             }
@@ -84,14 +84,16 @@ impl Servers {
             None => throwaway.start_unleash().await?,
         };
         if unleash.is_none() {
-            fallbacks.push("no Unleash: phases are asked for by SQL, flags are fixed".to_owned());
+            fallbacks.push(
+                "Unleash is not installed: phases are set by SQL, and flags keep their defaults".to_owned(),
+            );
         }
         let proxy = LoadBalancer::start().await?;
         let proxy_name = match &proxy {
             LoadBalancer::Envoy(_) => "Envoy",
             LoadBalancer::Own(_) => {
-                fallbacks.push("no Envoy: the demo's own balancer stands before the instances".to_owned());
-                "the demo's own balancer"
+                fallbacks.push("Envoy is not installed: the demo uses its own load balancer".to_owned());
+                "the demo's own load balancer"
             }
         };
         fallbacks.iter().for_each(|fallback| board.note(fallback.as_str()));
@@ -116,7 +118,7 @@ impl Servers {
         })
     }
 
-    /// Leaves somebody's own servers as they were; throwaway ones go when this is dropped.
+    /// Restores the user's own servers. Temporary ones stop when this is dropped.
     pub(crate) async fn clear(&self) -> Result<()> {
         let flags = self.switchboard.clear().await;
         let sessions = match &self.own_sessions {
@@ -134,7 +136,7 @@ impl Servers {
 impl Throwaway {
     /// `None` if it is not installed.
     async fn start_unleash(&mut self) -> Result<Option<UnleashAccess>> {
-        // It needs a database of its own; somebody's is not for that.
+        // It needs its own database, not one of the user's.
         let postgres = match &mut self.postgres {
             Some(postgres) => postgres,
             none => none.insert(start_postgres().await?),
@@ -154,7 +156,7 @@ impl Throwaway {
     }
 }
 
-/// How to reach an Unleash, as a person and as the service.
+/// URL and tokens of an Unleash, for the demo and for the service.
 struct UnleashAccess {
     url: String,
     admin_token: String,
@@ -176,27 +178,27 @@ pub(crate) async fn start_postgres() -> Result<Postgres> {
         setting("shared_buffers", "512MB"),
         setting("max_wal_size", "2GB"),
     ];
-    // As a service's database is run: a commit waits for the disk.
+    // A commit waits for the disk, as in production.
     Ok(Postgres::start(PostgresOptions { fsync: true, settings }).await?)
 }
 
-/// The service's sessions in somebody's own Redis.
+/// The service's sessions in the user's own Redis.
 pub(crate) struct Sessions {
     url: String,
 }
 
 impl Sessions {
-    /// How the service's session store begins its keys.
+    /// The key prefix of the service's session store.
     const PREFIX: &str = "session:";
     const LIMIT: Duration = Duration::from_secs(5);
 
     async fn connect(&self) -> Result<redis::aio::MultiplexedConnection> {
         let client = redis::Client::open(self.url.as_str()).during("REDIS_URL")?;
         let connection = tokio::time::timeout(Self::LIMIT, client.get_multiplexed_async_connection()).await;
-        connection.during("no answer from REDIS_URL in time")?.during("connecting to REDIS_URL")
+        connection.during("no answer from REDIS_URL within 5 s")?.during("connecting to REDIS_URL")
     }
 
-    /// Deletes these and no others: they would stay for weeks.
+    /// Deletes these sessions and no others. They would stay for weeks.
     async fn delete(&self, ids: &[String]) -> Result<()> {
         if ids.is_empty() {
             return Ok(());
@@ -211,21 +213,21 @@ impl Sessions {
     }
 }
 
-fn check_room(rows: u64) -> Result<()> {
+fn check_disk_space(rows: u64) -> Result<()> {
     let folder = std::env::temp_dir();
-    let room = rustix::fs::statvfs(&folder).during("looking for room on the disk")?;
-    enough_room(room.f_bavail * room.f_frsize, rows, &folder.display().to_string())
+    let room = rustix::fs::statvfs(&folder).during("checking free disk space")?;
+    has_space(room.f_bavail * room.f_frsize, rows, &folder.display().to_string())
 }
 
-fn enough_room(free: u64, rows: u64, folder: &str) -> Result<()> {
-    // An empty Postgres and the log that it keeps at hand.
+fn has_space(free: u64, rows: u64, folder: &str) -> Result<()> {
+    // An empty Postgres and its retained write-ahead log.
     let needed = 500_000_000 + rows * BYTES_PER_ROW;
     if free >= needed {
         return Ok(());
     }
     let gb = |bytes: u64| bytes as f64 / 1e9;
     Err(Failure::new(format!(
-        "{folder} has {:.1} GB free, and {rows} rows need about {:.1} GB; set TMPDIR to a larger disk, or ask for \
+        "{folder} has {:.1} GB free, but {rows} rows need about {:.1} GB; set TMPDIR to a larger disk or use \
          fewer --rows",
         gb(free),
         gb(needed)
@@ -237,14 +239,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_small_a_disk_is_refused_with_numbers() {
-        assert!(enough_room(3_000_000_000, 1_000_000, "/tmp").is_ok());
-        let error = enough_room(1_000_000_000, 1_000_000, "/tmp").unwrap_err().to_string();
+    fn too_small_a_disk_is_refused() {
+        assert!(has_space(3_000_000_000, 1_000_000, "/tmp").is_ok());
+        let error = has_space(1_000_000_000, 1_000_000, "/tmp").unwrap_err().to_string();
         assert!(error.contains("1.0 GB free") && error.contains("2.5 GB"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_redis_that_is_not_there_is_said_without_its_password() {
+    async fn redis_errors_contain_no_password() {
         let port = cutover_testkit::free_port().unwrap();
         let sessions = Sessions { url: format!("redis://:secret@127.0.0.1:{port}/0") };
         let error = sessions.connect().await.unwrap_err().to_string();
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_demo_s_sessions_are_deleted() {
+    async fn only_own_sessions_are_deleted() {
         let server = Redis::start().await.unwrap();
         let sessions = Sessions { url: server.url() };
         let mut connection = sessions.connect().await.unwrap();

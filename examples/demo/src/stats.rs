@@ -8,13 +8,13 @@ use std::{
 
 use hdrhistogram::Histogram;
 
-/// What goes on in the fleet while a request is under way.
+/// What happens in the fleet while a request runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
-    /// First requests, cold caches: counted and judged, but not timed.
+    /// The first requests, with cold caches: counted and judged, but not timed.
     #[default]
     Warm,
-    /// Nothing: what latency is compared with.
+    /// Nothing. The baseline for latency.
     Quiet,
     /// Instances are replaced.
     Deploy,
@@ -22,7 +22,7 @@ pub(crate) enum Stage {
     Migrate,
 }
 
-/// What became of the requests.
+/// Outcomes of all requests.
 #[derive(Default)]
 pub(crate) struct Stats(Mutex<Inner>);
 
@@ -36,7 +36,7 @@ struct Inner {
     failed: Vec<Failed>,
 }
 
-/// A request that failed: what it was, when it was due and when that was known.
+/// A failed request: its kind, when it was due, and when it failed.
 #[derive(Clone, Debug)]
 pub(crate) struct Failed {
     pub(crate) what: String,
@@ -49,10 +49,10 @@ pub(crate) struct Failed {
 pub(crate) struct Counts {
     pub(crate) requests: u64,
     pub(crate) failed: u64,
-    /// Requests that were due and not sent, because too many were waiting for an answer. Failed too.
+    /// Requests that were due but not sent, because too many were unanswered. They count as failed, too.
     pub(crate) dropped: u64,
     pub(crate) sessions_lost: u64,
-    /// Payments that the flag sent through the new flow, and all others.
+    /// Payments by flow, as the flag selected it.
     pub(crate) paid_by_new_flow: u64,
     pub(crate) paid_by_legacy_flow: u64,
     /// `PUT payment: 503` → how many.
@@ -60,21 +60,21 @@ pub(crate) struct Counts {
 }
 
 impl Stats {
-    /// Seconds that the screen's percentiles look back.
+    /// Seconds that the screen's percentiles cover.
     const RECENT: usize = 5;
 
     pub(crate) fn enter(&self, stage: Stage) {
         self.lock().stage = stage;
     }
 
-    /// `latency` counts from when the request was due, so a stall shows in all that it held up.
+    /// `latency` is measured from when the request was due.
     pub(crate) fn succeeded(&self, latency: Duration) {
         let mut inner = self.lock();
         inner.counts.requests += 1;
         inner.time(latency);
     }
 
-    /// `what` is short and has few different forms: it is a row of the report.
+    /// `what` is the kind of failure. Each kind is a row of the report, so there should be few.
     pub(crate) fn failed(&self, what: String, latency: Duration) {
         let mut inner = self.lock();
         inner.counts.requests += 1;
@@ -86,7 +86,7 @@ impl Stats {
         let mut inner = self.lock();
         inner.counts.requests += 1;
         inner.counts.dropped += 1;
-        inner.fail("not sent: too many unanswered".to_owned(), Duration::ZERO);
+        inner.fail("not sent: too many unanswered requests".to_owned(), Duration::ZERO);
     }
 
     pub(crate) fn session_lost(&self) {
@@ -101,7 +101,7 @@ impl Stats {
         }
     }
 
-    /// Call once a second: starts the next second of the screen's percentiles.
+    /// Starts the next second of the screen's percentiles. Call it once per second.
     pub(crate) fn second(&self) {
         let mut inner = self.lock();
         inner.recent.push_back(Latency::default());
@@ -114,8 +114,8 @@ impl Stats {
         self.lock().counts.clone()
     }
 
-    /// Every request that failed so far.
-    pub(crate) fn failed_ones(&self) -> Vec<Failed> {
+    /// All failed requests so far.
+    pub(crate) fn failed_requests(&self) -> Vec<Failed> {
         self.lock().failed.clone()
     }
 
@@ -124,7 +124,7 @@ impl Stats {
         Latency::sum(&self.lock().recent)
     }
 
-    /// Latency of all requests that ended in one of `stages`.
+    /// Latency of all requests that ended in one of these stages.
     pub(crate) fn of(&self, stages: &[Stage]) -> Latency {
         let inner = self.lock();
         Latency::sum(stages.iter().filter_map(|stage| inner.by_stage.get(stage)))
@@ -153,7 +153,7 @@ impl Inner {
     }
 }
 
-/// Microseconds, to three digits.
+/// A histogram in microseconds, with three significant digits.
 #[derive(Clone)]
 pub(crate) struct Latency(Histogram<u64>);
 
@@ -177,7 +177,7 @@ impl Latency {
     fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut sum = Self::default();
         for part in parts {
-            // All have the same bounds, so adding can't fail.
+            // Adding cannot fail: all histograms have the same bounds.
             let _ = sum.0.add(&part.0);
         }
         sum
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stages_are_timed_apart_and_failures_counted_by_what_they_were() {
+    fn stages_are_timed_separately_and_failures_by_kind() {
         let stats = Stats::default();
         stats.enter(Stage::Quiet);
         (0..100).for_each(|_| stats.succeeded(Duration::from_millis(2)));
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_screen_s_percentiles_forget_old_seconds() {
+    fn recent_percentiles_forget_old_seconds() {
         let stats = Stats::default();
         stats.second();
         stats.succeeded(Duration::from_secs(1));

@@ -1,15 +1,14 @@
-//! What the payment statuses mean, written down once more.
+//! The meaning of each payment status.
 //!
-//! The judge must not share code with what it judges, so this mapping is the demo's own: neither the
-//! service nor the migration uses it.
+//! The judge must not share code with what it judges. This mapping is the demo's own: neither the service nor the migration uses it.
 
-/// The words that the service writes and answers with.
+/// The words that the service writes and returns.
 pub(crate) const CANONICAL: [&str; 7] =
     ["pending", "authorized", "paid", "shipped", "refunded", "failed", "cancelled"];
 
-/// The canonical word for what a person, a script or a bank's file once put into the column.
+/// The canonical word for a value of the old column.
 pub(crate) fn canonical(raw: Option<&str>) -> &'static str {
-    // Blanks only: that is what SQL's trim takes off.
+    // Only blanks, as SQL's trim does.
     let word = raw.unwrap_or_default().trim_matches(' ').to_ascii_lowercase();
     match word.as_str() {
         "" | "pending" | "new" | "open" => "pending",
@@ -28,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dirty_words_have_a_meaning() {
+    fn irregular_spellings_have_a_meaning() {
         let cases = [
             (None, "pending"),
             (Some("  "), "pending"),
@@ -46,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn canonical_words_mean_themselves_in_either_case() {
+    fn canonical_words_mean_themselves() {
         for word in CANONICAL {
             assert_eq!(canonical(Some(word)), word);
             assert_eq!(canonical(Some(&word.to_uppercase())), word);

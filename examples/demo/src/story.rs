@@ -1,4 +1,4 @@
-//! The demo from the first row to the verdict.
+//! The demo's script, from loading the table to the verdict.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,10 +25,10 @@ use crate::{
 const INSTANCES: usize = 3;
 const WARM: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_secs(10);
-/// Between two phases.
+/// Pause between two phases.
 const LOOK: Duration = Duration::from_secs(3);
 
-/// Who is in it.
+/// The demo's parts.
 pub(crate) struct Story {
     pub(crate) args: Args,
     pub(crate) board: Arc<Board>,
@@ -37,8 +37,8 @@ pub(crate) struct Story {
 }
 
 impl Story {
-    /// Tells all of it and fills `report`. Where it ends early, what was seen until then is judged.
-    pub(crate) async fn tell(&self, report: &mut Report) -> Result<()> {
+    /// Runs the demo and fills `report`. If it ends early, everything until then is judged.
+    pub(crate) async fn run(&self, report: &mut Report) -> Result<()> {
         self.load_orders(report).await?;
         self.servers.switchboard.prepare().await?;
         let logs = self.args.report.with_file_name("logs");
@@ -77,7 +77,7 @@ impl Story {
         Ok(())
     }
 
-    /// Two deploys and a whole migration, back and forth, while the load runs.
+    /// Two deploys and a whole migration, forwards and backwards, while the load runs.
     async fn change_everything(
         &self,
         fleet: &mut Fleet,
@@ -89,14 +89,14 @@ impl Story {
         self.board.doing("warming up");
         tokio::time::sleep(WARM).await;
         stats.enter(Stage::Quiet);
-        self.board.doing("quiet: what latency is compared with");
+        self.board.doing("measuring latency without changes");
         tokio::time::sleep(QUIET).await;
 
         stats.enter(Stage::Deploy);
         report.deploys.push(deploy::roll(fleet, stats, 1, 2).await?);
 
         stats.enter(Stage::Migrate);
-        // A table of ten million rows may take longer than one of a thousand.
+        // A larger table takes longer.
         let patience = Duration::from_secs(120 + report.rows / 5_000);
         let mut walk = Walk {
             ledger: ledger.clone(),
@@ -124,7 +124,7 @@ impl Story {
         report: &mut Report,
     ) -> Result<()> {
         let (switchboard, database) = (&self.servers.switchboard, &self.servers.database);
-        // Changed one's mind once: what was written meanwhile must not count later.
+        // Back to `off` once: the values written meanwhile are stale later, and must be copied again.
         for phase in ["off", "expand", "off", "expand", "backfill", "verify", "ramp:25"] {
             walk.go(switchboard, phase).await?;
         }
@@ -132,8 +132,8 @@ impl Story {
         walk.go(switchboard, "ramp:100").await?;
         report.rollback_seconds = Some(walk.fall_back(switchboard).await?);
         if self.args.broken == Some(Rule::Agree) {
-            // All the way at once: whoever hears of it late still reads the old column when others no longer
-            // write it.
+            // All the way at once: an instance that learns of it late still reads the old column when others no
+            // longer write it.
             return walk.go(switchboard, "retire").await;
         }
         walk.go(switchboard, "ramp:100").await?;
@@ -150,7 +150,7 @@ impl Story {
         stats.enter(Stage::Deploy);
         report.deploys.push(deploy::roll(fleet, stats, 2, 3).await?);
         stats.enter(Stage::Migrate);
-        self.board.note("a person approves that the old column goes");
+        self.board.note("approving the drop of the old column");
         walk.ledger.approve_contract().await?;
         walk.go(switchboard, "contract").await?;
         match database.has_column("old_payment_status").await? {
@@ -191,7 +191,7 @@ impl Story {
     }
 }
 
-/// Shows counts and percentiles. Never ends.
+/// Keeps counts and percentiles on the board up to date. Never returns.
 pub(crate) async fn count(board: Arc<Board>, customers: Arc<Customers>) {
     for tick in 0_u64.. {
         if tick % 5 == 0 {

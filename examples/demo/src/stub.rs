@@ -1,4 +1,4 @@
-//! A stand-in for the payments service: the same answers, from memory.
+//! An in-memory replacement of the payments service, with the same answers.
 
 use std::{
     collections::HashMap,
@@ -19,16 +19,16 @@ use axum::{
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 
-/// Which of its promises the stub breaks.
+/// The stub's fault.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Fault {
     #[default]
     None,
-    /// Says yes to every third payment and does nothing.
+    /// Accepts every third payment without storing it.
     LosesWrites,
-    /// Every 50th request is answered with 503.
+    /// Answers every 50th request with 503.
     Overloaded,
-    /// Every tenth visit finds no session.
+    /// Loses the session at every tenth visit.
     LosesSessions,
 }
 
@@ -90,7 +90,7 @@ impl Drop for Stub {
 }
 
 impl Memory {
-    /// True on every `nth` call, if that is what is broken.
+    /// True on every `nth` call, if the stub has this fault.
     fn fails(&self, fault: Fault, nth: u64) -> bool {
         self.fault == fault && self.requests.fetch_add(1, Ordering::Relaxed) % nth == nth - 1
     }

@@ -1,4 +1,4 @@
-//! Walks the migration along its phases, as a person would: ask, and wait until everybody is there.
+//! Moves the migration through its phases, as a person would: set a phase, and wait until it is reached.
 
 use std::{
     sync::Arc,
@@ -15,20 +15,19 @@ use crate::{
 
 const POLL: Duration = Duration::from_millis(50);
 
-/// Asks for phases and writes down how long each took.
+/// Sets phases and records how long each took.
 pub(crate) struct Walk {
     pub(crate) ledger: Ledger,
     pub(crate) board: Arc<Board>,
-    /// Nothing may take longer than this: something is stuck then.
+    /// The time limit of a move.
     pub(crate) patience: Duration,
-    /// How long a person looks at a phase before asking for the next one. It is also what gives the load
-    /// time to meet each phase.
+    /// Pause after a phase is reached, so that the load runs in each phase for a while.
     pub(crate) look: Duration,
     pub(crate) reached: Vec<PhaseReport>,
 }
 
 impl Walk {
-    /// Asks for a phase (`ramp:25` with its share) and waits until everybody works in it.
+    /// Sets a desired phase (`ramp:25` includes the percentage) and waits until all instances work in it.
     pub(crate) async fn go(&mut self, switchboard: &Switchboard, wanted: &str) -> Result<()> {
         self.board.doing(format!("phase {wanted}"));
         let began = Instant::now();
@@ -38,10 +37,9 @@ impl Walk {
         Ok(())
     }
 
-    /// The flag goes off while the new column is read; returns the seconds until the old one is read
-    /// again by everybody.
+    /// Switches the flag off while the new column is read. Returns the seconds until all instances read the old one.
     pub(crate) async fn fall_back(&mut self, switchboard: &Switchboard) -> Result<f64> {
-        self.board.doing("emergency: the flag is switched off, back to reading the old column");
+        self.board.doing("rollback: the flag is switched off, reads go back to the old column");
         let began = Instant::now();
         switchboard.switch_off().await?;
         self.arrive("verify", began).await?;
@@ -71,7 +69,7 @@ impl Walk {
         }
         let last = last.unwrap_or_default();
         Err(Failure::new(format!(
-            "phase {wanted} was not reached within {:.0} s: the ledger is at {} (epoch {}), the driver waits for {}",
+            "phase {wanted} was not reached within {:.0} s: the ledger is in {} (epoch {}) and waits for: {}",
             self.patience.as_secs_f64(),
             last.phase,
             last.epoch,
@@ -80,10 +78,10 @@ impl Walk {
     }
 }
 
-/// Shows what the ledger says. Never ends.
+/// Keeps the ledger's state on the board up to date. Never returns.
 pub(crate) async fn watch(ledger: Ledger, board: Arc<Board>) {
     loop {
-        // A ledger that can't be read right now is shown as it was.
+        // If the ledger cannot be read, the board keeps its last state.
         if let Ok(standing) = ledger.standing().await {
             board.update(|view| view.standing = standing);
         }

@@ -1,4 +1,4 @@
-//! The two columns, each behind the same trait.
+//! The two columns, behind one trait.
 
 use cutover::migration::PinnedTx;
 use sqlx::{PgConnection, PgPool, Row};
@@ -6,23 +6,23 @@ use sqlx::{PgConnection, PgPool, Row};
 use crate::status::Status;
 use crate::{Error, Flow, Order};
 
-/// Where an order's payment status lives.
+/// The payment status of orders.
 #[cutover::dual_write]
 pub(crate) trait PaymentStatus {
-    /// An order with its status; `None` when there is none of this number.
+    /// Returns the order with this number, with its status.
     #[read(key = id)]
     async fn find(&self, id: i64) -> Result<Option<Order>, Error>;
 
-    /// Sets an order's status; `false` when there is none of this number.
+    /// Sets an order's status. Returns `false` if there is no such order.
     #[write(key = id)]
     async fn set(&self, tx: &mut PinnedTx, id: i64, status: Status) -> Result<bool, Error>;
 }
 
-/// `orders.old_payment_status`: free text.
+/// Column `orders.old_payment_status`: free text.
 #[derive(Debug, Clone)]
 pub(crate) struct OldColumn(pub(crate) PgPool);
 
-/// `orders.new_payment_status`: one of eight words.
+/// Column `orders.new_payment_status`: one of eight words.
 #[derive(Debug, Clone)]
 pub(crate) struct NewColumn(pub(crate) PgPool);
 
@@ -53,7 +53,7 @@ impl PaymentStatus for NewColumn {
     }
 }
 
-/// Shared with the release that knows no other column, and so no pinned transaction.
+/// Also used by release 1, whose transactions are not pinned.
 pub(crate) async fn set_old(tx: &mut PgConnection, id: i64, status: Status) -> Result<bool, sqlx::Error> {
     let done = sqlx::query("update orders set old_payment_status = $2 where id = $1")
         .bind(id)
@@ -79,7 +79,7 @@ async fn find(
     }))
 }
 
-/// A new order, as yet without a status.
+/// Inserts an order without a status.
 pub(crate) async fn insert(
     tx: &mut PgConnection,
     customer: &str,
@@ -92,7 +92,7 @@ pub(crate) async fn insert(
         .await
 }
 
-/// What was done about an order's payment, by which flow.
+/// Records a payment of an order.
 pub(crate) async fn book(
     tx: &mut PgConnection,
     id: i64,

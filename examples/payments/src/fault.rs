@@ -1,13 +1,13 @@
-//! A build with a mistake in it, for seeing what becomes of one: set `FAULT` to one of these.
+//! Faults for the game day: variable `FAULT` gives a build one of these.
 //!
-//! | value | what the build does |
+//! | value | effect |
 //! |---|---|
-//! | `errors:2` | answers 2 % of all requests with 500 |
-//! | `panics:2` | panics at 2 % of all requests |
-//! | `slow:150` | takes 150 ms longer for each request |
-//! | `leaks` | keeps a database connection for ever at each payment |
-//! | `never-ready` | has a dependency that is not there |
-//! | `new-flow` | answers payments of the new flow with 500 |
+//! | `errors:2` | 2 % of all requests are answered with 500 |
+//! | `panics:2` | 2 % of all requests panic |
+//! | `slow:150` | each request takes 150 ms longer |
+//! | `leaks` | each payment leaks a database connection |
+//! | `never-ready` | a dependency is never reachable |
+//! | `new-flow` | payments by the new flow are answered with 500 |
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -22,22 +22,22 @@ use sqlx::PgPool;
 
 use crate::http::NEW_FLOW;
 
-/// A mistake.
+/// A fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// None.
     Nothing,
-    /// So many per cent of the requests fail.
+    /// This percentage of the requests fails.
     Errors(u8),
-    /// So many per cent of the requests panic.
+    /// This percentage of the requests panics.
     Panics(u8),
-    /// Everything takes so much longer.
+    /// Every request takes this much longer.
     Slow(Duration),
-    /// Connections are not given back.
+    /// Connections are not returned to the pool.
     Leaks,
-    /// It never becomes ready.
+    /// The instance never becomes ready.
     NeverReady,
-    /// The new flow fails.
+    /// The new payment flow fails.
     NewFlow,
 }
 
@@ -62,16 +62,16 @@ impl FromStr for Fault {
 }
 
 impl Fault {
-    /// The check that never passes, where that is the mistake.
+    /// The check that never passes, for [`Fault::NeverReady`].
     pub(crate) fn check(self) -> Option<Check> {
-        let fails = || async { Err::<ProbeOutcome, _>("there is no such thing") };
+        let fails = || async { Err::<ProbeOutcome, _>("this dependency does not exist") };
         (self == Self::NeverReady).then(|| Check::new("missing-dependency", fails))
     }
 }
 
-/// Makes the mistake, or passes the request on.
-#[expect(clippy::panic, reason = "that is the mistake")]
-pub(crate) async fn make(
+/// Middleware that applies the fault.
+#[expect(clippy::panic, reason = "the fault is a panic")]
+pub(crate) async fn apply(
     State((fault, pool)): State<(Fault, PgPool)>,
     decisions: Decisions,
     request: Request,
@@ -83,7 +83,7 @@ pub(crate) async fn make(
         Fault::Errors(percent) if is_among(percent) => {
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();
         }
-        Fault::Panics(percent) if is_among(percent) => panic!("this build has a mistake in it"),
+        Fault::Panics(percent) if is_among(percent) => panic!("FAULT=panics"),
         Fault::NewFlow if is_payment && decisions.decide(&NEW_FLOW) => {
             return StatusCode::INTERNAL_SERVER_ERROR.into_response();
         }

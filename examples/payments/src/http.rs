@@ -12,7 +12,7 @@ use tower_sessions::Session;
 use crate::status::Status;
 use crate::{Error, Flow, Orders};
 
-/// Whether a payment goes through the new flow.
+/// Whether a payment uses the new flow.
 pub const NEW_FLOW: Flag = Flag::new("payment-new-flow", false);
 
 /// The service's routes.
@@ -91,7 +91,7 @@ const USER: &str = "user";
 const VISITS: &str = "visits";
 
 async fn login(session: Session, Json(login): Json<Login>) -> Result<Response, StatusCode> {
-    session.insert(USER, &login.user).await.map_err(broken_session)?;
+    session.insert(USER, &login.user).await.map_err(session_error)?;
     Ok(Json(login).into_response())
 }
 
@@ -101,14 +101,14 @@ async fn me(session: Session) -> Result<Response, StatusCode> {
         user: String,
         visits: u64,
     }
-    let user: Option<String> = session.get(USER).await.map_err(broken_session)?;
+    let user: Option<String> = session.get(USER).await.map_err(session_error)?;
     let Some(user) = user else { return Err(StatusCode::UNAUTHORIZED) };
-    let visits = session.get::<u64>(VISITS).await.map_err(broken_session)?.unwrap_or(0) + 1;
-    session.insert(VISITS, visits).await.map_err(broken_session)?;
+    let visits = session.get::<u64>(VISITS).await.map_err(session_error)?.unwrap_or(0) + 1;
+    session.insert(VISITS, visits).await.map_err(session_error)?;
     Ok(Json(Me { user, visits }).into_response())
 }
 
-fn broken_session(error: tower_sessions::session::Error) -> StatusCode {
+fn session_error(error: tower_sessions::session::Error) -> StatusCode {
     tracing::error!(%error, "session");
     StatusCode::INTERNAL_SERVER_ERROR
 }

@@ -1,16 +1,15 @@
 //! A payments service as a user of `cutover` would write it, in three releases.
 //!
-//! The column `orders.old_payment_status` holds free text from years of different writers. It is replaced by
-//! `new_payment_status`, which holds one of seven words. Each release is one binary:
+//! The column `orders.old_payment_status` contains free text from years of different writers. A migration replaces it with
+//! `new_payment_status`, which contains one of seven words. Each release is a binary:
 //!
 //! | release | knows | where to look |
 //! |---|---|---|
-//! | `payments-1` | only the old column, and nothing of the migration | [`release1`] |
+//! | `payments-1` | only the old column; does not declare the migration | [`release1`] |
 //! | `payments-2` | both columns | [`release2`] |
 //! | `payments-3` | only the new column | [`release3`] |
 //!
-//! What they share is what did not change: the routes ([`http`]), the words ([`status`]) and the start
-//! ([`start`]).
+//! They share what does not change: the routes ([`http`]), the statuses ([`status`]) and the start ([`start`]).
 
 mod columns;
 mod fault;
@@ -25,13 +24,13 @@ pub mod status;
 
 /// What the handlers need from a release: orders, and payments on them.
 pub trait Orders: Clone + Send + Sync + 'static {
-    /// A new order, pending.
+    /// Creates an order with status `pending`, and returns its number.
     fn create(&self, customer: &str, amount_cents: i64) -> impl Future<Output = Result<i64, Error>> + Send;
 
-    /// An order, or `None` when there is none of this number.
+    /// Returns the order with this number.
     fn find(&self, id: i64) -> impl Future<Output = Result<Option<Order>, Error>> + Send;
 
-    /// Records a payment through one of the two flows; `false` when there is no such order.
+    /// Records a payment by one of the two flows. Returns `false` if there is no such order.
     fn pay(
         &self,
         id: i64,
@@ -40,26 +39,26 @@ pub trait Orders: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<bool, Error>> + Send;
 }
 
-/// An order as the service shows it.
+/// An order, as the service returns it.
 #[derive(Debug, serde::Serialize)]
 pub struct Order {
-    /// Its number.
+    /// The order's number.
     pub id: i64,
-    /// Who ordered.
+    /// The customer's name.
     pub customer: String,
-    /// What it costs.
+    /// The amount in cents.
     pub amount_cents: i64,
-    /// How far its payment is.
+    /// The status of its payment.
     pub status: status::Status,
 }
 
-/// Which code handles a payment; decided by the flag `payment-new-flow`.
+/// The code that handles a payment. Flag `payment-new-flow` selects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Flow {
-    /// As it always was.
+    /// The existing flow.
     Legacy,
-    /// What is to replace it; here no more than a word in the books.
+    /// Its replacement. Here, it only stores another word.
     New,
 }
 
@@ -73,10 +72,10 @@ impl Flow {
     }
 }
 
-/// Why a request could not be served.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The migration's, or the database's.
+    /// An error of the migration or the database.
     #[error(transparent)]
     Operation(#[from] cutover::migration::Error),
 }

@@ -1,4 +1,4 @@
-//! The migration, as the releases declare it.
+//! The declaration of the migration.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ pub const NAME: &str = "payment-status";
 /// The flag whose payload names the desired phase.
 pub const FLAG: &str = "payment-status";
 
-/// The migration in a build that can run these phases.
+/// Declares the migration for a build that can run these phases.
 ///
 /// # Errors
 ///
-/// [`ConfigError`], with everything that is wrong with the description.
+/// [`ConfigError`], with all problems of the description.
 pub fn declare(pool: PgPool, range: PhaseRange, soak: Duration) -> Result<MigrationSpec, ConfigError> {
     let plan = ColumnMigration::new(pool, "orders")
         .key("id")
@@ -31,7 +31,7 @@ pub fn declare(pool: PgPool, range: PhaseRange, soak: Duration) -> Result<Migrat
     Ok(MigrationSpec::new(NAME, range).plan(plan).soak(soak))
 }
 
-/// What a build without code for the old column can run.
+/// The phases that a build without code for the old column can run.
 pub fn new_only() -> PhaseRange {
     PhaseRange::from_phase(Phase::Retire)
 }

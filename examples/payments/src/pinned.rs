@@ -1,4 +1,4 @@
-//! Writes that are pinned to an epoch, the same for releases 2 and 3.
+//! Writes in pinned transactions, for releases 2 and 3.
 
 use cutover::migration::Migration;
 use sqlx::PgPool;

@@ -1,4 +1,4 @@
-//! Release 2: knows both columns. Which of them is written and read is the migration's affair.
+//! Release 2: knows both columns. The migration decides which of them is written and read.
 
 use cutover::migration::DualWrite;
 use cutover::migration::Migration;
@@ -17,7 +17,7 @@ pub struct Release2 {
 }
 
 impl Release2 {
-    /// Orders in this database, as the migration's phase has it.
+    /// Orders in this database. The migration's phase decides which column is used.
     pub fn new(pool: PgPool, migration: Migration) -> Self {
         let (old, new) = (OldColumn(pool.clone()), NewColumn(pool.clone()));
         Self { pool, statuses: DualWrite::new(migration.clone(), old, new), migration }

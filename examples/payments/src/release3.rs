@@ -1,4 +1,4 @@
-//! Release 3: knows only the new column. It can run from `retire` on, where nobody needs the old one.
+//! Release 3: knows only the new column. It can run from `retire` on.
 
 use cutover::migration::Migration;
 use sqlx::PgPool;
@@ -16,7 +16,7 @@ pub struct Release3 {
 }
 
 impl Release3 {
-    /// Orders in this database, as long as the migration stays where the new column is the truth.
+    /// Orders in this database. Requests fail while the migration is in an earlier phase than `retire`.
     pub fn new(pool: PgPool, migration: Migration) -> Self {
         Self { statuses: NewColumn(pool.clone()), pool, migration }
     }

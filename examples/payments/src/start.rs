@@ -1,4 +1,4 @@
-//! How an instance starts, the same in all releases.
+//! The start of an instance, in all releases.
 
 use std::error::Error;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use axum::Router;
 use cutover::drain::DrainOptions;
 use cutover::flags::Subject;
 use cutover::migration::PhaseRange;
-use cutover::session::{ConflictPolicy, RedisStore, RedisStoreOptions};
+use cutover::session::{RedisStore, RedisStoreOptions};
 use cutover::{Cutover, Instance};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
@@ -17,16 +17,16 @@ use crate::fault::{self, Fault};
 use crate::http;
 use crate::migration;
 
-/// What stands between an instance and its first request.
+/// An error of the start.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Starts an instance, serves the routes that `routes` makes, and returns when the instance has been drained.
+/// Starts an instance, serves the routes that `routes` returns, and returns after the drain.
 ///
-/// `range` is what this build can run of the migration; `None` in the build that doesn't know it.
+/// `range` is the phases of the migration that this build can run; `None` if the build does not declare it.
 ///
 /// # Errors
 ///
-/// What is wrong with the environment, or can't be reached.
+/// A problem of the environment, or a server that cannot be reached.
 pub async fn run(
     range: Option<PhaseRange>,
     routes: impl FnOnce(PgPool, &Instance) -> Option<Router>,
@@ -36,8 +36,8 @@ pub async fn run(
         .max_connections(number("POOL_SIZE", 10)?)
         .acquire_timeout(Duration::from_secs(5))
         .max_lifetime(Duration::from_secs(30 * 60))
-        .connect(&variable("DATABASE_URL")?)
-        .await?;
+        // Lazily: the start itself waits for Postgres, and says so on /readyz.
+        .connect_lazy(&variable("DATABASE_URL")?)?;
     let redis = deadpool_redis::Config::from_url(variable("REDIS_URL")?)
         .create_pool(Some(deadpool_redis::Runtime::Tokio1))?;
     let seconds = |name, default| number(name, default).map(|n| Duration::from_secs(n.into()));
@@ -66,16 +66,15 @@ pub async fn run(
     }
     let instance = service.start().await?;
     let Some(mut routes) = routes(pool.clone(), &instance) else {
-        return Err(format!("this build did not declare the migration {:?}", migration::NAME).into());
+        return Err(format!("this build does not declare the migration {:?}", migration::NAME).into());
     };
     if fault != Fault::Nothing {
-        routes = routes.layer(axum::middleware::from_fn_with_state((fault, pool), fault::make));
+        routes = routes.layer(axum::middleware::from_fn_with_state((fault, pool), fault::apply));
     }
     let store = RedisStore::new(
         redis,
         RedisStoreOptions {
-            on_conflict: ConflictPolicy::LastWriteWins,
-            // A session that is late is better than one that is gone.
+            // A late session is better than a lost one.
             time_limit: Duration::from_secs(5),
             ..Default::default()
         },
@@ -86,7 +85,7 @@ pub async fn run(
     Ok(())
 }
 
-/// The routes over these orders.
+/// The routes of a release.
 pub fn routes(orders: impl crate::Orders) -> Option<Router> {
     Some(http::router(orders))
 }

@@ -1,8 +1,8 @@
-//! The words for how far a payment is.
+//! The statuses of a payment.
 
 use serde::{Deserialize, Serialize};
 
-/// How far an order's payment is.
+/// The status of an order's payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
@@ -10,22 +10,22 @@ pub enum Status {
     Pending,
     /// The bank has reserved the money.
     Authorized,
-    /// The money has been taken.
+    /// The bank has transferred the money.
     Paid,
-    /// Paid and on its way.
+    /// Paid, and the order is on its way.
     Shipped,
-    /// The money went back.
+    /// The money was returned.
     Refunded,
-    /// The bank refused.
+    /// The bank refused the payment.
     Failed,
-    /// The customer changed his mind.
+    /// The customer cancelled the order.
     Cancelled,
-    /// The column says something that nobody can read any more.
+    /// The column contains a word without a known meaning.
     Unknown,
 }
 
 impl Status {
-    /// As in column `new_payment_status`.
+    /// The word in column `new_payment_status`.
     pub fn name(self) -> &'static str {
         match self {
             Status::Pending => "pending",
@@ -39,14 +39,15 @@ impl Status {
         }
     }
 
-    /// As this service writes it into column `old_payment_status`.
+    /// The word that this service writes into column `old_payment_status`.
     pub fn legacy_name(self) -> String {
         self.name().to_ascii_uppercase()
     }
 
-    /// Reads what many writers left in column `old_payment_status`. Says the same as [`FORWARD`].
+    /// Parses column `old_payment_status`, which many programs have written. The same mapping as [`FORWARD`].
     pub fn from_legacy(text: Option<&str>) -> Self {
-        match text.unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+        // Only blanks, as SQL's trim does.
+        match text.unwrap_or_default().trim_matches(' ').to_ascii_lowercase().as_str() {
             "" | "pending" | "new" | "open" => Status::Pending,
             "settled" | "captured" | "complete" | "paid" => Status::Paid,
             "auth" | "authorised" | "authorized" => Status::Authorized,
@@ -58,7 +59,7 @@ impl Status {
         }
     }
 
-    /// Reads column `new_payment_status`.
+    /// Parses column `new_payment_status`.
     pub fn from_name(text: Option<&str>) -> Self {
         match text.unwrap_or_default() {
             "pending" => Status::Pending,
@@ -84,7 +85,7 @@ pub const FORWARD: &str = "case lower(trim(coalesce(old_payment_status, ''))) \
      when 'ship' then 'shipped' when 'shipped' then 'shipped' when 'sent' then 'shipped' \
      else 'unknown' end";
 
-/// The old column as an SQL expression over the new one, should the migration have to go back.
+/// The old column as an SQL expression over the new one, for the way back.
 pub const BACKWARD: &str = "upper(new_payment_status)";
 
 #[cfg(test)]
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dirty_words_are_read() {
+    fn irregular_spellings_are_parsed() {
         for (text, status) in [
             (None, Status::Pending),
             (Some("  "), Status::Pending),
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_the_same_from_both_columns() {
+    fn both_columns_are_parsed_as_they_are_written() {
         for word in ["pending", "authorized", "paid", "shipped", "refunded", "failed", "cancelled", "unknown"]
         {
             let status = Status::from_name(Some(word));

@@ -1,4 +1,4 @@
-//! Each example as a process of its own, on real servers: ready, asked, told to leave, gone.
+//! Each example as a process of its own, on real servers: it becomes ready, answers, and exits on SIGTERM.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 use std::process::Command;
@@ -13,7 +13,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// What a test runner has in its environment is not the example's.
+/// The example does not get the environment of the test runner.
 fn command(program: &str, url: &str, redis: &str) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("DATABASE_URL", url).env("REDIS_URL", redis);
@@ -25,13 +25,13 @@ async fn text(url: &str) -> Result<(u16, String), reqwest::Error> {
     Ok((answer.status().as_u16(), answer.text().await?))
 }
 
-/// What gRPC's health service says of the whole.
+/// The status of the whole process, by gRPC's health service.
 async fn grpc_health(public: u16) -> Result<i32, Box<dyn std::error::Error>> {
     let channel = Endpoint::new(format!("http://127.0.0.1:{public}"))?.connect().await?;
     Ok(HealthClient::new(channel).check(HealthCheckRequest::default()).await?.into_inner().status)
 }
 
-/// How an example is spoken to, beside its pages for Kubernetes.
+/// The protocols of an example, beside its admin pages.
 #[derive(Clone, Copy)]
 enum Speaks {
     Nothing,
@@ -40,8 +40,8 @@ enum Speaks {
     Both(&'static str),
 }
 
-/// Becomes ready, shows `metric`, answers as it should, and leaves with status 0 when it is told to. Returns its log.
-async fn lives(program: &str, url: &str, redis: &str, speaks: Speaks, metric: &str) -> String {
+/// Waits until the example is ready, checks its answer and `metric`, and ends it. Returns its log.
+async fn runs(program: &str, url: &str, redis: &str, speaks: Speaks, metric: &str) -> String {
     let (public, admin) = (free_port().unwrap(), free_port().unwrap());
     let folder = Folder::new("services").unwrap();
     let mut command = command(program, url, redis);
@@ -85,7 +85,7 @@ async fn preflight(
     command.env("CUTOVER_PREFLIGHT", "json").envs(extra.iter().copied());
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // What is logged comes before it.
+    // The log comes before it.
     let json = text.find("{\n").map(|at| serde_json::from_str(&text[at..]).unwrap());
     (output.status.code().unwrap(), json.unwrap_or_else(|| panic!("{program}: {output:?}")))
 }
@@ -114,15 +114,15 @@ async fn execute(url: &str, statements: &str) {
 }
 
 #[tokio::test]
-async fn every_example_becomes_ready_answers_and_leaves() {
+async fn every_example_becomes_ready_answers_and_exits() {
     let url = Postgres::fresh_database().await.unwrap();
     let redis = Redis::start().await.unwrap();
     execute(&url, "create table orders (id bigint primary key, old_payment_status text)").await;
     let redis = redis.url();
     let http = "http_requests_total{";
-    // A pool from the environment is held to a share of the server's connections, which is given back at the end.
-    let held = "cutover_pool_waiters{pool=\"postgres\"";
-    let log = lives(env!("CARGO_BIN_EXE_on_axum"), &url, &redis, Speaks::Http("hello"), held).await;
+    // A pool from the environment is limited to a share of the server's connections, which is given back at the end.
+    let pool = "cutover_pool_waiters{pool=\"postgres\"";
+    let log = runs(env!("CARGO_BIN_EXE_on_axum"), &url, &redis, Speaks::Http("hello"), pool).await;
     let greeted = log.lines().find(|line| line.contains("greeted")).unwrap();
     for part in
         ["request{", "method=GET", "route=\"/\"", "service=\"on-axum\"", "version=", "payment_status=off"]
@@ -136,14 +136,14 @@ async fn every_example_becomes_ready_answers_and_leaves() {
             .await
             .unwrap();
     assert_eq!(shares, 0);
-    lives(env!("CARGO_BIN_EXE_on_tonic"), &url, &redis, Speaks::Grpc, http).await;
-    lives(env!("CARGO_BIN_EXE_on_both"), &url, &redis, Speaks::Both("hello"), http).await;
-    lives(env!("CARGO_BIN_EXE_worker"), &url, &redis, Speaks::Nothing, "build_info{").await;
-    lives(env!("CARGO_BIN_EXE_own_parts"), &url, &redis, Speaks::Http("hello"), "hellos_total 1").await;
+    runs(env!("CARGO_BIN_EXE_on_tonic"), &url, &redis, Speaks::Grpc, http).await;
+    runs(env!("CARGO_BIN_EXE_on_both"), &url, &redis, Speaks::Both("hello"), http).await;
+    runs(env!("CARGO_BIN_EXE_worker"), &url, &redis, Speaks::Nothing, "build_info{").await;
+    runs(env!("CARGO_BIN_EXE_own_parts"), &url, &redis, Speaks::Http("hello"), "hellos_total 1").await;
 }
 
 #[tokio::test]
-async fn a_preflight_says_everything_that_would_break_the_build_and_changes_nothing() {
+async fn a_preflight_reports_every_problem_and_changes_nothing() {
     let url = Postgres::fresh_database().await.unwrap();
     let redis = Redis::start().await.unwrap();
     let redis = redis.url();
@@ -164,8 +164,8 @@ async fn a_preflight_says_everything_that_would_break_the_build_and_changes_noth
         .unwrap();
     assert!(!installed, "a preflight changes nothing");
 
-    // The schema is there, the migration is under way, and the new column is not there.
-    lives(program, &url, &redis, Speaks::Nothing, "build_info{").await;
+    // The schema is installed, the migration has begun, and the new column does not exist.
+    runs(program, &url, &redis, Speaks::Nothing, "build_info{").await;
     let (status, _) = preflight(program, &url, &redis, &flags).await;
     assert_eq!(status, 0);
     execute(
@@ -191,7 +191,7 @@ async fn a_preflight_says_everything_that_would_break_the_build_and_changes_noth
         "{report:#}"
     );
     let all = report.to_string();
-    for part in ["is CUTOVER_VERSION meant?", "whole number of seconds", "the new side is not there"] {
+    for part in ["did you mean CUTOVER_VERSION?", "whole number of seconds", "the new side is not there"] {
         assert!(all.contains(part), "{part} is not in {report:#}");
     }
 
@@ -203,23 +203,105 @@ async fn a_preflight_says_everything_that_would_break_the_build_and_changes_noth
 }
 
 #[tokio::test]
-async fn a_wrong_configuration_is_one_report_and_status_2() {
+async fn a_bad_configuration_is_one_report_and_status_2() {
     let mut command = command(env!("CARGO_BIN_EXE_on_axum"), "mysql://db/x", "redis://127.0.0.1:1");
-    command.env("LISTEN_ADDR", "here").env("CUTOVER_INSTANS", "a");
+    command
+        .env("LISTEN_ADDR", "here")
+        .env("CUTOVER_INSTANS", "a")
+        .env("CUTOVER_VERSION", "")
+        .env("CUTOVER_POOL_SIZE", "4294967295")
+        .env("CUTOVER_PROPAGATION_SECONDS", "60")
+        .env("CUTOVER_DRAIN_SECRET", "too-short");
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{said}");
-    for part in
-        ["DATABASE_URL: has to begin with postgres://", "LISTEN_ADDR: \"here\"", "CUTOVER_INSTANS: nobody"]
-    {
+    for part in [
+        "DATABASE_URL: has to begin with postgres://",
+        "LISTEN_ADDR: \"here\"",
+        "CUTOVER_INSTANS: unknown variable",
+        "CUTOVER_VERSION: is empty",
+        "CUTOVER_POOL_SIZE: 4294967295 is out of range; use 1 to 1000",
+        "drain.grace: 30s leaves no time",
+        "CUTOVER_DRAIN_SECRET: has 9 bytes",
+    ] {
         assert!(said.contains(part), "{part} is not in {said}");
+    }
+    assert!(!said.contains("too-short"), "a secret was printed: {said}");
+}
+
+/// Instances in the ledger, and connections that are granted to them.
+async fn left_in_ledger(url: &str) -> i64 {
+    let rows = "select (select count(*) from cutover.instances) \
+                + (select coalesce(sum(granted), 0)::bigint from cutover.connection_shares)";
+    let mut session = PgConnection::connect(url).await.unwrap();
+    sqlx::query_scalar(rows).fetch_one(&mut session).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_start_on_a_taken_port_leaves_nothing_in_the_ledger() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let redis = Redis::start().await.unwrap();
+    execute(&url, "create table orders (id bigint primary key, old_payment_status text)").await;
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (listen, admin) in [(taken.as_str(), "127.0.0.1:0"), ("127.0.0.1:0", taken.as_str())] {
+        let mut command = command(env!("CARGO_BIN_EXE_on_axum"), &url, &redis.url());
+        command.env("LISTEN_ADDR", listen).env("ADMIN_ADDR", admin);
+        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains(&format!("_ADDR: could not listen on {taken}")), "{said}");
+        assert_eq!(left_in_ledger(&url).await, 0);
     }
 }
 
-/// The first process of a container that has no handler never hears of SIGTERM; any other ends by it at once.
 #[tokio::test]
-async fn one_that_is_told_to_end_while_it_starts_ends_well() {
-    // A database that takes connections and says nothing.
+async fn a_start_without_its_database_is_live_and_waits() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let redis = Redis::start().await.unwrap();
+    execute(&url, "create table orders (id bigint primary key, old_payment_status text)").await;
+    let server = url.split_once('@').unwrap().1.split_once('/').unwrap().0.to_owned();
+    let (database, admin) = (free_port().unwrap(), free_port().unwrap());
+    let database = format!("127.0.0.1:{database}");
+    let folder = Folder::new("services").unwrap();
+    let mut command = command(env!("CARGO_BIN_EXE_on_axum"), &url.replace(&server, &database), &redis.url());
+    command
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .env("ADMIN_ADDR", format!("127.0.0.1:{admin}"))
+        .env("CUTOVER_PROPAGATION_SECONDS", "1");
+    let process = Process::spawn(&folder, "example", Signal::TERM, &command).unwrap();
+    let page = async |path: &str| text(&format!("http://127.0.0.1:{admin}{path}")).await;
+    wait_until("the reason", LIMIT, async || {
+        page("/readyz").await.map(|(_, text)| text.contains("start: waiting for the ledger: "))
+    })
+    .await
+    .unwrap();
+    assert_eq!(page("/readyz").await.unwrap().0, 503);
+    assert_eq!(page("/livez").await.unwrap().0, 200);
+
+    // The database becomes reachable.
+    let listener = tokio::net::TcpListener::bind(&database).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let server = server.clone();
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    wait_until("ready", LIMIT, async || page("/readyz").await.map(|(status, _)| status == 200))
+        .await
+        .unwrap();
+    process.signal(Signal::TERM).unwrap();
+    assert_eq!(process.wait(LIMIT).await.unwrap().code(), Some(0), "{}", process.log_tail());
+    assert_eq!(left_in_ledger(&url).await, 0);
+}
+
+/// The first process of a container ignores a SIGTERM that it has no handler for; any other process is killed by it.
+#[tokio::test]
+async fn sigterm_during_the_start_ends_it_with_status_0() {
+    // A database that accepts connections and never answers.
     let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("postgres://postgres@{}/none", mute.local_addr().unwrap());
     let folder = Folder::new("services").unwrap();
@@ -233,7 +315,7 @@ async fn one_that_is_told_to_end_while_it_starts_ends_well() {
 }
 
 #[tokio::test]
-async fn one_that_drains_keeps_its_connections_while_requests_still_come() {
+async fn connections_are_kept_until_propagation_has_passed() {
     let url = Postgres::fresh_database().await.unwrap();
     let redis = Redis::start().await.unwrap();
     let admin = free_port().unwrap();
@@ -251,12 +333,12 @@ async fn one_that_drains_keeps_its_connections_while_requests_still_come() {
     let mut session = PgConnection::connect(&url).await.unwrap();
     process.signal(Signal::TERM).unwrap();
     wait_until("not ready", LIMIT, async || is(503).await).await.unwrap();
-    let renewals = "select lease_until::text, highest from cutover.connection_shares";
+    let renewals = "select lease_until::text, max_connections from cutover.connection_shares";
     let (before, _): (String, i64) = sqlx::query_as(renewals).fetch_one(&mut session).await.unwrap();
     wait_until("a renewal", LIMIT, async || {
         let mut session = PgConnection::connect(&url).await?;
-        let (until, highest): (String, i64) = sqlx::query_as(renewals).fetch_one(&mut session).await?;
-        assert_eq!(highest, 10, "connections that the pool may have");
+        let (until, max): (String, i64) = sqlx::query_as(renewals).fetch_one(&mut session).await?;
+        assert_eq!(max, 10, "connections that the pool may have");
         Ok::<_, sqlx::Error>(until != before)
     })
     .await

@@ -5,7 +5,7 @@ use crate::{Verdict, search, simple, words::Words};
 /// Maps a raw value to the one that is compared.
 pub(crate) type Canonical = Arc<dyn Fn(&str) -> String + Send + Sync>;
 
-/// One operation in 32 bytes: millions of them fit in memory.
+/// One operation in 32 bytes, so that millions fit in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Op {
     pub(crate) key: u64,
@@ -59,7 +59,7 @@ impl Values {
     }
 }
 
-/// A whole history: operations, and each key's value before the first and after the last of them.
+/// A history: operations, and the value of each key before the first and after the last of them.
 pub struct History {
     ops: Vec<Op>,
     values: Values,
@@ -69,7 +69,7 @@ pub struct History {
 }
 
 impl History {
-    /// The value of a key that was given no [`initial`](Self::initial) value.
+    /// The value of a key without an [`initial`](Self::initial) value.
     pub const ABSENT: &str = "(absent)";
 
     pub(crate) fn from_parts(mut ops: Vec<Op>, values: Values, canonical: Canonical) -> Self {
@@ -77,7 +77,7 @@ impl History {
         Self { ops, values, canonical, initial: HashMap::new(), last: HashMap::new() }
     }
 
-    /// The keys that operations touched, in order, each once.
+    /// The keys of all operations, sorted, each once.
     pub fn keys(&self) -> Vec<u64> {
         self.of_each_key().map(|ops| ops[0].key).collect()
     }
@@ -88,16 +88,16 @@ impl History {
         self.initial.insert(key, value);
     }
 
-    /// The value of `key` after every operation had ended, raw. [`History::ABSENT`] for a key that is gone.
+    /// The value of `key` after every operation had ended, raw. [`History::ABSENT`] for a deleted key.
     pub fn last(&mut self, key: u64, raw: &str) {
         let value = self.intern(raw);
         self.last.insert(key, value);
     }
 
-    /// What happened between two moments, in nanoseconds as of [`Recorder::now`](crate::Recorder::now): for a history that a
-    /// disaster has cut in two. A write that began before the end and was acknowledged after it is one of unknown outcome, and
+    /// What happened between two moments, in nanoseconds as of [`Recorder::now`](crate::Recorder::now): for a history
+    /// with data loss in the middle, such as a failover. A write that began before the end and was acknowledged after it is one of unknown outcome, and
     /// so is one that began before the beginning and had not been acknowledged by then; reads that are not wholly within are
-    /// left out. Initial and last values are not taken over.
+    /// left out. Initial and last values are not copied.
     pub fn between(&self, from: u64, to: u64) -> History {
         let within = |op: &Op| {
             if !op.is_write {
@@ -111,8 +111,8 @@ impl History {
         History::from_parts(ops, self.values.clone(), Arc::clone(&self.canonical))
     }
 
-    /// What happened, when nobody knows what became of writes that were acknowledged after this moment: a disaster may
-    /// have taken some of them and left others. Reads after it are left out. Initial and last values are not taken over.
+    /// The history with all writes that were acknowledged after this moment as writes of unknown outcome: a failover
+    /// may have lost any of them. Reads after it are left out. Initial and last values are not taken over.
     pub fn unsure_after(&self, moment: u64) -> History {
         let unsure = |op: &Op| {
             let is_sure = op.end <= moment;
@@ -150,7 +150,7 @@ impl History {
     }
 }
 
-/// [`History::ABSENT`] means the same to everybody and is not mapped.
+/// [`History::ABSENT`] is not mapped.
 pub(crate) fn canonical(map: &Canonical, raw: &str) -> String {
     if raw == History::ABSENT { raw.to_owned() } else { map(raw) }
 }

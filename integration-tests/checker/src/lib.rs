@@ -1,9 +1,9 @@
 //! Judges a recorded history of reads and writes.
 //!
-//! Every key is a register: a read has to return the value that was current at some moment between
-//! its start and its end, in one order of all operations on that key that everybody saw
-//! (linearizability, Herlihy and Wing 1990). The checker knows nothing of phases, columns or SQL and
-//! depends on nothing that it judges: the caller records what clients sent and what they were answered.
+//! Every key is a register: a read has to return the value that was current at some moment between its start and its
+//! end, in one order of all operations on that key (linearizability, Herlihy and Wing 1990). The checker does not use
+//! the code that it judges, and has no notion of phases, columns or SQL. The caller records what clients sent and
+//! received.
 //!
 //! ```
 //! use cutover_checker::Recorder;
@@ -21,15 +21,14 @@
 //!
 //! # What it finds
 //!
-//! Per key, every read that no order explains (an overwritten value, one that nobody wrote, one older
-//! than what an earlier read returned), and a last value that no order explains (an acknowledged write
-//! that is gone). Values need not be unique, and a correct history is never reported.
+//! For each key: every read that no order explains (an overwritten value, a value that was never written, or one
+//! older than what an earlier read returned), and a last value that no order explains (a lost acknowledged write).
+//! Values need not be unique. A correct history is never reported.
 //!
 //! # What it does not find
 //!
 //! - Anomalies across keys: keys are judged one by one.
-//! - What happened to show the right value again: a write that was lost and then overwritten before
-//!   anybody read the key can't be told from a write that was never lost.
+//! - A lost write that was overwritten before the key was read. It looks like a write that was not lost.
 //! - A key with very many simultaneous operations, or very many writes of unknown outcome, gets the
 //!   simpler check of [`Verdict::keys_checked_simply`].
 

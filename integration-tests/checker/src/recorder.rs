@@ -10,8 +10,8 @@ use crate::{
 
 /// Collects operations from many workers at once.
 ///
-/// Each worker appends to a log of its own (`worker` modulo the number of logs), so that recording
-/// doesn't put the workers in a queue. Times are nanoseconds on one monotonic clock, [`Recorder::now`].
+/// Each worker appends to a log of its own (`worker` modulo the number of logs), so that workers do not wait for each
+/// other. Times are nanoseconds on one monotonic clock, [`Recorder::now`].
 pub struct Recorder {
     began: Instant,
     canonical: Canonical,
@@ -33,7 +33,7 @@ impl Recorder {
         }
     }
 
-    /// Nanoseconds since this recorder was made.
+    /// Nanoseconds since the recorder was created.
     pub fn now(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
@@ -59,7 +59,7 @@ impl Recorder {
         self.logs.iter().map(|log| lock(log).len()).sum()
     }
 
-    /// Takes everything recorded so far out of the logs.
+    /// Removes everything recorded so far from the logs.
     pub fn history(&self) -> History {
         let ops = self.logs.iter().flat_map(|log| std::mem::take(&mut *lock(log))).collect();
         let values = self.values.read().unwrap_or_else(PoisonError::into_inner).clone();

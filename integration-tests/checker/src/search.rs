@@ -1,15 +1,14 @@
-//! The full search: is there an order of a key's operations that explains every answer?
+//! The full search for an order of a key's operations that explains every result.
 //!
 //! Just-in-time linearization (Wing and Gong 1993, Lowe 2017) of one register: walk through the starts
-//! and ends in time, keeping every state that the register may be in. A write is put in order only when
-//! some operation's end asks for it; a read changes nothing, so it counts as answered as soon as a state
-//! shows its value.
+//! and ends in time, keeping every state that the register may be in. A write is placed only when the end of an
+//! operation requires it. A read changes nothing, so it is placed as soon as a state has its value.
 
 use std::collections::HashSet;
 
 use crate::{history::Op, verdict::Finding};
 
-/// More possible states than this, and the key is left to the simple check.
+/// With more possible states than this, the key gets the simple check.
 const MOST_STATES: usize = 1024;
 
 /// One way the key may look: its value, and which open operations have taken place (a bit for each).
@@ -22,11 +21,11 @@ struct State {
 struct Search<'a> {
     ops: &'a [Op],
     states: Vec<State>,
-    /// Operations that began and did not end, with their bit. Writes of unknown outcome stay for ever.
+    /// Operations that began and did not end, with their bit. Writes of unknown outcome stay open to the end.
     open: Vec<(usize, u128)>,
 }
 
-/// `None` if the key is too crowded to be searched.
+/// `None` if the key has too many simultaneous operations for the search.
 pub(crate) fn check(ops: &[Op], initial: u32, last: Option<u32>) -> Option<Finding> {
     let mut search = Search { ops, states: vec![State { value: initial, done: 0 }], open: Vec::new() };
     let mut finding = Finding::default();

@@ -1,4 +1,4 @@
-//! The check for keys that are too crowded for the search: no order is built, so it never takes long.
+//! The check for keys with too many simultaneous operations for the search. It builds no order, so it is fast.
 
 use crate::{history::Op, verdict::Finding};
 

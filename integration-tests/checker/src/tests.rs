@@ -112,7 +112,7 @@ fn the_simple_check_finds_what_was_certainly_overwritten_and_nothing_else() {
     }
 }
 
-/// What a search could get wrong, it can't: tries every order of the operations, none too clever.
+/// A brute-force check as reference: it tries every order of the operations.
 fn has_an_order(ops: &[Op], last: u32) -> bool {
     fn go(ops: &[Op], last: u32, done: u32, value: u32, dead: &mut HashSet<(u32, u32)>) -> bool {
         let is_left = |at: usize| done & (1 << at) == 0;

@@ -2,43 +2,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::{history::Op, words::Words};
 
-/// What was found wrong with one key.
+/// The findings about one key.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Finding {
     /// Positions of the impossible reads in the key's operations.
     pub(crate) stale: Vec<usize>,
-    /// The key's last value, where no order of its operations leaves that one.
+    /// The key's last value, if no order of its operations explains it.
     pub(crate) lost: Option<u32>,
 }
 
 /// The outcome of [`History::check`](crate::History::check).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Keys whose last value no order of their operations explains: an acknowledged write is gone.
+    /// Keys whose last value no order of their operations explains: an acknowledged write is lost.
     pub lost_writes: u64,
-    /// Reads that returned a value which can't have been current at any moment of theirs.
+    /// Reads that returned a value that was not current at any moment between their start and end.
     pub stale_reads: u64,
     /// The first few findings, in words, with times in seconds.
     pub examples: Vec<String>,
-    /// Keys that operations touched.
+    /// Keys with operations.
     pub keys: u64,
-    /// Writes judged, those of unknown outcome among them.
+    /// Judged writes, including those of unknown outcome.
     pub writes: u64,
     /// Writes of unknown outcome.
     pub unknown_writes: u64,
-    /// Reads judged.
+    /// Judged reads.
     pub reads: u64,
     /// Keys with too many simultaneous operations for the full search. Of those, each read and the last
-    /// value were held only against the writes that had certainly been overwritten by then.
+    /// value were compared only with the writes that had certainly been overwritten by then.
     pub keys_checked_simply: u64,
 }
 
 impl Verdict {
     const EXAMPLES: usize = 10;
-    /// One key that went wrong early would fill all places.
+    /// Limits the findings of one key, which would fill the list.
     const EXAMPLES_OF_A_KEY: usize = 2;
 
-    /// Whether nothing was lost and nothing was stale.
+    /// Whether no write was lost and no read was stale.
     pub fn is_clean(&self) -> bool {
         self.lost_writes == 0 && self.stale_reads == 0
     }

@@ -1,6 +1,6 @@
 use crate::history::{Op, Values};
 
-/// Explains findings about one key to a person.
+/// Describes findings about one key in words.
 pub(crate) struct Words<'a> {
     pub(crate) ops: &'a [Op],
     pub(crate) initial: u32,
@@ -28,7 +28,7 @@ impl Words<'_> {
         let what = format!("key {}: read '{found}' ({})", read.key, span(read));
         let written = |op: &&Op| op.is_write && op.value == read.value && op.start <= read.end;
         if self.initial != read.value && !self.ops.iter().any(|op| written(&op)) {
-            return format!("{what}, which nobody had written by then");
+            return format!("{what}, which had not been written by then");
         }
         match self.acknowledged_before(read.start) {
             Some(write) if write.value != read.value => {

@@ -66,7 +66,7 @@ impl Plan for Scripted {
         Some(OldSide { table: "public.scripted".into(), column: None })
     }
 
-    async fn schema_state(&self, _: &mut PgConnection) -> Result<State, sqlx::Error> {
+    async fn schema_state(&self, _: Option<i32>, _: &mut PgConnection) -> Result<State, sqlx::Error> {
         let mut inner = self.inner.lock().unwrap();
         inner.looks += 1;
         Ok(inner.state)

@@ -348,7 +348,7 @@ async fn functions_created_later_do_not_change_the_mapping() -> Outcome {
         .await?;
     let plan = ColumnMigration::new(world.pool.clone(), "parcels")
         .column("old_code", "code", "text")
-        .forward("lower(tidy(old_code))")
+        .forward("tidy(lower(old_code))")
         .backward("upper(code)")
         .build()?;
     let _a = world.instance("a", Some(plan)).await?;

@@ -1,4 +1,4 @@
-//! The recipes under `examples/deploy`, each held against its own real tool.
+//! The recipes of `examples/deploy`, each checked with its real tool.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::path::{Path, PathBuf};
@@ -42,13 +42,13 @@ fn validate(tools: &Path, files: &[PathBuf]) -> (bool, String) {
 }
 
 #[test]
-fn istio_argo_and_workflows_are_what_their_schemas_say() {
+fn istio_argo_and_workflows_match_their_schemas() {
     let Some(tools) = if_installed(manifests()).unwrap() else { return };
     for folder in ["istio", "argo-rollouts", "github"] {
         let (is_valid, said) = validate(&tools, &files(folder));
         assert!(is_valid, "{said}");
     }
-    // It can fail: a wrong type, a field that is none, an expression that is none.
+    // The check fails for a wrong type, an unknown field, and a wrong expression.
     let spoilt = [
         ("istio/virtual-service.yaml", "weight: 95", "weight: \"95\"", "weight: type"),
         ("istio/destination-rule.yaml", "maxRetries", "maxRetrys", "maxRetrys is no field"),
@@ -69,7 +69,7 @@ fn istio_argo_and_workflows_are_what_their_schemas_say() {
 }
 
 #[test]
-fn kubernetes_manifests_are_what_the_schemas_say() {
+fn kubernetes_manifests_match_the_schemas() {
     let Some(tools) = if_installed(manifests()).unwrap() else { return };
     let check = |file: &Path| {
         let mut command = Command::new("python3");
@@ -132,12 +132,13 @@ async fn versions() -> Vec<std::net::SocketAddr> {
 }
 
 #[tokio::test]
-async fn a_real_prometheus_loads_the_rules_and_finds_what_the_dashboard_shows() {
+async fn prometheus_loads_the_rules_and_dashboard_queries() {
     let rules = std::fs::read_to_string(recipes().join("prometheus/rules.yaml")).unwrap();
-    // In seconds what takes minutes in earnest.
+    // Seconds instead of minutes.
     let rules =
         rules.replace("interval: 15s", "interval: 1s").replace("[1m]", "[5s]").replace("for: 30s", "for: 1s");
-    let options = PrometheusOptions { rules: Some(rules), job: "payments".to_owned() };
+    let options =
+        PrometheusOptions { rules: Some(rules), job: "payments".to_owned(), ..PrometheusOptions::default() };
     let pages = versions().await;
     let started = Prometheus::start_with(pages, Duration::from_millis(500), options).await;
     let Some(prometheus) = if_installed(started).unwrap() else { return };

@@ -25,7 +25,7 @@ async fn a_head_without_end_is_refused() {
     let mut answer = Vec::new();
     let sending = async {
         let line = [b"x-filler: ".as_slice(), &[b'a'; 8 * 1024], b"\r\n"].concat();
-        // Far more than any head; the server hangs up somewhere on the way.
+        // Far more than any head; the server closes the connection before the end.
         for _ in 0..1024 {
             if write.write_all(&line).await.is_err() {
                 return true;
@@ -35,7 +35,7 @@ async fn a_head_without_end_is_refused() {
     };
     let (refused, _) =
         timeout(LIMIT, async { tokio::join!(sending, read.read_to_end(&mut answer)) }).await.unwrap();
-    assert!(refused, "8 MiB of head were taken");
+    assert!(refused, "8 MiB of head were accepted");
     still_serves(&running).await;
 
     let (mut sender, _driver) = http2(running.address).await;
@@ -51,7 +51,7 @@ async fn a_head_without_end_is_refused() {
 }
 
 #[tokio::test]
-async fn nonsense_costs_its_own_connection_only() {
+async fn invalid_bytes_end_their_own_connection_only() {
     let running = start(options(), hello()).await;
     for nonsense in [
         b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n".as_slice(),
@@ -61,7 +61,7 @@ async fn nonsense_costs_its_own_connection_only() {
     ] {
         let mut stream = running.raw(nonsense).await;
         let mut answer = Vec::new();
-        // A reset is as good an end as an answer.
+        // The server may reset the connection without an answer.
         let _ = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
         assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     }
@@ -70,19 +70,18 @@ async fn nonsense_costs_its_own_connection_only() {
     assert_eq!(running.report().await.cut, []);
 }
 
-/// Hundreds at once, some idle, some with half of a head, some sending a byte now and then,
-/// some asking; and more of them while the drain goes on.
+/// Hundreds at once: idle, with half of a head, sending a byte now and then, and with requests during the drain.
 #[tokio::test]
-async fn many_connections_hold_up_no_drain_and_what_asks_is_answered() {
+async fn many_slow_connections_do_not_delay_a_drain() {
     let running = start(options(), hello()).await;
     let mut silent = Vec::new();
     for number in 0..200_usize {
         silent.push(running.raw(&b"GET / HTTP/1.1\r\n"[..number % 16]).await);
     }
-    let mut dribbling = JoinSet::new();
+    let mut slow = JoinSet::new();
     for _ in 0..20 {
         let mut stream = running.raw(b"GET / HTTP/1.1\r\nx-slow: ").await;
-        dribbling.spawn(async move {
+        slow.spawn(async move {
             while stream.write_all(b"a").await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -106,7 +105,7 @@ async fn many_connections_hold_up_no_drain_and_what_asks_is_answered() {
     }
     let report = running.report().await;
     assert!(report.waited < options().grace, "{:?}", report.waited);
-    assert!(report.cut.len() >= 20, "the dribbling ones at least: {}", report.cut.len());
-    timeout(LIMIT, async { while dribbling.join_next().await.is_some() {} }).await.unwrap();
+    assert!(report.cut.len() >= 20, "at least the slow ones: {}", report.cut.len());
+    timeout(LIMIT, async { while slow.join_next().await.is_some() {} }).await.unwrap();
     drop(silent);
 }

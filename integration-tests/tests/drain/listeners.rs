@@ -1,4 +1,4 @@
-//! Other ways in than a TCP listener with an axum router behind it.
+//! Listeners other than TCP, handshakes, and services other than an axum router.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -19,7 +19,7 @@ use tonic::service::Routes;
 use super::{LIMIT, hello, http2, options, request, says_close, start, text};
 
 #[tokio::test]
-async fn a_unix_socket_drains_as_a_port_does() {
+async fn a_unix_socket_drains_like_a_port() {
     let folder = cutover_testkit::Folder::new("drain").unwrap();
     let path = folder.path().join("service.sock");
     let drain = Drain::new(&Health::new(), options()).unwrap();
@@ -43,13 +43,13 @@ async fn a_unix_socket_drains_as_a_port_does() {
     };
     assert!(!ask().await.unwrap());
     drain.begin();
-    assert!(ask().await.unwrap(), "still accepted, and told to close");
+    assert!(ask().await.unwrap(), "accepted, and closed after the response");
     let report = timeout(LIMIT, serving).await.unwrap().unwrap().unwrap();
     assert_eq!(report.cut, []);
     assert!(ask().await.is_err(), "the listener is gone");
 }
 
-/// Reads a password off, as TLS would its handshake.
+/// A handshake: reads a password.
 async fn password(mut stream: TcpStream) -> io::Result<TcpStream> {
     let mut word = [0; 6];
     stream.read_exact(&mut word).await?;
@@ -60,7 +60,7 @@ async fn password(mut stream: TcpStream) -> io::Result<TcpStream> {
 }
 
 #[tokio::test]
-async fn a_handshake_of_ones_own_holds_up_neither_others_nor_the_drain() {
+async fn a_slow_handshake_delays_neither_others_nor_the_drain() {
     let drain = Drain::new(&Health::new(), options()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -89,7 +89,7 @@ async fn a_handshake_of_ones_own_holds_up_neither_others_nor_the_drain() {
 }
 
 #[tokio::test]
-async fn any_service_is_served_and_an_error_of_it_ends_one_connection_only() {
+async fn an_error_of_any_service_ends_one_connection_only() {
     let service = tower::service_fn(|request: Request<Body>| async move {
         if request.uri().path() == "/error" {
             return Err(io::Error::other("no"));
@@ -106,7 +106,7 @@ async fn any_service_is_served_and_an_error_of_it_ends_one_connection_only() {
 }
 
 #[tokio::test]
-async fn routes_of_tonic_are_served_as_they_are() {
+async fn routes_of_tonic_are_served_and_drained() {
     let health = Health::new();
     let routes = Routes::new(health.grpc());
     let drain = Drain::new(&health, options()).unwrap();
@@ -124,12 +124,11 @@ async fn routes_of_tonic_are_served_as_they_are() {
     assert_eq!(ended.code(), tonic::Code::Unavailable);
     let report = running.report().await;
     assert_eq!(report.cut, []);
-    assert!(report.waited < options().grace / 2, "a watch holds nothing up: {:?}", report.waited);
+    assert!(report.waited < options().grace / 2, "a watch does not delay the drain: {:?}", report.waited);
 }
 
-/// HTTP/2 without TLS is known by its preface; both are served on one port.
 #[tokio::test]
-async fn one_port_speaks_both_protocols() {
+async fn one_port_serves_both_protocols() {
     let app = hello().route(
         "/version",
         get(|request: Request<Body>| async move { Ok::<_, Infallible>(format!("{:?}", request.version())) }),

@@ -1,4 +1,4 @@
-//! What does not end by itself: feeds, upgrades, bodies that crawl.
+//! Responses and requests that do not end by themselves: feeds, upgrades, slow bodies.
 
 use std::{
     io,
@@ -30,7 +30,7 @@ use tokio::{
 
 use super::{LIMIT, PROPAGATION, http1, http2, options, request, start, text};
 
-/// One chunk, and then nothing for ever.
+/// One chunk, and then nothing.
 fn endless() -> Body {
     let first = stream::iter([Ok::<_, io::Error>(Bytes::from_static(b"data: 1\n\n"))]);
     Body::from_stream(futures_util::StreamExt::chain(first, stream::pending()))
@@ -60,11 +60,11 @@ async fn feeds_end_when_their_clients_find_another_instance() {
     running.drain.begin();
     for feed in [over_http1, over_http2] {
         assert_eq!(text(feed).await, "data: 1\n\n");
-        assert!(began.elapsed() >= PROPAGATION, "not sooner: the client would come back here");
+        assert!(began.elapsed() >= PROPAGATION, "not earlier, or the client would return to this instance");
     }
     let watch = timeout(LIMIT, watch.into_body().collect()).await.unwrap().unwrap();
     let trailers = watch.trailers().unwrap();
-    assert_eq!(trailers["grpc-status"], "14", "a client of gRPC tries again on UNAVAILABLE");
+    assert_eq!(trailers["grpc-status"], "14", "a gRPC client retries on UNAVAILABLE");
 
     let report = running.report().await;
     assert_eq!(report.cut, []);
@@ -72,7 +72,7 @@ async fn feeds_end_when_their_clients_find_another_instance() {
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_marked_is_waited_for_and_cut() {
+async fn an_unmarked_stream_is_waited_for_and_cut() {
     let running = start(options(), feeds()).await;
     let (mut one, _driver) = http1(running.address).await;
     let (mut two, _driver) = http2(running.address).await;
@@ -81,14 +81,14 @@ async fn a_stream_that_nobody_marked_is_waited_for_and_cut() {
     running.drain.begin();
     for stream in [over_http1, over_http2] {
         let ended = timeout(LIMIT, stream.into_body().collect()).await.unwrap();
-        assert!(ended.is_err(), "a client must not take half of it for the whole");
+        assert!(ended.is_err(), "a client must notice that the body is incomplete");
     }
     let report = running.report().await;
     let cut: Vec<_> = report.cut.iter().map(|cut| (cut.what.as_str(), cut.phase)).collect();
     assert_eq!(cut, [("GET /unmarked", CutPhase::Body); 2]);
 }
 
-/// Echoes, as a WebSocket's handler would, until `leave` or the end of the bytes.
+/// Echoes like the handler of a WebSocket. With `leaves` it ends when the drain begins.
 fn echo(drain: Drain, leaves: bool, cut: Arc<AtomicBool>) -> Router {
     let upgrade = move |mut request: Request<Body>| {
         let (drain, cut) = (drain.clone(), Arc::clone(&cut));
@@ -134,7 +134,7 @@ async fn upgraded(running: &super::Running) -> TcpStream {
 }
 
 #[tokio::test]
-async fn an_upgraded_connection_is_waited_for_and_can_say_goodbye() {
+async fn an_upgraded_connection_can_end_by_itself() {
     let (tell, told) = oneshot::channel();
     let running = start_with_drain(|drain| {
         let _ = tell.send(());
@@ -151,7 +151,7 @@ async fn an_upgraded_connection_is_waited_for_and_can_say_goodbye() {
 }
 
 #[tokio::test]
-async fn an_upgraded_connection_that_hears_nothing_is_cut_at_the_deadline() {
+async fn an_upgraded_connection_is_cut_at_the_deadline() {
     let cut = Arc::new(AtomicBool::new(false));
     let running = start_with_drain(|drain| echo(drain, false, Arc::clone(&cut))).await;
     let mut socket = upgraded(&running).await;
@@ -161,7 +161,7 @@ async fn an_upgraded_connection_that_hears_nothing_is_cut_at_the_deadline() {
     assert_eq!((report.cut[0].what.as_str(), report.cut[0].phase), ("GET /socket", CutPhase::Upgraded));
     let read = timeout(LIMIT, socket.read(&mut [0; 8])).await.unwrap();
     assert!(!matches!(read, Ok(1..)), "{read:?}");
-    assert!(cut.load(Ordering::SeqCst), "the handler's read fails, so that it ends too");
+    assert!(cut.load(Ordering::SeqCst), "the handler's read must fail");
 }
 
 async fn start_with_drain(app: impl FnOnce(Drain) -> Router) -> super::Running {
@@ -172,7 +172,7 @@ async fn start_with_drain(app: impl FnOnce(Drain) -> Router) -> super::Running {
 }
 
 #[tokio::test]
-async fn a_body_that_crawls_in_is_waited_for_and_cut_only_at_the_deadline() {
+async fn a_slow_request_body_is_cut_only_at_the_deadline() {
     let app = Router::new().route("/upload", post(|body: Bytes| async move { body.len().to_string() }));
     let running = start(options(), app).await;
     let head = b"POST /upload HTTP/1.1\r\nhost: t\r\ncontent-length: 4\r\n\r\nab";

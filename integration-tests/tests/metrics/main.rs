@@ -4,4 +4,5 @@
 
 mod hostile;
 mod promql;
+mod routes;
 mod sockets;

@@ -32,5 +32,5 @@ pub(super) use entry::Entry;
 pub use options::DriverOptions;
 pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
 pub use spec::MigrationSpec;
-pub(super) use spec::check;
+pub(crate) use spec::check;
 pub(super) use state::{Counted, members, parse_phase};

@@ -1,4 +1,4 @@
-//! Everything at once, at random.
+//! Random phases and faults.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use cutover_testkit::Signal;
 use super::day::{Day, INSTANCES};
 use crate::{failure::Result, proxy::STABLE};
 
-/// Anything but `contract`, from which there is no way back.
+/// All phases but `contract`, which has no way back.
 const PHASES: [&str; 9] =
     ["off", "expand", "backfill", "verify", "ramp:10", "ramp:50", "ramp:100", "switch", "retire"];
 
@@ -33,8 +33,8 @@ pub(super) async fn chaos(day: &mut Day) -> Result<()> {
         fault(day).await?;
         faults += 1;
     }
-    day.line.notes.push(format!("{flips} flips, {faults} faults"));
-    // It can still go where it is wanted.
+    day.outcome.notes.push(format!("{flips} changes of flags, {faults} faults"));
+    // The migration still moves as desired.
     day.recovered().await?;
     day.go("ramp:50").await?;
     day.go("retire").await
@@ -57,7 +57,7 @@ async fn fault(day: &mut Day) -> Result<()> {
             day.signal(&name, Signal::CONT)?;
         }
         3 => {
-            day.fault(format!("{name} can't reach Postgres"));
+            day.fault(format!("{name} cannot reach Postgres"));
             if let Some(gate) = &day.fleet.find(&name)?.gate {
                 gate.lose();
             }
@@ -67,11 +67,11 @@ async fn fault(day: &mut Day) -> Result<()> {
             }
         }
         4 => {
-            day.fault("every connection to Postgres is ended");
+            day.fault("all connections to Postgres are terminated");
             day.gates.postgres.cut();
         }
         _ => {
-            day.trouble(format!("{name} is replaced"));
+            day.step(format!("replacing {name}"));
             day.fleet.start(2, STABLE).await?;
             day.fleet.stop(&name).await?;
         }

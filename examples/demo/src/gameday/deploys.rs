@@ -1,10 +1,10 @@
-//! Deploys at bad moments, and deploys of the wrong thing.
+//! Deploys during moves, and deploys of wrong builds.
 
 use std::time::{Duration, Instant};
 
 use cutover_testkit::wait_until;
 
-use super::{day::Day, injuries::WAY};
+use super::{day::Day, instance_faults::PHASES_IN_ORDER};
 use crate::{
     deploy,
     failure::{Failure, Result},
@@ -12,7 +12,7 @@ use crate::{
 };
 
 const BOUND: Duration = Duration::from_secs(60);
-/// How long a build that must not become ready is watched. A good one needs a second or two.
+/// How long a build that must not become ready is observed. A correct one is ready within two seconds.
 const NOT_READY_FOR: Duration = Duration::from_secs(5);
 
 pub(super) async fn deploy_during_move(day: &mut Day) -> Result<()> {
@@ -20,16 +20,15 @@ pub(super) async fn deploy_during_move(day: &mut Day) -> Result<()> {
         day.ask_for(phase).await?;
         let began = Instant::now();
         let rolled = deploy::roll(&mut day.fleet, &day.customers.stats, 2, 2).await?;
-        day.line.notes.push(format!("rolled out in {:.0} s on the way to {phase}", rolled.seconds));
+        day.outcome.notes.push(format!("deployed in {:.0} s during the move to {phase}", rolled.seconds));
         day.walk.arrive(phase, began).await?;
     }
     Ok(())
 }
 
-/// The build before knows nothing of the migration, so it may run in `off` only; the build after has no code for the
-/// old side.
+/// Deploys release 1, which does not declare the migration and can therefore run `off` only.
 pub(super) async fn roll_back(day: &mut Day) -> Result<()> {
-    for phase in WAY {
+    for phase in PHASES_IN_ORDER {
         day.go(phase).await?;
         never_ready(day, 1, phase).await?;
     }
@@ -42,37 +41,37 @@ pub(super) async fn wrong_range(day: &mut Day) -> Result<()> {
         day.go(phase).await?;
     }
     day.go("retire").await?;
-    // Now it is the right one.
+    // From `retire` on, release 3 can run.
     day.fleet.start(3, STABLE).await
 }
 
-/// Starts an instance of a release that can't run the phase, and sees that it never gets a request.
+/// Starts an instance of a release that cannot run the phase, and checks that it does not become ready.
 async fn never_ready(day: &mut Day, release: u8, phase: &str) -> Result<()> {
-    day.trouble(format!("an instance of release {release} starts in {phase}"));
+    day.step(format!("starting an instance of release {release} in {phase}"));
     day.fleet.launch(release, CANARY)?;
     day.fleet.tell_proxy(CANARY).await?;
-    let instance = day.fleet.instances.last().ok_or_else(|| Failure::new("nothing was started"))?;
+    let instance = day.fleet.instances.last().ok_or_else(|| Failure::new("no instance was started"))?;
     let name = instance.name().to_owned();
     let began = Instant::now();
-    let mut said = String::new();
-    while began.elapsed() < NOT_READY_FOR || (said.is_empty() && began.elapsed() < BOUND) {
+    let mut reason = String::new();
+    while began.elapsed() < NOT_READY_FOR || (reason.is_empty() && began.elapsed() < BOUND) {
         let instance = day.fleet.find(&name)?;
         if day.fleet.is_ready(instance).await? {
             return Err(Failure::new(format!("{name} became ready in {phase}")));
         }
-        said = day.fleet.readiness(instance).await;
+        reason = day.fleet.readiness(instance).await;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     if phase == "expand" {
-        day.line.notes.push(format!("{name}{}", said.trim()));
+        day.outcome.notes.push(format!("{name}{}", reason.trim()));
     }
-    day.fleet.bury(&name).await
+    day.fleet.remove(&name).await
 }
 
-/// Everything is replaced twice, and the second time begins before the first one has ended.
+/// Replaces all instances twice; the second deploy begins before the first one has ended.
 pub(super) async fn two_deploys(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
-    day.trouble("two deploys at once");
+    day.step("two deploys at once");
     let first = day.fleet.of_release(2, STABLE);
     day.fleet.start_all(2, STABLE, 2).await?;
     let second = day.fleet.of_release(2, STABLE);
@@ -88,24 +87,26 @@ pub(super) async fn two_deploys(day: &mut Day) -> Result<()> {
     day.go("retire").await
 }
 
-pub(super) async fn settings_missing(day: &mut Day) -> Result<()> {
+pub(super) async fn missing_settings(day: &mut Day) -> Result<()> {
     for variable in ["REDIS_URL", "DATABASE_URL"] {
-        day.trouble(format!("a build without {variable} is rolled out"));
+        day.step(format!("deploying an instance without {variable}"));
         day.fleet.environment = vec![(variable, None)];
         day.fleet.launch(2, CANARY)?;
         day.fleet.environment.clear();
-        let instance = day.fleet.instances.last().ok_or_else(|| Failure::new("nothing was started"))?;
+        let instance = day.fleet.instances.last().ok_or_else(|| Failure::new("no instance was started"))?;
         let name = instance.name().to_owned();
-        wait_until("the build to give up", BOUND, async || {
+        wait_until("the instance to exit", BOUND, async || {
             Ok::<_, Failure>(day.fleet.find(&name)?.process.exited().is_some())
         })
         .await?;
-        let said = day.fleet.find(&name)?.process.log_tail();
-        if !said.contains(variable) {
-            return Err(Failure::new(format!("it did not say that {variable} is missing: {said}")));
+        let log = day.fleet.find(&name)?.process.log_tail();
+        if !log.contains(variable) {
+            return Err(Failure::new(format!(
+                "the instance did not report that {variable} is missing: {log}"
+            )));
         }
-        day.line.notes.push(format!("it said: {}", said.trim()));
-        day.fleet.bury(&name).await?;
+        day.outcome.notes.push(format!("its log: {}", log.trim()));
+        day.fleet.remove(&name).await?;
     }
     day.go("ramp:50").await
 }

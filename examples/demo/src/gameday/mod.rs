@@ -1,17 +1,20 @@
-//! Bad days: faults under load on real servers, each with a verdict of the independent checker.
+//! The game day: faults under load on real servers, each scenario judged by the independent checker.
 //!
-//! `make gameday` runs them all, `make gameday ARGS="kill failover"` some by name. A scenario begins with servers and
-//! instances of its own, says of each fault whether requests may fail for it and until when, and ends with every
-//! answer judged. [`SCENARIOS`] is the list; [`day::Day`] what they are made of.
+//! `make gameday` runs all scenarios, `make gameday ARGS="kill failover"` some of them. A scenario starts its own servers and
+//! instances, declares for each fault whether requests may fail and until when, and ends with the judgement of every answer.
+//! [`SCENARIOS`] is the list, and [`day::Day`] what scenarios are made of.
 
 mod canaries;
 mod chaos;
 mod day;
 mod deploys;
-mod injuries;
-mod line;
-mod others;
+mod external;
+mod history;
+mod instance_faults;
 mod outages;
+mod outcome;
+mod steps;
+mod world;
 
 use std::{
     io::{Write, stdout},
@@ -32,10 +35,11 @@ use crate::{
     instances, interrupted,
     screen::Screen,
 };
-use day::{Day, Shared};
-use line::{Line, Report};
+use day::Day;
+use outcome::{Outcome, Report};
+use world::Shared;
 
-/// A bad day.
+/// A scenario.
 struct Scenario {
     name: &'static str,
     promise: &'static str,
@@ -49,109 +53,109 @@ macro_rules! scenarios {
 }
 
 const SCENARIOS: &[Scenario] = &scenarios![
-    "kill", injuries::kill,
-        "kill -9 of an instance in each phase and during each move: what it was answering breaks, nothing else does";
-    "kill-driver", injuries::kill_driver,
-        "kill -9 of the driver in each phase and during each move: as for any other, and another one drives";
-    "kill-backfill", injuries::kill_backfill,
-        "kill -9 of the instance that backfills: another goes on at the checkpoint";
-    "pause", injuries::pause,
-        "an instance stopped for longer than its lease in each phase: what it had begun is refused when it wakes up";
-    "pause-driver", injuries::pause_driver,
-        "the driver stopped for longer than its lease during each move: another one drives";
-    "oom", injuries::out_of_memory,
-        "an instance that gets no more memory dies: as kill -9";
+    "kill", instance_faults::kill,
+        "kill -9 of an instance in each phase and during each move: only its own open requests fail";
+    "kill-driver", instance_faults::kill_driver,
+        "kill -9 of the driver in each phase and during each move: another instance takes over";
+    "kill-backfill", instance_faults::kill_backfill,
+        "kill -9 of the instance that backfills: another one continues at the checkpoint";
+    "pause", instance_faults::pause,
+        "an instance paused for longer than its lease, in each phase: its open writes are refused afterwards";
+    "pause-driver", instance_faults::pause_driver,
+        "the driver paused for longer than its lease, during each move: another instance takes over";
+    "oom", instance_faults::out_of_memory,
+        "an instance runs out of memory: same as kill -9";
     "postgres-restart", outages::postgres_restart,
-        "Postgres away for some seconds: requests fail, nothing acknowledged is lost";
+        "Postgres is down for some seconds: requests fail, no acknowledged write is lost";
     "failover", outages::failover,
-        "the primary dies, a synchronous standby takes over: nothing acknowledged is lost";
+        "failover to a synchronous standby: no acknowledged write is lost";
     "failover-lagging", outages::failover_lagging,
-        "the primary dies, a standby that lagged takes over: only what it never received is gone";
+        "failover to a lagging standby: only writes that it never received are lost";
     "connections-cut", outages::connections_cut,
-        "every connection to Postgres is ended: what used one fails, the next request does not";
+        "all connections to Postgres are terminated: open requests fail, the next ones do not";
     "partition", outages::partition,
-        "one instance can't reach Postgres: it takes itself out, the others go on without it";
+        "one instance cannot reach Postgres: it becomes unready, the others go on without it";
     "database-moved", outages::database_moved,
-        "the database answers at another address: new connections find it";
+        "the database moves to another address: new connections follow";
     "disk-full", outages::disk_full,
-        "the table can't grow: writes are refused, nothing acknowledged is lost, reads go on";
-    "connections-used-up", outages::connections_used_up,
-        "somebody takes every connection that is left: who runs goes on, who comes is not ready until there is one";
+        "the disk of the table is full: writes fail, reads go on, no acknowledged write is lost";
+    "connections-exhausted", outages::connections_exhausted,
+        "another program takes all free connections: running instances go on";
     "long-transaction", outages::long_transaction,
-        "a long transaction is in the way of every DDL: it waits without anybody behind it";
+        "a long transaction blocks DDL: the DDL waits, and no request queues behind it";
     "redis-restart", outages::redis_restart,
-        "Redis comes back empty: sessions are gone, nothing else is";
+        "Redis restarts empty: only sessions are lost";
     "redis-failover", outages::redis_failover,
         "a replica of Redis takes over: no session is lost";
     "unleash-down", outages::unleash_down,
-        "Unleash away at a cold start: instances become ready, the migration stays where it is";
+        "Unleash is down at the start of an instance: it becomes ready, and the migration stays in its phase";
     "unleash-slow", outages::unleash_slow,
-        "Unleash takes two seconds for each piece of an answer: no request waits for it";
-    "unleash-nonsense", outages::unleash_nonsense,
-        "Unleash answers nonsense: the last known state counts";
+        "Unleash delays each part of a response by two seconds: no request waits for it";
+    "unleash-invalid", outages::unleash_invalid,
+        "Unleash sends invalid responses: the last known state stays in use";
     "prometheus-down", outages::prometheus_down,
-        "Prometheus away: the service does not notice, the judge passes nobody";
+        "Prometheus is down: the service is not affected, and the judge passes no canary";
     "deploy-during-move", deploys::deploy_during_move,
-        "a rolling deploy while the migration moves: no request fails";
+        "a rolling deploy during a move: no request fails";
     "roll-back", deploys::roll_back,
-        "the release before is rolled out in each phase: it never becomes ready where it would do damage";
+        "a rollback to the previous release in each phase: it never becomes ready";
     "wrong-range", deploys::wrong_range,
-        "a build that has no code for the old side, too early: it never becomes ready";
+        "a build without code for the old side is deployed too early: it never becomes ready";
     "two-deploys", deploys::two_deploys,
-        "two rolling deploys at once: no request fails";
-    "settings-missing", deploys::settings_missing,
-        "a build without one of its settings: it says which, and the deploy stops there";
-    "strangers", others::strangers,
-        "somebody writes past the library in each phase: the write is not lost, or it is refused";
-    "clock-ahead", others::clock_ahead,
-        "the clock of one instance is a day ahead: nothing depends on it";
-    "clock-behind", others::clock_behind,
-        "the clock of one instance is a day behind: nothing depends on it";
+        "two rolling deploys at the same time: no request fails";
+    "missing-settings", deploys::missing_settings,
+        "an instance lacks a required setting: it names the setting, and the deploy stops";
+    "external-writers", external::external_writers,
+        "another program writes the table in each phase: its writes are mirrored or refused, never lost";
+    "clock-ahead", external::clock_ahead,
+        "the clock of one instance is a day ahead: no effect";
+    "clock-behind", external::clock_behind,
+        "the clock of one instance is a day behind: no effect";
     "canary-errors", canaries::errors,
-        "a canary that fails 2 % of its requests: the judge takes it back";
+        "a canary fails 2 % of its requests: the judge fails it";
     "canary-panics", canaries::panics,
-        "a canary that panics at 2 % of its requests: the judge takes it back";
+        "a canary panics in 2 % of its requests: the judge fails it";
     "canary-slow", canaries::slow,
-        "a canary that takes 150 ms longer: the judge takes it back";
+        "a canary takes 150 ms longer: the judge fails it";
     "canary-leaks", canaries::leaks,
-        "a canary that leaks database connections: the judge takes it back";
+        "a canary leaks database connections: the judge fails it";
     "canary-never-ready", canaries::never_ready,
-        "a canary that never becomes ready: nothing of it is seen, so it does not pass";
-    "canary-fine", canaries::fine,
-        "a canary like the stable version: it passes and is promoted";
+        "a canary never becomes ready: without data it does not pass";
+    "canary-good", canaries::good,
+        "a canary is as good as the stable version: it passes and is promoted";
     "flag-off", canaries::flag_off,
-        "a broken path behind a flag: off again for everybody soon after the switch is flipped";
+        "a broken code path behind a flag: no user gets it soon after the flag is switched off";
     "chaos", chaos::chaos,
-        "phases asked for at random, instances killed, paused and cut off at random";
+        "random phases, and instances killed, paused and cut off at random: no unexpected failure";
 ];
 
-/// What can be asked for.
+/// Options of the game day.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct GameDay {
-    /// Which scenarios; all of them if none is named
+    /// Scenarios to run; all if none is named
     scenarios: Vec<String>,
-    /// List the scenarios and what is promised for each
+    /// List the scenarios and what is expected of each
     #[arg(long)]
     list: bool,
-    /// Orders in the table
+    /// Number of orders in the table
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
     rows: u64,
-    /// Requests per second, all together
+    /// Requests per second
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(10..=20_000))]
     rate: u32,
-    /// Seconds that `chaos` lasts
+    /// Duration of `chaos` in seconds
     #[arg(long, default_value_t = 60)]
     chaos_seconds: u64,
-    /// Makes the same orders, requests and choices again; how they fall in time is the machine's affair
+    /// Seed of orders, requests and random choices; their timing still depends on the machine
     #[arg(long)]
     seed: Option<u64>,
-    /// Lines instead of a live screen (also when the output is no terminal)
+    /// Print one line per second instead of a live screen (the default if the output is not a terminal)
     #[arg(long)]
     plain: bool,
-    /// Where the report goes
+    /// File for the report
     #[arg(long, default_value = "target/gameday/report.json")]
     report: PathBuf,
-    /// Where the binaries payments-1, payments-2, payments-3 and cutover are
+    /// Folder of the binaries payments-1, payments-2, payments-3 and cutover
     #[arg(long, default_value = "target/release")]
     bin_dir: PathBuf,
 }
@@ -181,19 +185,18 @@ pub(crate) async fn run(asked: GameDay) -> Result<ExitCode> {
     };
     let board = Arc::new(Board::new(format!("cutover game day, seed {seed}")));
     let screen = Screen::start(Arc::clone(&board), asked.plain);
-    let mut lines = Vec::new();
+    let mut outcomes = Vec::new();
     let mut interrupt = pin!(interrupted());
     let ended = tokio::select! {
-        ended = all(&args, Duration::from_secs(asked.chaos_seconds), &chosen, &board, &mut lines) => Some(ended),
+        ended = all(&args, Duration::from_secs(asked.chaos_seconds), &chosen, &board, &mut outcomes) => Some(ended),
         () = &mut interrupt => None,
     };
     screen.stop().await;
     let Some(ended) = ended else { return Ok(ExitCode::from(INTERRUPTED)) };
     ended?;
-    let report = Report::of(lines);
+    let report = Report::of(outcomes);
     report.write(&asked.report)?;
-    let _ =
-        writeln!(stdout(), "\n{}seed {seed}; the report is in {}", report.table(), asked.report.display());
+    let _ = writeln!(stdout(), "\n{}seed {seed}; report: {}", report.table(), asked.report.display());
     Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -202,42 +205,42 @@ async fn all(
     chaos: Duration,
     chosen: &[&Scenario],
     board: &Arc<Board>,
-    lines: &mut Vec<Line>,
+    outcomes: &mut Vec<Outcome>,
 ) -> Result<()> {
     board.doing("starting Unleash");
     let shared = Shared::start().await?;
     for (number, scenario) in chosen.iter().enumerate() {
         board.note(format!("{} of {}: {}: {}", number + 1, chosen.len(), scenario.name, scenario.promise));
         let began = Instant::now();
-        let line = Line {
+        let outcome = Outcome {
             scenario: scenario.name.to_owned(),
             promise: scenario.promise,
             seed: args.seed,
-            ..Line::default()
+            ..Outcome::default()
         };
-        let mut line = match Day::begin(args, chaos, &shared, Arc::clone(board), line).await {
+        let mut outcome = match Day::begin(args, chaos, &shared, Arc::clone(board), outcome).await {
             Ok(mut day) => {
                 let ran = (scenario.run)(&mut day).await;
                 day.end(ran).await
             }
-            Err((mut line, failure)) => {
-                line.ended_early = Some(format!("it could not begin: {failure}"));
-                line
+            Err((mut outcome, failure)) => {
+                outcome.ended_early = Some(format!("the scenario could not start: {failure}"));
+                outcome
             }
         };
-        line.seconds = began.elapsed().as_secs_f64();
-        line.judge();
+        outcome.seconds = began.elapsed().as_secs_f64();
+        outcome.judge();
         board.note(format!(
-            "{} {}: {} requests, {} failed, {} of them unpromised, {} lost, {} stale",
+            "{} {}: {} requests, {} failed, {} of them unexpectedly, {} lost writes, {} stale reads",
             scenario.name,
-            if line.passed { "passed" } else { "FAILED" },
-            line.requests,
-            line.failed,
-            line.failed_unpromised,
-            line.lost_writes,
-            line.stale_reads
+            if outcome.passed { "passed" } else { "FAILED" },
+            outcome.requests,
+            outcome.failed,
+            outcome.failed_unexpected,
+            outcome.lost_writes,
+            outcome.stale_reads
         ));
-        lines.push(line);
+        outcomes.push(outcome);
     }
     Ok(())
 }
@@ -250,7 +253,10 @@ fn choose(names: &[String]) -> Result<Vec<&'static Scenario>> {
         Some(scenario) => Ok(scenario),
         None => {
             let known: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
-            Err(Failure::new(format!("there is no scenario {name:?}; there are {}", known.join(", "))))
+            Err(Failure::new(format!(
+                "there is no scenario {name:?}; the scenarios are {}",
+                known.join(", ")
+            )))
         }
     };
     names.iter().map(find).collect()
@@ -261,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_found_and_others_refused_with_those_there_are() {
+    fn unknown_scenarios_are_refused_with_the_list() {
         assert_eq!(choose(&[]).unwrap().len(), SCENARIOS.len());
         assert_eq!(choose(&["kill".to_owned()]).unwrap()[0].name, "kill");
         let error = choose(&["kil".to_owned()]).map(|_| ()).unwrap_err().to_string();

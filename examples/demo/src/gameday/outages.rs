@@ -1,4 +1,4 @@
-//! A server is away, slow, full, moved or out of its mind.
+//! Faults of servers: down, slow, full, moved, or sending invalid responses.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::day::{Day, found};
+use super::{day::Day, steps::found};
 use crate::{
     database::Side,
     failure::{During, Failure, Result},
@@ -20,10 +20,10 @@ const BOUND: Duration = Duration::from_secs(60);
 
 pub(super) async fn postgres_restart(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
-    day.fault("Postgres is restarted");
+    day.fault("restarting Postgres");
     day.postgres()?.restart().await?;
     day.recovered().await?;
-    day.fault("Postgres is killed and comes back after three seconds");
+    day.fault("Postgres is killed, and restarts after three seconds");
     day.postgres()?.kill9().await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     day.postgres()?.restart().await?;
@@ -31,7 +31,7 @@ pub(super) async fn postgres_restart(day: &mut Day) -> Result<()> {
     day.go("retire").await
 }
 
-/// Waits until the standby has replayed all that the primary has written.
+/// Waits until the standby has replayed everything that the primary has written.
 async fn caught_up(primary: &Postgres, standby: &Postgres) -> Result<()> {
     let mut first = PgConnection::connect(&primary.admin_url()).await?;
     let mut second = PgConnection::connect(&standby.admin_url()).await?;
@@ -52,9 +52,9 @@ pub(super) async fn failover(day: &mut Day) -> Result<()> {
     day.sql("select pg_sleep(0.5)").await?;
     day.go("ramp:50").await?;
     day.ask_for("switch").await?;
-    day.fault("the primary is killed, the synchronous standby takes over");
+    day.fault("failover: the primary is killed, the synchronous standby is promoted");
     day.postgres()?.kill9().await?;
-    // Else its writes would wait for a standby of its own.
+    // Otherwise its writes wait for a standby.
     standby.execute("alter system set synchronous_standby_names = ''").await.ok();
     standby.promote().await?;
     standby.execute("alter system reset synchronous_standby_names").await?;
@@ -68,41 +68,41 @@ pub(super) async fn failover(day: &mut Day) -> Result<()> {
     day.go("retire").await
 }
 
-/// Everything that was acknowledged while the standby listened has to be there; what came after may be gone, and
-/// what is read from then on has to be consistent in itself.
+/// Writes that were acknowledged while the standby was connected must survive. Later ones may be lost, and everything
+/// that is read after the failover must be consistent.
 pub(super) async fn failover_lagging(day: &mut Day) -> Result<()> {
     let standby = day.postgres()?.standby().await?;
     day.go("ramp:50").await?;
-    day.trouble("the standby loses its way to the primary");
+    day.step("the standby is disconnected from the primary");
     standby.execute("alter system set primary_conninfo = ''").await?;
-    // What was acknowledged before this it has; it is asynchronous, so of what comes after nobody knows.
-    let apart = day.customers.recorder.now();
+    // The standby has everything that was acknowledged before this. It is asynchronous, so the rest is unknown.
+    let separated = day.customers.recorder.now();
     caught_up(day.postgres()?, &standby).await?;
     standby.execute("select pg_reload_conf()").await?;
-    let alone = "select not exists (select from pg_stat_replication)";
-    wait_until("the primary to be alone", BOUND, async || {
-        sqlx::query_scalar::<_, bool>(alone).fetch_one(&day.servers.database.pool).await
+    let has_no_standby = "select not exists (select from pg_stat_replication)";
+    wait_until("the primary to have no standby", BOUND, async || {
+        sqlx::query_scalar::<_, bool>(has_no_standby).fetch_one(&day.servers.database.pool).await
     })
     .await?;
     day.go("switch").await?;
-    day.fault("the primary is killed, the standby that lagged takes over");
+    day.fault("failover: the primary is killed, the lagging standby is promoted");
     day.gates.postgres.hold();
     day.postgres()?.kill9().await?;
-    let over = day.customers.recorder.now();
+    let killed = day.customers.recorder.now();
     standby.promote().await?;
     let port = standby.port();
     let url = standby.url("gameday");
     day.standby = Some(standby);
     let start = judge::values(&url, Side::Old).await?;
-    let again = day.customers.recorder.now();
+    let resumed = day.customers.recorder.now();
     day.gates.postgres.lead_to(port);
     day.gates.postgres.cut();
     day.gates.postgres.open();
-    // Orders that were made meanwhile are gone, and nobody asks for them again.
+    // Orders that were created meanwhile may be lost; do not request them.
     day.customers.forget_made();
     day.recovered().await?;
     day.go("retire").await?;
-    day.judge_around(apart, over, again, &start).await
+    day.judge_lossy_failover(separated, killed, resumed, &start).await
 }
 
 pub(super) async fn connections_cut(day: &mut Day) -> Result<()> {
@@ -110,14 +110,14 @@ pub(super) async fn connections_cut(day: &mut Day) -> Result<()> {
     for phase in ["switch", "retire"] {
         day.ask_for(phase).await?;
         let began = Instant::now();
-        day.fault("every connection is ended");
+        day.fault("all connections to Postgres are terminated");
         let ended = day
             .sql(
                 "select pg_terminate_backend(pid) from pg_stat_activity \
                  where backend_type = 'client backend' and pid <> pg_backend_pid()",
             )
             .await?;
-        day.line.notes.push(format!("{ended} connections ended"));
+        day.outcome.notes.push(format!("{ended} connections terminated"));
         day.recovered().await?;
         day.walk.arrive(phase, began).await?;
     }
@@ -127,23 +127,23 @@ pub(super) async fn connections_cut(day: &mut Day) -> Result<()> {
 pub(super) async fn partition(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
     let name = day.bystander().await?;
-    day.fault(format!("{name} can't reach Postgres"));
-    day.fleet.find(&name)?.gate.as_ref().ok_or_else(|| Failure::new("no gate"))?.lose();
+    day.fault(format!("{name} cannot reach Postgres"));
+    day.fleet.find(&name)?.gate.as_ref().ok_or_else(|| Failure::new("the instance has no gate"))?.lose();
     day.noticed(&name).await?;
     day.served_by_the_others().await?;
-    // The others go on without it once its lease has run out.
+    // The others go on without it when its lease has expired.
     day.go("switch").await?;
     day.go("retire").await?;
-    day.trouble(format!("{name} can reach Postgres again"));
-    day.fleet.find(&name)?.gate.as_ref().ok_or_else(|| Failure::new("no gate"))?.open();
+    day.step(format!("{name} can reach Postgres again"));
+    day.fleet.find(&name)?.gate.as_ref().ok_or_else(|| Failure::new("the instance has no gate"))?.open();
     day.recovered().await
 }
 
 pub(super) async fn database_moved(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
-    // The same server at a new address; the old one no longer answers.
+    // The same server at a new address. The old address no longer answers.
     let new = Proxy::start(day.postgres()?.port())?;
-    day.fault("the database has another address");
+    day.fault("the database moves to another address");
     day.gates.postgres.lead_to(new.port());
     day.gates.postgres.cut();
     day.keep_gate(new);
@@ -153,7 +153,7 @@ pub(super) async fn database_moved(day: &mut Day) -> Result<()> {
 
 pub(super) async fn disk_full(day: &mut Day) -> Result<()> {
     let Some(disk) = SmallDisk::mount()? else {
-        day.line.notes.push("left out: only root can mount a small disk".to_owned());
+        day.outcome.notes.push("skipped: mounting a small disk requires root".to_owned());
         return Ok(());
     };
     day.go("ramp:50").await?;
@@ -177,16 +177,16 @@ pub(super) async fn disk_full(day: &mut Day) -> Result<()> {
     Ok(())
 }
 
-/// A file system of a few megabytes, for Postgres's user. Gone when dropped.
+/// A file system of 24 MB, owned by Postgres's user. Dropping it unmounts it.
 struct SmallDisk {
     path: std::path::PathBuf,
 }
 
 impl SmallDisk {
-    /// `None` for whoever may not mount.
+    /// `None` if this process may not mount.
     fn mount() -> Result<Option<Self>> {
         let path = std::env::temp_dir().join(format!("cutover-gameday-{}", std::process::id()));
-        std::fs::create_dir_all(&path).during("making a folder")?;
+        std::fs::create_dir_all(&path).during("creating the mount point")?;
         let mut mount = std::process::Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=24m,mode=777", "cutover-gameday"]).arg(&path);
         if !mount.output().is_ok_and(|output| output.status.success()) {
@@ -194,9 +194,9 @@ impl SmallDisk {
             return Ok(None);
         }
         let disk = Self { path };
-        // Postgres insists on a folder of its own user, whom it runs as where we are root.
+        // Postgres requires a folder owned by its user.
         std::os::unix::fs::chown(&disk.path, Some(65_534), Some(65_534))
-            .during("handing over the small disk")?;
+            .during("changing the owner of the small disk")?;
         Ok(Some(disk))
     }
 
@@ -219,16 +219,16 @@ impl Drop for SmallDisk {
     }
 }
 
-pub(super) async fn connections_used_up(day: &mut Day) -> Result<()> {
+pub(super) async fn connections_exhausted(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
-    day.trouble("a stranger takes every connection that is left");
+    day.step("another program takes all free connections");
     day.sql("create role hoarder login").await?;
     let url = day.postgres()?.url("gameday").replace("postgres@", "hoarder@");
     let mut hoard = Vec::new();
     while let Ok(connection) = PgConnection::connect(&url).await {
         hoard.push(connection);
     }
-    day.line.notes.push(format!("{} connections taken", hoard.len()));
+    day.outcome.notes.push(format!("{} connections taken", hoard.len()));
     day.go("switch").await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     for connection in hoard {
@@ -245,7 +245,7 @@ pub(super) async fn long_transaction(day: &mut Day) -> Result<()> {
             day.go("ramp:100").await?;
             day.go("retire").await?;
         }
-        day.trouble(format!("a long transaction reads the table while {wanted} wants to change it"));
+        day.step(format!("a long transaction reads the table while {wanted} has to change it"));
         let mut reader = PgConnection::connect(&day.postgres()?.url("gameday")).await?;
         reader.execute("begin; select count(*) from orders").await?;
         day.ask_for(wanted).await?;
@@ -255,13 +255,15 @@ pub(super) async fn long_transaction(day: &mut Day) -> Result<()> {
         let standing = day.walk.ledger.standing().await?.unwrap_or_default();
         if standing.phase != look {
             let phase = standing.phase;
-            return Err(Failure::new(format!("the ledger is at {phase} although the table was locked")));
+            return Err(Failure::new(format!("the migration reached {phase} although the table was locked")));
         }
-        day.line.notes.extend(standing.waits_for.map(|why| format!("{wanted} waited: {why}")));
+        day.outcome
+            .notes
+            .extend(standing.waits_for.map(|why| format!("the move to {wanted} waited for: {why}")));
         reader.close().await?;
         day.walk.arrive(wanted, began).await?;
     }
-    wait_until("the old column to go", BOUND, async || {
+    wait_until("the old column to be dropped", BOUND, async || {
         day.servers.database.has_column("old_payment_status").await.map(|is_there| !is_there)
     })
     .await?;
@@ -269,10 +271,10 @@ pub(super) async fn long_transaction(day: &mut Day) -> Result<()> {
 }
 
 pub(super) async fn redis_restart(day: &mut Day) -> Result<()> {
-    day.line.may_lose_sessions = true;
-    day.fault("Redis comes back empty");
+    day.outcome.may_lose_sessions = true;
+    day.fault("Redis restarts empty");
     day.redis()?.restart().await?;
-    // Everybody has to log in again.
+    // All users have to log in again.
     day.customers.log_in().await?;
     day.recovered().await?;
     day.go("ramp:50").await
@@ -281,19 +283,19 @@ pub(super) async fn redis_restart(day: &mut Day) -> Result<()> {
 pub(super) async fn redis_failover(day: &mut Day) -> Result<()> {
     let replica = cutover_testkit::Redis::start().await?;
     let port = |url: &str| -> Result<u16> {
-        reqwest::Url::parse(url)?.port().ok_or_else(|| Failure::new("a Redis without a port"))
+        reqwest::Url::parse(url)?.port().ok_or_else(|| Failure::new("the URL of Redis has no port"))
     };
     let (old, new) = (port(&day.redis()?.url())?, port(&replica.url())?);
     let mut connection = redis::Client::open(replica.url())?.get_multiplexed_async_connection().await?;
     let follow = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(old).to_owned();
     let () = follow.query_async(&mut connection).await?;
-    wait_until("the replica to be in step", BOUND, async || {
+    wait_until("the replica to be in sync", BOUND, async || {
         let info: String = redis::cmd("INFO").arg("replication").query_async(&mut connection.clone()).await?;
         Ok::<_, Failure>(info.contains("master_link_status:up"))
     })
     .await?;
-    day.fault("a replica of Redis takes over");
-    // As a planned failover: nobody writes between the last copy and the promotion.
+    day.fault("failover to a replica of Redis");
+    // A planned failover: nothing is written between the last replicated command and the promotion.
     day.gates.redis.hold();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut connection).await?;
@@ -308,7 +310,7 @@ pub(super) async fn redis_failover(day: &mut Day) -> Result<()> {
 
 pub(super) async fn unleash_down(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
-    day.trouble("Unleash is away, and an instance starts cold");
+    day.step("Unleash is down, and an instance starts");
     day.gates.unleash.lose();
     day.fleet.start(2, STABLE).await?;
     day.ask_for("switch").await?;
@@ -321,7 +323,7 @@ pub(super) async fn unleash_down(day: &mut Day) -> Result<()> {
 
 pub(super) async fn unleash_slow(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
-    day.trouble("Unleash is slow");
+    day.step("Unleash is slow");
     day.gates.unleash.slow(Duration::from_secs(2));
     day.gates.unleash.cut();
     tokio::time::sleep(Duration::from_secs(8)).await;
@@ -329,13 +331,13 @@ pub(super) async fn unleash_slow(day: &mut Day) -> Result<()> {
     day.go("switch").await
 }
 
-pub(super) async fn unleash_nonsense(day: &mut Day) -> Result<()> {
+pub(super) async fn unleash_invalid(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
-    day.trouble("Unleash answers nonsense");
+    day.step("Unleash sends invalid responses");
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     day.gates.unleash.lead_to(listener.local_addr()?.port());
     day.gates.unleash.cut();
-    let nonsense = tokio::spawn(async move {
+    let server = tokio::spawn(async move {
         for number in 0_usize.. {
             let Ok((mut stream, _)) = listener.accept().await else { return };
             let body = ["{\"version\":2,\"features\":[{\"na", "<html>503</html>", "null", "{}"][number % 4];
@@ -347,8 +349,8 @@ pub(super) async fn unleash_nonsense(day: &mut Day) -> Result<()> {
     });
     tokio::time::sleep(Duration::from_secs(8)).await;
     let still = day.still_at("ramp").await;
-    nonsense.abort();
-    day.unleash_is_back();
+    server.abort();
+    day.restore_unleash();
     still?;
     day.go("switch").await
 }
@@ -358,12 +360,15 @@ pub(super) async fn prometheus_down(day: &mut Day) -> Result<()> {
     let prometheus = Prometheus::start(targets, Duration::from_millis(500)).await?;
     let url = prometheus.url();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    day.trouble("Prometheus is away");
+    day.step("Prometheus is down");
     drop(prometheus);
     let judged = day.judge_canary(&url, &[]).await?;
     if judged.status != Some(3) {
-        return Err(Failure::new(format!("the judge ended with {:?}: {}", judged.status, judged.said)));
+        return Err(Failure::new(format!(
+            "cutover canary exited with {:?}: {}",
+            judged.status, judged.output
+        )));
     }
-    day.line.notes.push(format!("the judge: {}", judged.said.trim()));
+    day.outcome.notes.push(format!("cutover canary: {}", judged.output.trim()));
     day.go("ramp:50").await
 }

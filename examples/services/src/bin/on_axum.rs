@@ -1,4 +1,4 @@
-//! Everything that an ordinary service needs, on axum: Postgres, Redis, flags, sessions, a migration.
+//! An ordinary service on axum, with Postgres, Redis, flags, sessions and a migration.
 
 use std::process::ExitCode;
 
@@ -40,7 +40,7 @@ fn payment_status(pool: PgPool) -> Result<MigrationSpec, ConfigError> {
 async fn hello(State(pool): State<PgPool>, decisions: Decisions) -> Result<String, String> {
     let who: String =
         sqlx::query_scalar("select current_user::text").fetch_one(&pool).await.map_err(|e| e.to_string())?;
-    // The line has the request's span before it: method, route, version, and the phase of each migration.
+    // The log line contains the request's span: method, route, version, and the phase of each migration.
     tracing::info!("greeted");
     Ok(if decisions.decide(&POLITE) { format!("good day, {who}") } else { format!("hello {who}") })
 }

@@ -1,4 +1,4 @@
-//! axum and tonic on one port: a gRPC service is a route like any other.
+//! axum and tonic on one port: a gRPC service is an ordinary route.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! gRPC only. The service is the standard health service; one of your own goes beside it with `add_service`.
+//! gRPC only. It serves the standard health service; add your own services with `add_service`.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! A pool and a registry that the service has already, and `main` in its own hands.
+//! A service with its own pool, its own registry and its own `main`.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ async fn main() -> ExitCode {
     let url = std::env::var("DATABASE_URL").unwrap_or_default();
     let (Ok(pool), Ok(hellos)) = (
         PgPoolOptions::new().max_connections(3).connect_lazy(&url),
-        IntCounter::new("hellos_total", "How often hello was said."),
+        IntCounter::new("hellos_total", "Greetings that were sent."),
     ) else {
         return ExitCode::from(2);
     };
@@ -23,7 +23,7 @@ async fn main() -> ExitCode {
     }
     let instance = match Cutover::service("own-parts").postgres(pool).registry(registry).start().await {
         Ok(instance) => instance,
-        // Also a preflight that was asked for and found nothing.
+        // Also the result of a preflight that was requested.
         Err(error) => return error.report(),
     };
     let hello = move || async move {

@@ -1,4 +1,4 @@
-//! No requests: work that a drain waits for, and probes, metrics and `/drain` beside it.
+//! A worker without requests. A drain waits for its work; probes, metrics and `/drain` are on the admin listener.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,7 +22,7 @@ async fn main() -> ExitCode {
 
 async fn work(pool: PgPool, drain: Drain) {
     while !drain.draining() {
-        // The drain waits for a piece that has been begun, and no new one begins.
+        // The drain waits for a piece of work that has begun. The loop begins no further one.
         let piece = drain.work("count");
         let _ = sqlx::query("select count(*) from pg_class").execute(&pool).await;
         drop(piece);
