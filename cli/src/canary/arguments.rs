@@ -285,8 +285,8 @@ fn headers(options: &[String]) -> Result<HeaderMap, String> {
         if let Some(file) = option.strip_prefix('@') {
             let text = std::fs::read_to_string(file)
                 .map_err(|error| problem(format!("cannot read {file}: {error}")))?;
-            let lines = text.lines().filter(|line| !line.trim().is_empty());
-            lines.map(&mut add).collect::<Result<(), &str>>().map_err(|why| problem(why.into()))?;
+            let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+            lines.try_for_each(&mut add).map_err(|why: &str| problem(why.into()))?;
         } else {
             add(option).map_err(|why: &str| problem(why.into()))?;
         }
