@@ -59,7 +59,7 @@ async fn no_row_moves_while_the_work_is_paused_and_it_goes_on_where_it_stopped()
     work.await??;
     assert_eq!(copied(&world).await?, ROWS);
     let events: Vec<(String, String)> =
-        sqlx::query_as("select event, actor from cutover.history where event like 'work %' order by id")
+        sqlx::query_as("select event, actor from cutover.history where event like 'backfills and scans %' order by id")
             .fetch_all(&world.pool)
             .await?;
     assert_eq!(
