@@ -59,7 +59,7 @@ async fn a_paused_backfill_copies_no_row_and_resumes() -> Outcome {
     work.await??;
     assert_eq!(copied(&world).await?, ROWS);
     let events: Vec<(String, String)> =
-        sqlx::query_as("select event, actor from cutover.history where event like 'work %' order by id")
+        sqlx::query_as("select event, actor from cutover.history where event like 'backfills and scans %' order by id")
             .fetch_all(&world.pool)
             .await?;
     assert_eq!(
