@@ -505,7 +505,7 @@ async fn a_scan_counts_only_without_a_later_uncopied_write() -> Outcome {
     world.ask("ramp").await?;
     world.waits_for("a transaction of an external writer").await?;
     job.execute("commit").await?;
-    world.waits_for("the new side is not what `forward` makes of the old one, id in [7]").await?;
+    world.waits_for("the new side is not what `forward` computes from the old side, id in [7]").await?;
     assert_eq!(world.row(7).await?, (text("STALE"), text("legacy7")));
     job.execute("update orders set new_status = 'stale' where id = 7").await?;
     world.go("ramp").await?;

@@ -215,6 +215,6 @@ async fn a_table_may_have_more_columns_than_function_arguments() -> Outcome {
     world.filled().await?;
     world.pool.execute("update wide_2 set c59 = 2 where id = 7").await?;
     world.ask("ramp").await?;
-    world.waits_for("the new side is not what `forward` makes of the old one, id in [7]").await?;
+    world.waits_for("the new side is not what `forward` computes from the old side, id in [7]").await?;
     Ok(())
 }
