@@ -114,7 +114,7 @@ mod tests {
             }
         })
         .await;
-        assert_eq!(outcome.unwrap_err().to_string(), "never: not within 200ms; last answer: refused");
+        assert_eq!(outcome.unwrap_err().to_string(), "waited 200ms for: never; last answer: refused");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::*;
+use crate::flags::SwitchProblem;
 
 const A: Flag = Flag::new("a", false);
 const NAMES: [&str; 10] = ["f0", "f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9"];
@@ -125,7 +126,7 @@ async fn only_the_chosen_function_runs() {
 async fn a_change_is_announced() {
     let flags = Flags::fixed([("a", FixedFlag::ON)]);
     let mut changed = flags.changed();
-    assert_eq!(flags.switch("b"), Switch::Off);
+    assert_eq!(flags.switch("b"), Switch::Unknown(SwitchProblem::Missing));
     flags.set("b", FixedFlag::payload("ramp:25")).unwrap();
     changed.changed().await.unwrap();
     assert_eq!(flags.switch("b"), Switch::On(Some("ramp:25".into())));

@@ -201,7 +201,7 @@ async fn the_last_error_tells_a_refused_token_from_an_outage() {
     until("fresh", || flags.is_fresh()).await;
     assert_eq!(flags.last_fetch_error(), None);
     for (status, body, kind, part) in [
-        (StatusCode::UNAUTHORIZED, r#"{"message":"bad token"}"#, TokenRefused, "bad token"),
+        (StatusCode::UNAUTHORIZED, r#"{"message":"no access"}"#, TokenRefused, "no access"),
         (StatusCode::FORBIDDEN, "", TokenRefused, "403 Forbidden"),
         (StatusCode::NOT_FOUND, "no such page", WrongUrl, "404 Not Found: no such page"),
         (StatusCode::OK, "<html>", WrongUrl, "no list of flags"),
