@@ -127,7 +127,7 @@ async fn a_migration_can_be_run_step_by_step() -> Outcome {
     let there =
         "select count(*) from pg_attribute where attrelid = 'orders'::regclass and attname = 'old_status'";
     assert_eq!(sqlx::query_scalar::<_, i64>(there).fetch_one(&pool).await?, 0);
-    done(url, &["plan", "status"], &["nothing is left to do"]).await;
+    done(url, &["plan", "status"], &["no step is left"]).await;
     Ok(())
 }
 
@@ -153,6 +153,6 @@ async fn where_nobody_drives_it_says_so_and_stops_waiting_in_time() -> Outcome {
     );
     // It was asked for all the same, and so it is without waiting.
     done(url, &["status"], &["desired   expand"]).await;
-    done(url, &["expand", "status", "--no-wait"], &["asked for expand"]).await;
+    done(url, &["expand", "status", "--no-wait"], &["desired phase set to expand"]).await;
     Ok(())
 }

@@ -204,7 +204,7 @@ async fn a_build_that_may_not_publish_its_plan_still_works() -> Outcome {
 async fn a_dry_run_changes_nothing() -> Outcome {
     let url = &database().await?;
     for command in ["plan", "expand", "backfill", "verify", "contract"] {
-        refused(url, &[command, "status"], 3, &["not installed", "cutover install"]).await;
+        refused(url, &[command, "status"], 3, &["does not exist", "cutover install"]).await;
     }
     done(url, &["install"], &[]).await;
     execute(url, ORPHAN).await?;

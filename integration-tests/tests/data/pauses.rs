@@ -58,10 +58,11 @@ async fn a_paused_backfill_copies_no_row_and_resumes() -> Outcome {
     resume_work(&ledger, "shop/status", "bob").await?;
     work.await??;
     assert_eq!(copied(&world).await?, ROWS);
-    let events: Vec<(String, String)> =
-        sqlx::query_as("select event, actor from cutover.history where event like 'backfills and scans %' order by id")
-            .fetch_all(&world.pool)
-            .await?;
+    let events: Vec<(String, String)> = sqlx::query_as(
+        "select event, actor from cutover.history where event like 'backfills and scans %' order by id",
+    )
+    .fetch_all(&world.pool)
+    .await?;
     assert_eq!(
         events,
         [

@@ -1,7 +1,11 @@
 //! What a plan finds in the database before `expand`: each problem with its remedy, and all of them at once.
 
 use crate::world::{Fleet, Outcome, World};
-use cutover::migration::{ColumnMigration, ColumnMigrationBuilder, Plan, PlanProblem, Task};
+use cutover::ledger::Ledger;
+use cutover::migration::admin::incompatible_builds;
+use cutover::migration::{
+    ColumnMigration, ColumnMigrationBuilder, MigrationSpec, PhaseRange, Plan, PlanProblem, Task,
+};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
@@ -272,6 +276,22 @@ async fn the_old_side_is_dropped_once_and_by_its_identity() -> Outcome {
     world.pool.execute("update orders set old_status = 'kept'").await?;
     world.go("contract").await?;
     assert!(world.has_column("old_status").await);
+    Ok(())
+}
+
+#[tokio::test]
+async fn preflight_reports_what_expand_would_refuse() -> Outcome {
+    let world = World::new(3).await?;
+    let ledger = Ledger::open(world.url.parse()?).await?;
+    let reported = async || -> Outcome<Vec<String>> {
+        let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(describe(&world.pool).build()?);
+        Ok(incompatible_builds(&ledger, "orders", &[spec]).await?)
+    };
+    assert_eq!(reported().await?, [""; 0]);
+    world.pool.execute("alter table orders alter old_status set not null, add new_status integer").await?;
+    let found = reported().await?;
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().all(|text| text.contains("cannot begin") && text.contains("to fix: ")), "{found:?}");
     Ok(())
 }
 

@@ -34,6 +34,9 @@ pub async fn incompatible_builds(
         let entry = entries.iter().find(|entry| entry.name == spec.name);
         let phase = entry.map_or(Phase::Off, |entry| entry.phase);
         problems.extend(schema_problem(ledger, spec, entry.map(|entry| entry.id), phase).await);
+        if phase == Phase::Off {
+            problems.extend(plan_problems(ledger, spec, entry.map(|entry| entry.id)).await);
+        }
     }
     Ok(problems)
 }
@@ -57,4 +60,24 @@ async fn schema_problem(
         Ok(_) => return None,
     };
     Some(format!("migration {:?} is in `{phase}`, and {problem}", spec.name))
+}
+
+/// What `expand` would refuse, so that it is known before the deploy.
+async fn plan_problems(ledger: &Ledger, spec: &MigrationSpec, id: Option<i32>) -> Vec<String> {
+    let Some(plan) = &spec.plan else { return Vec::new() };
+    let found = async {
+        let mut tx = ledger.begin().await?;
+        plan.problems(id, &mut tx).await
+    };
+    let name = &spec.name;
+    match found.await {
+        Err(error) => {
+            vec![format!("the plan of migration {name:?} cannot be checked against the tables: {error}")]
+        }
+        Ok(found) => found
+            .iter()
+            .filter(|problem| problem.is_blocking)
+            .map(|problem| format!("migration {name:?} cannot begin: {problem}"))
+            .collect(),
+    }
 }
