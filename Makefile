@@ -82,7 +82,7 @@ features: cargo
 
 documentation: cargo
 	$(call stage,documentation)
-	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps -p cutover -p cutover-macros -p cutover-cli --all-features
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps -p cutover -p cutover-macros --all-features
 
 # Always the same features, so that nothing is compiled twice.
 CARGO_TEST = cargo test --workspace --all-features

@@ -296,7 +296,7 @@ fn no_files_of_a_room_import_each_other_in_a_circle() {
 /// The rows of the document's tables whose first cell is a floor's number, as `floor, rooms`.
 fn documented(section: &str) -> Vec<(usize, BTreeSet<String>)> {
     let document = fs::read_to_string(src().join("../ARCHITECTURE.md")).unwrap();
-    let section = document.split(section).nth(1).unwrap_or_else(|| panic!("no section {section:?}"));
+    let section = document.split(section).nth(1).expect("the section");
     section
         .lines()
         .skip_while(|line| !line.starts_with('|'))

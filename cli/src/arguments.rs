@@ -80,7 +80,7 @@ pub(crate) enum Command {
     SetPhase {
         /// The migration: `name` or `fleet/name`
         migration: String,
-        /// off, expand, backfill, verify, ramp[:PERCENT], switch, retire or contract
+        /// off, expand, backfill, verify, ramp or ramp:PERCENT, switch, retire or contract
         phase: Desired,
     },
     /// Approve the drop of the old side of a migration in `retire`

@@ -185,9 +185,12 @@ impl Serialize for Value {
     }
 }
 
+/// A column's type, and values with the text that the column holds then; `None` for SQL NULL.
+type Case = (&'static str, Vec<(Value, Option<&'static str>)>);
+
 #[tokio::test]
 async fn values_of_a_mapping_in_rust_arrive_unchanged() -> Outcome {
-    let cases: [(&str, Vec<(Value, Option<&str>)>); 3] = [
+    let cases: [Case; 3] = [
         (
             "float8",
             vec![

@@ -67,7 +67,7 @@ async fn a_nested_service_counts_under_its_prefix() {
     });
     let app = Router::new()
         .route("/orders", get(|| async {}))
-        .nest("/v1", Router::new().nest_service("/tenants/{tenant}/files", files.clone()))
+        .nest("/v1", Router::new().nest_service("/tenants/{tenant}/files", files))
         .nest_service("/static", files);
     let running = Running::start(app).await;
     for path in ["/orders", "/static/a.css", "/static/b/c.js", "/v1/tenants/7/files/x", "/nothing/here"] {
