@@ -297,7 +297,7 @@ async fn an_unusable_ledger_is_reported() -> Outcome {
     execute(url, STATE).await?;
     done(&clerk, &["set-phase", "status", "expand"], &["desired phase set to expand"]).await;
     let guest = url.replace("//postgres:", "//guest:");
-    refused(&guest, &["status"], 3, &["role \"guest\" lacks rights"]).await;
+    refused(&guest, &["status"], 3, &["permission denied for role \"guest\""]).await;
     execute(url, "grant usage on schema cutover to guest; grant select on cutover.ledger to guest").await?;
     refused(&guest, &["status"], 3, &["permission denied"]).await;
     execute(url, "update cutover.ledger set version = 8, compatible_from = 7").await?;

@@ -290,7 +290,7 @@ async fn preflight_reports_what_expand_would_refuse() -> Outcome {
     assert_eq!(reported().await?, [""; 0]);
     world.pool.execute("alter table orders alter old_status set not null, add new_status integer").await?;
     let found = reported().await?;
-    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!(found.len(), 3, "{found:?}");
     assert!(found.iter().all(|text| text.contains("cannot begin") && text.contains("to fix: ")), "{found:?}");
     Ok(())
 }
