@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::{future::pending, net::SocketAddr, str::FromStr, time::Duration};
+use std::{future::pending, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
 
 use axum::{Router, http::StatusCode, routing::get};
 use cutover::{
@@ -268,12 +268,16 @@ async fn ready_without_a_lease(phase: &str) -> bool {
     let lease = Duration::from_secs(3);
     let instance = Cutover::service("payments")
         .release(release)
+        .admin(([127, 0, 0, 1], 0).into())
         .postgres(pool.clone())
         .fleet(FleetOptions { lease, renew_every: Duration::from_secs(1), ..FleetOptions::default() })
         .migration(MigrationSpec::new("status", PhaseRange::FULL))
         .start()
         .await
         .unwrap();
+    let instance = Arc::new(instance);
+    let worker = Arc::clone(&instance);
+    tokio::spawn(async move { worker.serve_admin().await });
     let admin = admin(instance.health()).await;
     until_ready(instance.health(), true).await;
     sqlx::query("update cutover.migrations set desired = $1").bind(phase).execute(&pool).await.unwrap();

@@ -451,7 +451,7 @@ async fn bad_options_and_names_are_refused_with_valid_ones() -> Outcome {
     execute(&url, STATE).await?;
     let ledger = open(&url).await?;
     let error = set_phase(&ledger, "stauts", Phase::Ramp.into(), "me").await.expect_err("refused");
-    assert!(error.to_string().contains("there are shop/status"), "{error}");
+    assert!(error.to_string().contains("the ledger has shop/status"), "{error}");
     let error = approve(&ledger, "status", "me", "").await.expect_err("refused");
     assert!(matches!(&error, AdminError::NotInRetire { phase, .. } if phase == "expand"), "{error}");
     let untouched = "select count(*) = 0 from cutover.approvals, cutover.history";

@@ -191,7 +191,7 @@ async fn a_preflight_reports_every_problem_and_changes_nothing() {
         "{report:#}"
     );
     let all = report.to_string();
-    for part in ["did you mean CUTOVER_VERSION?", "whole number of seconds", "the new side is not there"] {
+    for part in ["did you mean CUTOVER_VERSION?", "whole number of seconds", "the new side does not exist"] {
         assert!(all.contains(part), "{part} is not in {report:#}");
     }
 
