@@ -73,12 +73,10 @@ check: cargo
 	$(call stage,lints)
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
-FEATURES = redis unleash openfeature deadpool tonic lint
-
 features: cargo
 	$(call stage,features)
-	cargo check -p cutover --lib --no-default-features
-	set -e; for feature in $(FEATURES); do cargo check -p cutover --lib --no-default-features --features $$feature; done
+	scripts/check-packages
+	scripts/check-features
 
 documentation: cargo
 	$(call stage,documentation)
