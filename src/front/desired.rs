@@ -9,8 +9,9 @@ use crate::migration::{DesiredPhase, Phase, Target};
 
 /// Changes of the desired phase back to an earlier one are counted within this time.
 const FLAPPING_WINDOW: Duration = Duration::from_secs(60);
-/// More such changes are flapping. A person who turns a flag off, on and off again makes two.
-const FLAPPING_CHANGES: usize = 4;
+/// More such changes are flapping. A person who turns a flag off, on and off again makes two. The number is generous, because
+/// a flag that is held cannot be used to go back.
+const FLAPPING_CHANGES: usize = 10;
 
 /// The desired phase from the payload of a flag's variant.
 ///
@@ -19,7 +20,7 @@ const FLAPPING_CHANGES: usize = 4;
 /// | on, and the payload names a phase | moves to that phase |
 /// | turned off | moves back to reading the old side, not further than `verify` |
 /// | missing, archived, with several possible answers, with another payload, or unknown because the server refused the token or is unreachable | stays, with the reason |
-/// | goes back and forth more than four times within a minute | stays until the flag is stable |
+/// | goes back and forth more than ten times within a minute | stays until the flag is stable |
 ///
 /// A reason to stay is logged once at WARN and is part of what the migration waits for.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl FromFlag {
     fn read(&self) -> Target {
         let flag = &self.flag;
         let wait = |what: String, remedy: &str| {
-            Target::Hold(format!("waiting for a phase from flag {flag:?}: {what}; to unblock: {remedy}"))
+            Target::Hold(format!("a phase from flag {flag:?}: {what}; to unblock: {remedy}"))
         };
         let example = "give the flag one variant whose payload is a phase, such as ramp:25";
         match self.flags.switch(flag) {
@@ -68,7 +69,7 @@ impl DesiredPhase for FromFlag {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.phases.is_flapping(&target, Instant::now()) {
             target = Target::Hold(format!(
-                "waiting for flag {:?} to be stable: its phase went back and forth more than {FLAPPING_CHANGES} times \
+                "flag {:?} to be stable: its phase went back and forth more than {FLAPPING_CHANGES} times \
                  within {} s; to unblock: stop what changes the flag",
                 self.flag,
                 FLAPPING_WINDOW.as_secs()
@@ -200,13 +201,13 @@ mod tests {
             source.target()
         };
         assert_eq!(source.target(), ramp);
-        for _ in 0..2 {
+        for _ in 0..5 {
             assert_eq!(turn(FixedFlag::OFF).await, Some(Target::SwitchedOff));
             assert_eq!(turn(FixedFlag::payload("ramp")).await, ramp);
         }
-        assert_eq!(turn(FixedFlag::OFF).await, Some(Target::SwitchedOff), "the fourth change back");
+        assert_eq!(turn(FixedFlag::OFF).await, Some(Target::SwitchedOff), "the tenth change back");
         assert!(matches!(turn(FixedFlag::payload("ramp")).await, Some(Target::Hold(_))));
-        assert!(reason(&source).contains("went back and forth more than 4 times within 60 s"));
+        assert!(reason(&source).contains("went back and forth more than 10 times within 60 s"));
         tokio::time::advance(FLAPPING_WINDOW).await;
         assert_eq!(source.target(), ramp);
     }
