@@ -148,11 +148,7 @@ fn observed(row: &OutlookRow, members: Vec<Member>) -> Result<Observed, sqlx::Er
     Ok(Observed {
         epoch: row.epoch,
         phase: parse_phase(&row.phase)?,
-        previous: match (row.drained, row.closed) {
-            (true, _) => PreviousEpoch::Drained,
-            (false, true) => PreviousEpoch::Closed,
-            (false, false) => PreviousEpoch::Open,
-        },
+        previous: PreviousEpoch::from_marks(row.drained, row.closed),
         members,
         complete: Completeness { old: row.old_complete, new: row.new_complete },
         conditions: Conditions {

@@ -65,11 +65,7 @@ impl MigrationState {
             view: Observed {
                 epoch: row.epoch,
                 phase: parse_phase(&row.phase)?,
-                previous: match (row.drained, row.closed) {
-                    (true, _) => PreviousEpoch::Drained,
-                    (false, true) => PreviousEpoch::Closed,
-                    (false, false) => PreviousEpoch::Open,
-                },
+                previous: PreviousEpoch::from_marks(row.drained, row.closed),
                 members: members(connection, fleet, row.id, Counted::NotRemoved).await?,
                 complete: Completeness { old: row.old_complete, new: row.new_complete },
                 conditions: Conditions {

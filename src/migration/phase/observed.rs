@@ -75,6 +75,18 @@ pub enum PreviousEpoch {
     Drained,
 }
 
+impl PreviousEpoch {
+    /// From whether the ledger has it marked as drained, and as closed. The first epoch has none before it, and counts as
+    /// drained.
+    pub(crate) fn from_marks(drained: bool, closed: bool) -> Self {
+        match (drained, closed) {
+            (true, _) => Self::Drained,
+            (false, true) => Self::Closed,
+            (false, false) => Self::Open,
+        }
+    }
+}
+
 /// What a step can require besides completeness and agreement of the instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Conditions {
