@@ -251,7 +251,7 @@ fn method(
                         match ::cutover::migration::DualWrite::finish_new_side(self, #tx, __guard, __attempt).await? {
                             ::core::option::Option::Some(__from_new) => {
                                 #check
-                                match #tx.phase().answers() {
+                                match ::cutover::migration::DualWrite::answers(self, #tx)? {
                                     ::cutover::migration::Side::Old => __from_old,
                                     ::cutover::migration::Side::New => __from_new,
                                 }

@@ -19,6 +19,7 @@ mod repairs;
 mod row_security;
 mod rows;
 mod schema_changes;
+mod several_migrations;
 mod shadow;
 mod standbys;
 mod table_migration;

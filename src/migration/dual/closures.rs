@@ -39,7 +39,7 @@ impl<O, N, B> DualWrite<O, N, B> {
     ///
     /// # Errors
     ///
-    /// The errors of the closures, and [`Error::OtherMigration`] for a transaction that was begun at another migration.
+    /// The errors of the closures, and [`Error::OtherMigration`] for a transaction that was not begun with this migration.
     /// The transaction cannot be committed afterwards.
     ///
     /// # Cancel safety
@@ -65,7 +65,7 @@ impl<O, N, B> DualWrite<O, N, B> {
                 let guard = Self::protect_new_side(self, tx, rows).await?;
                 let attempt = new(second, tx).await;
                 match Self::finish_new_side(self, tx, guard, attempt).await? {
-                    Some(from_new) if tx.phase().answers() == Side::New => from_new,
+                    Some(from_new) if Self::answers(self, tx)? == Side::New => from_new,
                     _ => from_old,
                 }
             }
@@ -161,7 +161,7 @@ impl<O, N, B> DualWrite<O, N, B> {
                 match Self::finish_new_side(self, tx, guard, attempt).await? {
                     Some(from_new) => {
                         check_same_key(&key, &from_new)?;
-                        if tx.phase().answers() == Side::New { from_new } else { from_old }
+                        if Self::answers(self, tx)? == Side::New { from_new } else { from_old }
                     }
                     None => from_old,
                 }

@@ -41,7 +41,8 @@ impl<O, N, B> DualWrite<O, N, B> {
         keys: &Value,
         error: &str,
     ) -> Result<bool, Error> {
-        let (id, epoch, keys) = (self.migration().id(), tx.epoch(), keys.to_string());
+        let (id, epoch) = (self.migration().id(), tx.pin_of(self.migration())?.epoch());
+        let keys = keys.to_string();
         tracing::warn!(
             migration = self.migration().name(),
             keys,

@@ -18,9 +18,7 @@ impl<O, N, B> DualWrite<O, N, B> {
         this: &'a Self,
         tx: &mut PinnedTx<T>,
     ) -> Result<Writes<'a, O, N, B>, Error> {
-        this.check(tx)?;
-        tx.write_begins();
-        let phase = tx.phase();
+        let phase = tx.write_begins(this.migration())?;
         Ok(match (phase.writes(Side::Old), phase.writes(Side::New)) {
             (true, true) => Writes::Both { old: &this.old, new: &this.new, at_once: this.at_once.as_ref() },
             (_, false) => Writes::Old(&this.old),
@@ -35,7 +33,7 @@ impl<O, N, B> DualWrite<O, N, B> {
         tx: &mut PinnedTx<T>,
         rows: Rows<'_, K>,
     ) -> impl Future<Output = Result<Guard, Error>> {
-        let may_fail = this.repairs && tx.phase() < Phase::Ramp;
+        let may_fail = this.repairs && tx.phase_of(this.migration()).is_ok_and(|phase| phase < Phase::Ramp);
         // Outside of the future, so that the caller's keys do not have to live across an await.
         let keys = if may_fail { rows.to_json() } else { None };
         async move {
@@ -73,6 +71,12 @@ impl<O, N, B> DualWrite<O, N, B> {
                 }
             }
         }
+    }
+
+    /// The side whose result the caller gets.
+    #[inline]
+    pub fn answers<T: FencedTransaction>(this: &Self, tx: &PinnedTx<T>) -> Result<Side, Error> {
+        Ok(tx.phase_of(this.migration())?.answers())
     }
 
     /// Allows the commit that `begin_write` forbade.

@@ -19,11 +19,18 @@ pub enum Error {
     /// Retry; the instance rejoins the fleet meanwhile.
     #[error("the epoch is not in the ledger, which was restored or failed over to an older state; retry")]
     EpochUnknown,
-    /// The transaction was begun with another migration, so its phase says nothing about this one. Nothing was written.
+    /// The transaction was not begun with the migration that the data belongs to, so it has no phase for it. Nothing was
+    /// written.
     #[error(
-        "the transaction was begun with another migration; begin it with the migration that the data belongs to"
+        "the data belongs to migration `{migration}`, but the transaction was begun with {begun_with}; \
+         begin it with all migrations that it writes under: `first.and(&second).begin(&pool)`"
     )]
-    OtherMigration,
+    OtherMigration {
+        /// The migration that the data belongs to.
+        migration: String,
+        /// The migrations that the transaction was begun with, as text.
+        begun_with: String,
+    },
     /// The two sides gave a new row different keys, so it cannot be found on both. The transaction can no longer be
     /// committed.
     #[error(

@@ -7,6 +7,7 @@ mod gate;
 #[cfg(test)]
 mod gate_tests;
 mod migration;
+mod migrations;
 mod work_metrics;
 
 pub use error::{Error, is_retryable};
@@ -15,3 +16,4 @@ pub use fence::DeadpoolTx;
 pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
 pub use gate::Pin;
 pub use migration::Migration;
+pub use migrations::Migrations;
