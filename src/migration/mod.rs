@@ -35,10 +35,10 @@ pub use catalog::{OldSide, PlanProblem};
 pub(crate) use coordinator::check as check_specs;
 pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError};
 pub use dual::{
-    Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, Rows, Separate, Shadow, ShadowOptions,
+    Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, RepositoryError, Rows, Separate, Shadow, ShadowOptions,
 };
 #[doc(hidden)]
-pub use dual::{Guard, Writes, check_same_key, inserted_key};
+pub use dual::{Guard, Writes, check_same_key, explain_duplicate, inserted_key};
 pub use phase::{Desired, Phase, PhaseRange, SchemaState, Side, Target, Task};
 pub use plan::{
     Column, ColumnMigration, ColumnMigrationBuilder, SqlMigration, SqlMigrationBuilder, Table,

@@ -18,6 +18,7 @@ mod plan_problems;
 mod repairs;
 mod row_security;
 mod rows;
+mod same_row;
 mod schema_changes;
 mod several_migrations;
 mod shadow;

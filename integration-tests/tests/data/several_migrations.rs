@@ -83,9 +83,12 @@ async fn set(tx: &mut PinnedTx, column: &str, id: i64, value: &str) -> Result<()
     Ok(())
 }
 
+/// A column, and how it spells a value.
+type Column = (&'static str, fn(&str) -> String);
+
 /// Sets a value on both sides of a migration, and returns the phase that each side's closure saw.
 async fn write(
-    sides: &DualWrite<(&str, fn(&str) -> String), (&str, fn(&str) -> String)>,
+    sides: &DualWrite<Column, Column>,
     tx: &mut PinnedTx,
     id: i64,
     value: &str,
@@ -109,9 +112,11 @@ async fn write(
 #[tokio::test]
 async fn one_transaction_writes_under_two_migrations() -> Outcome {
     let two = Two::new().await?;
-    let (upper, lower): (fn(&str) -> String, fn(&str) -> String) = (str::to_uppercase, str::to_lowercase);
-    let statuses = DualWrite::new(two.status.clone(), ("old_status", upper), ("new_status", lower));
-    let notes = DualWrite::new(two.note.clone(), ("old_note", upper), ("new_note", lower));
+    let sides = |old, new| -> (Column, Column) { ((old, str::to_uppercase), (new, str::to_lowercase)) };
+    let (old, new) = sides("old_status", "new_status");
+    let statuses = DualWrite::new(two.status.clone(), old, new);
+    let (old, new) = sides("old_note", "new_note");
+    let notes = DualWrite::new(two.note.clone(), old, new);
     let pool = &two.world.pool;
     two.go_to("note", "expand").await?;
     two.go_to("status", "retire").await?;

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::error::Error;
 use super::fence::{FencedPool, Isolation, PinnedTx};
 use super::gate::{Gate, Pin};
-use super::migrations::{Migrations, begin};
 use super::work_metrics::WorkMetrics;
 use crate::fleet::Lease;
 use crate::migration::phase::Phase;
@@ -151,12 +150,7 @@ impl Migration {
         pool: &P,
         isolation: Isolation,
     ) -> Result<PinnedTx<P::Transaction>, Error> {
-        begin(pool, isolation, self, &[]).await
-    }
-
-    /// This migration and another one, for transactions that write under both.
-    pub fn and(&self, other: &Migration) -> Migrations {
-        Migrations::new(self).and(other)
+        PinnedTx::begin(pool, isolation, self, &[]).await
     }
 
     /// Whether both are handles of the same migration.

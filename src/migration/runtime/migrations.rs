@@ -1,11 +1,6 @@
-use std::time::Duration;
-
 use super::error::Error;
 use super::fence::{FencedPool, Isolation, PinnedTx};
 use super::migration::Migration;
-
-/// How often a transaction is begun before its refusal is returned. With the pauses this is half a second.
-const ATTEMPTS: u32 = 14;
 
 /// Several migrations, for transactions that write under all of them.
 ///
@@ -41,11 +36,14 @@ pub struct Migrations {
     others: Vec<Migration>,
 }
 
-impl Migrations {
-    pub(crate) fn new(first: &Migration) -> Self {
-        Self { first: first.clone(), others: Vec::new() }
+impl Migration {
+    /// This migration and another one, for transactions that write under both.
+    pub fn and(&self, other: &Migration) -> Migrations {
+        Migrations { first: self.clone(), others: Vec::new() }.and(other)
     }
+}
 
+impl Migrations {
     /// Adds a migration. One that is already included changes nothing.
     pub fn and(mut self, other: &Migration) -> Self {
         if !self.iter().any(|known| known.is(other)) {
@@ -86,27 +84,6 @@ impl Migrations {
         pool: &P,
         isolation: Isolation,
     ) -> Result<PinnedTx<P::Transaction>, Error> {
-        begin(pool, isolation, &self.first, &self.others).await
-    }
-}
-
-/// Begins a transaction at the current epoch of each migration. If an epoch has just been closed, it is begun again at the
-/// next one.
-pub(super) async fn begin<P: FencedPool>(
-    pool: &P,
-    isolation: Isolation,
-    first: &Migration,
-    others: &[Migration],
-) -> Result<PinnedTx<P::Transaction>, Error> {
-    let mut attempt = 1;
-    loop {
-        match PinnedTx::begin(pool, isolation, first, others).await.map_err(Error::or_refusal) {
-            Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
-                // This instance is about to adopt the next epoch.
-                tokio::time::sleep(Duration::from_millis(5) * attempt).await;
-                attempt += 1;
-            }
-            outcome => return outcome,
-        }
+        PinnedTx::begin(pool, isolation, &self.first, &self.others).await
     }
 }

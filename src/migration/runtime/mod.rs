@@ -10,6 +10,7 @@ mod migration;
 mod migrations;
 mod work_metrics;
 
+pub(crate) use error::{Duplicate, duplicate_key};
 pub use error::{Error, is_retryable};
 #[cfg(feature = "deadpool")]
 pub use fence::DeadpoolTx;

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 use sqlx::{PgConnection, PgTransaction};
 
@@ -12,6 +13,9 @@ use crate::migration::runtime::fence::transaction::{
 };
 use crate::migration::runtime::gate::Held;
 use crate::migration::runtime::migration::Migration;
+
+/// How often a transaction is begun before its refusal is returned. With the pauses this is half a second.
+const ATTEMPTS: u32 = 14;
 
 /// A transaction that is pinned to an epoch of its migration, or of each of its migrations, and has passed the fence.
 ///
@@ -36,6 +40,25 @@ pub struct PinnedTx<T: FencedTransaction = SqlxTx> {
 impl<T: FencedTransaction> PinnedTx<T> {
     /// See [`Migration::begin`]. The pins are held until the transaction is dropped, or until this future is.
     pub(crate) async fn begin(
+        pool: &impl FencedPool<Transaction = T>,
+        isolation: Isolation,
+        first: &Migration,
+        others: &[Migration],
+    ) -> Result<Self, Error> {
+        let mut attempt = 1;
+        loop {
+            match Self::try_to_begin(pool, isolation, first, others).await.map_err(Error::or_refusal) {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    // This instance is about to adopt the next epoch.
+                    tokio::time::sleep(Duration::from_millis(5) * attempt).await;
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_to_begin(
         pool: &impl FencedPool<Transaction = T>,
         isolation: Isolation,
         first: &Migration,
