@@ -32,7 +32,12 @@
 //! #     async fn set(&self, _: &mut PinnedTx, _: i64, _: &str) -> Result<(), Error> { Ok(()) }
 //! #     async fn status(&self, _: i64) -> Result<String, Error> { Ok("paid".into()) }
 //! # }
-//! # type NewColumn = OldColumn;
+//! # struct NewColumn(PgPool);
+//! # impl Orders for NewColumn {
+//! #     async fn add(&self, _: &mut PinnedTx, _: Option<i64>, _: &str) -> Result<i64, Error> { Ok(1) }
+//! #     async fn set(&self, _: &mut PinnedTx, _: i64, _: &str) -> Result<(), Error> { Ok(()) }
+//! #     async fn status(&self, _: i64) -> Result<String, Error> { Ok("paid".into()) }
+//! # }
 //!
 //! // #[sqlx::test] makes the database, with the tables as they are before the migration.
 //! async fn orders_work_in_every_phase(pool: PgPool) -> Result<(), Box<dyn std::error::Error>> {
