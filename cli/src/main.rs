@@ -2,6 +2,7 @@
 
 mod arguments;
 mod canary;
+mod files;
 mod http;
 mod preflight;
 mod progress;
@@ -125,6 +126,9 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
             resume_work(ledger, migration, actor).await?;
             say(arguments, &"resumed", || format!("{migration}: backfills and scans are resumed\n"));
         }
+        Command::Plan { migration, write_files: Some(directory), .. } => {
+            return files::run(ledger, arguments, migration, directory).await;
+        }
         Command::Repairs { migration: Some(migration), retry: true, dry_run, .. } => {
             retry(ledger, arguments, actor, migration, *dry_run).await?;
         }
@@ -167,7 +171,7 @@ async fn show(ledger: &Ledger, arguments: &Arguments) -> Result<(), AdminError> 
             let reports = report(ledger, migration.as_deref()).await?;
             say(arguments, &reports, || text::explain(&reports));
         }
-        Command::Plan { migration, to } => {
+        Command::Plan { migration, to, .. } => {
             let report = plan(ledger, migration, *to).await?;
             say(arguments, &report, || text::plan(&report));
         }
