@@ -114,6 +114,8 @@ async fn seen(prometheus: &Prometheus, version: &Version, requests: usize) {
 
 #[tokio::test]
 async fn each_kind_of_canary_gets_its_verdict_and_reason() {
+    // Building it takes a minute on a fresh machine, in which nobody answers the scrapes.
+    program().unwrap();
     let Some(prometheus) =
         if_installed(Prometheus::start(Vec::new(), Duration::from_millis(200)).await).unwrap()
     else {
@@ -242,6 +244,8 @@ async fn no_answer_and_wrong_usage_have_their_own_status() {
 
 #[tokio::test]
 async fn a_watch_ends_at_a_failure_and_switches_the_flag_off() {
+    // Building it takes a minute on a fresh machine, in which nobody answers the scrapes.
+    program().unwrap();
     let Some(prometheus) =
         if_installed(Prometheus::start(Vec::new(), Duration::from_millis(200)).await).unwrap()
     else {
