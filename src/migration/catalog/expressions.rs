@@ -82,7 +82,7 @@ pub(crate) async fn canonical_type(
 
 /// Functions in the view's parse tree whose result does not follow from their arguments. The dependencies of a view do
 /// not name built-in functions, so the tree itself is searched. A stable function depends on settings, which are fixed,
-/// or on what this list names: the clock, the session and the transaction.
+/// or on what this list names: the clock, the session, the transaction and the default text search configuration.
 const UNSTABLE: &str = "\
 with tree as (select ev_action::text as text from pg_rewrite where ev_class = 'pg_temp.cutover_mapping'::regclass), \
      called as (select distinct m[1]::oid as oid from tree, \
@@ -96,6 +96,9 @@ select p.oid::regprocedure::text, case when n.nspname = 'pg_catalog' \
               'current_schema', 'current_schemas', 'current_user', 'session_user', 'getpgusername', \
               'txid_current_if_assigned', 'pg_current_xact_id_if_assigned', 'inet_client_addr', 'inet_client_port', \
               'pg_backend_pid', 'pg_postmaster_start_time']) or p.proname = 'age' and p.pronargs = 1) \
+union all select p.oid::regprocedure::text, 'name the text search configuration, as in `to_tsvector(''english'', body)`' \
+    from called join pg_proc p using (oid) where p.pronamespace = 'pg_catalog'::regnamespace and p.provolatile = 's' \
+    and p.proname ~ '(to_tsvector|to_tsquery|ts_headline)$' and p.proargtypes[0] <> 'regconfig'::regtype \
 union all select 'current_date, current_timestamp, current_user or the like', \
         'compute the value from the row''s columns instead' \
     from tree where text like '%{SQLVALUEFUNCTION %' order by 1";

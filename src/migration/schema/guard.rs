@@ -148,7 +148,7 @@ impl GuardTrigger {
         };
         format!(
             "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
-             named_old boolean; named_new boolean; comparison text; \
+             named_old boolean; named_new boolean; comparison text; written record; agrees boolean; \
              begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {copies}); {after} end "
         )
     }
@@ -169,7 +169,18 @@ impl GuardTrigger {
             }
             None => "null;".to_owned(),
         };
-        let (forward, backward) = (map(new, &selects.forward), map(old, &selects.backward));
+        let (forward, mut backward) = (map(new, &selects.forward), map(old, &selects.backward));
+        if selects.forward.is_some() {
+            // An old value that only has another spelling stays as it is.
+            backward = format!(
+                "written := new; \
+                 begin {forward} \
+                     agrees := row(written.{new})::pg_catalog.record operator(pg_catalog.*=) row(new.{new})::pg_catalog.record; \
+                 exception {RAISE} when others then agrees := false; end; \
+                 new := written; \
+                 if not agrees then {backward} end if;"
+            );
+        }
         // Whether an insert named the column: it holds a value that its default does not give.
         let is_named = |variable: &str, column: &str| {
             let name = column.trim_matches('"');
@@ -183,7 +194,19 @@ impl GuardTrigger {
             )
         };
         let (names_old, names_new) = (is_named("named_old", old), is_named("named_new", new));
-        let before = format!("if tg_op = 'UPDATE' and {same_old} and {same_new} then return new; end if;");
+        // An update that moves a row to another partition fires the triggers of an update, and then those of an insert.
+        // The second time nothing is left to do.
+        let moved = format!(
+            "pg_catalog.md5(row({}, new.{old}, new.{new})::pg_catalog.text)",
+            self.key.iter().map(|column| format!("new.{column}")).collect::<Vec<_>>().join(", ")
+        );
+        let name = self.table.rsplit('.').next().unwrap_or(&self.table).trim_matches('"');
+        let may_move = format!("tg_table_name <> '{name}'");
+        let before = format!(
+            "if tg_op = 'INSERT' and {may_move} \
+                 and pg_catalog.current_setting('cutover.moved', true) = {moved} then return new; end if; \
+             <<mapping>> begin if tg_op = 'UPDATE' and {same_old} and {same_new} then exit mapping; end if;"
+        );
         let after = format!(
             "if phase in ({refused}) then \
                  if tg_op = 'UPDATE' then writes_old := not ({same_old}); \
@@ -192,7 +215,7 @@ impl GuardTrigger {
                      if not cutover.is_foreign_key_action() then {REFUSE} end if; \
                  end if; \
              end if; \
-             if phase in ('retire', 'contract') then return new; end if; \
+             if phase in ('retire', 'contract') then exit mapping; end if; \
              if tg_op = 'UPDATE' then \
                  if phase = 'switch' then maps_forward := {same_new}; else maps_forward := not ({same_old}); end if; \
              elsif phase = 'switch' then \
@@ -204,6 +227,9 @@ impl GuardTrigger {
              end if; \
              begin if maps_forward then {forward} else {backward} end if; \
              exception {RAISE} when others then {record} end; \
+             end; \
+             if tg_op = 'UPDATE' and {may_move} then \
+                 perform pg_catalog.set_config('cutover.moved', {moved}, true); end if; \
              return new;",
             refused = refused(&self.forward),
             record =
