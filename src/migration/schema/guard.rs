@@ -7,8 +7,8 @@
 //!
 //! # What the trigger does
 //!
-//! The expand step installs it in the transaction that makes the new side. Pinned writes pass: the fence leaves the
-//! migration's id in a setting of the transaction, `cutover.pin`, and the trigger's condition compares it before any
+//! The expand step installs it in the transaction that makes the new side. Pinned writes pass: the fence sets
+//! `cutover.pin_<id>` for the transaction, a setting per migration, and the trigger's condition reads it before any
 //! function is called. What a foreign key or another trigger writes within a pinned transaction does not pass, because no
 //! `DualWrite` has written its other side. Every such write is recorded with its `application_name`, and then:
 //!
@@ -204,7 +204,7 @@ impl GuardTrigger {
         let may_move = format!("tg_table_name <> '{name}'");
         let before = format!(
             "if tg_op = 'INSERT' and {may_move} \
-                 and pg_catalog.current_setting('cutover.moved', true) = {moved} then return new; end if; \
+                 and pg_catalog.current_setting('cutover.moved_' || tg_argv[0], true) = {moved} then return new; end if; \
              <<mapping>> begin if tg_op = 'UPDATE' and {same_old} and {same_new} then exit mapping; end if;"
         );
         let after = format!(
@@ -229,7 +229,7 @@ impl GuardTrigger {
              exception {RAISE} when others then {record} end; \
              end; \
              if tg_op = 'UPDATE' and {may_move} then \
-                 perform pg_catalog.set_config('cutover.moved', {moved}, true); end if; \
+                 perform pg_catalog.set_config('cutover.moved_' || tg_argv[0], {moved}, true); end if; \
              return new;",
             refused = refused(&self.forward),
             record =
@@ -360,7 +360,7 @@ impl GuardTrigger {
             )
         };
         let [on_rows, on_truncate, on_nested, check_nested] = triggers(id);
-        let is_unpinned = format!("current_setting('cutover.pin', true) is distinct from '{id}'");
+        let is_unpinned = format!("current_setting('cutover.pin_{id}', true) is distinct from 'on'");
         let is_watched = format!("{is_unpinned} or pg_trigger_depth() > 0");
         let (own, nested) = (format!("'{id}'"), format!("'{id}', 'nested'"));
         let mut triggers = String::new();
