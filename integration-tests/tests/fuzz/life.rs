@@ -218,7 +218,7 @@ async fn judge(world: &World, wish: &str) -> Outcome {
     for (key, number) in &keys {
         let Some(row) = rows.get_mut(number) else { continue };
         let (o, n) = (old.get(key), new.get(key));
-        let wrong = |side: &str, found: Option<&String>, expected: &str, row: &crate::oracle::Row| {
+        let wrong = |side: &str, found: Option<&String>, expected: &String, row: &crate::oracle::Row| {
             world.fail(format!(
                 "at {wish}: {side} side of key {key} holds {found:?} instead of {expected}; {row:?}"
             ));
@@ -230,7 +230,7 @@ async fn judge(world: &World, wish: &str) -> Outcome {
                 values.back_of(&row.new) == Some(o) || values.forward_of(o) == Some(&row.new)
             });
             if !keeps && !is_mapped {
-                wrong("old", o, "the mapped value", row);
+                wrong("old", o, &row.old, row);
             }
             if let Some(o) = o {
                 row.old.clone_from(o);

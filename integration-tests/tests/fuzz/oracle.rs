@@ -131,6 +131,22 @@ impl Values {
         Ok(is_known.then_some(values))
     }
 
+    /// The value of an image, for reports.
+    pub(crate) fn show(&self, image: Option<&String>) -> String {
+        let Some(image) = image else { return "no row".to_owned() };
+        let unmappable = self.unmappable.iter().map(|(text, old)| (Some(text), old));
+        let all = self.all.iter();
+        let known = all.flat_map(|one| {
+            [
+                (one.old_text.as_ref(), &one.old),
+                (one.new_text.as_ref(), &one.new),
+                (one.new_text.as_ref(), &one.back),
+            ]
+        });
+        let found = unmappable.chain(known).find(|(_, known)| *known == image);
+        found.map_or_else(|| format!("unknown image {image}"), |(text, _)| format!("{text:?}"))
+    }
+
     fn by_old(&self, old: &str) -> Pair {
         (old.to_owned(), self.forward.get(old).cloned().unwrap_or_default())
     }

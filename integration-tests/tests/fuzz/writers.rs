@@ -167,12 +167,23 @@ impl Writer {
             old_fits && new_fits && (late || old.is_some())
         };
         let Some(after) = allowed.iter().find(fits) else {
-            let shown: Vec<String> =
-                allowed.iter().map(|after| format!("{:?} in {}", after.images, after.phase)).collect();
+            let values = &self.world.values;
+            let show = |images: &Option<Pair>| match images {
+                Some((old, new)) => format!("{} and {}", values.show(Some(old)), values.show(Some(new))),
+                None => "no row".to_owned(),
+            };
+            let shown: Vec<String> = allowed
+                .iter()
+                .map(|after| {
+                    format!("{} in {} (new is known: {})", show(&after.images), after.phase, after.knows_new)
+                })
+                .collect();
+            let was = show(&before.map(|row| (row.old.clone(), row.new.clone())));
             self.world.fail(format!(
-                "{what}: key {} holds {:?}, allowed: {}; before: {before:?}",
+                "{what}: key {} holds {} and {}, allowed: {}; it was {was}; {before:?}",
                 self.world.key(number),
-                (old, new),
+                values.show(old.as_ref()),
+                values.show(new.as_ref()),
                 shown.join(" or ")
             ));
             return Ok(());
@@ -247,7 +258,9 @@ impl Writer {
         let value = self.value();
         let other = self.value();
         let (old, new) = (self.old(&value), self.new_literal(&value));
-        let knows_new = !is_table && first >= Phase::Expand && first <= Phase::Retire;
+        // A session's `array_nulls` also changes what the writer itself says.
+        let says_arrays = world.shape.pair.new.contains("[]");
+        let knows_new = !is_table && !says_arrays && first >= Phase::Expand && first <= Phase::Retire;
         let mut copy = None;
         let (what, sql, change): (&str, String, Change) = match &before {
             Some(row) if row.is_unmappable => {
@@ -422,6 +435,13 @@ impl Writer {
             match self.after(*phase, before, change) {
                 Some(after) => allowed.push(after),
                 None => is_refusable = true,
+            }
+            // The old column and its guard trigger may be gone already.
+            if let (Phase::Contract, Change::Insert { old: None, new }) = (phase, change) {
+                let values = &self.world.values;
+                let new = new.as_ref().unwrap_or(&values.default_new);
+                let images = Some((values.default_old.clone(), new.clone()));
+                allowed.push(After { phase: *phase, images, is_unmappable: false, knows_new: true });
             }
         }
         let what = format!("{what} in {phases:?} (`{}`)", sql.chars().take(300).collect::<String>());
