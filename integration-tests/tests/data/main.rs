@@ -6,6 +6,7 @@ mod deadpool;
 mod dropped;
 mod dual_write;
 mod external_writers;
+mod every_phase;
 mod guard_trigger;
 mod histories;
 mod inserts;
