@@ -101,6 +101,8 @@ pub(crate) enum Flaw {
     TakenName,
     RowSecurity,
     Index,
+    /// The new type makes the server rewrite the table.
+    Rewrite,
 }
 
 const FLAWS: [Flaw; 9] = [
@@ -152,6 +154,9 @@ impl Shape {
         let pair = PAIRS[rng.usize(..PAIRS.len())];
         let flaw = (rng.u8(..).is_multiple_of(8) && !is_table).then(|| FLAWS[rng.usize(..FLAWS.len())]);
         let flaw = flaw.filter(|flaw| *flaw != Flaw::Children || partitions == Partitions::None);
+        // A domain with a constraint.
+        let rewrites = !is_table && matches!(pair.new, "short_text" | "positive");
+        let flaw = if rewrites { Some(Flaw::Rewrite) } else { flaw };
         let own_role = rng.bool() || flaw == Some(Flaw::RowSecurity);
         Self {
             pair,

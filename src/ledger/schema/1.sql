@@ -443,7 +443,10 @@ begin
     select a.atttypid, a.atttypmod, d.adbin into v_type, v_modifier, v_default
         from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
         where a.attrelid = p_table and a.attname = p_column and not a.attisdropped;
-    if exists (select from pg_attribute where attrelid = p_table and attname = p_column and attidentity <> '') then
+    -- Not found: the snapshot of the transaction is older than the column.
+    if not found
+        or exists (select from pg_attribute where attrelid = p_table and attname = p_column and attidentity <> '')
+    then
         return null;
     end if;
     while exists (select from pg_type where oid = v_type and typtype = 'd') loop

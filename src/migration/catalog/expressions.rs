@@ -59,17 +59,31 @@ pub(crate) async fn resolve(
     Ok(Resolved { select: definition[..end].trim().to_owned(), unstable, generated })
 }
 
-/// The type as the server writes it.
+/// A column type as the server sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct TypeFacts {
+    /// As the server writes it.
+    pub(crate) name: String,
+    /// Whether adding a column of this type rewrites the table.
+    pub(crate) rewrites: bool,
+}
+
+/// Looks a type up, by adding a column of it to an empty table. Everything is rolled back.
 ///
 /// # Errors
 ///
 /// The server's, if this is not a type.
-pub(crate) async fn canonical_type(
+pub(crate) async fn look_up_type(
     connection: &mut PgConnection,
     sql_type: &str,
-) -> Result<String, sqlx::Error> {
+) -> Result<TypeFacts, sqlx::Error> {
     let mut tx = connection.begin().await?;
-    tx.execute(AssertSqlSafe(format!("create temporary table {ROW} (v0 {sql_type}) on commit drop"))).await?;
+    let file = "select pg_relation_filenode('pg_temp.cutover_row')::bigint";
+    let create = format!("create temporary table {ROW} () on commit drop");
+    tx.execute(AssertSqlSafe(create)).await?;
+    let before: i64 = unprepared::query_scalar(file).fetch_one(&mut *tx).await?;
+    tx.execute(AssertSqlSafe(format!("alter table {ROW} add column v0 {sql_type}"))).await?;
+    let after: i64 = unprepared::query_scalar(file).fetch_one(&mut *tx).await?;
     let name = unprepared::query_scalar(
         "select format_type(atttypid, atttypmod) from pg_attribute \
          where attrelid = 'pg_temp.cutover_row'::regclass and attnum = 1",
@@ -77,7 +91,7 @@ pub(crate) async fn canonical_type(
     .fetch_one(&mut *tx)
     .await?;
     tx.rollback().await?;
-    Ok(name)
+    Ok(TypeFacts { name, rewrites: before != after })
 }
 
 /// Functions in the view's parse tree whose result does not follow from their arguments. The dependencies of a view do

@@ -256,7 +256,10 @@ impl GuardTrigger {
                      return null; end if; \
                  begin \
                      if tg_op = 'DELETE' or (tg_op = 'UPDATE' and ({old_key}) is distinct from ({new_key})) then \
-                         delete from {target} as gone where ({gone_key}) = ({old_key}); end if; \
+                         delete from {target} as gone where ({gone_key}) = ({old_key}); \
+                         if not found and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then \
+                             {record_unseen} end if; \
+                     end if; \
                      if tg_op <> 'DELETE' then \
                          insert into {target} ({all}) overriding system value \
                          select {of_row}, {values} from (select new.*) as cutover_row \
@@ -271,6 +274,11 @@ impl GuardTrigger {
                 sets = sets.join(", "),
                 table = selects.source,
                 there_key = of("there"),
+                record_unseen = self.record_as(
+                    "'new'",
+                    "old",
+                    "'its snapshot may be older than the copy of the row, so its delete may have missed the copy'"
+                ),
                 record_old = self.record("'new'", "old"),
                 record_new = self.record("'new'", "new"),
             )
@@ -287,14 +295,18 @@ impl GuardTrigger {
         )
     }
 
-    /// Records the key of a row whose `side` is behind.
+    /// Records the key of a row whose `side` is behind, with the error.
     fn record(&self, side: &str, row: &str) -> String {
+        self.record_as(side, row, "sqlerrm")
+    }
+
+    fn record_as(&self, side: &str, row: &str, reason: &str) -> String {
         let values: Vec<String> = self.key.iter().map(|column| format!("{row}.{column}")).collect();
         let key = match &*values {
             [only] => format!("pg_catalog.to_jsonb({only})"),
             several => format!("pg_catalog.jsonb_build_array({})", several.join(", ")),
         };
-        format!("perform cutover.record_external_repair(tg_argv[0]::integer, {side}, {key}, sqlerrm);")
+        format!("perform cutover.record_external_repair(tg_argv[0]::integer, {side}, {key}, {reason});")
     }
 
     /// The statements that install the trigger, with the user's expressions as they are. For people to read.
