@@ -3,6 +3,9 @@
 //! `CREATE INDEX CONCURRENTLY` cannot run in a transaction, so it is not fenced; it changes no row. It blocks no writer and
 //! waits itself for every older transaction. It runs without `lock_timeout`, because an expired one would leave an invalid
 //! index. The transactions that it waits for are reported instead.
+//!
+//! On a partitioned table it is not possible at all. There each partition gets its own index, which is then attached: see
+//! [`Tree`].
 
 use std::pin::pin;
 use std::time::Duration;
@@ -12,6 +15,7 @@ use tokio::time::timeout;
 
 use super::alter::locked_by;
 use super::index_definition::Index;
+use super::partitioned_index::Tree;
 use crate::ledger::locks;
 use crate::ledger::{READ_COMMITTED, describe_error, sql_state, unprepared};
 use crate::migration::batch::begin;
@@ -29,7 +33,7 @@ const UNLIMITED: &str = "select set_config(name, '0', false) from pg_settings \
 const LIMITED: &str = "reset statement_timeout; reset lock_timeout";
 
 /// What exists under an index's name.
-enum Found {
+pub(super) enum Found {
     /// The described index, valid.
     Same,
     /// An invalid index that a build has left, by its full name.
@@ -73,8 +77,12 @@ pub(crate) async fn ensure(
     let mut session = pool.acquire().await?.detach();
     session.execute(UNLIMITED).await?;
     let mut outcome = Ok(());
+    let tree = Tree::load(&mut session, table).await?;
     for index in missing {
-        outcome = build(&mut session, pool, table, index, migration).await;
+        outcome = match &tree {
+            Some(tree) => tree.build(&mut session, pool, index, migration).await,
+            None => build(&mut session, pool, table, index, migration).await,
+        };
         if outcome.is_err() {
             break;
         }
@@ -83,7 +91,12 @@ pub(crate) async fn ensure(
     outcome
 }
 
-async fn look(pool: &PgPool, table: &str, index: &Index, migration: &Migration) -> Result<Found, PlanError> {
+pub(super) async fn look(
+    pool: &PgPool,
+    table: &str,
+    index: &Index,
+    migration: &Migration,
+) -> Result<Found, PlanError> {
     let mut tx = begin(pool, &[Phase::Verify, Phase::Ramp], migration).await?;
     // An index is always in its table's schema.
     let found: Option<(bool, bool, String, String)> = unprepared::query_as(
@@ -133,7 +146,7 @@ async fn described(tx: &mut PgConnection, table: &str, index: &Index) -> Result<
         }
         outcome => outcome?,
     };
-    let create = index.create("pg_temp.cutover_twin").replacen(" concurrently", "", 1);
+    let create = index.create_blocking("pg_temp.cutover_twin");
     tx.execute(AssertSqlSafe(&*create)).await.map_err(|error| failed(&index.create(table), &error))?;
     let is = unprepared::query_scalar(
         "select case when indisunique then 'unique' else '' end \
@@ -147,7 +160,7 @@ fn failed(statement: &str, error: &sqlx::Error) -> PlanError {
     PlanError::Refused(format!("`{statement}` failed: {}", describe_error(error)))
 }
 
-async fn build(
+pub(super) async fn build(
     session: &mut PgConnection,
     pool: &PgPool,
     table: &str,

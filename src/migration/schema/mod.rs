@@ -4,6 +4,7 @@ mod alter;
 mod guard;
 pub(super) mod index;
 mod index_definition;
+mod partitioned_index;
 
 pub(super) use alter::{alter, drop_old_side};
 pub(super) use guard::GuardTrigger;
