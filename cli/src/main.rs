@@ -2,6 +2,7 @@
 
 mod arguments;
 mod canary;
+mod console;
 mod files;
 mod http;
 mod preflight;
@@ -84,7 +85,7 @@ fn actor(arguments: &Arguments, options: &PgConnectOptions) -> String {
 }
 
 async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCode, AdminError> {
-    let actor = &actor(arguments, &options);
+    let actor = &*actor(arguments, &options);
     if let Command::Install { grant_to } = &arguments.command {
         let ledger = Ledger::open(options).await?;
         if let Some(role) = grant_to {
@@ -97,6 +98,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
     // Only `install` may change the schema.
     let ledger = &Ledger::existing(options).await?;
     match &arguments.command {
+        Command::Console(console) => return console::run(ledger, console, actor).await,
         Command::Expand(step) => return step::run(ledger, arguments, actor, step, Phase::Expand).await,
         Command::Backfill(step) => return step::run(ledger, arguments, actor, step, Phase::Backfill).await,
         Command::Verify(step) => return step::run(ledger, arguments, actor, step, Phase::Verify).await,

@@ -10,7 +10,7 @@ mod plan;
 mod reports;
 
 pub use builds::incompatible_builds;
-pub use commands::{approve, pause_work, resume_work, retry_repairs, set_phase};
+pub use commands::{Actor, approve, pause_work, resume_work, retry_repairs, set_phase};
 pub use error::AdminError;
 pub use plan::{MigrationFiles, Need, PlanReport, StepReport, migration_files, plan};
 pub use reports::{
