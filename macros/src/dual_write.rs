@@ -31,7 +31,8 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
         None => {
             let implementation = implementation(&original, at_once.as_ref(), &methods);
             let other = at_once.map(|name| writes_at_once(&original, &name, &methods));
-            quote!(#original #implementation #other)
+            // Callers know the types of both sides, so the compiler sees whether their futures are `Send`.
+            quote!(#[allow(async_fn_in_trait)] #original #implementation #other)
         }
     }
 }
@@ -236,7 +237,7 @@ fn method(
                 let both = call(BOTH, other, &moved);
                 quote!(::cutover::migration::Writes::Both { at_once: ::core::option::Option::Some(__side), .. } => #both?,)
             });
-            let Second { before, rows, check } = second(mark);
+            let Second { before, rows, attempt, check } = second(mark, &new);
             quote! {
                 let __value = match ::cutover::migration::DualWrite::begin_write(self, #tx)? {
                     ::cutover::migration::Writes::Old(__side) => #old?,
@@ -247,11 +248,11 @@ fn method(
                         #before
                         let __guard = ::cutover::migration::DualWrite::protect_new_side(self, #tx, #rows).await?;
                         let __side = __second;
-                        let __attempt = #new;
+                        let __attempt = #attempt;
                         match ::cutover::migration::DualWrite::finish_new_side(self, #tx, __guard, __attempt).await? {
                             ::core::option::Option::Some(__from_new) => {
                                 #check
-                                match #tx.phase().answers() {
+                                match ::cutover::migration::DualWrite::answers(self, #tx)? {
                                     ::cutover::migration::Side::Old => __from_old,
                                     ::cutover::migration::Side::New => __from_new,
                                 }
@@ -293,10 +294,12 @@ fn method(
 struct Second {
     before: TokenStream,
     rows: TokenStream,
+    attempt: TokenStream,
     check: TokenStream,
 }
 
-fn second(mark: &Mark) -> Second {
+fn second(mark: &Mark, call: &TokenStream) -> Second {
+    let attempt = quote!(#call);
     let rows = quote!(::cutover::migration::Rows);
     match mark {
         // The second side inserts the key that the first one returned.
@@ -306,16 +309,17 @@ fn second(mark: &Mark) -> Second {
                 let #key = ::core::option::Option::Some(::core::clone::Clone::clone(&__key));
             },
             rows: quote!(#rows::one(&__key)),
+            attempt: quote!(::cutover::migration::explain_duplicate(&__key, #call)),
             check: quote!(::cutover::migration::check_same_key(&__key, &__from_new)?;),
         },
         Mark::Write(Rows::One(key)) => {
-            Second { before: quote!(), rows: quote!(#rows::one(&(#key))), check: quote!() }
+            Second { before: quote!(), rows: quote!(#rows::one(&(#key))), attempt, check: quote!() }
         }
         Mark::Write(Rows::Many(keys)) => {
-            Second { before: quote!(), rows: quote!(#rows::many(&(#keys))), check: quote!() }
+            Second { before: quote!(), rows: quote!(#rows::many(&(#keys))), attempt, check: quote!() }
         }
         Mark::Write(Rows::Unknown) | Mark::Read { .. } => {
-            Second { before: quote!(), rows: quote!(#rows::unknown()), check: quote!() }
+            Second { before: quote!(), rows: quote!(#rows::unknown()), attempt, check: quote!() }
         }
     }
 }
@@ -464,6 +468,7 @@ fn writes_at_once(item: &ItemTrait, name: &Ident, methods: &[Method]) -> TokenSt
     let doc = format!("The writes of [`{}`], each of both sides in one statement.", item.ident);
     quote! {
         #[doc = #doc]
+        #[allow(async_fn_in_trait)]
         #(#boxed)*
         #visibility trait #name #generics: #supertraits #where_clause {
             #(#written)*

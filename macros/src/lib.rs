@@ -8,7 +8,8 @@ use proc_macro::TokenStream;
 /// implementations of the trait.
 ///
 /// Every method is an `async fn` that takes `&self` and returns a `Result<T, E>`. `E` is an error type with
-/// `E: From<cutover::migration::Error> + std::error::Error`. Every method has one of these marks:
+/// `E: From<cutover::migration::Error>`: any `std::error::Error`, `anyhow::Error`,
+/// `eyre::Report` or `Box<dyn Error + Send + Sync>`. Every method has one of these marks:
 ///
 /// - `#[write(key = id)]`, `#[write(keys = ids)]` or `#[write(unknown_rows)]`: a write. It takes a `&mut PinnedTx` among its
 ///   arguments and runs on the sides that the transaction's phase writes, the old side first. Arguments that are not

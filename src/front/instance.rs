@@ -88,6 +88,28 @@ impl Instance {
         self.agent.as_ref()?.migration(name)
     }
 
+    /// Waits until the fleet has admitted this instance, so that a job can write its first row. At once without a migration.
+    ///
+    /// A build that the deploy guard refuses is never admitted. So a job waits for the drain, too:
+    ///
+    /// ```no_run
+    /// # async fn f(instance: &cutover::Instance) {
+    /// tokio::select! {
+    ///     () = instance.admitted() => {}
+    ///     _ = instance.drain().begun() => return,
+    /// }
+    /// # }
+    /// ```
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only waits.
+    pub async fn admitted(&self) {
+        if let Some(agent) = &self.agent {
+            agent.admitted().await;
+        }
+    }
+
     /// The service's Postgres.
     ///
     /// # Errors

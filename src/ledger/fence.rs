@@ -1,16 +1,28 @@
 //! The calls of `cutover.fence`, which refuses a write transaction at a closed or unknown epoch.
 
-/// The call as a statement to prepare: migration id, epoch, phase.
-#[cfg(feature = "deadpool")]
-pub(crate) const CALL: &str = "select cutover.fence($1, $2, $3)";
+/// The arguments of one call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FencePin {
+    pub(crate) migration: i32,
+    pub(crate) epoch: i32,
+    pub(crate) phase: &'static str,
+}
 
-/// One message that passes the fence and begins a transaction.
+/// One message that passes the fence of each migration and begins a transaction.
 ///
 /// The server runs a simple-query message as one implicit transaction. The `begin` at its end turns that into a
 /// transaction that stays open. `begin` comes last so that a refused fence leaves the connection outside any transaction.
 /// The values are two numbers and two names of the library, so they need no quoting.
-pub(crate) fn begin_message(isolation: &str, migration: i32, epoch: i32, phase: &str) -> String {
-    format!(
-        "set transaction isolation level {isolation}; select cutover.fence({migration}, {epoch}, '{phase}'); begin"
-    )
+pub(crate) fn begin_message(isolation: &str, pins: &[FencePin]) -> String {
+    let call = |pin: &FencePin| format!("cutover.fence({}, {}, '{}')", pin.migration, pin.epoch, pin.phase);
+    let calls: Vec<String> = pins.iter().map(call).collect();
+    format!("set transaction isolation level {isolation}; select {}; begin", calls.join(", "))
+}
+
+/// The same calls as a statement to prepare. Each migration has three parameters: id, epoch, phase.
+#[cfg(feature = "deadpool")]
+pub(crate) fn prepared_call(migrations: usize) -> String {
+    let call = |n: usize| format!("cutover.fence(${}, ${}, ${})", 3 * n + 1, 3 * n + 2, 3 * n + 3);
+    let calls: Vec<String> = (0..migrations).map(call).collect();
+    format!("select {}", calls.join(", "))
 }

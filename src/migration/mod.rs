@@ -14,7 +14,8 @@
 //!
 //! - [`ColumnMigration`] or [`TableMigration`] describes a migration within one database, [`mirror`] one to another database.
 //! - [`MigrationSpec`] declares it in a build, with the phases that the build can run ([`PhaseRange`]).
-//! - [`Migration`] is the handle at run time: [`Migration::begin`] begins a transaction at the current epoch.
+//! - [`Migration`] is the handle at run time: [`Migration::begin`] begins a transaction at the current epoch. [`Migrations`]
+//!   begins one that writes under several migrations.
 //! - [`DualWrite`] makes two repositories, one for each side, look like one. [`Shadow`] compares what requests read.
 //! - [`admin`] is what people ask for and see. The command line `cutover` is made of it.
 
@@ -34,10 +35,10 @@ pub use catalog::{OldSide, PlanProblem};
 pub(crate) use coordinator::check as check_specs;
 pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError};
 pub use dual::{
-    Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, Rows, Separate, Shadow, ShadowOptions,
+    Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, RepositoryError, Rows, Separate, Shadow, ShadowOptions,
 };
 #[doc(hidden)]
-pub use dual::{Guard, Writes, check_same_key, inserted_key};
+pub use dual::{Guard, Writes, check_same_key, explain_duplicate, inserted_key};
 pub use phase::{Desired, Phase, PhaseRange, SchemaState, Side, Target, Task};
 pub use plan::{
     Column, ColumnMigration, ColumnMigrationBuilder, SqlMigration, SqlMigrationBuilder, Table,
@@ -46,5 +47,5 @@ pub use plan::{
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;
 pub use runtime::{
-    Error, FencedPool, FencedTransaction, Isolation, Migration, Pin, PinnedTx, SqlxTx, is_retryable,
+    Error, FencedPool, FencedTransaction, Isolation, Migration, Migrations, Pin, PinnedTx, SqlxTx, is_retryable,
 };

@@ -8,7 +8,7 @@ use crate::{Error, Flow, Order};
 
 /// The payment status of orders.
 #[cutover::dual_write]
-pub(crate) trait PaymentStatus {
+pub trait PaymentStatus {
     /// Returns the order with this number, with its status.
     #[read(key = id)]
     async fn find(&self, id: i64) -> Result<Option<Order>, Error>;

@@ -11,7 +11,7 @@
 //!
 //! They share what does not change: the routes ([`http`]), the statuses ([`status`]) and the start ([`start`]).
 
-mod columns;
+pub mod columns;
 mod fault;
 pub mod http;
 pub mod migration;

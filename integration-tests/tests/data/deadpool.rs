@@ -188,6 +188,6 @@ async fn a_dual_write_accepts_deadpool_transactions() -> Outcome {
     let other = fleet.agent.migration("other").ok_or("declared")?;
     let mut tx = other.begin(&pool).await?;
     let refused = statuses.set(&mut tx, 3, "paid").await.expect_err("another migration's");
-    assert!(matches!(refused, Error::OtherMigration));
+    assert!(matches!(refused, Error::OtherMigration { .. }));
     Ok(())
 }

@@ -190,7 +190,7 @@ async fn a_transaction_of_another_migration_is_refused() -> Outcome {
     let other = a.agent.migration("other").ok_or("declared")?;
     let mut tx = other.begin(&world.pool).await?;
     let error = repository.set(&mut tx, 1, "paid".into()).await.expect_err("refused");
-    assert!(matches!(error, Error::OtherMigration), "{error}");
+    assert!(matches!(error, Error::OtherMigration { .. }), "{error}");
     tx.rollback().await?;
     let mut tx = a.migration.begin(&world.pool).await?;
     assert_eq!(repository.set(&mut tx, 1, "paid".into()).await?, "PAID");

@@ -117,19 +117,26 @@ impl World {
     pub(crate) async fn short_lived(&self, name: &str, plan: impl Plan + 'static) -> Outcome<Fleet> {
         let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(plan);
         let (lease, renew_every) = (Duration::from_secs(2), Duration::from_millis(400));
-        self.join(name, spec, FleetOptions { lease, renew_every, ..FleetOptions::default() }).await
+        self.join(vec![spec], name, FleetOptions { lease, renew_every, ..FleetOptions::default() }).await
     }
 
     async fn take_part(&self, name: &str, spec: MigrationSpec) -> Outcome<Fleet> {
-        self.join(name, spec, FleetOptions::default()).await
+        self.join(vec![spec], name, FleetOptions::default()).await
     }
 
-    async fn join(&self, name: &str, spec: MigrationSpec, options: FleetOptions) -> Outcome<Fleet> {
+    /// An instance with these migrations, the first of which is `status`.
+    pub(crate) async fn join(
+        &self,
+        specs: Vec<MigrationSpec>,
+        name: &str,
+        options: FleetOptions,
+    ) -> Outcome<Fleet> {
         let health = Health::new();
         let ledger = Ledger::open(self.url.parse()?).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
         let fleet = Membership::join(ledger, &release, options, &health).await?;
-        let specs = vec![spec.soak(Duration::ZERO), MigrationSpec::new("other", PhaseRange::FULL)];
+        let mut specs: Vec<_> = specs.into_iter().map(|spec| spec.soak(Duration::ZERO)).collect();
+        specs.push(MigrationSpec::new("other", PhaseRange::FULL));
         let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
         let migration = agent.migration("status").ok_or("declared")?;
         self.until("admitted", async || agent.migrations().all(|migration| migration.current().is_some()))

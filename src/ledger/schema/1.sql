@@ -331,8 +331,9 @@ begin
             message = format('epoch %s of migration %s is closed', p_epoch, p_migration),
             hint = 'The migration has moved on. Retry at the current epoch.';
     end if;
-    -- Tells the guard trigger, until the end of the transaction, that the writes are pinned.
-    perform set_config('cutover.pin', p_migration::text, true);
+    -- Tells the guard trigger of this migration, until the end of the transaction, that the writes are pinned. Each
+    -- migration has a setting of its own, because a transaction can be pinned to several.
+    perform set_config('cutover.pin_' || p_migration, 'on', true);
     -- A client that is cut off in mid-transaction would hold its rows until the operating system closes the connection,
     -- which can take hours. A limit that the role or the session has set is kept.
     if current_setting('idle_in_transaction_session_timeout') = '0' then

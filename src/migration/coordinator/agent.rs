@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
@@ -12,6 +13,9 @@ use crate::health::{Criticality, Health};
 use crate::ledger::plans::{self, PublishedPlan};
 use crate::ledger::{LedgerError, describe_error, migrations as migrations_table};
 use crate::migration::runtime::Migration;
+
+/// How often [`Agent::admitted`] looks at the gates.
+const ADMISSION_CHECK: Duration = Duration::from_millis(20);
 
 /// This instance's part in its fleet's migrations.
 ///
@@ -86,6 +90,20 @@ impl Agent {
     /// The migrations that this build declared.
     pub fn migrations(&self) -> impl Iterator<Item = &Migration> {
         self.migrations.iter().map(|(_, migration)| migration)
+    }
+
+    /// Waits until this instance is admitted to the fleet, so that operations can begin.
+    ///
+    /// It waits for as long as the deploy guard refuses this build. Later the lease can expire; operations then fail with
+    /// [`Error::NotInFleet`](crate::migration::Error::NotInFleet) until the instance has rejoined.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only waits.
+    pub async fn admitted(&self) {
+        while self.migrations().any(|migration| migration.current().is_none()) {
+            tokio::time::sleep(ADMISSION_CHECK).await;
+        }
     }
 
     /// Registers `cutover_migration_rows_done_total{migration,kind}`, `cutover_migration_rows_expected{migration,kind}`,

@@ -5,8 +5,9 @@ use serde::Serialize;
 use super::dual_write::DualWrite;
 use super::key::Key;
 use super::reading::Reads;
+use super::repository_error::RepositoryError;
 use super::rows::{Keyed, Rows};
-use super::write_steps::{Writes, check_same_key, inserted_key};
+use super::write_steps::{Writes, check_same_key, explain_duplicate, inserted_key};
 use crate::migration::phase::Side;
 use crate::migration::runtime::{Error, FencedTransaction, PinnedTx};
 
@@ -39,13 +40,13 @@ impl<O, N, B> DualWrite<O, N, B> {
     ///
     /// # Errors
     ///
-    /// The errors of the closures, and [`Error::OtherMigration`] for a transaction that was begun at another migration.
+    /// The errors of the closures, and [`Error::OtherMigration`] for a transaction that was not begun with this migration.
     /// The transaction cannot be committed afterwards.
     ///
     /// # Cancel safety
     ///
     /// Safe: if the write is dropped before its end, its transaction cannot be committed.
-    pub async fn write_with<T, K, R, E>(
+    pub async fn write_with<T, K, R, E, Kind>(
         &self,
         tx: &mut PinnedTx<T>,
         rows: Rows<'_, K>,
@@ -55,7 +56,7 @@ impl<O, N, B> DualWrite<O, N, B> {
     where
         T: FencedTransaction,
         K: Serialize + ?Sized,
-        E: From<Error> + std::error::Error + 'static,
+        E: From<Error> + RepositoryError<Kind>,
     {
         let value = match Self::begin_write(self, tx)? {
             Writes::Old(side) => old(side, tx).await?,
@@ -65,7 +66,7 @@ impl<O, N, B> DualWrite<O, N, B> {
                 let guard = Self::protect_new_side(self, tx, rows).await?;
                 let attempt = new(second, tx).await;
                 match Self::finish_new_side(self, tx, guard, attempt).await? {
-                    Some(from_new) if tx.phase().answers() == Side::New => from_new,
+                    Some(from_new) if Self::answers(self, tx)? == Side::New => from_new,
                     _ => from_old,
                 }
             }
@@ -132,12 +133,13 @@ impl<O, N, B> DualWrite<O, N, B> {
     ///
     /// # Errors
     ///
-    /// As [`DualWrite::write_with`], and [`Error::KeysDiffer`] if a side returns another key than it was given.
+    /// As [`DualWrite::write_with`], and [`Error::KeysDiffer`] if a side returns another key than it was given, and
+    /// [`Error::InsertedTwice`] if the second side inserts the row that the first side has just inserted.
     ///
     /// # Cancel safety
     ///
     /// As [`DualWrite::write_with`].
-    pub async fn insert_with<T, K, R, E>(
+    pub async fn insert_with<T, K, R, E, Kind>(
         &self,
         tx: &mut PinnedTx<T>,
         key: Option<K>,
@@ -148,7 +150,7 @@ impl<O, N, B> DualWrite<O, N, B> {
         T: FencedTransaction,
         K: Clone + PartialEq + Serialize,
         R: Keyed<K>,
-        E: From<Error> + std::error::Error + 'static,
+        E: From<Error> + RepositoryError<Kind>,
     {
         let value = match Self::begin_write(self, tx)? {
             Writes::Old(side) => old(side, tx, key).await?,
@@ -157,11 +159,11 @@ impl<O, N, B> DualWrite<O, N, B> {
                 let from_old = old(first, tx, key.clone()).await?;
                 let key = inserted_key(key, &from_old)?;
                 let guard = Self::protect_new_side(self, tx, Rows::one(&key)).await?;
-                let attempt = new(second, tx, Some(key.clone())).await;
+                let attempt = explain_duplicate(&key, new(second, tx, Some(key.clone())).await);
                 match Self::finish_new_side(self, tx, guard, attempt).await? {
                     Some(from_new) => {
                         check_same_key(&key, &from_new)?;
-                        if tx.phase().answers() == Side::New { from_new } else { from_old }
+                        if Self::answers(self, tx)? == Side::New { from_new } else { from_old }
                     }
                     None => from_old,
                 }

@@ -152,15 +152,15 @@ impl<O, N, B> DualWrite<O, N, B> {
     ///
     /// # Errors
     ///
-    /// [`Error::OtherMigration`] for a transaction that was begun at another migration.
+    /// [`Error::OtherMigration`] for a transaction that was not begun with this migration.
     #[inline]
     pub fn read_in<T: FencedTransaction>(
         &self,
         tx: &PinnedTx<T>,
         key: Key,
     ) -> Result<Reads<'_, O, N>, Error> {
-        self.check(tx)?;
-        Ok(self.side(key, tx.phase(), tx.ramp()))
+        let pin = tx.pin_of(&self.migration)?;
+        Ok(self.side(key, pin.phase(), pin.ramp()))
     }
 
     #[inline]
@@ -169,12 +169,6 @@ impl<O, N, B> DualWrite<O, N, B> {
             Side::Old => Reads::Old(&self.old),
             Side::New => Reads::New(&self.new),
         }
-    }
-
-    /// Refuses a transaction that was begun at another migration.
-    #[inline]
-    pub(super) fn check<T: FencedTransaction>(&self, tx: &PinnedTx<T>) -> Result<(), Error> {
-        if tx.is_of(&self.migration) { Ok(()) } else { Err(Error::OtherMigration) }
     }
 }
 

@@ -5,6 +5,7 @@ mod dual_write;
 mod key;
 mod reading;
 mod repair;
+mod repository_error;
 mod rows;
 mod shadow;
 mod write_steps;
@@ -14,7 +15,8 @@ pub use key::Key;
 pub use reading::{Reading, Reads};
 pub use repair::Repaired;
 pub(super) use repair::{due_repairs, finish_repair, may_repair};
+pub use repository_error::RepositoryError;
 pub use rows::{Keyed, Rows};
 pub use shadow::{Compared, Shadow, ShadowOptions};
 #[doc(hidden)]
-pub use write_steps::{Guard, Writes, check_same_key, inserted_key};
+pub use write_steps::{Guard, Writes, check_same_key, explain_duplicate, inserted_key};

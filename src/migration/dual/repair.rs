@@ -7,6 +7,7 @@
 use serde_json::Value;
 
 use super::dual_write::DualWrite;
+use super::repository_error::RepositoryError;
 use crate::ledger::repairs::{self, Repair, TextConnection};
 use crate::migration::catalog::ROW_WORK_SETTINGS_QUERY;
 use crate::migration::phase::Phase;
@@ -41,7 +42,8 @@ impl<O, N, B> DualWrite<O, N, B> {
         keys: &Value,
         error: &str,
     ) -> Result<bool, Error> {
-        let (id, epoch, keys) = (self.migration().id(), tx.epoch(), keys.to_string());
+        let (id, epoch) = (self.migration().id(), tx.pin_of(self.migration())?.epoch());
+        let keys = keys.to_string();
         tracing::warn!(
             migration = self.migration().name(),
             keys,
@@ -72,7 +74,7 @@ impl<O, N, B> DualWrite<O, N, B> {
     /// # Cancel safety
     ///
     /// Safe: each row is repaired completely or not at all.
-    pub async fn repair_with<P: FencedPool, E: From<Error> + std::error::Error + 'static>(
+    pub async fn repair_with<P: FencedPool, E: From<Error> + RepositoryError<Kind>, Kind>(
         &self,
         pool: &P,
         repair_row: impl AsyncFn(&O, &N, &mut PinnedTx<P::Transaction>, &Value) -> Result<(), E>,
@@ -106,7 +108,7 @@ pub(crate) async fn due_repairs<P: FencedPool>(
 }
 
 /// Commits a repaired row and removes its record, or records why the repair failed.
-pub(crate) async fn finish_repair<P: FencedPool, E: std::error::Error + 'static>(
+pub(crate) async fn finish_repair<P: FencedPool, E: RepositoryError<Kind>, Kind>(
     migration: &Migration,
     pool: &P,
     mut tx: PinnedTx<P::Transaction>,
@@ -127,7 +129,7 @@ pub(crate) async fn finish_repair<P: FencedPool, E: std::error::Error + 'static>
         }
         Err(error) => {
             tx.rollback().await?;
-            (error.to_string(), is_retryable(&error))
+            (error.as_error().to_string(), is_retryable(error.as_error()))
         }
     };
     tracing::warn!(migration = migration.name(), key = repair.key, error, "row not repaired");

@@ -187,8 +187,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorTx<S, M> {
     ///
     /// Safe: if it is dropped before its end, its transaction cannot be committed.
     pub async fn put(&mut self, key: &str, row: Option<&S::Row>) -> Result<(), MirrorError> {
-        self.tx.write_begins();
-        let phase = self.tx.phase();
+        let phase = self.tx.write_begins(&self.mirror.migration)?;
         if phase.writes(Side::Old) {
             self.mirror.plan.source().write(&mut self.tx, key, row).await?;
         }

@@ -1,6 +1,7 @@
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
 
 use crate::ledger::{describe_error, sql_state};
 
@@ -19,17 +20,37 @@ pub enum Error {
     /// Retry; the instance rejoins the fleet meanwhile.
     #[error("the epoch is not in the ledger, which was restored or failed over to an older state; retry")]
     EpochUnknown,
-    /// The transaction was begun with another migration, so its phase says nothing about this one. Nothing was written.
+    /// The transaction was not begun with the migration that the data belongs to, so it has no phase for it. Nothing was
+    /// written.
     #[error(
-        "the transaction was begun with another migration; begin it with the migration that the data belongs to"
+        "the data belongs to migration `{migration}`, but the transaction was begun with {begun_with}; \
+         begin it with all migrations that it writes under: `first.and(&second).begin(&pool)`"
     )]
-    OtherMigration,
+    OtherMigration {
+        /// The migration that the data belongs to.
+        migration: String,
+        /// The migrations that the transaction was begun with, as text.
+        begun_with: String,
+    },
     /// The two sides gave a new row different keys, so it cannot be found on both. The transaction can no longer be
     /// committed.
     #[error(
         "the two sides gave a new row different keys; insert the key that the implementation receives, and return it"
     )]
     KeysDiffer,
+    /// The second side of an insert inserted the row that the first side had just inserted. Nothing was written.
+    #[error(
+        "the second side of an insert inserted key ({key}) again (constraint {constraint}): in a migration of a column, both \
+         sides are one row; insert with `on conflict (…) do update set …` on the new side, or write both columns in one \
+         statement (`DualWrite::at_once`); in a migration of a table, the new table already has a row with this key: let \
+         both tables use one sequence, and insert with `on conflict (…) do update set …`"
+    )]
+    InsertedTwice {
+        /// The key, as Postgres prints it.
+        key: String,
+        /// The constraint that the second insert violated.
+        constraint: String,
+    },
     /// A write to both sides failed or was dropped before its end, and the transaction was then to be committed. It was
     /// rolled back, because one side may have been written and the other not.
     #[error("a write of this transaction did not succeed, so the transaction was rolled back; run it again")]
@@ -72,6 +93,51 @@ impl Error {
     }
 }
 
+/// A violation of a unique constraint, as the server reports it.
+pub(crate) struct Duplicate {
+    pub(crate) constraint: String,
+    /// The values of the constraint's columns, as the server prints them.
+    pub(crate) values: String,
+}
+
+/// The violation of a unique constraint among the sources of an error.
+pub(crate) fn duplicate_key(error: &(dyn std::error::Error + 'static)) -> Option<Duplicate> {
+    // The detail is `Key (id)=(7) already exists.`, in the server's language.
+    let duplicate = |state: &str, constraint: Option<&str>, detail: Option<&str>| {
+        let (_, values) = detail?.split_once(")=(")?;
+        let (values, _) = values.rsplit_once(')')?;
+        let constraint = constraint.unwrap_or_default().to_owned();
+        (state == "23505").then(|| Duplicate { constraint, values: values.to_owned() })
+    };
+    let of_sqlx = |error: &dyn DatabaseError| {
+        let error = error.try_downcast_ref::<PgDatabaseError>()?;
+        duplicate(error.code(), error.constraint(), error.detail())
+    };
+    sources(error).find_map(|error| {
+        if let Some(sqlx::Error::Database(error)) = error.downcast_ref::<sqlx::Error>() {
+            return of_sqlx(&**error);
+        }
+        if let Some(Error::Database(sqlx::Error::Database(error))) = error.downcast_ref::<Error>() {
+            return of_sqlx(&**error);
+        }
+        if let Some(error) = error.downcast_ref::<Box<dyn DatabaseError>>() {
+            return of_sqlx(&**error);
+        }
+        #[cfg(feature = "deadpool")]
+        if let Some(error) = error.downcast_ref::<tokio_postgres::error::DbError>() {
+            return duplicate(error.code().code(), error.constraint(), error.detail());
+        }
+        None
+    })
+}
+
+/// An error and its sources.
+fn sources<'e>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
 /// A serialization failure or a deadlock. A retry can succeed.
 fn is_transient(sql_state: &str) -> bool {
     matches!(sql_state, "40001" | "40P01")
@@ -80,7 +146,7 @@ fn is_transient(sql_state: &str) -> bool {
 /// Like [`Error::is_retryable`], for a repository's own error type: looks for an error of the database driver or of this
 /// library among its sources.
 pub fn is_retryable(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| {
+    sources(error).any(|error| {
         if let Some(error) = error.downcast_ref::<Error>() {
             return error.is_retryable();
         }

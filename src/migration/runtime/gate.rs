@@ -200,8 +200,9 @@ impl<G: Borrow<Gate>> Held<G> {
         Some(Self { gate, ticket })
     }
 
-    pub(crate) fn gate(&self) -> &Gate {
-        self.gate.borrow()
+    /// Whose gate it is.
+    pub(crate) fn gate_owner(&self) -> &G {
+        &self.gate
     }
 
     #[inline]

@@ -1,17 +1,14 @@
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use super::error::Error;
 use super::fence::{FencedPool, Isolation, PinnedTx};
-use super::gate::{Gate, Held, Pin};
+use super::gate::{Gate, Pin};
 use super::work_metrics::WorkMetrics;
 use crate::fleet::Lease;
 use crate::migration::phase::Phase;
-
-/// How often [`Migration::begin`] tries before it gives up. With the pauses this is half a second.
-const ATTEMPTS: u32 = 14;
 
 /// One migration as this instance sees it. Operations learn here which sides to write and read.
 ///
@@ -25,7 +22,7 @@ struct Inner {
     name: String,
     // Changes only while the gate is shut.
     id: AtomicI32,
-    gate: Arc<Gate>,
+    gate: Gate,
     work: WorkMetrics,
     note: Mutex<String>,
 }
@@ -33,7 +30,7 @@ struct Inner {
 impl Migration {
     pub(crate) fn new(name: &str, id: i32, lease: Lease) -> Self {
         let shards = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
-        let gate = Arc::new(Gate::new(lease, shards));
+        let gate = Gate::new(lease, shards);
         let work = WorkMetrics::new(name);
         Self {
             inner: Arc::new(Inner {
@@ -122,7 +119,8 @@ impl Migration {
 
     /// Begins a transaction at the current epoch, with the fence in the same round trip as `BEGIN`.
     ///
-    /// `pool` is a `sqlx::PgPool` or, with the cargo feature `deadpool`, a `deadpool_postgres::Pool`.
+    /// `pool` is a `sqlx::PgPool` or, with the cargo feature `deadpool`, a `deadpool_postgres::Pool`. For a transaction that
+    /// writes under several migrations see [`Migration::and`].
     ///
     /// If the fence refuses the epoch because the migration has just moved on, the transaction is begun again at the new
     /// epoch, a few times at most. No statement of the caller has run by then.
@@ -152,18 +150,19 @@ impl Migration {
         pool: &P,
         isolation: Isolation,
     ) -> Result<PinnedTx<P::Transaction>, Error> {
-        let mut attempt = 1;
-        loop {
-            let pin = Held::enter(self.inner.gate.clone()).ok_or(Error::NotInFleet)?;
-            match PinnedTx::begin(pool, isolation, self, pin).await.map_err(Error::or_refusal) {
-                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
-                    // This instance is about to adopt the next epoch.
-                    tokio::time::sleep(Duration::from_millis(5) * attempt).await;
-                    attempt += 1;
-                }
-                outcome => return outcome,
-            }
-        }
+        PinnedTx::begin(pool, isolation, self, &[]).await
+    }
+
+    /// Whether both are handles of the same migration.
+    pub(crate) fn is(&self, other: &Migration) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+}
+
+impl Borrow<Gate> for Migration {
+    #[inline]
+    fn borrow(&self) -> &Gate {
+        &self.inner.gate
     }
 }
 

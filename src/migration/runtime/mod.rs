@@ -7,11 +7,14 @@ mod gate;
 #[cfg(test)]
 mod gate_tests;
 mod migration;
+mod migrations;
 mod work_metrics;
 
+pub(crate) use error::{Duplicate, duplicate_key};
 pub use error::{Error, is_retryable};
 #[cfg(feature = "deadpool")]
 pub use fence::DeadpoolTx;
 pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
 pub use gate::Pin;
 pub use migration::Migration;
+pub use migrations::Migrations;

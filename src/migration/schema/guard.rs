@@ -7,8 +7,8 @@
 //!
 //! # What the trigger does
 //!
-//! The expand step installs it in the transaction that makes the new side. Pinned writes pass: the fence leaves the
-//! migration's id in a setting of the transaction, `cutover.pin`, and the trigger's condition compares it before any
+//! The expand step installs it in the transaction that makes the new side. Pinned writes pass: the fence sets
+//! `cutover.pin_<id>` for the transaction, a setting per migration, and the trigger's condition reads it before any
 //! function is called. Every other write is recorded with its `application_name`, and then:
 //!
 //! | phase | which side has authority | an external write |
@@ -283,7 +283,7 @@ impl GuardTrigger {
             format!(
                 "; drop trigger if exists {name} on {table}; \
                  create trigger {name} {when} on {table} for each {each} \
-                 when (current_setting('cutover.pin', true) is distinct from '{id}') \
+                 when (current_setting('cutover.pin_{id}', true) is distinct from 'on') \
                  execute function cutover.guard_{id}('{id}')"
             )
         };

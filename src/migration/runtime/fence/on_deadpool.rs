@@ -16,16 +16,18 @@ impl FencedPool for Pool {
     async fn begin(&self, call: FenceCall) -> Result<DeadpoolTx, Error> {
         let client = self.get().await?;
         // Preparation costs one round trip per connection.
-        let fence = client.prepare_cached(fence::CALL).await?;
+        let fence = client.prepare_cached(&fence::prepared_call(call.pins.len())).await?;
+        let arguments: Vec<&(dyn ToSql + Sync)> = call
+            .pins
+            .iter()
+            .flat_map(|pin| [&pin.migration as &(dyn ToSql + Sync), &pin.epoch, &pin.phase])
+            .collect();
         let begin = format!("begin isolation level {}", call.isolation.name());
         // From here on a drop rolls back, also if nothing has begun yet.
         let tx = DeadpoolTx { client, open: true };
         // Both messages are sent before either is answered.
-        let (begun, passed) = join(
-            tx.client.batch_execute(&begin),
-            tx.client.execute(&fence, &[&call.migration, &call.epoch, &call.phase.name()]),
-        )
-        .await;
+        let (begun, passed) =
+            join(tx.client.batch_execute(&begin), tx.client.execute(&fence, &arguments)).await;
         begun?;
         passed?;
         Ok(tx)

@@ -16,8 +16,7 @@ impl FencedPool for PgPool {
 
     async fn begin(&self, call: FenceCall) -> Result<SqlxTx, Error> {
         // The fence is part of the message that begins the transaction, so it costs no round trip.
-        let message =
-            fence::begin_message(call.isolation.name(), call.migration, call.epoch, call.phase.name());
+        let message = fence::begin_message(call.isolation.name(), &call.pins);
         // It runs in a task of its own. The pin stays with the caller: a dead connection can keep that task waiting for long,
         // which must not hold the fleet up.
         Ok(SqlxTx(begin(self, AssertSqlSafe(message)).await?))
@@ -29,6 +28,10 @@ pub struct SqlxTx(PgTransaction<'static>);
 
 impl SqlxTx {
     pub(crate) fn connection_mut(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
+
+    pub(crate) fn transaction_mut(&mut self) -> &mut PgTransaction<'static> {
         &mut self.0
     }
 }

@@ -1,19 +1,23 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgTransaction};
 
+use crate::ledger::fence::FencePin;
 use crate::migration::phase::{Percent, Phase};
 use crate::migration::runtime::error::Error;
 use crate::migration::runtime::fence::on_sqlx::SqlxTx;
 use crate::migration::runtime::fence::transaction::{
     Ending, FenceCall, FencedPool, FencedTransaction, Isolation,
 };
-use crate::migration::runtime::gate::{Gate, Held};
+use crate::migration::runtime::gate::Held;
 use crate::migration::runtime::migration::Migration;
 
-/// A transaction that is pinned to an epoch and has passed the fence.
+/// How often a transaction is begun before its refusal is returned. With the pauses this is half a second.
+const ATTEMPTS: u32 = 14;
+
+/// A transaction that is pinned to an epoch of its migration, or of each of its migrations, and has passed the fence.
 ///
 /// It dereferences to the connection: with `sqlx`, queries run on `&mut *tx`; with `deadpool`, its methods are those of a
 /// `deadpool_postgres` client. A repository that takes this type cannot be called with an unpinned connection. A
@@ -26,52 +30,121 @@ pub struct PinnedTx<T: FencedTransaction = SqlxTx> {
     pub(crate) tx: T,
     /// Writes to a migration's sides that have begun and not succeeded.
     pub(crate) unfinished: u32,
+    /// The pins of these writes, the outermost first. Empty if there is only one pin.
+    writing: Vec<usize>,
     // Declared last, so dropped last: the operation counts until the rollback has been queued.
-    pub(crate) pin: Held<Arc<Gate>>,
+    first: Held<Migration>,
+    others: Vec<Held<Migration>>,
 }
 
 impl<T: FencedTransaction> PinnedTx<T> {
-    /// See [`Migration::begin`]. The pin is held until the transaction is dropped, or until this future is.
+    /// See [`Migration::begin`]. The pins are held until the transaction is dropped, or until this future is.
     pub(crate) async fn begin(
         pool: &impl FencedPool<Transaction = T>,
         isolation: Isolation,
-        migration: &Migration,
-        pin: Held<Arc<Gate>>,
+        first: &Migration,
+        others: &[Migration],
     ) -> Result<Self, Error> {
-        let call = FenceCall { isolation, migration: migration.id(), epoch: pin.epoch(), phase: pin.phase() };
-        let tx = pool.begin(call).await?;
-        Ok(Self { tx, unfinished: 0, pin })
+        let mut attempt = 1;
+        loop {
+            match Self::try_to_begin(pool, isolation, first, others).await.map_err(Error::or_refusal) {
+                Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
+                    // This instance is about to adopt the next epoch.
+                    tokio::time::sleep(Duration::from_millis(5) * attempt).await;
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_to_begin(
+        pool: &impl FencedPool<Transaction = T>,
+        isolation: Isolation,
+        first: &Migration,
+        others: &[Migration],
+    ) -> Result<Self, Error> {
+        let enter = |migration: &Migration| Held::enter(migration.clone()).ok_or(Error::NotInFleet);
+        let first = enter(first)?;
+        let others = others.iter().map(enter).collect::<Result<Vec<_>, Error>>()?;
+        let mut pins: Vec<FencePin> = std::iter::once(&first).chain(&others).map(fence_pin).collect();
+        pins.sort_unstable_by_key(|pin| pin.migration);
+        let tx = pool.begin(FenceCall { isolation, pins }).await?;
+        Ok(Self { tx, unfinished: 0, writing: Vec::new(), first, others })
     }
 
     /// The phase that the transaction runs at.
+    ///
+    /// With several migrations, this is the phase of the one whose [`DualWrite`](crate::migration::DualWrite) is writing at
+    /// the moment, and otherwise of the first one. [`PinnedTx::phase_of`] names the migration.
     pub fn phase(&self) -> Phase {
-        self.pin.phase()
+        self.current().phase()
     }
 
-    /// The epoch that the transaction runs at.
+    /// The epoch that the transaction runs at, of the same migration as [`PinnedTx::phase`].
     pub fn epoch(&self) -> i32 {
-        self.pin.epoch()
+        self.current().epoch()
     }
 
-    /// The share of keys to read from the new side in [`Phase::Ramp`].
+    /// The share of keys to read from the new side in [`Phase::Ramp`], of the same migration as [`PinnedTx::phase`].
     pub fn ramp(&self) -> Percent {
-        self.pin.ramp()
+        self.current().ramp()
     }
 
-    /// Whether the transaction was begun with this migration, so that its phase is this migration's.
+    /// The phase of this migration that the transaction runs at.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherMigration`] if the transaction was not begun with this migration.
+    pub fn phase_of(&self, migration: &Migration) -> Result<Phase, Error> {
+        Ok(self.pin_of(migration)?.phase())
+    }
+
+    /// Whether the transaction was begun with this migration.
     pub fn is_of(&self, migration: &Migration) -> bool {
-        std::ptr::eq(self.pin.gate(), migration.gate())
+        self.pins().any(|pin| pin.gate_owner().is(migration))
     }
 
-    /// Until [`PinnedTx::write_ended`] is called as often, the transaction can't be committed.
+    fn pins(&self) -> impl Iterator<Item = &Held<Migration>> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    fn current(&self) -> &Held<Migration> {
+        let index = self.writing.last().copied().unwrap_or(0);
+        self.pins().nth(index).unwrap_or(&self.first)
+    }
+
+    fn other_migration(&self, migration: &Migration) -> Error {
+        let names: Vec<String> = self.pins().map(|pin| format!("`{}`", pin.gate_owner().name())).collect();
+        Error::OtherMigration { migration: migration.name().to_owned(), begun_with: names.join(" and ") }
+    }
+
+    /// The pin of this migration.
     #[inline]
-    pub(crate) fn write_begins(&mut self) {
+    pub(crate) fn pin_of(&self, migration: &Migration) -> Result<&Held<Migration>, Error> {
+        self.pins().find(|pin| pin.gate_owner().is(migration)).ok_or_else(|| self.other_migration(migration))
+    }
+
+    /// Until [`PinnedTx::write_ended`] is called as often, the transaction can't be committed, and [`PinnedTx::phase`] is
+    /// this migration's. Returns that phase.
+    #[inline]
+    pub(crate) fn write_begins(&mut self, migration: &Migration) -> Result<Phase, Error> {
+        let Some((index, pin)) = self.pins().enumerate().find(|(_, pin)| pin.gate_owner().is(migration))
+        else {
+            return Err(self.other_migration(migration));
+        };
+        let phase = pin.phase();
         self.unfinished += 1;
+        if !self.others.is_empty() {
+            self.writing.push(index);
+        }
+        Ok(phase)
     }
 
     #[inline]
     pub(crate) fn write_ended(&mut self) {
         self.unfinished -= 1;
+        self.writing.pop();
     }
 
     /// See [`FencedTransaction::ask`].
@@ -97,8 +170,8 @@ impl<T: FencedTransaction> PinnedTx<T> {
     ///
     /// Not cancel safe: after a drop it is not known whether the transaction committed.
     pub async fn commit(self) -> Result<(), Error> {
-        // The pin is held until the server has answered.
-        let Self { tx, unfinished, pin: _pin } = self;
+        // The pins are held until the server has answered.
+        let Self { tx, unfinished, first: _first, others: _others, .. } = self;
         if unfinished > 0 {
             // If that fails, the server rolls back when the connection ends.
             let _ = tx.rollback(Ending(())).await;
@@ -117,8 +190,18 @@ impl<T: FencedTransaction> PinnedTx<T> {
     ///
     /// Cancel safe: after a drop, the rollback happens before the connection is used again.
     pub async fn rollback(self) -> Result<(), Error> {
-        let Self { tx, pin: _pin, .. } = self;
+        let Self { tx, first: _first, others: _others, .. } = self;
         tx.rollback(Ending(())).await
+    }
+}
+
+impl PinnedTx {
+    /// The transaction, for functions that take a `&mut sqlx::Transaction<'_, Postgres>`. Those that take a
+    /// `&mut PgConnection` or an `impl PgExecutor` accept `&mut *tx`.
+    ///
+    /// It stays where it is: only [`PinnedTx::commit`] ends a transaction in the right way.
+    pub fn as_transaction(&mut self) -> &mut PgTransaction<'static> {
+        self.tx.transaction_mut()
     }
 }
 
@@ -138,6 +221,13 @@ impl DerefMut for PinnedTx {
 
 impl<T: FencedTransaction> fmt::Debug for PinnedTx<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PinnedTx").field("pin", &self.pin).finish_non_exhaustive()
+        f.debug_struct("PinnedTx")
+            .field("first", &self.first)
+            .field("others", &self.others)
+            .finish_non_exhaustive()
     }
+}
+
+fn fence_pin(pin: &Held<Migration>) -> FencePin {
+    FencePin { migration: pin.gate_owner().id(), epoch: pin.epoch(), phase: pin.phase().name() }
 }

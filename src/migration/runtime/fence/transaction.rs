@@ -1,4 +1,4 @@
-use crate::migration::phase::Phase;
+use crate::ledger::fence::FencePin;
 use crate::migration::runtime::error::Error;
 
 /// The isolation level of a pinned transaction.
@@ -27,12 +27,12 @@ impl Isolation {
 }
 
 /// The arguments of the fence.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct FenceCall {
     pub(crate) isolation: Isolation,
-    pub(crate) migration: i32,
-    pub(crate) epoch: i32,
-    pub(crate) phase: Phase,
+    /// One for each migration, by ascending id. All transactions take the locks of the fence in this order, so that no two
+    /// of them wait for each other.
+    pub(crate) pins: Vec<FencePin>,
 }
 
 /// A pool on which [`Migration::begin`](crate::migration::Migration::begin) begins transactions: `sqlx::PgPool` and, with the
