@@ -38,10 +38,17 @@
 //!
 //! # Differences from Unleash's client
 //!
-//! The engine is Unleash's own (`unleash-yggdrasil`) and passes the open client specification through this API. The code
-//! around it is not theirs. Their client answers `false` before its first fetch whatever the default is, waits for a
-//! server without a time limit, applies the body of an error response, downloads and compiles an unchanged state at each
-//! poll, locks per decision, and loses the last counts.
+//! `unleash-api-client` carries the protocol: endpoints, headers, registration, the types of reports, custom strategies and
+//! the transport trait. The engine is Unleash's own (`unleash-yggdrasil`), and passes the open client specification through
+//! this API. The client's polling, counts and decisions are not used. Polling applies the body of an error response, has no
+//! time limit, and downloads and compiles an unchanged state each time. A report that fails is lost. A decision takes a
+//! lock, and answers `false` before the first fetch whatever the default is. A custom strategy that is not registered
+//! shifts the results of the others.
+//!
+//! # Events
+//!
+//! A decision about a flag with impression data is an event of [`tracing`] at level INFO with target
+//! `cutover::flags::impression` and the fields `flag`, `enabled`, `variant` and `user`. A request announces each flag once.
 
 mod counters;
 mod decisions;
@@ -78,4 +85,7 @@ pub use subject::Subject;
 #[cfg(all(feature = "unleash", feature = "redis"))]
 pub use unleash::RedisBackup;
 #[cfg(feature = "unleash")]
-pub use unleash::{Backup, BackupError, FileBackup, PostgresBackup, UnleashOptions};
+pub use unleash::{Backup, BackupError, CustomStrategy, FileBackup, PostgresBackup, UnleashOptions};
+/// The client that carries the protocol, for [`CustomStrategy`] and [`UnleashOptions::transport`].
+#[cfg(feature = "unleash")]
+pub use unleash_api_client;

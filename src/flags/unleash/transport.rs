@@ -1,7 +1,7 @@
 //! What the client's requests run on: limits of time and size, a check of the status, an ETag so that an unchanged state is
 //! not downloaded again, and the server's `Retry-After`.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -88,8 +88,7 @@ impl Checked {
             match &self.carrier {
                 Carrier::Own(http) => http.send(request, etag).await,
                 Carrier::Users(transport) => {
-                    let response =
-                        transport.execute(request).await.map_err(|error| format!("{error:#}"))?;
+                    let response = transport.execute(request).await.map_err(|error| format!("{error:#}"))?;
                     let status = StatusCode::from_u16(response.status).map_err(|error| error.to_string())?;
                     Ok(Answer { status, body: response.body.into(), ..Answer::default() })
                 }
@@ -100,7 +99,9 @@ impl Checked {
         let answer = answer.map_err(|error| self.without_token(&error))?;
         if answer.body.len() > LARGEST_STATE {
             let bytes = answer.body.len();
-            return Err(format!("the answer has {bytes} bytes, more than the limit of {LARGEST_STATE} bytes"));
+            return Err(format!(
+                "the answer has {bytes} bytes, more than the limit of {LARGEST_STATE} bytes"
+            ));
         }
         Ok(answer)
     }
@@ -176,5 +177,3 @@ pub(super) fn unavailable(message: impl Into<String>) -> FetchError {
 pub(super) fn wrong_url(message: impl Into<String>) -> FetchError {
     FetchError { kind: FetchErrorKind::WrongUrl, message: message.into() }
 }
-
-pub(super) type SharedTransport = Arc<Checked>;
