@@ -31,6 +31,7 @@
 //! | option | default | reason |
 //! |---|---|---|
 //! | [`interval`](UnleashOptions::interval) | 1 s | the server itself looks once a second, so a change is everywhere within 2.1 s; an unchanged state is an answer without a body |
+//! | [`direct_interval`](UnleashOptions::direct_interval) | 15 s | as in Unleash's own clients; for an instance whose fleet has another one that polls at `interval` ([`FleetPolling`]) |
 //! | [`time_limit`](UnleashOptions::time_limit) | 3 s | a server that hangs must not block the poller, and a slow one should still be heard |
 //! | [`stale_after`](UnleashOptions::stale_after) | 30 s | covers several attempts, and someone who moves a migration by a flag learns within this time that the flag has no effect |
 //! | [`metrics_interval`](UnleashOptions::metrics_interval) | 60 s | as in Unleash's own clients; [`Flags::close`] sends the rest |
@@ -85,7 +86,9 @@ pub use subject::Subject;
 #[cfg(all(feature = "unleash", feature = "redis"))]
 pub use unleash::RedisBackup;
 #[cfg(feature = "unleash")]
-pub use unleash::{Backup, BackupError, CustomStrategy, FileBackup, PostgresBackup, UnleashOptions};
+pub use unleash::{
+    Backup, BackupError, CustomStrategy, FileBackup, FleetPolling, PostgresBackup, UnleashOptions,
+};
 /// The client that carries the protocol, for [`CustomStrategy`] and [`UnleashOptions::transport`].
 #[cfg(feature = "unleash")]
 pub use unleash_api_client;

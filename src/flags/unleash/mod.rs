@@ -5,6 +5,7 @@ mod backup;
 mod backup_tests;
 mod custom;
 mod definition;
+mod fleet;
 mod http_client;
 mod options;
 #[cfg(test)]
@@ -25,6 +26,7 @@ mod transport_tests;
 pub use backup::RedisBackup;
 pub use backup::{Backup, BackupError, FileBackup, PostgresBackup};
 pub use custom::CustomStrategy;
+pub use fleet::FleetPolling;
 pub use options::UnleashOptions;
 pub(super) use poller::Poller;
 pub(super) use state::Unleash;

@@ -11,6 +11,7 @@ use unleash_api_client::http::TransportRef;
 
 use super::backup::Backup;
 use super::custom::CustomStrategy;
+use super::fleet::FleetPolling;
 use crate::config::{ConfigError, Problem};
 
 /// How to reach an Unleash server, and how long its answers are valid.
@@ -45,9 +46,17 @@ pub struct UnleashOptions {
     /// Time between two polls, with a jitter of 10 %.
     ///
     /// Default 1 s. The server itself looks for changes once a second, so a change arrives within 2.1 s at worst, and a
-    /// shorter interval gains little. An unchanged state (ETag) is an answer without a body, so a hundred instances are a
-    /// hundred small requests per second. After failures the time doubles, up to half of `stale_after`.
+    /// shorter interval gains little. An unchanged state (ETag) is an answer without a body. After failures the time doubles,
+    /// up to half of `stale_after`. With `fleet`, only one instance polls this often.
     pub interval: Duration,
+    /// Lets one elected instance poll for the fleet; the others receive the state through the ledger, and poll at
+    /// `direct_interval` only. A change arrives as fast as without it, and requests per second do not grow with the fleet
+    /// beyond the direct polls. An instance that cannot use the ledger polls at `interval`. If the elected instance dies,
+    /// another takes over when its lease of three intervals (at least 2 s) has ended. Default none.
+    pub fleet: Option<FleetPolling>,
+    /// Time between two polls of an instance that does not poll for its fleet. Without `fleet`, it has no effect. Default
+    /// 15 s.
+    pub direct_interval: Duration,
     /// Time limit of each request to the server, and of each use of `backup`. Default 3 s.
     pub time_limit: Duration,
     /// How long after the last answer the state is fresh. Default 30 s. Requests are decided by a stale state too; a
@@ -93,6 +102,8 @@ impl UnleashOptions {
             app_name: app_name.into(),
             instance_id: instance_id.into(),
             interval: Duration::from_secs(1),
+            fleet: None,
+            direct_interval: Duration::from_secs(15),
             time_limit: Duration::from_secs(3),
             stale_after: Duration::from_secs(30),
             metrics_interval: Duration::from_secs(60),
@@ -132,11 +143,13 @@ impl UnleashOptions {
                 problem(field, "0 s is too short; use a time above zero");
             }
         }
-        let shortest = self.interval.saturating_add(self.time_limit);
+        let slowest =
+            if self.fleet.is_some() { self.direct_interval.max(self.interval) } else { self.interval };
+        let shortest = slowest.saturating_add(self.time_limit);
         if self.stale_after <= shortest {
             let text = format!(
                 "{:?} is too short, because one slow answer would make the state stale; use more than `interval` \
-                 and `time_limit` together ({shortest:?})",
+                 (`direct_interval` with `fleet`) and `time_limit` together ({shortest:?})",
                 self.stale_after
             );
             problem("stale_after", &text);

@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::backup::{self, Backup, BackupError};
 use super::custom::Registered;
+use super::fleet::Fleet;
 use super::options::UnleashOptions;
 use super::report::Reporter;
 use super::server::Server;
@@ -30,17 +31,19 @@ pub(in crate::flags) struct Poller {
 /// The pause after a failed registration if no metrics are reported.
 const REGISTER_AGAIN: Duration = Duration::from_secs(60);
 
-struct Task {
-    unleash: Arc<Unleash>,
+pub(super) struct Task {
+    pub(super) unleash: Arc<Unleash>,
+    pub(super) fleet: Option<Fleet>,
     server: Server,
     strategies: Arc<Registered>,
     tally: Arc<Tally>,
-    revision: watch::Sender<u64>,
-    stop: CancellationToken,
+    pub(super) revision: watch::Sender<u64>,
+    pub(super) stop: CancellationToken,
     changed: Notify,
     backup: Option<Arc<dyn Backup>>,
-    time_limit: Duration,
-    interval: Duration,
+    pub(super) time_limit: Duration,
+    pub(super) interval: Duration,
+    pub(super) direct_interval: Duration,
     slowest: Duration,
     metrics_interval: Duration,
 }
@@ -53,6 +56,7 @@ impl Poller {
     ) -> Result<(Arc<Unleash>, Self), FlagsError> {
         let endpoint = options.check()?;
         let runtime = Handle::try_current().map_err(|_| FlagsError::NoRuntime)?;
+        let fleet = Fleet::new(&options, &endpoint);
         let server = Server::new(&options, endpoint).map_err(|error| {
             let problem =
                 format!("https needs the system's root certificates, which could not be loaded: {error}");
@@ -74,6 +78,7 @@ impl Poller {
         let stop = CancellationToken::new();
         let task = Task {
             unleash: unleash.clone(),
+            fleet,
             server,
             strategies,
             tally,
@@ -84,6 +89,7 @@ impl Poller {
             time_limit: options.time_limit,
             slowest: options.interval.max(options.stale_after / 2),
             interval: options.interval,
+            direct_interval: options.direct_interval.max(options.interval),
             metrics_interval: options.metrics_interval,
         };
         let task = runtime.spawn(task.run(reporter));
@@ -100,9 +106,9 @@ impl Poller {
 }
 
 impl Task {
-    /// Runs three loops concurrently, because a slow backup or report must not delay a change.
+    /// Runs four loops concurrently, because a slow backup, report or ledger must not delay a change.
     async fn run(self, reporter: Reporter) {
-        tokio::join!(self.poll(), self.back_up(), self.report(reporter));
+        tokio::join!(self.poll(), self.follow_fleet(), self.back_up(), self.report(reporter));
     }
 
     async fn poll(&self) {
@@ -120,6 +126,7 @@ impl Task {
                         tracing::info!("flag server reachable again");
                     }
                     failures = 0;
+                    self.tell_fleet().await;
                 }
                 Err((error, retry_after)) => {
                     // Only the first of a row is logged; the gauge of the last success shows the rest.
@@ -134,6 +141,7 @@ impl Task {
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = sleep(self.pause(failures).max(pause)) => {}
+                () = self.polls_often(), if pause.is_zero() => {}
             }
         }
     }
@@ -265,19 +273,19 @@ impl Task {
         sent.inspect_err(|error| tracing::debug!(%error, "could not send {what} to the flag server")).is_ok()
     }
 
-    fn fetches(&self) -> &Fetches {
+    pub(super) fn fetches(&self) -> &Fetches {
         &self.unleash.freshness.fetches
     }
 
     fn pause(&self, failures: u32) -> Duration {
         let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-        let pause = self.interval.saturating_mul(factor).min(self.slowest);
+        let pause = self.interval.saturating_mul(factor).min(self.slowest).max(self.poll_interval());
         // Jitter, so that instances that started together do not poll together.
         pause.mul_f64(0.9 + 0.2 * fastrand::f64())
     }
 
     /// Reads a state on a blocking thread, because compiling strategies takes long.
-    async fn read(&self, body: Bytes) -> Result<Loaded, String> {
+    pub(super) async fn read(&self, body: Bytes) -> Result<Loaded, String> {
         let strategies = Arc::clone(&self.strategies);
         tokio::task::spawn_blocking(move || Loaded::read(body, &strategies))
             .await

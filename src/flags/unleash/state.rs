@@ -238,11 +238,17 @@ impl Freshness {
 
     /// Records an answer to a request that was sent at `asked`, which is the age of the state.
     pub(super) fn answered(&self, asked: Instant) {
-        let since_start = millis(asked.saturating_duration_since(self.start));
-        self.answered.store(since_start.saturating_add(1), Ordering::Release);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.fetches.last_success.store(millis(now), Ordering::Relaxed);
+        self.confirmed(asked);
         self.error.store(None);
+    }
+
+    /// Records that the state is that of the server at `asked`, whichever instance asked.
+    pub(super) fn confirmed(&self, asked: Instant) {
+        let since_start = millis(asked.saturating_duration_since(self.start));
+        self.answered.fetch_max(since_start.saturating_add(1), Ordering::Release);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at = millis(now.saturating_sub(asked.elapsed()));
+        self.fetches.last_success.fetch_max(at, Ordering::Relaxed);
     }
 
     pub(super) fn failed(&self, error: FetchError) {
