@@ -170,7 +170,7 @@ const BACKUPS: (&str, &str) = (
 );
 const LAST_SUCCESS: (&str, &str) = (
     "cutover_flags_last_success_timestamp_seconds",
-    "Unix time of the last answer of the flag server; 0 if it never answered.",
+    "Unix time of the last answer of the flag server to this instance, or to the one that polls for the fleet; 0 if it never answered.",
 );
 
 impl Families {

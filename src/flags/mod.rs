@@ -10,6 +10,8 @@
 //!   with a time limit before serving.
 //! - The flag server is unreachable, hangs, or answers with an error page. The last known state stays in use,
 //!   [`Flags::is_fresh`] shows it, and a [`Switch`] that steers a whole fleet is [`Switch::Unknown`] instead of off.
+//! - Every pod polls, so requests to the flag server grow with the fleet. With [`FleetPolling`], one elected instance polls
+//!   often and the others receive the state through the ledger.
 //! - A flag that steers a fleet has a gradual rollout or several variants, so that two instances can get two answers.
 //!   Its [`Switch`] is unknown, with the reason.
 //! - A flag is renamed, archived or marked as stale while code still asks for it. [`Flags::coverage`] finds it, and

@@ -15,7 +15,9 @@ use crate::flags::subject::Subject;
 /// It is called for every flag that uses the strategy, when the flags change. The function that it returns is called for
 /// every decision, so it must not block.
 #[derive(Clone)]
-pub struct CustomStrategy(Arc<dyn Fn(Option<HashMap<String, String>>) -> Evaluate + Send + Sync>);
+pub struct CustomStrategy(Arc<Compile>);
+
+type Compile = dyn Fn(Option<HashMap<String, String>>) -> Evaluate + Send + Sync;
 
 impl CustomStrategy {
     /// A strategy from a function. The types are those of `unleash-api-client`, so that its strategies can be used as

@@ -39,7 +39,7 @@ impl Server {
     pub(super) fn new(options: &UnleashOptions, endpoint: Endpoint) -> std::io::Result<Self> {
         let carrier = match &options.transport {
             Some(transport) => Carrier::Users(transport.clone()),
-            None => Carrier::Own(HttpClient::new(options, endpoint.proxy, endpoint.tls)?),
+            None => Carrier::Own(Box::new(HttpClient::new(options, endpoint.proxy, endpoint.tls)?)),
         };
         let transport = Arc::new(Checked::new(carrier, &options.token, options.time_limit));
         let interval_ms = u64::try_from(options.interval.as_millis()).unwrap_or(u64::MAX);

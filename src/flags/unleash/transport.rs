@@ -27,7 +27,7 @@ pub(super) struct Checked {
 }
 
 pub(super) enum Carrier {
-    Own(HttpClient),
+    Own(Box<HttpClient>),
     Users(TransportRef),
 }
 
