@@ -86,5 +86,6 @@ mod guide {
         flags: "../docs/flags.md",
         operations: "../docs/operations.md",
         sessions: "../docs/sessions.md",
+        whole_migration: "../docs/whole-migration.md",
     }
 }

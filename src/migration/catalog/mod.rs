@@ -18,7 +18,7 @@ mod table;
 mod trial;
 
 pub(super) use checks::{ColumnPlan, column_problems, new_table_problems, table_problems};
-pub(super) use expressions::{Resolved, canonical_type, resolve};
+pub(super) use expressions::{Resolved, look_up_type, resolve};
 pub(super) use names::{check_name, check_table, quote, quote_table, unquote};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
