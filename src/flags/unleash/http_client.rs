@@ -5,7 +5,7 @@ use std::io::Read;
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
-use http::{HeaderName, HeaderValue, Method, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -18,10 +18,17 @@ use unleash_yggdrasil::SUPPORTED_SPEC_VERSION;
 
 use super::backup::LARGEST_STATE;
 use super::options::UnleashOptions;
-use super::transport::Answer;
 
 /// Without this header, the server repeats every segment in each strategy that uses it.
 const CLIENT_SPEC: HeaderName = HeaderName::from_static("unleash-client-spec");
+
+/// An answer with any status.
+#[derive(Default)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
 
 pub(super) enum HttpClient {
     Direct(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),

@@ -6,6 +6,7 @@ mod backup_tests;
 mod custom;
 mod definition;
 mod fleet;
+mod fleet_polling;
 mod http_client;
 mod options;
 #[cfg(test)]
@@ -26,7 +27,7 @@ mod transport_tests;
 pub use backup::RedisBackup;
 pub use backup::{Backup, BackupError, FileBackup, PostgresBackup};
 pub use custom::CustomStrategy;
-pub use fleet::FleetPolling;
+pub use fleet_polling::FleetPolling;
 pub use options::UnleashOptions;
 pub(super) use poller::Poller;
 pub(super) use state::Unleash;

@@ -11,7 +11,7 @@ use unleash_api_client::http::TransportRef;
 
 use super::backup::Backup;
 use super::custom::CustomStrategy;
-use super::fleet::FleetPolling;
+use super::fleet_polling::FleetPolling;
 use crate::config::{ConfigError, Problem};
 
 /// How to reach an Unleash server, and how long its answers are valid.

@@ -31,32 +31,31 @@ pub(in crate::flags) struct Poller {
 /// The pause after a failed registration if no metrics are reported.
 const REGISTER_AGAIN: Duration = Duration::from_secs(60);
 
-pub(super) struct Task {
-    pub(super) unleash: Arc<Unleash>,
-    pub(super) fleet: Option<Fleet>,
+struct Task {
+    unleash: Arc<Unleash>,
+    fleet: Option<Fleet>,
     server: Server,
     strategies: Arc<Registered>,
     tally: Arc<Tally>,
-    pub(super) revision: watch::Sender<u64>,
-    pub(super) stop: CancellationToken,
+    revision: watch::Sender<u64>,
+    stop: CancellationToken,
     changed: Notify,
     backup: Option<Arc<dyn Backup>>,
-    pub(super) time_limit: Duration,
-    pub(super) interval: Duration,
-    pub(super) direct_interval: Duration,
+    time_limit: Duration,
+    interval: Duration,
     slowest: Duration,
     metrics_interval: Duration,
 }
 
 impl Poller {
     pub(in crate::flags) fn start(
-        options: UnleashOptions,
+        mut options: UnleashOptions,
         revision: watch::Sender<u64>,
         tally: Arc<Tally>,
     ) -> Result<(Arc<Unleash>, Self), FlagsError> {
         let endpoint = options.check()?;
         let runtime = Handle::try_current().map_err(|_| FlagsError::NoRuntime)?;
-        let fleet = Fleet::new(&options, &endpoint);
+        let api = endpoint.api.clone();
         let server = Server::new(&options, endpoint).map_err(|error| {
             let problem =
                 format!("https needs the system's root certificates, which could not be loaded: {error}");
@@ -64,8 +63,8 @@ impl Poller {
         })?;
         let reporter = Reporter::new(&options);
         let unleash = Arc::new(Unleash::new(&options));
-        let strategies = Arc::new(options.strategies);
-        match options.bootstrap.map(|body| Loaded::read(body, &strategies)) {
+        let strategies = Arc::new(std::mem::take(&mut options.strategies));
+        match options.bootstrap.take().map(|body| Loaded::read(body, &strategies)) {
             Some(Ok(state)) => unleash.load(state),
             Some(Err(error)) => {
                 tracing::warn!(
@@ -76,6 +75,8 @@ impl Poller {
             None => {}
         }
         let stop = CancellationToken::new();
+        let fleet =
+            Fleet::new(&options, &api, unleash.clone(), strategies.clone(), revision.clone(), stop.clone());
         let task = Task {
             unleash: unleash.clone(),
             fleet,
@@ -89,7 +90,6 @@ impl Poller {
             time_limit: options.time_limit,
             slowest: options.interval.max(options.stale_after / 2),
             interval: options.interval,
-            direct_interval: options.direct_interval.max(options.interval),
             metrics_interval: options.metrics_interval,
         };
         let task = runtime.spawn(task.run(reporter));
@@ -108,7 +108,7 @@ impl Poller {
 impl Task {
     /// Runs four loops concurrently, because a slow backup, report or ledger must not delay a change.
     async fn run(self, reporter: Reporter) {
-        tokio::join!(self.poll(), self.follow_fleet(), self.back_up(), self.report(reporter));
+        tokio::join!(self.poll(), self.follow(), self.back_up(), self.report(reporter));
     }
 
     async fn poll(&self) {
@@ -126,7 +126,9 @@ impl Task {
                         tracing::info!("flag server reachable again");
                     }
                     failures = 0;
-                    self.tell_fleet().await;
+                    if let Some(fleet) = &self.fleet {
+                        fleet.tell().await;
+                    }
                 }
                 Err((error, retry_after)) => {
                     // Only the first of a row is logged; the gauge of the last success shows the rest.
@@ -143,6 +145,20 @@ impl Task {
                 () = sleep(self.pause(failures).max(pause)) => {}
                 () = self.polls_often(), if pause.is_zero() => {}
             }
+        }
+    }
+
+    async fn follow(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.follow().await;
+        }
+    }
+
+    /// Waits until this instance has to poll often again.
+    async fn polls_often(&self) {
+        match &self.fleet {
+            Some(fleet) => fleet.polls_often().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -167,7 +183,10 @@ impl Task {
     async fn restore(&self, backup: &dyn Backup) {
         let kept = async {
             let Some(sealed) = backup.load().await? else { return Ok(None) };
-            self.read(backup::open(&sealed)?).await.map(Some).map_err(BackupError::Damaged)
+            Loaded::read_in_background(backup::open(&sealed)?, &self.strategies)
+                .await
+                .map(Some)
+                .map_err(BackupError::Damaged)
         };
         match self.bounded(kept).await {
             Some(Ok(Some(state))) => {
@@ -193,7 +212,7 @@ impl Task {
             Ok(body) => {
                 changed = self.unleash.body().as_ref() != Some(&body);
                 if changed {
-                    let loaded = self.read(body).await;
+                    let loaded = Loaded::read_in_background(body, &self.strategies).await;
                     self.unleash.load(loaded.map_err(|error| (self.server.no_flags(error), None))?);
                     self.changed.notify_one();
                 }
@@ -273,22 +292,15 @@ impl Task {
         sent.inspect_err(|error| tracing::debug!(%error, "could not send {what} to the flag server")).is_ok()
     }
 
-    pub(super) fn fetches(&self) -> &Fetches {
+    fn fetches(&self) -> &Fetches {
         &self.unleash.freshness.fetches
     }
 
     fn pause(&self, failures: u32) -> Duration {
+        let base = self.fleet.as_ref().map_or(self.interval, Fleet::poll_interval);
         let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-        let pause = self.interval.saturating_mul(factor).min(self.slowest).max(self.poll_interval());
+        let pause = self.interval.saturating_mul(factor).min(self.slowest).max(base);
         // Jitter, so that instances that started together do not poll together.
         pause.mul_f64(0.9 + 0.2 * fastrand::f64())
-    }
-
-    /// Reads a state on a blocking thread, because compiling strategies takes long.
-    pub(super) async fn read(&self, body: Bytes) -> Result<Loaded, String> {
-        let strategies = Arc::clone(&self.strategies);
-        tokio::task::spawn_blocking(move || Loaded::read(body, &strategies))
-            .await
-            .unwrap_or_else(|error| Err(error.to_string()))
     }
 }

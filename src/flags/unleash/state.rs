@@ -43,6 +43,17 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
+    /// Reads a state on a blocking thread, because compiling strategies takes long.
+    pub(super) async fn read_in_background(
+        body: Bytes,
+        strategies: &Arc<Registered>,
+    ) -> Result<Self, String> {
+        let strategies = Arc::clone(strategies);
+        tokio::task::spawn_blocking(move || Self::read(body, &strategies))
+            .await
+            .unwrap_or_else(|error| Err(error.to_string()))
+    }
+
     /// Reads a state. This compiles every strategy, so it does not belong on a thread that serves requests.
     pub(super) fn read(body: Bytes, strategies: &Registered) -> Result<Self, String> {
         // Holds either all flags or the events that lead to them.

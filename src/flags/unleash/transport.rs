@@ -7,11 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use unleash_api_client::http::{Method, Request, Response, Transport, TransportRef};
 
 use super::backup::LARGEST_STATE;
-use super::http_client::HttpClient;
+use super::http_client::{Answer, HttpClient};
 use crate::flags::error::{FetchError, FetchErrorKind};
 
 /// The longest `Retry-After` that is honoured. A kill switch must not be deaf for longer.
@@ -29,14 +29,6 @@ pub(super) struct Checked {
 pub(super) enum Carrier {
     Own(Box<HttpClient>),
     Users(TransportRef),
-}
-
-/// An answer with any status.
-#[derive(Default)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
 }
 
 #[derive(Default)]
