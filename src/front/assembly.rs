@@ -159,7 +159,17 @@ impl Assembly {
                 crate::flags::UnleashOptions::new(url, token, release.service(), release.instance());
             if self.postgres.is_some() && self.preflight.is_none() {
                 options.backup = Some(Arc::new(self.kept.clone()));
+                options.fleet = Some(self.kept.polling.clone());
             }
+            if let Some(interval) = environment.seconds("UNLEASH_INTERVAL_SECONDS") {
+                options.interval = interval;
+            }
+            if let Some(interval) = environment.seconds("UNLEASH_DIRECT_INTERVAL_SECONDS") {
+                options.direct_interval = interval;
+            }
+            // Otherwise a state would be stale between two polls.
+            let slowest = options.interval.max(options.direct_interval);
+            options.stale_after = options.stale_after.max(slowest.saturating_mul(2));
             return match Flags::unleash(options) {
                 Ok(flags) => Some((flags, FlagSource::Outside)),
                 Err(error) => {

@@ -19,6 +19,8 @@ mod evidence;
 pub(crate) mod external_writes;
 pub(crate) mod fence;
 #[cfg(feature = "unleash")]
+pub(crate) mod flag_polls;
+#[cfg(feature = "unleash")]
 pub(crate) mod flag_states;
 pub(crate) mod fleets;
 pub(crate) mod history;
