@@ -31,6 +31,7 @@ pub(crate) mod locks;
 pub(crate) mod migrations;
 pub(crate) mod notifications;
 pub(crate) mod plans;
+mod pooler;
 pub(crate) mod repairs;
 pub(crate) mod reports;
 mod schema;
@@ -42,6 +43,7 @@ mod transaction;
 pub(crate) mod unprepared;
 
 pub use connection::Ledger;
+pub(crate) use connection::pooler_at;
 pub use error::LedgerError;
 pub(crate) use evidence::evidence;
 pub(crate) use notifications::NO_NOTIFICATIONS;
