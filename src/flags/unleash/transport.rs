@@ -107,7 +107,7 @@ impl Checked {
             StatusCode::NOT_MODIFIED => unavailable(format!("{}, but has sent no state yet", text())),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError {
                 kind: FetchErrorKind::TokenRefused,
-                message: format!("the flag server refused the token: {}", text()),
+                message: format!("the flag server refused the token ({})", text()),
             },
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unavailable(text()),
             status if status.is_server_error() => unavailable(text()),
