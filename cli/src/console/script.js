@@ -3,6 +3,7 @@
 const live = document.getElementById("live");
 const connection = document.getElementById("connection");
 if (live) {
+  connection.textContent = "connecting";
   const events = new EventSource(location.pathname.replace(/\/$/, "") + "/events");
   events.addEventListener("state", (event) => {
     const open = new Set([...live.querySelectorAll("details[open]")].map((one) => one.id));
