@@ -367,6 +367,7 @@ pub(crate) struct OutlookRow {
     pub(crate) approved: bool,
     pub(crate) scanned: bool,
     pub(crate) unrepaired: i64,
+    pub(crate) unrepaired_old: i64,
     pub(crate) given_up: i64,
     /// The version of the build that published the rest; `None`: no build has.
     pub(crate) version: Option<String>,

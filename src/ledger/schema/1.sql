@@ -260,6 +260,8 @@ begin
     then
         return false;
     end if;
+    delete from cutover.repairs where migration_id = p_migration and side <> p_side
+        and key in (select jsonb_array_elements(p_keys));
     insert into cutover.repairs (migration_id, side, key, error)
         select distinct on (key) p_migration, p_side, key, p_error
         from jsonb_array_elements(p_keys) as keys (key) order by key
@@ -420,6 +422,8 @@ $$;
 create function cutover.record_external_repair(p_migration integer, p_side text, p_key jsonb, p_error text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
+    -- The other side was written just now, so it is not behind any more. A repair of it would undo the write.
+    delete from cutover.repairs where migration_id = p_migration and side <> p_side and key = p_key;
     insert into cutover.repairs (migration_id, side, key, error)
         values (p_migration, p_side, p_key, left(p_error, 500))
         on conflict (migration_id, side, key) do update

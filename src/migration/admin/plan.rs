@@ -159,9 +159,11 @@ fn observed(row: &OutlookRow, members: Vec<Member>) -> Result<Observed, sqlx::Er
             quiet_period_left: Duration::ZERO,
             soak_left: Duration::ZERO,
             unrepaired: row.unrepaired,
+            unrepaired_old: row.unrepaired_old,
             given_up: row.given_up,
         },
         lagging_standbys: Vec::new(),
+        table_problems: Vec::new(),
     })
 }
 
@@ -177,10 +179,12 @@ fn is_known(requirement: Requirement, from: Phase, current: Phase, has_uncopied_
         | Requirement::StandbysCaughtUp
         | Requirement::Soaked
         | Requirement::NoOpenExternalTransaction
+        | Requirement::TablesReady
         | Requirement::NoDependents => false,
         Requirement::PhaseSupported
         | Requirement::Complete(_)
         | Requirement::NoRepairs
+        | Requirement::OldSideRepaired
         | Requirement::CleanScan
         | Requirement::Reversible
         | Requirement::Approved => true,
@@ -244,6 +248,7 @@ mod tests {
             approved: false,
             scanned: false,
             unrepaired: 2,
+            unrepaired_old: 1,
             given_up: 1,
             version: None,
             tasks: None,

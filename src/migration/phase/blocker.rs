@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{LaggingStandby, OlderOpen, Phase, PhaseRange, Side};
+use super::{LaggingStandby, OlderOpen, Phase, PhaseRange, Side, TableProblem};
 
 /// A reason why a migration cannot make its next step.
 ///
@@ -50,6 +50,8 @@ pub enum Blocker {
     ExternalWrites(Duration),
     /// A standby that serves reads has not replayed enough WAL.
     Standby(LaggingStandby),
+    /// Something about the tables has to be changed first.
+    Table(TableProblem),
     /// No person has approved the drop of the old side.
     NotApproved,
     /// `retire` must last this much longer.
@@ -120,6 +122,7 @@ impl fmt::Display for Blocker {
                 "standby {standby}, which is not connected or not visible to this role; to unblock: start it, \
                  `grant pg_monitor` to the service's role, or take it out of MigrationSpec::standbys"
             ),
+            Blocker::Table(problem) => f.write_str(&problem.text),
             Blocker::NotApproved => {
                 f.write_str("approval to drop the old side; to unblock: `cutover approve <migration>`")
             }
