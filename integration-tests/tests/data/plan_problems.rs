@@ -2,9 +2,9 @@
 
 use crate::world::{Fleet, Outcome, World};
 use cutover::ledger::Ledger;
-use cutover::migration::admin::incompatible_builds;
+use cutover::migration::admin::{incompatible_builds, plan};
 use cutover::migration::{
-    ColumnMigration, ColumnMigrationBuilder, MigrationSpec, PhaseRange, Plan, PlanProblem, Task,
+    ColumnMigration, ColumnMigrationBuilder, MigrationSpec, Phase, PhaseRange, Plan, PlanProblem, Task,
 };
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
@@ -257,6 +257,28 @@ async fn a_table_that_two_search_paths_resolve_differently_is_named() -> Outcome
     let _a: Fleet = world.instance("a", Some(describe(&pool).build()?)).await?;
     world.go("verify").await?;
     assert!(!world.has_column("new_status").await);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_steps_ahead_show_what_stands_against_the_plan() -> Outcome {
+    let world = World::new(3).await?;
+    world
+        .pool
+        .execute(
+            "alter table orders alter old_status set not null; create index by_status on orders (old_status)",
+        )
+        .await?;
+    let ledger = Ledger::open(world.url.parse()?).await?;
+    let _a = world.instance("a", Some(describe(&world.pool).build()?)).await?;
+    let shown = async || -> Outcome<Vec<PlanProblem>> {
+        Ok(plan(&ledger, "status", Phase::Contract).await?.problems)
+    };
+    world.until("the driver's look", async || shown().await.is_ok_and(|found| !found.is_empty())).await?;
+    let found = shown().await?;
+    assert!(found.iter().any(|one| one.is_blocking && one.problem.contains("NOT NULL")), "{found:?}");
+    assert!(found.iter().any(|one| !one.is_blocking && one.problem.contains("by_status")), "{found:?}");
+    assert_eq!(found, problems(&world, &describe(&world.pool).build()?).await?);
     Ok(())
 }
 

@@ -119,8 +119,8 @@ impl fmt::Display for Blocker {
             }
             Blocker::Standby(LaggingStandby { standby, bytes: None }) => write!(
                 f,
-                "standby {standby}, which is not connected or not visible to this role; to unblock: start it, \
-                 `grant pg_monitor` to the service's role, or take it out of MigrationSpec::standbys"
+                "standby {standby}, which is not connected, or whose WAL position this role may not see; to unblock: start it, \
+                 `grant pg_monitor` and execute on `pg_current_wal_insert_lsn` to the service's role, or take it out of MigrationSpec::standbys"
             ),
             Blocker::Table(problem) => f.write_str(&problem.text),
             Blocker::NotApproved => {
