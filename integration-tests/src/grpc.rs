@@ -39,7 +39,7 @@ pub enum GrpcEnding {
 }
 
 impl GrpcEnding {
-    /// All of them.
+    /// All endings.
     pub const ALL: [Self; 7] = [
         Self::Fine,
         Self::StatusInHead,

@@ -82,7 +82,7 @@ impl History {
         self.of_each_key().map(|ops| ops[0].key).collect()
     }
 
-    /// The value that `key` had before any operation, raw: it goes through the same mapping as the rest.
+    /// Sets the value of `key` before the first operation. It goes through the mapping, like every other value.
     pub fn initial(&mut self, key: u64, raw: &str) {
         let value = self.intern(raw);
         self.initial.insert(key, value);
@@ -94,10 +94,10 @@ impl History {
         self.last.insert(key, value);
     }
 
-    /// What happened between two moments, in nanoseconds as of [`Recorder::now`](crate::Recorder::now): for a history
-    /// with data loss in the middle, such as a failover. A write that began before the end and was acknowledged after it is one of unknown outcome, and
-    /// so is one that began before the beginning and had not been acknowledged by then; reads that are not wholly within are
-    /// left out. Initial and last values are not copied.
+    /// The part of the history between two times, in nanoseconds of [`Recorder::now`](crate::Recorder::now).
+    ///
+    /// Use it for a history that loses data in the middle, by a failover for example. A write that crosses either
+    /// time has an unknown outcome. A read that crosses either time is left out. Initial and last values are not copied.
     pub fn between(&self, from: u64, to: u64) -> History {
         let within = |op: &Op| {
             if !op.is_write {

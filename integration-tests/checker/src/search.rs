@@ -44,7 +44,7 @@ pub(crate) fn check(ops: &[Op], initial: u32, last: Option<u32>) -> Option<Findi
 }
 
 /// Starts and ends in the order of time. Of two at the same moment the start comes first: then they
-/// count as simultaneous, which can only excuse.
+/// count as simultaneous, which never adds a finding.
 fn events(ops: &[Op]) -> Vec<(usize, bool)> {
     let starts = ops.iter().enumerate().map(|(at, op)| (op.start, false, at));
     let ended = ops.iter().enumerate().filter(|(_, op)| op.is_acknowledged());
@@ -68,8 +68,8 @@ impl Search<'_> {
         Some(())
     }
 
-    /// Keeps the states in which the operation took place. False if there is none: then it is left out,
-    /// as if it had not been.
+    /// Keeps the states in which the operation took place. Returns false if there is none. The operation is then
+    /// ignored.
     fn end(&mut self, at: usize) -> Option<bool> {
         let bit = self.open.iter().find(|(open, _)| *open == at)?.1;
         let explained = self.reach(|state| state.done & bit != 0)?;
@@ -103,7 +103,7 @@ impl Search<'_> {
     }
 
     /// Open writes that may take place now. Of several with unknown outcome and the same value the first
-    /// stands for all: which of them it was makes no difference later.
+    /// stands for all, because later steps do not depend on which one it was.
     fn applicable(&self, state: State) -> impl Iterator<Item = (Op, u128)> {
         let writes = self.open.iter().map(|&(at, bit)| (self.ops[at], bit));
         let waiting = writes.filter(move |(op, bit)| op.is_write && state.done & bit == 0);
@@ -120,7 +120,7 @@ impl Search<'_> {
         State { value: write.value, done }
     }
 
-    /// Drops states that can do nothing that another can't: same value and same acknowledged writes, but
+    /// Drops states that another state covers: same value and same acknowledged writes, but
     /// fewer reads answered or more writes of unknown outcome used up.
     fn prune(&mut self) {
         let bits = |of: fn(&Op) -> bool| {
@@ -128,7 +128,7 @@ impl Search<'_> {
         };
         let reads = bits(|op| !op.is_write);
         let unknown = bits(|op| op.is_write && !op.is_acknowledged());
-        // A state's worth: what it has answered, and which unknown writes it still has in hand.
+        // The rank of a state: the reads it has explained, and the unknown writes that it has not used.
         let worth = |state: &State| state.done & reads | !state.done & unknown;
         let same = |a: &State, b: &State| a.value == b.value && (a.done ^ b.done) & !(reads | unknown) == 0;
         let mut kept: Vec<State> = Vec::with_capacity(self.states.len());

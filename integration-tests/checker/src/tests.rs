@@ -100,7 +100,7 @@ fn known_histories() {
 }
 
 #[test]
-fn the_simple_check_finds_what_was_certainly_overwritten_and_nothing_else() {
+fn the_simple_check_reports_only_values_surely_overwritten() {
     let finds = ["old value after an acknowledged write", "value from nowhere", "value from the future"];
     let finds_lost = ["write that vanished", "last value from nowhere"];
     for (name, ops, last, stale, is_lost) in cases() {
@@ -123,7 +123,7 @@ fn has_an_order(ops: &[Op], last: u32) -> bool {
         if dead.contains(&(done, value)) {
             return false;
         }
-        // One may come next if nothing else that is left ended before it began.
+        // An operation may come next if no other remaining operation ended before it began.
         let earliest_end = left().map(|at| ops[at].end).min().unwrap_or(Op::NEVER);
         let found = left().filter(|&at| ops[at].start <= earliest_end).any(|at| {
             let fits = ops[at].is_write || ops[at].value == value;
@@ -141,8 +141,8 @@ fn search_is_clean(ops: &[Op], last: u32) -> bool {
     search::check(ops, A, Some(last)).unwrap() == Finding::default()
 }
 
-/// What a correct register does with up to ten random operations: each takes place at one moment
-/// between its start and its end; some writes never, or late, without anybody being told.
+/// Up to ten random operations on a correct register. Each takes place between its start and its end. Some writes
+/// get no acknowledgement and take place late or never.
 fn simulate(rng: &mut fastrand::Rng) -> (Vec<Op>, u32) {
     let mut planned: Vec<(u64, Op)> = (0..rng.u64(1..=10))
         .map(|_| {
@@ -181,12 +181,12 @@ fn a_correct_register_is_never_reported() {
 }
 
 #[test]
-fn a_fault_is_reported_exactly_when_no_order_explains_it() {
+fn a_fault_is_reported_if_and_only_if_no_order_explains_it() {
     let mut observable = 0;
     for seed in 0..10_000 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let (mut ops, mut last) = simulate(&mut rng);
-        // Another answer to a read, a last value of long ago, or the trace of a write that did not happen.
+        // A read with another value, an old last value, or the value of a write that did not happen.
         match rng.u8(0..3) {
             0 => last = rng.u32(A..=C),
             1 => ops
@@ -219,7 +219,7 @@ fn a_crowded_key_is_checked_simply() {
 }
 
 #[test]
-fn threads_record_at_once_and_keys_are_judged_apart() {
+fn threads_record_at_once_and_each_key_is_judged_alone() {
     let recorder = Recorder::new(4, |raw: &str| raw.to_lowercase());
     std::thread::scope(|scope| {
         for worker in 0..4 {
@@ -249,7 +249,7 @@ fn threads_record_at_once_and_keys_are_judged_apart() {
 }
 
 #[test]
-fn examples_are_few_and_say_what_was_wrong() {
+fn the_examples_are_few_and_name_the_mistake() {
     let recorder = Recorder::new(1, str::to_owned);
     recorder.write(0, 1, "paid", 1_000_000_000, Some(1_500_000_000));
     for at in 0..50 {
@@ -268,7 +268,7 @@ fn examples_are_few_and_say_what_was_wrong() {
 }
 
 #[test]
-fn of_what_came_after_the_last_sure_moment_a_part_may_be_there() {
+fn writes_after_the_given_time_may_be_lost_or_present() {
     let recorder = Recorder::new(1, str::to_owned);
     recorder.write(0, 1, "paid", 10, Some(20));
     recorder.write(0, 1, "shipped", 30, Some(40));
@@ -285,7 +285,7 @@ fn of_what_came_after_the_last_sure_moment_a_part_may_be_there() {
 }
 
 #[test]
-fn a_million_operations_on_hot_keys_take_seconds_at_most() {
+fn a_million_operations_on_hot_keys_take_seconds() {
     let recorder = Recorder::new(1, str::to_owned);
     for at in 0..1_000_000_u64 {
         let (start, key) = (at * 10, at % 100);

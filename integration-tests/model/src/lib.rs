@@ -1,8 +1,8 @@
 //! The migration protocol as a state machine, for a checker that visits every state.
 //!
-//! Whatever the library decides by a pure function is decided here by the same function; what it does in SQL
-//! and in tasks is told again in one step per transaction, under the name of the function that does it. A
-//! process that is paused takes no step while others take theirs, so pauses need no state of their own.
+//! The model calls the library's own pure functions for its decisions. It describes SQL and tasks again, one step per
+//! transaction, and names the function that each step describes. A paused process takes no step while others do, so
+//! pauses need no state.
 
 mod ledger;
 mod process;
@@ -18,19 +18,19 @@ pub use state::{Build, Database, Decision, Instance, Job, Member, Pin, State, Va
 /// What to explore.
 #[derive(Debug, Clone)]
 pub struct Protocol {
-    /// Where the fleet has come to rest before the first step.
+    /// The phase in which the fleet is at rest before the first step.
     pub starts: Vec<Phase>,
     /// The last epoch.
     pub epochs: u8,
-    /// How many there are.
+    /// The number of instances.
     pub instances: usize,
-    /// How many reads, and how many writes, are under way at a time in the whole fleet.
+    /// The number of reads, and of writes, in progress at a time in the whole fleet.
     pub operations: usize,
-    /// Instances are taken for dead and join again.
+    /// Instances lose their lease and join again.
     pub drops: bool,
     /// The builds that processes may run when they start.
     pub builds: &'static [Build],
-    /// A second driver that is paused between deciding and doing.
+    /// A second driver, which is paused between its decision and its action.
     pub paused_driver: bool,
     /// A failover to a standby that lagged.
     pub failover: bool,
@@ -42,14 +42,14 @@ pub struct Protocol {
     pub leaves_behind: bool,
 }
 
-/// What may happen next. Numbers are places in the list of instances.
+/// The possible next steps. Numbers are indexes in the list of instances.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// A driver closes or moves: looks, decides and acts in one transaction.
     Step(Decision),
     /// A driver decides, and is paused.
     Decide(Decision),
-    /// It goes on.
+    /// The paused driver acts.
     ActOnDecision,
     /// A driver gets the exclusive lock on the closed epoch.
     Drain,
@@ -57,15 +57,15 @@ pub enum Action {
     BeginWork(Task),
     /// A batch of the backfill.
     Copy,
-    /// The backfill's last transaction.
+    /// The last transaction of the backfill.
     EndWork,
     /// An instance's lease has run out and its row is deleted.
     Drop(usize),
     /// The first extension of the lease after a failover.
     Renew(usize),
-    /// The fleet's task joins anew; or a process starts in the place of one that is gone.
+    /// An instance joins again, or a process starts in its place.
     Rejoin(usize, Build),
-    /// The follower shuts the gate.
+    /// The follower closes the gate.
     GoOut(usize),
     /// Without the lock: an instance looks at the ledger.
     LookForAdmission(usize),
@@ -73,7 +73,7 @@ pub enum Action {
     Admit(usize),
     /// An instance takes on the epoch that it finds.
     Follow(usize),
-    /// An instance says that it has nothing older under way.
+    /// An instance acknowledges that it has no older operation.
     Acknowledge(usize),
     /// A read takes its pin.
     BeginRead(usize),
@@ -85,9 +85,9 @@ pub enum Action {
     PassFence(usize),
     /// It writes the sides of its phase and commits.
     Commit(usize),
-    /// It writes the old side, notes that the new one is behind, and commits.
+    /// It writes the old side, records a repair of the new side, and commits.
     CommitBehind(usize),
-    /// The last moment that the standby learns of.
+    /// The standby stops receiving.
     StandbyReceives,
     /// The standby becomes the primary.
     FailOver,
@@ -263,7 +263,7 @@ impl Model for Protocol {
     }
 }
 
-/// What has to be reachable, so that the check is not true of nothing.
+/// States that the search must reach. Without them a passing check would mean nothing.
 type Reached = (&'static str, fn(&Protocol, &State) -> bool);
 const REACHED: [Reached; 4] = [
     ("contract is reached and the old side is gone", |_, s| {

@@ -34,7 +34,7 @@ impl Protocol {
         instance.behind = false;
         instance.unfollowed = false;
         if self.has(Rule::Generation) {
-            // Its pin is worthless now. Nobody waits for a read that can't return.
+            // Its pin is no longer valid. A read that cannot return holds up nothing.
             instance.read = None;
         }
     }
@@ -65,13 +65,13 @@ impl Protocol {
         }
         let instance = &mut state.instances[i];
         if instance.build != build {
-            // Another process in the place of this one.
+            // Another process replaces this one.
             *instance = Instance { build, gate: None, ..Instance::settled(state.db.at) };
             return;
         }
         instance.lease = true;
         instance.unrenewed = false;
-        // The gate is another task's.
+        // Another task owns the gate.
         instance.behind = instance.gate.is_some();
         if self.has(Rule::LeaseOfOwnMembership) {
             instance.read = None;
@@ -145,7 +145,7 @@ impl Protocol {
     pub(crate) fn begin_read(&self, instance: &mut Instance) {
         // The pin is of the membership that the gate was opened in; under another's lease it is void at once.
         let void = instance.behind && self.has(Rule::LeaseOfOwnMembership);
-        // Left out means: checked when the read begins and not when it ends.
+        // Without the rule, the lease is checked when the read begins and not when it ends.
         let checked = self.has(Rule::LeaseAtReadEnd) || instance.lease;
         if !void && checked {
             instance.read = instance.gate;

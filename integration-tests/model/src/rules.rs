@@ -15,29 +15,29 @@ pub enum Rule {
     LeaseAtReadEnd,
     /// A lease counts only for operations that began under it, not for those of an earlier membership.
     LeaseOfOwnMembership,
-    /// A pin from before the gate was shut doesn't count after.
+    /// A pin from before the gate closed is not valid after it.
     Generation,
     /// A write transaction begins with the fence.
     Fence,
     /// The fence compares the phase, not just the epoch's number.
     FenceComparesPhase,
-    /// Drained means: the exclusive lock was granted, so no transaction of the epoch is open.
+    /// An epoch is drained when the exclusive lock is granted: no transaction of it is open.
     DrainWaitsForTransactions,
-    /// A side that goes unwritten loses its flag.
+    /// A side that is no longer written is no longer complete.
     CompletenessCleared,
-    /// A side is read only when its flag is set.
+    /// A side is read only when it is complete.
     CompletenessRequired,
-    /// The backfill copies whatever differs, not just what is missing.
+    /// The backfill copies every row that differs, not only missing ones.
     BackfillCompares,
-    /// What a backfill did at an earlier epoch counts for nothing.
+    /// A backfill of an earlier epoch does not count.
     BackfillOfOneEpoch,
-    /// The end of a backfill is fenced, and compared and set on the epoch.
+    /// The end of a backfill is fenced, and is a compare-and-set on the epoch.
     BackfillEndFenced,
-    /// Work on the data begins when only its phase is in use.
+    /// Work on the data begins when its phase is the only one in use.
     WorkWaitsForDrain,
-    /// `expand` needs the new side to be there.
+    /// `expand` needs the new side.
     ExpandNeedsSchema,
-    /// Admission excludes moves while it looks and declares itself.
+    /// No move happens between an admission's check and its declaration.
     AdmissionLocked,
     /// A build that can't run a phase in use is not admitted.
     AdmissionNeedsRange,

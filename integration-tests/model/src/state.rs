@@ -25,9 +25,9 @@ pub struct Pin {
 /// A backfill, forwards or back. Its row in the ledger commits with each batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Job {
-    /// In which direction.
+    /// The direction.
     pub task: Task,
-    /// At which epoch it began.
+    /// The epoch at which it began.
     pub epoch: u8,
     /// The row was copied.
     pub copied: bool,
@@ -45,7 +45,7 @@ pub struct Member {
 pub struct Database {
     /// The current epoch.
     pub at: Pin,
-    /// How far the one before is done with.
+    /// The state of the previous epoch.
     pub previous: PreviousEpoch,
     /// The previous epoch's phase.
     pub before: Phase,
@@ -83,12 +83,12 @@ pub enum Build {
     NewOnly,
 }
 
-/// What is in the memory of one process. Being paused is nothing special: it takes no step while others do.
+/// The memory of one process. A paused process takes no step.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Instance {
     /// What it runs.
     pub build: Build,
-    /// Where operations enter; `None` while it is shut.
+    /// The gate. `None` while it is closed.
     pub gate: Option<Pin>,
     /// Its lease holds by its own clock.
     pub lease: bool,
@@ -117,7 +117,7 @@ pub enum Violation {
     LostWrite,
 }
 
-/// Everything there is.
+/// The whole state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     /// The primary.
@@ -128,9 +128,9 @@ pub struct State {
     pub failed_over: bool,
     /// The fleet.
     pub instances: Vec<Instance>,
-    /// What a driver has decided that was then paused.
+    /// The decision of the paused driver.
     pub decided: Option<Decision>,
-    /// What went wrong; the story ends there.
+    /// The damage. The run ends there.
     pub violation: Option<Violation>,
 }
 
@@ -155,7 +155,7 @@ impl Decision {
 }
 
 impl State {
-    /// Instances have no names: of all orders of them one stands for all.
+    /// Instances have no names, so one order stands for all orders of them.
     pub(crate) fn canonical(mut self) -> Self {
         let mut order: Vec<usize> = (0..self.instances.len()).collect();
         order.sort_by_key(|&i| {

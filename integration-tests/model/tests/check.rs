@@ -71,7 +71,7 @@ fn explore(name: &str, protocol: Protocol, until: HasDiscoveries) -> Found {
     checker.discoveries().into_iter().map(|(name, path)| (name, Path::into_actions(path))).collect()
 }
 
-/// Visits every state; nothing bad may be found, and all of `reached` has to be.
+/// Visits every state. Finds no damage, and reaches all of `reached`.
 fn holds(name: &str, protocol: Protocol, reached: &[&str]) {
     let found = explore(name, protocol, HasDiscoveries::AnyFailures);
     for (property, path) in &found {
@@ -113,7 +113,7 @@ fn the_protocol_holds_deeply() {
     holds("three instances", Protocol { instances: 3, ..from_anywhere(3) }, &[late]);
 }
 
-/// A rule, where its absence shows, and as what.
+/// A rule, the start at which its absence shows, and the damage.
 fn damage(rule: Rule) -> (Protocol, &'static str) {
     match rule {
         Rule::OneStep
@@ -156,8 +156,8 @@ fn without_any_one_rule_there_is_damage() {
     }
 }
 
-/// The limit of what is promised: a read has no fence. Until an instance hears from the database for the first
-/// time after a failover that lost epochs, it reads by an epoch that never was.
+/// A limit of the promise: a read has no fence. After a failover that lost epochs, an instance reads by a lost epoch
+/// until it next hears from the database.
 #[test]
 fn a_read_before_the_first_contact_after_a_failover_may_be_stale() {
     let protocol = Protocol { judges_before_contact: true, ..failover(4) };

@@ -7,6 +7,7 @@ mod copy_triggers;
 mod deadpool;
 mod dropped;
 mod dual_write;
+mod every_phase;
 mod guard_trigger;
 mod histories;
 mod inserts;

@@ -1,4 +1,4 @@
-//! The primary dies, and a standby that lagged by two phases and many writes takes over.
+//! The primary dies, and a standby that lags by two phases and many writes takes over.
 
 use cutover_testkit::{Postgres, PostgresOptions, wait_until};
 
@@ -7,7 +7,7 @@ use super::world::{BOUND, World, connect};
 use super::{INSTALLED, Outcome, PLACES};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone() -> Outcome {
+async fn a_failover_loses_only_what_the_standby_had_not_received() -> Outcome {
     let _place = PLACES.acquire().await;
     let primary = Postgres::start(PostgresOptions::default()).await?;
     let mut world = World::new(&primary, "failover").await?;
@@ -28,7 +28,7 @@ async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone()
     world.until(alone).await?;
     let alone = now();
     world.go("retire").await?;
-    // One that joins now is unknown to the standby.
+    // The standby does not know an instance that joins now.
     world.start(&primary, "d").await?;
     world.serving(4).await?;
     for instance in 0..4 {
@@ -54,7 +54,7 @@ async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone()
     for instance in 0..4 {
         world.busy(instance).await?;
     }
-    assert_eq!(world.epoch().await?, epoch, "nothing moved");
+    assert_eq!(world.epoch().await?, epoch, "the epoch has not changed");
     world.go("retire").await?;
     for instance in 0..4 {
         world.busy(instance).await?;
@@ -62,14 +62,14 @@ async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone()
     world.go("switch").await?;
 
     let _ = world.judge().await?;
-    // What was answered before the standby took over has to be true in itself, the lost end of it included.
+    // The history before the failover is consistent, including the part that is lost.
     let mut before = world.history(0, over, over);
     for key in 1..=KEYS {
         before.initial(key.unsigned_abs(), "initial");
     }
     let before = before.check();
     assert!(before.is_clean() && before.reads > 100, "{before:#?}");
-    // What the standby had is where everything goes on from.
+    // The history after it starts from the state of the standby.
     let mut after = world.history(again, u64::MAX, u64::MAX);
     for (key, value) in &start {
         after.initial(key.unsigned_abs(), value);
@@ -79,7 +79,7 @@ async fn after_a_failover_to_a_standby_that_lagged_only_what_it_lacked_is_gone()
     }
     let after = after.check();
     assert!(after.is_clean() && after.reads > 100, "{after:#?}");
-    // Nothing is gone that was acknowledged while the standby listened.
+    // What was acknowledged while the standby replicated is still there.
     let mut kept = world.history(0, apart, alone);
     for key in 1..=KEYS {
         kept.initial(key.unsigned_abs(), "initial");

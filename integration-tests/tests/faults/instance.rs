@@ -1,7 +1,7 @@
-//! One instance of a service, in a process of its own: this test binary started again. It reads and writes a
-//! column that is being migrated, and prints what it did.
+//! One instance of a service in its own process, which is this test binary started again. It reads and writes a
+//! column that is being migrated, and prints each operation.
 //!
-//! The lines are `begin <id> <key> <value> <time>`, then `done <id> <time>` or `none <id>` (certainly not
+//! The lines are `begin <id> <key> <value> <time>`, then `done <id> <time>` or `none <id>` (not
 //! written), `read <key> <value> <start> <end>`, and `held`. Times are nanoseconds of CLOCK_MONOTONIC, which is
 //! one clock for all processes.
 
@@ -22,16 +22,16 @@ use tokio::time::{sleep, timeout};
 
 use super::Outcome;
 
-/// Keys that are written all the time.
+/// The keys up to this one are written continuously.
 const BUSY: i64 = 14;
-/// The key of a write that is held half way. Nothing else writes it, so that a loss is not covered up, and its
-/// number is even, so that `ramp:50` reads it from the new side.
+/// The key of a write that stops half way. No other write hides its loss. The number is even, so `ramp:50` reads
+/// it from the new side.
 const HELD: i64 = 16;
-/// The keys, one per worker, of what is sent while the instance is cut off: for the same reason.
+/// The keys, one per worker, of writes that are sent while the instance is cut off. No other write hides their loss.
 pub(crate) const COLD: [i64; 3] = [18, 20, 22];
 pub(crate) const KEYS: i64 = 22;
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
-/// How long one statement may take: long enough for what is held back on its way to arrive after all.
+/// The time limit of a statement. It is longer than the delay of messages that are held back.
 const LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn now() -> u64 {
@@ -39,7 +39,7 @@ pub(crate) fn now() -> u64 {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
-/// Not a test: what the tests start as their instances.
+/// Not a test: the tests start it as an instance.
 #[test]
 #[ignore = "started by the other tests"]
 fn process() {
@@ -94,12 +94,12 @@ fn connect(options: &PgConnectOptions) -> PgPool {
     PgPoolOptions::new().max_connections(2).acquire_timeout(LIMIT).connect_lazy_with(options.clone())
 }
 
-/// Writes and reads in turn, one isolation level each.
+/// Writes and reads in turn. Each worker has its own isolation level.
 struct Worker {
     name: String,
-    /// Names the point at which a write stops while this file is there.
+    /// While this file exists, a write stops at the point that the file names.
     hold: PathBuf,
-    /// While this is there, it writes its own key only.
+    /// While this file exists, the worker writes only its own cold key.
     cold: PathBuf,
     own: i64,
     pool: PgPool,
@@ -110,9 +110,9 @@ struct Worker {
 
 /// A write that failed.
 enum Failed {
-    /// Nothing was or will be written.
+    /// Nothing was written, and nothing will be.
     Certainly(String),
-    /// Who knows.
+    /// It may have been written.
     Perhaps(String),
 }
 
@@ -150,7 +150,7 @@ impl Worker {
             if let Some(error) = failure {
                 println!("error {} {error}", self.name);
                 if error.contains("no answer") || error.contains("timed out") {
-                    // A service's own affair: connections that died without a word.
+                    // The connections are dead, and a service would open new ones.
                     self.pool = connect(&self.options);
                 }
             }

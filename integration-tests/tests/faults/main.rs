@@ -1,10 +1,10 @@
-//! Instances that are killed, paused and cut off at each step of a move, and what clients then saw.
+//! Instances that are killed, paused or cut off at each step of a move, and what their clients see.
 //!
-//! Every case ends with the fleet where it was wanted, with every instance that lives at work again, and with a
-//! history in which no write is lost and no read stale.
+//! Each case ends with the fleet in the desired phase, every living instance serving again, and a history with no
+//! lost write and no stale read.
 
 mod failover;
-#[expect(clippy::print_stdout, reason = "it says what it does on its output")]
+#[expect(clippy::print_stdout, reason = "it prints its operations")]
 mod instance;
 mod world;
 
@@ -28,33 +28,33 @@ use instance::COLD;
 
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// What happens to an instance.
+/// The fault of an instance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     /// `kill -9`.
     Killed,
-    /// Stopped until the others have gone on without it.
+    /// Stopped until the other instances have moved on without it.
     Paused,
-    /// Cut off; what it sent meanwhile arrives later.
+    /// Cut off. What it sends arrives later.
     Delayed,
-    /// Cut off; its connections are up for ever and dead.
+    /// Cut off. Its connections stay open, and nothing arrives.
     Lost,
-    /// Nothing but that it takes its time.
+    /// It only takes long.
     Slow,
 }
 
-/// When.
+/// The step of the move at which the fault happens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Step {
-    /// The epoch is open, the victim has an operation at the one before and can't acknowledge.
+    /// The epoch is open. The victim has an operation of the previous epoch and cannot acknowledge.
     BeforeAcknowledging,
-    /// The victim has acknowledged; nothing is closed.
+    /// The victim has acknowledged. No epoch is closed.
     BeforeClose,
-    /// The old epoch is closed; a transaction of it still runs.
+    /// The previous epoch is closed. One of its transactions still runs.
     BeforeDrained,
-    /// It is drained, the next epoch is not open.
+    /// The previous epoch is drained. The next one is not open.
     BeforeMove,
-    /// The next epoch is open and the victim doesn't know.
+    /// The next epoch is open, and the victim does not know.
     BeforeNoticing,
     /// The victim waits within the fence.
     InFence,
@@ -67,14 +67,14 @@ enum Step {
     NewWritten(u8),
 }
 
-/// From where to where.
+/// The move.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    /// Where a late write of one side only would be lost.
+    /// A late write of only one side would be lost.
     Forward,
-    /// Where a late read of the old side would be stale.
+    /// A late read of the old side would be stale.
     Away,
-    /// And of the new side.
+    /// A late read of the new side would be stale.
     Back,
 }
 
@@ -104,10 +104,10 @@ impl fmt::Display for Case {
     }
 }
 
-/// Sessions of the test that keep a step from being made.
-struct Brakes(Vec<PgConnection>);
+/// Sessions of the test that hold up the next step.
+struct Blockers(Vec<PgConnection>);
 
-impl Brakes {
+impl Blockers {
     async fn put(&mut self, url: &str, statement: &str) -> Outcome {
         let mut session = PgConnection::connect(url).await?;
         session.execute(AssertSqlSafe(format!("begin; {statement}"))).await?;
@@ -115,7 +115,7 @@ impl Brakes {
         Ok(())
     }
 
-    /// The first one that was put on.
+    /// Releases the oldest one.
     async fn release(&mut self) -> Outcome {
         if !self.0.is_empty() {
             self.0.remove(0).close().await?;
@@ -124,7 +124,7 @@ impl Brakes {
     }
 }
 
-/// Until then the ledger's tables can't be asked.
+/// True when the tables of the ledger exist.
 pub(crate) const INSTALLED: &str =
     "select exists (select from pg_tables where schemaname = 'cutover' and tablename = 'history')";
 const FLEET: &str = "select from cutover.fleets for share";
@@ -137,7 +137,7 @@ impl Case {
         }
         world.until(INSTALLED).await?;
         world.serving(3).await?;
-        // The new column is there from now on, so that no DDL waits for a transaction that is held.
+        // With the new column in place, no DDL waits for a transaction that is held.
         let (from, to) = self.way.ends();
         world.go("expand").await?;
         world.go(from).await?;
@@ -146,7 +146,7 @@ impl Case {
         let held = self.stop_at_step(postgres, &world, victim, to).await?;
         let target = to.split(':').next().unwrap_or(to);
         if self.fault == Fault::Slow {
-            // The fleet has to wait for it, and to say so.
+            // The fleet waits for it, and says so.
             let name = &world.instances[victim].name;
             let part = format!("%instance {name} with 1 op%");
             world
@@ -164,7 +164,7 @@ impl Case {
                 world.busy(instance).await?;
             }
         }
-        // Still able to move.
+        // The fleet can still move.
         world.go("switch").await?;
         let verdict = world.judge().await?;
         if verdict.is_clean() && verdict.reads > 100 && verdict.writes > 100 {
@@ -173,7 +173,7 @@ impl Case {
         Err(format!("{verdict:#?}").into())
     }
 
-    /// Brings the world to the step, injures the victim there, and lets the world go on.
+    /// Goes to the step, applies the fault to the victim, and continues.
     async fn stop_at_step(
         self,
         postgres: &Postgres,
@@ -184,7 +184,7 @@ impl Case {
         let url = &postgres.url(&world.database);
         let epoch = world.epoch().await?;
         let name = &world.instances[victim].name;
-        let mut brakes = Brakes(Vec::new());
+        let mut blockers = Blockers(Vec::new());
         let point = match self.step {
             Step::BeforeAcknowledging | Step::BeforeClose => Some((0, "fenced")),
             Step::Reading => Some((0, "pinned")),
@@ -200,9 +200,9 @@ impl Case {
             format!("select pg_advisory_xact_lock{{}}(1129644032 + id, {epoch}) from cutover.migrations");
         match self.step {
             Step::BeforeDrained | Step::BeforeMove | Step::BeforeNoticing => {
-                brakes.put(url, &lock.replace("{}", "_shared")).await?;
+                blockers.put(url, &lock.replace("{}", "_shared")).await?;
             }
-            Step::InFence => brakes.put(url, &lock.replace("{}", "")).await?,
+            Step::InFence => blockers.put(url, &lock.replace("{}", "")).await?,
             _ => {}
         }
         let waits_in_fence = format!(
@@ -223,7 +223,7 @@ impl Case {
         );
         match self.step {
             Step::BeforeClose => {
-                brakes.put(url, FLEET).await?;
+                blockers.put(url, FLEET).await?;
                 release(world, victim, 0)?;
                 world.until(&acknowledged).await?;
             }
@@ -235,14 +235,14 @@ impl Case {
             _ => {}
         }
         if matches!(self.step, Step::BeforeMove | Step::BeforeNoticing) {
-            brakes.put(url, FLEET).await?;
-            brakes.release().await?;
+            blockers.put(url, FLEET).await?;
+            blockers.release().await?;
             world
                 .until(&format!("select drained_at is not null from cutover.epochs where epoch = {epoch}"))
                 .await?;
         }
         if matches!(self.fault, Fault::Delayed | Fault::Lost) {
-            // What it sends from here on is not overwritten when it arrives late.
+            // Nothing overwrites what it sends from here on, even if that arrives late.
             let instance = &world.instances[victim];
             std::fs::write(cold_file(world, victim), "")?;
             let is_cold = |line: &str| {
@@ -255,21 +255,21 @@ impl Case {
         }
         if self.step == Step::BeforeNoticing {
             if !self.is_driver {
-                // Deaf before the move.
-                self.deafen(world, victim)?;
+                // It receives nothing, from before the move.
+                self.cut_off(world, victim)?;
             }
-            brakes.release().await?;
+            blockers.release().await?;
             world.until(&format!("select epoch > {epoch} + 1 from cutover.migrations")).await?;
         }
-        self.injure(world, victim).await?;
+        self.apply(world, victim).await?;
         world.want(to).await?;
-        while !brakes.0.is_empty() {
-            brakes.release().await?;
+        while !blockers.0.is_empty() {
+            blockers.release().await?;
         }
         Ok(point.map(|(worker, _)| worker))
     }
 
-    fn deafen(self, world: &World, victim: usize) -> Outcome {
+    fn cut_off(self, world: &World, victim: usize) -> Outcome {
         match self.fault {
             Fault::Killed | Fault::Paused => world.instances[victim].process.signal(Signal::STOP)?,
             Fault::Delayed => world.instances[victim].gate.hold(),
@@ -279,10 +279,10 @@ impl Case {
         Ok(())
     }
 
-    async fn injure(self, world: &World, victim: usize) -> Outcome {
+    async fn apply(self, world: &World, victim: usize) -> Outcome {
         match self.fault {
             Fault::Killed => world.instances[victim].process.kill().await?,
-            _ => self.deafen(world, victim)?,
+            _ => self.cut_off(world, victim)?,
         }
         Ok(())
     }
@@ -322,8 +322,8 @@ fn release(world: &World, victim: usize, worker: u8) -> Outcome {
     }
 }
 
-/// How many cases run at the same time, of all tests together: each has three processes, and more of them than a
-/// small machine can serve would lose their leases for no other reason.
+/// Cases that run at the same time, over all tests. Each has three processes. With too many of them on a small
+/// machine, leases expire for lack of CPU.
 static PLACES: Semaphore = Semaphore::const_new(5);
 
 async fn run_all(cases: Vec<Case>) -> Outcome {
@@ -357,7 +357,7 @@ fn cases(faults: &[Fault], steps: &[(Way, Step)], victims: &[bool]) -> Vec<Case>
             }
         }
     }
-    // To run some alone: their numbers.
+    // The numbers of the cases to run alone.
     if let Ok(only) = std::env::var("CASES") {
         cases.retain(|case| only.split(',').any(|number| number == case.number.to_string()));
     }
@@ -367,7 +367,7 @@ fn cases(faults: &[Fault], steps: &[(Way, Step)], victims: &[bool]) -> Vec<Case>
 const FAULTS: [Fault; 4] = [Fault::Killed, Fault::Paused, Fault::Delayed, Fault::Lost];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_injury_at_any_step_of_a_move_costs_no_write_and_shows_nothing_stale() -> Outcome {
+async fn a_fault_at_any_step_loses_no_write_and_reads_nothing_stale() -> Outcome {
     let steps = [
         (Way::Away, Step::BeforeAcknowledging),
         (Way::Away, Step::BeforeClose),
@@ -379,7 +379,7 @@ async fn an_injury_at_any_step_of_a_move_costs_no_write_and_shows_nothing_stale(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_injury_of_the_driver_costs_no_write_and_shows_nothing_stale() -> Outcome {
+async fn a_fault_of_the_driver_loses_no_write_and_reads_nothing_stale() -> Outcome {
     let steps = [
         (Way::Away, Step::BeforeClose),
         (Way::Forward, Step::BeforeDrained),
@@ -390,7 +390,7 @@ async fn an_injury_of_the_driver_costs_no_write_and_shows_nothing_stale() -> Out
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_that_is_stopped_while_it_joins_holds_nobody_up() -> Outcome {
+async fn a_process_stopped_while_it_joins_holds_up_no_move() -> Outcome {
     let _place = PLACES.acquire().await;
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     for pause in [true, false] {
@@ -400,9 +400,9 @@ async fn a_process_that_is_stopped_while_it_joins_holds_nobody_up() -> Outcome {
         }
         world.until(INSTALLED).await?;
         world.serving(2).await?;
-        // Asking to be counted waits for this lock, and gets it while its process does not run.
-        let mut brakes = Brakes(Vec::new());
-        brakes.put(&postgres.url(&world.database), "select from cutover.fleets for no key update").await?;
+        // The join waits for this lock and gets it while the process is stopped.
+        let mut blockers = Blockers(Vec::new());
+        blockers.put(&postgres.url(&world.database), "select from cutover.fleets for no key update").await?;
         world.start(&postgres, "late").await?;
         let waits = "select exists (select from pg_stat_activity where application_name = 'late' and wait_event_type = 'Lock')";
         world.until(waits).await?;
@@ -412,7 +412,7 @@ async fn a_process_that_is_stopped_while_it_joins_holds_nobody_up() -> Outcome {
         } else {
             late.gate.hold()
         }
-        brakes.release().await?;
+        blockers.release().await?;
         world.go("expand").await?;
         late.process.signal(Signal::CONT)?;
         late.gate.open();
@@ -424,9 +424,9 @@ async fn a_process_that_is_stopped_while_it_joins_holds_nobody_up() -> Outcome {
     Ok(())
 }
 
-/// In one thread, so that nothing at all of this process runs while it sleeps.
+/// With one thread, nothing of this process runs while it sleeps.
 #[tokio::test]
-async fn a_read_that_was_paused_beyond_the_lease_is_not_returned() -> Outcome {
+async fn a_read_paused_beyond_the_lease_is_not_returned() -> Outcome {
     let url = Postgres::fresh_database().await?;
     let options = FleetOptions {
         lease: Duration::from_secs(1),
@@ -443,26 +443,26 @@ async fn a_read_that_was_paused_beyond_the_lease_is_not_returned() -> Outcome {
     let read = async |pause: Duration| {
         let read = migration.read(async |_| {
             std::thread::sleep(pause);
-            Ok::<_, Error>("what was there")
+            Ok::<_, Error>("value")
         });
         read.await
     };
-    assert_eq!(read(Duration::from_millis(1)).await?, "what was there");
+    assert_eq!(read(Duration::from_millis(1)).await?, "value");
     assert!(matches!(read(Duration::from_millis(1100)).await, Err(Error::NotInFleet)));
-    // The gate is still open: nobody has had the time to shut it.
+    // The gate is still open, since nothing ran that could close it.
     assert!(migration.current().is_some());
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_injury_inside_a_read_shows_nothing_stale() -> Outcome {
+async fn a_fault_inside_a_read_shows_nothing_stale() -> Outcome {
     let steps = [(Way::Away, Step::Reading), (Way::Back, Step::Reading)];
     let faults = [Fault::Slow, Fault::Paused, Fault::Delayed, Fault::Lost];
     run_all(cases(&faults, &steps, &[false])).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_injury_inside_a_write_costs_no_write_and_shows_nothing_stale() -> Outcome {
+async fn a_fault_inside_a_write_loses_no_write_and_reads_nothing_stale() -> Outcome {
     let steps = [
         (Way::Forward, Step::InFence),
         (Way::Forward, Step::Fenced(0)),

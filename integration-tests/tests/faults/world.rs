@@ -1,4 +1,4 @@
-//! A database, its instances behind proxies, and what is known about them.
+//! A database, its instances behind proxies, and the output of the instances.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use super::Outcome;
 use super::instance::KEYS;
 
-/// A case that takes longer has not recovered.
+/// A case that takes longer has failed to recover.
 pub(crate) const BOUND: Duration = Duration::from_secs(40);
 
 pub(crate) struct World {
@@ -60,7 +60,7 @@ impl World {
         sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.pool).await
     }
 
-    /// Waits until a query says yes.
+    /// Waits until a query returns true.
     pub(crate) async fn until(&self, query: &str) -> Outcome {
         wait_until(query, BOUND, async || match self.is(query).await {
             Ok(false) => Err(self.standing().await),
@@ -98,7 +98,7 @@ impl World {
         self.settled(wish.split(':').next().unwrap_or(wish)).await
     }
 
-    /// Waits until as many instances serve.
+    /// Waits until this many instances serve.
     pub(crate) async fn serving(&self, count: usize) -> Outcome {
         self.until(&format!(
             "select count(*) = {count} from cutover.instances where admitted and lease_until > clock_timestamp()"
@@ -110,7 +110,7 @@ impl World {
         Ok(sqlx::query_scalar("select epoch from cutover.migrations").fetch_one(&self.pool).await?)
     }
 
-    /// The place of the instance that holds the driver's office, or of another one.
+    /// The index of the driver, or of an instance that is not the driver.
     pub(crate) async fn victim(&self, is_driver: bool) -> Outcome<usize> {
         let driver =
             "select exists (select from cutover.migrations m join cutover.instances i on i.id = m.driver)";

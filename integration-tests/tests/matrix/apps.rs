@@ -36,7 +36,7 @@ use tower::layer::layer_fn;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// How long anything may take before the test is given up.
+/// The time limit of each step.
 const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,7 +58,7 @@ pub(crate) enum Way {
     ErrorStatus,
     /// gRPC only.
     StatusInTrailers,
-    /// The inner service answers with `Err`.
+    /// The inner service returns `Err`.
     ServiceError,
     Panic,
     /// tonic makes trailers of a stream's error, so this is axum only.
@@ -83,7 +83,7 @@ impl Way {
         Self::Unmatched,
     ];
 
-    /// What it has to be counted as.
+    /// The expected outcome.
     pub(crate) fn status(self, server: Server) -> u16 {
         match self {
             Self::Fine => 200,
@@ -99,7 +99,7 @@ impl Way {
         }
     }
 
-    /// What is said about it besides.
+    /// The expected further labels.
     pub(crate) fn reason(self) -> Option<&'static str> {
         match self {
             Self::Fine | Self::ErrorStatus | Self::StatusInTrailers | Self::Unmatched => None,
@@ -110,12 +110,12 @@ impl Way {
         }
     }
 
-    /// Whether there was a first byte.
+    /// Whether the client receives a first byte.
     pub(crate) fn has_head(self) -> bool {
         !matches!(self, Self::ServiceError | Self::Panic | Self::GoneBeforeHead)
     }
 
-    /// The gRPC call that ends so; what ends otherwise never reaches a method.
+    /// The gRPC call that ends in this way. Other endings never reach a method.
     fn call(self) -> Option<GrpcEnding> {
         match self {
             Self::Fine => Some(GrpcEnding::Fine),
@@ -138,7 +138,7 @@ pub(crate) struct Cell {
     pub(crate) way: Way,
 }
 
-/// All of them.
+/// All endings.
 pub(crate) const CELLS: [Cell; 36] = {
     let mut cells = [Cell { server: Server::Axum, protocol: Protocol::Http1, way: Way::Fine }; 36];
     let (mut next, mut way) = (0, 0);
@@ -172,13 +172,13 @@ impl Cell {
         }
     }
 
-    /// The label that the request has to have.
+    /// The expected label of the request.
     pub(crate) fn route(self) -> String {
         if self.way == Way::Unmatched { "unmatched".to_owned() } else { self.path() }
     }
 }
 
-/// Says when a request has arrived in the service, and when nothing of it is left there.
+/// Reports the arrival of a request in the service, and the drop of its last part.
 struct Guard(mpsc::UnboundedSender<Event>);
 
 #[derive(Debug, PartialEq)]
@@ -201,7 +201,7 @@ impl Drop for Guard {
 }
 
 async fn handler(way: Way, guard: Guard) -> Response {
-    // The first half has gone out before what comes next is asked for.
+    // The first half is sent before the next part is requested.
     let body = |rest: stream::BoxStream<'static, io::Result<&'static str>>| {
         let turn = stream::once(async { tokio::task::yield_now().await }).filter_map(|()| ready(None));
         let body = stream::iter([Ok("half")]).chain(turn).chain(rest).inspect(move |_| _ = &guard);
@@ -235,7 +235,7 @@ fn routes(server: Server, events: mpsc::UnboundedSender<Event>) -> Router {
     }
 }
 
-/// The innermost layer: answers with an error where it is told to.
+/// The innermost layer. It returns an error on request.
 #[derive(Clone)]
 pub(crate) struct Fails<S>(S);
 
@@ -263,7 +263,7 @@ where
 
 type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Something that serves the routes of a cell.
+/// A server of the routes of a cell.
 pub(crate) type Serve = Box<dyn FnOnce(Cell, mpsc::UnboundedSender<Event>, TcpListener) -> Serving>;
 
 /// The library's serving loop, with `layer` on the router.
@@ -299,7 +299,7 @@ pub(crate) fn tonics_own(layer: cutover::metrics::MetricsLayer) -> Serve {
     })
 }
 
-/// Makes the cell's request on a connection of its own and waits until it has ended on both sides.
+/// Sends the request of the cell on its own connection and waits for its end on both sides.
 pub(crate) async fn run(serve: Serve, cell: Cell) {
     let whole = async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

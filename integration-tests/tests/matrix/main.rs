@@ -1,8 +1,8 @@
-//! Every way in which a request can end, on axum and on tonic, over HTTP/1 and HTTP/2, against real sockets; and what
-//! other layers make of the same.
+//! Every way in which a request can end, on axum and on tonic, over HTTP/1 and HTTP/2, on real sockets, beside the
+//! counts of other layers.
 //!
-//! Everything of a cell runs on one thread, so that a request's end has been counted when its guard is gone and its
-//! client has finished: nothing is slept for.
+//! A cell runs on one thread. When the guard of a request is dropped and its client has finished, the request has been
+//! counted, so no test sleeps.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
@@ -19,7 +19,7 @@ use cutover::{
 };
 use cutover_testkit::GrpcEnding;
 
-/// What a layer has counted: requests by status, and the requests that it believes are there.
+/// The counts of a layer: requests by status, and requests in flight.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Reading {
     counted: BTreeMap<String, i64>,
@@ -27,7 +27,7 @@ struct Reading {
 }
 
 impl Reading {
-    /// What came since.
+    /// The difference since an earlier count.
     fn since(&self, before: &Self) -> Self {
         let counted = self.counted.iter().map(|(status, count)| {
             (status.clone(), count - before.counted.get(status).copied().unwrap_or_default())
@@ -38,7 +38,7 @@ impl Reading {
         }
     }
 
-    /// From a metrics page.
+    /// Parses a metrics page.
     fn of_page(page: &str, counter: &str, gauge: &str) -> Self {
         let mut reading = Self::default();
         for line in page.lines() {
@@ -54,7 +54,7 @@ impl Reading {
         reading
     }
 
-    /// One request with this status, and nobody left.
+    /// One request with this status, and none in flight.
     fn is(&self, status: u16) -> bool {
         self.in_flight == 0 && self.counted == BTreeMap::from([(status.to_string(), 1)])
     }
@@ -69,7 +69,7 @@ fn page(metrics: &Metrics) -> String {
 }
 
 #[tokio::test]
-async fn every_ending_is_counted_once_as_what_it_was() {
+async fn every_ending_is_counted_once_under_its_outcome() {
     for cell in CELLS {
         let metrics = Metrics::new(&Release::new("kit", "canary").unwrap()).unwrap();
         for ending in GrpcEnding::ALL {
@@ -100,9 +100,9 @@ async fn every_ending_is_counted_once_as_what_it_was() {
     }
 }
 
-/// tonic's own server, with the layer around all of it: the methods are known by their declaration.
+/// tonic's own server inside the layer. The declared methods give the routes.
 #[tokio::test]
-async fn the_layer_stands_around_tonics_own_server_too() {
+async fn the_layer_also_works_around_the_server_of_tonic() {
     for way in Way::ALL {
         let cell = Cell { server: Server::Tonic, protocol: Protocol::Http2, way };
         if !CELLS.contains(&cell) || way == Way::ServiceError {

@@ -13,12 +13,12 @@ use super::{
     apps::{CELLS, Cell, Serve, Server, Way, layered, run},
 };
 
-/// What a layer gets wrong.
+/// The mistake of a layer.
 #[derive(Debug, Default, PartialEq)]
 struct Wrong {
-    /// Not counted once in the right class of statuses.
+    /// Not counted exactly once in the right class of statuses.
     counted: BTreeSet<(Server, Way)>,
-    /// Believed to be there still.
+    /// Still counted as in flight.
     in_flight: BTreeSet<(Server, Way)>,
 }
 
@@ -41,12 +41,12 @@ async fn wrong(serve: impl Fn() -> Serve, read: impl Fn() -> Reading) -> Wrong {
     wrong
 }
 
-/// All ways but these.
+/// All endings except these.
 fn all_but(right: &[(Server, Way)]) -> BTreeSet<(Server, Way)> {
     CELLS.iter().map(|cell| (cell.server, cell.way)).filter(|cell| !right.contains(cell)).collect()
 }
 
-/// What a layer counts rightly that looks at the head only and knows no gRPC.
+/// The endings that a layer counts correctly if it looks only at the head and ignores gRPC.
 const OF_THE_HEAD: [(Server, Way); 4] = [
     (Server::Axum, Way::Fine),
     (Server::Axum, Way::ErrorStatus),
@@ -54,7 +54,7 @@ const OF_THE_HEAD: [(Server, Way); 4] = [
     (Server::Tonic, Way::Fine),
 ];
 
-/// The matrix can fail: these fail in it.
+/// Shows that the matrix can fail: these layers fail.
 #[tokio::test]
 async fn axum_prometheus_counts_at_the_head() {
     let (layer, handle) = PrometheusMetricLayerBuilder::new().with_default_metrics().build_pair();
@@ -66,7 +66,7 @@ async fn axum_prometheus_counts_at_the_head() {
 }
 
 #[tokio::test]
-async fn the_opentelemetry_layer_counts_at_the_head_and_keeps_who_left() {
+async fn the_opentelemetry_layer_keeps_clients_that_left_in_flight() {
     let exporter = InMemoryMetricExporter::default();
     let reader = PeriodicReader::builder(exporter.clone()).build();
     let provider = SdkMeterProvider::builder().with_reader(reader).build();
@@ -84,9 +84,9 @@ async fn the_opentelemetry_layer_counts_at_the_head_and_keeps_who_left() {
     assert_eq!(wrong.in_flight, BTreeSet::from_iter(kept.into_iter().flatten()));
 }
 
-/// It counts nothing else, so there is no status it could have wrong.
+/// It counts no statuses, so only the requests in flight are compared.
 #[tokio::test]
-async fn the_in_flight_layer_of_tower_http_lets_everybody_go() {
+async fn the_in_flight_layer_of_tower_http_counts_every_end() {
     let (layer, counter) = InFlightRequestsLayer::pair();
     let read = || Reading { in_flight: i64::try_from(counter.get()).unwrap(), ..Reading::default() };
     let wrong = wrong(|| layered(layer.clone()), read).await;

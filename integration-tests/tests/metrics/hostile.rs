@@ -1,4 +1,4 @@
-//! Whatever a client sends, memory and series stay as they are.
+//! No request of a client adds memory or series.
 
 use std::{
     convert::Infallible,
@@ -34,7 +34,7 @@ fn series(metrics: &Metrics) -> usize {
     metrics.registry().gather().iter().map(|family| family.get_metric().len()).sum()
 }
 
-/// A thousand requests with paths, methods and headers of which no two are the same.
+/// A thousand requests, each with its own path, method and headers.
 fn thousand<S>(service: &mut S, from: usize)
 where
     S: Service<Request<Body>, Error = Infallible>,
@@ -44,7 +44,7 @@ where
         *request.uri_mut() = Uri::try_from(format!("/{number}/{}?{number}", number * 7)).unwrap();
         *request.method_mut() = Method::from_bytes(format!("M{number}").as_bytes()).unwrap();
         let headers = request.headers_mut();
-        // Half of them as calls of gRPC methods that nobody declared.
+        // Half of them are calls of undeclared gRPC methods.
         if number % 2 == 0 {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         }
@@ -57,7 +57,7 @@ where
 }
 
 #[test]
-fn a_million_paths_leave_nothing_behind() {
+fn a_million_paths_add_no_memory_and_no_series() {
     let metrics = metrics();
     let answer = |_: Request<Body>| -> Ready<Result<Response<Body>, Infallible>> {
         ready(Ok(Response::new(Body::empty())))
@@ -74,9 +74,9 @@ fn a_million_paths_leave_nothing_behind() {
     assert_eq!((left.count_current, left.bytes_current), (0, 0));
 }
 
-/// The same through a router, whose own memory of a request is not the metrics'.
+/// The same through a router. Its own memory per request is not counted.
 #[test]
-fn a_routers_routes_are_all_there_is() {
+fn only_the_routes_of_the_router_become_series() {
     let metrics = metrics();
     let all = Router::new().route("/{a}/{b}", any(|| async {}));
     for app in [all, Router::new()] {
@@ -90,10 +90,10 @@ fn a_routers_routes_are_all_there_is() {
     }
 }
 
-/// Sends these bytes on a connection of their own and takes what comes back, to the end.
+/// Sends the bytes on a new connection and reads the response to its end.
 async fn raw(running: &Running, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(running.address).await.unwrap();
-    // The server may have refused before it was told everything.
+    // The server may refuse before it has read everything.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
@@ -101,7 +101,7 @@ async fn raw(running: &Running, bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_not_counted() {
+async fn bytes_that_are_no_request_are_not_counted() {
     let running = Running::start(Router::new().route("/", get(|| async {}))).await;
     let many: String = (0..5_000).map(|n| format!("x-{n}: {n}\r\n")).collect();
     let long = "x".repeat(2 << 20);
@@ -116,10 +116,10 @@ async fn what_is_no_request_is_not_counted() {
     ] {
         let answer = raw(&running, bytes.as_bytes()).await;
         let head = &bytes[..bytes.len().min(50)];
-        // A connection that is reset while bytes are on their way takes the answer with it.
+        // A reset of the connection may discard the response.
         assert!(answer.is_empty() || answer.contains(refused), "{head:?}: {answer}");
     }
-    // One that is wrong in what the metrics read, and a request all the same.
+    // A valid request with odd values in what the metrics read.
     let odd = "POST / HTTP/1.1\r\nhost: t\r\nconnection: close\r\ntraceparent: \u{fffd}\r\ncontent-type: application/grpc\u{fffd}\r\n\r\n";
     assert!(raw(&running, odd.as_bytes()).await.contains("405"));
     running.wait(r#"http_requests_total{method="POST",route="/",status="405",version="canary"} 1"#).await;
@@ -131,7 +131,7 @@ async fn what_is_no_request_is_not_counted() {
 }
 
 #[tokio::test]
-async fn a_slow_client_is_one_request_in_flight_until_its_end() {
+async fn a_slow_client_is_one_request_in_flight_until_it_ends() {
     const SIZE: usize = 32 << 20;
     let body: Arc<[u8]> = vec![b'x'; SIZE].into();
     let app = Router::new().route(
@@ -148,14 +148,14 @@ async fn a_slow_client_is_one_request_in_flight_until_its_end() {
     let running = Running::start(app).await;
     let mut stream = TcpStream::connect(running.address).await.unwrap();
     let head = b"GET / HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n";
-    // Byte by byte: nothing is counted before there is a request.
+    // Byte by byte. Nothing is counted before the head is complete.
     for byte in &head[..head.len() - 1] {
         stream.write_all(std::slice::from_ref(byte)).await.unwrap();
         stream.flush().await.unwrap();
     }
     assert!(running.page().contains("http_requests_in_flight{version=\"canary\"} 0\n"));
     stream.write_all(&head[head.len() - 1..]).await.unwrap();
-    // More is to come than buffers hold, and it is not read.
+    // The client does not read the body, which is larger than the buffers.
     running.wait(r#"http_request_first_byte_seconds_count{method="GET",route="/",version="canary"} 1"#).await;
     running.wait(r#"http_requests_in_flight{version="canary"} 1"#).await;
     assert!(running.page().contains("route=\"/\",status=\"200\",version=\"canary\"} 0\n"));

@@ -1,4 +1,4 @@
-//! The metrics room against real sockets, a real Prometheus, and clients that mean no good.
+//! The metrics with real sockets, a real Prometheus, and hostile clients.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 

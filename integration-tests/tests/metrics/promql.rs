@@ -1,4 +1,4 @@
-//! What a canary judge asks, answered by a real Prometheus.
+//! The queries of a canary judge on a real Prometheus.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -16,7 +16,7 @@ use tower::ServiceExt;
 
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// A service of this version, and where its metrics are.
+/// A service of this version, and the address of its metrics.
 struct Scraped {
     app: Router,
     address: SocketAddr,
@@ -44,7 +44,7 @@ impl Scraped {
             let request = Request::get(path)
                 .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
             let app = self.app.clone();
-            // A panic is the server's to catch.
+            // The server catches panics.
             let response = tokio::spawn(app.oneshot(request.body(Body::empty()).unwrap())).await;
             if let Ok(Ok(response)) = response {
                 response.into_body().collect().await.unwrap();
@@ -53,7 +53,7 @@ impl Scraped {
     }
 }
 
-/// The value that a query gives, if it gives one.
+/// The value of a query, if its result is not empty.
 async fn value(prometheus: &Prometheus, query: &str) -> Result<Option<f64>, KitError> {
     let samples = prometheus.query(query).await?;
     assert!(samples.len() <= 1, "{query}: {samples:?}");
@@ -88,18 +88,18 @@ fn queries(template: &str, version: &str) -> Vec<String> {
     queries
 }
 
-/// In this order: requests, errors, latency.
+/// Requests, errors and latency, in this order.
 const TEMPLATES: [&str; 2] = [
     include_str!("../../../examples/deploy/argo-rollouts/analysis-template.yaml"),
     include_str!("../../../examples/deploy/flagger/metric-templates.yaml"),
 ];
 
-/// As the case study has them, word for word but for the window's length.
+/// The queries of the case study, with a shorter window.
 const SHARE: &str = r#"sum(rate(http_requests_total{status=~"5..",version="canary"}[5m])) / sum(rate(http_requests_total{version="canary"}[5m]))"#;
 const P99: &str = r#"histogram_quantile(0.99, sum(rate(http_request_duration_seconds_bucket{version="canary"}[5m])) by (le))"#;
 
 #[tokio::test]
-async fn a_judges_queries_work_as_they_stand() {
+async fn the_queries_of_a_judge_work_unchanged() {
     let canary = Scraped::start("canary").await;
     let stable = Scraped::start("stable").await;
     let idle = Scraped::start("idle").await;
@@ -110,7 +110,7 @@ async fn a_judges_queries_work_as_they_stand() {
         return;
     };
 
-    // There before any request: not an empty result but 0/0.
+    // The series exist before the first request, so the result is 0/0 and not empty.
     let (idle_share, stable_share) = (SHARE.replace("canary", "idle"), SHARE.replace("canary", "stable"));
     for query in [SHARE, P99, &idle_share, &stable_share] {
         wait_until(query, LIMIT, async || {
@@ -121,7 +121,7 @@ async fn a_judges_queries_work_as_they_stand() {
     }
     assert_eq!(value(&prometheus, &SHARE.replace("canary", "never-deployed")).await.unwrap(), None);
 
-    // A healthy version has a share of exactly 0, also before its first failure.
+    // The share of failures is exactly 0 before the first failure.
     stable.requests("/orders/1", 200).await;
     canary.requests("/orders/1", 150).await;
     canary.requests("/panics", 50).await;
@@ -156,12 +156,12 @@ async fn a_judges_queries_work_as_they_stand() {
         assert!(requests >= 100.0 && errors == 0.0 && latency < 10.0, "{requests} {errors} {latency}");
         let [requests, errors, latency] = ask("canary").await;
         assert!(requests >= 100.0 && (errors - 0.25).abs() < 0.01 && latency < 10.0);
-        // Nothing to see is the worst there is: NaN and the empty result alike.
+        // NaN and an empty result both count as the worst value.
         assert_eq!(ask("idle").await, [0.0, 1.0, f64::INFINITY]);
         assert_eq!(ask("never-deployed").await, [0.0, 1.0, f64::INFINITY]);
     }
 
-    // Prometheus asks for OpenMetrics and took what it got, or there would be none of the above.
+    // Prometheus asked for OpenMetrics and accepted the response.
     let scraped = r#"min(up{job="kit"})"#;
     assert_eq!(value(&prometheus, scraped).await.unwrap(), Some(1.0));
 }

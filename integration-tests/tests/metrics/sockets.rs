@@ -27,7 +27,7 @@ pub(crate) struct Running {
 }
 
 async fn start() -> Running {
-    // More chunks than the length allows: the server stops reading without being told.
+    // More chunks than the length allows. The server stops reading by itself.
     let sized = || {
         let chunks = stream::iter(["half", "half"]).map(Ok::<_, Infallible>);
         let body = Body::from_stream(chunks.chain(stream::pending()));
@@ -55,7 +55,7 @@ impl Running {
         Self { metrics, drain, address }
     }
 
-    /// One request on a connection of its own. Says whether the body came to its end.
+    /// Sends one request on a new connection. Returns whether the body was complete.
     async fn get(&self, path: &str) -> bool {
         let io = TokioIo::new(TcpStream::connect(self.address).await.unwrap());
         let request = Request::get(format!("http://test{path}")).header("host", "test");
@@ -80,7 +80,7 @@ impl Running {
         }
     }
 
-    /// The only request that was made ended so, and was counted once.
+    /// Checks that the one request was counted once, with this outcome.
     async fn ended(&self, route: &str, status: &str, reason: Option<&str>) {
         self.wait(&format!(
             "http_requests_total{{method=\"GET\",route=\"{route}\",status=\"{status}\",version=\"canary\"}} 1"
@@ -108,18 +108,18 @@ async fn a_body_that_fills_its_content_length_is_complete() {
 }
 
 #[tokio::test]
-async fn a_panic_takes_nobody_else_with_it() {
+async fn a_panic_ends_only_its_own_request() {
     let running = start().await;
     running.get("/panics").await;
     assert!(running.get("/fine").await);
-    // Nor does it leave anything behind that a drain would wait for.
+    // It leaves no request in flight for a drain to wait for.
     running.drain.begin();
     let report = tokio::time::timeout(LIMIT, running.drain.finished()).await.unwrap();
     assert_eq!(report.cut, []);
 }
 
 #[tokio::test]
-async fn cores_that_count_at_once_lose_nothing() {
+async fn counts_of_several_cores_at_once_are_complete() {
     let running = start().await;
     let running = std::sync::Arc::new(running);
     let clients: Vec<_> = (0..8)
