@@ -4,6 +4,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::attached::lacking;
 use super::description::{Description, Shape};
+use super::round_trip::try_mappings;
 use crate::ledger::{describe_error, sides, sql_state, unprepared};
 use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
@@ -82,6 +83,7 @@ pub(crate) async fn problems(
             let is_refused = problems.iter().any(|problem| problem.is_blocking);
             if let (false, Some(key)) = (is_refused, &key) {
                 problems.extend(triggers(plan, key, &facts, &mut tx).await?);
+                problems.extend(try_mappings(plan, &facts, None, key, &mut tx).await?);
             }
         }
         None => problems.extend(of_tables(plan, &facts, key.as_ref(), may_use_new, &mut tx).await?),
@@ -187,6 +189,10 @@ async fn of_tables(
         }));
     }
     problems.extend(lacking(plan, tx).await?.into_iter().map(|(_, problem)| problem));
+    let is_refused = problems.iter().any(|problem| problem.is_blocking);
+    if let (false, Some(key)) = (is_refused, key) {
+        problems.extend(try_mappings(plan, old, Some(&new), key, tx).await?);
+    }
     Ok(problems)
 }
 
