@@ -1,6 +1,6 @@
 # `make` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo gameday test matrix bench check features documentation packages cargo
+.PHONY: help demo gameday test fuzz matrix bench check features documentation packages cargo
 
 SHELL := /bin/bash
 export CARGO_NET_RETRY ?= 5
@@ -30,6 +30,8 @@ help:
 	@echo '             ARGS="kill failover"   only these (--list names them; --seed N, --rate N, --chaos-seconds N)'
 	@echo 'make test    everything that must pass before a merge: checks, units, documentation, features, real servers'
 	@echo '             REQUIRE=1              fail where a server is not installed, instead of skipping its tests'
+	@echo 'make fuzz    random tables migrate for an hour under random writers, and an oracle judges each'
+	@echo '             SECONDS=600            for how long; CUTOVER_FUZZ_SEED=n runs one table again'
 	@echo 'make matrix  the suites that query Postgres, on Postgres 13 to 18'
 	@echo '             VERSIONS="13 18"       only these'
 	@echo 'make check   format, lints, dependency rules, minimum Rust version, packages'
@@ -106,6 +108,11 @@ test: check
 	$(WITH_OWN_SERVERS) target/debug/demo gameday --plain --rows 5000 --rate 50 --bin-dir target/debug \
 		--report target/debug/gameday/report.json --chaos-seconds 60 chaos
 	$(call stage,done)
+
+fuzz: export SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),3600)
+fuzz: cargo
+	$(SERVERS_FOR_TESTS) postgres
+	$(CARGO_TEST) --test fuzz -- --nocapture
 
 matrix: cargo
 	$(call stage,Postgres $(or $(VERSIONS),13 to 18))

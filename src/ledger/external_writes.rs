@@ -92,6 +92,38 @@ pub(crate) async fn open(tx: &mut PgConnection, migration: i32) -> Result<Vec<St
     named(tx, migration, None).await
 }
 
+/// The guard triggers of a migration that are disabled, or that do not fire for every session, as text with a remedy.
+pub(crate) async fn disabled_guards(
+    tx: &mut PgConnection,
+    migration: i32,
+) -> Result<Vec<String>, sqlx::Error> {
+    unprepared::query_scalar(
+        "select format('guard trigger %I of %s to be enabled, because external writes are not seen meanwhile; to unblock: \
+                 `alter table %s enable always trigger %I`', \
+                t.tgname, t.tgrelid::regclass, t.tgrelid::regclass, t.tgname) \
+         from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
+         where n.nspname = 'cutover' and p.proname = 'guard_' || $1::text and t.tgenabled <> 'A' order by 1 limit 5",
+    )
+    .bind(migration.to_string())
+    .fetch_all(tx)
+    .await
+}
+
+/// Records that external writes may go unseen, if a guard trigger of the migration is disabled. A scan that ended before
+/// does not count then.
+pub(crate) async fn record_unseen(tx: &mut PgConnection, migration: i32) -> Result<(), sqlx::Error> {
+    unprepared::query(
+        "insert into cutover.external_write_events (migration_id, application, role, copied) \
+         select distinct $1::integer, 'unknown, while the guard trigger is disabled', 'unknown', false \
+         from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
+         where n.nspname = 'cutover' and p.proname = 'guard_' || $1::text and t.tgenabled <> 'A'",
+    )
+    .bind(migration)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 async fn named(
     tx: &mut PgConnection,
     migration: i32,

@@ -13,6 +13,15 @@ pub(crate) struct StandbyRow {
     pub(crate) bytes: Option<i64>,
 }
 
+/// A consumer of logical replication is no standby: it has no pages to read from. Its walsender always uses a logical slot.
+macro_rules! standbys {
+    () => {
+        "(select r.* from pg_stat_replication r where not exists (select from pg_replication_slots s \
+            where s.active_pid = r.pid and s.slot_type = 'logical'))"
+    };
+}
+pub(crate) use standbys;
+
 /// The standbys among `names` that have not replayed all copies, all rows that were repaired before the epoch was sealed,
 /// and the end of the previous epoch.
 pub(crate) async fn lagging(
@@ -23,7 +32,7 @@ pub(crate) async fn lagging(
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    unprepared::query_as(
+    unprepared::query_as(concat!(
         "with needed as (select greatest( \
              (select max(finished_lsn) from cutover.jobs where migration_id = $1 and kind <> 'scan'), \
              (select greatest(max(drained_lsn), max(sealed_lsn)) from cutover.epochs where migration_id = $1)) as lsn, \
@@ -31,11 +40,13 @@ pub(crate) async fn lagging(
          select w.name, case when not needed.is_unknown then \
                 pg_wal_lsn_diff(needed.lsn, min(r.replay_lsn))::bigint end as bytes \
          from needed cross join unnest($2::text[]) as w (name) \
-         left join pg_stat_replication r on r.application_name = w.name \
+         left join ",
+        standbys!(),
+        " as r on r.application_name = w.name \
          group by w.name, needed.lsn, needed.is_unknown \
          having needed.is_unknown or needed.lsn is not null \
-            and (min(r.replay_lsn) is null or min(r.replay_lsn) < needed.lsn) order by w.name",
-    )
+            and (min(r.replay_lsn) is null or min(r.replay_lsn) < needed.lsn) order by w.name"
+    ))
     .bind(migration)
     .bind(names)
     .fetch_all(connection)

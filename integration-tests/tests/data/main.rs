@@ -7,6 +7,7 @@ mod copy_triggers;
 mod deadpool;
 mod dropped;
 mod dual_write;
+mod external_writers;
 mod every_phase;
 mod guard_trigger;
 mod histories;

@@ -325,23 +325,32 @@ create table cutover.flag_states (
 --
 -- The shared lock comes first, and the look at the epoch is a separate statement. Under READ COMMITTED it therefore sees
 -- every close that committed before the lock was granted. Under REPEATABLE READ and SERIALIZABLE the snapshot may be
--- older than the close, so the row itself is locked; that fails with SQLSTATE 40001 if the row has changed since.
+-- older than the close, so the row itself is locked; that fails with SQLSTATE 40001 if the row has changed since. The row
+-- lock is released at once, by rolling the subtransaction back: new share locks do not queue behind an update that waits,
+-- so a steady stream of such writers would keep the seal of the epoch waiting forever. The advisory lock remains.
 --
 -- The phase is compared too: after a failover to a lagging standby the same epoch can stand for another phase.
 create function cutover.fence(p_migration integer, p_epoch integer, p_phase text) returns void
 language plpgsql as $$
 declare
     v_closed timestamptz;
+    v_found boolean;
 begin
     perform pg_advisory_xact_lock_shared(1129644032 + p_migration, p_epoch);
     if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
-        select closed_at into v_closed from cutover.epochs
-            where migration_id = p_migration and epoch = p_epoch and phase = p_phase for share;
+        begin
+            select closed_at into v_closed from cutover.epochs
+                where migration_id = p_migration and epoch = p_epoch and phase = p_phase for share;
+            v_found := found;
+            raise exception using errcode = 'ZC000';
+        exception when sqlstate 'ZC000' then null;
+        end;
     else
         select closed_at into v_closed from cutover.epochs
             where migration_id = p_migration and epoch = p_epoch and phase = p_phase;
+        v_found := found;
     end if;
-    if not found then
+    if not v_found then
         raise exception using errcode = 'ZC002',
             message = format('epoch %s (%s) of migration %s is not in the ledger', p_epoch, p_phase, p_migration),
             hint = 'The database was restored, or failed over to an older state. Rejoin the fleet and retry.';
@@ -408,7 +417,8 @@ create trigger update_guard_phase after insert or update of phase on cutover.mig
 --
 -- The advisory lock is held until the external transaction ends. Copies, scans and the moves after which such writes are
 -- refused take it too, so they wait for transactions that began under the earlier rule. Under REPEATABLE READ and
--- SERIALIZABLE the row with the phase is locked; that fails with SQLSTATE 40001 if a move came after the snapshot.
+-- SERIALIZABLE the row with the phase is locked; that fails with SQLSTATE 40001 if a move came after the snapshot. The row
+-- lock is released at once, because the way back would otherwise wait for the external transaction.
 create function cutover.record_external_write(p_migration integer, p_copied boolean) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -418,7 +428,11 @@ begin
     if v_phase is null then
         perform pg_advisory_xact_lock_shared(1129709568, p_migration);
         if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
-            select phase into v_phase from cutover.guard_phases where migration_id = p_migration for share;
+            begin
+                select phase into v_phase from cutover.guard_phases where migration_id = p_migration for share;
+                raise exception using errcode = 'ZC000';
+            exception when sqlstate 'ZC000' then null;
+            end;
         else
             select phase into v_phase from cutover.guard_phases where migration_id = p_migration;
         end if;
@@ -431,6 +445,58 @@ begin
         end if;
     end if;
     return v_phase;
+end
+$$;
+
+-- Called by the guard trigger: a query that tells whether `$1`, a value of this column, is what the column's default gives.
+-- Null: nobody can tell, because the default may give another value each time, or because it calls a function that is not
+-- built in. Such a function must not run with the rights of the trigger's owner. For the same reason the values are
+-- compared in the base type of a domain.
+create function cutover.comparison_with_default(p_table oid, p_column name) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_type oid;
+    v_modifier integer;
+    v_default pg_node_tree;
+begin
+    select a.atttypid, a.atttypmod, d.adbin into v_type, v_modifier, v_default
+        from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+        where a.attrelid = p_table and a.attname = p_column and not a.attisdropped;
+    -- Not found: the snapshot of the transaction is older than the column.
+    if not found
+        or exists (select from pg_attribute where attrelid = p_table and attname = p_column and attidentity <> '')
+    then
+        return null;
+    end if;
+    while exists (select from pg_type where oid = v_type and typtype = 'd') loop
+        select typbasetype, coalesce(v_default, typdefaultbin), greatest(v_modifier, typtypmod)
+            into v_type, v_default, v_modifier from pg_type where oid = v_type;
+    end loop;
+    if v_default is null then
+        return 'select $1 is null';
+    end if;
+    if v_default::text ~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO|ARRAYCOERCEEXPR|COERCETODOMAIN)'
+        or exists (
+            select from regexp_matches(v_default::text, ':(?:funcid|opfuncid) (\d+)', 'g') as called (id)
+                join pg_proc p on p.oid = called.id[1]::oid
+                where p.provolatile <> 'i' or p.pronamespace <> 'pg_catalog'::regnamespace)
+    then
+        return null;
+    end if;
+    return format('select row($1::%1$s)::record operator(pg_catalog.*=) row((%2$s)::%1$s)::record',
+        format_type(v_type, v_modifier), pg_get_expr(v_default, p_table));
+end
+$$;
+
+-- Called by the guard trigger: whether the action of a foreign key makes this write. Postgres runs such
+-- an action as a statement of this form, which is the innermost one then.
+create function cutover.is_foreign_key_action() returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_context text;
+begin
+    get diagnostics v_context = pg_context;
+    return v_context ~ '^([^\n"]*[^\n"]* cutover\.[^\n]*\n)+[^\n"]*"(DELETE FROM|UPDATE) (ONLY )?"[^\n]* OPERATOR\(pg_catalog\.';
 end
 $$;
 

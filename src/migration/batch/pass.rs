@@ -211,12 +211,20 @@ impl Pass<'_> {
                     "pass throttled"
                 );
                 self.job.set_throttled(pool, &reason.text).await?;
+                self.migration.note(&format!(
+                    "waiting for the throttle of the {kind}: {}; to unblock: wait, or change `Throttle`",
+                    reason.text
+                ));
             }
             self.migration.work().held(kind, reason.kind, Throttle::pause().await);
             shown = Some(reason);
             if self.migration.current().is_none_or(|(epoch, _)| epoch != self.job.epoch) {
+                self.migration.note("");
                 return Err(PlanError::PhaseLeft);
             }
+        }
+        if shown.is_some() {
+            self.migration.note("");
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use sqlx::{PgPool, Row};
 use tokio::time::{Instant, sleep};
 
 use crate::config::Problem;
+use crate::ledger::standbys::standbys;
 use crate::ledger::unprepared;
 
 /// Time between two checks, throttled or not.
@@ -233,17 +234,19 @@ impl Throttle {
 }
 
 async fn read_load(pool: &PgPool) -> Result<Load, sqlx::Error> {
-    let row = unprepared::query(
-        "select s.standby, s.lag, s.hidden, \
+    let row = unprepared::query(concat!(
+        "with standbys as materialized ",
+        standbys!(),
+        " select s.standby, s.lag, s.hidden, \
                 (select count(*) from pg_stat_activity where datname = current_database() \
                     and wait_event_type = 'Lock' and wait_event in ('transactionid', 'tuple', 'relation')) as waits, \
                 extract(epoch from (clock_timestamp() at time zone 'UTC')::time)::int / 60 as minute \
-         from (select max(application_name) filter (where replay_lsn = (select min(replay_lsn) from pg_stat_replication)) \
+         from (select max(application_name) filter (where replay_lsn = (select min(replay_lsn) from standbys)) \
                    as standby, \
                    pg_wal_lsn_diff(pg_current_wal_lsn(), min(replay_lsn))::bigint as lag, \
                    count(*) filter (where state is null) as hidden \
-               from pg_stat_replication) s",
-    )
+               from standbys) s"
+    ))
     .fetch_one(pool)
     .await?;
     Ok(Load {

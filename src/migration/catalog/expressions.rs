@@ -59,17 +59,31 @@ pub(crate) async fn resolve(
     Ok(Resolved { select: definition[..end].trim().to_owned(), unstable, generated })
 }
 
-/// The type as the server writes it.
+/// A column type as the server sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct TypeFacts {
+    /// As the server writes it.
+    pub(crate) name: String,
+    /// Whether adding a column of this type rewrites the table.
+    pub(crate) rewrites: bool,
+}
+
+/// Looks a type up, by adding a column of it to an empty table. Everything is rolled back.
 ///
 /// # Errors
 ///
 /// The server's, if this is not a type.
-pub(crate) async fn canonical_type(
+pub(crate) async fn look_up_type(
     connection: &mut PgConnection,
     sql_type: &str,
-) -> Result<String, sqlx::Error> {
+) -> Result<TypeFacts, sqlx::Error> {
     let mut tx = connection.begin().await?;
-    tx.execute(AssertSqlSafe(format!("create temporary table {ROW} (v0 {sql_type}) on commit drop"))).await?;
+    let file = "select pg_relation_filenode('pg_temp.cutover_row')::bigint";
+    let create = format!("create temporary table {ROW} () on commit drop");
+    tx.execute(AssertSqlSafe(create)).await?;
+    let before: i64 = unprepared::query_scalar(file).fetch_one(&mut *tx).await?;
+    tx.execute(AssertSqlSafe(format!("alter table {ROW} add column v0 {sql_type}"))).await?;
+    let after: i64 = unprepared::query_scalar(file).fetch_one(&mut *tx).await?;
     let name = unprepared::query_scalar(
         "select format_type(atttypid, atttypmod) from pg_attribute \
          where attrelid = 'pg_temp.cutover_row'::regclass and attnum = 1",
@@ -77,12 +91,12 @@ pub(crate) async fn canonical_type(
     .fetch_one(&mut *tx)
     .await?;
     tx.rollback().await?;
-    Ok(name)
+    Ok(TypeFacts { name, rewrites: before != after })
 }
 
 /// Functions in the view's parse tree whose result does not follow from their arguments. The dependencies of a view do
 /// not name built-in functions, so the tree itself is searched. A stable function depends on settings, which are fixed,
-/// or on what this list names: the clock, the session and the transaction.
+/// or on what this list names: the clock, the session, the transaction and the default text search configuration.
 const UNSTABLE: &str = "\
 with tree as (select ev_action::text as text from pg_rewrite where ev_class = 'pg_temp.cutover_mapping'::regclass), \
      called as (select distinct m[1]::oid as oid from tree, \
@@ -96,6 +110,9 @@ select p.oid::regprocedure::text, case when n.nspname = 'pg_catalog' \
               'current_schema', 'current_schemas', 'current_user', 'session_user', 'getpgusername', \
               'txid_current_if_assigned', 'pg_current_xact_id_if_assigned', 'inet_client_addr', 'inet_client_port', \
               'pg_backend_pid', 'pg_postmaster_start_time']) or p.proname = 'age' and p.pronargs = 1) \
+union all select p.oid::regprocedure::text, 'name the text search configuration, as in `to_tsvector(''english'', body)`' \
+    from called join pg_proc p using (oid) where p.pronamespace = 'pg_catalog'::regnamespace and p.provolatile = 's' \
+    and p.proname ~ '(to_tsvector|to_tsquery|ts_headline)$' and p.proargtypes[0] <> 'regconfig'::regtype \
 union all select 'current_date, current_timestamp, current_user or the like', \
         'compute the value from the row''s columns instead' \
     from tree where text like '%{SQLVALUEFUNCTION %' order by 1";

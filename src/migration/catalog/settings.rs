@@ -6,12 +6,21 @@ use std::sync::LazyLock;
 /// own settings would otherwise decide what `at::date` or `payload::text` gives.
 ///
 /// `search_path` is not among them: expressions may use unqualified names.
-pub(crate) const MAPPING_SETTINGS: [(&str, &str); 5] = [
+pub(crate) const MAPPING_SETTINGS: [(&str, &str); 13] = [
     ("timezone", "UTC"),
     ("datestyle", "ISO, MDY"),
     ("intervalstyle", "postgres"),
     ("bytea_output", "hex"),
     ("extra_float_digits", "1"),
+    ("array_nulls", "on"),
+    ("xmloption", "content"),
+    ("xmlbinary", "base64"),
+    ("quote_all_identifiers", "off"),
+    ("transform_null_equals", "off"),
+    // The format of money, and templates of `to_char` such as `L`, `D` and `TMMonth`.
+    ("lc_monetary", "C"),
+    ("lc_numeric", "C"),
+    ("lc_time", "C"),
 ];
 
 /// With this setting a row-level security policy that would hide rows is an error. Without it the rows would be missing

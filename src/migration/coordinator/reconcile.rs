@@ -18,7 +18,7 @@ use crate::ledger::{
     Ledger, epochs, external_writes, fleets, instances, is_lock_timeout, migrations, notifications,
 };
 use crate::migration::phase::{
-    Phase, PreviousEpoch, Requirement, Step, Target, Task, needed_work, next_step, requirements,
+    Phase, PreviousEpoch, Requirement, Side, Step, Target, Task, needed_work, next_step, requirements,
 };
 
 /// How long a move waits for a lock, in milliseconds, and after how long it looks which sessions it waits for.
@@ -74,6 +74,9 @@ impl Reconcile<'_> {
         let mut tx = self.ledger.begin().await?;
         instances::remove_expired(&mut tx, self.fleet).await?;
         let state = MigrationState::load(&mut tx, self.fleet, self.spec).await?;
+        if !state.is_finished && state.view.phase.writes(Side::Old) && state.view.phase != Phase::Off {
+            external_writes::record_unseen(&mut tx, state.id).await?;
+        }
         tx.commit().await?;
         if state.is_finished {
             return Ok(Outcome::Finished);
@@ -162,6 +165,7 @@ impl Reconcile<'_> {
         if waits_for_external_writers(state.view.phase, step) {
             let mut tx = self.ledger.begin().await?;
             reasons = external_writes::open(&mut tx, state.id).await?;
+            reasons.extend(external_writes::disabled_guards(&mut tx, state.id).await?);
             tx.commit().await?;
         }
         if *step == Step::Close {
@@ -189,7 +193,8 @@ impl Reconcile<'_> {
         fleets::lock_for_move(tx, self.fleet).await?;
         instances::remove_expired(tx, self.fleet).await?;
         if waits_for_external_writers(seen.view.phase, &decided)
-            && !external_writes::have_ended(tx, seen.id).await?
+            && (!external_writes::disabled_guards(tx, seen.id).await?.is_empty()
+                || !external_writes::have_ended(tx, seen.id).await?)
         {
             return Err(Refusal::ExternalWriters);
         }

@@ -8,8 +8,8 @@ use super::round_trip::try_mappings;
 use crate::ledger::{describe_error, sides, sql_state, unprepared};
 use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
-    ColumnPlan, CopyTrial, PlanProblem, Resolved, TableFacts, canonical_type, column_problems,
-    insert_without, new_table_problems, resolve, table_problems, try_copy, unquote,
+    ColumnPlan, CopyTrial, PlanProblem, Resolved, TableFacts, column_problems, insert_without, look_up_type,
+    new_table_problems, resolve, table_problems, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Migration;
@@ -111,8 +111,25 @@ async fn of_columns(
     let Shape::Column { new: quoted, new_type, .. } = &plan.shape else { return Ok(Vec::new()) };
     let table = plan.old_table();
     let mut problems = Vec::new();
-    let canonical = match canonical_type(tx, new_type).await {
-        Ok(canonical) => Some(canonical),
+    let canonical = match look_up_type(tx, new_type).await {
+        Ok(found) => {
+            // It would lock everybody out for as long as the rewrite takes, and older snapshots would see an empty table.
+            if found.rewrites && facts.column(new).is_none() {
+                problems.push(blocking(
+                    format!(
+                        "adding column {quoted} of type {} would rewrite {table}, because the type is a domain with a \
+                         constraint or with a default that is computed for each row",
+                        found.name
+                    ),
+                    format!(
+                        "use the type under the domain, and give the column the same check with \
+                         `.expand_sql(\"alter table {} add check (…) not valid\")`",
+                        table.replace('"', "")
+                    ),
+                ));
+            }
+            Some(found.name)
+        }
         Err(error @ sqlx::Error::Database(_)) => {
             problems.push(not_computed(&format!("type `{new_type}` of the new column"), &error));
             None

@@ -9,7 +9,8 @@
 //!
 //! The expand step installs it in the transaction that makes the new side. Pinned writes pass: the fence sets
 //! `cutover.pin_<id>` for the transaction, a setting per migration, and the trigger's condition reads it before any
-//! function is called. Every other write is recorded with its `application_name`, and then:
+//! function is called. What a foreign key or another trigger writes within a pinned transaction does not pass, because no
+//! `DualWrite` has written its other side. Every such write is recorded with its `application_name`, and then:
 //!
 //! | phase | which side has authority | an external write |
 //! |---|---|---|
@@ -18,9 +19,11 @@
 //! | `retire`, `contract` | new | of the old side: is refused with SQLSTATE `ZC003`; of the new side: passes |
 //!
 //! An update of the new side alone is mapped to the old one until `switch`. Whether an update changed a side is compared.
-//! For an insert Postgres does not tell which columns it named, so authority decides, and never a null or a default.
-//! There is one exception: in `switch` a row with a value in an old column that has no default, and with none in the new
-//! column, can only have been inserted through the old one; its value is mapped instead of lost.
+//! For an insert Postgres does not tell which columns it named. A value that is not what the column's default gives was
+//! named, and is not lost: if only the side without authority was named, its value is mapped. In all other cases authority
+//! decides. A default that calls a function which is not built in, or which gives another value each time, tells nothing.
+//!
+//! What a foreign key does to the old side is never refused.
 //!
 //! A mapping that fails does not fail the external write. The row's key is recorded for repair instead.
 //!
@@ -38,8 +41,9 @@
 //! are those of the batches. No other role may execute it: whoever could would attach it to a table of its own and write
 //! the new side with its owner's rights.
 //!
-//! The trigger fires after all others, by its name, so it sees what they made of the row. It does not fire with
-//! `session_replication_role = replica` or while it is disabled.
+//! The trigger fires after all others, by its name, so it sees what they made of the row. It is enabled with `ENABLE
+//! ALWAYS`, so it also fires with `session_replication_role = replica`. Each partition has its own trigger for `TRUNCATE`.
+//! While a trigger is disabled, the moves that external writers could spoil wait for it.
 
 use sqlx::PgConnection;
 
@@ -65,12 +69,17 @@ enum Watched {
     Rows { target: String, columns: Vec<String> },
 }
 
-/// Both mappings as a `select` over a row that is called `cutover_row`, without its `from`; `None` in Rust. And the table
-/// that the trigger writes.
+/// Both mappings as a `select` over a row that is called `cutover_row`, without its `from`; `None` in Rust. And the tables,
+/// as the function names them.
 struct Selects {
     forward: Option<String>,
     backward: Option<String>,
+    /// The table that has the trigger.
+    source: String,
+    /// The table that the trigger writes.
     target: String,
+    /// The partitions that hold rows.
+    partitions: Vec<String>,
 }
 
 const REFUSE: &str = "raise exception using errcode = 'ZC003', \
@@ -126,7 +135,8 @@ impl GuardTrigger {
             Watched::Columns { .. } => (written(&self.backward), String::new()),
             Watched::Rows { target, .. } => (None, target.clone()),
         };
-        Selects { forward: written(&self.forward), backward, target }
+        let (forward, source) = (written(&self.forward), self.table.clone());
+        Selects { forward, backward, source, target, partitions: Vec::new() }
     }
 
     /// What the function executes. It gets the migration's id as its argument.
@@ -138,6 +148,7 @@ impl GuardTrigger {
         };
         format!(
             "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
+             named_old boolean; named_new boolean; comparison text; written record; agrees boolean; \
              begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {copies}); {after} end "
         )
     }
@@ -158,28 +169,67 @@ impl GuardTrigger {
             }
             None => "null;".to_owned(),
         };
-        let (forward, backward) = (map(new, &selects.forward), map(old, &selects.backward));
-        let name = old.trim_matches('"');
-        // Looked up only for an insert that might be lost or refused.
-        let old_was_named = format!(
-            "not exists (select from pg_catalog.pg_attrdef d join pg_catalog.pg_attribute a \
-                 on a.attrelid = d.adrelid and a.attnum = d.adnum where d.adrelid = tg_relid and a.attname = '{name}')"
+        let (forward, mut backward) = (map(new, &selects.forward), map(old, &selects.backward));
+        if selects.forward.is_some() {
+            // An old value that only has another spelling stays as it is.
+            backward = format!(
+                "written := new; \
+                 begin {forward} \
+                     agrees := row(written.{new})::pg_catalog.record operator(pg_catalog.*=) row(new.{new})::pg_catalog.record; \
+                 exception {RAISE} when others then agrees := false; end; \
+                 new := written; \
+                 if not agrees then {backward} end if;"
+            );
+        }
+        // Whether an insert named the column: it holds a value that its default does not give.
+        let is_named = |variable: &str, column: &str| {
+            let name = column.trim_matches('"');
+            format!(
+                "{variable} := false; \
+                 if new.{column} is not null then \
+                     comparison := cutover.comparison_with_default(tg_relid, '{name}'); \
+                     if comparison is not null then \
+                         execute comparison into {variable} using new.{column}; {variable} := not {variable}; end if; \
+                 end if;"
+            )
+        };
+        let (names_old, names_new) = (is_named("named_old", old), is_named("named_new", new));
+        // An update that moves a row to another partition fires the triggers of an update, and then those of an insert.
+        // The second time nothing is left to do.
+        let moved = format!(
+            "pg_catalog.md5(row({}, new.{old}, new.{new})::pg_catalog.text)",
+            self.key.iter().map(|column| format!("new.{column}")).collect::<Vec<_>>().join(", ")
         );
-        let before = format!("if tg_op = 'UPDATE' and {same_old} and {same_new} then return new; end if;");
+        let name = self.table.rsplit('.').next().unwrap_or(&self.table).trim_matches('"');
+        let may_move = format!("tg_table_name <> '{name}'");
+        let before = format!(
+            "if tg_op = 'INSERT' and {may_move} \
+                 and pg_catalog.current_setting('cutover.moved_' || tg_argv[0], true) = {moved} then return new; end if; \
+             <<mapping>> begin if tg_op = 'UPDATE' and {same_old} and {same_new} then exit mapping; end if;"
+        );
         let after = format!(
             "if phase in ({refused}) then \
                  if tg_op = 'UPDATE' then writes_old := not ({same_old}); \
-                 else writes_old := new.{old} is not null and (new.{new} is null or {old_was_named}); end if; \
-                 if writes_old then {REFUSE} end if; \
+                 else {names_old} writes_old := named_old or new.{old} is not null and new.{new} is null; end if; \
+                 if writes_old then \
+                     if not cutover.is_foreign_key_action() then {REFUSE} end if; \
+                 end if; \
              end if; \
-             if phase in ('retire', 'contract') then return new; end if; \
-             if tg_op = 'INSERT' then \
-                 maps_forward := phase <> 'switch' \
-                     or new.{old} is not null and new.{new} is null and {old_was_named}; \
-             elsif phase = 'switch' then maps_forward := {same_new}; \
-             else maps_forward := not ({same_old}); end if; \
+             if phase in ('retire', 'contract') then exit mapping; end if; \
+             if tg_op = 'UPDATE' then \
+                 if phase = 'switch' then maps_forward := {same_new}; else maps_forward := not ({same_old}); end if; \
+             elsif phase = 'switch' then \
+                 {names_old} maps_forward := named_old; \
+                 if named_old then {names_new} maps_forward := not named_new; end if; \
+             else \
+                 {names_new} maps_forward := not named_new; \
+                 if named_new then {names_old} maps_forward := named_old; end if; \
+             end if; \
              begin if maps_forward then {forward} else {backward} end if; \
              exception {RAISE} when others then {record} end; \
+             end; \
+             if tg_op = 'UPDATE' and {may_move} then \
+                 perform pg_catalog.set_config('cutover.moved_' || tg_argv[0], {moved}, true); end if; \
              return new;",
             refused = refused(&self.forward),
             record =
@@ -201,10 +251,15 @@ impl GuardTrigger {
         let (old_key, new_key, gone_key) = (of("old"), of("new"), of("gone"));
         let copy = selects.forward.as_ref().map_or_else(String::new, |select| {
             format!(
-                "if tg_op = 'TRUNCATE' then delete from {target}; return null; end if; \
+                "if tg_op = 'TRUNCATE' then \
+                     delete from {target} as gone where not exists (select from {table} as there where ({there_key}) = ({gone_key})); \
+                     return null; end if; \
                  begin \
                      if tg_op = 'DELETE' or (tg_op = 'UPDATE' and ({old_key}) is distinct from ({new_key})) then \
-                         delete from {target} as gone where ({gone_key}) = ({old_key}); end if; \
+                         delete from {target} as gone where ({gone_key}) = ({old_key}); \
+                         if not found and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then \
+                             {record_unseen} end if; \
+                     end if; \
                      if tg_op <> 'DELETE' then \
                          insert into {target} ({all}) overriding system value \
                          select {of_row}, {values} from (select new.*) as cutover_row \
@@ -217,21 +272,41 @@ impl GuardTrigger {
                 of_row = of("cutover_row"),
                 values = values.join(", "),
                 sets = sets.join(", "),
+                table = selects.source,
+                there_key = of("there"),
+                record_unseen = self.record_as(
+                    "'new'",
+                    "old",
+                    "'its snapshot may be older than the copy of the row, so its delete may have missed the copy'"
+                ),
                 record_old = self.record("'new'", "old"),
                 record_new = self.record("'new'", "new"),
             )
         });
-        format!("if phase in ({}) then {REFUSE} end if; {copy} return null;", refused(&self.forward))
+        format!(
+            "if tg_when = 'BEFORE' then \
+                 if phase in ({refused}) and not cutover.is_foreign_key_action() then {REFUSE} end if; \
+                 if tg_op = 'DELETE' then return old; end if; \
+                 return new; \
+             end if; \
+             if phase in ({refused}) then if tg_nargs > 1 then return null; end if; {REFUSE} end if; \
+             {copy} return null;",
+            refused = refused(&self.forward)
+        )
     }
 
-    /// Records the key of a row whose `side` is behind.
+    /// Records the key of a row whose `side` is behind, with the error.
     fn record(&self, side: &str, row: &str) -> String {
+        self.record_as(side, row, "sqlerrm")
+    }
+
+    fn record_as(&self, side: &str, row: &str, reason: &str) -> String {
         let values: Vec<String> = self.key.iter().map(|column| format!("{row}.{column}")).collect();
         let key = match &*values {
             [only] => format!("pg_catalog.to_jsonb({only})"),
             several => format!("pg_catalog.jsonb_build_array({})", several.join(", ")),
         };
-        format!("perform cutover.record_external_repair(tg_argv[0]::integer, {side}, {key}, sqlerrm);")
+        format!("perform cutover.record_external_repair(tg_argv[0]::integer, {side}, {key}, {reason});")
     }
 
     /// The statements that install the trigger, with the user's expressions as they are. For people to read.
@@ -263,13 +338,22 @@ impl GuardTrigger {
             }
         }
         if let Watched::Rows { target, .. } = &self.watched {
-            let name = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) from pg_class c \
-                 join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
-            let qualified: Option<String> =
-                unprepared::query_scalar(name).bind(target).fetch_optional(&mut *connection).await?;
-            let Some(qualified) = qualified else { return Ok(Err(format!("table {target} does not exist"))) };
-            selects.target = qualified;
+            for (table, place) in [(&self.table, &mut selects.source), (target, &mut selects.target)] {
+                let name = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) from pg_class c \
+                     join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
+                let qualified: Option<String> =
+                    unprepared::query_scalar(name).bind(table).fetch_optional(&mut *connection).await?;
+                let Some(qualified) = qualified else {
+                    return Ok(Err(format!("table {table} does not exist")));
+                };
+                *place = qualified;
+            }
         }
+        let leaves = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) \
+             from pg_partition_tree(to_regclass($1)) p join pg_class c on c.oid = p.relid \
+             join pg_namespace n on n.oid = c.relnamespace where p.isleaf and c.oid <> to_regclass($1) order by c.oid";
+        selects.partitions =
+            unprepared::query_scalar(leaves).bind(&self.table).fetch_all(&mut *connection).await?;
         let fingerprint: String = unprepared::query_scalar("select md5($1)")
             .bind(self.body(&self.written()))
             .fetch_one(connection)
@@ -279,22 +363,47 @@ impl GuardTrigger {
 
     fn arm(&self, id: &str, selects: &Selects, fingerprint: &str) -> String {
         let (table, body) = (&self.table, self.body(selects));
-        let trigger = |name: &str, when: &str, each: &str| {
+        let trigger = |table: &str, name: &str, event: &str, when: &str, arguments: &str| {
             format!(
                 "; drop trigger if exists {name} on {table}; \
-                 create trigger {name} {when} on {table} for each {each} \
-                 when (current_setting('cutover.pin_{id}', true) is distinct from 'on') \
-                 execute function cutover.guard_{id}('{id}')"
+                 create trigger {name} {event} when ({when}) \
+                 execute function cutover.guard_{id}({arguments}); \
+                 alter table {table} enable always trigger {name}"
             )
         };
-        let [on_rows, on_truncate] = triggers(id);
-        let triggers = match &self.watched {
-            Watched::Rows { .. } => {
-                trigger(&on_rows, "after insert or update or delete", "row")
-                    + &trigger(&on_truncate, "after truncate", "statement")
+        let [on_rows, on_truncate, on_nested, check_nested] = triggers(id);
+        let is_unpinned = format!("current_setting('cutover.pin_{id}', true) is distinct from 'on'");
+        let is_watched = format!("{is_unpinned} or pg_trigger_depth() > 0");
+        let (own, nested) = (format!("'{id}'"), format!("'{id}', 'nested'"));
+        let mut triggers = String::new();
+        let mut on_each_row = vec![on_rows.as_str()];
+        match &self.watched {
+            Watched::Columns { .. } => {
+                let event = format!("before insert or update on {table} for each row");
+                triggers += &trigger(table, &on_rows, &event, &is_watched, &own);
             }
-            Watched::Columns { .. } => trigger(&on_rows, "before insert or update", "row"),
-        };
+            Watched::Rows { .. } => {
+                let events = format!("insert or update or delete on {table} for each row");
+                let direct = format!("{is_unpinned} and pg_trigger_depth() = 0");
+                triggers += &trigger(table, &on_rows, &format!("after {events}"), &direct, &own);
+                // An AFTER trigger runs when the statement is over. Whether a foreign key made a nested write is known
+                // before.
+                let is_nested = "pg_trigger_depth() > 0";
+                triggers += &trigger(table, &on_nested, &format!("after {events}"), is_nested, &nested);
+                triggers += &trigger(table, &check_nested, &format!("before {events}"), is_nested, &nested);
+                on_each_row.extend([on_nested.as_str(), &check_nested]);
+                for table in std::iter::once(table).chain(&selects.partitions) {
+                    let event = format!("after truncate on {table} for each statement");
+                    triggers += &trigger(table, &on_truncate, &event, &is_watched, &own);
+                }
+            }
+        }
+        // Older servers enable the trigger on the partitioned table only.
+        for (partition, name) in
+            selects.partitions.iter().flat_map(|one| on_each_row.iter().map(move |name| (one, name)))
+        {
+            triggers += &format!("; alter table {partition} enable always trigger {name}");
+        }
         let settings: Vec<String> =
             MAPPING_SETTINGS.iter().map(|(name, value)| format!("set {name} = '{value}'")).collect();
         format!(
@@ -315,28 +424,33 @@ impl GuardTrigger {
         unprepared::query_scalar(
             "select exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
                  join pg_namespace n on n.oid = p.pronamespace and n.nspname = 'cutover' \
-                 where t.tgrelid = $1::oid and p.proname = 'guard_' || $2::text \
-                   and strpos(p.prosrc, md5($3)) > 0)",
+                 where t.tgrelid = $1::oid and p.proname = 'guard_' || $2::text and t.tgenabled = 'A' \
+                   and strpos(p.prosrc, md5($3)) > 0) \
+             and (not $4 or not exists (select from pg_partition_tree($1::oid::regclass) p where p.isleaf \
+                 and not exists (select from pg_trigger t where t.tgrelid = p.relid and t.tgname = $5)))",
         )
         .bind(relation)
         .bind(migration.to_string())
         .bind(self.body(&self.written()))
+        .bind(matches!(self.watched, Watched::Rows { .. }))
+        .bind(triggers(&migration.to_string())[1].trim_matches('"'))
         .fetch_one(connection)
         .await
     }
 
-    /// The statements that remove the trigger from the table, which has this quoted name now.
+    /// The statements that remove the trigger from the table, which has this quoted name now, and from its partitions.
     pub(crate) fn disarm(&self, table: &str, id: &str) -> String {
-        let [on_rows, on_truncate] = triggers(id);
+        let drops: String =
+            triggers(id).iter().map(|name| format!("drop trigger if exists {name} on {table}; ")).collect();
         format!(
-            "drop trigger if exists {on_rows} on {table}; drop trigger if exists {on_truncate} on {table}; \
-             drop function if exists cutover.guard_{id}()"
+            "{drops}\
+             drop function if exists cutover.guard_{id}() cascade"
         )
     }
 }
 
 /// The names of a migration's triggers. Triggers of one kind fire in the order of their names, and the id keeps those of
 /// two migrations of one table apart.
-fn triggers(id: &str) -> [String; 2] {
-    [format!("\"zzz_cutover_{id}_row\""), format!("\"zzz_cutover_{id}_truncate\"")]
+fn triggers(id: &str) -> [String; 4] {
+    ["row", "truncate", "nested", "nested_check"].map(|event| format!("\"zzz_cutover_{id}_{event}\""))
 }

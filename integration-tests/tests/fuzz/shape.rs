@@ -1,0 +1,285 @@
+//! A random table, and the migration of it.
+
+use fastrand::Rng;
+
+use crate::pairs::{PAIRS, Pair};
+
+/// How the rows are identified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Key {
+    Identity,
+    IdentityAlways,
+    Bigint,
+    Text,
+    TextC,
+    Uuid,
+    Numeric,
+    Bytes,
+    Instant,
+    /// A region and a number. Rows of a table that is partitioned by region move when their key changes.
+    Region,
+    /// A padded text and a date.
+    Padded,
+}
+
+const KEYS: [Key; 11] = [
+    Key::Identity,
+    Key::IdentityAlways,
+    Key::Bigint,
+    Key::Text,
+    Key::TextC,
+    Key::Uuid,
+    Key::Numeric,
+    Key::Bytes,
+    Key::Instant,
+    Key::Region,
+    Key::Padded,
+];
+
+impl Key {
+    /// Names and types, without constraints.
+    pub(crate) fn columns(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Key::Identity => &[("id", "integer")],
+            Key::IdentityAlways | Key::Bigint => &[("id", "bigint")],
+            Key::Text => &[("id", "text")],
+            Key::TextC => &[("id", "text collate \"C\"")],
+            Key::Uuid => &[("id", "uuid")],
+            Key::Numeric => &[("id", "numeric")],
+            Key::Bytes => &[("id", "bytea")],
+            Key::Instant => &[("id", "timestamptz")],
+            Key::Region => &[("region", "text"), ("id", "integer")],
+            Key::Padded => &[("code", "character(6)"), ("day", "date")],
+        }
+    }
+
+    /// The literals of the key with this number.
+    pub(crate) fn literals(self, number: usize) -> Vec<String> {
+        let texts = match self {
+            Key::Identity | Key::IdentityAlways | Key::Bigint => vec![format!("{number}")],
+            Key::Text | Key::TextC => vec![match number % 5 {
+                0 => format!("Key {number}"),
+                1 => format!("key\t{number}"),
+                2 => format!("kéy,\"{number}\""),
+                3 => format!("{{k{number}}}"),
+                _ => format!("it''s \\{number}"),
+            }],
+            Key::Uuid => vec![format!("00000000-0000-4000-8000-{:012x}", number * 7919 % 65_536)],
+            Key::Numeric => vec![format!("{number}.{}", ["5", "50", "500", "25"][number % 4])],
+            Key::Bytes => vec![format!("\\x{:04x}00", number * 31)],
+            Key::Instant => {
+                vec![format!("2024-03-{:02} {:02}:30:00.{number:06}+00", 1 + number % 28, number % 24)]
+            }
+            Key::Region => vec![["a", "b", "C"][number * 7 % 3].to_owned(), format!("{number}")],
+            Key::Padded => vec![format!("{}", number % 40), format!("2024-{:02}-01", 1 + number / 40)],
+        };
+        texts.iter().zip(self.columns()).map(|(text, (_, ty))| format!("('{text}'::{ty})")).collect()
+    }
+
+    pub(crate) fn names(self) -> String {
+        self.columns().iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Partitions {
+    None,
+    Hash,
+    /// Two levels: by region, and by hash.
+    Region,
+}
+
+/// What makes the plan impossible, so that it must be refused before `expand`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    Children,
+    NotNull,
+    Check,
+    Generated,
+    Action,
+    Clock,
+    TakenName,
+    RowSecurity,
+    Index,
+    /// The new type makes the server rewrite the table.
+    Rewrite,
+}
+
+const FLAWS: [Flaw; 9] = [
+    Flaw::Children,
+    Flaw::NotNull,
+    Flaw::Check,
+    Flaw::Generated,
+    Flaw::Action,
+    Flaw::Clock,
+    Flaw::TakenName,
+    Flaw::RowSecurity,
+    Flaw::Index,
+];
+
+/// A table and its migration. Everything follows from the seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    pub(crate) pair: Pair,
+    pub(crate) key: Key,
+    pub(crate) partitions: Partitions,
+    /// Whether the rows move to another table.
+    pub(crate) is_table: bool,
+    /// A default of the old column.
+    pub(crate) old_default: bool,
+    /// A default of the new column, which `expand` adds.
+    pub(crate) new_default: bool,
+    pub(crate) has_trigger: bool,
+    pub(crate) has_index: bool,
+    /// Whether an ordinary role owns the table and runs the service.
+    pub(crate) own_role: bool,
+    /// Row security that does not filter what the service's role reads.
+    pub(crate) harmless_row_security: bool,
+    pub(crate) flaw: Option<Flaw>,
+    /// What the foreign key to `parents` does.
+    pub(crate) on_delete: &'static str,
+    pub(crate) names_key: bool,
+}
+
+impl Shape {
+    pub(crate) fn random(rng: &mut Rng) -> Self {
+        let is_table = rng.u8(..).is_multiple_of(4);
+        let key = KEYS[rng.usize(..KEYS.len())];
+        let partitions = match (rng.u8(..) % 3, key) {
+            (0, Key::Region) => Partitions::Region,
+            (0, Key::Identity | Key::IdentityAlways) => Partitions::None,
+            (0, _) => Partitions::Hash,
+            _ => Partitions::None,
+        };
+        let pair = PAIRS[rng.usize(..PAIRS.len())];
+        let flaw = (rng.u8(..).is_multiple_of(8) && !is_table).then(|| FLAWS[rng.usize(..FLAWS.len())]);
+        let flaw = flaw.filter(|flaw| *flaw != Flaw::Children || partitions == Partitions::None);
+        // A domain with a constraint.
+        let rewrites = !is_table && matches!(pair.new, "short_text" | "positive");
+        let flaw = if rewrites { Some(Flaw::Rewrite) } else { flaw };
+        let own_role = rng.bool() || flaw == Some(Flaw::RowSecurity);
+        Self {
+            pair,
+            key,
+            partitions,
+            is_table,
+            old_default: rng.u8(..).is_multiple_of(4) && !matches!(flaw, Some(Flaw::NotNull | Flaw::Check)),
+            new_default: rng.u8(..).is_multiple_of(4) && !is_table,
+            has_trigger: rng.u8(..).is_multiple_of(3),
+            has_index: rng.u8(..).is_multiple_of(3) || flaw == Some(Flaw::Index),
+            own_role,
+            harmless_row_security: own_role && rng.u8(..).is_multiple_of(4),
+            flaw,
+            on_delete: ["cascade", "set null", "no action", "set default"][rng.usize(..4)],
+            names_key: rng.bool(),
+        }
+    }
+
+    /// Statements that make the table, without rows.
+    pub(crate) fn create(&self) -> String {
+        let keys: Vec<String> = self
+            .key
+            .columns()
+            .iter()
+            .map(|(name, ty)| {
+                let more = match self.key {
+                    Key::Identity => " generated by default as identity",
+                    Key::IdentityAlways => " generated always as identity",
+                    _ => "",
+                };
+                format!("{name} {ty}{more}")
+            })
+            .collect();
+        let by = match self.partitions {
+            Partitions::None => String::new(),
+            Partitions::Hash => format!(" partition by hash ({})", self.key.names()),
+            Partitions::Region => " partition by list (region)".to_owned(),
+        };
+        let partitions = match self.partitions {
+            Partitions::None => "",
+            Partitions::Hash => {
+                "create table subject_0 partition of subject for values with (modulus 2, remainder 0); \
+                 create table subject_1 partition of subject for values with (modulus 2, remainder 1); "
+            }
+            Partitions::Region => {
+                "create table subject_a partition of subject for values in ('a'); \
+                 create table subject_b partition of subject for values in ('b') partition by hash (id); \
+                 create table subject_b0 partition of subject_b for values with (modulus 2, remainder 0); \
+                 create table subject_b1 partition of subject_b for values with (modulus 2, remainder 1); \
+                 create table subject_rest partition of subject default; "
+            }
+        };
+        let old_more = match self.flaw {
+            Some(Flaw::NotNull) => " not null",
+            Some(Flaw::Check) => " check (old_c is not null)",
+            _ => "",
+        };
+        let old_default = match self.old_default {
+            true => format!(" default ({})::{}", self.pair.values[0], self.old_type()),
+            false => String::new(),
+        };
+        let mut text = format!(
+            "create table parents (id integer primary key, name text); \
+             insert into parents select g, 'p' from generate_series(0, 99) g; \
+             create table subject ({}, parent integer default 0 references parents on delete {}, note text, \
+                 updated_at timestamptz, old_c {}{old_default}{old_more}, primary key ({})){by}; {partitions}",
+            keys.join(", "),
+            self.on_delete,
+            self.pair.old,
+            self.key.names()
+        );
+        if self.has_trigger {
+            text += "create function touch() returns trigger language plpgsql as $$ begin \
+                     new.updated_at := clock_timestamp(); return new; end $$; \
+                 create trigger touch before update on subject for each row execute function touch(); \
+                 create table audit (id bigint generated always as identity, what text); \
+                 create function audit() returns trigger language plpgsql security definer as $$ begin \
+                     insert into public.audit (what) values (tg_op); return null; end $$; \
+                 create trigger audit after insert or delete on subject for each row execute function audit(); ";
+        }
+        if self.harmless_row_security || self.flaw == Some(Flaw::RowSecurity) {
+            text += "alter table subject enable row level security; \
+                 create policy mine on subject using (nullif(current_setting('app.tenant', true), '') is not null); ";
+        }
+        text += match self.flaw {
+            Some(Flaw::Children) => "create table subject_child () inherits (subject); ",
+            Some(Flaw::Generated) => {
+                "alter table subject drop column old_c; \
+                 alter table subject add column old_c text generated always as (note) stored; "
+            }
+            Some(Flaw::TakenName) => "alter table subject add column new_c text; ",
+            Some(Flaw::RowSecurity) => "alter table subject force row level security; ",
+            _ => "",
+        };
+        if self.flaw == Some(Flaw::Action) {
+            text += &format!(
+                "create table choices (value {0} primary key); \
+                 alter table subject add foreign key (old_c) references choices on update cascade; ",
+                self.pair.old
+            );
+        }
+        text
+    }
+
+    /// The old column's type, without a collation.
+    pub(crate) fn old_type(&self) -> &'static str {
+        self.pair.old.split(" collate").next().unwrap_or(self.pair.old)
+    }
+
+    /// The table that is written through the new side.
+    pub(crate) fn new_table(&self) -> &'static str {
+        if self.is_table { "subject_2" } else { "subject" }
+    }
+
+    /// The statement that makes the new table.
+    pub(crate) fn create_new(&self) -> String {
+        let columns: Vec<String> =
+            self.key.columns().iter().map(|(name, ty)| format!("{name} {ty}")).collect();
+        format!(
+            "create table subject_2 ({}, parent integer, note text, new_c {}, primary key ({}))",
+            columns.join(", "),
+            self.pair.new,
+            self.key.names()
+        )
+    }
+}

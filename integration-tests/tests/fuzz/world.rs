@@ -1,0 +1,307 @@
+//! The database of one table, an instance of the service, and what the writers have in common.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use cutover::fleet::{Fleet, FleetOptions};
+use cutover::health::Health;
+use cutover::ledger::Ledger;
+use cutover::migration::{
+    Agent, BatchOptions, ColumnMigration, DriverOptions, Migration, MigrationSpec, Phase, PhaseRange,
+    SqlMigrationBuilder, TableMigration,
+};
+use cutover::release::Release;
+use cutover_testkit::Postgres;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row as _};
+use tokio::sync::RwLock;
+
+use crate::Outcome;
+use crate::oracle::{FIXED, Row, Values, image_of, literal};
+use crate::pairs::PREPARE;
+use crate::shape::{Flaw, Key, Shape};
+
+/// Keys that exist from the beginning, and all keys.
+pub(crate) const ROWS: usize = 120;
+pub(crate) const KEYS: usize = 180;
+pub(crate) const WRITERS: usize = 4;
+
+pub(crate) struct World {
+    pub(crate) shape: Shape,
+    pub(crate) values: Values,
+    pub(crate) url: String,
+    /// The service's pool, as its role.
+    pub(crate) pool: PgPool,
+    /// For the judge, as superuser under the fixed settings.
+    pub(crate) control: PgPool,
+    pub(crate) version: i32,
+    /// What is known of each live row, by the number of its key.
+    pub(crate) rows: Mutex<BTreeMap<usize, Row>>,
+    /// The parent of each row.
+    pub(crate) parents: Mutex<BTreeMap<usize, usize>>,
+    /// The judge writes this lock, so that no writer is in the middle of anything.
+    pub(crate) quiet: RwLock<()>,
+    pub(crate) is_over: AtomicBool,
+    /// Values that cannot be mapped are to be corrected.
+    pub(crate) corrects: AtomicBool,
+    pub(crate) writes: AtomicU64,
+    pub(crate) refusals: AtomicU64,
+    pub(crate) longest_hold: Mutex<(Duration, String)>,
+    pub(crate) damage: Mutex<Vec<String>>,
+}
+
+async fn pool(options: PgConnectOptions, size: u32, settings: &'static str) -> Outcome<PgPool> {
+    let pool = PgPoolOptions::new()
+        .max_connections(size)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                connection.execute(settings).await?;
+                Ok(())
+            })
+        })
+        .connect_with(options.disable_statement_logging())
+        .await?;
+    Ok(pool)
+}
+
+impl World {
+    /// `None` if the server refuses the table or the shape makes no sense.
+    pub(crate) async fn new(shape: Shape) -> Outcome<Option<Self>> {
+        static ROLE: AtomicU32 = AtomicU32::new(1);
+        let url = Postgres::fresh_database().await?;
+        let admin: PgConnectOptions = url.parse()?;
+        let control = pool(admin.clone(), 4, FIXED).await?;
+        control.execute(PREPARE).await?;
+        let role = format!("service_{}", ROLE.fetch_add(1, Ordering::Relaxed));
+        let mut options = admin.clone();
+        if shape.own_role {
+            let database = admin.get_database().unwrap_or_default();
+            control
+                .execute(AssertSqlSafe(format!(
+                    "create role {role} login; grant create on database {database} to {role}; \
+                     grant all on schema public to {role}; alter schema public owner to {role}"
+                )))
+                .await?;
+            options = admin.clone().username(&role);
+        }
+        let mut owner = PgConnection::connect_with(&options).await?;
+        if owner.execute(AssertSqlSafe(shape.create())).await.is_err() {
+            return Ok(None);
+        }
+        let mut probe = control.acquire().await?;
+        let Some(values) = Values::load(&mut probe, &shape).await? else { return Ok(None) };
+        drop(probe);
+        let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::integer")
+            .fetch_one(&control)
+            .await?;
+        let pool = pool(options, 10, "set statement_timeout = '30s'").await?;
+        let world = Self {
+            shape,
+            values,
+            url,
+            pool,
+            control,
+            version,
+            rows: Mutex::default(),
+            parents: Mutex::default(),
+            quiet: RwLock::default(),
+            is_over: AtomicBool::new(false),
+            corrects: AtomicBool::new(false),
+            writes: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            longest_hold: Mutex::default(),
+            damage: Mutex::default(),
+        };
+        world.fill().await?;
+        Ok(Some(world))
+    }
+
+    async fn fill(&self) -> Outcome {
+        if self.shape.flaw == Some(Flaw::Generated) {
+            return Ok(());
+        }
+        let mut statement = String::new();
+        if self.shape.flaw == Some(Flaw::Action) {
+            for value in &self.values.all {
+                let text = literal(value.old_text.as_deref(), self.shape.old_type());
+                if value.old_text.is_some() {
+                    statement += &format!("insert into choices values ({text}) on conflict do nothing; ");
+                }
+            }
+        }
+        let needs_value = matches!(self.shape.flaw, Some(Flaw::NotNull | Flaw::Check));
+        for number in 0..ROWS {
+            let value = &self.values.all[number % self.values.all.len()];
+            if needs_value && value.old_text.is_none() {
+                continue;
+            }
+            let parent = number % 100;
+            statement += &format!(
+                "insert into subject ({}, parent, old_c) {} values ({}, {parent}, {}); ",
+                self.shape.key.names(),
+                self.overriding(),
+                self.key(number),
+                literal(value.old_text.as_deref(), self.shape.old_type())
+            );
+            let row = Row {
+                old: value.old.clone(),
+                new: value.new.clone(),
+                old_behind: false,
+                new_written: false,
+                is_unmappable: false,
+            };
+            lock(&self.rows).insert(number, row);
+            lock(&self.parents).insert(number, parent);
+        }
+        self.control.execute(AssertSqlSafe(statement)).await?;
+        Ok(())
+    }
+
+    pub(crate) fn overriding(&self) -> &'static str {
+        if self.shape.key == Key::IdentityAlways { "overriding system value" } else { "" }
+    }
+
+    pub(crate) fn key(&self, number: usize) -> String {
+        self.shape.key.literals(number).join(", ")
+    }
+
+    /// The condition for one row.
+    pub(crate) fn is_row(&self, number: usize) -> String {
+        format!("({}) = ({})", self.shape.key.names(), self.key(number))
+    }
+
+    pub(crate) fn fail(&self, damage: String) {
+        let mut list = lock(&self.damage);
+        if list.len() < 5 {
+            list.push(damage);
+        }
+    }
+
+    /// An instance of the service.
+    pub(crate) async fn instance(&self, name: &str) -> Outcome<(Agent, Migration)> {
+        let health = Health::new();
+        let options: PgConnectOptions = (*self.pool.connect_options()).clone();
+        let ledger = Ledger::open(options).await?;
+        let release = Release::new("shop", "1")?.with_instance(name)?;
+        let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
+        let spec = MigrationSpec::new("subject", PhaseRange::FULL).soak(Duration::ZERO);
+        let spec =
+            if self.shape.is_table { spec.plan(self.table_plan()?) } else { spec.plan(self.column_plan()?) };
+        let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
+        let migration = agent.migration("subject").ok_or("declared")?;
+        Ok((agent, migration))
+    }
+
+    fn common<S>(&self, mut builder: SqlMigrationBuilder<S>) -> SqlMigrationBuilder<S> {
+        let batches = BatchOptions { min_rows: 15, max_rows: 30, ..BatchOptions::default() };
+        // The generator's triggers write `updated_at`, which no oracle judges.
+        builder = builder.batches(batches).carry_over().let_triggers_fire();
+        if self.shape.names_key {
+            for (name, _) in self.shape.key.columns() {
+                builder = builder.key(name);
+            }
+        }
+        if self.shape.has_index {
+            let on = match self.shape.flaw {
+                Some(Flaw::Index) => "(no_such_column)",
+                _ => "(note) where new_c is not null",
+            };
+            builder = builder.index("subject_new", on);
+        }
+        builder
+    }
+
+    fn column_plan(&self) -> Outcome<ColumnMigration> {
+        let pair = &self.shape.pair;
+        let forward = match self.shape.flaw {
+            Some(Flaw::Clock) => format!("case when now() is null then null else {} end", pair.forward),
+            _ => pair.forward.to_owned(),
+        };
+        let mut builder = ColumnMigration::new(self.pool.clone(), "subject")
+            .column("old_c", "new_c", pair.new)
+            .forward(&forward)
+            .backward(pair.backward);
+        if self.shape.new_default {
+            let text = self.values.all.first().and_then(|value| value.new_text.as_deref());
+            builder = builder.expand_sql(&format!(
+                "alter table subject alter new_c set default {}",
+                literal(text, pair.new)
+            ));
+        }
+        Ok(self.common(builder).build()?)
+    }
+
+    fn table_plan(&self) -> Outcome<TableMigration> {
+        let pair = &self.shape.pair;
+        let builder = TableMigration::new(self.pool.clone(), "subject", "subject_2")
+            .create(&self.shape.create_new())
+            .same("parent")
+            .without("subject_parent_fkey")
+            .same("note")
+            .column("new_c", pair.forward)
+            .column_back("old_c", pair.backward);
+        Ok(self.common(builder).build()?)
+    }
+
+    /// The migration's phase, and what it waits for.
+    pub(crate) async fn phase(&self) -> Outcome<(Phase, Option<String>)> {
+        let query = "select phase, waits_for from cutover.migrations where name = 'subject'";
+        let row = self.control.fetch_one(query).await?;
+        Ok((row.get::<String, _>(0).parse()?, row.get(1)))
+    }
+
+    /// The images that the row holds now; `None` where the side does not have the row, or not even the column.
+    pub(crate) async fn look(&self, number: usize) -> Outcome<(Option<String>, Option<String>)> {
+        let is_row = self.is_row(number);
+        let old = self.look_at("subject", "old_c", &is_row).await?;
+        let new = self.look_at(self.shape.new_table(), "new_c", &is_row).await?;
+        Ok((old, new))
+    }
+
+    async fn look_at(&self, table: &str, column: &str, is_row: &str) -> Outcome<Option<String>> {
+        let query = format!("select {} from {table} where {is_row}", image_of(column));
+        match sqlx::query_scalar(AssertSqlSafe(query)).fetch_optional(&self.control).await {
+            Ok(image) => Ok(image),
+            Err(sqlx::Error::Database(error))
+                if matches!(error.code().as_deref(), Some("42703" | "42P01")) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All rows of one side: the image by the number of the key.
+    pub(crate) async fn all(&self, table: &str, column: &str) -> Outcome<BTreeMap<String, String>> {
+        let key: Vec<String> =
+            self.shape.key.columns().iter().map(|(name, _)| format!("{name}::text")).collect();
+        let query = format!("select concat_ws('|', {}), {} from {table}", key.join(", "), image_of(column));
+        let rows = self.control.fetch_all(AssertSqlSafe(query)).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// The key of each row as [`World::all`] shows it.
+    pub(crate) async fn key_texts(&self, numbers: &[usize]) -> Outcome<BTreeMap<String, usize>> {
+        let one = |number: &usize| {
+            let parts: Vec<String> =
+                self.shape.key.literals(*number).iter().map(|text| format!("{text}::text")).collect();
+            format!("(concat_ws('|', {}), {number})", parts.join(", "))
+        };
+        if numbers.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let list = numbers.iter().map(one).collect::<Vec<_>>().join(", ");
+        let query = format!("select * from (values {list}) as keys");
+        let rows = self.control.fetch_all(AssertSqlSafe(query)).await?;
+        Ok(rows
+            .iter()
+            .map(|row| (row.get::<String, _>(0), usize::try_from(row.get::<i32, _>(1)).unwrap_or(0)))
+            .collect())
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
