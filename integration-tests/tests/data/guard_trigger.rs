@@ -22,6 +22,7 @@ fn table_plan(world: &World, key: &str) -> Outcome<TableMigration> {
     Ok(TableMigration::new(world.pool.clone(), "orders", "orders_2")
         .create(&format!("create table orders_2 (id {key} primary key, note text, status text)"))
         .without("orders_id_seq")
+        .without("privileges")
         .same("note")
         .column("status", "lower(trim(old_status))")
         .column_back("old_status", "upper(status)")

@@ -194,11 +194,8 @@ async fn a_mapping_that_does_not_follow_from_the_row_is_refused() -> Outcome {
         "to_char(old_status::timestamptz, 'YYYY')",
         "(select max(x) from unnest(array[old_status]) x)",
     ] {
-        assert_eq!(
-            problems(&world, &describe(&world.pool).forward(forward).build()?).await?,
-            [],
-            "{forward}"
-        );
+        let found = problems(&world, &describe(&world.pool).forward(forward).build()?).await?;
+        assert!(found.iter().all(|one| !one.is_blocking), "{forward}: {found:?}");
     }
     Ok(())
 }

@@ -94,7 +94,8 @@ pub trait Plan: Send + Sync + fmt::Debug {
     /// added since `expand`, and in `verify` what is attached to the old side and missing on the new one. Nothing by
     /// default. `migration` is the migration's id in the ledger.
     ///
-    /// The driver asks several times a second.
+    /// The driver asks several times a second, and may be given an answer that is a second old, except with `is_move`: then
+    /// the answer decides about a move that is being made.
     ///
     /// # Errors
     ///
@@ -103,9 +104,10 @@ pub trait Plan: Send + Sync + fmt::Debug {
         &self,
         phase: Phase,
         migration: i32,
+        is_move: bool,
         connection: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-        let _ = (phase, migration, connection);
+        let _ = (phase, migration, is_move, connection);
         Ok(Vec::new())
     }
 

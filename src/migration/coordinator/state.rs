@@ -50,11 +50,12 @@ fn seconds(seconds: f64) -> Duration {
 }
 
 impl MigrationState {
-    /// Reads a migration's state. The members are the instances that have not been removed.
+    /// Reads a migration's state. `is_move`: a move is made in the same transaction. The members are the instances that have not been removed.
     pub(crate) async fn load(
         connection: &mut PgConnection,
         fleet: &str,
         spec: &MigrationSpec,
+        is_move: bool,
     ) -> Result<Self, sqlx::Error> {
         let row = migrations::load(connection, fleet, &spec.name).await?;
         let phase = parse_phase(&row.phase)?;
@@ -71,7 +72,9 @@ impl MigrationState {
             .map(|row| LaggingStandby { standby: row.name, bytes: row.bytes })
             .collect();
         let table_problems = match &spec.plan {
-            Some(plan) if !row.dropped => table_problems(plan.before_step(phase, row.id, connection).await?),
+            Some(plan) if !row.dropped => {
+                table_problems(plan.before_step(phase, row.id, is_move, connection).await?)
+            }
             _ => Vec::new(),
         };
         let uncopied_age = row.uncopied_age.map(seconds);

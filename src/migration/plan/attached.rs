@@ -3,7 +3,7 @@
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::description::{Description, Shape};
-use super::inspection::refuse;
+use super::refusal::refuse;
 use crate::ledger::unprepared;
 use crate::migration::batch::{MappingCode, begin, keyset};
 use crate::migration::catalog::{

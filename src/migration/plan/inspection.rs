@@ -4,6 +4,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::attached::lacking;
 use super::description::{Description, Shape};
+use super::refusal::refuse;
 use super::round_trip::try_mappings;
 use crate::ledger::{describe_error, sides, sql_state, unprepared};
 use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
@@ -19,13 +20,6 @@ pub(crate) struct Found {
     pub(crate) key: Keyset,
     pub(crate) old_types: Vec<ColumnType>,
     pub(crate) new_types: Vec<ColumnType>,
-}
-
-/// Why a plan cannot do its work, as one refusal.
-pub(crate) fn refuse(problems: &[PlanProblem]) -> Result<(), PlanError> {
-    let blocking: Vec<String> =
-        problems.iter().filter(|problem| problem.is_blocking).map(ToString::to_string).collect();
-    if blocking.is_empty() { Ok(()) } else { Err(PlanError::Refused(blocking.join(". "))) }
 }
 
 fn blocking(problem: impl Into<String>, remedy: impl Into<String>) -> PlanProblem {

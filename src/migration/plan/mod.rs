@@ -28,6 +28,7 @@ mod inspection;
 #[cfg(feature = "lint")]
 mod lint;
 mod new_type;
+mod refusal;
 mod round_trip;
 mod sql_migration;
 mod tables;

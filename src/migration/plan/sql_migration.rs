@@ -9,7 +9,8 @@ use super::attached::{before_step, carry_over};
 use super::contract::contract;
 use super::description::Description;
 use super::expand::{expand, find_guard, rearm};
-use super::inspection::{Found, before_work, problems, refuse, triggers_now};
+use super::inspection::{Found, before_work, problems, triggers_now};
+use super::refusal::refuse;
 use crate::ledger::{sides, unprepared};
 use crate::migration::batch::{PassKind, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
@@ -105,12 +106,14 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         &self,
         phase: Phase,
         migration: i32,
+        is_move: bool,
         connection: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
         let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seen) = &*seen()
             && (seen.migration, seen.phase) == (migration, phase)
             && seen.at.elapsed() < LOOK_EVERY
+            && !is_move
         {
             return Ok(seen.found.clone());
         }
