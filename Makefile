@@ -25,7 +25,7 @@ help:
 	@echo '             ROWS=100000 RATE=200   size of the table, requests per second'
 	@echo '             ORDERS=file.csv        your own table of orders instead of a generated one'
 	@echo '             BREAK=rule             take one safety rule out (agree, compare or drain), to see the damage being found'
-	@echo '             ARGS="…"               anything else for target/release/demo (see --help)'
+	@echo '             ARGS="…"               anything else for target/demo/demo (see --help)'
 	@echo 'make gameday bad days: faults under load on real servers, each judged; report in target/gameday/report.json'
 	@echo '             ARGS="kill failover"   only these (--list names them; --seed N, --rate N, --chaos-seconds N)'
 	@echo 'make test    everything that must pass before a merge: checks, units, documentation, features, real servers'
@@ -45,13 +45,13 @@ help:
 demo: cargo
 	scripts/servers postgres redis unleash envoy
 ifndef BREAK
-	cargo build --release -p payments -p demo
+	cargo build --profile demo -p payments -p demo
 else
-	cargo build --release -p demo
-	RUSTFLAGS='$(RUSTFLAGS) --cfg cutover_break="$(BREAK)"' CARGO_TARGET_DIR=target/broken cargo build --release -p payments
+	cargo build --profile demo -p demo
+	RUSTFLAGS='$(RUSTFLAGS) --cfg cutover_break="$(BREAK)"' CARGO_TARGET_DIR=target/broken cargo build --profile demo -p payments
 endif
-	target/release/demo $(if $(ORDERS),--orders '$(ORDERS)') $(if $(RATE),--rate '$(RATE)') \
-		$(if $(ROWS),--rows '$(ROWS)') $(if $(BREAK),--break '$(BREAK)' --bin-dir target/broken/release) $(ARGS)
+	target/demo/demo --bin-dir $(if $(BREAK),target/broken/demo --break '$(BREAK)',target/demo) \
+		$(if $(ORDERS),--orders '$(ORDERS)') $(if $(RATE),--rate '$(RATE)') $(if $(ROWS),--rows '$(ROWS)') $(ARGS)
 
 # The long form: half an hour of chaos among the rest.
 GAMEDAY ?= --chaos-seconds 1800

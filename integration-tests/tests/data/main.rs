@@ -16,6 +16,7 @@ mod keys;
 mod matrix;
 mod mirror;
 mod mirror_killed;
+mod partitions;
 mod pauses;
 mod pgbench;
 mod plan_problems;

@@ -30,14 +30,7 @@ pub(crate) fn table_problems(table: &str, facts: &TableFacts, is_guarded: bool) 
     }
     if !facts.children.is_empty() {
         let children = facts.children.join(", ");
-        if facts.kind == "p" {
-            problems.push(PlanProblem::warning(
-                format!(
-                    "table {table} is partitioned ({children}); the guard trigger does not see a TRUNCATE of one partition"
-                ),
-                "delete rows instead of truncating a partition until the migration has ended",
-            ));
-        } else if is_guarded {
+        if facts.kind != "p" && is_guarded {
             problems.push(PlanProblem::blocking(
                 format!("the tables {children} inherit from {table}, and the guard trigger does not see writes of them"),
                 format!(

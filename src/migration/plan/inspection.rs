@@ -56,19 +56,6 @@ pub(crate) async fn problems(
             None
         }
     };
-    if facts.kind == "p" && plan.new_table() == plan.old_table() {
-        problems.extend(plan.changes.indexes.iter().map(|index| {
-            let (table, name) = (plan.old_table(), &index.name);
-            blocking(
-                format!("index {name:?} cannot be built concurrently on the partitioned table {table}"),
-                format!(
-                    "leave it out of the plan; run `create index {name} on only {table} {}`, and in `verify` build one \
-                     concurrently on each partition and attach it with `alter index {name} attach partition …`",
-                    index.on
-                ),
-            )
-        }));
-    }
     let may_use_new = plan.uses_existing || known.as_ref().is_some_and(|known| known.new.made);
     match plan.columns() {
         Some((old, new)) => {
@@ -82,7 +69,47 @@ pub(crate) async fn problems(
         }
         None => problems.extend(of_tables(plan, &facts, key.as_ref(), may_use_new, &mut tx).await?),
     }
+    if !problems.iter().any(|problem| problem.is_blocking) {
+        problems.extend(of_indexes(plan, &mut tx).await?);
+    }
     tx.rollback().await?;
+    Ok(problems)
+}
+
+/// Why an index cannot be built, tried on an empty table of the same columns and partition key.
+async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let mut problems = Vec::new();
+    let table = plan.new_table();
+    for index in &plan.changes.indexes {
+        let mut attempt = tx.begin().await?;
+        let partitioned: Option<String> = unprepared::query_scalar(
+            "select coalesce(' partition by ' || pg_get_partkeydef(c.oid), '') from pg_class c where c.oid = to_regclass($1)",
+        )
+        .bind(table)
+        .fetch_optional(&mut *attempt)
+        .await?;
+        // The new table may not exist yet.
+        let Some(partitioned) = partitioned else { return Ok(problems) };
+        let mut statement = format!("create temporary table cutover_indexed (like {table}){partitioned}; ");
+        if let Shape::Column { new, new_type, .. } = &plan.shape {
+            statement += &format!("alter table cutover_indexed add column if not exists {new} {new_type}; ");
+        }
+        statement += &index.create_blocking("pg_temp.cutover_indexed");
+        match attempt.execute(sqlx::AssertSqlSafe(statement)).await {
+            Ok(_) => {}
+            Err(error @ sqlx::Error::Database(_)) => problems.push(blocking(
+                format!(
+                    "index {:?} on {table} (`{}`) cannot be built: {}",
+                    index.name,
+                    index.on,
+                    describe_error(&error)
+                ),
+                "correct its description in the plan",
+            )),
+            Err(error) => return Err(error),
+        }
+        attempt.rollback().await?;
+    }
     Ok(problems)
 }
 

@@ -17,7 +17,7 @@ use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Plan, PlanError};
 use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::runtime::Migration;
-use crate::migration::schema::index;
+use crate::migration::schema::ensure_indexes;
 
 /// A migration within one Postgres database, ready to run. `S` says which of the two kinds:
 /// [`ColumnMigration`](super::ColumnMigration) or [`TableMigration`](super::TableMigration).
@@ -156,7 +156,8 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
             Task::Repair => self.repair(migration).await,
             Task::ReverseBackfill => self.pass(PassKind::Back, migration).await,
             Task::Scan => {
-                index::ensure(&plan.outline.pool, plan.new_table(), &plan.changes.indexes, migration).await?;
+                ensure_indexes(&plan.outline.pool, plan.new_table(), &plan.changes.indexes, migration)
+                    .await?;
                 self.pass(PassKind::Compare, migration).await
             }
             Task::CarryOver => {

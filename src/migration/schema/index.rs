@@ -3,17 +3,19 @@
 //! `CREATE INDEX CONCURRENTLY` cannot run in a transaction, so it is not fenced; it changes no row. It blocks no writer and
 //! waits itself for every older transaction. It runs without `lock_timeout`, because an expired one would leave an invalid
 //! index. The transactions that it waits for are reported instead.
+//!
+//! On a partitioned table it is not possible at all. There each partition gets its own index, which is then attached: see
+//! `partitioned_index`.
 
 use std::pin::pin;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 use tokio::time::timeout;
 
 use super::alter::locked_by;
 use super::index_definition::Index;
-use crate::ledger::locks;
-use crate::ledger::{READ_COMMITTED, describe_error, sql_state, unprepared};
+use crate::ledger::{describe_error, sql_state, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::quote;
 use crate::migration::coordinator::PlanError;
@@ -22,14 +24,8 @@ use crate::migration::runtime::Migration;
 
 /// How often the transactions that a build waits for are reported.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// The limits of the role are meant for requests.
-const UNLIMITED: &str = "select set_config(name, '0', false) from pg_settings \
-    where name in ('statement_timeout', 'lock_timeout', 'transaction_timeout') and setting <> '0'";
-/// Behind a pooler another client gets the session next.
-const LIMITED: &str = "reset statement_timeout; reset lock_timeout";
-
 /// What exists under an index's name.
-enum Found {
+pub(super) enum Found {
     /// The described index, valid.
     Same,
     /// An invalid index that a build has left, by its full name.
@@ -37,53 +33,12 @@ enum Found {
     Nothing,
 }
 
-/// Builds the indexes that do not exist or are invalid.
-pub(crate) async fn ensure(
+pub(super) async fn look(
     pool: &PgPool,
     table: &str,
-    indexes: &[Index],
+    index: &Index,
     migration: &Migration,
-) -> Result<(), PlanError> {
-    let mut missing = Vec::new();
-    for index in indexes {
-        if !matches!(look(pool, table, index, migration).await?, Found::Same) {
-            missing.push(index);
-        }
-    }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    // A transaction holds the lock, because behind a pooler a session's lock would stay with the next client. The
-    // transaction has no snapshot that the build would wait for, and takes no other lock.
-    let mut keeper = pool.acquire().await?.detach();
-    let mut keeper = keeper.begin_with(READ_COMMITTED).await?;
-    keeper.execute("set local idle_in_transaction_session_timeout = 0").await?;
-    let is_mine: bool = unprepared::query_scalar("select pg_try_advisory_xact_lock($1, $2)")
-        .bind(locks::INDEX_BUILD)
-        .bind(migration.id())
-        .fetch_one(&mut *keeper)
-        .await?;
-    if !is_mine {
-        return Err(PlanError::NotNow(format!(
-            "another instance builds the indexes of migration {} on {table}",
-            migration.name()
-        )));
-    }
-    // Taken out of the pool: a build can take hours, and its session is closed when the work is dropped.
-    let mut session = pool.acquire().await?.detach();
-    session.execute(UNLIMITED).await?;
-    let mut outcome = Ok(());
-    for index in missing {
-        outcome = build(&mut session, pool, table, index, migration).await;
-        if outcome.is_err() {
-            break;
-        }
-    }
-    session.execute(LIMITED).await?;
-    outcome
-}
-
-async fn look(pool: &PgPool, table: &str, index: &Index, migration: &Migration) -> Result<Found, PlanError> {
+) -> Result<Found, PlanError> {
     let mut tx = begin(pool, &[Phase::Verify, Phase::Ramp], migration).await?;
     // An index is always in its table's schema.
     let found: Option<(bool, bool, String, String)> = unprepared::query_as(
@@ -133,7 +88,7 @@ async fn described(tx: &mut PgConnection, table: &str, index: &Index) -> Result<
         }
         outcome => outcome?,
     };
-    let create = index.create("pg_temp.cutover_twin").replacen(" concurrently", "", 1);
+    let create = index.create_blocking("pg_temp.cutover_twin");
     tx.execute(AssertSqlSafe(&*create)).await.map_err(|error| failed(&index.create(table), &error))?;
     let is = unprepared::query_scalar(
         "select case when indisunique then 'unique' else '' end \
@@ -147,7 +102,7 @@ fn failed(statement: &str, error: &sqlx::Error) -> PlanError {
     PlanError::Refused(format!("`{statement}` failed: {}", describe_error(error)))
 }
 
-async fn build(
+pub(super) async fn build(
     session: &mut PgConnection,
     pool: &PgPool,
     table: &str,

@@ -20,4 +20,14 @@ impl Index {
         let unique = if self.is_unique { "unique " } else { "" };
         format!("create {unique}index concurrently {} on {table} {}", quote(&self.name), self.on)
     }
+
+    /// The statement that creates it on a partitioned table without its partitions.
+    pub(crate) fn create_on_only(&self, table: &str) -> String {
+        self.create_blocking(&format!("only {table}"))
+    }
+
+    /// The statement that builds it on `table` and blocks writers meanwhile; for empty tables.
+    pub(crate) fn create_blocking(&self, table: &str) -> String {
+        self.create(table).replacen(" concurrently", "", 1)
+    }
 }

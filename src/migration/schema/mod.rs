@@ -1,10 +1,13 @@
 //! Changes of the schema under load: DDL, index builds and the guard trigger.
 
 mod alter;
+mod ensure_indexes;
 mod guard;
-pub(super) mod index;
+mod index;
 mod index_definition;
+mod partitioned_index;
 
 pub(super) use alter::{alter, drop_old_side};
+pub(super) use ensure_indexes::ensure_indexes;
 pub(super) use guard::GuardTrigger;
 pub(super) use index_definition::Index;

@@ -1,0 +1,78 @@
+//! Partitioned tables: indexes, and rows that move from one partition to another.
+
+use cutover::migration::ColumnMigration;
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::world::{Outcome, World};
+
+const VISITS: &str = "create table visits (region text, id bigint, old_code text default 'OLD', primary key (region, id)) \
+        partition by list (region); \
+    create table visits_a partition of visits for values in ('a'); \
+    create table visits_b partition of visits for values in ('b') partition by hash (id); \
+    create table visits_b0 partition of visits_b for values with (modulus 2, remainder 0); \
+    create table visits_b1 partition of visits_b for values with (modulus 2, remainder 1); \
+    insert into visits select chr(97 + g % 2), g, ' V' || g from generate_series(1, 60) g";
+
+fn describe(world: &World) -> cutover::migration::ColumnMigrationBuilder {
+    ColumnMigration::new(world.pool.clone(), "visits")
+        .column("old_code", "new_code", "text")
+        .forward("lower(trim(old_code))")
+        .backward("upper(new_code)")
+}
+
+#[tokio::test]
+async fn indexes_are_built_by_partition_and_attached() -> Outcome {
+    let world = World::new(0).await?;
+    world.pool.execute(VISITS).await?;
+    let plan = describe(&world)
+        .index("visits_by_code", "(new_code) where new_code <> 'void'")
+        .unique_index("visits_once", "(new_code, region, id)")
+        .build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("expand").await?;
+    world.go("ramp").await?;
+    let valid = "select count(*) from pg_partition_tree('visits') p join pg_index i on i.indrelid = p.relid \
+        where i.indisvalid and pg_get_indexdef(i.indexrelid) like '%new_code%'";
+    // The table, the partitioned partition, and three partitions with rows.
+    assert_eq!(sqlx::query_scalar::<_, i64>(valid).fetch_one(&world.pool).await?, 2 * 5);
+    // A partition that is made later gets its indexes and its trigger from the server.
+    world
+        .pool
+        .execute(
+            "create table visits_c partition of visits for values in ('c'); \
+             insert into visits values ('c', 1, ' LATE ')",
+        )
+        .await?;
+    assert_eq!(sqlx::query_scalar::<_, i64>(valid).fetch_one(&world.pool).await?, 2 * 6);
+    let code = "select new_code from visits where region = 'c'";
+    assert_eq!(sqlx::query_scalar::<_, String>(code).fetch_one(&world.pool).await?, "late");
+    Ok(())
+}
+
+/// The server makes an insert of such an update.
+#[tokio::test]
+async fn a_row_that_moves_to_another_partition_keeps_its_values() -> Outcome {
+    let world = World::new(0).await?;
+    world.pool.execute(VISITS).await?;
+    let _a = world.instance("a", Some(describe(&world).build()?)).await?;
+    // A stale new side, and an old side that holds what its default gives.
+    world.go("verify").await?;
+    world.pool.execute("update visits set old_code = 'STALE' where id <= 20").await?;
+    world.go("off").await?;
+    world
+        .pool
+        .execute("alter table visits disable trigger user; update visits set old_code = 'OLD' where id <= 20")
+        .await?;
+    world.pool.execute("alter table visits enable trigger user").await?;
+    for (id, phase) in (1_i64..).zip(["expand", "verify", "ramp", "switch", "retire"]) {
+        world.go(phase).await?;
+        let row = format!("select old_code, new_code from visits where id = {id}");
+        let row = || sqlx::query_as::<_, (Option<String>, Option<String>)>(AssertSqlSafe(row.clone()));
+        let before = row().fetch_one(&world.pool).await?;
+        let other =
+            format!("update visits set region = case region when 'a' then 'b' else 'a' end where id = {id}");
+        world.pool.execute(AssertSqlSafe(other)).await?;
+        assert_eq!(row().fetch_one(&world.pool).await?, before, "{phase}");
+    }
+    Ok(())
+}

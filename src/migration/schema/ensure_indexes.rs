@@ -1,0 +1,65 @@
+use sqlx::{Connection, Executor, PgPool};
+
+use super::index::{Found, build, look};
+use super::index_definition::Index;
+use super::partitioned_index::Tree;
+use crate::ledger::locks;
+use crate::ledger::{READ_COMMITTED, unprepared};
+use crate::migration::coordinator::PlanError;
+use crate::migration::runtime::Migration;
+
+/// The limits of the role are meant for requests.
+const UNLIMITED: &str = "select set_config(name, '0', false) from pg_settings \
+    where name in ('statement_timeout', 'lock_timeout', 'transaction_timeout') and setting <> '0'";
+/// Behind a pooler another client gets the session next.
+const LIMITED: &str = "reset statement_timeout; reset lock_timeout";
+
+/// Builds the indexes that do not exist or are invalid.
+pub(crate) async fn ensure_indexes(
+    pool: &PgPool,
+    table: &str,
+    indexes: &[Index],
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let mut missing = Vec::new();
+    for index in indexes {
+        if !matches!(look(pool, table, index, migration).await?, Found::Same) {
+            missing.push(index);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // A transaction holds the lock, because behind a pooler a session's lock would stay with the next client. The
+    // transaction has no snapshot that the build would wait for, and takes no other lock.
+    let mut keeper = pool.acquire().await?.detach();
+    let mut keeper = keeper.begin_with(READ_COMMITTED).await?;
+    keeper.execute("set local idle_in_transaction_session_timeout = 0").await?;
+    let is_mine: bool = unprepared::query_scalar("select pg_try_advisory_xact_lock($1, $2)")
+        .bind(locks::INDEX_BUILD)
+        .bind(migration.id())
+        .fetch_one(&mut *keeper)
+        .await?;
+    if !is_mine {
+        return Err(PlanError::NotNow(format!(
+            "another instance builds the indexes of migration {} on {table}",
+            migration.name()
+        )));
+    }
+    // Taken out of the pool: a build can take hours, and its session is closed when the work is dropped.
+    let mut session = pool.acquire().await?.detach();
+    session.execute(UNLIMITED).await?;
+    let mut outcome = Ok(());
+    let tree = Tree::load(&mut session, table).await?;
+    for index in missing {
+        outcome = match &tree {
+            Some(tree) => tree.build(&mut session, pool, index, migration).await,
+            None => build(&mut session, pool, table, index, migration).await,
+        };
+        if outcome.is_err() {
+            break;
+        }
+    }
+    session.execute(LIMITED).await?;
+    outcome
+}
