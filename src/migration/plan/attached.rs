@@ -13,7 +13,7 @@ use crate::migration::catalog::{
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{Index, alter, index};
+use crate::migration::schema::{Index, alter, ensure_indexes};
 
 /// What has to be changed about the tables before the next step forward from this phase.
 pub(crate) async fn before_step(
@@ -148,7 +148,7 @@ async fn carry(plan: &Description, attached: &Attached, migration: &Migration) -
     for step in &attached.steps {
         match step {
             Step::Index { name, is_unique, on } => {
-                index::ensure(pool, table, &[Index::new(name, *is_unique, on)], migration).await?;
+                ensure_indexes(pool, table, &[Index::new(name, *is_unique, on)], migration).await?;
             }
             Step::Statement(statement) => {
                 let statement = format!("set local statement_timeout = 0; {statement}");
