@@ -90,6 +90,13 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         Some(version) => _ = writeln!(text, "statements published by version {version}"),
         None => text.push_str("no build has published its statements\n"),
     }
+    if let Some(seconds) = report.problems_seconds.filter(|_| !report.problems.is_empty()) {
+        let _ = writeln!(text, "found in the database {} ago:", age(seconds));
+    }
+    for problem in &report.problems {
+        let kind = if problem.is_blocking { "problem" } else { "warning" };
+        let _ = writeln!(text, "  {kind}  {problem}");
+    }
     for step in &report.steps {
         let _ = writeln!(text, "\n{} → {}", step.from, step.to);
         for need in &step.needs {

@@ -98,7 +98,7 @@ pub(crate) async fn drain(tx: &mut PgConnection, migration: i32, epoch: i32) -> 
         .execute(&mut *tx)
         .await?;
     unprepared::query(
-        "update cutover.epochs set drained_at = clock_timestamp(), drained_lsn = pg_current_wal_insert_lsn() \
+        "update cutover.epochs set drained_at = clock_timestamp(), drained_lsn = cutover.wal_position() \
          where migration_id = $1 and epoch = $2 and drained_at is null and closed_at is not null",
     )
     .bind(migration)
@@ -133,7 +133,7 @@ pub(crate) async fn seal(
     }
     // A statement of its own sees every row that was recorded before the lock was granted.
     unprepared::query(
-        "update cutover.epochs e set sealed_lsn = pg_current_wal_insert_lsn() from cutover.migrations m \
+        "update cutover.epochs e set sealed_lsn = cutover.wal_position() from cutover.migrations m \
          where m.fleet = $1 and m.name = $2 and e.migration_id = m.id and e.epoch = m.epoch and e.sealed_lsn is null \
            and not exists (select from cutover.repairs r where r.migration_id = m.id)",
     )

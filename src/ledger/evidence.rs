@@ -1,6 +1,6 @@
 //! What the ledger says about the data of a migration.
 
-/// Columns about the migration `m` of a query: `approved`, `scanned`, `unrepaired` and `given_up`.
+/// Columns about the migration `m` of a query: `approved`, `scanned`, `unrepaired`, `unrepaired_old` and `given_up`.
 ///
 /// The driver and `cutover plan` both select them, so both go by the same rule. `unrepaired` leaves out rows that were
 /// written less than five seconds ago and are on their way to another store.
@@ -18,6 +18,7 @@ macro_rules! evidence {
                  and s.finished_at is not null order by s.id desc limit 1), false) as scanned, \
          (select count(*) from cutover.repairs r where r.migration_id = m.id \
              and (r.error <> '' or r.since < clock_timestamp() - interval '5 s')) as unrepaired, \
+         (select count(*) from cutover.repairs r where r.migration_id = m.id and r.side = 'old') as unrepaired_old, \
          (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up"
     };
 }

@@ -272,7 +272,7 @@ impl Job {
         unprepared::query(
             "with job as ( \
                  update cutover.jobs set finished_at = clock_timestamp(), updated_at = clock_timestamp(), \
-                        finished_lsn = pg_current_wal_insert_lsn(), throttled_by = null, \
+                        finished_lsn = cutover.wal_position(), throttled_by = null, \
                         rows_total = rows_done, bytes_after = $2, dead_rows_after = $3 \
                  where id = $1 and finished_at is null returning *) \
              insert into cutover.history (fleet, migration, event, epoch, actor, reason) \

@@ -67,6 +67,7 @@ pub(crate) struct MigrationRow {
     pub(crate) approved: bool,
     pub(crate) scanned: bool,
     pub(crate) unrepaired: i64,
+    pub(crate) unrepaired_old: i64,
     pub(crate) given_up: i64,
 }
 

@@ -1,5 +1,7 @@
 //! Table `plans`: what each version of a service would execute, for people to read.
 
+use sqlx::PgConnection;
+
 use super::{Ledger, unprepared};
 
 /// What a build publishes about a migration.
@@ -65,4 +67,21 @@ pub(crate) async fn publish(ledger: &Ledger, plan: &PublishedPlan<'_>) -> Result
     .execute(&mut *tx)
     .await?;
     tx.commit().await
+}
+
+/// Records what the driver found to stand against its plan, as JSON.
+pub(crate) async fn record_problems(
+    tx: &mut PgConnection,
+    migration: i32,
+    problems: &str,
+) -> Result<(), sqlx::Error> {
+    unprepared::query(
+        "insert into cutover.plan_problems (migration_id, problems) values ($1, $2::text::jsonb) \
+         on conflict (migration_id) do update set problems = excluded.problems, seen_at = clock_timestamp()",
+    )
+    .bind(migration)
+    .bind(problems)
+    .execute(tx)
+    .await?;
+    Ok(())
 }

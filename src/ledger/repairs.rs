@@ -15,6 +15,8 @@ const ERROR_CHARS: usize = 500;
 /// A row to repair.
 #[derive(Debug)]
 pub(crate) struct Repair {
+    /// The side that is behind: `old` or `new`.
+    pub(crate) side: String,
     /// The row's key as JSON.
     pub(crate) key: String,
     /// Changes whenever the row falls behind again.
@@ -69,23 +71,24 @@ pub(crate) async fn record<C: TextConnection>(
     Ok(recorded.iter().flatten().any(|answer| answer == "true"))
 }
 
-/// Up to 500 rows that are due, the longest due first.
+/// Up to 500 rows that are due on these sides, the longest due first.
 pub(crate) async fn due<C: TextConnection>(
     connection: &mut C,
     migration: i32,
+    sides: &[&str],
 ) -> Result<Vec<Repair>, C::Error> {
     let rows = connection
         .ask(
-            "select key::text, version::text from cutover.repairs \
-             where migration_id = $1::text::integer and side = 'new' and not dead \
+            "select side, key::text, version::text from cutover.repairs \
+             where migration_id = $1::text::integer and side = any (string_to_array($2::text, ' ')) and not dead \
                and next_try_at <= clock_timestamp() \
              order by next_try_at limit 500",
-            &[&migration.to_string()],
+            &[&migration.to_string(), &sides.join(" ")],
         )
         .await?;
     let repair = |row: Vec<String>| {
-        let [key, version] = <[String; 2]>::try_from(row).ok()?;
-        Some(Repair { key, version: version.parse().ok()? })
+        let [side, key, version] = <[String; 3]>::try_from(row).ok()?;
+        Some(Repair { side, key, version: version.parse().ok()? })
     };
     Ok(rows.into_iter().filter_map(repair).collect())
 }
@@ -98,15 +101,15 @@ pub(crate) async fn remove<C: TextConnection>(
 ) -> Result<(), C::Error> {
     connection
         .ask(
-            "delete from cutover.repairs where migration_id = $1::text::integer and side = 'new' \
+            "delete from cutover.repairs where migration_id = $1::text::integer and side = $4 \
                 and key = $2::text::jsonb and version = $3::text::bigint",
-            &[&migration.to_string(), &repair.key, &repair.version.to_string()],
+            &[&migration.to_string(), &repair.key, &repair.version.to_string(), &repair.side],
         )
         .await?;
     Ok(())
 }
 
-/// Records a failed repair. The row is due again after 1 s, 2 s, 4 s and so on, up to five minutes. After `max_attempts`
+/// Records a failed repair. The row is due again after 1 s, 2 s, 4 s and so on, up to two minutes, with jitter. After `max_attempts`
 /// it is not tried again until a person asks for it; without a maximum it is tried for ever.
 pub(crate) async fn fail<C: TextConnection>(
     connection: &mut C,
@@ -121,25 +124,34 @@ pub(crate) async fn fail<C: TextConnection>(
         .ask(
             "update cutover.repairs set error = $4, attempts = attempts + 1, \
                     dead = coalesce(attempts + 1 >= nullif($5::text, '')::integer, false), \
-                    next_try_at = clock_timestamp() + least(power(2, least(attempts, 20)), 300) * interval '1 second' \
-             where migration_id = $1::text::integer and side = 'new' and key = $2::text::jsonb \
+                    next_try_at = clock_timestamp() + least(power(2, least(attempts, 20)), 120) \
+                        * (0.8 + 0.2 * random()) * interval '1 second' \
+             where migration_id = $1::text::integer and side = $6 and key = $2::text::jsonb \
                and version = $3::text::bigint",
-            &[&migration.to_string(), &repair.key, &repair.version.to_string(), &error, &max_attempts],
+            &[
+                &migration.to_string(),
+                &repair.key,
+                &repair.version.to_string(),
+                &error,
+                &max_attempts,
+                &repair.side,
+            ],
         )
         .await?;
     Ok(())
 }
 
-/// Whether a row is left that is due now or later.
+/// Whether a row is left on these sides that is due now or later.
 pub(crate) async fn has_pending<C: TextConnection>(
     connection: &mut C,
     migration: i32,
+    sides: &[&str],
 ) -> Result<bool, C::Error> {
     let rows = connection
         .ask(
             "select 1::text from cutover.repairs \
-             where migration_id = $1::text::integer and side = 'new' and not dead limit 1",
-            &[&migration.to_string()],
+             where migration_id = $1::text::integer and side = any (string_to_array($2::text, ' ')) and not dead limit 1",
+            &[&migration.to_string(), &sides.join(" ")],
         )
         .await?;
     Ok(!rows.is_empty())
@@ -223,7 +235,7 @@ pub(crate) async fn lock_key(
     .bind(key)
     .fetch_optional(tx)
     .await?;
-    Ok(row.map(|(key, version)| Repair { key, version }))
+    Ok(row.map(|(key, version)| Repair { side: "new".to_owned(), key, version }))
 }
 
 /// Whether the new side of a mirrored key may be behind.

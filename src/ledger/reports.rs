@@ -367,6 +367,7 @@ pub(crate) struct OutlookRow {
     pub(crate) approved: bool,
     pub(crate) scanned: bool,
     pub(crate) unrepaired: i64,
+    pub(crate) unrepaired_old: i64,
     pub(crate) given_up: i64,
     /// The version of the build that published the rest; `None`: no build has.
     pub(crate) version: Option<String>,
@@ -375,6 +376,9 @@ pub(crate) struct OutlookRow {
     pub(crate) old_table: Option<String>,
     pub(crate) old_column: Option<String>,
     pub(crate) desired_from: Option<String>,
+    /// What the driver found to stand against its plan, as JSON, and how many seconds ago.
+    pub(crate) problems: Option<String>,
+    pub(crate) problems_age: Option<f64>,
 }
 
 /// Reads what a plan of the steps ahead shows. The statements are those of the build that drives, else of a build that
@@ -383,7 +387,8 @@ pub(crate) async fn outlook(tx: &mut PgConnection, migration: i32) -> Result<Out
     unprepared::query_as(concat!(
         "select m.fleet, m.name, m.phase, m.epoch, m.desired, m.desired_by, m.waits_for, m.old_complete, m.new_complete, \
                 m.dropped_at is not null as dropped, i.name as driver, p.version, p.tasks::text as tasks, \
-                p.old_table, p.old_column, p.desired_from, \
+                p.old_table, p.old_column, p.desired_from, q.problems::text as problems, \
+                extract(epoch from clock_timestamp() - q.seen_at)::float8 as problems_age, \
                 b.closed_at is not null as closed, b.epoch is null or b.drained_at is not null as drained, \
                 (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \
                     select last_uncopied as seen from cutover.external_writes s where s.migration_id = m.id \
@@ -393,6 +398,7 @@ pub(crate) async fn outlook(tx: &mut PgConnection, migration: i32) -> Result<Out
         " from cutover.migrations m \
          left join cutover.epochs b on b.migration_id = m.id and b.epoch = m.epoch - 1 \
          left join cutover.instances i on i.id = m.driver and m.driver_until > clock_timestamp() \
+         left join cutover.plan_problems q on q.migration_id = m.id \
          left join lateral (select * from cutover.plans p where p.migration_id = m.id \
              order by coalesce(p.version = i.version, false) desc, \
                  exists (select 1 from cutover.instances l where l.fleet = m.fleet and l.version = p.version \

@@ -8,7 +8,8 @@ use super::unprepared;
 #[derive(Debug, FromRow)]
 pub(crate) struct StandbyRow {
     pub(crate) name: String,
-    /// Bytes of WAL that it has yet to replay. `None`: it is not connected, or this role may not see its position.
+    /// Bytes of WAL that it has yet to replay. `None`: it is not connected, this role may not see its position, or the
+    /// server tells no positions.
     pub(crate) bytes: Option<i64>,
 }
 
@@ -34,14 +35,16 @@ pub(crate) async fn lagging(
     unprepared::query_as(concat!(
         "with needed as (select greatest( \
              (select max(finished_lsn) from cutover.jobs where migration_id = $1 and kind <> 'scan'), \
-             (select greatest(max(drained_lsn), max(sealed_lsn)) from cutover.epochs where migration_id = $1)) as lsn) \
-         select w.name, pg_wal_lsn_diff(needed.lsn, min(r.replay_lsn))::bigint as bytes \
+             (select greatest(max(drained_lsn), max(sealed_lsn)) from cutover.epochs where migration_id = $1)) as lsn, \
+             cutover.wal_position() is null as is_unknown) \
+         select w.name, case when not needed.is_unknown then \
+                pg_wal_lsn_diff(needed.lsn, min(r.replay_lsn))::bigint end as bytes \
          from needed cross join unnest($2::text[]) as w (name) \
          left join ",
         standbys!(),
         " as r on r.application_name = w.name \
-         group by w.name, needed.lsn \
-         having needed.lsn is not null \
+         group by w.name, needed.lsn, needed.is_unknown \
+         having needed.is_unknown or needed.lsn is not null \
             and (min(r.replay_lsn) is null or min(r.replay_lsn) < needed.lsn) order by w.name"
     ))
     .bind(migration)

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::report::{Finding, Severity};
 use crate::ledger::{Capacity, Ledger, LedgerError, pooler_at};
 use crate::migration::MigrationSpec;
-use crate::migration::admin::incompatible_builds;
+use crate::migration::admin::{BuildFindings, examine_builds};
 use crate::pool::ShareOptions;
 
 /// The time limit for all questions to the ledger, including the connection.
@@ -72,7 +72,7 @@ async fn ask(check: LedgerCheck, budget: Option<Budget>) -> Result<Vec<Finding>,
         Err(error) => return Err(error),
     };
     findings.push(Finding::pass("ledger"));
-    let incompatible = incompatible_builds(&ledger, &fleet, &specs).await?;
+    let BuildFindings { problems: incompatible, warnings } = examine_builds(&ledger, &fleet, &specs).await?;
     if incompatible.is_empty() {
         findings.push(Finding::pass("migrations"));
     }
@@ -84,6 +84,8 @@ async fn ask(check: LedgerCheck, budget: Option<Budget>) -> Result<Vec<Finding>,
     }
     let problem = |text| Finding::new("migrations", Severity::Problem, text);
     findings.extend(incompatible.into_iter().map(problem));
+    let warning = |text| Finding::new("migrations", Severity::Warning, text);
+    findings.extend(warnings.into_iter().map(warning));
     Ok(findings)
 }
 

@@ -119,8 +119,10 @@ impl Protocol {
                 quiet_period_left: Duration::ZERO,
                 soak_left: Duration::ZERO,
                 unrepaired: i64::from(db.behind && self.has(Rule::RampNeedsRepairs)),
+                unrepaired_old: 0,
                 given_up: 0,
             },
+            table_problems: Vec::new(),
             lagging_standbys: Vec::new(),
         }
     }
@@ -194,6 +196,7 @@ impl Protocol {
     pub(crate) fn begin_work(&self, db: &mut Database, task: Task) {
         match task {
             Task::Expand => db.new = Value::Null,
+            Task::CarryOver => {}
             Task::Contract => db.old = Value::Missing,
             Task::Scan => {}
             Task::Repair => (db.new, db.behind) = (db.old, false),

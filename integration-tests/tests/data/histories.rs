@@ -121,6 +121,7 @@ impl History {
         } else {
             let plan = TableMigration::new(pool, "orders", "orders_2")
                 .create("create table orders_2 (id bigint primary key, status text)")
+                .without("orders_id_seq")
                 .column("status", "lower(trim(old_status))")
                 .column_back("old_status", "' ' || upper(status) || ' '")
                 .batches(batches)

@@ -1,7 +1,9 @@
 //! The two sides of a migration on a real Postgres, each test in a database of its own.
 
+mod attached;
 mod column_migration;
 mod conflicts;
+mod copy_triggers;
 mod deadpool;
 mod dropped;
 mod dual_write;

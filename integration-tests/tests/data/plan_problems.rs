@@ -2,12 +2,23 @@
 
 use crate::world::{Fleet, Outcome, World};
 use cutover::ledger::Ledger;
-use cutover::migration::admin::incompatible_builds;
+use cutover::migration::admin::{incompatible_builds, plan};
 use cutover::migration::{
-    ColumnMigration, ColumnMigrationBuilder, MigrationSpec, PhaseRange, Plan, PlanProblem, Task,
+    ColumnMigration, ColumnMigrationBuilder, MigrationSpec, Phase, PhaseRange, Plan, PlanProblem, Task,
+    map_each,
 };
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
+
+#[derive(sqlx::FromRow)]
+struct Old {
+    old_status: Option<String>,
+}
+
+#[derive(sqlx::FromRow)]
+struct New {
+    new_status: Option<String>,
+}
 
 async fn problems(world: &World, plan: &impl Plan) -> Outcome<Vec<PlanProblem>> {
     let mut ledger = world.pool.acquire().await?;
@@ -183,11 +194,8 @@ async fn a_mapping_that_does_not_follow_from_the_row_is_refused() -> Outcome {
         "to_char(old_status::timestamptz, 'YYYY')",
         "(select max(x) from unnest(array[old_status]) x)",
     ] {
-        assert_eq!(
-            problems(&world, &describe(&world.pool).forward(forward).build()?).await?,
-            [],
-            "{forward}"
-        );
+        let found = problems(&world, &describe(&world.pool).forward(forward).build()?).await?;
+        assert!(found.iter().all(|one| !one.is_blocking), "{forward}: {found:?}");
     }
     Ok(())
 }
@@ -263,6 +271,70 @@ async fn a_table_that_two_search_paths_resolve_differently_is_named() -> Outcome
     let _a: Fleet = world.instance("a", Some(describe(&pool).build()?)).await?;
     world.go("verify").await?;
     assert!(!world.has_column("new_status").await);
+    Ok(())
+}
+
+/// Rust and SQL do not trim the same characters, and not every value has an image.
+#[tokio::test]
+async fn sampled_rows_show_values_that_mappings_lose() -> Outcome {
+    let world = World::new(50).await?;
+    world
+        .pool
+        .execute("update orders set old_status = E'\\tsecret' where id = 7; update orders set note = id")
+        .await?;
+    let plan = describe(&world.pool)
+        .forward("old_status")
+        .backward_rows(map_each(|row: New| {
+            Ok::<_, String>(row.new_status.map(|text| text.trim().to_owned()))
+        }))
+        .forward_rows(map_each(|row: Old| Ok::<_, String>(row.old_status)))
+        .build()?;
+    let found = problems(&world, &plan).await?;
+    let lost = found.iter().find(|one| one.problem.contains("of `backward`")).ok_or("nothing found")?;
+    assert!(lost.problem.contains("50 of 50 sampled rows") && !lost.problem.contains("LEGACY"), "{lost}");
+    let plan = ColumnMigration::new(world.pool.clone(), "orders")
+        .column("note", "number", "smallint")
+        .forward("note::smallint")
+        .backward("number::text")
+        .build()?;
+    assert_eq!(problems(&world, &plan).await?, []);
+    world
+        .pool
+        .execute(
+            "update orders set note = 'secret' where id = 7; update orders set note = '007' where id = 8",
+        )
+        .await?;
+    let found = problems(&world, &plan).await?;
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(
+        found[0]
+            .problem
+            .contains("fails for 1 of 50 sampled rows of \"orders\", for example id = 7 (SQLSTATE 22P02)"),
+        "{found:?}"
+    );
+    assert!(!found[0].problem.contains("secret") && !found[0].is_blocking, "{found:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_steps_ahead_show_what_stands_against_the_plan() -> Outcome {
+    let world = World::new(3).await?;
+    world
+        .pool
+        .execute(
+            "alter table orders alter old_status set not null; create index by_status on orders (old_status)",
+        )
+        .await?;
+    let ledger = Ledger::open(world.url.parse()?).await?;
+    let _a = world.instance("a", Some(describe(&world.pool).build()?)).await?;
+    let shown = async || -> Outcome<Vec<PlanProblem>> {
+        Ok(plan(&ledger, "status", Phase::Contract).await?.problems)
+    };
+    world.until("the driver's look", async || shown().await.is_ok_and(|found| !found.is_empty())).await?;
+    let found = shown().await?;
+    assert!(found.iter().any(|one| one.is_blocking && one.problem.contains("NOT NULL")), "{found:?}");
+    assert!(found.iter().any(|one| !one.is_blocking && one.problem.contains("by_status")), "{found:?}");
+    assert_eq!(found, problems(&world, &describe(&world.pool).build()?).await?);
     Ok(())
 }
 

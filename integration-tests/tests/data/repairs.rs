@@ -5,7 +5,7 @@ use crate::world::{Fleet, Outcome, World};
 use cutover::ledger::Ledger;
 use cutover::migration::Phase;
 use cutover::migration::admin::{repairs, retry_repairs};
-use cutover::migration::{DeadpoolTx, Error, Isolation, PinnedTx};
+use cutover::migration::{ColumnMigration, DeadpoolTx, Error, Isolation, PinnedTx};
 use cutover::migration::{DualWrite, Key, Repaired, Rows};
 use sqlx::Executor;
 
@@ -250,5 +250,120 @@ async fn repairs_work_on_deadpool() -> Outcome {
         .await?;
     assert_eq!(done, Repaired { repaired: 3, failed: 0 });
     assert!(noted(&world).await?.is_empty());
+    Ok(())
+}
+
+/// The guard trigger cannot map a write in `ramp` and in `switch`: the row is repaired without a scan.
+#[tokio::test]
+async fn an_external_write_that_cannot_be_mapped_is_repaired_in_ramp_and_switch() -> Outcome {
+    let world = World::new(5).await?;
+    world.pool.execute("create table bad (value text primary key)").await?;
+    world
+        .pool
+        .execute(
+            "create function must_map(value text) returns text immutable language plpgsql as $$ begin \
+                 if exists (select from public.bad where bad.value = $1) then raise 'no mapping'; end if; \
+                 return value; end $$",
+        )
+        .await?;
+    let plan = ColumnMigration::new(world.pool.clone(), "orders")
+        .column("old_status", "new_status", "text")
+        .forward("must_map(old_status)")
+        .backward("must_map(new_status)")
+        .build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    let recorded = async || -> Outcome<Vec<String>> {
+        Ok(sqlx::query_scalar("select side from cutover.repairs").fetch_all(&world.pool).await?)
+    };
+    let repaired = async |side: &str, id: i64, value: &str| -> Outcome {
+        assert_eq!(recorded().await?, [side]);
+        world.pool.execute("delete from bad").await?;
+        world.until("the repair", async || recorded().await.is_ok_and(|rows| rows.is_empty())).await?;
+        let value = Some(value.to_owned());
+        assert_eq!(world.row(id).await?, (value.clone(), value));
+        Ok(())
+    };
+    for (phase, id) in [("ramp", 1), ("switch", 3)] {
+        world.go(phase).await?;
+        world.pool.execute("insert into bad values ('BAD')").await?;
+        sqlx::query("update orders set old_status = 'BAD' where id = $1")
+            .bind(id)
+            .execute(&world.pool)
+            .await?;
+        if phase == "ramp" {
+            world.ask("switch").await?;
+            world.waits_for("the repair of 1 row").await?;
+            world.ask("ramp").await?;
+        }
+        repaired("new", id, "BAD").await?;
+    }
+    world.pool.execute("insert into bad values ('WORSE')").await?;
+    world.pool.execute("update orders set new_status = 'WORSE' where id = 2").await?;
+    // The old side is behind, so no phase that reads it may begin.
+    world.ask("ramp").await?;
+    world.waits_for("the repair of 1 row").await?;
+    repaired("old", 2, "WORSE").await?;
+    world.go("ramp").await?;
+    Ok(())
+}
+
+/// Of two failed writes of one row, the later one decides which side is behind.
+#[tokio::test]
+async fn a_repair_does_not_undo_a_later_write_of_the_other_side() -> Outcome {
+    let world = World::new(5).await?;
+    world.pool.execute("create table bad (value text primary key)").await?;
+    world
+        .pool
+        .execute(
+            "create function must_map(value text) returns text immutable language plpgsql as $$ begin \
+                 if exists (select from public.bad where bad.value = $1) then raise 'no mapping'; end if; \
+                 return value; end $$",
+        )
+        .await?;
+    let plan = ColumnMigration::new(world.pool.clone(), "orders")
+        .column("old_status", "new_status", "text")
+        .forward("must_map(old_status)")
+        .backward("must_map(new_status)")
+        .build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("switch").await?;
+    world.pool.execute("insert into bad values ('FIRST'), ('SECOND')").await?;
+    world.pool.execute("update orders set old_status = 'FIRST' where id = 1").await?;
+    world.pool.execute("update orders set new_status = 'SECOND' where id = 1").await?;
+    world.pool.execute("delete from bad").await?;
+    let none = "select count(*) = 0 from cutover.repairs";
+    world
+        .until("the repair", async || sqlx::query_scalar(none).fetch_one(&world.pool).await.unwrap_or(false))
+        .await?;
+    let second = Some("SECOND".to_owned());
+    assert_eq!(world.row(1).await?, (second.clone(), second));
+    Ok(())
+}
+
+/// An external transaction has left a row to be repaired and is still open when the move to `ramp` is due.
+#[tokio::test]
+async fn ramp_sees_the_repair_of_an_external_transaction_that_is_open() -> Outcome {
+    let world = World::new(5).await?;
+    let plan = ColumnMigration::new(world.pool.clone(), "orders")
+        .column("note", "number", "integer")
+        .forward("note::integer")
+        .backward("number::text")
+        .build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("verify").await?;
+    let scanned = "select count(*) = 1 from cutover.jobs where kind = 'scan' and finished_at is not null";
+    world
+        .until("the scan", async || sqlx::query_scalar(scanned).fetch_one(&world.pool).await.unwrap_or(false))
+        .await?;
+    let mut external = world.pool.begin().await?;
+    external.execute("update orders set note = 'n/a' where id = 3").await?;
+    world.ask("ramp").await?;
+    world.waits_for("a transaction of an external writer").await?;
+    external.commit().await?;
+    world.waits_for("the repair of 1 row").await?;
+    assert!(world.is_at("verify").await?);
+    world.pool.execute("update orders set note = '7' where id = 3").await?;
+    world.pool.execute("update cutover.repairs set next_try_at = clock_timestamp()").await?;
+    world.go("ramp").await?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use sqlx::{Executor, FromRow, PgPool};
 fn describe(world: &World) -> TableMigrationBuilder {
     TableMigration::new(world.pool.clone(), "orders", "orders_2")
         .create("create table if not exists orders_2 (id bigint primary key, note text, status text)")
+        .without("orders_id_seq")
         .batches(BatchOptions { min_rows: 100, max_rows: 500, ..BatchOptions::default() })
         .without_guard_trigger()
 }

@@ -196,7 +196,8 @@ impl World {
 
     fn common<S>(&self, mut builder: SqlMigrationBuilder<S>) -> SqlMigrationBuilder<S> {
         let batches = BatchOptions { min_rows: 15, max_rows: 30, ..BatchOptions::default() };
-        builder = builder.batches(batches);
+        // The generator's triggers write `updated_at`, which no oracle judges.
+        builder = builder.batches(batches).carry_over().let_triggers_fire();
         if self.shape.names_key {
             for (name, _) in self.shape.key.columns() {
                 builder = builder.key(name);
@@ -237,6 +238,7 @@ impl World {
         let builder = TableMigration::new(self.pool.clone(), "subject", "subject_2")
             .create(&self.shape.create_new())
             .same("parent")
+            .without("subject_parent_fkey")
             .same("note")
             .column("new_c", pair.forward)
             .column_back("old_c", pair.backward);

@@ -245,6 +245,13 @@ create table cutover.repairs (
 -- A copy to another store can have as many rows here as the table has.
 create index repairs_due on cutover.repairs (migration_id, next_try_at) where not dead;
 
+-- What the driver found in the catalog and in trials, for people to read: `[{problem, remedy, is_blocking, by_library}, …]`.
+create table cutover.plan_problems (
+    migration_id integer primary key references cutover.migrations on delete cascade,
+    problems jsonb not null,
+    seen_at timestamptz not null default clock_timestamp()
+);
+
 -- Records rows whose side could not be written. Returns false if the epoch may leave none behind, because the next or
 -- the previous epoch reads that side. The row of the epoch stays locked until the end of the transaction, so that a
 -- move into a phase that reads the side waits for it. Under REPEATABLE READ and SERIALIZABLE the lock fails with
@@ -260,6 +267,8 @@ begin
     then
         return false;
     end if;
+    delete from cutover.repairs where migration_id = p_migration and side <> p_side
+        and key in (select jsonb_array_elements(p_keys));
     insert into cutover.repairs (migration_id, side, key, error)
         select distinct on (key) p_migration, p_side, key, p_error
         from jsonb_array_elements(p_keys) as keys (key) order by key
@@ -267,6 +276,16 @@ begin
             set version = excluded.version, error = excluded.error, attempts = 0, dead = false,
                 next_try_at = clock_timestamp();
     return true;
+end
+$$;
+
+-- The WAL position, or null where the server refuses to tell it, as some managed servers do. Then standbys cannot be judged,
+-- and a migration whose reads go to standbys waits and says so; others need no position.
+create function cutover.wal_position() returns pg_lsn language plpgsql as $$
+begin
+    return pg_current_wal_insert_lsn();
+exception when insufficient_privilege or feature_not_supported or undefined_function or object_not_in_prerequisite_state then
+    return null;
 end
 $$;
 
@@ -499,6 +518,8 @@ $$;
 create function cutover.record_external_repair(p_migration integer, p_side text, p_key jsonb, p_error text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
+    -- The other side was written just now, so it is not behind any more. A repair of it would undo the write.
+    delete from cutover.repairs where migration_id = p_migration and side <> p_side and key = p_key;
     insert into cutover.repairs (migration_id, side, key, error)
         values (p_migration, p_side, p_key, left(p_error, 500))
         on conflict (migration_id, side, key) do update

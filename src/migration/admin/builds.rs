@@ -20,6 +20,24 @@ pub async fn incompatible_builds(
     fleet: &str,
     specs: &[MigrationSpec],
 ) -> Result<Vec<String>, LedgerError> {
+    Ok(examine_builds(ledger, fleet, specs).await?.problems)
+}
+
+/// What a build finds in the ledger and in its tables before it starts.
+#[derive(Debug)]
+pub(crate) struct BuildFindings {
+    /// Why it would not be admitted or could not work.
+    pub(crate) problems: Vec<String>,
+    /// What deserves attention.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// See [`incompatible_builds`].
+pub(crate) async fn examine_builds(
+    ledger: &Ledger,
+    fleet: &str,
+    specs: &[MigrationSpec],
+) -> Result<BuildFindings, LedgerError> {
     let mut problems = Vec::new();
     check(specs, &mut problems);
     ConfigError::check(problems)?;
@@ -30,15 +48,18 @@ pub async fn incompatible_builds(
     let declared = |name: &str| specs.iter().find(|spec| spec.name == name);
     let mut problems: Vec<String> =
         entries.iter().filter_map(|entry| entry.refusal(declared(&entry.name))).collect();
+    let mut warnings = Vec::new();
     for spec in specs {
         let entry = entries.iter().find(|entry| entry.name == spec.name);
         let phase = entry.map_or(Phase::Off, |entry| entry.phase);
         problems.extend(schema_problem(ledger, spec, entry.map(|entry| entry.id), phase).await);
         if phase == Phase::Off {
-            problems.extend(plan_problems(ledger, spec, entry.map(|entry| entry.id)).await);
+            let found = plan_problems(ledger, spec, entry.map(|entry| entry.id)).await;
+            problems.extend(found.problems);
+            warnings.extend(found.warnings);
         }
     }
-    Ok(problems)
+    Ok(BuildFindings { problems, warnings })
 }
 
 /// What the schema lacks for `phase`.
@@ -62,9 +83,9 @@ async fn schema_problem(
     Some(format!("migration {:?} is in `{phase}`, and {problem}", spec.name))
 }
 
-/// What `expand` would refuse, so that it is known before the deploy.
-async fn plan_problems(ledger: &Ledger, spec: &MigrationSpec, id: Option<i32>) -> Vec<String> {
-    let Some(plan) = &spec.plan else { return Vec::new() };
+/// What `expand` would refuse or warn of, so that it is known before the deploy.
+async fn plan_problems(ledger: &Ledger, spec: &MigrationSpec, id: Option<i32>) -> BuildFindings {
+    let Some(plan) = &spec.plan else { return BuildFindings { problems: Vec::new(), warnings: Vec::new() } };
     let found = async {
         let mut tx = ledger.begin().await?;
         plan.problems(id, &mut tx).await
@@ -72,12 +93,18 @@ async fn plan_problems(ledger: &Ledger, spec: &MigrationSpec, id: Option<i32>) -
     let name = &spec.name;
     match found.await {
         Err(error) => {
-            vec![format!("the plan of migration {name:?} cannot be checked against the tables: {error}")]
+            let problem =
+                format!("the plan of migration {name:?} cannot be checked against the tables: {error}");
+            BuildFindings { problems: vec![problem], warnings: Vec::new() }
         }
-        Ok(found) => found
-            .iter()
-            .filter(|problem| problem.is_blocking)
-            .map(|problem| format!("migration {name:?} cannot begin: {problem}"))
-            .collect(),
+        Ok(found) => {
+            let (blocking, warnings): (Vec<_>, Vec<_>) =
+                found.iter().partition(|problem| problem.is_blocking);
+            let refusal = |problem| format!("migration {name:?} cannot begin: {problem}");
+            BuildFindings {
+                problems: blocking.into_iter().map(refusal).collect(),
+                warnings: warnings.iter().map(|problem| format!("migration {name:?}: {problem}")).collect(),
+            }
+        }
     }
 }

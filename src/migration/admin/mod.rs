@@ -10,6 +10,7 @@ mod plan;
 mod reports;
 
 pub use builds::incompatible_builds;
+pub(crate) use builds::{BuildFindings, examine_builds};
 pub use commands::{Actor, approve, pause_work, resume_work, retry_repairs, set_phase};
 pub use error::AdminError;
 pub use plan::{MigrationFiles, Need, PlanReport, StepReport, migration_files, plan};

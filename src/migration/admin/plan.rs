@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use super::error::{AdminError, find};
 use crate::ledger::reports::{self, OutlookRow};
 use crate::ledger::{Ledger, plans};
-use crate::migration::catalog::OldSide;
+use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Counted, members, parse_phase};
 use crate::migration::phase::{
     Completeness, Conditions, Member, Observed, Phase, PreviousEpoch, Requirement, Task, requirements,
@@ -34,6 +34,10 @@ pub struct PlanReport {
     pub waits_for: Option<String>,
     /// The version of the build that published the statements; `None` if no build has published any.
     pub published_by: Option<String>,
+    /// What the driver found in the database that stands against the plan or deserves attention, before `ramp`.
+    pub problems: Vec<PlanProblem>,
+    /// Seconds since it looked; `None` if it has not.
+    pub problems_seconds: Option<f64>,
     /// The new side holds the current value of every row.
     pub new_complete: bool,
     /// A scan of all rows since the last backfill found no difference.
@@ -107,6 +111,12 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         may_be_dropped: sql(Task::Contract).is_some_and(|sql| sql.contains(';')),
     };
     let observed = observed(&row, members)?;
+    let problems = match observed.phase <= Phase::Verify {
+        true => {
+            row.problems.as_deref().and_then(|found| serde_json::from_str(found).ok()).unwrap_or_default()
+        }
+        false => Vec::new(),
+    };
     let mut steps = Vec::new();
     let mut from = observed.phase;
     while let Some(next) = from.towards(to) {
@@ -129,6 +139,8 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         desired_from: row.desired_from,
         waits_for: row.waits_for,
         published_by: row.version,
+        problems,
+        problems_seconds: row.problems_age,
         new_complete: row.new_complete,
         scanned: row.scanned,
         dropped: row.dropped,
@@ -200,9 +212,11 @@ fn observed(row: &OutlookRow, members: Vec<Member>) -> Result<Observed, sqlx::Er
             quiet_period_left: Duration::ZERO,
             soak_left: Duration::ZERO,
             unrepaired: row.unrepaired,
+            unrepaired_old: row.unrepaired_old,
             given_up: row.given_up,
         },
         lagging_standbys: Vec::new(),
+        table_problems: Vec::new(),
     })
 }
 
@@ -218,10 +232,12 @@ fn is_known(requirement: Requirement, from: Phase, current: Phase, has_uncopied_
         | Requirement::StandbysCaughtUp
         | Requirement::Soaked
         | Requirement::NoOpenExternalTransaction
+        | Requirement::TablesReady
         | Requirement::NoDependents => false,
         Requirement::PhaseSupported
         | Requirement::Complete(_)
         | Requirement::NoRepairs
+        | Requirement::OldSideRepaired
         | Requirement::CleanScan
         | Requirement::Reversible
         | Requirement::Approved => true,
@@ -285,12 +301,15 @@ mod tests {
             approved: false,
             scanned: false,
             unrepaired: 2,
+            unrepaired_old: 1,
             given_up: 1,
             version: None,
             tasks: None,
             old_table: None,
             old_column: None,
             desired_from: None,
+            problems: None,
+            problems_age: None,
         }
     }
 

@@ -25,13 +25,13 @@ mod value;
 
 pub(super) use column_type::ColumnType;
 pub(super) use errors::is_transient;
-pub(super) use keyset::Keyset;
+pub(super) use keyset::{Keyset, Span, display_key};
 pub(super) use kind::PassKind;
 pub use mapped_value::MappedValue;
 pub use mapping::{MapRows, map_each};
 pub(super) use mapping::{Mapping, MappingCode, NEEDS_FORWARD_ROWS};
 pub use options::BatchOptions;
 pub(super) use pass::Outline;
-pub(super) use sides::{Scope, Sides};
+pub(super) use sides::{MappedRows, Scope, Sides};
 pub use throttle::Throttle;
 pub(super) use transaction::{BATCH_LIMITS, MAX_FAILURES, back_off, begin, begin_unpaused};

@@ -27,6 +27,7 @@ use super::transaction::{BATCH_LIMITS, MAX_FAILURES, PAUSE_POLL, back_off, begin
 use super::vacuum::Vacuum;
 use crate::ledger::external_writes;
 use crate::ledger::jobs::{Claim, Job, KeyText, Progress, Range};
+use crate::migration::catalog::SKIP_TRIGGERS;
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::{Error, Migration, PinnedTx};
 
@@ -44,6 +45,8 @@ pub(crate) struct Outline {
     pub(crate) key: Vec<String>,
     pub(crate) batches: BatchOptions,
     pub(crate) throttle: Throttle,
+    /// Whether copies fire no triggers.
+    pub(crate) skips_triggers: bool,
     /// Whether values stay out of reports.
     pub(crate) sensitive: bool,
 }
@@ -228,7 +231,9 @@ impl Pass<'_> {
 
     /// Begins a transaction at the epoch of the job.
     pub(super) async fn begin(&self) -> Result<PinnedTx, PlanError> {
-        let tx = begin_unpaused(&self.outline.pool, self.kind, self.migration, BATCH_LIMITS).await?;
+        let skips = self.outline.skips_triggers && self.kind != PassKind::Compare;
+        let limits = format!("{BATCH_LIMITS}{}", if skips { SKIP_TRIGGERS } else { "" });
+        let tx = begin_unpaused(&self.outline.pool, self.kind, self.migration, &limits).await?;
         if tx.epoch() == self.job.epoch { Ok(tx) } else { Err(PlanError::PhaseLeft) }
     }
 

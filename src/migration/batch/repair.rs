@@ -3,40 +3,50 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tokio::time::sleep;
 
 use super::errors::explain_row_security;
 use super::keyset::Span;
+use super::mapping::Mapping;
+use super::pass::Outline;
 use super::sides::{MappedRows, Scope, Sides};
-use crate::ledger::repairs;
-use crate::migration::catalog::ROW_WORK_SETTINGS;
+use crate::ledger::repairs::{self, Repair};
+use crate::migration::catalog::{ROW_WORK_SETTINGS, SKIP_TRIGGERS};
 use crate::migration::coordinator::PlanError;
 use crate::migration::dual::{Repaired, due_repairs, finish_repair, may_repair};
 use crate::migration::runtime::Migration;
 
 /// How long a repair waits for a lock.
 const LOCK_TIMEOUT: &str = "set local lock_timeout = '2s'";
+/// The sides of which rows are repaired.
+const SIDES: [&str; 2] = ["old", "new"];
 /// Time between two queries for rows that are due.
 const POLL: Duration = Duration::from_millis(250);
 
 /// Repairs rows that are behind until none are left except those that were given up.
-pub(crate) async fn run(pool: &PgPool, scope: &Scope<'_>, migration: &Migration) -> Result<(), PlanError> {
+pub(crate) async fn run(
+    outline: &Outline,
+    scope: &Scope<'_>,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let pool = &outline.pool;
+    let skip = if outline.skips_triggers { SKIP_TRIGGERS } else { "" };
     loop {
         let mut done = Repaired::default();
-        for repair in due_repairs(migration, pool).await? {
+        for repair in due_repairs(migration, pool, &SIDES).await? {
             let mut tx = migration.begin(pool).await?;
             if !may_repair(tx.phase()) {
                 return Err(PlanError::PhaseLeft);
             }
-            let outcome = match copy(scope, &mut tx, &repair.key).await {
+            let outcome = match copy(scope, &mut tx, &repair, skip).await {
                 Err(error) => Err(explain_row_security(pool, &scope.tables(), error).await),
                 done => done,
             };
             finish_repair(migration, pool, tx, &repair, outcome, &mut done).await?;
         }
         let mut tx = migration.begin(pool).await?;
-        let has_pending = repairs::has_pending(&mut tx, migration.id()).await?;
+        let has_pending = repairs::has_pending(&mut tx, migration.id(), &SIDES).await?;
         tx.rollback().await?;
         if !has_pending {
             return Ok(());
@@ -45,29 +55,52 @@ pub(crate) async fn run(pool: &PgPool, scope: &Scope<'_>, migration: &Migration)
     }
 }
 
-/// Copies the row with this key to the new side, as a batch of the backfill does.
-async fn copy(scope: &Scope<'_>, tx: &mut PgConnection, key: &str) -> Result<(), PlanError> {
-    tx.execute(AssertSqlSafe(format!("{}{LOCK_TIMEOUT}", *ROW_WORK_SETTINGS))).await?;
-    let Sides { old, new, forward, .. } = scope.sides;
-    let span = Span::Keys(vec![key_values(key, scope.key.columns.len())?]);
-    scope.lock(old, &span).execute(&mut *tx).await?;
+/// Copies the row to the side that is behind, as a batch of a copy in that direction does.
+async fn copy(
+    scope: &Scope<'_>,
+    tx: &mut PgConnection,
+    repair: &Repair,
+    skip: &str,
+) -> Result<(), PlanError> {
+    tx.execute(AssertSqlSafe(format!("{}{skip}{LOCK_TIMEOUT}", *ROW_WORK_SETTINGS))).await?;
+    let Sides { old, new, forward, backward } = scope.sides;
+    let is_back = repair.side == "old";
+    let (from, to) = if is_back { (new, old) } else { (old, new) };
+    let span = Span::Keys(vec![key_values(&repair.key, scope.key.columns.len())?]);
+    scope.lock(from, &span).execute(&mut *tx).await?;
     let mut mapped = MappedRows::default();
     if forward.is_rust() {
-        let rows = scope.rows(old, &span, true).fetch_all(&mut *tx).await?;
-        let (json, failed) = forward.run(&scope.key, &rows, 'f', &scope.new_types)?;
-        if let Some((_, error)) = failed.into_iter().next() {
-            return Err(PlanError::Refused(error));
-        }
-        mapped.forward = Some(json);
+        mapped.forward = Some(map(scope, forward, (old, 'f'), &span, tx).await?);
     }
-    scope.copy_forward(&span, &mapped).execute(&mut *tx).await?;
+    if is_back && backward.is_rust() {
+        mapped.backward = Some(map(scope, backward, (new, 'b'), &span, tx).await?);
+    }
+    let copy = if is_back { scope.copy_back(&span, &mapped) } else { scope.copy_forward(&span, &mapped) };
+    copy.execute(&mut *tx).await?;
     if new != old {
-        // The old side may not have the row any more. A first statement locks it; the second one sees everything that was
+        // The source may not have the row any more. A first statement locks it; the second one sees everything that was
         // committed before the lock.
-        scope.orphans(new, old, &span).fetch_all(&mut *tx).await?;
-        scope.delete_orphans(new, old, &span).execute(&mut *tx).await?;
+        scope.orphans(to, from, &span).fetch_all(&mut *tx).await?;
+        scope.delete_orphans(to, from, &span).execute(&mut *tx).await?;
     }
     Ok(())
+}
+
+/// Runs a mapping in Rust over the row.
+async fn map(
+    scope: &Scope<'_>,
+    mapping: &Mapping,
+    (table, letter): (&str, char),
+    span: &Span,
+    tx: &mut PgConnection,
+) -> Result<String, PlanError> {
+    let types = if letter == 'b' { &scope.old_types } else { &scope.new_types };
+    let rows = scope.rows(table, span, true).fetch_all(tx).await?;
+    let (json, failed) = mapping.run(&scope.key, &rows, letter, types)?;
+    match failed.into_iter().next() {
+        Some((_, error)) => Err(PlanError::Refused(error)),
+        None => Ok(json),
+    }
 }
 
 /// The values of the key's columns. As JSON they are one value, or an array of several.

@@ -74,7 +74,7 @@ pub(crate) fn column_problems(plan: &ColumnPlan<'_>, facts: &TableFacts) -> Vec<
         )),
         Some(old) => {
             problems.extend(old_column(plan, old));
-            problems.extend(facts.foreign_keys.iter().filter_map(|key| foreign_key(plan, key)));
+            problems.extend(actions_on_old(plan.table, plan.old, facts));
         }
     }
     problems.extend(new_column(plan, facts.column(plan.new)));
@@ -133,11 +133,16 @@ fn old_column(plan: &ColumnPlan<'_>, old: &ColumnFacts) -> Vec<PlanProblem> {
     problems
 }
 
-fn foreign_key(plan: &ColumnPlan<'_>, key: &ForeignKey) -> Option<PlanProblem> {
-    if !key.has_action || !key.columns.iter().any(|column| column == plan.old) {
+/// Foreign keys that change the old column when the referenced row changes. Someone may add one at any time.
+pub(crate) fn actions_on_old(table: &str, old: &str, facts: &TableFacts) -> Vec<PlanProblem> {
+    facts.foreign_keys.iter().filter_map(|key| foreign_key(table, old, key)).collect()
+}
+
+fn foreign_key(table: &str, old: &str, key: &ForeignKey) -> Option<PlanProblem> {
+    if !key.has_action || !key.columns.iter().any(|column| column == old) {
         return None;
     }
-    let (table, name) = (plan.table, quote(&key.name));
+    let name = quote(&key.name);
     let end = [" ON DELETE ", " ON UPDATE "].iter().filter_map(|action| key.definition.find(action)).min();
     let plain = &key.definition[..end.unwrap_or(key.definition.len())];
     Some(PlanProblem::blocking(
@@ -145,7 +150,7 @@ fn foreign_key(plan: &ColumnPlan<'_>, key: &ForeignKey) -> Option<PlanProblem> {
             "constraint {name} of {table} ({}) changes column {} when the referenced row changes, and the new side \
              would not change with it",
             key.definition,
-            quote(plan.old)
+            quote(old)
         ),
         format!(
             "replace it by one without an action: `alter table {table} drop constraint {name}, add constraint {name} \
@@ -195,6 +200,21 @@ pub(crate) fn new_table_problems(
     has_foreign_rows: bool,
 ) -> Vec<PlanProblem> {
     let mut problems = table_problems(table, facts, false);
+    for key in facts.foreign_keys.iter().filter(|key| key.is_to_itself) {
+        let name = quote(&key.name);
+        problems.push(PlanProblem::blocking(
+            format!(
+                "constraint {name} of {table} ({}) refers to the table itself, and rows are copied in the order of the key, \
+                 in which a row may come before the one that it refers to",
+                key.definition
+            ),
+            format!(
+                "leave it out until the copy has ended: `alter table {table} drop constraint {name}`; then run `alter table \
+                 {table} add constraint {name} {} not valid` and validate it, before `ramp`",
+                key.definition.trim_end_matches(" NOT VALID")
+            ),
+        ));
+    }
     if has_foreign_rows {
         problems.push(PlanProblem::blocking(
             format!(

@@ -8,20 +8,29 @@
 //! [`PlanProblem`]s, each with a remedy. Where reading is not enough, an operation is tried in a transaction that is
 //! rolled back.
 
+mod attached;
+mod attachments;
 mod checks;
+mod copy_trial;
 mod expressions;
 mod names;
 mod old_side;
 mod problem;
+mod rename;
+mod sequences;
 mod settings;
 mod table;
 mod trial;
 
-pub(super) use checks::{ColumnPlan, column_problems, new_table_problems, table_problems};
+pub(super) use attached::{Attached, Counterpart, Step, missing};
+pub(super) use attachments::Attachments;
+pub(super) use checks::{ColumnPlan, actions_on_old, column_problems, new_table_problems, table_problems};
+pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
 pub(super) use expressions::{Resolved, look_up_type, resolve};
 pub(super) use names::{check_name, check_table, quote, quote_table, unquote};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
+pub(super) use sequences::take_over_sequences;
 pub(super) use settings::{MAPPING_SETTINGS, ROW_WORK_SETTINGS, ROW_WORK_SETTINGS_QUERY};
 pub(super) use table::TableFacts;
 pub(super) use trial::insert_without;

@@ -53,6 +53,8 @@ const OF_COLUMN: &str = "select distinct case when d.classid = 'pg_rewrite'::reg
             select 1 from pg_depend other where other.classid = d.classid and other.objid = d.objid \
                 and other.refclassid = d.refclassid and other.refobjid = d.refobjid \
                 and other.refobjsubid not in (0, a.attnum) and d.classid <> 'pg_attrdef'::regclass)) \
+        and not exists (select from pg_constraint k where d.classid = 'pg_constraint'::regclass and k.oid = d.objid \
+            and k.contype = 'c' and k.conrelid = a.attrelid and k.conkey = array[a.attnum]) \
     order by name";
 
 /// A foreign key from the table to itself is dropped with it.

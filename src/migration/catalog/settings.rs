@@ -27,8 +27,11 @@ pub(crate) const MAPPING_SETTINGS: [(&str, &str); 13] = [
 /// from copies and comparisons without notice.
 const NO_HIDDEN_ROWS: (&str, &str) = ("row_security", "off");
 
+/// Tells the triggers of the table that a copy or a repair writes the row, and not the service.
+const COPYING: (&str, &str) = ("cutover.copying", "on");
+
 fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
-    std::iter::once(NO_HIDDEN_ROWS).chain(MAPPING_SETTINGS)
+    [NO_HIDDEN_ROWS, COPYING].into_iter().chain(MAPPING_SETTINGS)
 }
 
 /// The statements, each with `;`, that set all of this until the end of a transaction.

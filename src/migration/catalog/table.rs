@@ -47,6 +47,7 @@ pub(crate) struct ForeignKey {
     pub(crate) columns: Vec<String>,
     /// Whether it changes rows of this table when the referenced row changes.
     pub(crate) has_action: bool,
+    pub(crate) is_to_itself: bool,
     pub(crate) definition: String,
 }
 
@@ -81,7 +82,7 @@ select json_build_object( \
         from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), \
     'foreign_keys', (select coalesce(json_agg(json_build_object( \
             'name', f.conname, 'has_action', f.confdeltype not in ('a', 'r') or f.confupdtype not in ('a', 'r'), \
-            'definition', pg_get_constraintdef(f.oid), \
+            'definition', pg_get_constraintdef(f.oid), 'is_to_itself', f.confrelid = c.oid, \
             'columns', (select json_agg(a.attname) from pg_attribute a \
                 where a.attrelid = f.conrelid and a.attnum = any (f.conkey))) order by f.conname), '[]') \
         from pg_constraint f where f.conrelid = c.oid and f.contype = 'f'), \

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::look::Look;
 use super::options::DriverOptions;
 use super::reconcile::{Outcome, Reconcile};
 use super::retry::{LONGEST, Retry};
@@ -34,6 +35,7 @@ struct Driven {
     spec: MigrationSpec,
     migration: Migration,
     work: Work,
+    look: Look,
     /// Failed reconcile steps, and when the next one is due.
     retry: Retry,
     due: Instant,
@@ -49,6 +51,7 @@ impl Driver {
             spec: spec.clone(),
             migration: migration.clone(),
             work: Work::default(),
+            look: Look::default(),
             retry: Retry::default(),
             due: Instant::now(),
         };
@@ -187,6 +190,9 @@ impl Driven {
             }
             Outcome::Stays(state, target) => {
                 let needed = needed_work(&state.view, state.facts, target);
+                if let Some(plan) = &self.spec.plan {
+                    self.look.keep_going(plan, fleet.ledger(), state.id, state.view.phase);
+                }
                 self.work.keep_going(&self.spec, &self.migration, needed).await;
                 Ok(match state.view.previous {
                     PreviousEpoch::Open | PreviousEpoch::Closed => AWAITING,

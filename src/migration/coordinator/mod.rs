@@ -19,6 +19,7 @@ mod agent;
 mod driver;
 mod entry;
 mod follower;
+mod look;
 mod options;
 mod plan;
 mod reconcile;

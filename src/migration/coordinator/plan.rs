@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use crate::migration::catalog::{OldSide, PlanProblem};
-use crate::migration::phase::{SchemaState, Target, Task};
+use crate::migration::phase::{Phase, SchemaState, Target, Task};
 use crate::migration::runtime::Migration;
 
 /// Where a migration's desired phase comes from.
@@ -93,6 +93,27 @@ pub trait Plan: Send + Sync + fmt::Debug {
         ledger: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
         let _ = (migration, ledger);
+        Ok(Vec::new())
+    }
+
+    /// What has to be changed about the tables before the migration takes the next step forward from `phase`: what was
+    /// added since `expand`, and in `verify` what is attached to the old side and missing on the new one. Nothing by
+    /// default. `migration` is the migration's id in the ledger.
+    ///
+    /// The driver asks several times a second, and may be given an answer that is a second old, except with `is_move`: then
+    /// the answer decides about a move that is being made.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    async fn before_step(
+        &self,
+        phase: Phase,
+        migration: i32,
+        is_move: bool,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        let _ = (phase, migration, is_move, connection);
         Ok(Vec::new())
     }
 

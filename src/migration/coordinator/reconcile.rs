@@ -73,7 +73,7 @@ impl Reconcile<'_> {
     pub(crate) async fn step(&self) -> Result<Outcome, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         instances::remove_expired(&mut tx, self.fleet).await?;
-        let state = MigrationState::load(&mut tx, self.fleet, self.spec).await?;
+        let state = MigrationState::load(&mut tx, self.fleet, self.spec, false).await?;
         if !state.is_finished && state.view.phase.writes(Side::Old) && state.view.phase != Phase::Off {
             external_writes::record_unseen(&mut tx, state.id).await?;
         }
@@ -201,7 +201,7 @@ impl Reconcile<'_> {
         if decided == Step::Move(Phase::Ramp) {
             epochs::seal(tx, self.fleet, &self.spec.name, !self.spec.standbys.is_empty()).await?;
         }
-        let state = MigrationState::load(tx, self.fleet, self.spec).await?;
+        let state = MigrationState::load(tx, self.fleet, self.spec, true).await?;
         let aim = self.aim(&state);
         let step = next_step(&state.view, aim.target.phase_from(state.view.phase));
         if step != decided {

@@ -5,9 +5,10 @@ use sqlx::PgConnection;
 use super::spec::MigrationSpec;
 use crate::ledger::acknowledgements::{self, MemberRow};
 use crate::ledger::{migrations, standbys};
+use crate::migration::catalog::PlanProblem;
 use crate::migration::phase::{
     Completeness, Conditions, LaggingStandby, Member, Observed, OlderOpen, Phase, PhaseRange, PreviousEpoch,
-    SchemaState, Target,
+    SchemaState, TableProblem, Target,
 };
 
 /// A migration as the ledger and the catalog have it.
@@ -35,18 +36,29 @@ pub(crate) fn parse_phase(phase: &str) -> Result<Phase, sqlx::Error> {
     phase.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
+/// The problems as reasons to wait.
+fn table_problems(found: Vec<PlanProblem>) -> Vec<TableProblem> {
+    let reason = |found: PlanProblem| TableProblem {
+        text: format!("{}; to unblock: {}", found.problem, found.remedy),
+        by_library: found.by_library,
+    };
+    found.into_iter().map(reason).collect()
+}
+
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
 impl MigrationState {
-    /// Reads a migration's state. The members are the instances that have not been removed.
+    /// Reads a migration's state. `is_move`: a move is made in the same transaction. The members are the instances that have not been removed.
     pub(crate) async fn load(
         connection: &mut PgConnection,
         fleet: &str,
         spec: &MigrationSpec,
+        is_move: bool,
     ) -> Result<Self, sqlx::Error> {
         let row = migrations::load(connection, fleet, &spec.name).await?;
+        let phase = parse_phase(&row.phase)?;
         let facts = match &spec.plan {
             // Another object may have the name of the old side by now.
             _ if row.dropped => SchemaState { expanded: true, contracted: true },
@@ -59,12 +71,18 @@ impl MigrationState {
             .into_iter()
             .map(|row| LaggingStandby { standby: row.name, bytes: row.bytes })
             .collect();
+        let table_problems = match &spec.plan {
+            Some(plan) if !row.dropped => {
+                table_problems(plan.before_step(phase, row.id, is_move, connection).await?)
+            }
+            _ => Vec::new(),
+        };
         let uncopied_age = row.uncopied_age.map(seconds);
         Ok(Self {
             id: row.id,
             view: Observed {
                 epoch: row.epoch,
-                phase: parse_phase(&row.phase)?,
+                phase,
                 previous: PreviousEpoch::from_marks(row.drained, row.closed),
                 members: members(connection, fleet, row.id, Counted::NotRemoved).await?,
                 complete: Completeness { old: row.old_complete, new: row.new_complete },
@@ -78,9 +96,11 @@ impl MigrationState {
                         .map_or(Duration::ZERO, |age| spec.external_write_quiet_period.saturating_sub(age)),
                     soak_left: spec.soak.saturating_sub(seconds(row.age)),
                     unrepaired: row.unrepaired,
+                    unrepaired_old: row.unrepaired_old,
                     given_up: row.given_up,
                 },
                 lagging_standbys,
+                table_problems,
             },
             ramp: u8::try_from(row.ramp_percent).unwrap_or(100),
             desired: row.desired.map(|text| Target::from_text(&text)),

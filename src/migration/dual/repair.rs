@@ -64,7 +64,7 @@ impl<O, N, B> DualWrite<O, N, B> {
     /// between. Statements run with `row_security = off`, so a policy that would hide a row is an error, and with fixed
     /// settings such as `timezone = 'UTC'`.
     ///
-    /// A row whose repair fails is due again after 1 s, 2 s, 4 s and so on, up to five minutes. After ten failures it is
+    /// A row whose repair fails is due again after 1 s, 2 s, 4 s and so on, up to two minutes. After ten failures it is
     /// not tried again until a person asks for it; see [`repairs`](crate::migration::admin::repairs).
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl<O, N, B> DualWrite<O, N, B> {
         repair_row: impl AsyncFn(&O, &N, &mut PinnedTx<P::Transaction>, &Value) -> Result<(), E>,
     ) -> Result<Repaired, Error> {
         let mut done = Repaired::default();
-        for repair in due_repairs(self.migration(), pool).await? {
+        for repair in due_repairs(self.migration(), pool, &["new"]).await? {
             let mut tx = self.migration().begin(pool).await?;
             tx.ask(&ROW_WORK_SETTINGS_QUERY, &[]).await?;
             let key: Value = serde_json::from_str(&repair.key).unwrap_or_default();
@@ -91,18 +91,22 @@ impl<O, N, B> DualWrite<O, N, B> {
     }
 }
 
-/// Whether rows may be behind on the new side in this phase.
+/// Whether both sides are written in this phase, so that a row of one side may be behind.
 pub(crate) fn may_repair(phase: Phase) -> bool {
-    (Phase::Expand..=Phase::Verify).contains(&phase)
+    (Phase::Expand..=Phase::Switch).contains(&phase)
 }
 
-/// The rows that are due.
+/// The rows that are due on these sides.
 pub(crate) async fn due_repairs<P: FencedPool>(
     migration: &Migration,
     pool: &P,
+    sides: &[&str],
 ) -> Result<Vec<Repair>, Error> {
     let mut tx = migration.begin(pool).await?;
-    let due = if may_repair(tx.phase()) { repairs::due(&mut tx, migration.id()).await? } else { Vec::new() };
+    let due = match may_repair(tx.phase()) {
+        true => repairs::due(&mut tx, migration.id(), sides).await?,
+        false => Vec::new(),
+    };
     tx.rollback().await?;
     Ok(due)
 }

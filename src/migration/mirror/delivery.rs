@@ -33,7 +33,7 @@ pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
     store: &M,
 ) -> Result<Repaired, sqlx::Error> {
     let mut done = Repaired::default();
-    let due = repairs::due(&mut *pool.acquire().await?, migration).await?;
+    let due = repairs::due(&mut *pool.acquire().await?, migration, &["new"]).await?;
     for due in due.chunks(CONCURRENCY) {
         let deliveries = due.iter().map(|repair| deliver(pool, migration, source, store, repair));
         for (repair, delivered) in due.iter().zip(join_all(deliveries).await) {

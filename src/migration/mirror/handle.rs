@@ -269,7 +269,11 @@ impl<S: MirrorSource, M: MirrorStore> MirrorTx<S, M> {
 impl Written {
     /// The record of the row in the ledger.
     fn repair(&self) -> Repair {
-        Repair { key: serde_json::Value::from(&*self.key).to_string(), version: self.version }
+        Repair {
+            side: "new".to_owned(),
+            key: serde_json::Value::from(&*self.key).to_string(),
+            version: self.version,
+        }
     }
 }
 

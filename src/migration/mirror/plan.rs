@@ -327,7 +327,7 @@ impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
             Task::Repair => self.deliver_all(migration).await,
             Task::ReverseBackfill => self.pass(PassKind::Back, migration).await,
             Task::Scan => self.pass(PassKind::Compare, migration).await,
-            Task::Contract => Ok(()),
+            Task::CarryOver | Task::Contract => Ok(()),
         }
     }
 }

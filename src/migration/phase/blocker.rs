@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{LaggingStandby, OlderOpen, Phase, PhaseRange, Side};
+use super::{LaggingStandby, OlderOpen, Phase, PhaseRange, Side, TableProblem};
 
 /// A reason why a migration cannot make its next step.
 ///
@@ -50,6 +50,8 @@ pub enum Blocker {
     ExternalWrites(Duration),
     /// A standby that serves reads has not replayed enough WAL.
     Standby(LaggingStandby),
+    /// Something about the tables has to be changed first.
+    Table(TableProblem),
     /// No person has approved the drop of the old side.
     NotApproved,
     /// `retire` must last this much longer.
@@ -117,9 +119,10 @@ impl fmt::Display for Blocker {
             }
             Blocker::Standby(LaggingStandby { standby, bytes: None }) => write!(
                 f,
-                "standby {standby}, which is not connected or not visible to this role; to unblock: start it, \
-                 `grant pg_monitor` to the service's role, or take it out of MigrationSpec::standbys"
+                "standby {standby}, which is not connected, or whose WAL position this role may not see; to unblock: start it, \
+                 `grant pg_monitor` and execute on `pg_current_wal_insert_lsn` to the service's role, or take it out of MigrationSpec::standbys"
             ),
+            Blocker::Table(problem) => f.write_str(&problem.text),
             Blocker::NotApproved => {
                 f.write_str("approval to drop the old side; to unblock: `cutover approve <migration>`")
             }

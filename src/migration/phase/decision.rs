@@ -52,7 +52,8 @@ mod tests {
     use std::time::Duration;
 
     use super::super::{
-        Completeness, Conditions, LaggingStandby, Member, OlderOpen, Requirement, Side, requirements,
+        Completeness, Conditions, LaggingStandby, Member, OlderOpen, Requirement, Side, TableProblem,
+        requirements,
     };
     use super::*;
 
@@ -77,9 +78,11 @@ mod tests {
                 quiet_period_left: Duration::ZERO,
                 soak_left: Duration::ZERO,
                 unrepaired: 0,
+                unrepaired_old: 0,
                 given_up: 0,
             },
             lagging_standbys: Vec::new(),
+            table_problems: Vec::new(),
         }
     }
 
@@ -87,7 +90,7 @@ mod tests {
 
     /// One condition each, made false, and the only steps that it must block. A condition that blocks every step names
     /// none.
-    const CONDITIONS: [(Spoil, &[(Phase, Phase)]); 11] = [
+    const CONDITIONS: [(Spoil, &[(Phase, Phase)]); 13] = [
         (|o| o.members[0].range = PhaseRange::new(o.phase..=o.phase).unwrap_or(PhaseRange::UNAWARE), &[]),
         (|o| o.conditions.expanded = false, &[(Phase::Off, Phase::Expand)]),
         (|o| o.complete.new = false, &[(Phase::Backfill, Phase::Verify), (Phase::Verify, Phase::Ramp)]),
@@ -98,13 +101,29 @@ mod tests {
         ),
         (
             |o| o.conditions.unrepaired = 1,
-            &[(Phase::Verify, Phase::Ramp), (Phase::Switch, Phase::Retire), (Phase::Retire, Phase::Contract)],
+            &[
+                (Phase::Verify, Phase::Ramp),
+                (Phase::Ramp, Phase::Switch),
+                (Phase::Switch, Phase::Retire),
+                (Phase::Retire, Phase::Contract),
+            ],
         ),
+        (|o| o.conditions.unrepaired_old = 1, &[(Phase::Switch, Phase::Ramp)]),
         (|o| o.conditions.scanned = false, &[(Phase::Verify, Phase::Ramp)]),
         (|o| o.conditions.reversible = false, &[(Phase::Ramp, Phase::Switch)]),
         (
             |o| o.lagging_standbys.push(LaggingStandby { standby: "reader".into(), bytes: None }),
             &[(Phase::Verify, Phase::Ramp), (Phase::Switch, Phase::Ramp), (Phase::Retire, Phase::Contract)],
+        ),
+        (
+            |o| o.table_problems.push(TableProblem { text: "an index".into(), by_library: false }),
+            &[
+                (Phase::Expand, Phase::Backfill),
+                (Phase::Backfill, Phase::Verify),
+                (Phase::Verify, Phase::Ramp),
+                (Phase::Ramp, Phase::Switch),
+                (Phase::Switch, Phase::Retire),
+            ],
         ),
         (|o| o.conditions.approved = false, &[(Phase::Retire, Phase::Contract)]),
         (|o| o.conditions.soak_left = Duration::from_secs(9), &[(Phase::Retire, Phase::Contract)]),

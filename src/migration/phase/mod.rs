@@ -15,7 +15,9 @@ mod task;
 pub use blocker::Blocker;
 pub use decision::{Step, may_acknowledge, may_join, next_step};
 pub use desired::{Desired, ParseDesiredError, Percent, Target};
-pub use observed::{Completeness, Conditions, LaggingStandby, Member, Observed, OlderOpen, PreviousEpoch};
+pub use observed::{
+    Completeness, Conditions, LaggingStandby, Member, Observed, OlderOpen, PreviousEpoch, TableProblem,
+};
 pub use phases::{ParsePhaseError, Phase, ReadSource, Side};
 pub use range::PhaseRange;
 pub use requirement::{Requirement, blockers, requirements};

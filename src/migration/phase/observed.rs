@@ -104,8 +104,19 @@ pub struct Conditions {
     pub soak_left: Duration,
     /// Rows whose sides are known to differ, because one side could not be written.
     pub unrepaired: i64,
+    /// How many of these are behind on the old side.
+    pub unrepaired_old: i64,
     /// How many of these are given up: they are not tried again until a person asks for it.
     pub given_up: i64,
+}
+
+/// Something about the tables that has to be changed before the next step forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableProblem {
+    /// What it is, with what to do.
+    pub text: String,
+    /// Whether the library does it, with [`Task::CarryOver`](super::Task::CarryOver).
+    pub by_library: bool,
 }
 
 /// Everything that decides about the next step of a migration.
@@ -125,6 +136,8 @@ pub struct Observed {
     pub conditions: Conditions,
     /// Standbys that serve reads and have not replayed the end of the latest backfill, repair and epoch.
     pub lagging_standbys: Vec<LaggingStandby>,
+    /// What has to be changed about the tables before the next step forward.
+    pub table_problems: Vec<TableProblem>,
 }
 
 /// A standby that has not replayed enough WAL.

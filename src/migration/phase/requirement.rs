@@ -23,6 +23,8 @@ pub enum Requirement {
     NoOpenExternalTransaction,
     /// No row is known to differ between the sides.
     NoRepairs,
+    /// No row is known whose old side is behind.
+    OldSideRepaired,
     /// A scan of all rows since the last backfill found no difference.
     CleanScan,
     /// A scan mapped every value from new to old and back.
@@ -33,6 +35,9 @@ pub enum Requirement {
     Approved,
     /// `retire` has lasted for the soak time.
     Soaked,
+    /// The catalog shows nothing about the tables that has to be changed first. The new side has what is attached to
+    /// the old one, unless the plan waives it.
+    TablesReady,
     /// Nothing else depends on the old side. The drop itself checks this.
     NoDependents,
 }
@@ -42,7 +47,8 @@ const fn specific(from: Phase, to: Phase) -> &'static [Requirement] {
     use Requirement::*;
     match (from, to) {
         (Phase::Off, Phase::Expand) => &[NewSideExists],
-        (Phase::Backfill, Phase::Verify) => &[Complete(Side::New), NoUncopiedExternalWrites],
+        (Phase::Expand, Phase::Backfill) => &[TablesReady],
+        (Phase::Backfill, Phase::Verify) => &[Complete(Side::New), NoUncopiedExternalWrites, TablesReady],
         (Phase::Verify, Phase::Ramp) => &[
             Complete(Side::New),
             // A row must arrive before it is read.
@@ -50,14 +56,16 @@ const fn specific(from: Phase, to: Phase) -> &'static [Requirement] {
             NoUncopiedExternalWrites,
             NoOpenExternalTransaction,
             CleanScan,
+            TablesReady,
             // On a lagging standby the new side is not stale but empty.
             StandbysCaughtUp,
         ],
-        (Phase::Ramp, Phase::Switch) => &[Reversible],
+        // From `switch` on the new side has authority, and nothing maps the old side to it any more.
+        (Phase::Ramp, Phase::Switch) => &[NoRepairs, Reversible, TablesReady],
         // After the step no side is behind that is still written, and external writes of the old side are refused.
-        (Phase::Switch, Phase::Retire) => &[NoRepairs, NoOpenExternalTransaction],
+        (Phase::Switch, Phase::Retire) => &[NoRepairs, NoOpenExternalTransaction, TablesReady],
         (Phase::Retire, Phase::Contract) => &[NoRepairs, Approved, Soaked, StandbysCaughtUp, NoDependents],
-        (Phase::Switch, Phase::Ramp) => &[Complete(Side::Old), StandbysCaughtUp],
+        (Phase::Switch, Phase::Ramp) => &[Complete(Side::Old), OldSideRepaired, StandbysCaughtUp],
         _ => &[],
     }
 }
@@ -94,6 +102,10 @@ impl Requirement {
                 let (rows, given_up) = (conditions.unrepaired, conditions.given_up);
                 unless(rows == 0, Blocker::Unrepaired { rows, given_up })
             }
+            Requirement::OldSideRepaired => {
+                let rows = conditions.unrepaired_old;
+                unless(rows == 0, Blocker::Unrepaired { rows, given_up: conditions.given_up.min(rows) })
+            }
             Requirement::CleanScan => unless(conditions.scanned, Blocker::NotScanned),
             Requirement::Reversible => unless(conditions.reversible, Blocker::NotReversible),
             Requirement::StandbysCaughtUp => {
@@ -104,6 +116,7 @@ impl Requirement {
                 let left = conditions.soak_left;
                 unless(left.is_zero(), Blocker::Soaking(left))
             }
+            Requirement::TablesReady => observed.table_problems.iter().cloned().map(Blocker::Table).collect(),
             Requirement::NoOpenExternalTransaction | Requirement::NoDependents => Vec::new(),
         }
     }
@@ -156,11 +169,13 @@ impl fmt::Display for Requirement {
             }
             Requirement::NoOpenExternalTransaction => "no external transaction is open",
             Requirement::NoRepairs => "no row waits for repair",
+            Requirement::OldSideRepaired => "no row of the old side waits for repair",
             Requirement::CleanScan => "a scan of both sides since the last backfill found no difference",
             Requirement::Reversible => "a scan mapped every value from new to old and back",
             Requirement::StandbysCaughtUp => "every standby that serves reads has caught up",
             Requirement::Approved => "a person has approved the drop",
             Requirement::Soaked => "`retire` has lasted for the soak time",
+            Requirement::TablesReady => "the tables are as the plan needs them",
             Requirement::NoDependents => "nothing else depends on the old side",
         })
     }

@@ -7,19 +7,23 @@ pub enum Task {
     Expand,
     /// Copy rows until the new side is complete. Runs in `backfill`.
     Backfill,
-    /// Repair the rows whose new side could not be written. Runs in `verify`, before the scan.
+    /// Repair the rows of which one side could not be written. Runs in `verify`, before the scan, and in `ramp` and
+    /// `switch`, where an external write can leave such a row.
     Repair,
     /// Copy rows until the old side is complete again. Runs in `switch`, after a return from `retire`.
     ReverseBackfill,
     /// Compare all rows of both sides. Runs in `verify`, and again in `ramp` on the way to `switch` if a reverse backfill
     /// ended since.
     Scan,
+    /// Give the new side what is attached to the old one. Runs in `verify`, after the scan, if the plan asks for it.
+    CarryOver,
     /// Drop the old side. Runs in `contract`.
     Contract,
 }
 
 impl Task {
-    /// The name: `expand`, `backfill`, `repair`, `reverse_backfill`, `scan` or `contract`.
+    /// The name: `expand`, `backfill`, `repair`, `reverse_backfill`, `scan`, `carry_over` or
+    /// `contract`.
     pub const fn name(self) -> &'static str {
         match self {
             Task::Expand => "expand",
@@ -27,6 +31,7 @@ impl Task {
             Task::Repair => "repair",
             Task::ReverseBackfill => "reverse_backfill",
             Task::Scan => "scan",
+            Task::CarryOver => "carry_over",
             Task::Contract => "contract",
         }
     }
@@ -64,12 +69,19 @@ pub fn needed_work(observed: &Observed, schema: SchemaState, target: Phase) -> O
     match observed.phase {
         Phase::Off if target != Phase::Off && !schema.expanded => Some(Task::Expand),
         Phase::Backfill if !observed.complete.new => Some(Task::Backfill),
-        Phase::Verify if conditions.unrepaired > conditions.given_up => Some(Task::Repair),
+        Phase::Switch if !observed.complete.old => Some(Task::ReverseBackfill),
+        Phase::Verify | Phase::Ramp | Phase::Switch if conditions.unrepaired > conditions.given_up => {
+            Some(Task::Repair)
+        }
         // An external write that cannot be copied outdates the scan.
         Phase::Verify if !conditions.scanned && conditions.quiet_period_left.is_zero() => Some(Task::Scan),
+        Phase::Verify
+            if target > Phase::Verify && observed.table_problems.iter().any(|problem| problem.by_library) =>
+        {
+            Some(Task::CarryOver)
+        }
         // A reverse backfill outdates the scan of `verify`.
         Phase::Ramp if target > Phase::Ramp && !conditions.reversible => Some(Task::Scan),
-        Phase::Switch if !observed.complete.old => Some(Task::ReverseBackfill),
         Phase::Contract if !schema.contracted => Some(Task::Contract),
         _ => None,
     }

@@ -8,7 +8,7 @@ use crate::config::{ConfigError, Problem};
 use crate::migration::batch::{
     BatchOptions, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, Sides, Throttle,
 };
-use crate::migration::catalog::{check_name, check_table, quote_table};
+use crate::migration::catalog::{CopyTriggers, check_name, check_table, quote_table};
 use crate::migration::schema::Index;
 
 /// Describes a migration within one database. `S` holds what only columns or only tables need.
@@ -104,6 +104,51 @@ impl<S> SqlMigrationBuilder<S> {
         self
     }
 
+    /// Gives the new side what is attached to the old one: indexes, unique, check and foreign key constraints in both
+    /// directions, extended statistics, statistics targets, privileges, comments and sequences.
+    ///
+    /// This happens in `verify`, when the scan has ended, with statements that block no writer. A constraint is added only
+    /// if no row violates it, because from then on the server refuses such rows. What cannot be carried over without a
+    /// decision (publications, the replica identity, exclusion constraints, or what concerns columns that the new side does
+    /// not have) still holds the move to `ramp`, until a person has run the statements that the problem names, or
+    /// [`without`](Self::without) waives it.
+    ///
+    /// Without this setting `ramp` waits for all of it.
+    pub fn carry_over(mut self) -> Self {
+        self.changes.carries_over = true;
+        self
+    }
+
+    /// Waives something that is attached to the old side and that the new side does not need; call it once for each.
+    ///
+    /// The name is that of the index, constraint, sequence, statistics object or publication, or `privileges`, `comment`,
+    /// `statistics target` or `replica identity`. `cutover plan` and `cutover status` show it.
+    pub fn without(mut self, name: &str) -> Self {
+        self.changes.waived.push(name.to_owned());
+        self
+    }
+
+    /// Lets the copy fire the table's own triggers, whatever they change.
+    ///
+    /// A copy updates every row. If a trigger of the table changes other columns then, for example `updated_at`, the plan is
+    /// refused until this is decided: here, by [`skip_triggers`](Self::skip_triggers), or in the trigger itself. Copies and
+    /// repairs set `cutover.copying` to `on` in their transactions, so a trigger can return early:
+    ///
+    /// ```sql
+    /// if current_setting('cutover.copying', true) = 'on' then return new; end if;
+    /// ```
+    pub fn let_triggers_fire(mut self) -> Self {
+        self.changes.triggers = CopyTriggers::Fire;
+        self
+    }
+
+    /// Copies rows with `session_replication_role = replica`, so that neither the table's own triggers fire nor foreign keys
+    /// are checked for what the copy writes. The role needs the right to set it.
+    pub fn skip_triggers(mut self) -> Self {
+        self.changes.triggers = CopyTriggers::Skip;
+        self
+    }
+
     /// Lets the statements of this plan break a rule of the linter.
     pub fn allow(mut self, rule: &str) -> Self {
         self.changes.allowed.push(rule.to_owned());
@@ -173,7 +218,8 @@ impl<S> SqlMigrationBuilder<S> {
         } = self;
         let Described { old, new, forward, backward, shape } = sides(self.sides);
         let sides = Sides { old: quote_table(&old), new: quote_table(&new), forward, backward };
-        let outline = Outline { pool, sides, key, batches, throttle, sensitive };
+        let skips_triggers = changes.triggers == CopyTriggers::Skip;
+        let outline = Outline { pool, sides, key, batches, throttle, sensitive, skips_triggers };
         Ok(Description { outline, shape, changes, has_guard, uses_existing, by_files })
     }
 }

@@ -1,7 +1,7 @@
 //! What else a plan changes in the schema: statements of the user, and indexes on the new side.
 
 use crate::config::Problem;
-use crate::migration::catalog::check_name;
+use crate::migration::catalog::{CopyTriggers, check_name};
 use crate::migration::phase::Task;
 use crate::migration::schema::Index;
 
@@ -13,6 +13,12 @@ pub(crate) struct Changes {
     /// Run before the drop of the old side, in the same transaction.
     pub(crate) contract: Vec<String>,
     pub(crate) indexes: Vec<Index>,
+    /// Whether the library gives the new side what is attached to the old one.
+    pub(crate) carries_over: bool,
+    /// What to do about the triggers that a copy fires.
+    pub(crate) triggers: CopyTriggers,
+    /// Names of what is attached to the old side and is not wanted on the new one.
+    pub(crate) waived: Vec<String>,
     /// Rules of the linter that the statements may break.
     pub(crate) allowed: Vec<String>,
 }

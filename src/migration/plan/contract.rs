@@ -6,7 +6,7 @@ use super::description::{Description, Shape, not_null_check, not_null_steps};
 use super::expand::find_guard;
 use crate::ledger::{sides, unprepared};
 use crate::migration::batch::begin;
-use crate::migration::catalog::{OldSide, unquote};
+use crate::migration::catalog::{OldSide, take_over_sequences, unquote};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
@@ -29,6 +29,10 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
     let column = sides.old.column;
     let old = OldSide { table: table.clone(), column: column.as_deref().map(unquote) };
     let dependents = old.dependents(&mut tx).await?.unwrap_or_default();
+    let sequences = match (&column, &sides.new.table) {
+        (None, Some(new)) => take_over_sequences(&mut tx, &table, new).await?,
+        _ => Vec::new(),
+    };
     tx.rollback().await?;
     // Statements of the user may drop what depends on it; if they do not, the server refuses the drop.
     if !dependents.is_empty() && plan.changes.contract.is_empty() {
@@ -51,6 +55,7 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
     let statements: Vec<String> = disarm
         .into_iter()
         .chain(plan.changes.contract.clone())
+        .chain(sequences)
         .chain([plan.drop(&table, column.as_deref())])
         .collect();
     drop_old_side(&plan.outline.pool, &table, migration, &statements.join(";\n")).await

@@ -3,7 +3,8 @@
 use sqlx::PgConnection;
 
 use super::description::{Description, Shape};
-use super::inspection::{problems, refuse};
+use super::inspection::problems;
+use super::refusal::refuse;
 use crate::ledger::{sides, unprepared};
 use crate::migration::batch::{begin, keyset};
 use crate::migration::coordinator::PlanError;

@@ -1,13 +1,16 @@
 //! What a plan finds in the database: everything that stands against it, and what work on rows needs to know.
 
-use sqlx::{Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
+use super::attached::lacking;
 use super::description::{Description, Shape};
-use crate::ledger::{describe_error, sides, unprepared};
+use super::refusal::refuse;
+use super::round_trip::try_mappings;
+use crate::ledger::{describe_error, sides, sql_state, unprepared};
 use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
-    ColumnPlan, PlanProblem, Resolved, TableFacts, column_problems, insert_without, look_up_type,
-    new_table_problems, resolve, table_problems, unquote,
+    ColumnPlan, CopyTrial, PlanProblem, Resolved, TableFacts, column_problems, insert_without, look_up_type,
+    new_table_problems, resolve, table_problems, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Migration;
@@ -17,13 +20,6 @@ pub(crate) struct Found {
     pub(crate) key: Keyset,
     pub(crate) old_types: Vec<ColumnType>,
     pub(crate) new_types: Vec<ColumnType>,
-}
-
-/// Why a plan cannot do its work, as one refusal.
-pub(crate) fn refuse(problems: &[PlanProblem]) -> Result<(), PlanError> {
-    let blocking: Vec<String> =
-        problems.iter().filter(|problem| problem.is_blocking).map(ToString::to_string).collect();
-    if blocking.is_empty() { Ok(()) } else { Err(PlanError::Refused(blocking.join(". "))) }
 }
 
 fn blocking(problem: impl Into<String>, remedy: impl Into<String>) -> PlanProblem {
@@ -64,6 +60,12 @@ pub(crate) async fn problems(
     match plan.columns() {
         Some((old, new)) => {
             problems.extend(of_columns(plan, &facts, (&old, &new), may_use_new, &mut tx).await?);
+            problems.extend(lacking(plan, &mut tx).await?.into_iter().map(|(_, problem)| problem));
+            let is_refused = problems.iter().any(|problem| problem.is_blocking);
+            if let (false, Some(key)) = (is_refused, &key) {
+                problems.extend(triggers(plan, key, &facts, &mut tx).await?);
+                problems.extend(try_mappings(plan, &facts, None, key, &mut tx).await?);
+            }
         }
         None => problems.extend(of_tables(plan, &facts, key.as_ref(), may_use_new, &mut tx).await?),
     }
@@ -195,14 +197,20 @@ async fn of_tables(
     }
     problems.extend(columns_there(&sides.old, &sides.backward.columns, old));
     problems.extend(of_mapping("column", &sides.old, None, &sides.forward.code, plan.has_guard, tx).await?);
-    let Some(new) = TableFacts::read(tx, &sides.new).await? else {
-        if plan.create().is_none() {
-            problems.push(missing(&sides.new, tx).await?);
+    let mut found = TableFacts::read(tx, &sides.new).await?;
+    if let (None, Some(create)) = (&found, plan.create()) {
+        problems.extend(try_create(&create, tx).await?);
+        found = TableFacts::read(tx, &sides.new).await?;
+        if found.is_none() {
+            return Ok(problems);
         }
+    }
+    let Some(new) = found else {
+        problems.push(missing(&sides.new, tx).await?);
         return Ok(problems);
     };
     let has_rows: bool =
-        unprepared::query_scalar(sqlx::AssertSqlSafe(format!("select exists (select from {})", sides.new)))
+        unprepared::query_scalar(AssertSqlSafe(format!("select exists (select from {})", sides.new)))
             .fetch_one(&mut *tx)
             .await?;
     problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new));
@@ -218,7 +226,30 @@ async fn of_tables(
             )
         }));
     }
+    problems.extend(lacking(plan, tx).await?.into_iter().map(|(_, problem)| problem));
+    let is_refused = problems.iter().any(|problem| problem.is_blocking);
+    if let (false, Some(key)) = (is_refused, key) {
+        problems.extend(try_mappings(plan, old, Some(&new), key, tx).await?);
+    }
     Ok(problems)
+}
+
+/// Creates the new table, in the transaction that is rolled back, so that everything about it is known before `expand`.
+async fn try_create(create: &str, tx: &mut PgConnection) -> Result<Option<PlanProblem>, sqlx::Error> {
+    let mut trial = tx.begin().await?;
+    match trial.execute(AssertSqlSafe(create)).await {
+        Ok(_) => trial.commit().await.map(|()| None),
+        Err(error @ sqlx::Error::Database(_)) => {
+            trial.rollback().await?;
+            // Another role may run it, another instance may be running it, or a lock was not granted at once.
+            let may_work = ["42501", "42P07", "23505", "55P03"];
+            if sql_state(&error).is_some_and(|state| may_work.contains(&&*state)) {
+                return Ok(None);
+            }
+            Ok(Some(not_computed(&format!("statement `{create}`"), &error)))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn columns_there(table: &str, columns: &[String], facts: &TableFacts) -> Vec<PlanProblem> {
@@ -276,6 +307,44 @@ async fn of_mapping(
         }));
     }
     Ok(problems)
+}
+
+/// What the table's own triggers do to the rows that a copy of a column writes.
+async fn triggers(
+    plan: &Description,
+    key: &Keyset,
+    facts: &TableFacts,
+    tx: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let Shape::Column { new, new_type, .. } = &plan.shape else { return Ok(Vec::new()) };
+    let value = match &plan.outline.sides.forward.code {
+        MappingCode::Sql(expressions) => expressions.first().map(String::as_str),
+        MappingCode::Rust(_) => None,
+    };
+    let trial = CopyTrial {
+        table: plan.old_table(),
+        key: &key.plain_names(),
+        new,
+        new_type,
+        value,
+        triggers: plan.changes.triggers,
+    };
+    try_copy(tx, &trial, facts).await
+}
+
+/// The same right before the copy: a trigger may have been added since `expand`.
+pub(crate) async fn triggers_now(plan: &Description) -> Result<Vec<PlanProblem>, PlanError> {
+    let mut connection = plan.outline.pool.acquire().await?;
+    let mut tx = connection.begin().await?;
+    let mut found = Vec::new();
+    if let (Some(facts), Ok(key)) = (
+        TableFacts::read(&mut tx, plan.old_table()).await?,
+        keyset::find(&mut tx, plan.old_table(), &plan.outline.key).await?,
+    ) {
+        found = triggers(plan, &key, &facts, &mut tx).await?;
+    }
+    tx.rollback().await?;
+    Ok(found)
 }
 
 /// Looks at the tables before work on their rows begins.

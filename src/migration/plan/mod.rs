@@ -17,6 +17,7 @@
 //! | [`standby_lag`](super::Throttle::standby_lag), [`lock_waits`](super::Throttle::lock_waits) | 64 MB, 10 sessions | these are the first effects of a backfill on others: readers of standbys see old data, writers queue |
 //! | [`bad_rows`](super::BatchOptions::bad_rows) | 100 | a few odd rows are listed at once; more than that is a wrong mapping |
 
+mod attached;
 mod builder;
 mod changes;
 mod columns;
@@ -27,6 +28,8 @@ mod inspection;
 #[cfg(feature = "lint")]
 mod lint;
 mod new_type;
+mod refusal;
+mod round_trip;
 mod sql_migration;
 mod tables;
 

@@ -1,18 +1,21 @@
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sqlx::PgConnection;
 
+use super::attached::{before_step, carry_over};
 use super::contract::contract;
 use super::description::Description;
 use super::expand::{expand, find_guard, rearm};
-use super::inspection::{Found, before_work, problems};
+use super::inspection::{Found, before_work, problems, triggers_now};
+use super::refusal::refuse;
 use crate::ledger::{sides, unprepared};
 use crate::migration::batch::{PassKind, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Plan, PlanError};
-use crate::migration::phase::{SchemaState, Task};
+use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::runtime::Migration;
 use crate::migration::schema::ensure_indexes;
 
@@ -21,12 +24,25 @@ use crate::migration::schema::ensure_indexes;
 #[derive(Debug, Clone)]
 pub struct SqlMigration<S> {
     description: Arc<Description>,
+    seen: Arc<Mutex<Option<Seen>>>,
     sides: PhantomData<fn() -> S>,
+}
+
+/// How long the driver goes by one look at the catalog. It asks up to twenty times a second while it waits.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The latest look at the catalog before a step.
+#[derive(Debug)]
+struct Seen {
+    at: Instant,
+    migration: i32,
+    phase: Phase,
+    found: Vec<PlanProblem>,
 }
 
 impl<S> SqlMigration<S> {
     pub(super) fn of(description: Description) -> Self {
-        Self { description: Arc::new(description), sides: PhantomData }
+        Self { description: Arc::new(description), seen: Arc::default(), sides: PhantomData }
     }
 
     /// The statements of each task, for people to read. `$1`, `$2`, … are the last key of a batch and, from the second
@@ -44,7 +60,7 @@ impl<S> SqlMigration<S> {
     async fn repair(&self, migration: &Migration) -> Result<(), PlanError> {
         let Found { key, old_types, new_types } = before_work(&self.description, migration).await?;
         let scope = self.description.scope(key, old_types, new_types);
-        repair::run(&self.description.outline.pool, &scope, migration).await
+        repair::run(&self.description.outline, &scope, migration).await
     }
 }
 
@@ -90,6 +106,26 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         Ok(found)
     }
 
+    async fn before_step(
+        &self,
+        phase: Phase,
+        migration: i32,
+        is_move: bool,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seen) = &*seen()
+            && (seen.migration, seen.phase) == (migration, phase)
+            && seen.at.elapsed() < LOOK_EVERY
+            && !is_move
+        {
+            return Ok(seen.found.clone());
+        }
+        let found = before_step(&self.description, phase, connection).await?;
+        *seen() = Some(Seen { at: Instant::now(), migration, phase, found: found.clone() });
+        Ok(found)
+    }
+
     async fn schema_state(
         &self,
         migration: Option<i32>,
@@ -117,6 +153,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         match task {
             Task::Expand => expand(plan, migration).await,
             Task::Backfill => {
+                refuse(&triggers_now(plan).await?)?;
                 rearm(plan, migration).await?;
                 self.pass(PassKind::Forward, migration).await
             }
@@ -126,6 +163,12 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
                 ensure_indexes(&plan.outline.pool, plan.new_table(), &plan.changes.indexes, migration)
                     .await?;
                 self.pass(PassKind::Compare, migration).await
+            }
+            Task::CarryOver => {
+                carry_over(plan, migration).await?;
+                // The next step need not wait for the next look.
+                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                Ok(())
             }
             Task::Contract => contract(plan, migration).await,
         }

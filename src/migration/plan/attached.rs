@@ -1,0 +1,160 @@
+//! What is attached to the old side: what the new side lacks of it, and how the library carries it over.
+
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use super::description::{Description, Shape};
+use super::refusal::refuse;
+use crate::ledger::unprepared;
+use crate::migration::batch::{MappingCode, begin, keyset};
+use crate::migration::catalog::{
+    Attached, Attachments, Counterpart, PlanProblem, ROW_WORK_SETTINGS, Step, TableFacts, actions_on_old,
+    missing, quote, unquote,
+};
+use crate::migration::coordinator::PlanError;
+use crate::migration::phase::Phase;
+use crate::migration::runtime::Migration;
+use crate::migration::schema::{Index, alter, ensure_indexes};
+
+/// What has to be changed about the tables before the next step forward from this phase.
+pub(crate) async fn before_step(
+    plan: &Description,
+    phase: Phase,
+    connection: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    if !(Phase::Expand..=Phase::Switch).contains(&phase) {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    if let Some((old, _)) = plan.columns()
+        && let Some(facts) = TableFacts::read(connection, plan.old_table()).await?
+    {
+        found.extend(actions_on_old(plan.old_table(), &old, &facts));
+    }
+    if phase == Phase::Verify {
+        found.extend(lacking(plan, connection).await?.into_iter().map(|(_, problem)| problem));
+    }
+    Ok(found)
+}
+
+/// What the new side lacks, each as a warning.
+pub(crate) async fn lacking(
+    plan: &Description,
+    connection: &mut PgConnection,
+) -> Result<Vec<(Attached, PlanProblem)>, sqlx::Error> {
+    let (old_table, new_table) = (plan.old_table(), plan.new_table());
+    let Some(old) = Attachments::read(connection, old_table).await? else { return Ok(Vec::new()) };
+    let other = match old_table == new_table {
+        true => None,
+        false => match Attachments::read(connection, new_table).await? {
+            None => return Ok(Vec::new()),
+            found => found,
+        },
+    };
+    let columns = counterparts(plan, connection).await?;
+    let sides = Counterpart { old_table, new_table, columns: &columns };
+    let found = missing(&sides, &old, other.as_ref().unwrap_or(&old));
+    let wanted = found.into_iter().filter(|attached| !plan.changes.waived.contains(&attached.name));
+    Ok(wanted.map(|attached| (attached.clone(), problem(plan, &attached))).collect())
+}
+
+/// Columns of the old side, each with the column of the new side that holds the same thing.
+async fn counterparts(
+    plan: &Description,
+    connection: &mut PgConnection,
+) -> Result<Vec<(String, String)>, sqlx::Error> {
+    let Shape::Table { .. } = &plan.shape else { return Ok(plan.columns().into_iter().collect()) };
+    let key = keyset::find(connection, plan.old_table(), &plan.outline.key).await?;
+    let key = key.map(|key| key.plain_names()).unwrap_or_default();
+    let mut columns: Vec<(String, String)> = key.into_iter().map(|name| (name.clone(), name)).collect();
+    let forward = &plan.outline.sides.forward;
+    if let MappingCode::Sql(expressions) = &forward.code {
+        columns.extend(expressions.iter().zip(&forward.columns).filter_map(|(expression, column)| {
+            let name = unquote(expression);
+            let is_bare = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            match **expression == quote(&name) {
+                true => Some((name, unquote(column))),
+                false if is_bare => Some((name.to_lowercase(), unquote(column))),
+                false => None,
+            }
+        }));
+    }
+    Ok(columns)
+}
+
+fn problem(plan: &Description, attached: &Attached) -> PlanProblem {
+    let by_library = plan.changes.carries_over && attached.is_automatic && !attached.steps.is_empty();
+    let statements: Vec<String> =
+        attached.steps.iter().map(|step| format!("`{}`", step.sql(plan.new_table()))).collect();
+    let waive = format!("`.without({:?})` if the new side does not need it", attached.name);
+    let remedy = match (by_library, statements.is_empty()) {
+        (true, _) => {
+            format!("wait, because `.carry_over()` runs {}; or use {waive}", statements.join(", then "))
+        }
+        (false, true) => format!(
+            "create its counterpart, if one is needed, and use {waive}; its columns have no counterpart from which a \
+             statement could be derived"
+        ),
+        (false, false) => {
+            let carry = if attached.is_automatic { "use `.carry_over()`, or " } else { "" };
+            format!("run {}; or {carry}use {waive}", statements.join(", then "))
+        }
+    };
+    PlanProblem {
+        by_library,
+        ..PlanProblem::warning(format!("the new side has no counterpart of {}", attached.what), remedy)
+    }
+}
+
+/// Gives the new side what it lacks, as far as the library may.
+pub(crate) async fn carry_over(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
+    let pool = &plan.outline.pool;
+    let mut tx = begin(pool, &[Phase::Verify], migration).await?;
+    let found = lacking(plan, &mut tx).await?;
+    tx.rollback().await?;
+    let mut problems = Vec::new();
+    for (attached, _) in found.into_iter().filter(|(_, problem)| problem.by_library) {
+        // One that fails must not keep the others from being carried over.
+        match carry(plan, &attached, migration).await {
+            Ok(()) => tracing::info!(
+                migration = migration.name(),
+                attached = attached.what,
+                "gave the new side what is attached to the old one"
+            ),
+            Err(PlanError::Refused(reason)) => {
+                let what = format!("{} cannot be carried over: {reason}", attached.what);
+                let remedy = format!("correct that, or use `.without({:?})`", attached.name);
+                problems.push(PlanProblem::blocking(what, remedy));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    refuse(&problems)
+}
+
+async fn carry(plan: &Description, attached: &Attached, migration: &Migration) -> Result<(), PlanError> {
+    let (pool, table) = (&plan.outline.pool, plan.new_table());
+    if let Some(violated) = &attached.violated {
+        let mut tx = begin(pool, &[Phase::Verify], migration).await?;
+        tx.execute(AssertSqlSafe(format!("{}set local statement_timeout = 0", *ROW_WORK_SETTINGS))).await?;
+        let violated: bool =
+            unprepared::query_scalar(AssertSqlSafe(violated.clone())).fetch_one(&mut *tx).await?;
+        tx.rollback().await?;
+        if violated {
+            return Err(PlanError::Refused(
+                "rows of the new side violate it, and the server would refuse to write them".to_owned(),
+            ));
+        }
+    }
+    for step in &attached.steps {
+        match step {
+            Step::Index { name, is_unique, on } => {
+                ensure_indexes(pool, table, &[Index::new(name, *is_unique, on)], migration).await?;
+            }
+            Step::Statement(statement) => {
+                let statement = format!("set local statement_timeout = 0; {statement}");
+                alter(pool, table, migration, Phase::Verify, &statement).await?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,9 @@
+use crate::migration::catalog::PlanProblem;
+use crate::migration::coordinator::PlanError;
+
+/// Why a plan cannot do its work, as one refusal.
+pub(crate) fn refuse(problems: &[PlanProblem]) -> Result<(), PlanError> {
+    let blocking: Vec<String> =
+        problems.iter().filter(|problem| problem.is_blocking).map(ToString::to_string).collect();
+    if blocking.is_empty() { Ok(()) } else { Err(PlanError::Refused(blocking.join(". "))) }
+}
