@@ -1,5 +1,9 @@
+mod redact;
+
 use std::borrow::Cow;
 use std::fmt;
+
+pub(crate) use redact::redact;
 
 /// One setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +17,7 @@ pub struct Problem {
 
 impl Problem {
     pub(crate) fn new(field: impl Into<Cow<'static, str>>, problem: impl Into<String>) -> Self {
-        Self { field: field.into(), problem: problem.into() }
+        Self { field: field.into(), problem: redact(&problem.into()) }
     }
 }
 

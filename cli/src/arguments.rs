@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use cutover::migration::{Desired, Phase};
 
-use crate::{canary, preflight, step};
+use crate::{canary, console, preflight, step};
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -61,6 +61,10 @@ pub(crate) enum Command {
         /// The last phase to show
         #[arg(long, value_name = "PHASE", default_value_t = Phase::Contract)]
         to: Phase,
+        /// Write the schema changes as files for `sqlx migrate` or a similar tool, and show nothing. The name of the file that
+        /// drops the old side ends with `.later`: rename it when the migration is in `contract`
+        #[arg(long, value_name = "DIRECTORY", conflicts_with = "to")]
+        write_files: Option<std::path::PathBuf>,
     },
     /// Move from `off` to `expand`: create the new side and write both sides
     Expand(step::Step),
@@ -131,6 +135,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "EVENTS", default_value_t = 20)]
         limit: u32,
     },
+    /// Serve a web page that shows the migrations of this database, live, and can move them
+    Console(console::Console),
     /// Report every problem that a new build would have in this environment. Exit status 1 if there is one
     ///
     /// Without the build's code this cannot check everything. The service's own binary runs all checks when it is

@@ -2,6 +2,8 @@
 
 mod arguments;
 mod canary;
+mod console;
+mod files;
 mod http;
 mod preflight;
 mod progress;
@@ -83,7 +85,7 @@ fn actor(arguments: &Arguments, options: &PgConnectOptions) -> String {
 }
 
 async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCode, AdminError> {
-    let actor = &actor(arguments, &options);
+    let actor = &*actor(arguments, &options);
     if let Command::Install { grant_to } = &arguments.command {
         let ledger = Ledger::open(options).await?;
         if let Some(role) = grant_to {
@@ -96,6 +98,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
     // Only `install` may change the schema.
     let ledger = &Ledger::existing(options).await?;
     match &arguments.command {
+        Command::Console(console) => return console::run(ledger, console, actor).await,
         Command::Expand(step) => return step::run(ledger, arguments, actor, step, Phase::Expand).await,
         Command::Backfill(step) => return step::run(ledger, arguments, actor, step, Phase::Backfill).await,
         Command::Verify(step) => return step::run(ledger, arguments, actor, step, Phase::Verify).await,
@@ -124,6 +127,9 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
         Command::Resume { migration } => {
             resume_work(ledger, migration, actor).await?;
             say(arguments, &"resumed", || format!("{migration}: backfills and scans are resumed\n"));
+        }
+        Command::Plan { migration, write_files: Some(directory), .. } => {
+            return files::run(ledger, arguments, migration, directory).await;
         }
         Command::Repairs { migration: Some(migration), retry: true, dry_run, .. } => {
             retry(ledger, arguments, actor, migration, *dry_run).await?;
@@ -167,7 +173,7 @@ async fn show(ledger: &Ledger, arguments: &Arguments) -> Result<(), AdminError> 
             let reports = report(ledger, migration.as_deref()).await?;
             say(arguments, &reports, || text::explain(&reports));
         }
-        Command::Plan { migration, to } => {
+        Command::Plan { migration, to, .. } => {
             let report = plan(ledger, migration, *to).await?;
             say(arguments, &report, || text::plan(&report));
         }

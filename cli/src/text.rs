@@ -8,7 +8,7 @@ use cutover::migration::admin::{
     WorkReport,
 };
 
-const NO_MIGRATION: &str =
+pub(crate) const NO_MIGRATION: &str =
     "the ledger has no migration: one is registered when an instance that declares it first starts\n";
 
 pub(crate) fn status(reports: &[MigrationReport]) -> String {
@@ -53,7 +53,7 @@ pub(crate) fn status(reports: &[MigrationReport]) -> String {
     text
 }
 
-fn instance(one: &InstanceReport, report: &MigrationReport) -> [String; 6] {
+pub(crate) fn instance(one: &InstanceReport, report: &MigrationReport) -> [String; 6] {
     let state = match (&one.refusal, one.admitted) {
         (Some(reason), _) => format!("refused: {reason}"),
         (None, false) => "joining".into(),
@@ -294,7 +294,7 @@ fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
 }
 
 /// A duration in a readable unit, with the next smaller unit where that matters.
-fn age(seconds: f64) -> String {
+pub(crate) fn age(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
     match whole {
         _ if seconds < 10.0 => format!("{seconds:.1} s"),

@@ -32,7 +32,7 @@ pub use find::{manifests, specification};
 pub use grpc::{GrpcEnding, GrpcEndings};
 pub use load::{Load, Shot};
 pub use pgbench::PgBench;
-pub use pgbouncer::PgBouncer;
+pub use pgbouncer::{PgBouncer, PgBouncerOptions};
 pub use postgres::{Postgres, PostgresOptions};
 pub use process::{Folder, Process, Signal};
 pub use program::program;

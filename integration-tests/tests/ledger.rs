@@ -33,7 +33,10 @@ where
     T: Send + Unpin + for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
 {
     let mut session = PgConnection::connect(url).await?;
-    let answer = sqlx::query_scalar(query).fetch_one(&mut session).await?;
+    // Behind a pooler, a statement with a name would stay in a session that others use.
+    let mut tx = session.begin().await?;
+    let answer = sqlx::query_scalar(query).persistent(false).fetch_one(&mut *tx).await?;
+    tx.commit().await?;
     session.close().await?;
     Ok(answer)
 }
@@ -531,6 +534,41 @@ async fn report(health: &Health) -> Result<String, Box<dyn std::error::Error>> {
     let request = axum::http::Request::get("/healthz?verbose").body(axum::body::Body::empty())?;
     let answer = health.router().oneshot(request).await?.into_body().collect().await?;
     Ok(String::from_utf8(answer.to_bytes().to_vec())?)
+}
+
+/// Every commit waits for a standby that does not exist.
+#[tokio::test]
+async fn stalled_commits_use_a_fixed_number_of_connections() -> Outcome {
+    const AGENTS: usize = 3;
+    /// Connections of the ledger for each, one that asks what they wait for, and this test's own.
+    const MOST: i64 = 5 * AGENTS as i64 + 1;
+    let seconds = std::env::var("TESTKIT_STALL_SECONDS").map_or(Ok(15), |seconds| seconds.parse::<u64>())?;
+    let postgres = Postgres::start(PostgresOptions::default()).await?;
+    let url = postgres.create_database("stalled").await?;
+    let healths: Vec<Health> = (0..AGENTS).map(|_| Health::new()).collect();
+    let mut agents = Vec::new();
+    for (number, health) in healths.iter().enumerate() {
+        agents.push(agent(&url, &format!("agent-{number}"), health).await?);
+    }
+    let pins = || agents.iter().all(|agent| agent.migration("status").is_some_and(|m| m.pin().is_ok()));
+    wait_until("admitted", LIMIT, async || Ok::<_, LedgerError>(pins())).await?;
+    execute(&url, "alter system set synchronous_standby_names = 'nobody'").await?;
+    execute(&url, "select pg_reload_conf()").await?;
+    let mut most = 0;
+    for _ in 0..seconds * 4 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        most = most
+            .max(ask::<i64>(&url, "select count(*) from pg_stat_activity where datname = 'stalled'").await?);
+    }
+    let waiting =
+        ask::<i64>(&url, "select count(*) from pg_stat_activity where wait_event = 'SyncRep'").await?;
+    assert!(waiting > 0, "no commit is stalled");
+    assert!(most <= MOST, "{most} sessions");
+    assert!(!pins(), "a lease that nobody could renew");
+    execute(&url, "alter system reset synchronous_standby_names").await?;
+    execute(&url, "select pg_reload_conf()").await?;
+    wait_until("admitted again", LIMIT, async || Ok::<_, LedgerError>(pins())).await?;
+    Ok(())
 }
 
 #[tokio::test]

@@ -134,6 +134,8 @@ pub(super) struct Fetches {
     pub(super) changed: Sharded,
     pub(super) unchanged: Sharded,
     pub(super) failed: Sharded,
+    /// States that another instance fetched.
+    pub(super) shared: Sharded,
     pub(super) restored: Sharded,
     pub(super) saved: Sharded,
     pub(super) refused: Sharded,
@@ -158,15 +160,17 @@ const DEFAULTS: (&str, &str) = (
     "cutover_flag_defaults_total",
     "Flag decisions for which the declared default applied, because the source had no usable answer.",
 );
-const FETCHES: (&str, &str) =
-    ("cutover_flag_fetches_total", "Requests to the flag server by result (changed, unchanged, failed).");
+const FETCHES: (&str, &str) = (
+    "cutover_flag_fetches_total",
+    "Requests to the flag server by result (changed, unchanged, failed), and states that another instance fetched (shared).",
+);
 const BACKUPS: (&str, &str) = (
     "cutover_flag_backups_total",
     "Backups of the last known state by result (saved, restored, failed; refused: damaged or too large).",
 );
 const LAST_SUCCESS: (&str, &str) = (
     "cutover_flags_last_success_timestamp_seconds",
-    "Unix time of the last answer of the flag server; 0 if it never answered.",
+    "Unix time of the last answer of the flag server to this instance, or to the one that polls for the fleet; 0 if it never answered.",
 );
 
 impl Families {
@@ -215,6 +219,7 @@ impl Collector for Families {
                 ("changed", &fetches.changed),
                 ("unchanged", &fetches.unchanged),
                 ("failed", &fetches.failed),
+                ("shared", &fetches.shared),
             ]
             .map(|(result, count)| counter(&[("result", result)], count));
             let backups = [

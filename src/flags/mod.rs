@@ -10,6 +10,8 @@
 //!   with a time limit before serving.
 //! - The flag server is unreachable, hangs, or answers with an error page. The last known state stays in use,
 //!   [`Flags::is_fresh`] shows it, and a [`Switch`] that steers a whole fleet is [`Switch::Unknown`] instead of off.
+//! - Every pod polls, so requests to the flag server grow with the fleet. With [`FleetPolling`], one elected instance polls
+//!   often and the others receive the state through the ledger.
 //! - A flag that steers a fleet has a gradual rollout or several variants, so that two instances can get two answers.
 //!   Its [`Switch`] is unknown, with the reason.
 //! - A flag is renamed, archived or marked as stale while code still asks for it. [`Flags::coverage`] finds it, and
@@ -31,6 +33,7 @@
 //! | option | default | reason |
 //! |---|---|---|
 //! | [`interval`](UnleashOptions::interval) | 1 s | the server itself looks once a second, so a change is everywhere within 2.1 s; an unchanged state is an answer without a body |
+//! | [`direct_interval`](UnleashOptions::direct_interval) | 15 s | as in Unleash's own clients; for an instance whose fleet has another one that polls at `interval` ([`FleetPolling`]) |
 //! | [`time_limit`](UnleashOptions::time_limit) | 3 s | a server that hangs must not block the poller, and a slow one should still be heard |
 //! | [`stale_after`](UnleashOptions::stale_after) | 30 s | covers several attempts, and someone who moves a migration by a flag learns within this time that the flag has no effect |
 //! | [`metrics_interval`](UnleashOptions::metrics_interval) | 60 s | as in Unleash's own clients; [`Flags::close`] sends the rest |
@@ -38,10 +41,17 @@
 //!
 //! # Differences from Unleash's client
 //!
-//! The engine is Unleash's own (`unleash-yggdrasil`) and passes the open client specification through this API. The code
-//! around it is not theirs. Their client answers `false` before its first fetch whatever the default is, waits for a
-//! server without a time limit, applies the body of an error response, downloads and compiles an unchanged state at each
-//! poll, locks per decision, and loses the last counts.
+//! `unleash-api-client` carries the protocol: endpoints, headers, registration, the types of reports, custom strategies and
+//! the transport trait. The engine is Unleash's own (`unleash-yggdrasil`), and passes the open client specification through
+//! this API. The client's polling, counts and decisions are not used. Polling applies the body of an error response, has no
+//! time limit, and downloads and compiles an unchanged state each time. A report that fails is lost. A decision takes a
+//! lock, and answers `false` before the first fetch whatever the default is. A custom strategy that is not registered
+//! shifts the results of the others.
+//!
+//! # Events
+//!
+//! A decision about a flag with impression data is an event of [`tracing`] at level INFO with target
+//! `cutover::flags::impression` and the fields `flag`, `enabled`, `variant` and `user`. A request announces each flag once.
 
 mod counters;
 mod decisions;
@@ -78,4 +88,9 @@ pub use subject::Subject;
 #[cfg(all(feature = "unleash", feature = "redis"))]
 pub use unleash::RedisBackup;
 #[cfg(feature = "unleash")]
-pub use unleash::{Backup, BackupError, FileBackup, PostgresBackup, UnleashOptions};
+pub use unleash::{
+    Backup, BackupError, CustomStrategy, FileBackup, FleetPolling, PostgresBackup, UnleashOptions,
+};
+/// The client that carries the protocol, for [`CustomStrategy`] and [`UnleashOptions::transport`].
+#[cfg(feature = "unleash")]
+pub use unleash_api_client;

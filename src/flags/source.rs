@@ -107,7 +107,12 @@ impl Source {
             Ok(is_off) => is_off,
             Err(problem) => return Switch::Unknown(problem),
         };
-        match self.variant(&name, &subject) {
+        let variant = match self {
+            #[cfg(feature = "unleash")]
+            Self::Unleash(unleash) => unleash.silent_variant(&name, &subject),
+            _ => self.variant(&name, &subject),
+        };
+        match variant {
             _ if is_off => Switch::Off,
             Some(variant) if variant.enabled => Switch::On(variant.payload),
             Some(_) => Switch::Unknown(SwitchProblem::NoStrategy),

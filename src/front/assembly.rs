@@ -18,7 +18,7 @@ use crate::health::{Check, Criticality, Health, ProbeOutcome, Signal};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::migration::{Agent, DriverOptions, MigrationSpec, check_specs};
-use crate::pool::{ConnectionShare, PoolWaitMetrics, ShareOptions};
+use crate::pool::{ConnectionShare, PoolWaitMetrics, ShareError, ShareOptions};
 use crate::preflight::{Preflight, PreflightReport};
 use crate::release::Release;
 use crate::{ConfigError, Problem};
@@ -159,7 +159,17 @@ impl Assembly {
                 crate::flags::UnleashOptions::new(url, token, release.service(), release.instance());
             if self.postgres.is_some() && self.preflight.is_none() {
                 options.backup = Some(Arc::new(self.kept.clone()));
+                options.fleet = Some(self.kept.polling.clone());
             }
+            if let Some(interval) = environment.seconds("UNLEASH_INTERVAL_SECONDS") {
+                options.interval = interval;
+            }
+            if let Some(interval) = environment.seconds("UNLEASH_DIRECT_INTERVAL_SECONDS") {
+                options.direct_interval = interval;
+            }
+            // Otherwise a state would be stale between two polls.
+            let slowest = options.interval.max(options.direct_interval);
+            options.stale_after = options.stale_after.max(slowest.saturating_mul(2));
             return match Flags::unleash(options) {
                 Ok(flags) => Some((flags, FlagSource::Outside)),
                 Err(error) => {
@@ -310,7 +320,15 @@ impl Assembly {
             let retry = Retry { signal: starting };
             let name = format!("cutover {}", release.instance());
             let options = (*pool.connect_options()).clone().application_name(&name);
-            let open = async || Ok(Ledger::open(options.clone()).await?);
+            let open = async || {
+                let ledger = Ledger::open(options.clone()).await?;
+                match ledger.pooler() {
+                    Some(pooler) if pooler.breaks_statements(&pool.connect_options()) => {
+                        Err(ShareError::Pooler { reason: pooler.to_string() })
+                    }
+                    _ => Ok(ledger),
+                }
+            };
             let ledger = retry.until_done("the ledger", open).await?;
             #[cfg(feature = "unleash")]
             self.kept.opened(&ledger, release.service());
@@ -319,7 +337,9 @@ impl Assembly {
                 Ok(Fleet::join(ledger.clone(), release, options, &self.health).await?)
             };
             let fleet = &*joined.fleet.insert(retry.until_done("the fleet", join).await?);
-            if let Some((name, options)) = &self.share {
+            if let Some(pooler) = ledger.pooler() {
+                self.health.signal("pooler", Criticality::Degrades).warn(pooler.to_string());
+            } else if let Some((name, options)) = &self.share {
                 joined.share = Some(name.clone());
                 let lease = async || {
                     let share = ConnectionShare::lease_as(fleet, name.clone(), options).await?;

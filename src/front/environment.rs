@@ -10,7 +10,7 @@ use crate::Problem;
 
 /// Every variable that is read, here or by [`release`](crate::release). Any other name that begins with `CUTOVER_` is
 /// refused.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 16] = [
     "ADMIN_ADDR",
     "CUTOVER_DRAIN_SECRET",
     "CUTOVER_GRACE_SECONDS",
@@ -23,6 +23,8 @@ const KNOWN: [&str; 14] = [
     "DATABASE_URL",
     "LISTEN_ADDR",
     "REDIS_URL",
+    "UNLEASH_DIRECT_INTERVAL_SECONDS",
+    "UNLEASH_INTERVAL_SECONDS",
     "UNLEASH_TOKEN",
     "UNLEASH_URL",
 ];

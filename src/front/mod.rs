@@ -13,6 +13,8 @@
 //! | `CUTOVER_GRACE_SECONDS` | the pod's `terminationGracePeriodSeconds` | 30 |
 //! | `CUTOVER_PROPAGATION_SECONDS` | how long endpoints take to propagate | 5 |
 //! | `CUTOVER_DRAIN_SECRET` | allows `/drain` from other hosts, see [`Drain::router`](crate::drain::Drain::router) | none |
+//! | `UNLEASH_INTERVAL_SECONDS` | time between two polls of the instance that polls for the fleet | 1 |
+//! | `UNLEASH_DIRECT_INTERVAL_SECONDS` | time between two polls of the others | 15 |
 //! | `UNLEASH_URL`, `UNLEASH_TOKEN` | the flag server and its backend token | none: every flag has its default |
 //! | `CUTOVER_VERSION`, `CUTOVER_REVISION`, `CUTOVER_INSTANCE` | see [`Release::from_env`](crate::release::Release::from_env) | |
 //! | `CUTOVER_PREFLIGHT` | `1` or `json`: report what would break, and start nothing; see [`Cutover::run`] | `0` |

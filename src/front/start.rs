@@ -6,6 +6,7 @@ use axum::Router;
 use super::assembly::Assembly;
 use super::environment::{Environment, Output};
 use super::{BoxError, Cutover, Instance, StartError};
+use crate::config::redact;
 use crate::preflight::PreflightReport;
 
 impl Cutover {
@@ -47,7 +48,7 @@ impl Cutover {
             Ok(None) => instance.serve_admin().await,
             Err(error) => {
                 instance.abandon().await;
-                return failed(&*error, 3);
+                return failed(&redact(&error.to_string()), 3);
             }
         };
         match served {

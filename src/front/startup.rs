@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::ConfigError;
+use crate::config::redact;
 use crate::drain::Drain;
 use crate::fleet::Fleet;
 use crate::health::Signal;
@@ -43,7 +44,7 @@ impl Retry<'_> {
                 Ok(Err(ShareError::Config(error) | ShareError::Ledger(LedgerError::Config(error)))) => {
                     return Err(error);
                 }
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => redact(&error.to_string()),
                 Err(_) => format!("no answer within {ATTEMPT:?}"),
             };
             tracing::warn!(reason, ?pause, "start is waiting for {what}; retrying");

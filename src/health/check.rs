@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use tokio::time::timeout;
 
 use super::component::Criticality;
-use super::redact::redact;
+use super::one_line::one_line;
 use crate::config::{ConfigError, Problem};
 
 /// The error of a failed probe. Anything that converts into a boxed error works.
@@ -182,9 +182,9 @@ impl Check {
     /// As safe as the probe.
     pub async fn once(&self) -> Result<ProbeOutcome, String> {
         match self.run_probe().await {
-            Ok(ProbeOutcome::Warn(text)) => Ok(ProbeOutcome::Warn(redact(&text))),
+            Ok(ProbeOutcome::Warn(text)) => Ok(ProbeOutcome::Warn(one_line(&text))),
             Ok(ProbeOutcome::Pass) => Ok(ProbeOutcome::Pass),
-            Err(text) => Err(redact(&text)),
+            Err(text) => Err(one_line(&text)),
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use super::redact::redact;
+use super::one_line::one_line;
 
 /// What a failing component does to readiness.
 ///
@@ -77,7 +77,7 @@ impl State {
     pub(super) fn new(status: Status, output: Option<&str>, took: Option<Duration>) -> Self {
         Self {
             status,
-            output: output.map(|text| redact(text).into()),
+            output: output.map(|text| one_line(text).into()),
             time: SystemTime::now(),
             at: Instant::now(),
             took,

@@ -174,7 +174,7 @@ impl Signal {
     }
 
     /// Reports a failure; the signal's [`Criticality`] decides about readiness. The health pages show the reason
-    /// without the userinfo of URLs and without the values of `password=`, `token=` and `secret=`.
+    /// without the userinfo of URLs and without the values of names such as `password` and `token`.
     pub fn fail(&self, reason: impl AsRef<str>) {
         self.report(Status::Fail, Some(reason.as_ref()));
     }

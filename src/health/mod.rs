@@ -31,7 +31,7 @@ mod handle;
 mod http;
 mod pages;
 mod postgres;
-mod redact;
+mod one_line;
 #[cfg(feature = "redis")]
 mod redis;
 mod runner;

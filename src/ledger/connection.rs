@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 use super::connections::Connections;
 use super::error::LedgerError;
 use super::notifications::{Notifications, Subscription};
+use super::pooler::{self, Pooler};
 use super::schema::{self, SCHEMA_VERSION, Step};
 use super::transaction::{READ_COMMITTED, begin};
 use super::unprepared;
@@ -40,6 +41,7 @@ pub struct Ledger {
 struct Inner {
     connections: Arc<Connections>,
     listening: Subscription,
+    pooler: Option<Pooler>,
 }
 
 impl fmt::Debug for Ledger {
@@ -145,10 +147,16 @@ impl Ledger {
         if options.get_application_name().is_none() {
             options = options.application_name("cutover-ledger");
         }
-        let connections = Arc::new(Connections::new(options));
-        let ledger = Self { inner: Arc::new(Inner { connections, listening: Subscription::default() }) };
-        ledger.ensure(may_install, next).await?;
-        Ok(ledger)
+        let pooler = prepare(&options, may_install, next).await?;
+        let keeps_sessions = pooler.is_none_or(Pooler::keeps_sessions);
+        let connections = Arc::new(Connections::new(options, pooler.is_none()));
+        let listening = Subscription::new(keeps_sessions);
+        Ok(Self { inner: Arc::new(Inner { connections, listening, pooler }) })
+    }
+
+    /// The pooler that the connections go through, if there is one.
+    pub(crate) fn pooler(&self) -> Option<Pooler> {
+        self.inner.pooler
     }
 
     /// Grants a role the rights on the ledger that an instance needs at run time, and no others.
@@ -202,22 +210,54 @@ impl Ledger {
     pub(crate) fn reconnect(&self) {
         self.inner.connections.reconnect();
     }
+}
 
-    /// Makes sure that the schema has the version that is needed, or one that is compatible with this library.
-    async fn ensure(&self, may_install: bool, next: Option<Step>) -> Result<(), LedgerError> {
-        // Not from the pool: a pool retries a refused connection and then reports a timeout only. And processes that
-        // install at the same time wait for each other for longer than other transactions may.
-        let mut connection = connected(&self.inner.connections.options).await?;
-        let mut attempt = 1;
-        while let Err(error) = ensure(&mut connection, may_install, next).await {
-            if !matches!(error, LedgerError::Busy) || attempt == ATTEMPTS {
-                return Err(error);
-            }
-            attempt += 1;
-            sleep(Duration::from_millis(fastrand::u64(BACKOFF))).await;
+/// Makes sure that the schema has the version that is needed, or one that is compatible with this library, and returns the
+/// pooler that the connections go through.
+async fn prepare(
+    options: &PgConnectOptions,
+    may_install: bool,
+    next: Option<Step>,
+) -> Result<Option<Pooler>, LedgerError> {
+    // Not from the pool: a pool retries a refused connection and then reports a timeout only. And processes that
+    // install at the same time wait for each other for longer than other transactions may.
+    let (mut connection, is_direct) = marked(options).await?;
+    let mut attempt = 1;
+    while let Err(error) = ensure(&mut connection, may_install, next).await {
+        if !matches!(error, LedgerError::Busy) || attempt == ATTEMPTS {
+            return Err(error);
         }
-        connection.close().await?;
-        Ok(())
+        attempt += 1;
+        sleep(Duration::from_millis(fastrand::u64(BACKOFF))).await;
+    }
+    connection.close().await?;
+    let pooler = if is_direct { None } else { Some(within_limit(pooler::mode(options)).await?) };
+    if let Some(pooler) = pooler {
+        tracing::warn!("{pooler}");
+    }
+    Ok(pooler)
+}
+
+/// The pooler that connections with these options go through, if there is one.
+pub(crate) async fn pooler_at(options: &PgConnectOptions) -> Result<Option<Pooler>, LedgerError> {
+    let options = options.clone().application_name("cutover-ledger");
+    let (connection, is_direct) = marked(&options).await?;
+    connection.close().await?;
+    if is_direct { Ok(None) } else { within_limit(pooler::mode(&options)).await.map(Some) }
+}
+
+/// A connection, and whether no pooler is between.
+async fn marked(options: &PgConnectOptions) -> Result<(PgConnection, bool), LedgerError> {
+    let (marked, mark) = pooler::marked(options);
+    match connected(&marked).await {
+        Ok(mut connection) => {
+            let is_direct = within_limit(pooler::is_direct(&mut connection, &mark)).await?;
+            Ok((connection, is_direct))
+        }
+        Err(LedgerError::Database(error)) if pooler::refuses_mark(&error) => {
+            Ok((connected(options).await?, false))
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -252,8 +292,12 @@ async fn ensure(
 }
 
 async fn connected(options: &PgConnectOptions) -> Result<PgConnection, LedgerError> {
-    match timeout(CONNECT, PgConnection::connect_with(options)).await {
-        Ok(connected) => Ok(connected?),
+    within_limit(PgConnection::connect_with(options)).await
+}
+
+async fn within_limit<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, LedgerError> {
+    match timeout(CONNECT, answer).await {
+        Ok(answer) => Ok(answer?),
         Err(_) => Err(LedgerError::Timeout { limit: CONNECT }),
     }
 }

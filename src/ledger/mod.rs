@@ -19,6 +19,8 @@ mod evidence;
 pub(crate) mod external_writes;
 pub(crate) mod fence;
 #[cfg(feature = "unleash")]
+pub(crate) mod flag_polls;
+#[cfg(feature = "unleash")]
 pub(crate) mod flag_states;
 pub(crate) mod fleets;
 pub(crate) mod history;
@@ -29,6 +31,7 @@ pub(crate) mod locks;
 pub(crate) mod migrations;
 pub(crate) mod notifications;
 pub(crate) mod plans;
+mod pooler;
 pub(crate) mod repairs;
 pub(crate) mod reports;
 mod schema;
@@ -40,6 +43,7 @@ mod transaction;
 pub(crate) mod unprepared;
 
 pub use connection::Ledger;
+pub(crate) use connection::pooler_at;
 pub use error::LedgerError;
 pub(crate) use evidence::evidence;
 pub(crate) use notifications::NO_NOTIFICATIONS;

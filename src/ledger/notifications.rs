@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use sqlx::postgres::{PgListener, PgRow};
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
+use sqlx::postgres::PgListener;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinHandle;
@@ -37,20 +37,26 @@ pub(crate) async fn send(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx:
 type Heard = Option<Arc<str>>;
 
 /// Listens on one connection for all followers of a ledger in this process. It begins with the first follower.
-#[derive(Default)]
 pub(crate) struct Subscription {
     begun: OnceLock<(broadcast::Sender<Heard>, Arc<AtomicBool>, JoinHandle<()>)>,
+    keeps_sessions: bool,
 }
 
 impl Subscription {
+    /// `keeps_sessions`: a connection keeps its session. Otherwise nothing listens.
+    pub(crate) fn new(keeps_sessions: bool) -> Self {
+        Self { begun: OnceLock::new(), keeps_sessions }
+    }
+
     pub(crate) fn follow(&self, ledger: &Arc<Connections>, fleet: &str) -> Notifications {
         let (tx, are_heard, _) = self.begun.get_or_init(|| {
             let tx = broadcast::Sender::new(KEPT);
-            let are_heard = Arc::new(AtomicBool::new(true));
+            let are_heard = Arc::new(AtomicBool::new(self.keeps_sessions));
             let listener = Listener {
                 // Listening ends with the last handle of the ledger.
                 ledger: Arc::downgrade(ledger),
                 own: format!("cutover_{:016x}", fastrand::u64(..)),
+                keeps_sessions: self.keeps_sessions,
                 state: State::Disconnected(Instant::now()),
                 are_heard: are_heard.clone(),
             };
@@ -98,12 +104,14 @@ impl Notifications {
 /// The task that listens.
 ///
 /// A pooler in transaction mode accepts LISTEN and later delivers notifications to whichever client has the session, and some
-/// drivers treat those as an error. So the listener first checks that its session is its own. A dead connection is silent, so
-/// the listener also sends notifications to itself, and reports when they do not arrive.
+/// drivers treat those as an error. So it does not listen there. A dead connection is silent, so the listener also sends
+/// notifications to itself, and reports when they do not arrive.
 struct Listener {
     ledger: Weak<Connections>,
     /// A channel for its own notifications.
     own: String,
+    /// A pooler that does not keep sessions would deliver notifications to other clients.
+    keeps_sessions: bool,
     state: State,
     are_heard: Arc<AtomicBool>,
 }
@@ -161,35 +169,20 @@ impl Listener {
         self.ledger.upgrade().ok_or(sqlx::Error::PoolClosed)
     }
 
-    /// `None`: the session is shared with other clients.
+    /// `None`: notifications would not arrive, or would reach other clients.
     async fn listen(&self) -> Result<Option<PgListener>, sqlx::Error> {
         if cfg!(cutover_break = "agree") {
             // The rule matters for an instance that learns of everything late.
             std::future::pending::<()>().await;
         }
-        let pool = self.ledger()?.pool();
-        let mut listener = PgListener::connect_with(&pool).await?;
-        if self.is_shared(&mut listener).await? {
+        if !self.keeps_sessions {
             return Ok(None);
         }
+        let pool = self.ledger()?.pool();
+        let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen_all(["cutover", &self.own]).await?;
         self.call().await?;
         Ok(Some(listener))
-    }
-
-    /// Whether another session can run the next statement, or another client this session's.
-    async fn is_shared(&self, listener: &mut PgListener) -> Result<bool, sqlx::Error> {
-        const WHO: &str = "select pg_backend_pid()";
-        let pid = |row: PgRow| row.try_get::<i32, _>(0);
-        let first = pid(sqlx::raw_sql(WHO).fetch_one(&mut *listener).await?)?;
-        for _ in 0..3 {
-            let others = self.ledger()?.ask(WHO.into()).await?.into_iter().map(pid).next().transpose()?;
-            let mine = pid(sqlx::raw_sql(WHO).fetch_one(&mut *listener).await?)?;
-            if mine != first || others == Some(first) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// Reports once that no notifications arrive.

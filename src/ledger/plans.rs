@@ -18,6 +18,33 @@ pub(crate) struct PublishedPlan<'a> {
     pub(crate) desired_from: &'a str,
 }
 
+/// The name under which the statements of a task for a team's own migration file are published.
+pub(crate) fn file_of(task: &str) -> String {
+    format!("{task}_file")
+}
+
+/// The beginning of a migration file that drops the old side. It fails unless the migration is in `contract`. A database
+/// without the ledger, which is created from files alone, has no old build to protect.
+pub(crate) fn contract_guard(fleet: &str, name: &str) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    format!(
+        "do $cutover$\n\
+         begin\n    \
+             if to_regclass('cutover.migrations') is not null then\n        \
+                 if exists (select from cutover.migrations where fleet = {} and name = {} and phase <> 'contract') then\n            \
+                     raise exception using message = {};\n        \
+                 end if;\n    \
+             end if;\n\
+         end\n\
+         $cutover$;\n",
+        quoted(fleet),
+        quoted(name),
+        quoted(&format!(
+            "migration {fleet}/{name} is not in contract: run this file after `cutover contract {name}`"
+        )),
+    )
+}
+
 /// Publishes a plan. Many instances of one version that start at once write it once.
 pub(crate) async fn publish(ledger: &Ledger, plan: &PublishedPlan<'_>) -> Result<(), sqlx::Error> {
     let mut tx = ledger.begin().await?;

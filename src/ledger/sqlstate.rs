@@ -1,5 +1,6 @@
 //! What the server's errors mean, and how they are shown.
 
+use crate::config::redact;
 use sqlx::postgres::PgDatabaseError;
 
 /// The SQLSTATE of an error that the server sent.
@@ -17,7 +18,7 @@ pub(crate) fn is_lock_timeout(error: &sqlx::Error) -> bool {
 pub(crate) fn describe_error(error: &sqlx::Error) -> String {
     let refusal = error.as_database_error();
     let Some(refusal) = refusal.and_then(|refusal| refusal.try_downcast_ref::<PgDatabaseError>()) else {
-        return error.to_string();
+        return redact(&error.to_string());
     };
     let mut text = format!("{} (SQLSTATE {}", refusal.message(), refusal.code());
     for (name, value) in [("detail", refusal.detail()), ("hint", refusal.hint())] {
@@ -26,5 +27,5 @@ pub(crate) fn describe_error(error: &sqlx::Error) -> String {
         }
     }
     text.push(')');
-    text
+    redact(&text)
 }

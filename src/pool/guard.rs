@@ -11,7 +11,7 @@ use super::arithmetic::{Decision, decide};
 use super::bound::Bound;
 use super::{Admission, PoolWaitMetrics};
 use crate::fleet::Fleet;
-use crate::ledger::{Ledger, LedgerError, ShareRequest, ShareTable};
+use crate::ledger::{Ledger, LedgerError, ShareRequest, ShareTable, pooler_at};
 use crate::{ConfigError, Problem};
 
 /// A changed DNS record is followed within this time.
@@ -72,6 +72,12 @@ pub enum ShareError {
     Timeout {
         /// [`ShareOptions::start_within`].
         limit: Duration,
+    },
+    /// A pooler is between, so the server's connections are the pooler's and not the share's.
+    #[error("{reason}")]
+    Pooler {
+        /// Which pooler was found, and what to set.
+        reason: String,
     },
     /// The ledger can't be used.
     #[error(transparent)]
@@ -189,7 +195,8 @@ impl ConnectionShare {
     ///
     /// # Errors
     ///
-    /// [`ShareError::Timeout`] if the server did not answer within `start_within`.
+    /// [`ShareError::Timeout`] if the server did not answer within `start_within`, [`ShareError::Pooler`] if the
+    /// connections go through a pooler, [`ShareError::Ledger`].
     ///
     /// # Cancel safety
     ///
@@ -221,6 +228,11 @@ impl ConnectionShare {
     ///
     /// The share ends with its lease.
     pub async fn attach(self, pool: PgPool) -> Result<PoolGuard, ShareError> {
+        // The guard ends connections. Behind a pooler those would not be this pool's.
+        if let Some(pooler) = pooler_at(&pool.connect_options()).await? {
+            self.ledger.give_back(&self.request.name).await?;
+            return Err(ShareError::Pooler { reason: pooler.to_string() });
+        }
         let limit = self.start_within;
         let bound = timeout(limit, Bound::sqlx(pool, self.request.max_connections, self.granted));
         let bound = bound.await.map_err(|_| ShareError::Timeout { limit })?;

@@ -12,7 +12,7 @@
 //! shrink at the next renewal, and `spare` covers the time until then. An instance that was paused for longer than its
 //! lease, without an open connection, may open what it held before it learns of its smaller share. The ledger has to be on
 //! the server, and used by the role, that the pool connects to. Behind a pooler the server sees the pooler's connections,
-//! and the shares do not apply: limit the pooler instead.
+//! so there is no share ([`ShareError::Pooler`]): limit the pooler instead.
 //!
 //! # Defaults and reasons
 //!

@@ -1,10 +1,11 @@
+use std::fmt;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 use tokio::time::timeout;
 
 use super::report::{Finding, Severity};
-use crate::ledger::{Capacity, Ledger, LedgerError};
+use crate::ledger::{Capacity, Ledger, LedgerError, pooler_at};
 use crate::migration::MigrationSpec;
 use crate::migration::admin::{BuildFindings, examine_builds};
 use crate::pool::ShareOptions;
@@ -13,11 +14,17 @@ use crate::pool::ShareOptions;
 const LEDGER_LIMIT: Duration = Duration::from_secs(15);
 
 /// What to check in the ledger.
-#[derive(Debug)]
 pub(super) struct LedgerCheck {
     pub(super) options: PgConnectOptions,
     pub(super) fleet: String,
     pub(super) specs: Vec<MigrationSpec>,
+}
+
+impl fmt::Debug for LedgerCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The options may hold a password.
+        f.debug_struct("LedgerCheck").field("fleet", &self.fleet).finish_non_exhaustive()
+    }
 }
 
 /// The limit of each pool, and the number of instances if it is known.
@@ -38,6 +45,17 @@ pub(super) async fn examine(check: LedgerCheck, budget: Option<Budget>) -> Vec<F
 
 async fn ask(check: LedgerCheck, budget: Option<Budget>) -> Result<Vec<Finding>, LedgerError> {
     let LedgerCheck { options, fleet, specs } = check;
+    let pooler = pooler_at(&options).await?;
+    let mut findings: Vec<Finding> = pooler
+        .map(|pooler| {
+            let severity = match pooler.breaks_statements(&options) {
+                true => Severity::Problem,
+                false => Severity::Warning,
+            };
+            Finding::new("pooler", severity, pooler.to_string())
+        })
+        .into_iter()
+        .collect();
     let ledger = match Ledger::existing(options.clone()).await {
         Ok(ledger) => ledger,
         Err(error @ (LedgerError::Missing | LedgerError::Older { .. })) => {
@@ -48,16 +66,20 @@ async fn ask(check: LedgerCheck, budget: Option<Budget>) -> Result<Vec<Finding>,
                 }
                 _ => "schema `cutover` is older than this build needs; the first start will upgrade it",
             };
-            return Ok(vec![Finding::new("ledger", Severity::Warning, text)]);
+            findings.push(Finding::new("ledger", Severity::Warning, text));
+            return Ok(findings);
         }
         Err(error) => return Err(error),
     };
-    let mut findings = vec![Finding::pass("ledger")];
+    findings.push(Finding::pass("ledger"));
     let BuildFindings { problems: incompatible, warnings } = examine_builds(&ledger, &fleet, &specs).await?;
     if incompatible.is_empty() {
         findings.push(Finding::pass("migrations"));
     }
-    if let Some((size, instances)) = budget {
+    // Behind a pooler the pools' connections are not the server's.
+    if let Some((size, instances)) = budget
+        && pooler.is_none()
+    {
         findings.push(connections(size, &ledger.room(instances, ShareOptions::default().spare).await?));
     }
     let problem = |text| Finding::new("migrations", Severity::Problem, text);

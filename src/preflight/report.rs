@@ -1,3 +1,4 @@
+use crate::config::redact;
 use std::fmt;
 
 use serde::Serialize;
@@ -30,7 +31,7 @@ pub struct Finding {
 
 impl Finding {
     pub(super) fn new(area: impl Into<String>, severity: Severity, text: impl Into<String>) -> Self {
-        Self { area: area.into(), severity, text: Some(text.into()) }
+        Self { area: area.into(), severity, text: Some(redact(&text.into())) }
     }
 
     pub(super) fn pass(area: impl Into<String>) -> Self {

@@ -41,9 +41,13 @@ impl Preflight {
         Self::default()
     }
 
-    /// Adds a problem that is already known.
+    /// Adds a problem that is already known. The text may not contain a secret.
     pub fn problem(mut self, area: impl Into<String>, text: impl Into<String>) -> Self {
-        self.problems.push(Finding::new(area, Severity::Problem, text));
+        self.problems.push(Finding {
+            area: area.into(),
+            severity: Severity::Problem,
+            text: Some(text.into()),
+        });
         self
     }
 

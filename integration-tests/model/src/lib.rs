@@ -7,12 +7,14 @@
 mod ledger;
 mod process;
 mod rules;
+mod several;
 mod state;
 
 use cutover::migration::phase::{Phase, PreviousEpoch, Side, Task};
 use stateright::{Model, Property};
 
 pub use rules::Rule;
+pub use several::{Open, Several, SeveralAction, SeveralRule, SeveralState};
 pub use state::{Build, Database, Decision, Instance, Job, Member, Pin, State, Value, Violation, Write};
 
 /// What to explore.

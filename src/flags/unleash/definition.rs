@@ -14,6 +14,8 @@ pub(super) struct Definition {
     /// Whether the flag is turned on in the token's environment.
     pub(super) enabled: bool,
     pub(super) stale: bool,
+    /// Whether each decision is announced as an event.
+    pub(super) impression: bool,
     /// Why the flag can give more than one answer at the same time.
     pub(super) ambiguity: Option<String>,
 }
@@ -38,6 +40,7 @@ pub(super) fn definitions(engine: &EngineState) -> Result<NameMap<Definition>, s
         Definition {
             enabled: feature.enabled,
             stale: feature.stale == Some(true),
+            impression: feature.impression_data == Some(true),
             ambiguity: ambiguity.into_iter().chain(of_parents).next(),
         }
     };
@@ -46,10 +49,12 @@ pub(super) fn definitions(engine: &EngineState) -> Result<NameMap<Definition>, s
 
 /// The part of a flag of the client API that matters here.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Feature {
     name: String,
     enabled: bool,
     stale: Option<bool>,
+    impression_data: Option<bool>,
     strategies: Option<Vec<Strategy>>,
     variants: Option<Vec<Variant>>,
     dependencies: Option<Vec<Dependency>>,

@@ -3,7 +3,11 @@
 mod backup;
 #[cfg(test)]
 mod backup_tests;
+mod custom;
 mod definition;
+mod fleet;
+mod fleet_polling;
+mod http_client;
 mod options;
 #[cfg(test)]
 mod poll_tests;
@@ -11,14 +15,19 @@ mod poller;
 mod report;
 #[cfg(test)]
 mod report_tests;
+mod server;
 mod state;
 #[cfg(test)]
 mod test_server;
 mod transport;
+#[cfg(test)]
+mod transport_tests;
 
 #[cfg(feature = "redis")]
 pub use backup::RedisBackup;
 pub use backup::{Backup, BackupError, FileBackup, PostgresBackup};
+pub use custom::CustomStrategy;
+pub use fleet_polling::FleetPolling;
 pub use options::UnleashOptions;
 pub(super) use poller::Poller;
 pub(super) use state::Unleash;

@@ -1,13 +1,17 @@
 //! How to reach the server, and how long its answers are valid.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Uri;
+use unleash_api_client::http::TransportRef;
 
 use super::backup::Backup;
+use super::custom::CustomStrategy;
+use super::fleet_polling::FleetPolling;
 use crate::config::{ConfigError, Problem};
 
 /// How to reach an Unleash server, and how long its answers are valid.
@@ -42,9 +46,17 @@ pub struct UnleashOptions {
     /// Time between two polls, with a jitter of 10 %.
     ///
     /// Default 1 s. The server itself looks for changes once a second, so a change arrives within 2.1 s at worst, and a
-    /// shorter interval gains little. An unchanged state (ETag) is an answer without a body, so a hundred instances are a
-    /// hundred small requests per second. After failures the time doubles, up to half of `stale_after`.
+    /// shorter interval gains little. An unchanged state (ETag) is an answer without a body. After failures the time doubles,
+    /// up to half of `stale_after`. With `fleet`, only one instance polls this often.
     pub interval: Duration,
+    /// Lets one elected instance poll for the fleet; the others receive the state through the ledger, and poll at
+    /// `direct_interval` only. A change arrives as fast as without it, and requests per second do not grow with the fleet
+    /// beyond the direct polls. An instance that cannot use the ledger polls at `interval`. If the elected instance dies,
+    /// another takes over when its lease of three intervals (at least 2 s) has ended. Default none.
+    pub fleet: Option<FleetPolling>,
+    /// Time between two polls of an instance that does not poll for its fleet. Without `fleet`, it has no effect. Default
+    /// 15 s.
+    pub direct_interval: Duration,
     /// Time limit of each request to the server, and of each use of `backup`. Default 3 s.
     pub time_limit: Duration,
     /// How long after the last answer the state is fresh. Default 30 s. Requests are decided by a stale state too; a
@@ -61,6 +73,19 @@ pub struct UnleashOptions {
     /// A state from [`Flags::snapshot`](crate::flags::Flags::snapshot) of another instance, for a service that stores it
     /// itself. It takes precedence over `backup`. Default none.
     pub bootstrap: Option<Bytes>,
+    /// The application's own activation strategies, by name. A strategy that a flag uses and that is not here is false,
+    /// which is logged. A parent flag's custom strategies are not evaluated for its children: the engine gives them the
+    /// results of the child. Default none.
+    pub strategies: HashMap<String, CustomStrategy>,
+    /// The TLS configuration for `https`, for a private certificate authority or a client certificate. Default: the system's
+    /// root certificates and no client certificate.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// The `http` URL of a proxy that tunnels connections to the server (`CONNECT`). Default none.
+    pub proxy: Option<String>,
+    /// The application's own transport, instead of this library's HTTP client. `tls` and `proxy` are not used then. The
+    /// limits of time and size still apply, but ETag, `Retry-After` and compression are up to the transport: an answer
+    /// 304 means that the state has not changed since the last one. Default none.
+    pub transport: Option<TransportRef>,
 }
 
 impl UnleashOptions {
@@ -77,11 +102,17 @@ impl UnleashOptions {
             app_name: app_name.into(),
             instance_id: instance_id.into(),
             interval: Duration::from_secs(1),
+            fleet: None,
+            direct_interval: Duration::from_secs(15),
             time_limit: Duration::from_secs(3),
             stale_after: Duration::from_secs(30),
             metrics_interval: Duration::from_secs(60),
             backup: None,
             bootstrap: None,
+            strategies: HashMap::new(),
+            tls: None,
+            proxy: None,
+            transport: None,
         }
     }
 
@@ -92,6 +123,10 @@ impl UnleashOptions {
         let endpoint = Endpoint::parse(&self.url);
         if let Err(text) = endpoint {
             problem("url", text);
+        }
+        let proxy = self.proxy.as_deref().map(proxy_uri).transpose();
+        if let Err(text) = proxy {
+            problem("proxy", text);
         }
         let is_header = |text: &str| !text.trim().is_empty() && http::HeaderValue::from_str(text).is_ok();
         if !is_header(&self.token) {
@@ -108,17 +143,21 @@ impl UnleashOptions {
                 problem(field, "0 s is too short; use a time above zero");
             }
         }
-        let shortest = self.interval.saturating_add(self.time_limit);
+        let slowest =
+            if self.fleet.is_some() { self.direct_interval.max(self.interval) } else { self.interval };
+        let shortest = slowest.saturating_add(self.time_limit);
         if self.stale_after <= shortest {
             let text = format!(
                 "{:?} is too short, because one slow answer would make the state stale; use more than `interval` \
-                 and `time_limit` together ({shortest:?})",
+                 (`direct_interval` with `fleet`) and `time_limit` together ({shortest:?})",
                 self.stale_after
             );
             problem("stale_after", &text);
         }
         ConfigError::check(problems)?;
-        endpoint.map_err(|text| ConfigError { problems: vec![Problem::new("url", text)] })
+        let refused = |field| move |text| ConfigError { problems: vec![Problem::new(field, text)] };
+        let proxy = proxy.map_err(refused("proxy"))?;
+        Ok(Endpoint { proxy, ..endpoint.map_err(refused("url"))? })
     }
 }
 
@@ -134,6 +173,8 @@ impl fmt::Debug for UnleashOptions {
             .field("stale_after", &self.stale_after)
             .field("metrics_interval", &self.metrics_interval)
             .field("backup", &self.backup)
+            .field("strategies", &self.strategies.keys())
+            .field("transport", &self.transport.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -142,6 +183,17 @@ impl fmt::Debug for UnleashOptions {
 pub(super) struct Endpoint {
     pub(super) api: String,
     pub(super) tls: bool,
+    pub(super) proxy: Option<Uri>,
+}
+
+fn proxy_uri(url: &str) -> Result<Uri, &'static str> {
+    const EXAMPLE: &str = "is not the URL of a proxy; use one like http://proxy:3128";
+    let uri: Uri = url.parse().map_err(|_| EXAMPLE)?;
+    let authority = uri.authority().ok_or(EXAMPLE)?;
+    if authority.as_str().contains('@') {
+        return Err("contains a user or password, which is not supported; use a proxy that needs none");
+    }
+    if uri.scheme_str() == Some("http") { Ok(uri) } else { Err(EXAMPLE) }
 }
 
 impl Endpoint {
@@ -166,7 +218,7 @@ impl Endpoint {
         if !api.ends_with("/api") {
             api.push_str("/api");
         }
-        Ok(Self { api, tls })
+        Ok(Self { api, tls, proxy: None })
     }
 }
 
@@ -179,11 +231,12 @@ mod tests {
         let options = UnleashOptions {
             interval: Duration::ZERO,
             stale_after: Duration::ZERO,
+            proxy: Some("socks5://proxy".into()),
             ..UnleashOptions::new("unleash:4242", "", "app", "a\nb")
         };
         let problems = options.check().unwrap_err().problems;
         let fields: Vec<_> = problems.iter().map(|problem| &*problem.field).collect();
-        assert_eq!(fields, ["url", "token", "instance_id", "interval", "stale_after"]);
+        assert_eq!(fields, ["url", "proxy", "token", "instance_id", "interval", "stale_after"]);
     }
 
     #[test]

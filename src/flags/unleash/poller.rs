@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderValue;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinHandle;
@@ -12,10 +11,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::backup::{self, Backup, BackupError};
+use super::custom::Registered;
+use super::fleet::Fleet;
 use super::options::UnleashOptions;
 use super::report::Reporter;
+use super::server::Server;
 use super::state::{Loaded, Unleash};
-use super::transport::{Features, Http, wrong_url};
+use super::transport::NoState;
 use crate::config::{ConfigError, Problem};
 use crate::flags::counters::{Fetches, Tally};
 use crate::flags::error::{FetchError, FlagsError};
@@ -31,8 +33,9 @@ const REGISTER_AGAIN: Duration = Duration::from_secs(60);
 
 struct Task {
     unleash: Arc<Unleash>,
-    http: Http,
-    api: String,
+    fleet: Option<Fleet>,
+    server: Server,
+    strategies: Arc<Registered>,
     tally: Arc<Tally>,
     revision: watch::Sender<u64>,
     stop: CancellationToken,
@@ -46,21 +49,22 @@ struct Task {
 
 impl Poller {
     pub(in crate::flags) fn start(
-        options: UnleashOptions,
+        mut options: UnleashOptions,
         revision: watch::Sender<u64>,
         tally: Arc<Tally>,
     ) -> Result<(Arc<Unleash>, Self), FlagsError> {
         let endpoint = options.check()?;
         let runtime = Handle::try_current().map_err(|_| FlagsError::NoRuntime)?;
-        let connection = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-        let http = Http::new(&options, endpoint.tls, &connection).map_err(|error| {
+        let api = endpoint.api.clone();
+        let server = Server::new(&options, endpoint).map_err(|error| {
             let problem =
                 format!("https needs the system's root certificates, which could not be loaded: {error}");
             ConfigError { problems: vec![Problem::new("url", problem)] }
         })?;
-        let reporter = Reporter::new(&options, connection);
+        let reporter = Reporter::new(&options);
         let unleash = Arc::new(Unleash::new(&options));
-        match options.bootstrap.map(Loaded::read) {
+        let strategies = Arc::new(std::mem::take(&mut options.strategies));
+        match options.bootstrap.take().map(|body| Loaded::read(body, &strategies)) {
             Some(Ok(state)) => unleash.load(state),
             Some(Err(error)) => {
                 tracing::warn!(
@@ -71,10 +75,13 @@ impl Poller {
             None => {}
         }
         let stop = CancellationToken::new();
+        let fleet =
+            Fleet::new(&options, &api, unleash.clone(), strategies.clone(), revision.clone(), stop.clone());
         let task = Task {
             unleash: unleash.clone(),
-            http,
-            api: endpoint.api,
+            fleet,
+            server,
+            strategies,
             tally,
             revision,
             stop: stop.clone(),
@@ -99,41 +106,59 @@ impl Poller {
 }
 
 impl Task {
-    /// Runs three loops concurrently, because a slow backup or report must not delay a change.
+    /// Runs four loops concurrently, because a slow backup, report or ledger must not delay a change.
     async fn run(self, reporter: Reporter) {
-        tokio::join!(self.poll(), self.back_up(), self.report(reporter));
+        tokio::join!(self.poll(), self.follow(), self.back_up(), self.report(reporter));
     }
 
     async fn poll(&self) {
-        let mut etag = None;
         let mut failures = 0;
         loop {
             let asked = Instant::now();
-            let url = format!("{}/client/features", self.api);
             let fetched = tokio::select! {
                 () = self.stop.cancelled() => return,
-                fetched = self.http.get(&url, etag.as_ref()) => fetched,
+                fetched = self.server.features() => fetched,
             };
-            match self.apply(fetched, asked, &mut etag).await {
+            let mut pause = Duration::ZERO;
+            match self.apply(fetched, asked).await {
                 Ok(()) => {
                     if failures > 0 {
                         tracing::info!("flag server reachable again");
                     }
                     failures = 0;
+                    if let Some(fleet) = &self.fleet {
+                        fleet.tell().await;
+                    }
                 }
-                Err(error) => {
+                Err((error, retry_after)) => {
                     // Only the first of a row is logged; the gauge of the last success shows the rest.
                     if failures == 0 {
                         tracing::warn!(%error, "could not fetch flags; the last known state applies");
                     }
                     self.unleash.freshness.failed(error);
                     failures += 1;
+                    pause = retry_after.unwrap_or_default();
                 }
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = sleep(self.pause(failures)) => {}
+                () = sleep(self.pause(failures).max(pause)) => {}
+                () = self.polls_often(), if pause.is_zero() => {}
             }
+        }
+    }
+
+    async fn follow(&self) {
+        if let Some(fleet) = &self.fleet {
+            fleet.follow().await;
+        }
+    }
+
+    /// Waits until this instance has to poll often again.
+    async fn polls_often(&self) {
+        match &self.fleet {
+            Some(fleet) => fleet.polls_often().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -158,7 +183,10 @@ impl Task {
     async fn restore(&self, backup: &dyn Backup) {
         let kept = async {
             let Some(sealed) = backup.load().await? else { return Ok(None) };
-            read(backup::open(&sealed)?).await.map(Some).map_err(BackupError::Damaged)
+            Loaded::read_in_background(backup::open(&sealed)?, &self.strategies)
+                .await
+                .map(Some)
+                .map_err(BackupError::Damaged)
         };
         match self.bounded(kept).await {
             Some(Ok(Some(state))) => {
@@ -172,25 +200,27 @@ impl Task {
         }
     }
 
+    /// Applies the answer to a poll. An error has the pause that the server demands.
     async fn apply(
         &self,
-        fetched: Result<Option<Features>, FetchError>,
+        fetched: Result<Bytes, NoState>,
         asked: Instant,
-        etag: &mut Option<HeaderValue>,
-    ) -> Result<(), FetchError> {
+    ) -> Result<(), (FetchError, Option<Duration>)> {
         let was_fresh = self.unleash.freshness.is_fresh();
         let mut changed = false;
-        if let Some(features) = fetched? {
-            changed = self.unleash.body().as_ref() != Some(&features.body);
-            if changed {
-                let loaded = read(features.body).await;
-                self.unleash.load(loaded.map_err(|error| {
-                    wrong_url(format!("{}/client/features answered with no list of flags: {error}", self.api))
-                })?);
-                self.changed.notify_one();
+        match fetched {
+            Ok(body) => {
+                changed = self.unleash.body().as_ref() != Some(&body);
+                if changed {
+                    let loaded = Loaded::read_in_background(body, &self.strategies).await;
+                    self.unleash.load(loaded.map_err(|error| (self.server.no_flags(error), None))?);
+                    self.changed.notify_one();
+                }
+                // Only now, so that a state that failed to load is fetched again.
+                self.server.confirm();
             }
-            // Stored only after the state was loaded, so that a state that failed to load is fetched again.
-            *etag = features.etag;
+            Err(NoState::Unchanged) => {}
+            Err(NoState::Failed { error, retry_after }) => return Err((error, retry_after)),
         }
         if changed {
             self.fetches().changed.add_one();
@@ -234,7 +264,7 @@ impl Task {
             if !registered {
                 tokio::select! {
                     () = self.stop.cancelled() => break,
-                    done = self.tell("register", reporter.registration()) => registered = done,
+                    done = self.server.register() => registered = self.is_sent("registration", done),
                 }
             }
             tokio::select! {
@@ -251,16 +281,15 @@ impl Task {
     }
 
     async fn flush(&self, reporter: &mut Reporter) {
-        if let Some(report) = reporter.report(&self.tally)
-            && self.tell("metrics", report.content.clone()).await
-        {
+        let Some(report) = reporter.report(&self.tally) else { return };
+        let sent = self.server.report(&reporter.signed(&report, self.server.connection())).await;
+        if self.is_sent("counts", sent) {
             reporter.accepted(report);
         }
     }
 
-    async fn tell(&self, what: &str, content: serde_json::Value) -> bool {
-        let told = self.http.post(&format!("{}/client/{what}", self.api), &content).await;
-        told.inspect_err(|error| tracing::debug!(error, "could not send {what} to the flag server")).is_ok()
+    fn is_sent(&self, what: &str, sent: Result<(), FetchError>) -> bool {
+        sent.inspect_err(|error| tracing::debug!(%error, "could not send {what} to the flag server")).is_ok()
     }
 
     fn fetches(&self) -> &Fetches {
@@ -268,16 +297,10 @@ impl Task {
     }
 
     fn pause(&self, failures: u32) -> Duration {
+        let base = self.fleet.as_ref().map_or(self.interval, Fleet::poll_interval);
         let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-        let pause = self.interval.saturating_mul(factor).min(self.slowest);
+        let pause = self.interval.saturating_mul(factor).min(self.slowest).max(base);
         // Jitter, so that instances that started together do not poll together.
         pause.mul_f64(0.9 + 0.2 * fastrand::f64())
     }
-}
-
-/// Runs on a blocking thread, because compiling strategies takes long.
-async fn read(body: Bytes) -> Result<Loaded, String> {
-    tokio::task::spawn_blocking(move || Loaded::read(body))
-        .await
-        .unwrap_or_else(|error| Err(error.to_string()))
 }

@@ -1,21 +1,22 @@
-//! Requests that register this instance and report its decision counts.
+//! Reports of decision counts to the server.
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, SecondsFormat, Utc};
-use serde_json::{Map, Value, json};
-use unleash_yggdrasil::{CORE_VERSION, KNOWN_STRATEGIES, SUPPORTED_SPEC_VERSION};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use unleash_api_client::api::{MetricsBucket, ToggleMetrics};
+use unleash_yggdrasil::{CORE_VERSION, SUPPORTED_SPEC_VERSION};
 
 use super::options::UnleashOptions;
-use super::transport::SDK;
 use crate::flags::counters::{Sharded, Tally};
+
+/// The name of this library in reports.
+const SDK: &str = concat!("cutover:", env!("CARGO_PKG_VERSION"));
 
 /// The identity of this instance, and the counts that the server has.
 pub(super) struct Reporter {
     app_name: String,
     instance_id: String,
-    connection_id: String,
-    interval_ms: u64,
     since: DateTime<Utc>,
     reported: Reported,
 }
@@ -25,35 +26,25 @@ type Reported = HashMap<String, HashMap<String, u64>>;
 
 /// A report, and the counts that the server has after it accepts the report.
 pub(super) struct Report {
-    pub(super) content: Value,
+    bucket: MetricsBucket,
     reported: Reported,
     until: DateTime<Utc>,
 }
 
 impl Reporter {
-    pub(super) fn new(options: &UnleashOptions, connection_id: String) -> Self {
+    pub(super) fn new(options: &UnleashOptions) -> Self {
         Self {
             app_name: options.app_name.clone(),
             instance_id: options.instance_id.clone(),
-            connection_id,
-            interval_ms: u64::try_from(options.interval.as_millis()).unwrap_or(u64::MAX),
             since: Utc::now(),
             reported: HashMap::new(),
         }
     }
 
-    pub(super) fn registration(&self) -> Value {
-        self.signed(json!({
-            "started": rfc3339(self.since),
-            "interval": self.interval_ms,
-            "strategies": KNOWN_STRATEGIES,
-        }))
-    }
-
     /// The decisions since the last accepted report; `None` if there are none.
     pub(super) fn report(&self, tally: &Tally) -> Option<Report> {
         let mut reported = Reported::new();
-        let mut toggles = Map::new();
+        let mut toggles = HashMap::new();
         tally.0.for_each(|flag, series| {
             let before = self.reported.get(flag);
             let mut sums = HashMap::new();
@@ -65,22 +56,21 @@ impl Reporter {
             };
             let yes = since_last("yes".to_owned(), &series.enabled);
             let no = since_last("no".to_owned(), &series.disabled);
-            let mut variants = Map::new();
+            let mut variants = HashMap::new();
             series.variants.for_each(|name, count| {
                 let chosen = since_last(format!("variant {name}"), count);
                 if chosen > 0 {
-                    variants.insert(name.to_owned(), chosen.into());
+                    variants.insert(name.to_owned(), chosen);
                 }
             });
             if yes + no > 0 || !variants.is_empty() {
-                toggles.insert(flag.to_owned(), json!({ "yes": yes, "no": no, "variants": variants }));
+                toggles.insert(flag.to_owned(), ToggleMetrics { yes, no, variants });
             }
             reported.insert(flag.to_owned(), sums);
         });
         let until = Utc::now();
-        let bucket = json!({ "start": rfc3339(self.since), "stop": rfc3339(until), "toggles": toggles });
-        let content = self.signed(json!({ "bucket": bucket }));
-        (!toggles.is_empty()).then_some(Report { content, reported, until })
+        let bucket = MetricsBucket { start: self.since, stop: until, toggles };
+        (!bucket.toggles.is_empty()).then_some(Report { bucket, reported, until })
     }
 
     /// Records that the server accepted a report. Counts of a refused report are part of the next one.
@@ -89,22 +79,30 @@ impl Reporter {
         self.since = report.until;
     }
 
-    fn signed(&self, mut content: Value) -> Value {
-        for (key, text) in [
-            ("appName", self.app_name.as_str()),
-            ("instanceId", &self.instance_id),
-            ("connectionId", &self.connection_id),
-            ("sdkVersion", SDK),
-            ("platformName", "rust"),
-            ("yggdrasilVersion", CORE_VERSION),
-            ("specVersion", SUPPORTED_SPEC_VERSION),
-        ] {
-            content[key] = text.into();
+    /// What is sent. The client's own type for it cannot be built outside of the client.
+    pub(super) fn signed<'a>(&'a self, report: &'a Report, connection_id: &'a str) -> SignedReport<'a> {
+        SignedReport {
+            app_name: &self.app_name,
+            instance_id: &self.instance_id,
+            connection_id,
+            sdk_version: SDK,
+            platform_name: "rust",
+            yggdrasil_version: CORE_VERSION,
+            spec_version: SUPPORTED_SPEC_VERSION,
+            bucket: &report.bucket,
         }
-        content
     }
 }
 
-fn rfc3339(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SignedReport<'a> {
+    app_name: &'a str,
+    instance_id: &'a str,
+    connection_id: &'a str,
+    sdk_version: &'static str,
+    platform_name: &'static str,
+    yggdrasil_version: &'static str,
+    spec_version: &'static str,
+    bucket: &'a MetricsBucket,
 }

@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::time::Instant;
-use unleash_yggdrasil::state::{EnrichedContext, PropertiesRef};
+use unleash_yggdrasil::state::{EnrichedContext, ExternalResultsRef, PropertiesRef};
 use unleash_yggdrasil::{EngineState, UpdateMessage};
 
+use super::custom::{CustomStrategies, Registered};
 use super::definition::{Definition, definitions};
 use super::options::UnleashOptions;
 use crate::flags::counters::Fetches;
@@ -36,11 +37,25 @@ pub(super) struct Loaded {
     body: Bytes,
     engine: EngineState,
     flags: NameMap<Definition>,
+    custom: CustomStrategies,
+    /// Whether any flag announces its decisions.
+    has_impressions: bool,
 }
 
 impl Loaded {
+    /// Reads a state on a blocking thread, because compiling strategies takes long.
+    pub(super) async fn read_in_background(
+        body: Bytes,
+        strategies: &Arc<Registered>,
+    ) -> Result<Self, String> {
+        let strategies = Arc::clone(strategies);
+        tokio::task::spawn_blocking(move || Self::read(body, &strategies))
+            .await
+            .unwrap_or_else(|error| Err(error.to_string()))
+    }
+
     /// Reads a state. This compiles every strategy, so it does not belong on a thread that serves requests.
-    pub(super) fn read(body: Bytes) -> Result<Self, String> {
+    pub(super) fn read(body: Bytes, strategies: &Registered) -> Result<Self, String> {
         // Holds either all flags or the events that lead to them.
         let state: UpdateMessage = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let engine = EngineState::default();
@@ -52,7 +67,26 @@ impl Loaded {
             );
         }
         let flags = definitions(&engine).map_err(|error| error.to_string())?;
-        Ok(Self { body, engine, flags })
+        let custom = CustomStrategies::compile(&engine, strategies);
+        let has_impressions = flags.iter().any(|(_, flag)| flag.impression);
+        Ok(Self { body, engine, flags, custom, has_impressions })
+    }
+}
+
+impl Loaded {
+    /// Emits an impression event if the flag has impression data turned on.
+    #[cold]
+    fn announce(&self, name: &Name<'_>, subject: &Subject, enabled: bool, variant: Option<&str>) {
+        if self.flags.get(name).is_some_and(|flag| flag.impression) {
+            tracing::info!(
+                target: "cutover::flags::impression",
+                flag = name.text,
+                enabled,
+                variant,
+                user = subject.user_id(),
+                "flag decided"
+            );
+        }
     }
 }
 
@@ -86,13 +120,33 @@ impl Unleash {
     }
 
     pub(in crate::flags) fn enabled(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
-        self.ask(name, |engine| engine.check_enabled(&self.context(name, subject)))
+        let loaded = self.loaded.load();
+        let loaded = loaded.as_ref()?;
+        let enabled = self.ask(loaded, name, subject, EngineState::check_enabled)?;
+        if loaded.has_impressions {
+            loaded.announce(name, subject, enabled, None);
+        }
+        Some(enabled)
     }
 
     pub(in crate::flags) fn variant(&self, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
-        self.ask(name, |engine| {
-            let context = self.context(name, subject);
-            let variant = engine.check_variant(&context)?;
+        let loaded = self.loaded.load();
+        let loaded = loaded.as_ref()?;
+        let variant = self.variant_of(loaded, name, subject)?;
+        if loaded.has_impressions {
+            loaded.announce(name, subject, variant.enabled, variant.name.as_deref());
+        }
+        Some(variant)
+    }
+
+    /// As [`variant`](Self::variant), for a flag that steers the fleet: it is read again and again, and announces nothing.
+    pub(in crate::flags) fn silent_variant(&self, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
+        self.variant_of(self.loaded.load().as_ref()?, name, subject)
+    }
+
+    fn variant_of(&self, loaded: &Loaded, name: &Name<'_>, subject: &Subject) -> Option<Variant> {
+        self.ask(loaded, name, subject, |engine, context| {
+            let variant = engine.check_variant(context)?;
             Some(if variant.enabled {
                 let payload = variant.payload;
                 let kind = payload.as_ref().and_then(|payload| PayloadKind::named(&payload.payload_type));
@@ -104,18 +158,28 @@ impl Unleash {
                 }
             } else {
                 // No variant: the flag is off, or on without variants.
-                Variant::plain(engine.check_enabled(&context).unwrap_or(false))
+                Variant::plain(engine.check_enabled(context).unwrap_or(false))
             })
         })
     }
 
-    /// `None` without a state, for a flag that is missing in it, and for a flag that makes the engine panic. Variants
-    /// whose weights are all zero do that (0.21.6), and a server may send them.
-    fn ask<T>(&self, name: &Name<'_>, question: impl FnOnce(&EngineState) -> Option<T>) -> Option<T> {
-        let loaded = self.loaded.load();
-        let engine = &loaded.as_ref()?.engine;
+    /// `None` for a flag that is missing, and for a flag that makes the engine or a custom strategy panic. Variants whose
+    /// weights are all zero do that (0.21.6), and a server may send them.
+    fn ask<T>(
+        &self,
+        loaded: &Loaded,
+        name: &Name<'_>,
+        subject: &Subject,
+        question: impl FnOnce(&EngineState, &EnrichedContext<'_>) -> Option<T>,
+    ) -> Option<T> {
+        let answer = || {
+            let results = loaded.custom.results(name, subject, &self.app_name);
+            let external_results = results.as_ref().map(ExternalResultsRef::Strings);
+            let context = EnrichedContext { external_results, ..self.context(name, subject) };
+            question(&loaded.engine, &context)
+        };
         // Unwind safe, because the engine is only read here.
-        catch_unwind(AssertUnwindSafe(|| question(engine))).unwrap_or_else(|_| {
+        catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| {
             if !self.broken.swap(true, Ordering::Relaxed) {
                 tracing::error!(
                     flag = name.text,
@@ -185,11 +249,17 @@ impl Freshness {
 
     /// Records an answer to a request that was sent at `asked`, which is the age of the state.
     pub(super) fn answered(&self, asked: Instant) {
-        let since_start = millis(asked.saturating_duration_since(self.start));
-        self.answered.store(since_start.saturating_add(1), Ordering::Release);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.fetches.last_success.store(millis(now), Ordering::Relaxed);
+        self.confirmed(asked);
         self.error.store(None);
+    }
+
+    /// Records that the state is that of the server at `asked`, whichever instance asked.
+    pub(super) fn confirmed(&self, asked: Instant) {
+        let since_start = millis(asked.saturating_duration_since(self.start));
+        self.answered.fetch_max(since_start.saturating_add(1), Ordering::Release);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at = millis(now.saturating_sub(asked.elapsed()));
+        self.fetches.last_success.fetch_max(at, Ordering::Relaxed);
     }
 
     pub(super) fn failed(&self, error: FetchError) {

@@ -22,6 +22,8 @@ pub(super) const LIMIT: Duration = Duration::from_secs(10);
 pub(super) enum Reply {
     Features(String),
     Status(StatusCode, String),
+    /// An answer with a header.
+    With(StatusCode, (header::HeaderName, String), Vec<u8>),
     /// The server accepts the request and never answers.
     Hang,
 }
@@ -103,6 +105,7 @@ impl Server {
         match reply {
             Reply::Hang => std::future::pending().await,
             Reply::Status(status, text) => (status, [(header::ETAG, "\"bad\"")], text).into_response(),
+            Reply::With(status, header, body) => (status, [header], body).into_response(),
             Reply::Features(text) => {
                 let etag = format!("\"{}\"", text.len());
                 if asked.is_some_and(|asked| asked.as_bytes() == etag.as_bytes()) {

@@ -1,151 +1,168 @@
-//! Requests to the server: with a time limit, a size limit, a check of the status, and an ETag so that an unchanged
-//! state is not downloaded again.
+//! What the client's requests run on: limits of time and size, a check of the status, an ETag so that an unchanged state is
+//! not downloaded again, and the server's `Retry-After`.
 
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use serde_json::Value;
+use chrono::{DateTime, Utc};
+use http::{HeaderValue, StatusCode, header};
+use unleash_api_client::http::{Method, Request, Response, Transport, TransportRef};
 
 use super::backup::LARGEST_STATE;
-use super::options::UnleashOptions;
+use super::http_client::{Answer, HttpClient};
 use crate::flags::error::{FetchError, FetchErrorKind};
 
-/// The features as the server sent them.
-pub(super) struct Features {
-    pub(super) body: Bytes,
-    pub(super) etag: Option<HeaderValue>,
-}
+/// The longest `Retry-After` that is honoured. A kill switch must not be deaf for longer.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-pub(super) struct Http {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+/// The transport of the client: this library's, or the application's.
+pub(super) struct Checked {
+    carrier: Carrier,
+    token: String,
     time_limit: Duration,
-    headers: HeaderMap,
+    etag: Mutex<Etag>,
+    connection: OnceLock<String>,
 }
 
-/// The name of this library in requests to the server.
-pub(super) const SDK: &str = concat!("cutover:", env!("CARGO_PKG_VERSION"));
+pub(super) enum Carrier {
+    Own(Box<HttpClient>),
+    Users(TransportRef),
+}
 
-impl Http {
-    /// `connection` distinguishes this process from others with the same name.
-    pub(super) fn new(options: &UnleashOptions, tls: bool, connection: &str) -> std::io::Result<Self> {
-        let provider = rustls::crypto::ring::default_provider();
-        let builder = hyper_rustls::HttpsConnectorBuilder::new();
-        let connector = if tls {
-            builder.with_provider_and_native_roots(provider)?.https_only().enable_http1().build()
-        } else {
-            // Plain HTTP checks no certificate, and the machine may have none.
-            let config = rustls::ClientConfig::builder_with_provider(provider.into())
-                .with_safe_default_protocol_versions()
-                .map_err(std::io::Error::other)?
-                .with_root_certificates(rustls::RootCertStore::empty())
-                .with_no_client_auth();
-            builder.with_tls_config(config).https_or_http().enable_http1().build()
-        };
-        let interval = options.interval.as_millis().to_string();
-        let mut headers = HeaderMap::new();
-        for (name, text) in [
-            ("authorization", options.token.as_str()),
-            ("unleash-appname", &options.app_name),
-            ("unleash-instanceid", &options.instance_id),
-            ("unleash-connection-id", connection),
-            ("unleash-sdk", SDK),
-            ("unleash-interval", &interval),
-        ] {
-            let mut value = HeaderValue::from_str(text).map_err(std::io::Error::other)?;
-            value.set_sensitive(name == "authorization");
-            headers.insert(HeaderName::from_static(name), value);
-        }
-        Ok(Self {
-            client: Client::builder(TokioExecutor::new()).build(connector),
-            time_limit: options.time_limit,
-            headers,
-        })
+#[derive(Default)]
+struct Etag {
+    /// That of the state in use.
+    in_use: Option<HeaderValue>,
+    /// That of the last answer, which may turn out to be unusable.
+    received: Option<HeaderValue>,
+}
+
+/// Why there is no new state.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoState {
+    #[error("the state is unchanged")]
+    Unchanged,
+    #[error("{error}")]
+    Failed { error: FetchError, retry_after: Option<Duration> },
+}
+
+impl From<FetchError> for NoState {
+    fn from(error: FetchError) -> Self {
+        Self::Failed { error, retry_after: None }
+    }
+}
+
+impl Checked {
+    pub(super) fn new(carrier: Carrier, token: &str, time_limit: Duration) -> Self {
+        let token = token.to_owned();
+        Self { carrier, token, time_limit, etag: Mutex::default(), connection: OnceLock::new() }
     }
 
-    /// The features, or `None` if `etag` is still current.
-    pub(super) async fn get(
-        &self,
-        url: &str,
-        etag: Option<&HeaderValue>,
-    ) -> Result<Option<Features>, FetchError> {
-        let mut request = Request::new(Full::default());
-        if let Some(etag) = etag {
-            request.headers_mut().insert(header::IF_NONE_MATCH, etag.clone());
+    /// The id of this process in the client's requests; empty before the first.
+    pub(super) fn connection(&self) -> &str {
+        self.connection.get().map_or("", String::as_str)
+    }
+
+    /// The last answer is in use from now on, so that the server need not send it again.
+    pub(super) fn confirm(&self) {
+        let mut etag = self.etag();
+        etag.in_use = etag.received.take();
+    }
+
+    fn etag(&self) -> MutexGuard<'_, Etag> {
+        self.etag.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send(&self, request: Request, etag: Option<HeaderValue>) -> Result<Answer, String> {
+        let exchange = async {
+            match &self.carrier {
+                Carrier::Own(http) => http.send(request, etag).await,
+                Carrier::Users(transport) => {
+                    let response = transport.execute(request).await.map_err(|error| format!("{error:#}"))?;
+                    let status = StatusCode::from_u16(response.status).map_err(|error| error.to_string())?;
+                    Ok(Answer { status, body: response.body.into(), ..Answer::default() })
+                }
+            }
+        };
+        let answer = tokio::time::timeout(self.time_limit, exchange).await;
+        let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.time_limit)));
+        let answer = answer.map_err(|error| self.without_token(&error))?;
+        if answer.body.len() > LARGEST_STATE {
+            let bytes = answer.body.len();
+            return Err(format!(
+                "the answer has {bytes} bytes, more than the limit of {LARGEST_STATE} bytes"
+            ));
         }
-        let (head, body) = self.send(url, request).await.map_err(unavailable)?;
-        let answer = || format!("{} answered {}{}", url, head.status, self.excerpt(&body));
-        match head.status {
-            StatusCode::OK => Ok(Some(Features { body, etag: head.headers.get(header::ETAG).cloned() })),
-            StatusCode::NOT_MODIFIED if etag.is_some() => Ok(None),
-            StatusCode::NOT_MODIFIED => Err(unavailable(format!("{}, but has sent no state yet", answer()))),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(FetchError {
+        Ok(answer)
+    }
+
+    /// Whether an answer to a poll contains a state.
+    fn check(&self, url: &str, answer: &Answer, knows_state: bool) -> Result<(), NoState> {
+        let text = || format!("{url} answered {}{}", answer.status, self.excerpt(&answer.body));
+        let error = match answer.status {
+            StatusCode::OK => return Ok(()),
+            StatusCode::NOT_MODIFIED if knows_state => return Err(NoState::Unchanged),
+            StatusCode::NOT_MODIFIED => unavailable(format!("{}, but has sent no state yet", text())),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError {
                 kind: FetchErrorKind::TokenRefused,
-                message: format!("the flag server refused the token: {}", answer()),
-            }),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => Err(unavailable(answer())),
-            status if status.is_server_error() => Err(unavailable(answer())),
-            _ => Err(wrong_url(answer())),
-        }
+                message: format!("the flag server refused the token ({})", text()),
+            },
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unavailable(text()),
+            status if status.is_server_error() => unavailable(text()),
+            _ => wrong_url(text()),
+        };
+        let retry_after = answer.headers.get(header::RETRY_AFTER).and_then(retry_after);
+        Err(NoState::Failed { error, retry_after })
     }
 
     /// The beginning of an answer, on one line and without the token.
     fn excerpt(&self, body: &Bytes) -> String {
         const MAX_CHARS: usize = 200;
         let text = String::from_utf8_lossy(body.get(..4 * MAX_CHARS).unwrap_or(body)).into_owned();
-        let token = self.headers.get(header::AUTHORIZATION).and_then(|token| token.to_str().ok());
-        let text = token.map_or(text.clone(), |token| text.replace(token, "***"));
-        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let line = self.without_token(&text).split_whitespace().collect::<Vec<_>>().join(" ");
         let line: String = line.chars().take(MAX_CHARS).collect();
         if line.is_empty() { line } else { format!(": {line}") }
     }
 
-    pub(super) async fn post(&self, url: &str, content: &Value) -> Result<(), String> {
-        let mut request = Request::new(Full::from(content.to_string()));
-        *request.method_mut() = Method::POST;
-        let json = HeaderValue::from_static("application/json");
-        request.headers_mut().insert(header::CONTENT_TYPE, json);
-        let (head, _) = self.send(url, request).await?;
-        if head.status.is_success() { Ok(()) } else { Err(format!("{url} answered {}", head.status)) }
+    fn without_token(&self, text: &str) -> String {
+        text.replace(&self.token, "***")
     }
+}
 
-    async fn send(
-        &self,
-        url: &str,
-        mut request: Request<Full<Bytes>>,
-    ) -> Result<(http::response::Parts, Bytes), String> {
-        *request.uri_mut() = url.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
-        request.headers_mut().extend(self.headers.clone());
-        let exchange = async {
-            let answer = self.client.request(request).await.map_err(|error| causes(&error))?;
-            let (head, body) = answer.into_parts();
-            let body = Limited::new(body, LARGEST_STATE).collect().await;
-            Ok((head, body.map_err(|error| causes(&*error))?.to_bytes()))
-        };
-        match tokio::time::timeout(self.time_limit, exchange).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(format!("no answer within {:?}", self.time_limit)),
+#[async_trait]
+impl Transport for Checked {
+    async fn execute(&self, request: Request) -> Result<Response, anyhow::Error> {
+        let connection = request.headers.iter().find(|(name, _)| name == "unleash-connection-id");
+        if let Some((_, connection)) = connection {
+            self.connection.get_or_init(|| connection.clone());
         }
+        let (is_poll, url) = (request.method == Method::Get, request.url.clone());
+        let known = if is_poll { self.etag().in_use.clone() } else { None };
+        let mut answer =
+            self.send(request, known.clone()).await.map_err(|error| NoState::from(unavailable(error)))?;
+        if is_poll {
+            // The application's transport may know an ETag that is not known here.
+            let knows_state = known.is_some() || matches!(self.carrier, Carrier::Users(_));
+            self.check(&url, &answer, knows_state)?;
+            self.etag().received = answer.headers.remove(header::ETAG);
+        }
+        Ok(Response { status: answer.status.as_u16(), body: answer.body.into() })
     }
 }
 
-/// The whole chain, because "connection refused" is its last element.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
+/// The time until a request may be repeated (RFC 9110, section 10.2.3), limited.
+fn retry_after(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    let pause = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => (DateTime::parse_from_rfc2822(text).ok()?.to_utc() - Utc::now()).to_std().ok()?,
+    };
+    Some(pause.min(LONGEST_RETRY_AFTER))
 }
 
-fn unavailable(message: impl Into<String>) -> FetchError {
+pub(super) fn unavailable(message: impl Into<String>) -> FetchError {
     FetchError { kind: FetchErrorKind::Unavailable, message: message.into() }
 }
 

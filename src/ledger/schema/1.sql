@@ -321,6 +321,19 @@ create table cutover.flag_states (
     kept_at timestamptz not null default clock_timestamp()
 );
 
+-- Which instance polls the flag server for its fleet, and the state that it received.
+create table cutover.flag_polls (
+    -- A hash of service, server and token.
+    key bigint primary key,
+    leader bigint not null,
+    leader_until timestamptz not null,
+    -- When the flag server last answered.
+    answered_at timestamptz not null default clock_timestamp(),
+    version bigint not null default 0,
+    -- As in flag_states.
+    state bytea check (octet_length(state) <= 17000000)
+);
+
 -- The fence: the first statement of every pinned write transaction.
 --
 -- The shared lock comes first, and the look at the epoch is a separate statement. Under READ COMMITTED it therefore sees

@@ -8,6 +8,28 @@ use crate::ledger::commands::{self, NamedMigration};
 use crate::ledger::history::{self, NewEvent};
 use crate::migration::phase::{Desired, Phase};
 
+/// Who changes a migration, and why, for the history.
+///
+/// A `&str` is an actor without a reason.
+#[derive(Debug, Clone, Copy)]
+pub struct Actor<'a> {
+    name: &'a str,
+    reason: &'a str,
+}
+
+impl<'a> Actor<'a> {
+    /// An actor that gives a reason.
+    pub fn with_reason(name: &'a str, reason: &'a str) -> Self {
+        Self { name, reason }
+    }
+}
+
+impl<'a> From<&'a str> for Actor<'a> {
+    fn from(name: &'a str) -> Self {
+        Self { name, reason: "" }
+    }
+}
+
 /// Sets the desired phase. The driver moves towards it, one step at a time, as soon as each step's requirements hold.
 ///
 /// This has an effect only on builds that take the desired phase from the ledger, not on those that take it from a flag.
@@ -19,11 +41,17 @@ use crate::migration::phase::{Desired, Phase};
 /// # Cancel safety
 ///
 /// Safe: the phase is set, or it is not.
-pub async fn set_phase(ledger: &Ledger, migration: &str, to: Desired, actor: &str) -> Result<(), AdminError> {
+pub async fn set_phase(
+    ledger: &Ledger,
+    migration: &str,
+    to: Desired,
+    actor: impl Into<Actor<'_>>,
+) -> Result<(), AdminError> {
+    let actor = actor.into();
     let mut tx = ledger.begin().await?;
     let found = find_and_lock(&mut tx, migration).await?;
-    commands::set_desired(&mut tx, found.id, &to.to_string(), actor).await?;
-    record(&mut tx, &found, &format!("desired phase set to {to}"), actor, "").await?;
+    commands::set_desired(&mut tx, found.id, &to.to_string(), actor.name).await?;
+    record(&mut tx, &found, &format!("desired phase set to {to}"), actor).await?;
     tx.commit().await?;
     Ok(())
 }
@@ -44,7 +72,7 @@ pub async fn approve(ledger: &Ledger, migration: &str, actor: &str, reason: &str
         return Err(AdminError::NotInRetire { name: migration.to_owned(), phase: found.phase });
     }
     commands::approve(&mut tx, found.id, actor, reason).await?;
-    record(&mut tx, &found, "contract approved", actor, reason).await?;
+    record(&mut tx, &found, "contract approved", Actor::with_reason(actor, reason)).await?;
     tx.commit().await?;
     Ok(())
 }
@@ -61,11 +89,16 @@ pub async fn approve(ledger: &Ledger, migration: &str, actor: &str, reason: &str
 /// # Cancel safety
 ///
 /// Safe: they are paused, or they are not.
-pub async fn pause_work(ledger: &Ledger, migration: &str, actor: &str) -> Result<(), AdminError> {
+pub async fn pause_work(
+    ledger: &Ledger,
+    migration: &str,
+    actor: impl Into<Actor<'_>>,
+) -> Result<(), AdminError> {
+    let actor = actor.into();
     let mut tx = ledger.begin().await?;
     let found = find_and_lock(&mut tx, migration).await?;
-    if commands::pause(&mut tx, found.id, actor).await? {
-        record(&mut tx, &found, "backfills and scans paused", actor, "").await?;
+    if commands::pause(&mut tx, found.id, actor.name).await? {
+        record(&mut tx, &found, "backfills and scans paused", actor).await?;
     }
     tx.commit().await?;
     Ok(())
@@ -80,11 +113,16 @@ pub async fn pause_work(ledger: &Ledger, migration: &str, actor: &str) -> Result
 /// # Cancel safety
 ///
 /// Safe: they are resumed, or they are not.
-pub async fn resume_work(ledger: &Ledger, migration: &str, actor: &str) -> Result<(), AdminError> {
+pub async fn resume_work(
+    ledger: &Ledger,
+    migration: &str,
+    actor: impl Into<Actor<'_>>,
+) -> Result<(), AdminError> {
+    let actor = actor.into();
     let mut tx = ledger.begin().await?;
     let found = find_and_lock(&mut tx, migration).await?;
     if commands::resume(&mut tx, found.id).await? {
-        record(&mut tx, &found, "backfills and scans resumed", actor, "").await?;
+        record(&mut tx, &found, "backfills and scans resumed", actor).await?;
     }
     tx.commit().await?;
     Ok(())
@@ -100,11 +138,16 @@ pub async fn resume_work(ledger: &Ledger, migration: &str, actor: &str) -> Resul
 /// # Cancel safety
 ///
 /// Safe: all rows are due, or none was changed.
-pub async fn retry_repairs(ledger: &Ledger, migration: &str, actor: &str) -> Result<u64, AdminError> {
+pub async fn retry_repairs(
+    ledger: &Ledger,
+    migration: &str,
+    actor: impl Into<Actor<'_>>,
+) -> Result<u64, AdminError> {
+    let actor = actor.into();
     let mut tx = ledger.begin().await?;
     let found = find_and_lock(&mut tx, migration).await?;
     let retried = commands::retry_repairs(&mut tx, found.id).await?;
-    record(&mut tx, &found, &format!("retry of {retried} repairs requested"), actor, "").await?;
+    record(&mut tx, &found, &format!("retry of {retried} repairs requested"), actor).await?;
     tx.commit().await?;
     Ok(retried)
 }
@@ -113,9 +156,9 @@ async fn record(
     tx: &mut PgConnection,
     migration: &NamedMigration,
     event: &str,
-    actor: &str,
-    reason: &str,
+    actor: Actor<'_>,
 ) -> Result<(), sqlx::Error> {
     let NamedMigration { fleet, name, epoch, .. } = migration;
+    let Actor { name: actor, reason } = actor;
     history::record(tx, &NewEvent { fleet, migration: name, event, epoch: *epoch, actor, reason }).await
 }

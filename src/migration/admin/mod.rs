@@ -11,9 +11,9 @@ mod reports;
 
 pub use builds::incompatible_builds;
 pub(crate) use builds::{BuildFindings, examine_builds};
-pub use commands::{approve, pause_work, resume_work, retry_repairs, set_phase};
+pub use commands::{Actor, approve, pause_work, resume_work, retry_repairs, set_phase};
 pub use error::AdminError;
-pub use plan::{Need, PlanReport, StepReport, plan};
+pub use plan::{MigrationFiles, Need, PlanReport, StepReport, migration_files, plan};
 pub use reports::{
     BadRow, Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, RepairReport,
     WorkReport, bad_rows, count_repairs, differences, external_writes, history, repairs, report,

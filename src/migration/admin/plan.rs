@@ -6,8 +6,8 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::error::{AdminError, find};
-use crate::ledger::Ledger;
 use crate::ledger::reports::{self, OutlookRow};
+use crate::ledger::{Ledger, plans};
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Counted, members, parse_phase};
 use crate::migration::phase::{
@@ -147,6 +147,47 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         driver: row.driver,
         steps,
     })
+}
+
+/// The statements of a migration for a team's own migration files, such as those of `sqlx migrate`.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct MigrationFiles {
+    /// The fleet that it belongs to.
+    pub fleet: String,
+    /// Its name.
+    pub name: String,
+    /// Adds the new side. It can run at any time before `expand`.
+    pub expand: String,
+    /// Drops the old side. It fails unless the migration is in `contract`, except in a database without the ledger.
+    pub contract: String,
+}
+
+/// The statements of a migration (`name` or `fleet/name`) for a team's own migration files, as the latest build has
+/// published them. `None` if no build with a plan has.
+///
+/// # Errors
+///
+/// [`AdminError`].
+///
+/// # Cancel safety
+///
+/// Safe: it only reads.
+pub async fn migration_files(ledger: &Ledger, name: &str) -> Result<Option<MigrationFiles>, AdminError> {
+    let mut tx = ledger.begin().await?;
+    let found = find(&mut tx, name).await?;
+    let row = reports::outlook(&mut tx, found.id).await?;
+    let tasks: Vec<(String, String)> =
+        row.tasks.as_deref().and_then(|tasks| serde_json::from_str(tasks).ok()).unwrap_or_default();
+    let statements = |task: Task| {
+        let file = plans::file_of(task.name());
+        tasks.iter().find(|(name, _)| *name == file).map(|(_, sql)| sql.clone())
+    };
+    let (Some(expand), Some(contract)) = (statements(Task::Expand), statements(Task::Contract)) else {
+        return Ok(None);
+    };
+    let contract = plans::contract_guard(&row.fleet, &row.name) + &contract;
+    Ok(Some(MigrationFiles { fleet: row.fleet, name: row.name, expand, contract }))
 }
 
 /// `None` if the build did not publish what it drops, if that is not there, or if the role may not look.

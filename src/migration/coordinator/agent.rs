@@ -146,7 +146,10 @@ impl Agent {
 /// What a build would execute, for people to read.
 async fn publish(fleet: &Fleet, migration: i32, spec: &MigrationSpec) -> Result<(), sqlx::Error> {
     let tasks = spec.plan.as_ref().map(|plan| plan.sql()).unwrap_or_default();
-    let tasks: Vec<(&str, &str)> = tasks.iter().map(|(task, sql)| (task.name(), &**sql)).collect();
+    let files = spec.plan.as_ref().map(|plan| plan.files()).unwrap_or_default();
+    let files = files.into_iter().map(|(task, sql)| (plans::file_of(task.name()), sql));
+    let tasks: Vec<(String, String)> =
+        tasks.into_iter().map(|(task, sql)| (task.name().to_owned(), sql)).chain(files).collect();
     let tasks = serde_json::to_string(&tasks).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
     let old_side = spec.plan.as_ref().and_then(|plan| plan.old_side());
     let plan = PublishedPlan {

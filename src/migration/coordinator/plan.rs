@@ -64,6 +64,12 @@ pub trait Plan: Send + Sync + fmt::Debug {
         Vec::new()
     }
 
+    /// The statements of [`Task::Expand`] and [`Task::Contract`] for a team's own migration files, without those that only
+    /// the library can run. None by default.
+    fn files(&self) -> Vec<(Task, String)> {
+        Vec::new()
+    }
+
     /// What [`Task::Contract`] drops. `cutover plan` shows what depends on it. Nothing by default.
     ///
     /// If there is an old side, only instances that have a plan drive the migration.

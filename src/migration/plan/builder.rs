@@ -26,6 +26,7 @@ pub struct SqlMigrationBuilder<S> {
     pub(super) sensitive: bool,
     pub(super) has_guard: bool,
     pub(super) uses_existing: bool,
+    pub(super) by_files: bool,
     pub(super) sides: S,
 }
 
@@ -49,6 +50,7 @@ impl<S> SqlMigrationBuilder<S> {
             sensitive: false,
             has_guard: true,
             uses_existing: false,
+            by_files: false,
             sides,
         }
     }
@@ -174,6 +176,18 @@ impl<S> SqlMigrationBuilder<S> {
         self
     }
 
+    /// Leaves it to your own migration files, for example those of `sqlx migrate`, to add the new side and to drop the old
+    /// one.
+    ///
+    /// `cutover plan <migration> --write-files <directory>` writes these files. The migration waits before `expand` until the
+    /// new side exists, and in `contract` until the old side is gone. Whatever the new side holds is overwritten. The
+    /// library still installs and removes the guard trigger, builds indexes, and makes the new column `NOT NULL`: each of
+    /// these needs locks and retries that a file cannot have.
+    pub fn schema_by_files(mut self) -> Self {
+        (self.by_files, self.uses_existing) = (true, true);
+        self
+    }
+
     /// Installs no guard trigger, because only the fleet writes the table or its owner accepts no trigger on it.
     ///
     /// An external write is then found by a scan at best. From `retire` on it is lost.
@@ -199,12 +213,14 @@ impl<S> SqlMigrationBuilder<S> {
         sides: impl FnOnce(S) -> Described,
     ) -> Result<Description, ConfigError> {
         ConfigError::check(problems)?;
-        let Self { pool, key, batches, throttle, changes, sensitive, has_guard, uses_existing, .. } = self;
+        let Self {
+            pool, key, batches, throttle, changes, sensitive, has_guard, uses_existing, by_files, ..
+        } = self;
         let Described { old, new, forward, backward, shape } = sides(self.sides);
         let sides = Sides { old: quote_table(&old), new: quote_table(&new), forward, backward };
         let skips_triggers = changes.triggers == CopyTriggers::Skip;
         let outline = Outline { pool, sides, key, batches, throttle, sensitive, skips_triggers };
-        Ok(Description { outline, shape, changes, has_guard, uses_existing })
+        Ok(Description { outline, shape, changes, has_guard, uses_existing, by_files })
     }
 }
 

@@ -3,6 +3,7 @@
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::description::{Description, Shape, not_null_check, not_null_steps};
+use super::expand::find_guard;
 use crate::ledger::{sides, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::{OldSide, take_over_sequences, unquote};
@@ -46,6 +47,9 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         let new = sides.new.column.as_deref().unwrap_or(new);
         forbid_nulls(plan, &table, new, migration).await?;
     }
+    if plan.by_files {
+        return disarm(plan, &table, sides.old.relation, migration).await;
+    }
     let id = migration.id().to_string();
     let disarm = plan.guard(&[]).map(|guard| guard.disarm(&table, &id));
     let statements: Vec<String> = disarm
@@ -55,6 +59,29 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         .chain([plan.drop(&table, column.as_deref())])
         .collect();
     drop_old_side(&plan.outline.pool, &table, migration, &statements.join(";\n")).await
+}
+
+/// Removes the guard trigger, and then waits for a migration file to drop the old side.
+async fn disarm(
+    plan: &Description,
+    table: &str,
+    relation: i64,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let mut connection = plan.outline.pool.acquire().await?;
+    let guard = find_guard(plan, &mut connection).await?;
+    if let Some(guard) = guard
+        && guard.is_armed(&mut connection, relation, migration.id()).await?
+    {
+        drop(connection);
+        let statement = guard.disarm(table, &migration.id().to_string());
+        alter(&plan.outline.pool, table, migration, Phase::Contract, &statement).await?;
+    }
+    Err(PlanError::NotNow(format!(
+        "the drop of the old side of {table} by a migration file (`schema_by_files`); to unblock: run that file, which \
+         `cutover plan {} --write-files <directory>` writes",
+        migration.name()
+    )))
 }
 
 /// Makes the new column `NOT NULL`, if no row holds a null. With the check in place no writer could change such a row.

@@ -18,6 +18,8 @@ pub(crate) struct Description {
     pub(crate) has_guard: bool,
     /// Whether a new side that somebody else made may be used, with what it holds.
     pub(crate) uses_existing: bool,
+    /// Whether files of the team add the new side and drop the old one.
+    pub(crate) by_files: bool,
 }
 
 /// What the two sides are.
@@ -86,6 +88,19 @@ impl Description {
             Some(column) => format!("alter table {table} drop column if exists {column}"),
             None => format!("drop table if exists {table}"),
         }
+    }
+
+    /// See [`Plan::files`](crate::migration::coordinator::Plan::files).
+    pub(crate) fn files(&self) -> Vec<(Task, String)> {
+        let column = match &self.shape {
+            Shape::Column { old, .. } => Some(old.as_str()),
+            Shape::Table { .. } => None,
+        };
+        let text = |statements: Vec<String>| statements.iter().map(|one| format!("{one};\n")).collect();
+        let expand = self.create().into_iter().chain(self.changes.expand.clone()).collect();
+        let drop = self.drop(self.old_table(), column);
+        let contract = self.changes.contract.iter().cloned().chain([drop]).collect();
+        vec![(Task::Expand, text(expand)), (Task::Contract, text(contract))]
     }
 
     /// See [`Plan::sql`](crate::migration::coordinator::Plan::sql).

@@ -23,6 +23,17 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
     }
     refuse(&found)?;
     let exists = new_side_exists(plan, &mut connection).await?;
+    if plan.by_files && !exists {
+        let new_side = match plan.columns() {
+            Some((_, new)) => format!("column {new:?} of {}", plan.old_table()),
+            None => format!("table {}", plan.new_table()),
+        };
+        return Err(PlanError::NotNow(format!(
+            "{new_side}, which a migration file adds (`schema_by_files`); to unblock: run that file, which \
+             `cutover plan {} --write-files <directory>` writes",
+            migration.name()
+        )));
+    }
     // Whoever made the new side ran the statements that belong to it.
     let mut make: Vec<String> = match exists {
         true => Vec::new(),

@@ -70,6 +70,10 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         self.description.sql()
     }
 
+    fn files(&self) -> Vec<(Task, String)> {
+        self.description.files()
+    }
+
     fn old_side(&self) -> Option<OldSide> {
         Some(self.description.old_side())
     }

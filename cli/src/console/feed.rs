@@ -1,0 +1,149 @@
+//! Reads the ledger once for all viewers, and not at all without one.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use cutover::ledger::Ledger;
+use cutover::migration::Phase;
+use cutover::migration::admin::{
+    AdminError, Event, ExternalWriteReport, MigrationReport, PlanReport, RepairReport, external_writes,
+    history, plan, repairs, report,
+};
+use tokio::sync::watch;
+
+use super::pages;
+
+const POLL: Duration = Duration::from_secs(2);
+/// How often the slow part is read, if no change of the fast part calls for it.
+const SLOW_POLL: Duration = Duration::from_secs(15);
+/// Samples of a chart: four minutes.
+const SAMPLES: usize = 120;
+const SHOWN_ROWS: u32 = 20;
+
+/// What a topic shows; `None` before the first read.
+pub(super) type Html = Option<Arc<str>>;
+
+/// The list of migrations (`None`), or one of them as `fleet/name`.
+type Topic = Option<String>;
+
+#[derive(Clone)]
+pub(super) struct Feed {
+    ledger: Ledger,
+    topics: Arc<Mutex<HashMap<Topic, watch::Sender<Html>>>>,
+}
+
+/// What a page of a migration shows besides its report.
+#[derive(Default)]
+pub(super) struct Details {
+    pub(super) plan: Option<PlanReport>,
+    pub(super) repairs: Vec<RepairReport>,
+    pub(super) external_writes: Vec<ExternalWriteReport>,
+    pub(super) history: Vec<Event>,
+}
+
+impl Feed {
+    pub(super) fn new(ledger: Ledger) -> Self {
+        Self { ledger, topics: Arc::default() }
+    }
+
+    /// The present state.
+    pub(super) async fn now(&self, topic: Option<&str>) -> Arc<str> {
+        let mut states = self.subscribe(topic);
+        match states.wait_for(Option::is_some).await {
+            Ok(state) => state.clone().unwrap_or_default(),
+            Err(_) => Arc::default(),
+        }
+    }
+
+    /// The states from now on. The first viewer of a topic starts its reader, and the last one ends it.
+    pub(super) fn subscribe(&self, topic: Option<&str>) -> watch::Receiver<Html> {
+        let topic = topic.map(str::to_owned);
+        let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = topics.get(&topic) {
+            return sender.subscribe();
+        }
+        let (sender, receiver) = watch::channel(None);
+        topics.insert(topic.clone(), sender.clone());
+        tokio::spawn(self.clone().read(topic, sender));
+        receiver
+    }
+
+    async fn read(self, topic: Topic, sender: watch::Sender<Html>) {
+        let mut reader = Reader::default();
+        loop {
+            let html: Arc<str> = match reader.read(&self.ledger, topic.as_deref()).await {
+                Ok(html) => html.into(),
+                Err(error) => pages::problem(&error.to_string()).into_string().into(),
+            };
+            sender.send_if_modified(|shown| {
+                let is_new = shown.as_ref() != Some(&html);
+                *shown = Some(html);
+                is_new
+            });
+            tokio::time::sleep(POLL).await;
+            let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+            // Subscriptions are made under this lock, so none is missed.
+            if sender.receiver_count() == 0 {
+                topics.remove(&topic);
+                return;
+            }
+        }
+    }
+}
+
+/// The state of a topic between two reads.
+#[derive(Default)]
+struct Reader {
+    details: Details,
+    /// When the details were read, and for which state.
+    read: Option<(Instant, String)>,
+    rates: VecDeque<f64>,
+    last_rows: Option<(Instant, i64)>,
+}
+
+impl Reader {
+    async fn read(&mut self, ledger: &Ledger, topic: Option<&str>) -> Result<String, AdminError> {
+        let reports = report(ledger, topic).await?;
+        let Some(name) = topic else { return Ok(pages::migrations(&reports).into_string()) };
+        let Some(found) = reports.first() else { return Ok(String::new()) };
+        let state = state(found);
+        let is_due = self.read.as_ref().is_none_or(|(at, seen)| at.elapsed() >= SLOW_POLL || *seen != state);
+        if is_due {
+            self.details = details(ledger, name).await?;
+            self.read = Some((Instant::now(), state));
+        }
+        self.sample(found);
+        Ok(pages::one(found, &self.details, self.rates.make_contiguous()).into_string())
+    }
+
+    /// Adds the rows per second since the last read.
+    fn sample(&mut self, report: &MigrationReport) {
+        let Some(work) = report.work.as_ref().filter(|work| !work.finished) else {
+            self.last_rows = None;
+            return;
+        };
+        if let Some((at, rows)) = self.last_rows {
+            let done = (work.rows_done - rows).max(0) as f64;
+            self.rates.push_back(done / at.elapsed().as_secs_f64().max(0.001));
+            self.rates.drain(..self.rates.len().saturating_sub(SAMPLES));
+        }
+        self.last_rows = Some((Instant::now(), work.rows_done));
+    }
+}
+
+/// A text that differs when the slow part is likely to have changed.
+fn state(report: &MigrationReport) -> String {
+    let MigrationReport { epoch, desired, waits_for, paused_by, work, .. } = report;
+    let work = work.as_ref().map(|work| (&work.kind, work.finished));
+    format!("{epoch} {desired:?} {waits_for:?} {paused_by:?} {work:?}")
+}
+
+async fn details(ledger: &Ledger, name: &str) -> Result<Details, AdminError> {
+    Ok(Details {
+        plan: Some(plan(ledger, name, Phase::Contract).await?),
+        repairs: repairs(ledger, Some(name), SHOWN_ROWS).await?,
+        external_writes: external_writes(ledger, Some(name), SHOWN_ROWS).await?,
+        history: history(ledger, Some(name), SHOWN_ROWS).await?,
+    })
+}

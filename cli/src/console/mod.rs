@@ -1,0 +1,202 @@
+//! `cutover console`: a local web page over the ledger alone, so it shows the migrations of every service of a database.
+
+mod access;
+mod actions;
+mod feed;
+mod pages;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use axum::http::{HeaderName, StatusCode};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Form, Router};
+use cutover::ledger::Ledger;
+use cutover::migration::admin::AdminError;
+use futures_util::stream;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::{complain, print};
+use access::{Access, secret};
+use feed::{Feed, Html};
+
+const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("script.js");
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
+                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+#[derive(clap::Args)]
+pub(crate) struct Console {
+    /// The address to serve on. An address other than loopback needs an access token
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7330")]
+    listen: SocketAddr,
+    /// A file with the access token that the page asks for
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<std::path::PathBuf>,
+    /// The access token. Prefer --token-file: other users of this machine can read arguments
+    #[arg(long, env = "CUTOVER_CONSOLE_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    token: Option<String>,
+    /// Show only: refuse every action
+    #[arg(long)]
+    read_only: bool,
+}
+
+/// What the handlers share.
+struct Shared {
+    ledger: Ledger,
+    feed: Feed,
+    access: Access,
+    /// A form without it does not come from one of our pages.
+    csrf: String,
+    /// The name that the form suggests, or `None` if several people may use the page.
+    actor: Option<String>,
+    read_only: bool,
+}
+
+type Handle = State<Arc<Shared>>;
+
+/// Serves the page until Ctrl-C.
+pub(crate) async fn run(ledger: &Ledger, console: &Console, actor: &str) -> Result<ExitCode, AdminError> {
+    let token = match token(console) {
+        Ok(token) => token,
+        Err(problem) => {
+            complain(&format!("cutover: {problem}"));
+            return Ok(ExitCode::from(2));
+        }
+    };
+    let listener = match TcpListener::bind(console.listen).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            complain(&format!(
+                "cutover: cannot listen on {}: {error}; name another address with --listen",
+                console.listen
+            ));
+            return Ok(ExitCode::from(2));
+        }
+    };
+    let address = listener.local_addr().unwrap_or(console.listen);
+    let is_local = address.ip().is_loopback();
+    let shared = Arc::new(Shared {
+        ledger: ledger.clone(),
+        feed: Feed::new(ledger.clone()),
+        access: Access::new(token, is_local),
+        csrf: secret(),
+        actor: is_local.then(|| actor.to_owned()),
+        read_only: console.read_only,
+    });
+    print(&format!("the console is at http://{address}/ (Ctrl-C ends it)\n"));
+    let serve = axum::serve(listener, router(shared));
+    tokio::select! {
+        result = serve => if let Err(error) = result {
+            complain(&format!("cutover: the console has ended: {error}"));
+            return Ok(ExitCode::from(1));
+        },
+        // Open event streams would hold up a graceful end, and nothing is lost without it.
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The token, or why the console cannot start.
+fn token(console: &Console) -> Result<Option<String>, String> {
+    let token = match (&console.token_file, &console.token) {
+        (Some(file), _) => Some(
+            std::fs::read_to_string(file)
+                .map_err(|error| format!("cannot read --token-file {}: {error}", file.display()))?,
+        ),
+        (None, token) => token.clone(),
+    };
+    let token = token.map(|token| token.trim().to_owned());
+    match token {
+        Some(token) if token.len() < 16 => Err("the access token must have at least 16 characters; \
+             for example `openssl rand -hex 16 > token` and --token-file token"
+            .into()),
+        None if !console.listen.ip().is_loopback() => Err(format!(
+            "{} is reachable from other machines, so the console needs an access token: \
+             `openssl rand -hex 16 > token` and --token-file token, or listen on 127.0.0.1",
+            console.listen
+        )),
+        token => Ok(token),
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/", get(list))
+        .route("/events", get(list_events))
+        .route("/migrations/{fleet}/{name}", get(migration))
+        .route("/migrations/{fleet}/{name}/events", get(migration_events))
+        .route("/migrations/{fleet}/{name}/action", post(act))
+        .layer(from_fn_with_state(Arc::clone(&shared), access::check))
+        .route("/login", get(access::login_page).post(access::login))
+        .route("/style.css", get(([(CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)))
+        .route("/script.js", get(([(CONTENT_TYPE, "text/javascript; charset=utf-8")], SCRIPT)))
+        .layer(from_fn_with_state(Arc::clone(&shared), access::same_site))
+        .layer(map_response(with_headers))
+        .with_state(shared)
+}
+
+async fn with_headers(mut response: Response) -> Response {
+    for (name, value) in [
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (CACHE_CONTROL, "no-store"),
+        (HeaderName::from_static("x-content-type-options"), "nosniff"),
+        (HeaderName::from_static("referrer-policy"), "no-referrer"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+async fn list(State(shared): Handle) -> Response {
+    pages::list(&shared.feed.now(None).await).into_response()
+}
+
+async fn list_events(State(shared): Handle) -> Response {
+    events(shared.feed.subscribe(None))
+}
+
+async fn migration(State(shared): Handle, Path((fleet, name)): Path<(String, String)>) -> Response {
+    let topic = format!("{fleet}/{name}");
+    let shown = shared.feed.now(Some(&topic)).await;
+    let (status, form) = match actions::form(&shared, &topic).await {
+        Ok(form) => (StatusCode::OK, form),
+        Err(error) => (actions::status(&error), pages::problem(&error.to_string())),
+    };
+    (status, pages::migration(&topic, &shown, &form)).into_response()
+}
+
+async fn migration_events(State(shared): Handle, Path((fleet, name)): Path<(String, String)>) -> Response {
+    events(shared.feed.subscribe(Some(&format!("{fleet}/{name}"))))
+}
+
+async fn act(
+    State(shared): Handle,
+    Path((fleet, name)): Path<(String, String)>,
+    Form(form): Form<actions::Action>,
+) -> Response {
+    let topic = format!("{fleet}/{name}");
+    match actions::act(&shared, &topic, &form).await {
+        // After a reload of the next page, the browser does not send the form again.
+        Ok(()) => access::redirect(&pages::address(&topic)),
+        Err((status, problem)) => (status, pages::refused(&topic, &problem)).into_response(),
+    }
+}
+
+/// The part of the page that changes, whenever it has changed.
+fn events(states: watch::Receiver<Html>) -> Response {
+    let states = stream::unfold(states, async |mut states| {
+        states.changed().await.ok()?;
+        let state = states.borrow_and_update().clone().unwrap_or_default();
+        Some((Ok::<_, Infallible>(Event::default().event("state").data(&*state)), states))
+    });
+    Sse::new(states).keep_alive(KeepAlive::default()).into_response()
+}

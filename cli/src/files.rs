@@ -1,0 +1,69 @@
+//! `cutover plan --write-files`: the schema changes of a migration as files for a team's own tool.
+
+use std::fs::{OpenOptions, create_dir_all};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use cutover::ledger::Ledger;
+use cutover::migration::admin::{AdminError, MigrationFiles, migration_files};
+
+use crate::arguments::Arguments;
+use crate::{complain, say};
+
+/// Writes the files of a migration and prints their paths.
+pub(crate) async fn run(
+    ledger: &Ledger,
+    arguments: &Arguments,
+    migration: &str,
+    directory: &Path,
+) -> Result<ExitCode, AdminError> {
+    let Some(files) = migration_files(ledger, migration).await? else {
+        complain(&format!(
+            "cutover: no build has published a plan of {migration:?}; start a build that declares it with a plan"
+        ));
+        return Ok(ExitCode::from(1));
+    };
+    match write(&files, directory) {
+        Ok(paths) => {
+            let paths = paths.map(|path| path.display().to_string());
+            say(arguments, &paths, || {
+                let [expand, contract] = &paths;
+                format!(
+                    "{expand}\n{contract}\nThe plan needs `.schema_by_files()`. Rename the second file to `.sql` when \
+                     {migration} is in `contract`.\n"
+                )
+            });
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            complain(&format!("cutover: could not write the files: {error}"));
+            Ok(ExitCode::from(1))
+        }
+    }
+}
+
+/// Writes both files into a directory, and returns their paths. An existing file is never replaced.
+fn write(files: &MigrationFiles, directory: &Path) -> io::Result<[PathBuf; 2]> {
+    create_dir_all(directory)?;
+    let name: String = files
+        .name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' })
+        .collect();
+    let time = jiff::Timestamp::now();
+    // The names that `sqlx migrate add` gives. Two versions must differ, and the drop comes last.
+    let version =
+        |seconds: i64| (time + jiff::SignedDuration::from_secs(seconds)).strftime("%Y%m%d%H%M%S").to_string();
+    let expand = directory.join(format!("{}_{name}_expand.sql", version(0)));
+    let contract = directory.join(format!("{}_{name}_contract.sql.later", version(1)));
+    create(&expand, &files.expand)?;
+    create(&contract, &files.contract)?;
+    Ok([expand, contract])
+}
+
+fn create(path: &Path, text: &str) -> io::Result<()> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path).map_err(named)?;
+    file.write_all(text.as_bytes()).map_err(named)
+}

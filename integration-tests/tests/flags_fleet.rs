@@ -1,0 +1,222 @@
+//! One instance polls the flag server for its fleet.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use cutover::flags::{Flag, Flags, FleetPolling, Subject, UnleashOptions};
+use cutover::ledger::Ledger;
+use cutover_testkit::{KitError, Postgres, PostgresOptions, wait_until};
+use tokio::runtime::{Builder, Runtime};
+
+const FLAG: Flag = Flag::new("kill-switch", false);
+const LIMIT: Duration = Duration::from_secs(60);
+/// From a toggle to the decision of the last instance.
+const SOON: Duration = Duration::from_millis(2500);
+
+/// A flag server with one flag that counts its polls by instance.
+#[derive(Clone, Default)]
+struct Server {
+    on: Arc<Mutex<bool>>,
+    is_away: Arc<Mutex<bool>>,
+    polls: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+impl Server {
+    async fn start(&self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = self.clone();
+        let app = Router::new().fallback(async move |request| server.answer(&request));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        url
+    }
+
+    fn answer(&self, request: &Request) -> Response {
+        if request.uri().path() != "/api/client/features" {
+            return StatusCode::ACCEPTED.into_response();
+        }
+        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let instance = header("unleash-instanceid").unwrap_or_default().to_owned();
+        *self.polls.lock().unwrap().entry(instance).or_default() += 1;
+        if *self.is_away.lock().unwrap() {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
+        let on = *self.on.lock().unwrap();
+        let etag = format!("\"{on}\"");
+        if header("if-none-match") == Some(&*etag) {
+            return StatusCode::NOT_MODIFIED.into_response();
+        }
+        let state = format!(
+            r#"{{"version":2,"features":[{{"name":"kill-switch","enabled":{on},"strategies":[{{"name":"default"}}]}}]}}"#
+        );
+        ([(header::ETAG, etag)], state).into_response()
+    }
+
+    /// The polls in a time, by instance.
+    async fn polls_within(&self, time: Duration) -> HashMap<String, usize> {
+        self.polls.lock().unwrap().clear();
+        tokio::time::sleep(time).await;
+        self.polls.lock().unwrap().clone()
+    }
+
+    /// Toggles the flag, and returns the time until all instances decide by it.
+    async fn toggle(&self, fleet: &[Flags]) -> Duration {
+        let on = {
+            let mut on = self.on.lock().unwrap();
+            *on = !*on;
+            *on
+        };
+        let begin = Instant::now();
+        until("all instances decide", || {
+            fleet.iter().all(|flags| flags.decide(&FLAG, &Subject::new()) == on)
+        })
+        .await;
+        begin.elapsed()
+    }
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    wait_until(what, LIMIT, async || Ok::<_, KitError>(done())).await.unwrap();
+}
+
+fn options(url: &str, instance: usize, fleet: FleetPolling) -> UnleashOptions {
+    UnleashOptions {
+        fleet: Some(fleet),
+        ..UnleashOptions::new(url, "token", "payments", format!("payments-{instance}"))
+    }
+}
+
+/// A fleet on one ledger, after it has elected an instance.
+async fn fleet(url: &str, ledger: &Ledger, size: usize) -> Vec<Flags> {
+    let start =
+        |instance| Flags::unleash(options(url, instance, FleetPolling::new(ledger.clone(), "payments")));
+    let fleet: Vec<_> = (0..size).map(|instance| start(instance).unwrap()).collect();
+    for flags in &fleet {
+        tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    fleet
+}
+
+async fn ledger() -> (Postgres, Ledger) {
+    let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let url = postgres.create_database("flags").await.unwrap();
+    (postgres, Ledger::open(url.parse().unwrap()).await.unwrap())
+}
+
+#[tokio::test]
+async fn requests_do_not_grow_with_the_fleet() {
+    const TIME: Duration = Duration::from_secs(15);
+    let (_postgres, ledger) = ledger().await;
+    for size in [3, 20, 100] {
+        let server = Server::default();
+        let url = server.start().await;
+        let fleet = fleet(&url, &ledger, size).await;
+        let polls = server.polls_within(TIME).await;
+        let sum: usize = polls.values().sum();
+        let toggles = [server.toggle(&fleet).await, server.toggle(&fleet).await];
+        println!("{size} instances: {:.2} requests/s, toggles {toggles:?}", sum as f64 / TIME.as_secs_f64());
+        // The elected instance polls every 0.9 to 1.1 s. In 15 s, the others poll once or twice.
+        assert!(sum <= 18 + size * 2, "{size} instances sent {sum} requests in {TIME:?}");
+        let often = polls.values().filter(|polls| **polls > 2).count();
+        assert_eq!(often, 1, "one instance polls often: {polls:?}");
+        assert!(toggles.iter().all(|time| *time < SOON), "{size} instances: {toggles:?}");
+    }
+}
+
+fn instance_that_polls_most(polls: &HashMap<String, usize>) -> usize {
+    let (name, _) = polls.iter().max_by_key(|(_, polls)| **polls).unwrap();
+    name.rsplit('-').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_instance_takes_over_from_a_dead_one() {
+    let (postgres, _) = ledger().await;
+    let url = postgres.url("flags");
+    let server = Server::default();
+    let flag_server = server.start().await;
+    // A runtime of its own for each, so that one can end without saying goodbye.
+    let mut runtimes: Vec<Option<Runtime>> = Vec::new();
+    let mut fleet = Vec::new();
+    for instance in 0..3 {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (flag_server, url) = (flag_server.clone(), url.clone());
+        let start = async move {
+            let ledger = Ledger::open(url.parse().unwrap()).await.unwrap();
+            Flags::unleash(options(&flag_server, instance, FleetPolling::new(ledger, "payments"))).unwrap()
+        };
+        fleet.push(runtime.spawn(start).await.unwrap());
+        runtimes.push(Some(runtime));
+    }
+    for flags in &fleet {
+        tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let leader = instance_that_polls_most(&server.polls_within(Duration::from_secs(4)).await);
+    runtimes[leader].take().unwrap().shutdown_background();
+    std::mem::forget(fleet.remove(leader));
+    let time = server.toggle(&fleet).await;
+    println!("toggle to last decision with a dead leader: {time:?}");
+    // The lease of 3 s, the next look at the ledger, and a poll.
+    assert!(time < Duration::from_secs(7), "{time:?}");
+    assert!(fleet.iter().all(Flags::is_fresh));
+    for runtime in runtimes.into_iter().flatten() {
+        runtime.shutdown_background();
+    }
+    std::mem::forget(fleet);
+}
+
+#[tokio::test]
+async fn an_instance_that_stops_hands_over_at_once() {
+    let (_postgres, ledger) = ledger().await;
+    let server = Server::default();
+    let url = server.start().await;
+    let mut fleet = fleet(&url, &ledger, 3).await;
+    let leader = instance_that_polls_most(&server.polls_within(Duration::from_secs(4)).await);
+    tokio::time::timeout(LIMIT, fleet.remove(leader).close()).await.unwrap();
+    let time = server.toggle(&fleet).await;
+    println!("toggle to last decision after a handover: {time:?}");
+    assert!(time < SOON, "{time:?}");
+}
+
+#[tokio::test]
+async fn instances_poll_by_themselves_while_the_ledger_is_away() {
+    let (postgres, ledger) = ledger().await;
+    let server = Server::default();
+    let url = server.start().await;
+    let fleet = fleet(&url, &ledger, 3).await;
+    postgres.kill9().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let time = server.toggle(&fleet).await;
+    println!("toggle to last decision without a ledger: {time:?}");
+    assert!(time < SOON, "{time:?}");
+
+    postgres.restart().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let polls = server.polls_within(Duration::from_secs(6)).await;
+    let often = polls.values().filter(|polls| **polls > 2).count();
+    assert_eq!(often, 1, "one instance polls often again: {polls:?}");
+}
+
+#[tokio::test]
+async fn an_outage_of_the_flag_server_ends_for_the_whole_fleet() {
+    let (_postgres, ledger) = ledger().await;
+    let server = Server::default();
+    let url = server.start().await;
+    let fleet = fleet(&url, &ledger, 3).await;
+    *server.is_away.lock().unwrap() = true;
+    until("stale", || fleet.iter().all(|flags| !flags.is_fresh())).await;
+    *server.is_away.lock().unwrap() = false;
+    let time = server.toggle(&fleet).await;
+    println!("outage to last decision: {time:?}");
+    // As without a fleet: the pause between attempts is at most half of `stale_after`.
+    assert!(time < Duration::from_secs(20), "{time:?}");
+    until("fresh", || fleet.iter().all(Flags::is_fresh)).await;
+}

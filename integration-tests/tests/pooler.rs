@@ -1,0 +1,209 @@
+//! A whole service behind PgBouncer, of the system and of the program that `TESTKIT_PGBOUNCER_CURRENT` names, in both modes.
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::http::Request;
+use cutover::fleet::{Fleet, FleetOptions};
+use cutover::health::Health;
+use cutover::ledger::Ledger;
+use cutover::migration::{MigrationSpec, PhaseRange};
+use cutover::pool::{ConnectionShare, ShareError, ShareOptions};
+use cutover::release::Release;
+use cutover::{Cutover, Instance};
+use cutover_testkit::{PgBouncer, PgBouncerOptions, Postgres, PostgresOptions, if_installed, wait_until};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use tokio::task::JoinSet;
+use tower::ServiceExt;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A current PgBouncer beside the system's, which is 1.18 on Debian 12.
+fn current() -> Option<PathBuf> {
+    std::env::var_os("TESTKIT_PGBOUNCER_CURRENT").map(PathBuf::from)
+}
+
+fn keeping_statements() -> PgBouncerOptions {
+    let settings = vec!["max_prepared_statements = 200".to_owned()];
+    PgBouncerOptions { pool_size: 6, settings, program: current(), ..PgBouncerOptions::default() }
+}
+
+struct Pooled {
+    postgres: Postgres,
+    pooler: PgBouncer,
+    direct: PgPool,
+}
+
+impl Pooled {
+    async fn start(options: &PgBouncerOptions) -> Option<Self> {
+        let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+        let direct = PgPool::connect(&postgres.create_database("pooled").await.unwrap()).await.unwrap();
+        let pooler = if_installed(PgBouncer::start_with(&postgres, options).await).unwrap()?;
+        Some(Self { postgres, pooler, direct })
+    }
+
+    fn service(&self, instance: &str) -> Cutover {
+        let release = Release::new("shop", "1").unwrap().with_instance(instance).unwrap();
+        let pool = PgPoolOptions::new().max_connections(5).acquire_timeout(LIMIT);
+        let options: PgConnectOptions = self.pooler.url("pooled").parse().unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        Cutover::service("shop")
+            .release(release)
+            .listen(address)
+            .admin(address)
+            .fleet(FleetOptions { renew_every: Duration::from_millis(500), ..FleetOptions::default() })
+            .postgres(pool.connect_lazy_with(options))
+            .migration(MigrationSpec::new("status", PhaseRange::FULL))
+    }
+
+    /// The sessions that the pooler has on the server.
+    async fn sessions(&self) -> Vec<i32> {
+        let all = "select pid from pg_stat_activity where datname = 'pooled' and pid <> pg_backend_pid() order by pid";
+        sqlx::query_scalar(all).fetch_all(&self.direct).await.unwrap()
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    done: AtomicU64,
+    failed: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+/// Reads and pinned writes as a service does them, with named statements.
+fn load(instance: &Instance, stop: &Arc<AtomicBool>, counts: &Arc<Counts>) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    for task in 0..8_i64 {
+        let (pool, migration) = (instance.postgres().unwrap(), instance.migration("status").unwrap());
+        let (stop, counts) = (Arc::clone(stop), Arc::clone(counts));
+        tasks.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let outcome = async {
+                    sqlx::query_scalar::<_, i64>("select $1 + 1").bind(task).fetch_one(&pool).await?;
+                    let mut tx = migration.begin(&pool).await?;
+                    let insert = sqlx::query("insert into public.orders (task) values ($1)");
+                    insert.bind(task).execute(&mut *tx).await?;
+                    tx.commit().await
+                };
+                match outcome.await {
+                    Ok(()) => counts.done.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => {
+                        counts.last_error.lock().unwrap().replace(error.to_string());
+                        counts.failed.fetch_add(1, Ordering::Relaxed)
+                    }
+                };
+            }
+        });
+    }
+    tasks
+}
+
+async fn page(instance: &Instance, path: &str) -> String {
+    let request = Request::get(path).body(Body::empty()).unwrap();
+    let answer = instance.health().router().oneshot(request).await.unwrap();
+    String::from_utf8(to_bytes(answer.into_body(), 1 << 20).await.unwrap().to_vec()).unwrap()
+}
+
+/// Two instances under load, while a migration moves there and back.
+async fn serves_without_a_failed_statement(options: PgBouncerOptions, named_in_health: &str) -> Outcome {
+    let Some(pooled) = Pooled::start(&options).await else { return Ok(()) };
+    sqlx::raw_sql("create table orders (task bigint)").execute(&pooled.direct).await?;
+    let (a, b) = (pooled.service("a").start().await?, pooled.service("b").start().await?);
+    let health = page(&a, "/healthz?verbose").await;
+    assert!(health.contains(named_in_health), "{health}");
+    assert!(a.admission().is_none(), "a share behind a pooler");
+    wait_until("a pin", LIMIT, async || {
+        Ok::<_, sqlx::Error>([&a, &b].iter().all(|i| i.migration("status").unwrap().pin().is_ok()))
+    })
+    .await?;
+    let (stop, counts) = (Arc::default(), Arc::default());
+    let loads = [load(&a, &stop, &counts), load(&b, &stop, &counts)];
+    let before = pooled.sessions().await;
+    for phase in ["backfill", "off"] {
+        let ask = format!("update cutover.migrations set desired = '{phase}'");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(ask)).execute(&pooled.direct).await?;
+        wait_until(phase, LIMIT, async || {
+            let done = "select phase = desired and waits_for is null from cutover.migrations";
+            sqlx::query_scalar::<_, bool>(done).fetch_one(&pooled.direct).await
+        })
+        .await?;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let after = pooled.sessions().await;
+    stop.store(true, Ordering::Relaxed);
+    for load in loads {
+        load.join_all().await;
+    }
+    let (done, failed) = (counts.done.load(Ordering::Relaxed), counts.failed.load(Ordering::Relaxed));
+    assert_eq!(failed, 0, "of {done}, the last with {:?}", counts.last_error.lock().unwrap());
+    assert!(done > 50, "{done} rounds of statements are no load");
+    assert!(before.iter().all(|pid| after.contains(pid)), "a session was ended: {before:?}, then {after:?}");
+    drop((a, b, pooled.postgres));
+    Ok(())
+}
+
+/// A start that waits and says what to set, and a preflight that says the same.
+async fn is_refused(options: PgBouncerOptions) -> Outcome {
+    let Some(pooled) = Pooled::start(&options).await else { return Ok(()) };
+    let report = pooled.service("preflight").preflight().await.to_string();
+    assert!(report.contains("pooler") && report.contains("max_prepared_statements = 200"), "{report}");
+    let started = tokio::time::timeout(Duration::from_secs(3), pooled.service("a").start()).await;
+    assert!(started.is_err(), "the start waits");
+    Ok(())
+}
+
+/// The guard of a share ends connections, which would be the pooler's.
+#[tokio::test]
+async fn a_share_behind_a_pooler_is_refused() -> Outcome {
+    for session_mode in [false, true] {
+        let options = PgBouncerOptions { pool_size: 6, session_mode, ..PgBouncerOptions::default() };
+        let Some(pooled) = Pooled::start(&options).await else { return Ok(()) };
+        let release = Release::new("shop", "1")?.with_instance("a")?;
+        let ledger = Ledger::open(pooled.pooler.url("pooled").parse()?).await?;
+        let health = Health::new();
+        let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
+        let before = pooled.sessions().await;
+        let share = ConnectionShare::lease(&fleet, &ShareOptions::default()).await?;
+        let made = share.sqlx(PgPoolOptions::new(), pooled.pooler.url("pooled").parse()?).await;
+        let Err(ShareError::Pooler { reason }) = made else { panic!("not refused") };
+        assert!(reason.contains("connection shares are off") || reason.contains("max_prepared"), "{reason}");
+        let after = pooled.sessions().await;
+        assert!(before.iter().all(|pid| after.contains(pid)), "{before:?}, then {after:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pooler_that_breaks_named_statements_is_refused() -> Outcome {
+    is_refused(PgBouncerOptions { pool_size: 6, ..PgBouncerOptions::default() }).await?;
+    if current().is_some() {
+        let settings = vec!["max_prepared_statements = 0".to_owned()];
+        is_refused(PgBouncerOptions { settings, ..keeping_statements() }).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn in_session_mode_no_statement_fails() -> Outcome {
+    let session = PgBouncerOptions { pool_size: 40, session_mode: true, ..PgBouncerOptions::default() };
+    serves_without_a_failed_statement(session.clone(), "a pooler in session mode").await?;
+    if current().is_some() {
+        let session = PgBouncerOptions { program: current(), ..session };
+        serves_without_a_failed_statement(session, "a pooler in session mode").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn in_transaction_mode_no_statement_fails() -> Outcome {
+    if current().is_none() {
+        return Ok(());
+    }
+    serves_without_a_failed_statement(keeping_statements(), "a pooler in transaction mode").await
+}
