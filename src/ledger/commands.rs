@@ -12,11 +12,13 @@ pub(crate) struct NamedMigration {
     pub(crate) name: String,
     pub(crate) phase: String,
     pub(crate) epoch: i32,
+    /// `finished` or `abandoned`; `None`: it has not ended.
+    pub(crate) ended_as: Option<String>,
 }
 
 macro_rules! find {
     () => {
-        "select id, fleet, name, phase, epoch from cutover.migrations \
+        "select id, fleet, name, phase, epoch, ended_as from cutover.migrations \
          where name = $1 or fleet || '/' || name = $1 order by id"
     };
 }

@@ -13,6 +13,7 @@ pub(crate) mod commands;
 mod connection;
 mod connections;
 pub(crate) mod differences;
+pub(crate) mod endings;
 pub(crate) mod epochs;
 mod error;
 mod evidence;
@@ -21,6 +22,7 @@ pub(crate) mod fence;
 #[cfg(feature = "unleash")]
 pub(crate) mod flag_states;
 pub(crate) mod fleets;
+pub(crate) mod guard_triggers;
 pub(crate) mod history;
 pub(crate) mod instances;
 pub(crate) mod jobs;

@@ -1,7 +1,6 @@
 use crate::config::ConfigError;
 use crate::ledger::{Ledger, LedgerError};
-use crate::migration::coordinator::{Entry, MigrationSpec, check};
-use crate::migration::phase::{Phase, Side};
+use crate::migration::coordinator::{Entry, MigrationSpec, check, schema_problem};
 
 /// Why a build that declares `specs` would not be admitted to `fleet` in the ledger's present state, or could not work with
 /// the schema. Empty if it would be admitted and could work.
@@ -32,34 +31,18 @@ pub async fn incompatible_builds(
         entries.iter().filter_map(|entry| entry.refusal(declared(&entry.name))).collect();
     for spec in specs {
         let entry = entries.iter().find(|entry| entry.name == spec.name);
-        let phase = entry.map_or(Phase::Off, |entry| entry.phase);
-        problems.extend(schema_problem(ledger, spec, entry.map(|entry| entry.id), phase).await);
-        if phase == Phase::Off {
+        let found = async {
+            let mut tx = ledger.begin().await?;
+            schema_problem(&mut tx, spec, entry).await
+        };
+        problems.extend(found.await.unwrap_or_else(|error| {
+            Some(format!("the schema of migration {:?} cannot be inspected: {error}", spec.name))
+        }));
+        if entry.is_none_or(Entry::can_expand) {
             problems.extend(plan_problems(ledger, spec, entry.map(|entry| entry.id)).await);
         }
     }
     Ok(problems)
-}
-
-/// What the schema lacks for `phase`.
-async fn schema_problem(
-    ledger: &Ledger,
-    spec: &MigrationSpec,
-    id: Option<i32>,
-    phase: Phase,
-) -> Option<String> {
-    let plan = spec.plan.as_ref()?;
-    let schema = async {
-        let mut tx = ledger.begin().await?;
-        plan.schema_state(id, &mut tx).await
-    };
-    let problem = match schema.await {
-        Err(error) => format!("the schema cannot be inspected: {error}"),
-        Ok(schema) if phase.writes(Side::New) && !schema.expanded => "the new side does not exist".into(),
-        Ok(schema) if phase.writes(Side::Old) && schema.contracted => "the old side is gone".into(),
-        Ok(_) => return None,
-    };
-    Some(format!("migration {:?} is in `{phase}`, and {problem}", spec.name))
 }
 
 /// What `expand` would refuse, so that it is known before the deploy.

@@ -22,6 +22,7 @@ use crate::migration::phase::{Desired, Phase};
 pub async fn set_phase(ledger: &Ledger, migration: &str, to: Desired, actor: &str) -> Result<(), AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find_and_lock(&mut tx, migration).await?;
+    found.refuse_if_ended()?;
     commands::set_desired(&mut tx, found.id, &to.to_string(), actor).await?;
     record(&mut tx, &found, &format!("desired phase set to {to}"), actor, "").await?;
     tx.commit().await?;

@@ -5,12 +5,14 @@
 
 mod builds;
 mod commands;
+mod endings;
 mod error;
 mod plan;
 mod reports;
 
 pub use builds::incompatible_builds;
 pub use commands::{approve, pause_work, resume_work, retry_repairs, set_phase};
+pub use endings::{EndReport, abandon, baseline, finish, forget};
 pub use error::AdminError;
 pub use plan::{Need, PlanReport, StepReport, plan};
 pub use reports::{

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+use super::admission;
 use super::driver::Driver;
 use super::follower::Follower;
 use super::options::DriverOptions;
@@ -69,6 +70,7 @@ impl Agent {
                 let error = describe_error(&error);
                 tracing::warn!(error, migration = spec.name, "could not publish the plan in the ledger");
             }
+            admission::baseline(fleet.ledger(), fleet.name(), id, &spec).await?;
             let migration = Migration::new(&spec.name, id, fleet.lease().clone());
             migrations.push((spec, migration));
         }
@@ -107,8 +109,8 @@ impl Agent {
     }
 
     /// Registers `cutover_migration_rows_done_total{migration,kind}`, `cutover_migration_rows_expected{migration,kind}`,
-    /// `cutover_migration_throttled_seconds_total{migration,kind,reason}` and `cutover_migration_shadow_reads_total{migration,outcome}` in a
-    /// registry.
+    /// `cutover_migration_throttled_seconds_total{migration,kind,reason}`,
+    /// `cutover_migration_shadow_reads_total{migration,outcome}` and `cutover_migration_removable{migration}` in a registry.
     ///
     /// # Errors
     ///

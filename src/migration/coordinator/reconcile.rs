@@ -9,13 +9,14 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use tokio::time::sleep;
 
+use super::admission;
 use super::options::DriverOptions;
 use super::spec::MigrationSpec;
 use super::state::MigrationState;
 use crate::ledger::blockers::{self, BlockingSession};
 use crate::ledger::epochs::Move;
 use crate::ledger::{
-    Ledger, epochs, external_writes, fleets, instances, is_lock_timeout, migrations, notifications,
+    Ledger, endings, epochs, external_writes, fleets, instances, is_lock_timeout, migrations, notifications,
 };
 use crate::migration::phase::{
     Phase, PreviousEpoch, Requirement, Step, Target, Task, needed_work, next_step, requirements,
@@ -32,7 +33,7 @@ pub(crate) enum Outcome {
     Moved,
     /// Nothing to do, or nothing that can be done now, on the way to this phase.
     Stays(Box<MigrationState>, Phase),
-    /// The old side is gone. Nothing is ever to do again.
+    /// Finished or abandoned. Nothing is ever to do again.
     Finished,
 }
 
@@ -75,7 +76,14 @@ impl Reconcile<'_> {
         instances::remove_expired(&mut tx, self.fleet).await?;
         let state = MigrationState::load(&mut tx, self.fleet, self.spec).await?;
         tx.commit().await?;
-        if state.is_finished {
+        if state.has_ended {
+            return Ok(Outcome::Finished);
+        }
+        let is_first = state.view.phase == Phase::Off && state.view.epoch == 1;
+        if is_first
+            && state.facts.contracted
+            && admission::baseline(self.ledger, self.fleet, state.id, self.spec).await?
+        {
             return Ok(Outcome::Finished);
         }
         let step = next_step(&state.view, self.aim(&state).target.phase_from(state.view.phase));
@@ -315,7 +323,7 @@ impl Reconcile<'_> {
         let is_contracted = state.view.phase == Phase::Contract && state.facts.contracted;
         if is_contracted && state.view.previous == PreviousEpoch::Drained {
             let mut tx = self.ledger.begin().await?;
-            migrations::finish(&mut tx, state.id).await?;
+            endings::finish(&mut tx, state.id, "cutover", "").await?;
             tx.commit().await?;
             return Ok(Outcome::Finished);
         }

@@ -23,8 +23,8 @@ pub(crate) struct MigrationState {
     pub(crate) waits_for: Option<String>,
     /// Who paused the work on its rows.
     pub(crate) paused_by: Option<String>,
-    /// The old side is gone. Nothing looks at its schema or changes it any more.
-    pub(crate) is_finished: bool,
+    /// Finished or abandoned. Nothing looks at its schema or changes it any more.
+    pub(crate) has_ended: bool,
     /// No transaction of the current epoch may leave a row to be repaired.
     pub(crate) is_sealed: bool,
     pub(crate) facts: SchemaState,
@@ -49,7 +49,7 @@ impl MigrationState {
         let row = migrations::load(connection, fleet, &spec.name).await?;
         let facts = match &spec.plan {
             // Another object may have the name of the old side by now.
-            _ if row.dropped => SchemaState { expanded: true, contracted: true },
+            _ if row.ended_as.is_some() => SchemaState { expanded: true, contracted: true },
             Some(plan) => plan.schema_state(Some(row.id), connection).await?,
             // Schema and data are not this library's task.
             None => SchemaState { expanded: true, contracted: true },
@@ -87,7 +87,7 @@ impl MigrationState {
             desired_by: row.desired_by,
             waits_for: row.waits_for,
             paused_by: row.paused_by,
-            is_finished: row.dropped,
+            has_ended: row.ended_as.is_some(),
             is_sealed: row.sealed,
             facts,
         })

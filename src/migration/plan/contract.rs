@@ -3,7 +3,7 @@
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::description::{Description, Shape, not_null_check, not_null_steps};
-use crate::ledger::{sides, unprepared};
+use crate::ledger::{guard_triggers, sides, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::{OldSide, unquote};
 use crate::migration::coordinator::PlanError;
@@ -43,7 +43,7 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         forbid_nulls(plan, &table, new, migration).await?;
     }
     let id = migration.id().to_string();
-    let disarm = plan.guard(&[]).map(|guard| guard.disarm(&table, &id));
+    let disarm = plan.has_guard.then(|| guard_triggers::disarm(&table, &id));
     let statements: Vec<String> = disarm
         .into_iter()
         .chain(plan.changes.contract.clone())

@@ -43,7 +43,7 @@
 
 use sqlx::PgConnection;
 
-use crate::ledger::{describe_error, unprepared};
+use crate::ledger::{describe_error, guard_triggers, unprepared};
 use crate::migration::batch::{MappingCode, Sides};
 use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, quote, resolve};
 
@@ -287,7 +287,7 @@ impl GuardTrigger {
                  execute function cutover.guard_{id}('{id}')"
             )
         };
-        let [on_rows, on_truncate] = triggers(id);
+        let [on_rows, on_truncate] = guard_triggers::names(id);
         let triggers = match &self.watched {
             Watched::Rows { .. } => {
                 trigger(&on_rows, "after insert or update or delete", "row")
@@ -324,19 +324,4 @@ impl GuardTrigger {
         .fetch_one(connection)
         .await
     }
-
-    /// The statements that remove the trigger from the table, which has this quoted name now.
-    pub(crate) fn disarm(&self, table: &str, id: &str) -> String {
-        let [on_rows, on_truncate] = triggers(id);
-        format!(
-            "drop trigger if exists {on_rows} on {table}; drop trigger if exists {on_truncate} on {table}; \
-             drop function if exists cutover.guard_{id}()"
-        )
-    }
-}
-
-/// The names of a migration's triggers. Triggers of one kind fire in the order of their names, and the id keeps those of
-/// two migrations of one table apart.
-fn triggers(id: &str) -> [String; 2] {
-    [format!("\"zzz_cutover_{id}_row\""), format!("\"zzz_cutover_{id}_truncate\"")]
 }
