@@ -136,8 +136,12 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
             say(arguments, &phase.to_string(), || format!("{migration}: desired phase set to {phase}\n"));
         }
         Command::Approve { migration, reason } => {
-            approve(ledger, migration, actor, reason).await?;
-            say(arguments, &"approved", || format!("{migration}: the drop of its old side is approved\n"));
+            let expires = approve(ledger, migration, actor, reason).await?;
+            say(arguments, &expires, || {
+                format!(
+                    "{migration}: the drop of its old side is approved; the approval expires at {expires}\n"
+                )
+            });
         }
         Command::Pause { migration } => {
             pause_work(ledger, migration, actor).await?;

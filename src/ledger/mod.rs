@@ -33,6 +33,7 @@ pub(crate) mod notifications;
 pub(crate) mod plans;
 pub(crate) mod repairs;
 pub(crate) mod reports;
+pub(crate) mod retention;
 mod schema;
 mod shares;
 pub(crate) mod sides;

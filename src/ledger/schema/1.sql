@@ -165,6 +165,8 @@ create table cutover.approvals (
     actor text not null check (actor <> ''),
     reason text not null default '',
     given_at timestamptz not null default clock_timestamp(),
+    -- It is for one attempt: leaving `retire` deletes it, and after this time it does not count any more.
+    expires_at timestamptz not null default clock_timestamp() + interval '7 days',
     primary key (migration_id, phase)
 );
 

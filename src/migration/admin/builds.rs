@@ -1,6 +1,7 @@
 use crate::config::ConfigError;
 use crate::ledger::{Ledger, LedgerError};
-use crate::migration::coordinator::{Entry, MigrationSpec, check, schema_problem};
+use crate::migration::coordinator::{Entry, MigrationSpec, check, schema_problem, would_baseline};
+use crate::migration::phase::{Phase, may_join};
 
 /// Why a build that declares `specs` would not be admitted to `fleet` in the ledger's present state, or could not work with
 /// the schema. Empty if it would be admitted and could work.
@@ -26,23 +27,44 @@ pub async fn incompatible_builds(
     // No instance has the id 0.
     let entries = Entry::of_fleet(&mut tx, fleet, 0).await?;
     tx.commit().await?;
-    let declared = |name: &str| specs.iter().find(|spec| spec.name == name);
-    let mut problems: Vec<String> =
-        entries.iter().filter_map(|entry| entry.refusal(declared(&entry.name))).collect();
+    let is_declared = |entry: &&Entry| specs.iter().any(|spec| spec.name == entry.name);
+    let undeclared = entries.iter().filter(|entry| !is_declared(entry));
+    let mut problems: Vec<String> = undeclared.filter_map(|entry| entry.refusal(None)).collect();
     for spec in specs {
         let entry = entries.iter().find(|entry| entry.name == spec.name);
         let found = async {
             let mut tx = ledger.begin().await?;
-            schema_problem(&mut tx, spec, entry).await
+            if would_baseline(&mut tx, spec, entry).await? {
+                return Ok(None);
+            }
+            let range = entry.map_or_else(|| unregistered(spec), |entry| entry.refusal(Some(spec)));
+            let schema = schema_problem(&mut tx, spec, entry).await?;
+            Ok::<_, sqlx::Error>(Some([range, schema]))
         };
-        problems.extend(found.await.unwrap_or_else(|error| {
-            Some(format!("the schema of migration {:?} cannot be inspected: {error}", spec.name))
-        }));
+        match found.await {
+            Ok(None) => continue,
+            Ok(Some(found)) => problems.extend(found.into_iter().flatten()),
+            Err(error) => {
+                problems.push(format!("the schema of migration {:?} cannot be inspected: {error}", spec.name))
+            }
+        }
         if entry.is_none_or(Entry::can_expand) {
             problems.extend(plan_problems(ledger, spec, entry.map(|entry| entry.id)).await);
         }
     }
     Ok(problems)
+}
+
+/// Why a build cannot run a migration that begins in `off` with it.
+fn unregistered(spec: &MigrationSpec) -> Option<String> {
+    let (name, range) = (&spec.name, spec.range);
+    (!may_join(range, [Phase::Off])).then(|| {
+        format!(
+            "migration {name:?} is not in the ledger and would begin in `off`, and this build can run {range}; to fix: \
+             first deploy a build that can run `off`, or, if this database was created with the new side only, run \
+             `cutover baseline <fleet>/{name}`"
+        )
+    })
 }
 
 /// What `expand` would refuse, so that it is known before the deploy.

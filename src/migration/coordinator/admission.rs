@@ -38,6 +38,21 @@ pub(super) async fn baseline(
     Ok(is_recorded)
 }
 
+/// Whether an instance with this declaration would record that the migration is finished from the start.
+pub(crate) async fn would_baseline(
+    tx: &mut PgConnection,
+    spec: &MigrationSpec,
+    entry: Option<&Entry>,
+) -> Result<bool, sqlx::Error> {
+    let Some(plan) = &spec.plan else { return Ok(false) };
+    if let Some(entry) = entry
+        && !endings::is_untouched(tx, entry.id).await?
+    {
+        return Ok(false);
+    }
+    Ok(is_new_shape(plan.sides_present(entry.map(|entry| entry.id), tx).await?))
+}
+
 fn is_new_shape(present: SidesPresent) -> bool {
     present.new && !present.old
 }

@@ -28,7 +28,7 @@ mod spec;
 mod state;
 mod work;
 
-pub(super) use admission::schema_problem;
+pub(super) use admission::{schema_problem, would_baseline};
 pub use agent::Agent;
 pub(super) use entry::Entry;
 pub use options::DriverOptions;

@@ -121,7 +121,9 @@ impl fmt::Display for Blocker {
                  `grant pg_monitor` to the service's role, or take it out of MigrationSpec::standbys"
             ),
             Blocker::NotApproved => {
-                f.write_str("approval to drop the old side; to unblock: `cutover approve <migration>`")
+                f.write_str(
+                    "approval to drop the old side, which is valid for seven days; to unblock: `cutover approve <migration>`",
+                )
             }
             Blocker::Soaking(left) => write!(
                 f,
