@@ -27,6 +27,7 @@
 //! | share the server's connections among instances | [`pool`] |
 //! | switch code paths by a flag | [`flags`] |
 //! | keep sessions that two builds share | `session` (cargo feature `redis`) |
+//! | test a repository or a router in every phase | [`testing`] |
 //! | judge a canary | [`metrics`] |
 //! | find what would break a build before it starts | [`preflight`] |
 //!
@@ -60,6 +61,7 @@ pub mod preflight;
 pub mod release;
 #[cfg(feature = "redis")]
 pub mod session;
+pub mod testing;
 
 pub use config::{ConfigError, Problem};
 pub use cutover_macros::dual_write;
@@ -84,5 +86,6 @@ mod guide {
         flags: "../docs/flags.md",
         operations: "../docs/operations.md",
         sessions: "../docs/sessions.md",
+        whole_migration: "../docs/whole-migration.md",
     }
 }

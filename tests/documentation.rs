@@ -96,6 +96,30 @@ fn every_page_with_code_is_compiled() {
     assert!(missing.is_empty(), "add to the module `guide` in src/lib.rs: {missing:?}");
 }
 
+/// A comment with the path of a file stands before a block of code that is that file without its header.
+#[test]
+fn code_that_names_its_file_is_that_file() {
+    let mut compared = 0;
+    for page in guide() {
+        let text = read(&page);
+        for block in text.split("<!-- examples/").skip(1) {
+            let (file, rest) =
+                block.split_once(" -->\n```rust,no_run\n").expect("a block of code after the path");
+            let shown = rest.split("\n```").next().unwrap_or_default();
+            let code = read(root().join("examples").join(file));
+            let code = code.lines().skip_while(|line| line.starts_with("//!") || line.is_empty());
+            assert_eq!(
+                shown.lines().collect::<Vec<_>>(),
+                code.collect::<Vec<_>>(),
+                "{}: {file}",
+                page.display()
+            );
+            compared += 1;
+        }
+    }
+    assert!(compared > 0);
+}
+
 /// The picture of the phases in the README: a row per side that is written or read, a column per phase.
 #[test]
 fn the_readme_shows_the_phases_as_they_are() {

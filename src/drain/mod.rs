@@ -32,7 +32,7 @@
 //! [`max_connections`](DrainOptions::max_connections) are served at a time, so that half-sent heads do not use up the
 //! memory of the process.
 //!
-//! # Defaults, and why
+//! # Defaults and reasons
 //!
 //! | option | default | because |
 //! |---|---|---|

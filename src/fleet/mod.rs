@@ -7,7 +7,7 @@
 //! clock. An instance measures its own lease on a clock that runs on while the machine is suspended, from before its request,
 //! less a margin. So it stops trusting itself before others stop counting it.
 //!
-//! # Defaults, and why
+//! # Defaults and reasons
 //!
 //! | option | default | why |
 //! |---|---|---|

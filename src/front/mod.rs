@@ -21,7 +21,7 @@
 //! misspelled name of this table, is refused, because the setting would silently keep its default. The gauge
 //! `cutover_config_info` has a fingerprint of the whole configuration, so that a pod with another configuration is visible.
 //!
-//! # Defaults, and why
+//! # Defaults and reasons
 //!
 //! Probes, metrics and `/drain` have a listener of their own, because everything on the public one is public. The pool has
 //! 10 connections, the default of sqlx. The grace period is 30 s, the default of Kubernetes, and propagation 5 s, see

@@ -14,7 +14,7 @@
 //! the server, and used by the role, that the pool connects to. Behind a pooler the server sees the pooler's connections,
 //! and the shares do not apply: limit the pooler instead.
 //!
-//! # Defaults, and why
+//! # Defaults and reasons
 //!
 //! | option | default | because |
 //! |---|---|---|

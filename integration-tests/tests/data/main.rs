@@ -5,6 +5,7 @@ mod conflicts;
 mod deadpool;
 mod dropped;
 mod dual_write;
+mod every_phase;
 mod guard_trigger;
 mod histories;
 mod inserts;

@@ -6,7 +6,7 @@
 //! two steps resumes and writes as it did before. Here every operation holds a [`Pin`](crate::migration::Pin), every write
 //! transaction begins with the fence, and the driver opens an epoch only after the one before the last is closed.
 //!
-//! # Defaults, and why
+//! # Defaults and reasons
 //!
 //! | option | default | why |
 //! |---|---|---|

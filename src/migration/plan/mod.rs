@@ -7,7 +7,7 @@
 //! the epoch of an operation decides which sides it writes, and every batch is a fenced transaction like any other
 //! write: it compares instead of looking for gaps, and its checkpoint commits with it.
 //!
-//! # Defaults, and why
+//! # Defaults and reasons
 //!
 //! | option | default | because |
 //! |---|---|---|
