@@ -3,6 +3,7 @@
 
 mod deploys;
 mod finished;
+mod lives;
 mod neighbours;
 mod plans;
 mod retention;

@@ -15,8 +15,8 @@ use cutover_testkit::Postgres;
 async fn instance(url: &str, fleet: &str, name: &str, [old, new]: [&str; 2]) -> Instance {
     let plan = ColumnMigration::new(PgPool::connect(url).await.unwrap(), "orders")
         .column(old, new, "text")
-        .forward(format!("lower({old})"))
-        .backward(format!("upper({new})"))
+        .forward(&format!("lower({old})"))
+        .backward(&format!("upper({new})"))
         .build()
         .unwrap();
     let spec = MigrationSpec::new(name, PhaseRange::FULL).plan(plan).soak(Duration::ZERO);

@@ -85,9 +85,7 @@ pub(crate) async fn schema_problem(
     let present = plan.sides_present(entry.map(|entry| entry.id), tx).await?;
     let (side, missing) = match phase {
         // Without either side, the tables may be created later.
-        Phase::Off if is_new_shape(present) && entry.is_none_or(|entry| entry.is_first()) => return Ok(None),
-        Phase::Off if is_new_shape(present) => ("old", true),
-        Phase::Off => ("old", false),
+        Phase::Off => ("old", is_new_shape(present)),
         _ if phase.writes(Side::New) && !present.new => ("new", true),
         _ => ("old", phase.writes(Side::Old) && !present.old),
     };

@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use super::admission;
 use super::driver::Driver;
 use super::follower::Follower;
 use super::options::DriverOptions;
@@ -70,7 +69,6 @@ impl Agent {
                 let error = describe_error(&error);
                 tracing::warn!(error, migration = spec.name, "could not publish the plan in the ledger");
             }
-            admission::baseline(fleet.ledger(), fleet.name(), id, &spec).await?;
             let migration = Migration::new(&spec.name, id, fleet.lease().clone());
             migrations.push((spec, migration));
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::admission::schema_problem;
+use super::admission::{self, schema_problem};
 use super::entry::{Ending, Entry};
 use super::retry::Retry;
 use super::spec::MigrationSpec;
@@ -197,6 +197,9 @@ impl Follower {
 
     /// Requests admission. The lock on the fleet's row keeps moves out until the declaration is visible.
     async fn seek_admission(&mut self, id: i64) -> Result<(), sqlx::Error> {
+        for (spec, migration) in self.migrations.iter() {
+            admission::baseline(self.fleet.ledger(), self.fleet.name(), migration.id(), spec).await?;
+        }
         let mut tx = self.fleet.ledger().begin().await?;
         fleets::lock_for_admission(&mut tx, self.fleet.name()).await?;
         let entries = Entry::of_fleet(&mut tx, self.fleet.name(), id).await?;
