@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use cutover::migration::{Desired, Phase};
 
-use crate::{canary, console, preflight, step};
+use crate::{canary, console, end, preflight, step};
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -72,6 +72,18 @@ pub(crate) enum Command {
     Backfill(step::Step),
     /// Move from `backfill` to `verify`: compare all rows of both sides. Exit status 1 if they differ
     Verify(step::Step),
+    /// Move from `verify` to `ramp`: read the new side for a part of the keys
+    Ramp {
+        #[command(flatten)]
+        step: step::Step,
+        /// The part of the keys that is read from the new side
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+        percent: Option<u8>,
+    },
+    /// Move from `ramp` to `switch`: read the new side, and still write both
+    Switch(step::Step),
+    /// Move from `switch` to `retire`: write the new side only
+    Retire(step::Step),
     /// Approve and move from `retire` to `contract`: drop the old side. This cannot be undone
     Contract {
         #[command(flatten)]
@@ -79,6 +91,28 @@ pub(crate) enum Command {
         /// Why, for the history
         #[arg(long, default_value = "")]
         reason: String,
+    },
+    /// Record that a migration in `contract` is finished, after a person has dropped its old side
+    Finish(end::End),
+    /// Record that a migration is finished from the start: this database was created with the new side only
+    ///
+    /// If the migration is not in the ledger yet, name its fleet too: fleet/name.
+    Baseline(end::End),
+    /// Give up a migration in `off`: remove its guard trigger. Needs the rights of the table's owner
+    Abandon {
+        #[command(flatten)]
+        end: end::End,
+        /// Also drop what `expand` made
+        #[arg(long)]
+        drop_new_side: bool,
+    },
+    /// Move an ended migration to the archive, so that its name can be used again. Prints its history as JSON with --json
+    Forget {
+        /// The migration: `name` or `fleet/name`
+        migration: String,
+        /// Show what would be archived; change nothing
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Set the desired phase and return. The migration moves there, one phase at a time
     SetPhase {

@@ -3,6 +3,7 @@
 mod arguments;
 mod canary;
 mod console;
+mod end;
 mod files;
 mod http;
 mod preflight;
@@ -17,11 +18,12 @@ use std::time::Duration;
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
 use cutover::ledger::Ledger;
-use cutover::migration::Phase;
 use cutover::migration::admin::{
     AdminError, approve, count_repairs, external_writes, history, pause_work, plan, repairs, report,
     resume_work, retry_repairs, set_phase,
 };
+use cutover::migration::phase::Percent;
+use cutover::migration::{Desired, Phase};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
 
@@ -97,11 +99,31 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
     }
     // Only `install` may change the schema.
     let ledger = &Ledger::existing(options).await?;
+    if let Some(code) = end::run(ledger, arguments, actor).await? {
+        return Ok(code);
+    }
     match &arguments.command {
         Command::Console(console) => return console::run(ledger, console, actor).await,
-        Command::Expand(step) => return step::run(ledger, arguments, actor, step, Phase::Expand).await,
-        Command::Backfill(step) => return step::run(ledger, arguments, actor, step, Phase::Backfill).await,
-        Command::Verify(step) => return step::run(ledger, arguments, actor, step, Phase::Verify).await,
+        Command::Expand(step) => {
+            return step::run(ledger, arguments, actor, step, Phase::Expand.into()).await;
+        }
+        Command::Backfill(step) => {
+            return step::run(ledger, arguments, actor, step, Phase::Backfill.into()).await;
+        }
+        Command::Verify(step) => {
+            return step::run(ledger, arguments, actor, step, Phase::Verify.into()).await;
+        }
+        Command::Ramp { step, percent } => {
+            let mut to = Desired::from(Phase::Ramp);
+            to.ramp = percent.and_then(Percent::new).unwrap_or(to.ramp);
+            return step::run(ledger, arguments, actor, step, to).await;
+        }
+        Command::Switch(step) => {
+            return step::run(ledger, arguments, actor, step, Phase::Switch.into()).await;
+        }
+        Command::Retire(step) => {
+            return step::run(ledger, arguments, actor, step, Phase::Retire.into()).await;
+        }
         Command::Contract { step, reason } => {
             return step::contract(ledger, arguments, actor, step, reason).await;
         }
@@ -117,8 +139,12 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
             say(arguments, &phase.to_string(), || format!("{migration}: desired phase set to {phase}\n"));
         }
         Command::Approve { migration, reason } => {
-            approve(ledger, migration, actor, reason).await?;
-            say(arguments, &"approved", || format!("{migration}: the drop of its old side is approved\n"));
+            let expires = approve(ledger, migration, actor, reason).await?;
+            say(arguments, &expires, || {
+                format!(
+                    "{migration}: the drop of its old side is approved; the approval expires at {expires}\n"
+                )
+            });
         }
         Command::Pause { migration } => {
             pause_work(ledger, migration, actor).await?;

@@ -1,4 +1,4 @@
-//! Commands that ask for a step and wait until it is done: expand, backfill, verify, contract.
+//! Commands that ask for a step and wait until it is done, from `expand` to `contract`.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -7,6 +7,7 @@ use cutover::ledger::Ledger;
 use cutover::migration::admin::{
     AdminError, Difference, MigrationReport, PlanReport, approve, differences, plan, report, set_phase,
 };
+use cutover::migration::phase::Percent;
 use cutover::migration::{Desired, Phase};
 use serde::Serialize;
 
@@ -57,7 +58,7 @@ pub(crate) async fn contract(
     if is_next && !step.dry_run {
         approve(ledger, &step.migration, actor, reason).await?;
     }
-    run(ledger, arguments, actor, step, Phase::Contract).await
+    run(ledger, arguments, actor, step, Phase::Contract.into()).await
 }
 
 /// Moves to `to`, which must be the current or the next phase, and waits until the work of that phase is done.
@@ -66,9 +67,9 @@ pub(crate) async fn run(
     arguments: &Arguments,
     actor: &str,
     step: &Step,
-    to: Phase,
+    desired: Desired,
 ) -> Result<ExitCode, AdminError> {
-    let name = &step.migration;
+    let (name, to) = (&step.migration, desired.phase);
     let now = plan(ledger, name, to).await?;
     let from: Phase = now.phase.parse().unwrap_or(Phase::Off);
     if let Some(refusal) = not_next(name, from, to) {
@@ -85,7 +86,7 @@ pub(crate) async fn run(
     let flag = now.desired_from.as_deref().filter(|source| *source != "ledger");
     if let Some(flag) = flag {
         complain(&format!(
-            "cutover: the service takes the desired phase of {name:?} from {flag}; set it to `{to}` there{}",
+            "cutover: the service takes the desired phase of {name:?} from {flag}; set it to `{desired}` there{}",
             if step.no_wait { "" } else { " (waiting until the phase is reached)" }
         ));
         if step.no_wait {
@@ -95,11 +96,15 @@ pub(crate) async fn run(
     // Registered before the first poll, so that no interrupt is missed.
     let mut interrupt = tokio::spawn(tokio::signal::ctrl_c());
     // In `to` already, it may be on its way back.
-    if flag.is_none() && (from != to || overruled(&now, to).is_some()) {
-        set_phase(ledger, name, to.into(), actor).await?;
+    let wanted: Option<Desired> = now.desired.as_deref().and_then(|text| text.parse().ok());
+    let has_percent = to == Phase::Ramp
+        && wanted.is_none_or(|wanted| wanted != desired)
+        && (desired.ramp != Percent::ALL || wanted.is_some_and(|wanted| wanted.phase == to));
+    if flag.is_none() && (from != to || has_percent || overruled(&now, to).is_some()) {
+        set_phase(ledger, name, desired, actor).await?;
     }
     if step.no_wait {
-        say(arguments, &to.name(), || format!("{name}: desired phase set to {to}\n"));
+        say(arguments, &desired.to_string(), || format!("{name}: desired phase set to {desired}\n"));
         return Ok(ExitCode::SUCCESS);
     }
     let began = Instant::now();
@@ -150,7 +155,7 @@ pub(crate) async fn run(
 /// Who has set a desired phase before `to`, and which.
 fn overruled(now: &PlanReport, to: Phase) -> Option<String> {
     let desired: Desired = now.desired.as_ref()?.parse().ok()?;
-    let by = now.desired_by.as_deref().unwrap_or("somebody");
+    let by = now.desired_by.as_deref().unwrap_or("a statement on cutover.migrations");
     (desired.phase < to).then(|| format!("{by} has set the desired phase to `{desired}`"))
 }
 
@@ -165,11 +170,7 @@ fn not_next(name: &str, from: Phase, to: Phase) -> Option<String> {
         ));
     }
     let next = from.towards(to).unwrap_or(to);
-    let command = match next {
-        Phase::Expand | Phase::Backfill | Phase::Verify => format!("cutover {next} {name}"),
-        _ => format!("cutover set-phase {name} {next}"),
-    };
-    Some(format!("migration {name:?} is in `{from}`; before `{to}`, run `{command}`"))
+    Some(format!("migration {name:?} is in `{from}`; before `{to}`, run `cutover {next} {name}`"))
 }
 
 /// The phase whose step requires the work that runs in `to`.
@@ -188,7 +189,7 @@ fn is_done(to: Phase, steps: &PlanReport) -> bool {
         Ok(phase) if phase == to => match to {
             Phase::Backfill => steps.new_complete,
             Phase::Verify => steps.scanned,
-            Phase::Contract => steps.dropped,
+            Phase::Contract => steps.ended_as.as_deref() == Some("finished"),
             _ => true,
         },
         _ => false,

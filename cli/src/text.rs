@@ -40,7 +40,9 @@ pub(crate) fn status(reports: &[MigrationReport]) -> String {
                 age(report.paused_seconds.unwrap_or(0.0))
             );
         }
-        if report.driver.is_none() {
+        if let Some(ended) = ended(report) {
+            let _ = writeln!(text, "  ended     {ended}");
+        } else if report.driver.is_none() {
             text.push_str("  driver    none: start an instance that declares this migration\n");
         }
         if let Some(work) = &report.work {
@@ -115,10 +117,25 @@ pub(crate) fn plan(report: &PlanReport) -> String {
             }
         }
     }
-    if report.steps.is_empty() {
+    if let Some(ended) = report.ended_as.as_ref().filter(|_| report.steps.is_empty() || report.phase == "off")
+    {
+        let _ = writeln!(text, "no step is left: the migration is {ended}");
+    } else if report.steps.is_empty() {
         text.push_str("no step is left\n");
     }
     text
+}
+
+/// How the migration ended, and what to do about its code.
+fn ended(report: &MigrationReport) -> Option<String> {
+    let code = match report.ended_as.as_deref()? {
+        "abandoned" => {
+            "builds that declare it use the old side; its `DualWrite` and the code of the new side"
+        }
+        _ => "its `DualWrite` and the code of the old side",
+    };
+    let since = age(report.ended_seconds.unwrap_or(0.0));
+    Some(format!("{}, {since} ago; {code} can be removed", report.ended_as.as_deref()?))
 }
 
 pub(crate) fn differences(found: &[Difference]) -> String {
@@ -167,7 +184,9 @@ fn explain_one(report: &MigrationReport) -> String {
         }
         None => text.push_str("It waits for nothing.\n"),
     }
-    if report.driver.is_none() {
+    if let Some(ended) = ended(report) {
+        let _ = writeln!(text, "It is {ended}.");
+    } else if report.driver.is_none() {
         text.push_str("No instance drives it: start an instance that declares this migration.\n");
     }
     for one in &report.instances {

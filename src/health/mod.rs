@@ -29,9 +29,9 @@ mod deadpool;
 mod grpc;
 mod handle;
 mod http;
+mod one_line;
 mod pages;
 mod postgres;
-mod one_line;
 #[cfg(feature = "redis")]
 mod redis;
 mod runner;

@@ -12,11 +12,13 @@ pub(crate) struct NamedMigration {
     pub(crate) name: String,
     pub(crate) phase: String,
     pub(crate) epoch: i32,
+    /// `finished` or `abandoned`; `None`: it has not ended.
+    pub(crate) ended_as: Option<String>,
 }
 
 macro_rules! find {
     () => {
-        "select id, fleet, name, phase, epoch from cutover.migrations \
+        "select id, fleet, name, phase, epoch, ended_as from cutover.migrations \
          where name = $1 or fleet || '/' || name = $1 order by id"
     };
 }
@@ -57,23 +59,25 @@ pub(crate) async fn set_desired(
     Ok(())
 }
 
-/// Approves `contract`. A second approval changes nothing.
+/// Approves `contract`. A second approval replaces the first. Returns when it expires, as ISO 8601.
 pub(crate) async fn approve(
     tx: &mut PgConnection,
     migration: i32,
     actor: &str,
     reason: &str,
-) -> Result<(), sqlx::Error> {
-    unprepared::query(
+) -> Result<String, sqlx::Error> {
+    unprepared::query_scalar(
         "insert into cutover.approvals (migration_id, phase, actor, reason) values ($1, 'contract', $2, $3) \
-         on conflict do nothing",
+         on conflict (migration_id, phase) do update \
+             set actor = excluded.actor, reason = excluded.reason, given_at = excluded.given_at, \
+                 expires_at = excluded.expires_at \
+         returning to_char(expires_at, 'YYYY-MM-DD\"T\"HH24:MI:SSOF')",
     )
     .bind(migration)
     .bind(actor)
     .bind(reason)
-    .execute(tx)
-    .await?;
-    Ok(())
+    .fetch_one(tx)
+    .await
 }
 
 /// Pauses backfills and scans. Returns `false` if they are paused already; the first actor stays recorded.

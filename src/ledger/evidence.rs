@@ -6,7 +6,8 @@
 /// written less than five seconds ago and are on their way to another store.
 macro_rules! evidence {
     () => {
-        "exists (select from cutover.approvals a where a.migration_id = m.id) as approved, \
+        "exists (select from cutover.approvals a where a.migration_id = m.id \
+             and a.expires_at > clock_timestamp()) as approved, \
          coalesce((select s.differences = 0 and not exists ( \
                  select from cutover.jobs b where b.migration_id = m.id \
                      and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \

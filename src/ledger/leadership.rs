@@ -23,7 +23,7 @@ macro_rules! has_old_side {
 }
 
 /// Takes or renews the leadership of a migration. `false`: another instance has it, this one is not admitted, the
-/// migration is finished, or only a build with its plan may drive it and this one has none (`has_plan`).
+/// migration has ended, or only a build with its plan may drive it and this one has none (`has_plan`).
 pub(crate) async fn acquire(
     ledger: &Ledger,
     instance: i64,
@@ -35,7 +35,7 @@ pub(crate) async fn acquire(
         concat!(
             "update cutover.migrations set driver = {instance}, \
                     driver_until = clock_timestamp() + make_interval(secs => {lease}) \
-             where id = {migration} and dropped_at is null and ({has_plan} or not ",
+             where id = {migration} and ended_at is null and ({has_plan} or not ",
             has_old_side!(),
             ") and exists (select from cutover.instances where id = {instance} and admitted) and ",
             is_free!(),
@@ -58,7 +58,7 @@ pub(crate) async fn report_missing_plan(
     let statement = format!(
         concat!(
             "update cutover.migrations set waits_for = '{reason}', waits_since = clock_timestamp() \
-             where id = {migration} and dropped_at is null and waits_for is distinct from '{reason}' and ",
+             where id = {migration} and ended_at is null and waits_for is distinct from '{reason}' and ",
             has_old_side!(),
             " and ",
             is_free!()

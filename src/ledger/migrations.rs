@@ -53,7 +53,8 @@ pub(crate) struct MigrationRow {
     pub(crate) desired_by: String,
     pub(crate) waits_for: Option<String>,
     pub(crate) paused_by: Option<String>,
-    pub(crate) dropped: bool,
+    /// `finished` or `abandoned`; `None`: it has not ended.
+    pub(crate) ended_as: Option<String>,
     /// The current epoch is sealed.
     pub(crate) sealed: bool,
     /// The previous epoch is drained, or there is none.
@@ -80,7 +81,7 @@ pub(crate) async fn load(
     unprepared::query_as(concat!(
         "select m.id, m.epoch, m.phase, m.old_complete, m.new_complete, m.ramp_percent, m.desired, \
                 coalesce(m.desired_by, 'ledger') as desired_by, m.waits_for, m.paused_by, \
-                m.dropped_at is not null as dropped, e.sealed_at is not null as sealed, \
+                m.ended_as, e.sealed_at is not null as sealed, \
                 p.epoch is null or p.drained_at is not null as drained, p.closed_at is not null as closed, \
                 extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
                 (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \
@@ -108,7 +109,8 @@ pub(crate) struct FollowedRow {
     pub(crate) epoch: i32,
     pub(crate) phase: String,
     pub(crate) ramp_percent: i16,
-    pub(crate) dropped: bool,
+    /// `finished` or `abandoned`; `None`: it has not ended.
+    pub(crate) ended_as: Option<String>,
     /// The phase of the previous epoch while that is still in use.
     pub(crate) previous_phase: Option<String>,
     /// The epoch that the instance has acknowledged, if it takes part.
@@ -117,7 +119,7 @@ pub(crate) struct FollowedRow {
 
 fn followed(instance: i64, condition: &str) -> String {
     format!(
-        "select m.id, m.fleet, m.name, m.epoch, m.phase, m.ramp_percent, m.dropped_at is not null as dropped, \
+        "select m.id, m.fleet, m.name, m.epoch, m.phase, m.ramp_percent, m.ended_as, \
                 p.phase as previous_phase, a.epoch as acknowledged \
          from cutover.migrations m \
          left join cutover.epochs p \
@@ -202,22 +204,15 @@ pub(crate) async fn set_waits_for(
     Ok(())
 }
 
-/// Records that the old side is gone. The migration is finished from then on: it waits for nothing, and no instance drives
-/// it. `false`: it was recorded before.
+/// Until the transaction ends, nobody can end the migration. `false`: it has ended.
 ///
-/// The transaction that drops the old side calls it first, and drops nothing if the answer is `false`. So the drop happens
-/// once, also if a process that decided on it was paused meanwhile.
-pub(crate) async fn finish(tx: &mut PgConnection, migration: i32) -> Result<bool, sqlx::Error> {
-    let recorded = unprepared::query(
-        "with finished as (update cutover.migrations \
-             set dropped_at = clock_timestamp(), waits_for = null, waits_since = null, \
-                 driver = null, driver_until = null \
-             where id = $1 and dropped_at is null returning *) \
-         insert into cutover.history (fleet, migration, event, epoch, actor, reason) \
-         select fleet, name, 'old side dropped', epoch, 'cutover', '' from finished",
+/// The transaction that makes the new side calls it first, so that nothing is made for a migration that was abandoned.
+pub(crate) async fn lock_unless_ended(tx: &mut PgConnection, migration: i32) -> Result<bool, sqlx::Error> {
+    let found: Option<i32> = unprepared::query_scalar(
+        "select id from cutover.migrations where id = $1 and ended_at is null for key share",
     )
     .bind(migration)
-    .execute(tx)
+    .fetch_optional(tx)
     .await?;
-    Ok(recorded.rows_affected() == 1)
+    Ok(found.is_some())
 }

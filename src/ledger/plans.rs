@@ -45,12 +45,12 @@ pub(crate) fn contract_guard(fleet: &str, name: &str) -> String {
     )
 }
 
-/// Publishes a plan. Many instances of one version that start at once write it once.
+/// Publishes a plan, unless the migration has ended. Many instances of one version that start at once write it once.
 pub(crate) async fn publish(ledger: &Ledger, plan: &PublishedPlan<'_>) -> Result<(), sqlx::Error> {
     let mut tx = ledger.begin().await?;
     unprepared::query(
         "insert into cutover.plans as p (migration_id, version, tasks, old_table, old_column, desired_from) \
-         values ($1, $2, $3::text::jsonb, $4, $5, $6) \
+         select id, $2, $3::text::jsonb, $4, $5, $6 from cutover.migrations where id = $1 and ended_at is null \
          on conflict (migration_id, version) do update \
              set tasks = excluded.tasks, old_table = excluded.old_table, old_column = excluded.old_column, \
                  desired_from = excluded.desired_from, published_at = clock_timestamp() \
@@ -84,4 +84,56 @@ pub(crate) async fn record_problems(
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// What an ended migration dropped, or would have dropped, if that is not the table and column given here. `None`: it is
+/// the same, or no build published what it drops.
+///
+/// The schema is compared only if both name one. A table that was renamed since is still the same.
+pub(crate) async fn another_old_side(
+    tx: &mut PgConnection,
+    migration: i32,
+    table: &str,
+    column: Option<&str>,
+) -> Result<Option<String>, sqlx::Error> {
+    let known: Vec<(String, Option<String>)> = unprepared::query_as(
+        "select distinct on (old_table, old_column) old_table, old_column from cutover.plans \
+         where migration_id = $1 and old_table is not null",
+    )
+    .bind(migration)
+    .fetch_all(&mut *tx)
+    .await?;
+    let is_renamed: bool = unprepared::query_scalar(
+        "select exists (select from cutover.sides where migration_id = $1 and side = 'old' \
+             and relation = to_regclass($2)::oid)",
+    )
+    .bind(migration)
+    .bind(table)
+    .fetch_one(tx)
+    .await?;
+    let is_same = |(known, its_column): &(String, Option<String>)| {
+        its_column.as_deref() == column && (is_renamed || is_same_table(known, table))
+    };
+    let Some((table, column)) = known.first().filter(|_| !known.iter().any(is_same)) else { return Ok(None) };
+    Ok(Some(column.as_ref().map_or_else(|| table.clone(), |column| format!("{table}.{column}"))))
+}
+
+fn is_same_table(one: &str, other: &str) -> bool {
+    let parts = |name: &str| -> Vec<String> {
+        name.split('.').map(|part| part.trim_matches('"').to_owned()).rev().collect()
+    };
+    parts(one).iter().zip(&parts(other)).all(|(one, other)| one == other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_same_table;
+
+    #[test]
+    fn a_schema_is_compared_only_if_both_name_one() {
+        assert!(is_same_table("orders", "\"orders\""));
+        assert!(is_same_table("app.orders", "orders"));
+        assert!(!is_same_table("app.orders", "public.orders"));
+        assert!(!is_same_table("app.orders", "app.orders_2"));
+    }
 }

@@ -22,6 +22,11 @@ pub struct MigrationReport {
     pub phase_age_seconds: f64,
     /// The phase requested through SQL or the command line.
     pub desired: Option<String>,
+    /// How it ended: `finished` (the old side is gone, and `DualWrite` can leave the code) or `abandoned` (the new side
+    /// was given up). `None`: it has not ended.
+    pub ended_as: Option<String>,
+    /// Seconds since it ended.
+    pub ended_seconds: Option<f64>,
     /// What it waits for, as text.
     pub waits_for: Option<String>,
     /// Seconds for which it has waited for that.
@@ -104,7 +109,8 @@ pub(crate) async fn migrations(
     only: Option<i32>,
 ) -> Result<Vec<MigrationReport>, sqlx::Error> {
     let rows = unprepared::query(
-        "select m.id, m.fleet, m.name, m.epoch, m.phase, m.desired, m.waits_for, m.paused_by, i.name as driver, \
+        "select m.id, m.fleet, m.name, m.epoch, m.phase, m.desired, m.ended_as, m.waits_for, m.paused_by, i.name as driver, \
+                extract(epoch from clock_timestamp() - m.ended_at)::float8 as ended_seconds, \
                 extract(epoch from clock_timestamp() - e.opened_at)::float8 as phase_age_seconds, \
                 extract(epoch from clock_timestamp() - m.waits_since)::float8 as waits_seconds, \
                 extract(epoch from clock_timestamp() - m.paused_at)::float8 as paused_seconds \
@@ -355,8 +361,8 @@ pub(crate) struct OutlookRow {
     pub(crate) waits_for: Option<String>,
     pub(crate) old_complete: bool,
     pub(crate) new_complete: bool,
-    /// The old side is gone.
-    pub(crate) dropped: bool,
+    /// `finished` or `abandoned`; `None`: it has not ended.
+    pub(crate) ended_as: Option<String>,
     pub(crate) driver: Option<String>,
     /// The previous epoch is closed.
     pub(crate) closed: bool,
@@ -386,7 +392,7 @@ pub(crate) struct OutlookRow {
 pub(crate) async fn outlook(tx: &mut PgConnection, migration: i32) -> Result<OutlookRow, sqlx::Error> {
     unprepared::query_as(concat!(
         "select m.fleet, m.name, m.phase, m.epoch, m.desired, m.desired_by, m.waits_for, m.old_complete, m.new_complete, \
-                m.dropped_at is not null as dropped, i.name as driver, p.version, p.tasks::text as tasks, \
+                m.ended_as, i.name as driver, p.version, p.tasks::text as tasks, \
                 p.old_table, p.old_column, p.desired_from, q.problems::text as problems, \
                 extract(epoch from clock_timestamp() - q.seen_at)::float8 as problems_age, \
                 b.closed_at is not null as closed, b.epoch is null or b.drained_at is not null as drained, \

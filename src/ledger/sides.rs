@@ -71,3 +71,42 @@ pub(crate) async fn find(
     .await?;
     Ok(<[SideRow; 2]>::try_from(rows).ok().map(|[old, new]| SideRows { old, new }))
 }
+
+/// A migration that works on the same table or column.
+#[derive(Debug, FromRow)]
+pub(crate) struct OtherUser {
+    pub(crate) fleet: String,
+    pub(crate) name: String,
+    pub(crate) phase: String,
+    /// The side of that migration, `old` or `new`.
+    pub(crate) side: String,
+}
+
+/// The migrations that have not ended and have recorded this table (quoted) and column, or the table as a whole, as one of
+/// their sides. `migration`: the one that asks.
+pub(crate) async fn other_users(
+    connection: &mut PgConnection,
+    migration: Option<i32>,
+    table: &str,
+    column: Option<&str>,
+) -> Result<Vec<OtherUser>, sqlx::Error> {
+    let is_installed: bool = unprepared::query_scalar("select to_regclass('cutover.sides') is not null")
+        .fetch_one(&mut *connection)
+        .await?;
+    if !is_installed {
+        return Ok(Vec::new());
+    }
+    unprepared::query_as(
+        "select m.fleet, m.name, m.phase, s.side from cutover.sides s \
+         join cutover.migrations m on m.id = s.migration_id and m.ended_at is null \
+         left join pg_attribute a on a.attrelid = s.relation and a.attname = $3 and not a.attisdropped \
+         where s.relation = to_regclass($2)::oid and m.id is distinct from $1 \
+           and (s.column_number is null or $3::text is null or s.column_number = a.attnum) \
+         order by m.id",
+    )
+    .bind(migration)
+    .bind(table)
+    .bind(column)
+    .fetch_all(connection)
+    .await
+}

@@ -33,9 +33,12 @@ mod schema;
 pub use batch::{BatchOptions, MapRows, MappedValue, Throttle, map_each};
 pub use catalog::{OldSide, PlanProblem};
 pub(crate) use coordinator::check as check_specs;
-pub use coordinator::{Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError};
+pub use coordinator::{
+    Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError, SidesPresent,
+};
 pub use dual::{
-    Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, RepositoryError, Rows, Separate, Shadow, ShadowOptions,
+    Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, RepositoryError, Rows, Separate, Shadow,
+    ShadowOptions,
 };
 #[doc(hidden)]
 pub use dual::{Guard, Writes, check_same_key, explain_duplicate, inserted_key};
@@ -47,5 +50,6 @@ pub use plan::{
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;
 pub use runtime::{
-    Error, FencedPool, FencedTransaction, Isolation, Migration, Migrations, Pin, PinnedTx, SqlxTx, is_retryable,
+    Error, FencedPool, FencedTransaction, Isolation, Migration, Migrations, Pin, PinnedTx, SqlxTx,
+    is_retryable,
 };

@@ -79,7 +79,7 @@ pub(super) async fn act(shared: &Shared, name: &str, form: &Action) -> Result<()
         "pause" => pause_work(ledger, name, by).await,
         "resume" => resume_work(ledger, name, by).await,
         "retry-repairs" => retry_repairs(ledger, name, by).await.map(drop),
-        "approve" => approve(ledger, name, actor, reason).await,
+        "approve" => approve(ledger, name, actor, reason).await.map(drop),
         other => {
             return Err((StatusCode::UNPROCESSABLE_ENTITY, format!("there is no action {other:?}")));
         }

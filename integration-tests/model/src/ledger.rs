@@ -7,7 +7,7 @@ use cutover::migration::phase::{
     Task, needed_work, next_step,
 };
 
-use crate::{Build, Database, Decision, Job, Pin, Protocol, Rule, State, Value, Violation};
+use crate::{Action, Build, Database, Decision, Job, Pin, Protocol, Rule, State, Value, Violation};
 
 impl Build {
     /// The phases it declares.
@@ -33,6 +33,9 @@ impl Database {
             members: vec![Some(crate::Member { acknowledged: epoch }); instances],
             job: None,
             behind: false,
+            ended: false,
+            again: false,
+            foreign: false,
             old: if complete.old { Value::Fresh } else { Value::Stale },
             new: match phase {
                 Phase::Off => Value::Missing,
@@ -40,6 +43,33 @@ impl Database {
                 _ => Value::Null,
             },
         }
+    }
+
+    /// A database that was created with the new side only, and in which no instance has started yet.
+    pub(crate) fn fresh(instances: usize) -> Self {
+        let settled = Self::settled(Phase::Off, instances);
+        Database { members: vec![None; instances], old: Value::Missing, new: Value::Fresh, ..settled }
+    }
+
+    /// Whether the migration is new in a database that has the new side only.
+    pub(crate) fn awaits_baseline(&self) -> bool {
+        let is_first = self.at == Pin { epoch: 1, phase: Phase::Off };
+        is_first && self.old == Value::Missing && self.new != Value::Missing
+    }
+
+    /// Whether the migration is where a build without code for it does no harm, also one that never heard of it.
+    pub(crate) fn needs_no_code(&self) -> bool {
+        self.previous == PreviousEpoch::Drained
+            && self.at.phase == Phase::Contract
+            && self.old == Value::Missing
+    }
+
+    /// Whether the sides that the phase uses exist.
+    pub(crate) fn has_sides(&self) -> bool {
+        self.in_use().all(|phase| {
+            !(phase.writes(Side::Old) && self.old == Value::Missing)
+                && !(phase.writes(Side::New) && self.new == Value::Missing)
+        })
     }
 
     pub(crate) fn side(&mut self, side: Side) -> &mut Value {
@@ -112,7 +142,9 @@ impl Protocol {
             },
             // Scan, approval and soak only delay; nothing may depend on them.
             conditions: Conditions {
-                expanded: db.new != Value::Missing || !self.has(Rule::ExpandNeedsSchema),
+                // Without the old side, `expand` is refused and nothing is recorded.
+                expanded: (db.new != Value::Missing && !db.awaits_baseline())
+                    || !self.has(Rule::ExpandNeedsSchema),
                 scanned: true,
                 reversible: true,
                 approved: true,
@@ -129,6 +161,9 @@ impl Protocol {
 
     /// What a driver may do now. The desired phase may change at any time, so either direction may be wanted.
     pub(crate) fn decisions(&self, state: &State) -> Vec<Decision> {
+        if state.db.ended && self.has(Rule::EndedStaysEnded) {
+            return Vec::new();
+        }
         let mut view = self.view(state);
         let mut found = Vec::with_capacity(2);
         for target in [Phase::Contract, Phase::Off] {
@@ -179,6 +214,9 @@ impl Protocol {
     /// The work that a driver may begin.
     pub(crate) fn work(&self, state: &State) -> Option<Task> {
         let db = &state.db;
+        if db.awaits_baseline() || (db.ended && self.has(Rule::EndedStaysEnded)) {
+            return None;
+        }
         let mut view = self.view(state);
         if !self.has(Rule::WorkWaitsForDrain) {
             view.previous = PreviousEpoch::Drained;
@@ -186,7 +224,10 @@ impl Protocol {
         // `view` may lie about these two for a rule that is left out.
         view.complete = db.complete;
         view.conditions.unrepaired = i64::from(db.behind);
-        let facts = SchemaState { expanded: db.new != Value::Missing, contracted: db.old == Value::Missing };
+        let facts = SchemaState {
+            expanded: db.new != Value::Missing,
+            contracted: db.old == Value::Missing && !db.foreign,
+        };
         let task = needed_work(&view, facts, Phase::Contract)?;
         let going_on = |job: Job| job.task == task && job.epoch == db.at.epoch;
         (!db.job.is_some_and(going_on)).then_some(task)
@@ -205,6 +246,59 @@ impl Protocol {
                 let copied = earlier.is_some_and(|job| job.copied);
                 db.job = Some(Job { task, epoch: db.at.epoch, copied });
             }
+        }
+    }
+
+    /// How the migration may end now, or begin again.
+    pub(crate) fn endings(&self, db: &Database) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let is_alone = db.previous == PreviousEpoch::Drained;
+        if db.ended {
+            if db.at.phase == Phase::Contract && !db.foreign {
+                actions.push(Action::AddForeignColumn);
+            }
+            if db.at.phase == Phase::Off && !db.again {
+                actions.push(Action::BeginAgain);
+            }
+            return actions;
+        }
+        if db.at.phase == Phase::Contract
+            && (!self.has(Rule::FinishNeedsDrop) || (is_alone && db.old == Value::Missing))
+        {
+            actions.push(Action::Finish);
+        }
+        if !self.has(Rule::AbandonNeedsOff)
+            || (db.at.phase == Phase::Off && is_alone && db.old != Value::Missing)
+        {
+            actions.push(Action::Abandon);
+        }
+        if db.awaits_baseline() {
+            actions.push(Action::Baseline);
+        }
+        actions
+    }
+
+    /// `ledger::endings`, each in one transaction.
+    pub(crate) fn end(&self, db: &mut Database, action: &Action) {
+        match action {
+            Action::Finish => db.ended = true,
+            Action::Abandon => {
+                (db.ended, db.behind, db.job) = (true, false, None);
+                db.new = Value::Missing;
+            }
+            Action::Baseline => {
+                db.at.phase = Phase::Contract;
+                db.before = Phase::Contract;
+                db.complete = Completeness { old: false, new: true };
+                db.ended = true;
+            }
+            Action::AddForeignColumn => db.foreign = true,
+            // Another id makes every earlier pin unknown, as a gap in the numbers does here.
+            Action::BeginAgain => {
+                db.at.epoch += 2;
+                (db.ended, db.again) = (false, true);
+            }
+            _ => {}
         }
     }
 

@@ -42,6 +42,10 @@ pub struct Protocol {
     pub without: Option<Rule>,
     /// A write may leave the new side behind, to be repaired later.
     pub leaves_behind: bool,
+    /// The migration may end, and begin again.
+    pub endings: bool,
+    /// Starts also in a database that was created with the new side only.
+    pub fresh: bool,
 }
 
 /// The possible next steps. Numbers are indexes in the list of instances.
@@ -93,6 +97,16 @@ pub enum Action {
     StandbyReceives,
     /// The standby becomes the primary.
     FailOver,
+    /// The migration is finished.
+    Finish,
+    /// The migration is abandoned, and the new side dropped.
+    Abandon,
+    /// The migration is finished from the start.
+    Baseline,
+    /// A person adds a column that has the name of the old one.
+    AddForeignColumn,
+    /// The ended migration is archived, and one by its name declared.
+    BeginAgain,
 }
 
 impl Protocol {
@@ -165,7 +179,13 @@ impl Model for Protocol {
                 violation: None,
             }
         };
-        self.starts.iter().map(settled).collect()
+        let fresh = self.fresh.then(|| {
+            let mut state = settled(&Phase::Off);
+            state.db = Database::fresh(self.instances);
+            state.instances.iter_mut().for_each(|instance| instance.gate = None);
+            state
+        });
+        self.starts.iter().map(settled).chain(fresh).collect()
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -182,6 +202,9 @@ impl Model for Protocol {
         actions.extend(decisions.into_iter().map(Action::Step));
         if self.may_drain(state) {
             actions.push(Action::Drain);
+        }
+        if self.endings {
+            actions.extend(self.endings(&state.db));
         }
         actions.extend(self.work(state).map(Action::BeginWork));
         if let Some(job) = state.db.job {
@@ -211,6 +234,9 @@ impl Model for Protocol {
                 }
             }
             Action::Drain => s.db.previous = PreviousEpoch::Drained,
+            Action::BeginWork(Task::Contract) if s.db.foreign => {
+                s.violation = Some(Violation::ForeignColumnDropped);
+            }
             Action::BeginWork(task) => self.begin_work(&mut s.db, task),
             Action::Copy => s.violation = self.copy(&mut s.db)?.err(),
             Action::EndWork => self.end_job(&mut s.db).then_some(())?,
@@ -232,6 +258,11 @@ impl Model for Protocol {
             Action::CommitBehind(i) => self.commit_behind(s, i),
             Action::StandbyReceives => s.standby = Some(s.db.clone()),
             Action::FailOver => self.fail_over(s),
+            Action::Finish
+            | Action::Abandon
+            | Action::Baseline
+            | Action::AddForeignColumn
+            | Action::BeginAgain => self.end(&mut s.db, &action),
         }
         if s.violation.is_none() && Self::lost_write(s) {
             s.violation = Some(Violation::LostWrite);
@@ -248,8 +279,13 @@ impl Model for Protocol {
             }),
             Property::always("no phase that a build can't run", |_, s: &State| {
                 s.db.members.iter().zip(&s.instances).all(|(member, instance)| {
-                    member.is_none() || s.db.in_use().all(|phase| instance.build.range().contains(phase))
+                    member.is_none()
+                        || (instance.build == Build::Unaware && s.db.needs_no_code())
+                        || s.db.in_use().all(|phase| instance.build.range().contains(phase))
                 })
+            }),
+            Property::always("no other column is dropped", |_, s: &State| {
+                s.violation != Some(Violation::ForeignColumnDropped)
             }),
             Property::always("at most two epochs in use", |_, s: &State| {
                 s.db.members.iter().zip(&s.instances).all(|(member, instance)| {
@@ -267,7 +303,21 @@ impl Model for Protocol {
 
 /// States that the search must reach. Without them a passing check would mean nothing.
 type Reached = (&'static str, fn(&Protocol, &State) -> bool);
-const REACHED: [Reached; 4] = [
+const REACHED: [Reached; 7] = [
+    ("a build without the migration runs after its end", |_, s| {
+        let runs = |(member, instance): (&Option<Member>, &Instance)| {
+            member.is_some() && instance.build == Build::Unaware
+        };
+        s.db.ended && s.db.at.phase == Phase::Contract && s.db.members.iter().zip(&s.instances).any(runs)
+    }),
+    ("an abandoned migration begins again and reaches ramp", |_, s| {
+        s.db.again && s.db.at.phase == Phase::Ramp
+    }),
+    ("a migration is finished from the start, and an instance works", |_, s| {
+        s.db.ended
+            && s.db.at == Pin { epoch: 1, phase: Phase::Contract }
+            && s.db.members.iter().any(Option::is_some)
+    }),
     ("contract is reached and the old side is gone", |_, s| {
         s.db.at.phase == Phase::Contract && s.db.old == Value::Missing
     }),

@@ -94,7 +94,12 @@ impl Protocol {
         instance.lease
             && instance.gate.is_none()
             && !row_is_lost
-            && (!self.has(Rule::AdmissionNeedsRange) || may_join(instance.build.range(), state.db.in_use()))
+            && (!self.has(Rule::AdmissionNeedsSchema)
+                || instance.build == Build::Unaware
+                || state.db.has_sides())
+            && (!self.has(Rule::AdmissionNeedsRange)
+                || (instance.build == Build::Unaware && state.db.ended)
+                || may_join(instance.build.range(), state.db.in_use()))
     }
 
     /// `Follower::seek_admission`, of an instance that saw the ledger at `at`.
@@ -215,6 +220,10 @@ impl Protocol {
     /// Whether a phase in use reads a side that lacks the last acknowledged write.
     pub(crate) fn lost_write(state: &State) -> bool {
         let db = &state.db;
+        if db.awaits_baseline() {
+            // Nothing has been written yet.
+            return false;
+        }
         let before = (db.previous == PreviousEpoch::Open).then_some(db.before);
         [Some(db.at.phase), before].into_iter().flatten().any(|phase| {
             (phase.may_read(Side::Old) && db.old != Value::Fresh)

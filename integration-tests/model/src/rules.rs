@@ -55,11 +55,19 @@ pub enum Rule {
     RampSealsTheEpoch,
     /// After the way back out of `ramp` no row is noted before that epoch is closed.
     NothingBehindWhileRampIsOpen,
+    /// Nothing is done for a migration that has ended.
+    EndedStaysEnded,
+    /// A migration is finished when its last epoch is in use alone and the old side is gone.
+    FinishNeedsDrop,
+    /// A migration is abandoned in `off`, when no other phase is in use.
+    AbandonNeedsOff,
+    /// An instance is not admitted while the phase uses a side that does not exist.
+    AdmissionNeedsSchema,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 27] = [
+    pub const ALL: [Rule; 31] = [
         Rule::AtMostTwoEpochs,
         Rule::OneStep,
         Rule::CloseNeedsAcknowledgements,
@@ -87,5 +95,9 @@ impl Rule {
         Rule::RampNeedsRepairs,
         Rule::RampSealsTheEpoch,
         Rule::NothingBehindWhileRampIsOpen,
+        Rule::EndedStaysEnded,
+        Rule::FinishNeedsDrop,
+        Rule::AbandonNeedsOff,
+        Rule::AdmissionNeedsSchema,
     ];
 }

@@ -57,6 +57,12 @@ pub struct Database {
     pub job: Option<Job>,
     /// The row's new side is noted for repair.
     pub behind: bool,
+    /// The migration has ended.
+    pub ended: bool,
+    /// The ended migration was made anew, with a new id.
+    pub again: bool,
+    /// Another column has the name that the old one had.
+    pub foreign: bool,
     /// The old column.
     pub old: Value,
     /// The new column.
@@ -115,6 +121,8 @@ pub enum Violation {
     MissingColumn,
     /// A side that a phase in use reads lacks the last acknowledged write.
     LostWrite,
+    /// A column was dropped that is not the old side.
+    ForeignColumnDropped,
 }
 
 /// The whole state.

@@ -14,7 +14,8 @@ const STALE: &str = "no stale read";
 const LOST: &str = "no lost write";
 const MISSING: &str = "no query on a missing column";
 const UNABLE: &str = "no phase that a build can't run";
-const SAFE: [&str; 5] = [STALE, LOST, MISSING, UNABLE, "at most two epochs in use"];
+const FOREIGN: &str = "no other column is dropped";
+const SAFE: [&str; 6] = [STALE, LOST, MISSING, UNABLE, FOREIGN, "at most two epochs in use"];
 
 /// Two instances that were at rest in any of the phases, and moves up to this epoch.
 fn from_anywhere(epochs: u8) -> Protocol {
@@ -30,6 +31,8 @@ fn from_anywhere(epochs: u8) -> Protocol {
         judges_before_contact: false,
         without: None,
         leaves_behind: false,
+        endings: false,
+        fresh: false,
     }
 }
 
@@ -53,6 +56,16 @@ fn rolling_deploy(epochs: u8) -> Protocol {
 
 fn leaving_behind(epochs: u8) -> Protocol {
     Protocol { leaves_behind: true, drops: false, ..from_anywhere(epochs) }
+}
+
+/// Ends of every kind, and new beginnings, with reads and writes.
+fn ending(epochs: u8) -> Protocol {
+    Protocol { endings: true, fresh: true, ..from_off(epochs) }
+}
+
+/// The same from any phase, without operations, while builds come and go.
+fn ending_deploy(epochs: u8) -> Protocol {
+    Protocol { endings: true, fresh: true, ..rolling_deploy(epochs) }
 }
 
 /// What a run found, by the property's name, as the steps that lead there.
@@ -96,6 +109,12 @@ fn the_protocol_holds() {
     holds("two drivers, one paused", two_drivers(3), &["the last epoch is reached"]);
     holds("failover", failover(4), &["the last epoch is reached"]);
     holds("rolling deploy", rolling_deploy(5), &["the last epoch is reached"]);
+    let began_again = "an abandoned migration begins again and reaches ramp";
+    holds("ends, without operations", Protocol { operations: 0, ..ending(8) }, &[began_again]);
+    let from_the_start = "a migration is finished from the start, and an instance works";
+    holds("ends, with reads and writes", ending(5), &[from_the_start]);
+    let without_code = "a build without the migration runs after its end";
+    holds("ends during rolling deploys", ending_deploy(4), &[without_code, from_the_start]);
     holds("rows left behind", leaving_behind(5), &["the last epoch is reached"]);
 }
 
@@ -140,6 +159,10 @@ fn damage(rule: Rule) -> (Protocol, &'static str) {
             (leaving_behind(5), LOST)
         }
         Rule::AdmissionNeedsRange | Rule::MoveNeedsRanges => (rolling_deploy(5), UNABLE),
+        Rule::EndedStaysEnded => (ending_deploy(4), FOREIGN),
+        Rule::FinishNeedsDrop => (ending_deploy(4), UNABLE),
+        Rule::AbandonNeedsOff => (ending(4), MISSING),
+        Rule::AdmissionNeedsSchema => (ending(4), MISSING),
     }
 }
 

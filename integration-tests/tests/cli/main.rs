@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod console;
+mod endings;
 mod files;
 mod steps;
 mod waits;
@@ -325,7 +326,13 @@ async fn an_approval_is_given_in_retire_only() -> Outcome {
     )
     .await?;
     done(url, &["approve", "status", "--reason", "two weeks quiet"], &["approved"]).await;
-    done(url, &["approve", "status"], &["approved"]).await;
+    done(url, &["approve", "status"], &["approved; the approval expires at 20"]).await;
+    let need = "a person has approved the drop";
+    done(url, &["plan", "status"], &[&format!("yes  {need}")]).await;
+    execute(url, "update cutover.approvals set expires_at = now() - interval '1 s'").await?;
+    done(url, &["plan", "status"], &[&format!("no   {need}"), "valid for seven days"]).await;
+    done(url, &["approve", "status", "--json"], &["\"20"]).await;
+    done(url, &["plan", "status"], &[&format!("yes  {need}")]).await;
     done(url, &["history"], &["contract approved", "two weeks quiet"]).await;
     Ok(())
 }

@@ -111,8 +111,7 @@ async fn a_migration_can_be_run_step_by_step() -> Outcome {
     )
     .await;
 
-    refused(url, &["contract", "status"], 1, &["before `contract`, run `cutover set-phase status ramp`"])
-        .await;
+    refused(url, &["contract", "status"], 1, &["before `contract`, run `cutover ramp status`"]).await;
     done(url, &["set-phase", "status", "retire"], &[]).await;
     let ahead = ["retire → contract", "no   a person has approved the drop"];
     cutover_testkit::wait_until("retire", Duration::from_secs(30), async || {

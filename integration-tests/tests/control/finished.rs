@@ -21,7 +21,7 @@ async fn finish(person: &Person) {
         walk_through_gates(person, phase).await;
         person.settled(phase.name()).await;
     }
-    person.until("select dropped_at is not null from cutover.migrations").await;
+    person.until("select ended_at is not null from cutover.migrations").await;
 }
 
 fn with_plan(plan: impl Plan + 'static) -> Vec<MigrationSpec> {
@@ -79,7 +79,7 @@ async fn a_column_that_gets_the_old_name_later_is_not_dropped() {
     person.settled("retire").await;
     walk_through_gates(&person, Phase::Contract).await;
     person.wants("contract").await;
-    person.until("select dropped_at is not null from cutover.migrations").await;
+    person.until("select ended_at is not null from cutover.migrations").await;
     let has_old = "select exists (select from pg_attribute where attrelid = 'orders'::regclass \
         and attname = 'old_status' and not attisdropped)";
     assert!(!person.ask::<bool>(has_old).await);
@@ -102,7 +102,10 @@ async fn a_build_without_a_finished_migration_is_admitted() {
     let later = Instance::start(&url, "later", vec![]).await;
     later.ready(true).await;
     // Until it is finished, such a build is refused.
-    sqlx::query("update cutover.migrations set dropped_at = null").execute(&person.0).await.unwrap();
+    sqlx::query("update cutover.migrations set ended_at = null, ended_as = null")
+        .execute(&person.0)
+        .await
+        .unwrap();
     a.agent.leave().await.unwrap();
     let early = Instance::start(&url, "early", vec![]).await;
     person

@@ -1,8 +1,12 @@
 //! Epochs, the fence, leases and the driver on a real Postgres.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 
+mod deploys;
 mod finished;
+mod lives;
+mod neighbours;
 mod plans;
+mod retention;
 
 use std::time::Duration;
 

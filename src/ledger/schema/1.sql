@@ -59,9 +59,13 @@ create table cutover.migrations (
     -- What the driver waits for, as text for people.
     waits_for text,
     waits_since timestamptz,
-    -- When the old side was found to be dropped, in `contract`.
-    dropped_at timestamptz,
+    -- When and how it ended; null: it has not. 'finished': the old side is gone. 'abandoned': the new side is given up.
+    ended_at timestamptz,
+    ended_as text check (ended_as in ('finished', 'abandoned')),
     unique (fleet, name),
+    check ((ended_at is null) = (ended_as is null)),
+    check (ended_as is distinct from 'finished' or phase = 'contract'),
+    check (ended_as is distinct from 'abandoned' or phase = 'off'),
     check ((paused_at is null) = (paused_by is null)),
     check (old_complete or phase not in ('off', 'expand', 'backfill', 'verify', 'ramp')),
     check (new_complete or phase not in ('ramp', 'switch', 'retire', 'contract')),
@@ -161,6 +165,8 @@ create table cutover.approvals (
     actor text not null check (actor <> ''),
     reason text not null default '',
     given_at timestamptz not null default clock_timestamp(),
+    -- It is for one attempt: leaving `retire` deletes it, and after this time it does not count any more.
+    expires_at timestamptz not null default clock_timestamp() + interval '7 days',
     primary key (migration_id, phase)
 );
 
@@ -311,6 +317,17 @@ create table cutover.history (
     epoch integer,
     actor text not null,
     reason text not null default ''
+);
+
+-- What is left of an ended migration whose name was made free again: its rows in the other tables, as JSON.
+create table cutover.archive (
+    id bigint generated always as identity primary key,
+    fleet text not null,
+    name text not null,
+    ended_as text not null,
+    archived_at timestamptz not null default clock_timestamp(),
+    archived_by text not null check (archived_by <> ''),
+    record jsonb not null
 );
 
 -- The last known state of the flags, for an instance that starts while the flag server is unreachable.

@@ -1,7 +1,7 @@
 use crate::config::ConfigError;
 use crate::ledger::{Ledger, LedgerError};
-use crate::migration::coordinator::{Entry, MigrationSpec, check};
-use crate::migration::phase::{Phase, Side};
+use crate::migration::coordinator::{Entry, MigrationSpec, check, schema_problem, would_baseline};
+use crate::migration::phase::{Phase, may_join};
 
 /// Why a build that declares `specs` would not be admitted to `fleet` in the ledger's present state, or could not work with
 /// the schema. Empty if it would be admitted and could work.
@@ -45,15 +45,29 @@ pub(crate) async fn examine_builds(
     // No instance has the id 0.
     let entries = Entry::of_fleet(&mut tx, fleet, 0).await?;
     tx.commit().await?;
-    let declared = |name: &str| specs.iter().find(|spec| spec.name == name);
-    let mut problems: Vec<String> =
-        entries.iter().filter_map(|entry| entry.refusal(declared(&entry.name))).collect();
+    let is_declared = |entry: &&Entry| specs.iter().any(|spec| spec.name == entry.name);
+    let undeclared = entries.iter().filter(|entry| !is_declared(entry));
+    let mut problems: Vec<String> = undeclared.filter_map(|entry| entry.refusal(None)).collect();
     let mut warnings = Vec::new();
     for spec in specs {
         let entry = entries.iter().find(|entry| entry.name == spec.name);
-        let phase = entry.map_or(Phase::Off, |entry| entry.phase);
-        problems.extend(schema_problem(ledger, spec, entry.map(|entry| entry.id), phase).await);
-        if phase == Phase::Off {
+        let found = async {
+            let mut tx = ledger.begin().await?;
+            if would_baseline(&mut tx, spec, entry).await? {
+                return Ok(None);
+            }
+            let range = entry.map_or_else(|| unregistered(spec), |entry| entry.refusal(Some(spec)));
+            let schema = schema_problem(&mut tx, spec, entry).await?;
+            Ok::<_, sqlx::Error>(Some([range, schema]))
+        };
+        match found.await {
+            Ok(None) => continue,
+            Ok(Some(found)) => problems.extend(found.into_iter().flatten()),
+            Err(error) => {
+                problems.push(format!("the schema of migration {:?} cannot be inspected: {error}", spec.name))
+            }
+        }
+        if entry.is_none_or(Entry::can_expand) {
             let found = plan_problems(ledger, spec, entry.map(|entry| entry.id)).await;
             problems.extend(found.problems);
             warnings.extend(found.warnings);
@@ -62,25 +76,16 @@ pub(crate) async fn examine_builds(
     Ok(BuildFindings { problems, warnings })
 }
 
-/// What the schema lacks for `phase`.
-async fn schema_problem(
-    ledger: &Ledger,
-    spec: &MigrationSpec,
-    id: Option<i32>,
-    phase: Phase,
-) -> Option<String> {
-    let plan = spec.plan.as_ref()?;
-    let schema = async {
-        let mut tx = ledger.begin().await?;
-        plan.schema_state(id, &mut tx).await
-    };
-    let problem = match schema.await {
-        Err(error) => format!("the schema cannot be inspected: {error}"),
-        Ok(schema) if phase.writes(Side::New) && !schema.expanded => "the new side does not exist".into(),
-        Ok(schema) if phase.writes(Side::Old) && schema.contracted => "the old side is gone".into(),
-        Ok(_) => return None,
-    };
-    Some(format!("migration {:?} is in `{phase}`, and {problem}", spec.name))
+/// Why a build cannot run a migration that begins in `off` with it.
+fn unregistered(spec: &MigrationSpec) -> Option<String> {
+    let (name, range) = (&spec.name, spec.range);
+    (!may_join(range, [Phase::Off])).then(|| {
+        format!(
+            "migration {name:?} is not in the ledger and would begin in `off`, and this build can run {range}; to fix: \
+             first deploy a build that can run `off`, or, if this database was created with the new side only, run \
+             `cutover baseline <fleet>/{name}`"
+        )
+    })
 }
 
 /// What `expand` would refuse or warn of, so that it is known before the deploy.

@@ -50,13 +50,16 @@ pub async fn set_phase(
     let actor = actor.into();
     let mut tx = ledger.begin().await?;
     let found = find_and_lock(&mut tx, migration).await?;
+    found.refuse_if_ended()?;
     commands::set_desired(&mut tx, found.id, &to.to_string(), actor.name).await?;
     record(&mut tx, &found, &format!("desired phase set to {to}"), actor).await?;
     tx.commit().await?;
     Ok(())
 }
 
-/// Approves that the old side of a migration in `retire` is dropped. The approval lapses if the migration leaves `retire`.
+/// Approves that the old side of a migration in `retire` is dropped. Returns when the approval expires, as ISO 8601.
+///
+/// It is for one attempt: it expires after seven days, and when the migration leaves `retire`. A second approval replaces it.
 ///
 /// # Errors
 ///
@@ -65,16 +68,22 @@ pub async fn set_phase(
 /// # Cancel safety
 ///
 /// Safe: the drop is approved, or it is not.
-pub async fn approve(ledger: &Ledger, migration: &str, actor: &str, reason: &str) -> Result<(), AdminError> {
+pub async fn approve(
+    ledger: &Ledger,
+    migration: &str,
+    actor: &str,
+    reason: &str,
+) -> Result<String, AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find_and_lock(&mut tx, migration).await?;
     if found.phase != Phase::Retire.name() {
         return Err(AdminError::NotInRetire { name: migration.to_owned(), phase: found.phase });
     }
-    commands::approve(&mut tx, found.id, actor, reason).await?;
-    record(&mut tx, &found, "contract approved", Actor::with_reason(actor, reason)).await?;
+    let expires = commands::approve(&mut tx, found.id, actor, reason).await?;
+    let actor = Actor::with_reason(actor, reason);
+    record(&mut tx, &found, &format!("contract approved until {expires}"), actor).await?;
     tx.commit().await?;
-    Ok(())
+    Ok(expires)
 }
 
 /// Pauses the backfills and scans of a migration on every instance, including those that start later. A batch that is

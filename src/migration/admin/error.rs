@@ -34,6 +34,24 @@ pub enum AdminError {
         /// Its phase.
         phase: String,
     },
+    /// The migration has ended, and nothing about it changes any more.
+    #[error(
+        "migration {name:?} is {ended_as} and cannot be changed any more; `cutover history {name}` shows how it ended"
+    )]
+    HasEnded {
+        /// The migration.
+        name: String,
+        /// `finished` or `abandoned`.
+        ended_as: String,
+    },
+    /// The migration cannot be ended in this way now.
+    #[error("migration {name:?} cannot be ended like this: {}", .reasons.join("; "))]
+    CannotEnd {
+        /// The migration.
+        name: String,
+        /// Everything that stands against it, each with what to do.
+        reasons: Vec<String>,
+    },
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -42,6 +60,17 @@ pub enum AdminError {
 impl From<sqlx::Error> for AdminError {
     fn from(error: sqlx::Error) -> Self {
         Self::Ledger(error.into())
+    }
+}
+
+impl NamedMigration {
+    pub(crate) fn refuse_if_ended(&self) -> Result<(), AdminError> {
+        match &self.ended_as {
+            Some(ended_as) => {
+                Err(AdminError::HasEnded { name: self.name.clone(), ended_as: ended_as.clone() })
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod builds;
 mod commands;
+mod endings;
 mod error;
 mod plan;
 mod reports;
@@ -12,6 +13,7 @@ mod reports;
 pub use builds::incompatible_builds;
 pub(crate) use builds::{BuildFindings, examine_builds};
 pub use commands::{Actor, approve, pause_work, resume_work, retry_repairs, set_phase};
+pub use endings::{EndReport, abandon, baseline, finish, forget};
 pub use error::AdminError;
 pub use plan::{MigrationFiles, Need, PlanReport, StepReport, migration_files, plan};
 pub use reports::{

@@ -42,8 +42,8 @@ pub struct PlanReport {
     pub new_complete: bool,
     /// A scan of all rows since the last backfill found no difference.
     pub scanned: bool,
-    /// The old side is gone.
-    pub dropped: bool,
+    /// How it ended: `finished` (the old side is gone) or `abandoned`. `None`: it has not ended.
+    pub ended_as: Option<String>,
     /// The instance that drives the migration.
     pub driver: Option<String>,
     /// The steps, in order.
@@ -119,7 +119,7 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
     };
     let mut steps = Vec::new();
     let mut from = observed.phase;
-    while let Some(next) = from.towards(to) {
+    while let Some(next) = from.towards(to).filter(|_| row.ended_as.is_none()) {
         let task = Task::of_step(from, next);
         steps.push(StepReport {
             from: from.to_string(),
@@ -143,7 +143,7 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         problems_seconds: row.problems_age,
         new_complete: row.new_complete,
         scanned: row.scanned,
-        dropped: row.dropped,
+        ended_as: row.ended_as,
         driver: row.driver,
         steps,
     })
@@ -293,7 +293,7 @@ mod tests {
             waits_for: None,
             old_complete: false,
             new_complete: false,
-            dropped: false,
+            ended_as: None,
             driver: None,
             closed: false,
             drained,

@@ -107,8 +107,8 @@ impl Agent {
     }
 
     /// Registers `cutover_migration_rows_done_total{migration,kind}`, `cutover_migration_rows_expected{migration,kind}`,
-    /// `cutover_migration_throttled_seconds_total{migration,kind,reason}` and `cutover_migration_shadow_reads_total{migration,outcome}` in a
-    /// registry.
+    /// `cutover_migration_throttled_seconds_total{migration,kind,reason}`,
+    /// `cutover_migration_shadow_reads_total{migration,outcome}` and `cutover_migration_removable{migration}` in a registry.
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ use super::retry::{LONGEST, Retry};
 use super::spec::MigrationSpec;
 use super::work::Work;
 use crate::fleet::{Fleet, Membership};
-use crate::ledger::{LedgerError, external_writes, leadership, migrations};
+use crate::ledger::{LedgerError, external_writes, leadership, migrations, retention};
 use crate::migration::phase::{PreviousEpoch, Task, needed_work};
 use crate::migration::runtime::Migration;
 
@@ -21,6 +21,9 @@ const AWAITING: Duration = Duration::from_millis(10);
 const MOVING: Duration = Duration::from_millis(50);
 const AT_REST: Duration = Duration::from_millis(250);
 
+/// How often rows are deleted that are older than their retention period.
+const RETENTION: Duration = Duration::from_secs(60 * 60);
+
 /// Moves the fleet's migrations towards their desired phases, where this instance is the driver.
 pub(crate) struct Driver {
     fleet: Fleet,
@@ -28,6 +31,8 @@ pub(crate) struct Driver {
     migrations: Vec<Driven>,
     /// How often in a row the ledger could not be reached.
     contact: Retry,
+    /// When rows that are old enough are deleted next.
+    retention_due: Instant,
 }
 
 /// One migration.
@@ -56,7 +61,7 @@ impl Driver {
             due: Instant::now(),
         };
         let migrations = migrations.iter().map(driven).collect();
-        Self { fleet, options, migrations, contact: Retry::default() }
+        Self { fleet, options, migrations, contact: Retry::default(), retention_due: Instant::now() }
     }
 
     pub(crate) async fn run(mut self) {
@@ -76,6 +81,7 @@ impl Driver {
                         if self.contact.succeeded() {
                             tracing::info!("the ledger can be reached again");
                         }
+                        self.delete_old_rows().await;
                         self.drive(&mine).await
                     }
                     Err(error) => {
@@ -88,6 +94,20 @@ impl Driver {
                 },
             };
             sleep(pause).await;
+        }
+    }
+
+    async fn delete_old_rows(&mut self) {
+        if Instant::now() < self.retention_due {
+            return;
+        }
+        self.retention_due = Instant::now() + RETENTION;
+        match in_time(self.options.leadership_lease, retention::apply(self.fleet.ledger())).await {
+            Ok(0) => {}
+            Ok(rows) => tracing::debug!(rows, "deleted rows of the ledger whose retention period has ended"),
+            Err(error) => {
+                tracing::warn!(%error, "could not delete old rows of the ledger; trying again in an hour")
+            }
         }
     }
 

@@ -15,11 +15,27 @@ pub(crate) struct Entry {
     pub(crate) phase: Phase,
     /// The phase of the previous epoch while that is still in use.
     pub(super) previous_phase: Option<Phase>,
-    /// The old side is gone: there is nothing left that builds have to agree on.
-    pub(super) is_finished: bool,
+    /// How it ended, if it has. There is nothing left that builds have to agree on.
+    pub(super) ended: Option<Ending>,
     pub(super) ramp: Percent,
     /// The epoch that this instance has acknowledged, if it takes part.
     pub(super) acknowledged: Option<i32>,
+}
+
+/// How a migration ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Only the new side is left.
+    Finished,
+    /// Only the old side is used.
+    Abandoned,
+}
+
+impl Ending {
+    /// The column has a check for these two names.
+    fn parse(name: &str) -> Self {
+        if name == "abandoned" { Self::Abandoned } else { Self::Finished }
+    }
 }
 
 impl TryFrom<FollowedRow> for Entry {
@@ -33,7 +49,7 @@ impl TryFrom<FollowedRow> for Entry {
             id: row.id,
             name: row.name,
             epoch: row.epoch,
-            is_finished: row.dropped,
+            ended: row.ended_as.as_deref().map(Ending::parse),
             acknowledged: row.acknowledged,
         })
     }
@@ -69,12 +85,22 @@ impl Entry {
     /// Whether builds have to agree on the phase: a phase after `off` is in use, and the old side still exists.
     pub(super) fn is_past_off(&self) -> bool {
         let in_use = [Some(self.phase), self.previous_phase];
-        !self.is_finished && in_use.into_iter().flatten().any(|phase| phase != Phase::Off)
+        self.ended.is_none() && in_use.into_iter().flatten().any(|phase| phase != Phase::Off)
+    }
+
+    /// Whether `expand` may still come.
+    pub(crate) fn can_expand(&self) -> bool {
+        self.phase == Phase::Off && self.ended.is_none()
+    }
+
+    /// Whether the migration is at its first epoch.
+    pub(super) fn is_first(&self) -> bool {
+        self.epoch == 1
     }
 
     /// Why a build with this declaration, or without one, cannot run at the migration's present phase.
     pub(crate) fn refusal(&self, declared: Option<&MigrationSpec>) -> Option<String> {
-        if declared.is_none() && self.is_finished {
+        if declared.is_none() && self.ended.is_some() {
             return None;
         }
         let range = declared.map_or(PhaseRange::UNAWARE, |spec| spec.range);
@@ -82,9 +108,21 @@ impl Entry {
             return None;
         }
         let what = match declared {
+            Some(spec) if self.phase == Phase::Off && self.is_first() => format!(
+                "this build can run {range}; to fix: first deploy a build that can run `off`, or, if this database was \
+                 created with the new side only, run `cutover baseline {}`",
+                spec.name
+            ),
             Some(_) => format!("this build can run {range}"),
-            None => "this build does not declare it".into(),
+            None => "this build does not declare it, which a build may do once the old side is dropped; \
+                     to fix: deploy a build that declares it, or finish the migration first"
+                .into(),
         };
-        Some(format!("migration {:?} is in `{}`, and {what}", self.name, self.phase))
+        let ended = match self.ended {
+            None => "",
+            Some(Ending::Finished) => " (finished)",
+            Some(Ending::Abandoned) => " (abandoned)",
+        };
+        Some(format!("migration {:?} is in `{}`{ended}, and {what}", self.name, self.phase))
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::entry::Entry;
+use super::admission::{self, schema_problem};
+use super::entry::{Ending, Entry};
 use super::retry::Retry;
 use super::spec::MigrationSpec;
 use crate::fleet::{Fleet, Membership};
@@ -42,6 +43,8 @@ pub(crate) struct Follower {
     admitted: Option<i64>,
     /// The last epoch acknowledged, by migration id, as the ledger has it.
     acknowledged: HashMap<i32, i32>,
+    /// How declared migrations have ended, by id, as last reported.
+    ended: HashMap<i32, Ending>,
     deploy_guard: Signal,
     notifications: Signal,
     retry: Retry,
@@ -59,6 +62,7 @@ impl Follower {
             migrations,
             admitted: None,
             acknowledged: HashMap::new(),
+            ended: HashMap::new(),
             deploy_guard,
             notifications,
             retry: Retry::default(),
@@ -146,6 +150,42 @@ impl Follower {
         self.fleet.set_lease_criticality(criticality);
     }
 
+    /// Says which declared migrations have ended, so that their code can be removed.
+    fn report_endings(&mut self, entries: &[Entry]) {
+        let mut abandoned = Vec::new();
+        let mut reported = HashMap::new();
+        for (_, migration) in self.migrations.iter() {
+            let entry = entries.iter().find(|entry| entry.is_of(migration));
+            let ended = entry.and_then(|entry| entry.ended);
+            let name = migration.name();
+            migration.work().set_removable(ended.is_some());
+            reported.extend(ended.map(|ended| (migration.id(), ended)));
+            match ended {
+                Some(Ending::Finished) if !self.ended.contains_key(&migration.id()) => tracing::info!(
+                    migration = name,
+                    "the migration is finished: its `DualWrite` and the code of the old side can be removed"
+                ),
+                Some(Ending::Finished) => {}
+                Some(Ending::Abandoned) => abandoned.push(format!("{name:?}")),
+                None => {}
+            }
+        }
+        if abandoned.is_empty() {
+            self.deploy_guard.ok();
+        } else {
+            let reason = format!(
+                "this build declares migration {}, which is abandoned, and uses the old side; remove its `DualWrite` and \
+                 the code of the new side",
+                abandoned.join(", ")
+            );
+            if reported != self.ended {
+                tracing::warn!(reason, "an abandoned migration is declared");
+            }
+            self.deploy_guard.warn(reason);
+        }
+        self.ended = reported;
+    }
+
     async fn follow(&mut self, id: i64) -> Result<Progress, sqlx::Error> {
         if self.admitted.is_none() {
             self.seek_admission(id).await?;
@@ -157,6 +197,9 @@ impl Follower {
 
     /// Requests admission. The lock on the fleet's row keeps moves out until the declaration is visible.
     async fn seek_admission(&mut self, id: i64) -> Result<(), sqlx::Error> {
+        for (spec, migration) in self.migrations.iter() {
+            admission::baseline(self.fleet.ledger(), self.fleet.name(), migration.id(), spec).await?;
+        }
         let mut tx = self.fleet.ledger().begin().await?;
         fleets::lock_for_admission(&mut tx, self.fleet.name()).await?;
         let entries = Entry::of_fleet(&mut tx, self.fleet.name(), id).await?;
@@ -164,7 +207,11 @@ impl Follower {
             tx.rollback().await?;
             return self.register_again(lost.clone()).await;
         }
-        let refusals: Vec<String> = entries.iter().filter_map(|entry| self.refusal(entry)).collect();
+        let mut refusals: Vec<String> = entries.iter().filter_map(|entry| self.refusal(entry)).collect();
+        for (spec, migration) in self.migrations.iter() {
+            let entry = entries.iter().find(|entry| entry.is_of(migration));
+            refusals.extend(schema_problem(&mut tx, spec, entry).await?);
+        }
         let refusal = Some(refusals.join("; ")).filter(|text| !text.is_empty());
         if !instances::admit(&mut tx, id, refusal.as_deref()).await? {
             return Ok(());
@@ -188,7 +235,7 @@ impl Follower {
         }
         self.admitted = Some(id);
         self.set_criticality(&entries);
-        self.deploy_guard.ok();
+        self.report_endings(&entries);
         Ok(())
     }
 
@@ -242,6 +289,7 @@ impl Follower {
                 }
             }
         }
+        self.report_endings(&entries);
         Ok(())
     }
 

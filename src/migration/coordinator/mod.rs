@@ -15,6 +15,7 @@
 //! | [`soak`](MigrationSpec::soak) | one day | a daily reader of the old side has run once before the drop |
 //! | [`external_write_quiet_period`](MigrationSpec::external_write_quiet_period) | one minute | for external writes that could not be copied; a job that runs less often needs more |
 
+mod admission;
 mod agent;
 mod driver;
 mod entry;
@@ -28,10 +29,11 @@ mod spec;
 mod state;
 mod work;
 
+pub(super) use admission::{schema_problem, would_baseline};
 pub use agent::Agent;
 pub(super) use entry::Entry;
 pub use options::DriverOptions;
-pub use plan::{DesiredPhase, FromLedger, Plan, PlanError};
+pub use plan::{DesiredPhase, FromLedger, Plan, PlanError, SidesPresent};
 pub use spec::MigrationSpec;
 pub(crate) use spec::check;
 pub(super) use state::{Counted, members, parse_phase};

@@ -56,6 +56,17 @@ impl From<sqlx::Error> for PlanError {
     }
 }
 
+/// Which sides of a migration exist in the database.
+///
+/// It can be built with a literal, because plans of users return it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SidesPresent {
+    /// The old side exists.
+    pub old: bool,
+    /// The new side exists.
+    pub new: bool,
+}
+
 /// What a migration does to schema and data. The driver decides when.
 #[async_trait]
 pub trait Plan: Send + Sync + fmt::Debug {
@@ -128,6 +139,27 @@ pub trait Plan: Send + Sync + fmt::Debug {
         migration: Option<i32>,
         connection: &mut PgConnection,
     ) -> Result<SchemaState, sqlx::Error>;
+
+    /// Which sides exist now, also under another name than at first. Both by default.
+    ///
+    /// A migration that has just been declared, in a database that has only the new side, is finished from the start. A
+    /// build is not admitted while the current phase needs a side that does not exist.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Must be safe: it only reads.
+    async fn sides_present(
+        &self,
+        migration: Option<i32>,
+        connection: &mut PgConnection,
+    ) -> Result<SidesPresent, sqlx::Error> {
+        let _ = (migration, connection);
+        Ok(SidesPresent { old: true, new: true })
+    }
 
     /// Runs a task, or continues it where an earlier attempt stopped, on this instance or another one.
     ///

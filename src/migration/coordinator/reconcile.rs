@@ -9,13 +9,14 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use tokio::time::sleep;
 
+use super::admission;
 use super::options::DriverOptions;
 use super::spec::MigrationSpec;
 use super::state::MigrationState;
 use crate::ledger::blockers::{self, BlockingSession};
 use crate::ledger::epochs::Move;
 use crate::ledger::{
-    Ledger, epochs, external_writes, fleets, instances, is_lock_timeout, migrations, notifications,
+    Ledger, endings, epochs, external_writes, fleets, instances, is_lock_timeout, migrations, notifications,
 };
 use crate::migration::phase::{
     Phase, PreviousEpoch, Requirement, Side, Step, Target, Task, needed_work, next_step, requirements,
@@ -32,7 +33,7 @@ pub(crate) enum Outcome {
     Moved,
     /// Nothing to do, or nothing that can be done now, on the way to this phase.
     Stays(Box<MigrationState>, Phase),
-    /// The old side is gone. Nothing is ever to do again.
+    /// Finished or abandoned. Nothing is ever to do again.
     Finished,
 }
 
@@ -74,11 +75,18 @@ impl Reconcile<'_> {
         let mut tx = self.ledger.begin().await?;
         instances::remove_expired(&mut tx, self.fleet).await?;
         let state = MigrationState::load(&mut tx, self.fleet, self.spec, false).await?;
-        if !state.is_finished && state.view.phase.writes(Side::Old) && state.view.phase != Phase::Off {
+        if !state.has_ended && state.view.phase.writes(Side::Old) && state.view.phase != Phase::Off {
             external_writes::record_unseen(&mut tx, state.id).await?;
         }
         tx.commit().await?;
-        if state.is_finished {
+        if state.has_ended {
+            return Ok(Outcome::Finished);
+        }
+        let is_first = state.view.phase == Phase::Off && state.view.epoch == 1;
+        if is_first
+            && state.facts.contracted
+            && admission::baseline(self.ledger, self.fleet, state.id, self.spec).await?
+        {
             return Ok(Outcome::Finished);
         }
         let step = next_step(&state.view, self.aim(&state).target.phase_from(state.view.phase));
@@ -320,7 +328,7 @@ impl Reconcile<'_> {
         let is_contracted = state.view.phase == Phase::Contract && state.facts.contracted;
         if is_contracted && state.view.previous == PreviousEpoch::Drained {
             let mut tx = self.ledger.begin().await?;
-            migrations::finish(&mut tx, state.id).await?;
+            endings::finish(&mut tx, state.id, "cutover", "").await?;
             tx.commit().await?;
             return Ok(Outcome::Finished);
         }

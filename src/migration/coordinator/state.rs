@@ -24,8 +24,8 @@ pub(crate) struct MigrationState {
     pub(crate) waits_for: Option<String>,
     /// Who paused the work on its rows.
     pub(crate) paused_by: Option<String>,
-    /// The old side is gone. Nothing looks at its schema or changes it any more.
-    pub(crate) is_finished: bool,
+    /// Finished or abandoned. Nothing looks at its schema or changes it any more.
+    pub(crate) has_ended: bool,
     /// No transaction of the current epoch may leave a row to be repaired.
     pub(crate) is_sealed: bool,
     pub(crate) facts: SchemaState,
@@ -61,7 +61,7 @@ impl MigrationState {
         let phase = parse_phase(&row.phase)?;
         let facts = match &spec.plan {
             // Another object may have the name of the old side by now.
-            _ if row.dropped => SchemaState { expanded: true, contracted: true },
+            _ if row.ended_as.is_some() => SchemaState { expanded: true, contracted: true },
             Some(plan) => plan.schema_state(Some(row.id), connection).await?,
             // Schema and data are not this library's task.
             None => SchemaState { expanded: true, contracted: true },
@@ -72,7 +72,7 @@ impl MigrationState {
             .map(|row| LaggingStandby { standby: row.name, bytes: row.bytes })
             .collect();
         let table_problems = match &spec.plan {
-            Some(plan) if !row.dropped => {
+            Some(plan) if row.ended_as.is_none() => {
                 table_problems(plan.before_step(phase, row.id, is_move, connection).await?)
             }
             _ => Vec::new(),
@@ -107,7 +107,7 @@ impl MigrationState {
             desired_by: row.desired_by,
             waits_for: row.waits_for,
             paused_by: row.paused_by,
-            is_finished: row.dropped,
+            has_ended: row.ended_as.is_some(),
             is_sealed: row.sealed,
             facts,
         })

@@ -124,7 +124,9 @@ impl fmt::Display for Blocker {
             ),
             Blocker::Table(problem) => f.write_str(&problem.text),
             Blocker::NotApproved => {
-                f.write_str("approval to drop the old side; to unblock: `cutover approve <migration>`")
+                f.write_str(
+                    "approval to drop the old side, which is valid for seven days; to unblock: `cutover approve <migration>`",
+                )
             }
             Blocker::Soaking(left) => write!(
                 f,

@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use super::description::{Description, Shape, not_null_check, not_null_steps};
 use super::expand::find_guard;
-use crate::ledger::{sides, unprepared};
+use crate::ledger::{guard_triggers, sides, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::{OldSide, take_over_sequences, unquote};
 use crate::migration::coordinator::PlanError;
@@ -51,7 +51,7 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         return disarm(plan, &table, sides.old.relation, migration).await;
     }
     let id = migration.id().to_string();
-    let disarm = plan.guard(&[]).map(|guard| guard.disarm(&table, &id));
+    let disarm = plan.has_guard.then(|| guard_triggers::disarm(&table, &id));
     let statements: Vec<String> = disarm
         .into_iter()
         .chain(plan.changes.contract.clone())
@@ -74,7 +74,7 @@ async fn disarm(
         && guard.is_armed(&mut connection, relation, migration.id()).await?
     {
         drop(connection);
-        let statement = guard.disarm(table, &migration.id().to_string());
+        let statement = guard_triggers::disarm(table, &migration.id().to_string());
         alter(&plan.outline.pool, table, migration, Phase::Contract, &statement).await?;
     }
     Err(PlanError::NotNow(format!(

@@ -1,6 +1,7 @@
 //! What a migration within one database moves, and the text of its schema changes. Pure: nothing here asks the server.
 
 use super::changes::Changes;
+use crate::ledger::guard_triggers;
 use crate::migration::batch::{ColumnType, Keyset, Mapping, Outline, Scope};
 use crate::migration::catalog::{OldSide, unquote};
 use crate::migration::phase::Task;
@@ -115,7 +116,7 @@ impl Description {
         let scope = self.scope(Keyset::named(&key), placeholder(&sides.backward), new_types);
         let guard = self.guard(&key);
         let arm = guard.as_ref().map(|guard| guard.arm_as_written(UNKNOWN_ID));
-        let disarm = guard.as_ref().map(|guard| guard.disarm(self.old_table(), UNKNOWN_ID));
+        let disarm = self.has_guard.then(|| guard_triggers::disarm(self.old_table(), UNKNOWN_ID));
         let expand: Vec<String> =
             self.create().into_iter().chain(arm).chain(self.changes.expand.clone()).collect();
         let (not_null, column) = match &self.shape {

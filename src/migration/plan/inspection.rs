@@ -46,6 +46,7 @@ pub(crate) async fn problems(
         return Ok(vec![missing]);
     };
     let mut problems = table_problems(plan.old_table(), &facts, plan.has_guard);
+    problems.extend(claimed_by_others(plan, migration, &mut tx).await?);
     let key = match keyset::find(&mut tx, plan.old_table(), &plan.outline.key).await? {
         Ok(key) => Some(key),
         Err(reasons) => {
@@ -109,6 +110,31 @@ async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<Pla
             Err(error) => return Err(error),
         }
         attempt.rollback().await?;
+    }
+    Ok(problems)
+}
+
+/// Other migrations of this database that move the same table or column, also those of other fleets.
+async fn claimed_by_others(
+    plan: &Description,
+    migration: Option<i32>,
+    tx: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let (old, new) = plan.columns().unzip();
+    let sides = [(plan.old_table(), old), (plan.new_table(), new)];
+    let mut problems = Vec::new();
+    for (table, column) in sides {
+        let what = column.as_ref().map_or_else(|| table.to_owned(), |column| format!("{table}.{column}"));
+        for other in sides::other_users(tx, migration, table, column.as_deref()).await? {
+            let sides::OtherUser { fleet, name, phase, side } = other;
+            problems.push(blocking(
+                format!("{what} is the {side} side of migration {fleet}/{name}, which is in `{phase}`"),
+                format!(
+                    "finish that migration first, or end it in `off` with `cutover abandon {fleet}/{name}`; services that \
+                     share a table share one fleet (`FleetOptions::name`)"
+                ),
+            ));
+        }
     }
     Ok(problems)
 }

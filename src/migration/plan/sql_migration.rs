@@ -14,7 +14,7 @@ use super::refusal::refuse;
 use crate::ledger::{sides, unprepared};
 use crate::migration::batch::{PassKind, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
-use crate::migration::coordinator::{Plan, PlanError};
+use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::runtime::Migration;
 use crate::migration::schema::ensure_indexes;
@@ -148,6 +148,30 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         Ok(SchemaState { expanded: sides.new.is_there && is_armed, contracted: !sides.old.is_there })
     }
 
+    async fn sides_present(
+        &self,
+        migration: Option<i32>,
+        connection: &mut PgConnection,
+    ) -> Result<SidesPresent, sqlx::Error> {
+        let plan = &*self.description;
+        let (old, new) = by_name(plan, connection).await?;
+        let recorded = match migration {
+            Some(id) => sides::find(connection, id).await?,
+            None => None,
+        };
+        if let Some(recorded) = recorded {
+            // After a dump and restore the oids are other ones.
+            return Ok(SidesPresent { old: recorded.old.is_there || old, new: recorded.new.is_there || new });
+        }
+        if old || !new {
+            return Ok(SidesPresent { old, new });
+        }
+        // The pool may have another search_path, or the old table may be in a schema that is on neither.
+        let (old, new) = by_name(plan, &mut *plan.outline.pool.acquire().await?).await?;
+        let hidden = plan.columns().is_none() && is_in_some_schema(plan.old_table(), connection).await?;
+        Ok(SidesPresent { old: old || hidden, new })
+    }
+
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         let plan = &*self.description;
         match task {
@@ -183,6 +207,18 @@ async fn resolved(connection: &mut PgConnection, table: &str) -> Result<Option<(
     )
     .bind(table)
     .fetch_optional(connection)
+    .await
+}
+
+/// Whether any schema has a table of this name.
+async fn is_in_some_schema(table: &str, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    unprepared::query_scalar(
+        "select exists (select from pg_class where relkind in ('r', 'p') \
+             and relname = (select name from unnest(parse_ident($1)) with ordinality as parts (name, number) \
+                 order by number desc limit 1))",
+    )
+    .bind(table)
+    .fetch_one(connection)
     .await
 }
 

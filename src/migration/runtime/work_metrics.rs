@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use prometheus::{CounterVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{CounterVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// The kinds of long work, as the ledger names them.
 const KINDS: [&str; 3] = ["backfill", "reverse_backfill", "scan"];
@@ -16,6 +16,7 @@ struct Families {
     total: IntGaugeVec,
     held: CounterVec,
     shadow: IntCounterVec,
+    removable: IntGauge,
 }
 
 impl WorkMetrics {
@@ -46,8 +47,14 @@ impl WorkMetrics {
             ),
             &["outcome"],
         );
-        let families = match (done, total, held, shadow) {
-            (Ok(done), Ok(total), Ok(held), Ok(shadow)) => Some(Families { done, total, held, shadow }),
+        let removable = IntGauge::with_opts(described(
+            "cutover_migration_removable",
+            "1 if the migration has ended, so that a build may leave out its declaration and its DualWrite; otherwise 0.",
+        ));
+        let families = match (done, total, held, shadow, removable) {
+            (Ok(done), Ok(total), Ok(held), Ok(shadow), Ok(removable)) => {
+                Some(Families { done, total, held, shadow, removable })
+            }
             _ => None,
         };
         if let Some(Families { done, total, shadow, .. }) = &families {
@@ -63,13 +70,21 @@ impl WorkMetrics {
     }
 
     pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        if let Some(Families { done, total, held, shadow }) = &self.families {
+        if let Some(Families { done, total, held, shadow, removable }) = &self.families {
+            registry.register(Box::new(removable.clone()))?;
             registry.register(Box::new(shadow.clone()))?;
             registry.register(Box::new(done.clone()))?;
             registry.register(Box::new(total.clone()))?;
             registry.register(Box::new(held.clone()))?;
         }
         Ok(())
+    }
+
+    /// Whether a build may leave the migration out.
+    pub(crate) fn set_removable(&self, is_removable: bool) {
+        if let Some(Families { removable, .. }) = &self.families {
+            removable.set(i64::from(is_removable));
+        }
     }
 
     /// A batch was committed.

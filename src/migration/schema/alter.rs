@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 use tokio::time::sleep;
 
-use crate::ledger::{describe_error, is_lock_timeout, migrations, sql_state, unprepared};
+use crate::ledger::{describe_error, endings, is_lock_timeout, migrations, sql_state, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -55,9 +55,13 @@ async fn alter_or_drop(
     for _ in 0..ATTEMPTS {
         let mut tx = begin(pool, &[phase], migration).await?;
         tx.execute(LOCK_TIMEOUT).await?;
-        if drops_old_side && !migrations::finish(&mut tx, migration.id()).await? {
-            tx.rollback().await?;
-            return Ok(());
+        if drops_old_side {
+            if !endings::finish(&mut tx, migration.id(), "cutover", "").await? {
+                tx.rollback().await?;
+                return Ok(());
+            }
+        } else if !migrations::lock_unless_ended(&mut tx, migration.id()).await? {
+            return Err(PlanError::PhaseLeft);
         }
         match tx.execute(AssertSqlSafe(statement)).await {
             Ok(_) => return Ok(tx.commit().await?),

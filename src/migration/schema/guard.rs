@@ -47,7 +47,7 @@
 
 use sqlx::PgConnection;
 
-use crate::ledger::{describe_error, unprepared};
+use crate::ledger::{describe_error, guard_triggers, unprepared};
 use crate::migration::batch::{MappingCode, Sides};
 use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, quote, resolve};
 
@@ -371,7 +371,7 @@ impl GuardTrigger {
                  alter table {table} enable always trigger {name}"
             )
         };
-        let [on_rows, on_truncate, on_nested, check_nested] = triggers(id);
+        let [on_rows, on_truncate, on_nested, check_nested] = guard_triggers::names(id);
         let is_unpinned = format!("current_setting('cutover.pin_{id}', true) is distinct from 'on'");
         let is_watched = format!("{is_unpinned} or pg_trigger_depth() > 0");
         let (own, nested) = (format!("'{id}'"), format!("'{id}', 'nested'"));
@@ -433,24 +433,8 @@ impl GuardTrigger {
         .bind(migration.to_string())
         .bind(self.body(&self.written()))
         .bind(matches!(self.watched, Watched::Rows { .. }))
-        .bind(triggers(&migration.to_string())[1].trim_matches('"'))
+        .bind(guard_triggers::names(&migration.to_string())[1].trim_matches('"'))
         .fetch_one(connection)
         .await
     }
-
-    /// The statements that remove the trigger from the table, which has this quoted name now, and from its partitions.
-    pub(crate) fn disarm(&self, table: &str, id: &str) -> String {
-        let drops: String =
-            triggers(id).iter().map(|name| format!("drop trigger if exists {name} on {table}; ")).collect();
-        format!(
-            "{drops}\
-             drop function if exists cutover.guard_{id}() cascade"
-        )
-    }
-}
-
-/// The names of a migration's triggers. Triggers of one kind fire in the order of their names, and the id keeps those of
-/// two migrations of one table apart.
-fn triggers(id: &str) -> [String; 4] {
-    ["row", "truncate", "nested", "nested_check"].map(|event| format!("\"zzz_cutover_{id}_{event}\""))
 }

@@ -1,0 +1,17 @@
+//! The names of a migration's guard triggers, and the statements that remove them.
+
+/// The names of a migration's triggers. Triggers of one kind fire in the order of their names, and the id keeps those of
+/// two migrations of one table apart.
+pub(crate) fn names(id: &str) -> [String; 4] {
+    ["row", "truncate", "nested", "nested_check"].map(|event| format!("\"zzz_cutover_{id}_{event}\""))
+}
+
+/// The statements that remove the triggers from the table, which has this quoted name now, and from its partitions.
+pub(crate) fn disarm(table: &str, id: &str) -> String {
+    let drops: String =
+        names(id).iter().map(|name| format!("drop trigger if exists {name} on {table}; ")).collect();
+    format!(
+        "{drops}\
+         drop function if exists cutover.guard_{id}() cascade"
+    )
+}
