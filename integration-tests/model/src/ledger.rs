@@ -66,10 +66,11 @@ impl Database {
 
     /// Whether the sides that the phase uses exist.
     pub(crate) fn has_sides(&self) -> bool {
-        self.in_use().all(|phase| {
-            !(phase.writes(Side::Old) && self.old == Value::Missing)
-                && !(phase.writes(Side::New) && self.new == Value::Missing)
-        })
+        let lacks = |phase: Phase| {
+            phase.writes(Side::Old) && self.old == Value::Missing
+                || phase.writes(Side::New) && self.new == Value::Missing
+        };
+        !self.in_use().any(lacks)
     }
 
     pub(crate) fn side(&mut self, side: Side) -> &mut Value {

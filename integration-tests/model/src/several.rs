@@ -157,7 +157,7 @@ impl Model for Several {
                 let waits = |i: usize| {
                     state.transactions[i].is_some_and(|open| open.locks < 2) && !model.may_lock(state, i)
                 };
-                !(waits(0) && waits(1) && !model.may_drain(state, 0) && !model.may_drain(state, 1))
+                !waits(0) || !waits(1) || model.may_drain(state, 0) || model.may_drain(state, 1)
             }),
             Property::sometimes("a transaction waits for a driver", |model, state: &SeveralState| {
                 state.transactions[0].is_some_and(|open| open.locks == 1) && !model.may_lock(state, 0)

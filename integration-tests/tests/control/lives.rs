@@ -112,11 +112,11 @@ async fn write_rows(
         for one in &used[1..] {
             all = all.and(&one.migration);
         }
-        let mut tx = match all.begin(&pool).await {
-            Ok(tx) => tx,
-            Err(error) if is_retryable(&error) => continue,
-            Err(error) => panic!("{error}"),
-        };
+        let tx = all.begin(&pool).await;
+        if tx.as_ref().is_err_and(|error| is_retryable(error)) {
+            continue;
+        }
+        let mut tx = tx.expect("begin");
         let phases: Vec<Phase> =
             used.iter().map(|one| tx.phase_of(&one.migration).expect("pinned")).collect();
         // In a chain, the second one has an old side only after the first one has ended.
