@@ -22,6 +22,14 @@ macro_rules! standbys {
 }
 pub(crate) use standbys;
 
+/// The position in the write-ahead log, or null where the server does not tell it.
+macro_rules! wal_position {
+    () => {
+        "cutover.wal_position()"
+    };
+}
+pub(crate) use wal_position;
+
 /// The standbys among `names` that have not replayed all copies, all rows that were repaired before the epoch was sealed,
 /// and the end of the previous epoch.
 pub(crate) async fn lagging(

@@ -96,3 +96,31 @@ async fn an_unreachable_standby_holds_the_move_and_is_named() -> Outcome {
     world.waits_for("standby reader_7, which is not connected").await?;
     Ok(())
 }
+
+/// Some managed servers refuse the functions that tell WAL positions.
+#[tokio::test]
+async fn a_server_that_refuses_wal_positions_migrates_without_standbys() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let role = format!("plain_{}", url.rsplit('/').next().unwrap_or_default());
+    let owner = sqlx::PgPool::connect(&url).await?;
+    for statement in [
+        format!("create role {role} login"),
+        format!("grant all on schema public to {role}"),
+        format!("grant create on database {} to {role}", url.rsplit('/').next().unwrap_or_default()),
+        "revoke execute on function pg_current_wal_insert_lsn(), pg_current_wal_lsn() from public".to_owned(),
+    ] {
+        owner.execute(sqlx::AssertSqlSafe(statement)).await?;
+    }
+    let world = World::at(url.replace("postgres@", &format!("{role}@")), 5).await?;
+    let a = world.instance("a", Some(world.plan()?)).await?;
+    world.go("switch").await?;
+    world.go("expand").await?;
+    a.agent.leave().await?;
+    // Where reads go to standbys, nothing tells whether they have the copy.
+    let _b = world.reading("b", world.plan()?, &["reader".to_owned()]).await?;
+    world.ask("ramp").await?;
+    world
+        .waits_for("standby reader, which is not connected, or whose WAL position this role may not see")
+        .await?;
+    Ok(())
+}

@@ -7,7 +7,7 @@ use sqlx::{PgPool, Row};
 use tokio::time::{Instant, sleep};
 
 use crate::config::Problem;
-use crate::ledger::standbys::standbys;
+use crate::ledger::standbys::{standbys, wal_position};
 use crate::ledger::unprepared;
 
 /// Time between two checks, throttled or not.
@@ -243,7 +243,9 @@ async fn read_load(pool: &PgPool) -> Result<Load, sqlx::Error> {
                 extract(epoch from (clock_timestamp() at time zone 'UTC')::time)::int / 60 as minute \
          from (select max(application_name) filter (where replay_lsn = (select min(replay_lsn) from standbys)) \
                    as standby, \
-                   pg_wal_lsn_diff(pg_current_wal_lsn(), min(replay_lsn))::bigint as lag, \
+                   pg_wal_lsn_diff(",
+        wal_position!(),
+        ", min(replay_lsn))::bigint as lag, \
                    count(*) filter (where state is null) as hidden \
                from standbys) s"
     ))
