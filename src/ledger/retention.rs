@@ -2,12 +2,12 @@
 //!
 //! `migrations`, `epochs` and `sides` are kept until `cutover forget` archives them: the fence and the drop refer to them.
 //! `instances` and `acknowledgements` end with the lease, `connection_shares` too. `repairs` and `bad_rows` are kept until
-//! the row is repaired or the migration ends. `flag_states` has one row for each name.
+//! the row is repaired or the migration ends. `flag_states` and `flag_polls` have one row for each name.
 
 use super::{Ledger, unprepared};
 
 /// What is deleted, and after how long.
-const RULES: [(&str, &str); 9] = [
+const RULES: [(&str, &str); 10] = [
     ("cutover.history", "delete from cutover.history where at < clock_timestamp() - interval '3 years'"),
     (
         "cutover.archive",
@@ -37,6 +37,10 @@ const RULES: [(&str, &str); 9] = [
     (
         "cutover.bad_rows",
         "delete from cutover.bad_rows b using cutover.migrations m where m.id = b.migration_id and m.ended_at is not null",
+    ),
+    (
+        "cutover.plan_problems",
+        "delete from cutover.plan_problems p using cutover.migrations m where m.id = p.migration_id and m.ended_at is not null",
     ),
     (
         "cutover.external_write_events",
@@ -80,6 +84,7 @@ mod tests {
             "repairs",
             "differences",
             "flag_states",
+            "flag_polls",
         ];
         let schema = include_str!("schema/1.sql");
         let tables = schema.lines().filter_map(|line| line.strip_prefix("create table cutover."));

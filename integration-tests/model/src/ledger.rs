@@ -251,14 +251,20 @@ impl Protocol {
     }
 
     /// How the migration may end now, or begin again.
-    pub(crate) fn endings(&self, db: &Database) -> Vec<Action> {
-        let mut actions = Vec::new();
+    pub(crate) fn endings(&self, state: &State) -> Vec<Action> {
+        let (db, mut actions) = (&state.db, Vec::new());
+        let is_declared = db
+            .members
+            .iter()
+            .zip(&state.instances)
+            .any(|(member, instance)| member.is_some() && instance.build != Build::Unaware);
         let is_alone = db.previous == PreviousEpoch::Drained;
         if db.ended {
             if db.at.phase == Phase::Contract && !db.foreign {
                 actions.push(Action::AddForeignColumn);
             }
-            if db.at.phase == Phase::Off && !db.again {
+            let may_forget = !is_declared || !self.has(Rule::ForgetNeedsNoDeclaration);
+            if db.at.phase == Phase::Off && !db.again && may_forget {
                 actions.push(Action::BeginAgain);
             }
             return actions;

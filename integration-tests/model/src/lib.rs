@@ -204,7 +204,7 @@ impl Model for Protocol {
             actions.push(Action::Drain);
         }
         if self.endings {
-            actions.extend(self.endings(&state.db));
+            actions.extend(self.endings(state));
         }
         actions.extend(self.work(state).map(Action::BeginWork));
         if let Some(job) = state.db.job {

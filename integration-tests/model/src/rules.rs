@@ -63,11 +63,13 @@ pub enum Rule {
     AbandonNeedsOff,
     /// An instance is not admitted while the phase uses a side that does not exist.
     AdmissionNeedsSchema,
+    /// An ended migration is archived when no live instance declares it.
+    ForgetNeedsNoDeclaration,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 31] = [
+    pub const ALL: [Rule; 32] = [
         Rule::AtMostTwoEpochs,
         Rule::OneStep,
         Rule::CloseNeedsAcknowledgements,
@@ -99,5 +101,6 @@ impl Rule {
         Rule::FinishNeedsDrop,
         Rule::AbandonNeedsOff,
         Rule::AdmissionNeedsSchema,
+        Rule::ForgetNeedsNoDeclaration,
     ];
 }

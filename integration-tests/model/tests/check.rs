@@ -15,7 +15,8 @@ const LOST: &str = "no lost write";
 const MISSING: &str = "no query on a missing column";
 const UNABLE: &str = "no phase that a build can't run";
 const FOREIGN: &str = "no other column is dropped";
-const SAFE: [&str; 6] = [STALE, LOST, MISSING, UNABLE, FOREIGN, "at most two epochs in use"];
+const EPOCHS: &str = "at most two epochs in use";
+const SAFE: [&str; 6] = [STALE, LOST, MISSING, UNABLE, FOREIGN, EPOCHS];
 
 /// Two instances that were at rest in any of the phases, and moves up to this epoch.
 fn from_anywhere(epochs: u8) -> Protocol {
@@ -163,6 +164,7 @@ fn damage(rule: Rule) -> (Protocol, &'static str) {
         Rule::FinishNeedsDrop => (ending_deploy(4), UNABLE),
         Rule::AbandonNeedsOff => (ending(4), MISSING),
         Rule::AdmissionNeedsSchema => (ending(4), MISSING),
+        Rule::ForgetNeedsNoDeclaration => (Protocol { operations: 0, ..ending(8) }, EPOCHS),
     }
 }
 

@@ -100,7 +100,7 @@ async fn a_team_adds_and_drops_the_column_by_its_own_files() -> Outcome {
     // The guard trigger is gone before the column is, so no write fails in between.
     execute(url, &contract).await?;
     execute(url, "insert into orders (new_status) values ('open')").await?;
-    let dropped = "select dropped_at is not null from cutover.migrations";
+    let dropped = "select ended_as is not distinct from 'finished' from cutover.migrations";
     wait_until("the drop to be seen", LIMIT, async || {
         sqlx::query_scalar::<_, bool>(dropped).fetch_one(&pool).await
     })
