@@ -40,6 +40,7 @@ async fn customers(world: &World, orders: &'static str) -> Outcome<TableMigratio
         .same("customer")
         .column("code", "lower(code)")
         .column_back("code", "upper(code)")
+        .without("bills_customer_fkey")
         .build()?)
 }
 

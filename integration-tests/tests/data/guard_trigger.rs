@@ -373,21 +373,22 @@ async fn functions_created_later_do_not_change_the_mapping() -> Outcome {
 async fn guards_of_two_migrations_of_one_table_do_not_meet() -> Outcome {
     let world = World::new(1).await?;
     let (first, second) = (format!("{}_a", "n".repeat(55)), format!("{}_b", "n".repeat(55)));
-    let plan = |new: &str| {
+    world.pool.execute("alter table orders add column old_place text").await?;
+    let plan = |old: &str, new: &str| {
         ColumnMigration::new(world.pool.clone(), "orders")
-            .column("old_status", new, "text")
-            .forward("lower(trim(old_status))")
+            .column(old, new, "text")
+            .forward(&format!("lower(trim({old}))"))
             .backward(&format!("upper({new})"))
             .build()
     };
-    let a = world.instance("a", Some(plan(&first)?)).await?;
-    plan(&second)?.run(Task::Expand, &a.agent.migration("other").ok_or("declared")?).await?;
+    let a = world.instance("a", Some(plan("old_status", &first)?)).await?;
+    plan("old_place", &second)?.run(Task::Expand, &a.agent.migration("other").ok_or("declared")?).await?;
     world.go("expand").await?;
-    external(&world).await?.execute("update orders set old_status = ' PAID '").await?;
+    external(&world).await?.execute("update orders set old_status = ' PAID ', old_place = ' HERE '").await?;
     let query = format!("select {first}, {second} from orders");
     let row: (Option<String>, Option<String>) =
         sqlx::query_as(AssertSqlSafe(query)).fetch_one(&world.pool).await?;
-    assert_eq!(row, (text("paid"), text("paid")));
+    assert_eq!(row, (text("paid"), text("here")));
     Ok(())
 }
 

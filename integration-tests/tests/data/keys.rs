@@ -79,7 +79,8 @@ fn plan(world: &World, table: &str, key: &[&str]) -> Outcome<ColumnMigration> {
     let plan = ColumnMigration::new(world.pool.clone(), table)
         .column("a", "b", "text")
         .batches(batches)
-        .without_guard_trigger();
+        .without_guard_trigger()
+        .let_triggers_fire();
     let plan = key.iter().fold(plan, |plan, column| plan.key(column));
     Ok(plan.forward("lower(trim(a))").backward("' ' || upper(b)").build()?)
 }

@@ -165,8 +165,8 @@ async fn changed(
     unprepared::query_as(AssertSqlSafe(format!(
         "select e.key, count(*), (select count(*) from cutover_before) \
          from cutover_before b join cutover_trial t on {} \
-             cross join lateral jsonb_each(to_jsonb(b) - $1) as e \
-         where to_jsonb(t) -> e.key is distinct from e.value group by e.key order by e.key",
+             cross join lateral jsonb_each(to_jsonb(b.*) - $1) as e \
+         where to_jsonb(t.*) -> e.key is distinct from e.value group by e.key order by e.key",
         equal.join(" and ")
     )))
     .bind(super::names::unquote(new))
