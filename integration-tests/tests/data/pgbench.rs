@@ -119,6 +119,7 @@ async fn pgbench_tables_migrate_under_pgbench() -> Outcome {
         .same("filler")
         .column("balance", "abalance::bigint")
         .column_back("abalance", "balance::int")
+        .carry_over()
         .build()?;
     let _a = world.instance_of("a", plan.clone()).await?;
     let _b = world.instance_of("b", plan).await?;
