@@ -61,8 +61,7 @@ impl Pass<'_> {
         letter: char,
         set_aside: bool,
     ) -> Result<String, PlanError> {
-        let types = if letter == 'b' { &self.scope.old_types } else { &self.scope.new_types };
-        let (json, failed) = mapping.run(&self.scope.key, rows, letter, types)?;
+        let (json, failed) = self.scope.run(mapping, rows, letter)?;
         if set_aside {
             for (key, error) in failed {
                 self.set_aside(tx, &key, &error).await?;

@@ -94,9 +94,8 @@ async fn map(
     span: &Span,
     tx: &mut PgConnection,
 ) -> Result<String, PlanError> {
-    let types = if letter == 'b' { &scope.old_types } else { &scope.new_types };
     let rows = scope.rows(table, span, true).fetch_all(tx).await?;
-    let (json, failed) = mapping.run(&scope.key, &rows, letter, types)?;
+    let (json, failed) = scope.run(mapping, &rows, letter)?;
     match failed.into_iter().next() {
         Some((_, error)) => Err(PlanError::Refused(error)),
         None => Ok(json),

@@ -3,9 +3,11 @@
 //! Names are checked and quoted once, when the plan is built. Keys and values of mappings in Rust are parameters.
 //! Expressions are the user's own SQL.
 
+use sqlx::postgres::PgRow;
+
 use super::column_type::ColumnType;
 use super::keyset::{Keyset, Span};
-use super::mapping::{Mapping, MappingCode};
+use super::mapping::{Failures, Mapping, MappingCode};
 use super::query::Query;
 
 /// The two sides: columns of one table, or two tables with the same key.
@@ -86,6 +88,21 @@ impl Scope<'_> {
         if self.is_one_table() { vec![&self.sides.old] } else { vec![&self.sides.old, &self.sides.new] }
     }
 
+    /// The types of the columns that a mapping computes: `b` is the mapping back.
+    fn types(&self, letter: char) -> &[ColumnType] {
+        if letter == 'b' { &self.old_types } else { &self.new_types }
+    }
+
+    /// Maps rows, as [`Mapping::run`] does.
+    pub(crate) fn run(
+        &self,
+        mapping: &Mapping,
+        rows: &[PgRow],
+        letter: char,
+    ) -> Result<(String, Failures), sqlx::Error> {
+        mapping.run(&self.key, rows, letter, self.types(letter))
+    }
+
     /// A statement over a span. The JSON of mappings in Rust follows the parameters of the span.
     pub(super) fn query(
         &self,
@@ -119,9 +136,7 @@ impl Scope<'_> {
                     zip(expressions, &columns("", letter, count), |e, name| format!("({e}) as {name}"));
                 format!("(select {names}, {values} from {from} where {}{lock})", self.key.within(span))
             }
-            MappingCode::Rust(_) => {
-                self.recordset(letter, json, if letter == 'b' { &self.old_types } else { &self.new_types })
-            }
+            MappingCode::Rust(_) => self.recordset(letter, json, self.types(letter)),
         }
     }
 

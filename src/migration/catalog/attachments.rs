@@ -1,7 +1,7 @@
 use serde::Deserialize;
 use sqlx::PgConnection;
 
-use crate::ledger::unprepared;
+use super::table::read_json;
 
 /// What is attached to a table, read by one statement. Names are those of the catalog unless noted.
 #[derive(Debug, Clone, Deserialize)]
@@ -181,10 +181,7 @@ impl Attachments {
         connection: &mut PgConnection,
         table: &str,
     ) -> Result<Option<Self>, sqlx::Error> {
-        let json: Option<String> =
-            unprepared::query_scalar(READ).bind(table).fetch_optional(connection).await?;
-        let Some(json) = json else { return Ok(None) };
-        serde_json::from_str(&json).map(Some).map_err(|error| sqlx::Error::Decode(error.into()))
+        read_json(connection, READ, table).await
     }
 
     pub(crate) fn column(&self, name: &str) -> Option<&ColumnExtras> {

@@ -142,13 +142,7 @@ async fn changed(
     fired: &[(String, String)],
 ) -> Result<Vec<(String, i64, i64)>, sqlx::Error> {
     let CopyTrial { table, key, new, new_type, value, .. } = trial;
-    let columns: Vec<String> = facts
-        .columns
-        .iter()
-        .filter(|column| !column.is_generated)
-        .map(|column| format!("\"{}\"", column.name.replace('"', "\"\"")))
-        .collect();
-    let columns = columns.join(", ");
+    let columns = facts.stored_columns();
     let create: String = fired.iter().map(|(_, create)| format!("{create}; ")).collect();
     let value = value.map_or("null".to_owned(), |value| format!("({value}\n)"));
     let reset = format!("update cutover_trial set {new} = null; ");

@@ -32,7 +32,7 @@ pub(crate) fn check_table(field: &'static str, name: &str, problems: &mut Vec<Pr
 }
 
 pub(crate) fn quote(name: &str) -> String {
-    format!("\"{name}\"")
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 pub(crate) fn unquote(name: &str) -> String {
@@ -42,4 +42,17 @@ pub(crate) fn unquote(name: &str) -> String {
 
 pub(crate) fn quote_table(name: &str) -> String {
     name.split('.').map(quote).collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{quote, unquote};
+
+    #[test]
+    fn a_quoted_name_is_one_identifier() {
+        for (name, quoted) in [("orders", "\"orders\""), ("a\"; drop", "\"a\"\"; drop\"")] {
+            assert_eq!(quote(name), quoted);
+            assert_eq!(unquote(quoted), name);
+        }
+    }
 }

@@ -1,6 +1,8 @@
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
+use super::names::quote;
 use crate::ledger::unprepared;
 
 /// One table as the catalog describes it, read by one statement.
@@ -98,13 +100,27 @@ impl TableFacts {
         connection: &mut PgConnection,
         table: &str,
     ) -> Result<Option<Self>, sqlx::Error> {
-        let json: Option<String> =
-            unprepared::query_scalar(READ).bind(table).fetch_optional(connection).await?;
-        let Some(json) = json else { return Ok(None) };
-        serde_json::from_str(&json).map(Some).map_err(|error| sqlx::Error::Decode(error.into()))
+        read_json(connection, READ, table).await
+    }
+
+    /// The columns that an insert can name, quoted and separated by commas.
+    pub(crate) fn stored_columns(&self) -> String {
+        let stored = self.columns.iter().filter(|column| !column.is_generated);
+        stored.map(|column| quote(&column.name)).collect::<Vec<_>>().join(", ")
     }
 
     pub(crate) fn column(&self, name: &str) -> Option<&ColumnFacts> {
         self.columns.iter().find(|column| column.name == name)
     }
+}
+
+/// Runs a query of one JSON text about a table (quoted). `None` if there is no such table.
+pub(super) async fn read_json<T: DeserializeOwned>(
+    connection: &mut PgConnection,
+    query: &'static str,
+    table: &str,
+) -> Result<Option<T>, sqlx::Error> {
+    let json: Option<String> = unprepared::query_scalar(query).bind(table).fetch_optional(connection).await?;
+    let Some(json) = json else { return Ok(None) };
+    serde_json::from_str(&json).map(Some).map_err(|error| sqlx::Error::Decode(error.into()))
 }

@@ -82,13 +82,7 @@ async fn prepare(
     key: &Keyset,
     tx: &mut PgConnection,
 ) -> Result<(), sqlx::Error> {
-    let columns: Vec<String> = old
-        .columns
-        .iter()
-        .filter(|column| !column.is_generated)
-        .map(|column| format!("\"{}\"", column.name.replace('"', "\"\"")))
-        .collect();
-    let (columns, names, table) = (columns.join(", "), key.names(), plan.old_table());
+    let (columns, names, table) = (old.stored_columns(), key.names(), plan.old_table());
     let like = |name: &str, table: &str| {
         format!(
             "create temporary table {name} (like {table} including defaults including generated) on commit drop; \
@@ -152,8 +146,7 @@ async fn map_and_compare(
     let Sides { old, new, forward, backward } = scope.sides;
     let mut failed = Vec::new();
     let mut run = |mapping: &Mapping, rows: &[sqlx::postgres::PgRow], letter: char| {
-        let types = if letter == 'b' { &scope.old_types } else { &scope.new_types };
-        let (json, bad) = mapping.run(&scope.key, rows, letter, types)?;
+        let (json, bad) = scope.run(mapping, rows, letter)?;
         failed.extend(bad.into_iter().map(|(key, _)| (key, "the mapping in Rust failed".to_owned())));
         Ok::<_, sqlx::Error>(json)
     };
