@@ -92,19 +92,28 @@ pub(crate) async fn open(tx: &mut PgConnection, migration: i32) -> Result<Vec<St
     named(tx, migration, None).await
 }
 
+/// Guard triggers `t` of migration `$1` that are disabled, or that do not fire for every session.
+macro_rules! from_disabled_guards {
+    () => {
+        "from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
+         where n.nspname = 'cutover' and p.proname = 'guard_' || $1::integer and t.tgenabled <> 'A'"
+    };
+}
+
 /// The guard triggers of a migration that are disabled, or that do not fire for every session, as text with a remedy.
 pub(crate) async fn disabled_guards(
     tx: &mut PgConnection,
     migration: i32,
 ) -> Result<Vec<String>, sqlx::Error> {
-    unprepared::query_scalar(
+    unprepared::query_scalar(concat!(
         "select format('guard trigger %I of %s to be enabled, because external writes are not seen meanwhile; to unblock: \
                  `alter table %s enable always trigger %I`', \
                 t.tgname, t.tgrelid::regclass, t.tgrelid::regclass, t.tgname) \
-         from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
-         where n.nspname = 'cutover' and p.proname = 'guard_' || $1::text and t.tgenabled <> 'A' order by 1 limit 5",
-    )
-    .bind(migration.to_string())
+         ",
+        from_disabled_guards!(),
+        " order by 1 limit 5"
+    ))
+    .bind(migration)
     .fetch_all(tx)
     .await
 }
@@ -112,12 +121,12 @@ pub(crate) async fn disabled_guards(
 /// Records that external writes may go unseen, if a guard trigger of the migration is disabled. A scan that ended before
 /// does not count then.
 pub(crate) async fn record_unseen(tx: &mut PgConnection, migration: i32) -> Result<(), sqlx::Error> {
-    unprepared::query(
+    unprepared::query(concat!(
         "insert into cutover.external_write_events (migration_id, application, role, copied) \
          select distinct $1::integer, 'unknown, while the guard trigger is disabled', 'unknown', false \
-         from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
-         where n.nspname = 'cutover' and p.proname = 'guard_' || $1::text and t.tgenabled <> 'A'",
-    )
+         ",
+        from_disabled_guards!(),
+    ))
     .bind(migration)
     .execute(tx)
     .await?;

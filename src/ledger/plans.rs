@@ -118,7 +118,8 @@ pub(crate) async fn another_old_side(
     Ok(Some(column.as_ref().map_or_else(|| table.clone(), |column| format!("{table}.{column}"))))
 }
 
-fn is_same_table(one: &str, other: &str) -> bool {
+/// Whether two names, quoted or not, are of one table, where one of them may lack the schema.
+pub(crate) fn is_same_table(one: &str, other: &str) -> bool {
     let parts = |name: &str| -> Vec<String> {
         name.split('.').map(|part| part.trim_matches('"').to_owned()).rev().collect()
     };

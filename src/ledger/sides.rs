@@ -51,11 +51,12 @@ pub(crate) fn record(migration: &str, tables: [&str; 2], columns: [Option<&str>;
     )
 }
 
-/// Both sides; `None` if the expand DDL has not run.
+/// Both sides; `None` if the expand DDL has not run, or if the migration has no id yet.
 pub(crate) async fn find(
     connection: &mut PgConnection,
-    migration: i32,
+    migration: impl Into<Option<i32>>,
 ) -> Result<Option<SideRows>, sqlx::Error> {
+    let Some(migration) = migration.into() else { return Ok(None) };
     let rows: Vec<SideRow> = unprepared::query_as(
         "select s.relation::bigint as relation, s.made, \
                 c.oid is not null and (s.column_number is null or a.attnum is not null) as is_there, \

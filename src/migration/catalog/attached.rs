@@ -4,6 +4,7 @@
 use super::attachments::{Attachments, ConstraintFacts, IndexFacts};
 use super::names::{quote, unquote};
 use super::rename::rename_columns;
+use crate::ledger::plans::is_same_table;
 
 /// The two sides, as far as attachments are concerned.
 #[derive(Debug, Clone)]
@@ -248,7 +249,7 @@ fn foreign_key(sides: &Counterpart<'_>, key: &ConstraintFacts, new: &Attachments
     }
     let what = format!("constraint {} of {} ({})", quote(&key.name), sides.old_table, key.definition);
     let referenced = key.referenced.as_deref().unwrap_or_default();
-    let is_self = same_table(referenced, &key.table);
+    let is_self = is_same_table(referenced, &key.table);
     let target = if is_self { sides.new_table } else { referenced };
     let target_columns = if is_self && !sides.is_one_table() {
         sides.map_all(&key.referenced_columns)
@@ -262,7 +263,7 @@ fn foreign_key(sides: &Counterpart<'_>, key: &ConstraintFacts, new: &Attachments
         other.kind == "f"
             && other.columns == columns
             && other.referenced_columns == target_columns
-            && other.referenced.as_deref().is_some_and(|other| same_table(other, target))
+            && other.referenced.as_deref().is_some_and(|other| is_same_table(other, target))
     };
     let mut found = new.constraints.iter().filter(is_same);
     if found.clone().any(|other| other.is_valid || !key.is_valid) {
@@ -315,13 +316,6 @@ fn referencing(sides: &Counterpart<'_>, key: &ConstraintFacts, new: &Attachments
         violated: Some(dangling(&key.table, &key.columns, sides.new_table, &target_columns)),
         ..attached(&key.name, what, add_and_validate(&key.table, &name, &definition, found.next()))
     })
-}
-
-/// Two quoted names of one table, one of which may lack its schema.
-fn same_table(one: &str, other: &str) -> bool {
-    let parts = |name: &str| name.split('.').map(unquote).collect::<Vec<_>>();
-    let (one, other) = (parts(one), parts(other));
-    one.iter().rev().zip(other.iter().rev()).all(|(one, other)| one == other)
 }
 
 fn grants(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Option<Attached> {

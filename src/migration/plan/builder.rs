@@ -161,7 +161,7 @@ impl<S> SqlMigrationBuilder<S> {
         self
     }
 
-    /// MappingCode the work is cut into batches.
+    /// How the work is cut into batches.
     pub fn batches(mut self, batches: BatchOptions) -> Self {
         self.batches = batches;
         self

@@ -36,10 +36,7 @@ pub(crate) async fn problems(
     let mut tx = connection.begin().await?;
     // What is tried here must not wait behind others, nor they behind it.
     tx.execute("set local lock_timeout = '200ms'; set local statement_timeout = '10s'").await?;
-    let known = match migration {
-        Some(id) => sides::find(&mut tx, id).await?,
-        None => None,
-    };
+    let known = sides::find(&mut tx, migration).await?;
     let Some(facts) = TableFacts::read(&mut tx, plan.old_table()).await? else {
         let missing = missing(plan.old_table(), &mut tx).await?;
         tx.rollback().await?;
@@ -81,16 +78,19 @@ pub(crate) async fn problems(
 async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let mut problems = Vec::new();
     let table = plan.new_table();
+    if plan.changes.indexes.is_empty() {
+        return Ok(problems);
+    }
+    let partitioned: Option<String> = unprepared::query_scalar(
+        "select coalesce(' partition by ' || pg_get_partkeydef(c.oid), '') from pg_class c where c.oid = to_regclass($1)",
+    )
+    .bind(table)
+    .fetch_optional(&mut *tx)
+    .await?;
+    // The new table may not exist yet.
+    let Some(partitioned) = partitioned else { return Ok(problems) };
     for index in &plan.changes.indexes {
         let mut attempt = tx.begin().await?;
-        let partitioned: Option<String> = unprepared::query_scalar(
-            "select coalesce(' partition by ' || pg_get_partkeydef(c.oid), '') from pg_class c where c.oid = to_regclass($1)",
-        )
-        .bind(table)
-        .fetch_optional(&mut *attempt)
-        .await?;
-        // The new table may not exist yet.
-        let Some(partitioned) = partitioned else { return Ok(problems) };
         let mut statement = format!("create temporary table cutover_indexed (like {table}){partitioned}; ");
         if let Shape::Column { new, new_type, .. } = &plan.shape {
             statement += &format!("alter table cutover_indexed add column if not exists {new} {new_type}; ");

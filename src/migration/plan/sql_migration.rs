@@ -132,11 +132,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         connection: &mut PgConnection,
     ) -> Result<SchemaState, sqlx::Error> {
         let plan = &*self.description;
-        let recorded = match migration {
-            Some(id) => sides::find(connection, id).await?.zip(migration),
-            None => None,
-        };
-        let Some((sides, id)) = recorded else {
+        let Some((sides, id)) = sides::find(connection, migration).await?.zip(migration) else {
             // Before `expand` only names are known.
             let (old, new) = by_name(plan, connection).await?;
             return Ok(SchemaState { expanded: false, contracted: new && !old });
@@ -155,11 +151,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
     ) -> Result<SidesPresent, sqlx::Error> {
         let plan = &*self.description;
         let (old, new) = by_name(plan, connection).await?;
-        let recorded = match migration {
-            Some(id) => sides::find(connection, id).await?,
-            None => None,
-        };
-        if let Some(recorded) = recorded {
+        if let Some(recorded) = sides::find(connection, migration).await? {
             // After a dump and restore the oids are other ones.
             return Ok(SidesPresent { old: recorded.old.is_there || old, new: recorded.new.is_there || new });
         }

@@ -122,17 +122,20 @@ impl<T: FencedTransaction> PinnedTx<T> {
     /// The pin of this migration.
     #[inline]
     pub(crate) fn pin_of(&self, migration: &Migration) -> Result<&Held<Migration>, Error> {
-        self.pins().find(|pin| pin.gate_owner().is(migration)).ok_or_else(|| self.other_migration(migration))
+        Ok(self.numbered_pin_of(migration)?.1)
+    }
+
+    #[inline]
+    fn numbered_pin_of(&self, migration: &Migration) -> Result<(usize, &Held<Migration>), Error> {
+        let mut pins = self.pins().enumerate();
+        pins.find(|(_, pin)| pin.gate_owner().is(migration)).ok_or_else(|| self.other_migration(migration))
     }
 
     /// Until [`PinnedTx::write_ended`] is called as often, the transaction can't be committed, and [`PinnedTx::phase`] is
     /// this migration's. Returns that phase.
     #[inline]
     pub(crate) fn write_begins(&mut self, migration: &Migration) -> Result<Phase, Error> {
-        let Some((index, pin)) = self.pins().enumerate().find(|(_, pin)| pin.gate_owner().is(migration))
-        else {
-            return Err(self.other_migration(migration));
-        };
+        let (index, pin) = self.numbered_pin_of(migration)?;
         let phase = pin.phase();
         self.unfinished += 1;
         if !self.others.is_empty() {
