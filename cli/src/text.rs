@@ -229,65 +229,68 @@ fn not_serving(one: &InstanceReport, report: &MigrationReport) -> String {
 }
 
 pub(crate) fn history(events: &[Event]) -> String {
-    let rows: Vec<[String; 6]> = events
-        .iter()
-        .map(|event| {
-            [
-                event.at.clone(),
-                format!("{}/{}", event.fleet, event.migration.as_deref().unwrap_or("-")),
-                event.event.clone(),
-                event.epoch.map(|epoch| epoch.to_string()).unwrap_or_default(),
-                event.actor.clone(),
-                event.reason.clone(),
-            ]
-        })
-        .collect();
+    let rows: Vec<[String; 6]> = events.iter().map(event).collect();
     table(&["at", "migration", "event", "epoch", "actor", "reason"], &rows)
+}
+
+/// An event of the history as the cells of a table.
+pub(crate) fn event(event: &Event) -> [String; 6] {
+    [
+        event.at.clone(),
+        format!("{}/{}", event.fleet, event.migration.as_deref().unwrap_or("-")),
+        event.event.clone(),
+        event.epoch.map(|epoch| epoch.to_string()).unwrap_or_default(),
+        event.actor.clone(),
+        event.reason.clone(),
+    ]
 }
 
 pub(crate) fn repairs(rows: &[RepairReport]) -> String {
     if rows.is_empty() {
         return "no row waits for repair\n".into();
     }
-    let cells: Vec<[String; 7]> = rows
-        .iter()
-        .map(|row| {
-            [
-                format!("{}/{}", row.fleet, row.migration),
-                row.side.clone(),
-                row.key.to_string(),
-                age(row.age_seconds),
-                row.attempts.to_string(),
-                row.next_try_seconds.map_or_else(|| "given up".into(), |left| format!("in {}", age(left))),
-                row.error.lines().next().unwrap_or_default().to_owned(),
-            ]
-        })
-        .collect();
+    let mut cells: Vec<[String; 7]> = rows.iter().map(repair).collect();
+    for [.., error] in &mut cells {
+        *error = error.lines().next().unwrap_or_default().to_owned();
+    }
     table(&["migration", "side", "key", "age", "attempts", "next attempt", "error"], &cells)
+}
+
+/// A row that waits for repair as the cells of a table.
+pub(crate) fn repair(row: &RepairReport) -> [String; 7] {
+    [
+        format!("{}/{}", row.fleet, row.migration),
+        row.side.clone(),
+        row.key.to_string(),
+        age(row.age_seconds),
+        row.attempts.to_string(),
+        row.next_try_seconds.map_or_else(|| "given up".into(), |left| format!("in {}", age(left))),
+        row.error.clone(),
+    ]
 }
 
 pub(crate) fn external_writes(writers: &[ExternalWriteReport]) -> String {
     if writers.is_empty() {
         return "no external write has been detected\n".into();
     }
-    let cells: Vec<[String; 7]> = writers
-        .iter()
-        .map(|one| {
-            [
-                format!("{}/{}", one.fleet, one.migration),
-                one.application.clone(),
-                one.role.clone(),
-                one.transactions.to_string(),
-                one.uncopied.to_string(),
-                one.first_seen.clone(),
-                format!("{} ago", age(one.age_seconds)),
-            ]
-        })
-        .collect();
+    let cells: Vec<[String; 7]> = writers.iter().map(external_writer).collect();
     table(
         &["migration", "application", "role", "transactions", "not copied", "first seen", "last seen"],
         &cells,
     )
+}
+
+/// An external writer as the cells of a table.
+pub(crate) fn external_writer(one: &ExternalWriteReport) -> [String; 7] {
+    [
+        format!("{}/{}", one.fleet, one.migration),
+        one.application.clone(),
+        one.role.clone(),
+        one.transactions.to_string(),
+        one.uncopied.to_string(),
+        one.first_seen.clone(),
+        format!("{} ago", age(one.age_seconds)),
+    ]
 }
 
 pub(crate) fn rows(count: i64) -> String {

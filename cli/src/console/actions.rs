@@ -1,10 +1,10 @@
 //! What the page can change: the same as the command line, through the same functions.
 
 use axum::http::StatusCode;
+use cutover::migration::Desired;
 use cutover::migration::admin::{
-    Actor, AdminError, approve, pause_work, plan, resume_work, retry_repairs, set_phase,
+    Actor, AdminError, PlanReport, approve, pause_work, plan, resume_work, retry_repairs, set_phase,
 };
-use cutover::migration::{Desired, Phase};
 use maud::Markup;
 
 use super::access::is_equal;
@@ -30,14 +30,11 @@ pub(super) struct Action {
 type Refusal = (StatusCode, String);
 
 /// The form for the state of the migration.
-pub(super) async fn form(shared: &Shared, name: &str) -> Result<Markup, AdminError> {
-    let now = plan(&shared.ledger, name, Phase::Contract).await?;
+pub(super) fn form(shared: &Shared, name: &str, now: &PlanReport) -> Markup {
     if shared.read_only {
-        return Ok(pages::notice(
-            "This console was started with --read-only. It shows, and changes nothing.",
-        ));
+        return pages::notice("This console was started with --read-only. It shows, and changes nothing.");
     }
-    Ok(pages::form(name, &now, &shared.csrf, shared.actor.as_deref()))
+    pages::form(name, now, &shared.csrf, shared.actor.as_deref())
 }
 
 /// Checks the form and does what it asks for. A refusal has changed nothing.
@@ -79,7 +76,7 @@ pub(super) async fn act(shared: &Shared, name: &str, form: &Action) -> Result<()
         "pause" => pause_work(ledger, name, by).await,
         "resume" => resume_work(ledger, name, by).await,
         "retry-repairs" => retry_repairs(ledger, name, by).await.map(drop),
-        "approve" => approve(ledger, name, actor, reason).await.map(drop),
+        "approve" => approve(ledger, name, by).await.map(drop),
         other => {
             return Err((StatusCode::UNPROCESSABLE_ENTITY, format!("there is no action {other:?}")));
         }

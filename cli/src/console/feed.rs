@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
 use cutover::ledger::Ledger;
 use cutover::migration::Phase;
 use cutover::migration::admin::{
@@ -12,7 +13,7 @@ use cutover::migration::admin::{
 };
 use tokio::sync::watch;
 
-use super::pages;
+use super::{actions, pages};
 
 const POLL: Duration = Duration::from_secs(2);
 /// How often the slow part is read, if no change of the fast part calls for it.
@@ -22,7 +23,17 @@ const SAMPLES: usize = 120;
 const SHOWN_ROWS: u32 = 20;
 
 /// What a topic shows; `None` before the first read.
-pub(super) type Html = Option<Arc<str>>;
+type State = Option<Shown>;
+
+/// A part of a page that is replaced when it changes.
+#[derive(Clone, Default)]
+pub(super) struct Shown {
+    pub(super) html: Arc<str>,
+    /// The status of a page with this part.
+    pub(super) status: StatusCode,
+    /// The steps ahead of the migration that is shown.
+    pub(super) plan: Option<Arc<PlanReport>>,
+}
 
 /// The list of migrations (`None`), or one of them as `fleet/name`.
 type Topic = Option<String>;
@@ -30,13 +41,13 @@ type Topic = Option<String>;
 #[derive(Clone)]
 pub(super) struct Feed {
     ledger: Ledger,
-    topics: Arc<Mutex<HashMap<Topic, watch::Sender<Html>>>>,
+    topics: Arc<Mutex<HashMap<Topic, watch::Sender<State>>>>,
 }
 
 /// What a page of a migration shows besides its report.
 #[derive(Default)]
 pub(super) struct Details {
-    pub(super) plan: Option<PlanReport>,
+    pub(super) plan: Option<Arc<PlanReport>>,
     pub(super) repairs: Vec<RepairReport>,
     pub(super) external_writes: Vec<ExternalWriteReport>,
     pub(super) history: Vec<Event>,
@@ -48,16 +59,16 @@ impl Feed {
     }
 
     /// The present state.
-    pub(super) async fn now(&self, topic: Option<&str>) -> Arc<str> {
+    pub(super) async fn now(&self, topic: Option<&str>) -> Shown {
         let mut states = self.subscribe(topic);
         match states.wait_for(Option::is_some).await {
             Ok(state) => state.clone().unwrap_or_default(),
-            Err(_) => Arc::default(),
+            Err(_) => Shown::default(),
         }
     }
 
     /// The states from now on. The first viewer of a topic starts its reader, and the last one ends it.
-    pub(super) fn subscribe(&self, topic: Option<&str>) -> watch::Receiver<Html> {
+    pub(super) fn subscribe(&self, topic: Option<&str>) -> watch::Receiver<State> {
         let topic = topic.map(str::to_owned);
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = topics.get(&topic) {
@@ -69,16 +80,22 @@ impl Feed {
         receiver
     }
 
-    async fn read(self, topic: Topic, sender: watch::Sender<Html>) {
+    async fn read(self, topic: Topic, sender: watch::Sender<State>) {
         let mut reader = Reader::default();
         loop {
-            let html: Arc<str> = match reader.read(&self.ledger, topic.as_deref()).await {
-                Ok(html) => html.into(),
-                Err(error) => pages::problem(&error.to_string()).into_string().into(),
+            let now = match reader.read(&self.ledger, topic.as_deref()).await {
+                Ok(html) => {
+                    let (html, plan) = (html.into(), reader.details.plan.clone());
+                    Shown { html, status: StatusCode::OK, plan }
+                }
+                Err(error) => {
+                    let html = pages::problem(&error.to_string()).into_string().into();
+                    Shown { html, status: actions::status(&error), plan: None }
+                }
             };
             sender.send_if_modified(|shown| {
-                let is_new = shown.as_ref() != Some(&html);
-                *shown = Some(html);
+                let is_new = shown.as_ref().is_none_or(|shown| shown.html != now.html);
+                *shown = Some(now);
                 is_new
             });
             tokio::time::sleep(POLL).await;
@@ -141,7 +158,7 @@ fn state(report: &MigrationReport) -> String {
 
 async fn details(ledger: &Ledger, name: &str) -> Result<Details, AdminError> {
     Ok(Details {
-        plan: Some(plan(ledger, name, Phase::Contract).await?),
+        plan: Some(Arc::new(plan(ledger, name, Phase::Contract).await?)),
         repairs: repairs(ledger, Some(name), SHOWN_ROWS).await?,
         external_writes: external_writes(ledger, Some(name), SHOWN_ROWS).await?,
         history: history(ledger, Some(name), SHOWN_ROWS).await?,

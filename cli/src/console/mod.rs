@@ -11,8 +11,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
+use axum::http::HeaderName;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
-use axum::http::{HeaderName, StatusCode};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use crate::{complain, print};
 use access::{Access, secret};
-use feed::{Feed, Html};
+use feed::{Feed, Shown};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
@@ -157,7 +157,8 @@ async fn with_headers(mut response: Response) -> Response {
 }
 
 async fn list(State(shared): Handle) -> Response {
-    pages::list(&shared.feed.now(None).await).into_response()
+    let shown = shared.feed.now(None).await;
+    (shown.status, pages::list(&shown.html)).into_response()
 }
 
 async fn list_events(State(shared): Handle) -> Response {
@@ -167,11 +168,8 @@ async fn list_events(State(shared): Handle) -> Response {
 async fn migration(State(shared): Handle, Path((fleet, name)): Path<(String, String)>) -> Response {
     let topic = format!("{fleet}/{name}");
     let shown = shared.feed.now(Some(&topic)).await;
-    let (status, form) = match actions::form(&shared, &topic).await {
-        Ok(form) => (StatusCode::OK, form),
-        Err(error) => (actions::status(&error), pages::problem(&error.to_string())),
-    };
-    (status, pages::migration(&topic, &shown, &form)).into_response()
+    let form = shown.plan.as_ref().map(|plan| actions::form(&shared, &topic, plan));
+    (shown.status, pages::migration(&topic, &shown.html, form.as_ref())).into_response()
 }
 
 async fn migration_events(State(shared): Handle, Path((fleet, name)): Path<(String, String)>) -> Response {
@@ -192,11 +190,11 @@ async fn act(
 }
 
 /// The part of the page that changes, whenever it has changed.
-fn events(states: watch::Receiver<Html>) -> Response {
+fn events(states: watch::Receiver<Option<Shown>>) -> Response {
     let states = stream::unfold(states, async |mut states| {
         states.changed().await.ok()?;
         let state = states.borrow_and_update().clone().unwrap_or_default();
-        Some((Ok::<_, Infallible>(Event::default().event("state").data(&*state)), states))
+        Some((Ok::<_, Infallible>(Event::default().event("state").data(&*state.html)), states))
     });
     Sse::new(states).keep_alive(KeepAlive::default()).into_response()
 }

@@ -19,14 +19,16 @@ pub(super) fn list(shown: &str) -> Markup {
     page("Migrations", &html! { h1 { "Migrations" } (live(shown)) })
 }
 
-pub(super) fn migration(name: &str, shown: &str, form: &Markup) -> Markup {
+pub(super) fn migration(name: &str, shown: &str, form: Option<&Markup>) -> Markup {
     page(
         name,
         &html! {
             h1 { (name) }
             (live(shown))
-            h2 id="change" { "Change" }
-            (form)
+            @if let Some(form) = form {
+                h2 id="change" { "Change" }
+                (form)
+            }
         },
     )
 }
@@ -267,36 +269,19 @@ fn rows(details: &Details) -> Markup {
         h2 { "Rows that wait for repair" }
         @if details.repairs.is_empty() { p { "None." } } @else {
             (table("Rows that wait for repair", &["Side", "Key", "Age", "Attempts", "Next attempt", "Error"],
-                details.repairs.iter().map(|row| vec![
-                    row.side.clone(),
-                    row.key.to_string(),
-                    age(row.age_seconds),
-                    row.attempts.to_string(),
-                    row.next_try_seconds.map_or_else(|| "given up".into(), |left| format!("in {}", age(left))),
-                    row.error.clone(),
-                ])))
+                details.repairs.iter().map(|row| text::repair(row)[1..].to_vec())))
         }
         h2 { "External writers" }
         @if details.external_writes.is_empty() { p { "No external write has been detected." } } @else {
             (table("External writers", &["Application", "Role", "Transactions", "Not copied", "First seen", "Last seen"],
-                details.external_writes.iter().map(|one| vec![
-                    one.application.clone(),
-                    one.role.clone(),
-                    one.transactions.to_string(),
-                    one.uncopied.to_string(),
-                    one.first_seen.clone(),
-                    format!("{} ago", age(one.age_seconds)),
-                ])))
+                details.external_writes.iter().map(|one| text::external_writer(one)[1..].to_vec())))
         }
         h2 { "History" }
         (table("History", &["At", "Event", "Epoch", "Actor", "Reason"],
-            details.history.iter().map(|event| vec![
-                event.at.clone(),
-                event.event.clone(),
-                event.epoch.map(|epoch| epoch.to_string()).unwrap_or_default(),
-                event.actor.clone(),
-                event.reason.clone(),
-            ])))
+            details.history.iter().map(|event| {
+                let [at, _, event, epoch, actor, reason] = text::event(event);
+                vec![at, event, epoch, actor, reason]
+            })))
     }
 }
 
