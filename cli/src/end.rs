@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use cutover::ledger::Ledger;
-use cutover::migration::admin::{AdminError, EndReport, abandon, baseline, finish, forget};
+use cutover::migration::admin::{Actor, AdminError, EndReport, abandon, baseline, finish, forget};
 
 use super::arguments::{Arguments, Command};
 use super::say;
@@ -29,13 +29,13 @@ pub(crate) async fn run(
 ) -> Result<Option<ExitCode>, AdminError> {
     let report = match &arguments.command {
         Command::Finish(End { migration, dry_run, reason }) => {
-            finish(ledger, migration, actor, reason, *dry_run).await?
+            finish(ledger, migration, Actor::with_reason(actor, reason), *dry_run).await?
         }
         Command::Baseline(End { migration, dry_run, reason }) => {
-            baseline(ledger, migration, actor, reason, *dry_run).await?
+            baseline(ledger, migration, Actor::with_reason(actor, reason), *dry_run).await?
         }
         Command::Abandon { end: End { migration, dry_run, reason }, drop_new_side } => {
-            abandon(ledger, migration, *drop_new_side, actor, reason, *dry_run).await?
+            abandon(ledger, migration, *drop_new_side, Actor::with_reason(actor, reason), *dry_run).await?
         }
         Command::Forget { migration, dry_run } => forget(ledger, migration, actor, *dry_run).await?,
         _ => return Ok(None),

@@ -19,7 +19,7 @@ use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
 use cutover::ledger::Ledger;
 use cutover::migration::admin::{
-    AdminError, approve, count_repairs, external_writes, history, pause_work, plan, repairs, report,
+    Actor, AdminError, approve, count_repairs, external_writes, history, pause_work, plan, repairs, report,
     resume_work, retry_repairs, set_phase,
 };
 use cutover::migration::phase::Percent;
@@ -139,7 +139,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
             say(arguments, &phase.to_string(), || format!("{migration}: desired phase set to {phase}\n"));
         }
         Command::Approve { migration, reason } => {
-            let expires = approve(ledger, migration, actor, reason).await?;
+            let expires = approve(ledger, migration, Actor::with_reason(actor, reason)).await?;
             say(arguments, &expires, || {
                 format!(
                     "{migration}: the drop of its old side is approved; the approval expires at {expires}\n"

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use cutover::ledger::Ledger;
 use cutover::migration::admin::{
-    AdminError, Difference, MigrationReport, PlanReport, approve, differences, plan, report, set_phase,
+    Actor, AdminError, Difference, MigrationReport, PlanReport, approve, differences, plan, report, set_phase,
 };
 use cutover::migration::phase::Percent;
 use cutover::migration::{Desired, Phase};
@@ -56,7 +56,7 @@ pub(crate) async fn contract(
 ) -> Result<ExitCode, AdminError> {
     let is_next = plan(ledger, &step.migration, Phase::Contract).await?.phase == Phase::Retire.name();
     if is_next && !step.dry_run {
-        approve(ledger, &step.migration, actor, reason).await?;
+        approve(ledger, &step.migration, Actor::with_reason(actor, reason)).await?;
     }
     run(ledger, arguments, actor, step, Phase::Contract.into()).await
 }

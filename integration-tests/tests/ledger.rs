@@ -455,7 +455,7 @@ async fn bad_options_and_names_are_refused_with_valid_ones() -> Outcome {
     let ledger = open(&url).await?;
     let error = set_phase(&ledger, "stauts", Phase::Ramp.into(), "me").await.expect_err("refused");
     assert!(error.to_string().contains("the ledger has shop/status"), "{error}");
-    let error = approve(&ledger, "status", "me", "").await.expect_err("refused");
+    let error = approve(&ledger, "status", "me").await.expect_err("refused");
     assert!(matches!(&error, AdminError::NotInRetire { phase, .. } if phase == "expand"), "{error}");
     let untouched = "select count(*) = 0 from cutover.approvals, cutover.history";
     assert!(ask::<bool>(&url, untouched).await?);
@@ -552,7 +552,7 @@ async fn stalled_commits_use_a_fixed_number_of_connections() -> Outcome {
     }
     let pins = || agents.iter().all(|agent| agent.migration("status").is_some_and(|m| m.pin().is_ok()));
     wait_until("admitted", LIMIT, async || Ok::<_, LedgerError>(pins())).await?;
-    execute(&url, "alter system set synchronous_standby_names = 'nobody'").await?;
+    execute(&url, "alter system set synchronous_standby_names = 'missing'").await?;
     execute(&url, "select pg_reload_conf()").await?;
     let mut most = 0;
     for _ in 0..seconds * 4 {
@@ -564,7 +564,7 @@ async fn stalled_commits_use_a_fixed_number_of_connections() -> Outcome {
         ask::<i64>(&url, "select count(*) from pg_stat_activity where wait_event = 'SyncRep'").await?;
     assert!(waiting > 0, "no commit is stalled");
     assert!(most <= MOST, "{most} sessions");
-    assert!(!pins(), "a lease that nobody could renew");
+    assert!(!pins(), "the lease could not be renewed and has ended");
     execute(&url, "alter system reset synchronous_standby_names").await?;
     execute(&url, "select pg_reload_conf()").await?;
     wait_until("admitted again", LIMIT, async || Ok::<_, LedgerError>(pins())).await?;

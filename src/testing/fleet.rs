@@ -84,7 +84,9 @@ impl TestFleet {
     pub(super) async fn go(&self, to: Desired, direction: Direction) -> Result<(), String> {
         let text = |error: admin::AdminError| error.to_string();
         if to.phase == Phase::Contract {
-            admin::approve(&self.ledger, &self.name, NAME, "a test").await.map_err(text)?;
+            admin::approve(&self.ledger, &self.name, admin::Actor::with_reason(NAME, "a test"))
+                .await
+                .map_err(text)?;
         }
         admin::set_phase(&self.ledger, &self.name, to, NAME).await.map_err(text)?;
         let end = Instant::now() + self.limit;

@@ -138,7 +138,9 @@ async fn the_first_migration_runs_through_three_releases() {
     // A day passes.
     let a_day_ago = "update cutover.epochs set opened_at = opened_at - interval '25 hours'";
     pool.execute(a_day_ago).await.unwrap();
-    admin::approve(&operator.ledger, "order-status", "ann", "compared").await.unwrap();
+    admin::approve(&operator.ledger, "order-status", admin::Actor::with_reason("ann", "compared"))
+        .await
+        .unwrap();
     operator.go("contract").await;
     let dropped = "select not exists (select from pg_attribute where attrelid = 'orders'::regclass \
         and attname = 'old_status' and not attisdropped)";

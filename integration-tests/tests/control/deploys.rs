@@ -63,7 +63,7 @@ async fn the_table_of_deploys_is_true() {
     let ledger = Ledger::open(url.parse().unwrap()).await.unwrap();
     for phase in Phase::ALL {
         if phase == Phase::Contract {
-            approve(&ledger, NAME, "me", "").await.unwrap();
+            approve(&ledger, NAME, "me").await.unwrap();
         }
         person.wants(phase.name()).await;
         if phase == Phase::Contract {

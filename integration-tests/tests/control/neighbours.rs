@@ -55,6 +55,6 @@ async fn two_fleets_cannot_migrate_one_column_at_once() {
         )
         .await;
     let ledger = Ledger::open(url.parse().unwrap()).await.unwrap();
-    abandon(&ledger, "shop/payment_status", true, "me", "", false).await.unwrap();
+    abandon(&ledger, "shop/payment_status", true, "me", false).await.unwrap();
     person.until("select phase = 'expand' from cutover.migrations where fleet = 'desk'").await;
 }

@@ -13,8 +13,8 @@ use crate::migration::phase::{Desired, Phase};
 /// A `&str` is an actor without a reason.
 #[derive(Debug, Clone, Copy)]
 pub struct Actor<'a> {
-    name: &'a str,
-    reason: &'a str,
+    pub(super) name: &'a str,
+    pub(super) reason: &'a str,
 }
 
 impl<'a> Actor<'a> {
@@ -71,16 +71,15 @@ pub async fn set_phase(
 pub async fn approve(
     ledger: &Ledger,
     migration: &str,
-    actor: &str,
-    reason: &str,
+    actor: impl Into<Actor<'_>>,
 ) -> Result<String, AdminError> {
+    let actor = actor.into();
     let mut tx = ledger.begin().await?;
     let found = find_and_lock(&mut tx, migration).await?;
     if found.phase != Phase::Retire.name() {
         return Err(AdminError::NotInRetire { name: migration.to_owned(), phase: found.phase });
     }
-    let expires = commands::approve(&mut tx, found.id, actor, reason).await?;
-    let actor = Actor::with_reason(actor, reason);
+    let expires = commands::approve(&mut tx, found.id, actor.name, actor.reason).await?;
     record(&mut tx, &found, &format!("contract approved until {expires}"), actor).await?;
     tx.commit().await?;
     Ok(expires)

@@ -6,12 +6,13 @@ use serde::Serialize;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use tokio::time::sleep;
 
-use super::error::{AdminError, find_and_lock};
+use super::commands::Actor;
+use super::error::{AdminError, find, find_and_lock};
 use crate::ledger::commands::NamedMigration;
 use crate::ledger::migrations::MigrationRow;
 use crate::ledger::sides::SideRows;
 use crate::ledger::{Ledger, endings, fleets, guard_triggers, is_lock_timeout, migrations, reports, sides};
-use crate::migration::catalog::OldSide;
+use crate::migration::catalog::{OldSide, quote, unquote};
 use crate::migration::phase::Phase;
 
 /// How long others may have to wait behind a schema change, and how often it is tried.
@@ -60,10 +61,10 @@ impl EndReport {
 pub async fn finish(
     ledger: &Ledger,
     migration: &str,
-    actor: &str,
-    reason: &str,
+    actor: impl Into<Actor<'_>>,
     dry_run: bool,
 ) -> Result<EndReport, AdminError> {
+    let Actor { name: actor, reason } = actor.into();
     let mut tx = ledger.begin().await?;
     let (found, row) = locked(&mut tx, migration).await?;
     let name = &found.name;
@@ -74,10 +75,11 @@ pub async fn finish(
             found.phase
         ));
     } else if !row.drained {
-        reasons.push(format!("its previous epoch is still in use; `cutover explain {name}` says by whom"));
+        reasons.push(in_use(name));
     }
     if let Some(old) = existing_old_side(&mut tx, &found).await? {
-        reasons.push(format!("the old side still exists; drop it with `{}`", drop_statement(&old)));
+        let drop = drop_statement(&old.table, old.column.as_deref().map(quote).as_deref());
+        reasons.push(format!("the old side still exists; drop it with `{drop}`"));
     }
     refuse(&found, reasons)?;
     endings::finish(&mut tx, found.id, actor, reason).await?;
@@ -100,10 +102,10 @@ pub async fn finish(
 pub async fn baseline(
     ledger: &Ledger,
     migration: &str,
-    actor: &str,
-    reason: &str,
+    actor: impl Into<Actor<'_>>,
     dry_run: bool,
 ) -> Result<EndReport, AdminError> {
+    let Actor { name: actor, reason } = actor.into();
     let mut tx = ledger.begin().await?;
     if let Some((fleet, name)) = migration.split_once('/') {
         fleets::ensure(&mut tx, fleet).await?;
@@ -145,10 +147,10 @@ pub async fn abandon(
     ledger: &Ledger,
     migration: &str,
     drop_new_side: bool,
-    actor: &str,
-    reason: &str,
+    actor: impl Into<Actor<'_>>,
     dry_run: bool,
 ) -> Result<EndReport, AdminError> {
+    let Actor { name: actor, reason } = actor.into();
     let mut attempt = 1;
     loop {
         let mut tx = ledger.begin().await?;
@@ -162,8 +164,7 @@ pub async fn abandon(
                 found.phase
             ));
         } else if !row.drained {
-            reasons
-                .push(format!("its previous epoch is still in use; `cutover explain {name}` says by whom"));
+            reasons.push(in_use(name));
         }
         refuse(&found, reasons)?;
         let mut report = EndReport::of(&found, "abandoned", dry_run);
@@ -234,12 +235,16 @@ pub async fn forget(
 /// The migration, with the fleet's moves locked out. Refuses one that has ended.
 async fn locked(tx: &mut PgConnection, name: &str) -> Result<(NamedMigration, MigrationRow), AdminError> {
     // The order of the locks is that of a move: the fleet's row first.
-    let fleet = super::error::find(tx, name).await?.fleet;
+    let fleet = find(tx, name).await?.fleet;
     fleets::lock_for_move(tx, &fleet).await?;
     let found = find_and_lock(tx, name).await?;
     found.refuse_if_ended()?;
     let row = migrations::load(tx, &found.fleet, &found.name).await?;
     Ok((found, row))
+}
+
+fn in_use(name: &str) -> String {
+    format!("its previous epoch is still in use; `cutover explain {name}` says by whom")
 }
 
 fn refuse(found: &NamedMigration, reasons: Vec<String>) -> Result<(), AdminError> {
@@ -260,10 +265,7 @@ async fn existing_old_side(
 ) -> Result<Option<OldSide>, sqlx::Error> {
     if let Some(SideRows { old, .. }) = sides::find(tx, found.id).await? {
         let there = old.table.filter(|_| old.is_there);
-        return Ok(there.map(|table| OldSide {
-            table,
-            column: old.column.as_deref().map(crate::migration::catalog::unquote),
-        }));
+        return Ok(there.map(|table| OldSide { table, column: old.column.as_deref().map(unquote) }));
     }
     let published = reports::outlook(tx, found.id).await?;
     let Some(table) = published.old_table else { return Ok(None) };
@@ -275,12 +277,11 @@ fn old_side_name(old: &OldSide) -> String {
     old.column.as_ref().map_or_else(|| old.table.clone(), |column| format!("{}.{column}", old.table))
 }
 
-fn drop_statement(old: &OldSide) -> String {
-    match &old.column {
-        Some(column) => {
-            format!("alter table {} drop column {}", old.table, crate::migration::catalog::quote(column))
-        }
-        None => format!("drop table {}", old.table),
+/// The statement that drops a table or one of its columns (both quoted).
+fn drop_statement(table: &str, column: Option<&str>) -> String {
+    match column {
+        Some(column) => format!("alter table {table} drop column {column}"),
+        None => format!("drop table {table}"),
     }
 }
 
@@ -292,10 +293,7 @@ fn removal(id: i32, sides: &SideRows, drop_new_side: bool) -> (Vec<String>, Vec<
     }
     let new = sides.new.table.as_ref().filter(|_| sides.new.made && sides.new.is_there);
     let Some(table) = new else { return (statements, Vec::new()) };
-    let drop = match &sides.new.column {
-        Some(column) => format!("alter table {table} drop column {column}"),
-        None => format!("drop table {table}"),
-    };
+    let drop = drop_statement(table, sides.new.column.as_deref());
     if drop_new_side {
         statements.push(drop);
         (statements, Vec::new())
