@@ -50,6 +50,18 @@ async fn lacking(world: &World, plan: &impl Plan) -> Outcome<usize> {
     Ok(found.iter().filter(|problem| problem.problem.contains("no counterpart")).count())
 }
 
+/// The reason to wait names all of these. Its statements work, and `ramp` is reached after them.
+async fn ramp_after_statements(world: &World, plan: &impl Plan, names: &[&str]) -> Outcome {
+    let reason = reason(world).await?;
+    for name in names {
+        assert!(reason.contains(name), "{name} is not in {reason}");
+    }
+    run_statements(world, &reason).await?;
+    world.go("ramp").await?;
+    assert_eq!(lacking(world, plan).await?, 0);
+    Ok(())
+}
+
 /// Attaches one of everything to `old_status`.
 async fn attach(world: &World) -> Outcome {
     let role = role(world).await?;
@@ -95,13 +107,7 @@ async fn ramp_waits_for_what_the_old_column_has() -> Outcome {
     world.go("verify").await?;
     world.ask("ramp").await?;
     world.waits_for("by_old_status").await?;
-    let reason = reason(&world).await?;
-    for name in NAMES {
-        assert!(reason.contains(name), "{name} is not in {reason}");
-    }
-    run_statements(&world, &reason).await?;
-    world.go("ramp").await?;
-    assert_eq!(lacking(&world, &plan).await?, 0);
+    ramp_after_statements(&world, &plan, &NAMES).await?;
     Ok(())
 }
 
@@ -284,8 +290,7 @@ async fn ramp_waits_for_what_the_old_table_has() -> Outcome {
     world.go("verify").await?;
     world.ask("ramp").await?;
     world.waits_for("orders_by_note").await?;
-    let reason = reason(&world).await?;
-    for name in [
+    let names = [
         "orders_id_seq",
         "one_note",
         "some_note",
@@ -293,12 +298,8 @@ async fn ramp_waits_for_what_the_old_table_has() -> Outcome {
         "comment",
         "privileges",
         "update for reader",
-    ] {
-        assert!(reason.contains(name), "{name} is not in {reason}");
-    }
-    run_statements(&world, &reason).await?;
-    world.go("ramp").await?;
-    assert_eq!(lacking(&world, &plan).await?, 0);
+    ];
+    ramp_after_statements(&world, &plan, &names).await?;
     Ok(())
 }
 

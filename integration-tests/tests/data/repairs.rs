@@ -253,10 +253,8 @@ async fn repairs_work_on_deadpool() -> Outcome {
     Ok(())
 }
 
-/// The guard trigger cannot map a write in `ramp` and in `switch`: the row is repaired without a scan.
-#[tokio::test]
-async fn an_external_write_that_cannot_be_mapped_is_repaired_in_ramp_and_switch() -> Outcome {
-    let world = World::new(5).await?;
+/// A plan whose mappings fail for the values of table `bad`.
+async fn plan_with_bad_values(world: &World) -> Outcome<ColumnMigration> {
     world.pool.execute("create table bad (value text primary key)").await?;
     world
         .pool
@@ -266,11 +264,18 @@ async fn an_external_write_that_cannot_be_mapped_is_repaired_in_ramp_and_switch(
                  return value; end $$",
         )
         .await?;
-    let plan = ColumnMigration::new(world.pool.clone(), "orders")
+    Ok(ColumnMigration::new(world.pool.clone(), "orders")
         .column("old_status", "new_status", "text")
         .forward("must_map(old_status)")
         .backward("must_map(new_status)")
-        .build()?;
+        .build()?)
+}
+
+/// The guard trigger cannot map a write in `ramp` and in `switch`: the row is repaired without a scan.
+#[tokio::test]
+async fn an_external_write_that_cannot_be_mapped_is_repaired_in_ramp_and_switch() -> Outcome {
+    let world = World::new(5).await?;
+    let plan = plan_with_bad_values(&world).await?;
     let _a = world.instance("a", Some(plan)).await?;
     let recorded = async || -> Outcome<Vec<String>> {
         Ok(sqlx::query_scalar("select side from cutover.repairs").fetch_all(&world.pool).await?)
@@ -311,20 +316,7 @@ async fn an_external_write_that_cannot_be_mapped_is_repaired_in_ramp_and_switch(
 #[tokio::test]
 async fn a_repair_does_not_undo_a_later_write_of_the_other_side() -> Outcome {
     let world = World::new(5).await?;
-    world.pool.execute("create table bad (value text primary key)").await?;
-    world
-        .pool
-        .execute(
-            "create function must_map(value text) returns text immutable language plpgsql as $$ begin \
-                 if exists (select from public.bad where bad.value = $1) then raise 'no mapping'; end if; \
-                 return value; end $$",
-        )
-        .await?;
-    let plan = ColumnMigration::new(world.pool.clone(), "orders")
-        .column("old_status", "new_status", "text")
-        .forward("must_map(old_status)")
-        .backward("must_map(new_status)")
-        .build()?;
+    let plan = plan_with_bad_values(&world).await?;
     let _a = world.instance("a", Some(plan)).await?;
     world.go("switch").await?;
     world.pool.execute("insert into bad values ('FIRST'), ('SECOND')").await?;
