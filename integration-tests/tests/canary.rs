@@ -114,7 +114,7 @@ async fn seen(prometheus: &Prometheus, version: &Version, requests: usize) {
 
 #[tokio::test]
 async fn each_kind_of_canary_gets_its_verdict_and_reason() {
-    // Building it takes a minute on a fresh machine, in which nobody answers the scrapes.
+    // On a fresh machine this builds the program for a minute, and the test answers no scrape meanwhile.
     program().unwrap();
     let Some(prometheus) =
         if_installed(Prometheus::start(Vec::new(), Duration::from_millis(200)).await).unwrap()
@@ -244,7 +244,7 @@ async fn no_answer_and_wrong_usage_have_their_own_status() {
 
 #[tokio::test]
 async fn a_watch_ends_at_a_failure_and_switches_the_flag_off() {
-    // Building it takes a minute on a fresh machine, in which nobody answers the scrapes.
+    // On a fresh machine this builds the program for a minute, and the test answers no scrape meanwhile.
     program().unwrap();
     let Some(prometheus) =
         if_installed(Prometheus::start(Vec::new(), Duration::from_millis(200)).await).unwrap()

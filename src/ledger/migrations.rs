@@ -204,7 +204,7 @@ pub(crate) async fn set_waits_for(
     Ok(())
 }
 
-/// Until the transaction ends, nobody can end the migration. `false`: it has ended.
+/// Locks the migration against an end until the transaction ends. `false`: it has ended.
 ///
 /// The transaction that makes the new side calls it first, so that nothing is made for a migration that was abandoned.
 pub(crate) async fn lock_unless_ended(tx: &mut PgConnection, migration: i32) -> Result<bool, sqlx::Error> {

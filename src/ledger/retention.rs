@@ -2,7 +2,8 @@
 //!
 //! `migrations`, `epochs` and `sides` are kept until `cutover forget` archives them: the fence and the drop refer to them.
 //! `instances` and `acknowledgements` end with the lease, `connection_shares` too. `repairs` and `bad_rows` are kept until
-//! the row is repaired or the migration ends. `flag_states` and `flag_polls` have one row for each name.
+//! the row is repaired or the migration ends. `flag_states` has one row for each name. `flag_polls` deletes its own
+//! rows, because a fleet without migrations has no driver.
 
 use super::{Ledger, unprepared};
 

@@ -59,7 +59,7 @@ pub struct Database {
     pub behind: bool,
     /// The migration has ended.
     pub ended: bool,
-    /// The ended migration was made anew, with a new id.
+    /// The ended migration was archived, and its name was declared again, with a new id.
     pub again: bool,
     /// Another column has the name that the old one had.
     pub foreign: bool,

@@ -241,7 +241,7 @@ async fn a_write_that_is_no_upsert_is_found_in_a_table() -> Outcome {
 #[tokio::test]
 async fn sides_that_differ_are_found_by_the_scan() -> Outcome {
     let pool = database().await?;
-    // Nobody reads the new side before `ramp`, so only the scan sees it.
+    // No phase before `ramp` reads the new side, so only the scan sees it.
     let new = Side { set: "update orders set new_status = initcap($2) where id = $1", ..new_column(&pool) };
     let (text, places) = failures(in_every_phase(&pool, column(&pool)?, old_column(&pool), new).await)?;
     assert_eq!(places.first(), Some(&(Phase::Verify, Direction::Forward)), "{text}");

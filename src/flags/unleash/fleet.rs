@@ -24,17 +24,17 @@ use crate::ledger::{Ledger, flag_polls};
 /// The shortest lease. A pause of the process or of the ledger must not end it.
 const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 
-/// What an instance does for its self.
+/// What an instance does for its fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// There is no ledger, or it does not answer.
     Alone,
-    /// It polls for the self.
+    /// It polls for the fleet.
     Leader,
     Follower,
 }
 
-/// The polling of one instance for its self.
+/// The polling of one instance for its fleet.
 pub(super) struct Fleet {
     polling: FleetPolling,
     /// Differs between fleets, servers and tokens, because the state depends on all of them.

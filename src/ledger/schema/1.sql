@@ -479,7 +479,7 @@ end
 $$;
 
 -- Called by the guard trigger: a query that tells whether `$1`, a value of this column, is what the column's default gives.
--- Null: nobody can tell, because the default may give another value each time, or because it calls a function that is not
+-- Null: not known, because the default may give another value each time, or because it calls a function that is not
 -- built in. Such a function must not run with the rights of the trigger's owner. For the same reason the values are
 -- compared in the base type of a domain.
 create function cutover.comparison_with_default(p_table oid, p_column name) returns text
