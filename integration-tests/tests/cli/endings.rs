@@ -151,6 +151,87 @@ async fn a_database_in_the_new_shape_is_finished_from_the_start() -> Outcome {
     Ok(())
 }
 
+/// A plan that takes over `new_status`, whose old column's name may be wrong.
+async fn takes_over(url: &str, old: &str) -> Result<MigrationSpec, Box<dyn std::error::Error>> {
+    let plan = ColumnMigration::new(PgPool::connect(url).await?, "orders")
+        .column(old, "new_status", "text")
+        .forward(&format!("lower({old})"))
+        .backward("upper(new_status)")
+        .use_existing_column()
+        .build()?;
+    Ok(MigrationSpec::new("status", PhaseRange::FULL).plan(plan))
+}
+
+#[tokio::test]
+async fn a_misspelt_old_column_does_not_finish_a_migration() -> Outcome {
+    let url = &database().await?;
+    done(url, &["install"], &[]).await;
+    // The driver finds the tables after its start; then an instance that starts finds them.
+    let early = instance(url, "early", takes_over(url, "old_statuss").await?).await?;
+    is_in(url, "off").await?;
+    execute(
+        url,
+        "create table orders (id bigint primary key, old_status text, new_status text); \
+         insert into orders select g, 'PAID', 'paid' from generate_series(1, 50) g",
+    )
+    .await?;
+    let reasons = ["did you mean \"old_status\"?", "`cutover baseline status`", "use_existing_column"];
+    let says = async |command: &'static str| {
+        wait_until("the reason", Duration::from_secs(20), async || {
+            let said = run(url, &[command, "status"]).await.out;
+            let says_all = reasons.iter().all(|reason| said.contains(reason));
+            if says_all { Ok(true) } else { Err(said) }
+        })
+        .await
+    };
+    says("explain").await?;
+    early.leave().await?;
+    let late = instance(url, "late", takes_over(url, "old_statuss").await?).await?;
+    says("status").await?;
+    late.leave().await?;
+    let state = "select phase || coalesce(ended_as, '') || epoch from cutover.migrations";
+    assert_eq!(one::<String>(url, state).await, "off1");
+
+    // With the name corrected it is an ordinary migration.
+    let corrected = instance(url, "corrected", takes_over(url, "old_status").await?).await?;
+    went(url, &["expand", "status"]).await;
+    corrected.leave().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_new_column_in_use_needs_a_baseline_by_a_person() -> Outcome {
+    for (rows, needs_person) in [(0, false), (50, true)] {
+        let url = &database().await?;
+        done(url, &["install"], &[]).await;
+        execute(
+            url,
+            &format!(
+                "create table orders (id bigint primary key, new_status text); \
+                 insert into orders select g, 'paid' from generate_series(1, {rows}) g"
+            ),
+        )
+        .await?;
+        let agent = instance(url, "new", takes_over(url, "old_status").await?).await?;
+        if needs_person {
+            wait_until("the refusal", Duration::from_secs(20), async || {
+                let status = run(url, &["status"]).await.out;
+                if status.contains("cutover baseline status") { Ok(true) } else { Err(status) }
+            })
+            .await?;
+            done(url, &["baseline", "status"], &["shop/status is finished"]).await;
+        }
+        is_in(url, "contract").await?;
+        let admitted = "select coalesce(bool_and(admitted), false) from cutover.instances";
+        wait_until("admission", Duration::from_secs(20), async || {
+            Ok::<_, std::io::Error>(one::<bool>(url, admitted).await)
+        })
+        .await?;
+        agent.leave().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_schema_made_after_the_start_is_recognised() -> Outcome {
     let url = &database().await?;

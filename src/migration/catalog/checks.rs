@@ -70,7 +70,7 @@ pub(crate) fn column_problems(plan: &ColumnPlan<'_>, facts: &TableFacts) -> Vec<
     match facts.column(plan.old) {
         None => problems.push(PlanProblem::blocking(
             format!("column {} of {} does not exist", quote(plan.old), plan.table),
-            "name an existing column in `.column(…)`",
+            name_another(plan.old, plan.new, facts),
         )),
         Some(old) => {
             problems.extend(old_column(plan, old));
@@ -95,6 +95,31 @@ pub(crate) fn column_problems(plan: &ColumnPlan<'_>, facts: &TableFacts) -> Vec<
         ));
     }
     problems
+}
+
+/// How many letters a misspelt name may have wrong.
+const MAX_EDITS: usize = 3;
+
+/// What to do about an old column that does not exist.
+fn name_another(old: &str, new: &str, facts: &TableFacts) -> String {
+    let others = facts.columns.iter().filter(|column| column.name != new);
+    let nearest = others.map(|column| (strsim::damerau_levenshtein(&column.name, old), &column.name)).min();
+    match nearest.filter(|(edits, _)| *edits <= MAX_EDITS) {
+        Some((_, name)) => format!("correct its name in `.column(…)`: did you mean {}?", quote(name)),
+        None => "name an existing column in `.column(…)`".to_owned(),
+    }
+}
+
+/// Why a table without the old column, but with the new one, may not have been created in this shape.
+pub(crate) fn takes_over(plan: &ColumnPlan<'_>, facts: &TableFacts) -> PlanProblem {
+    let (old, new, table) = (quote(plan.old), quote(plan.new), plan.table);
+    PlanProblem::blocking(
+        format!(
+            "column {old} of {table} does not exist, and the plan takes over column {new} (`use_existing_column`) of a \
+             table that holds rows, so the name of the old column may be misspelt"
+        ),
+        name_another(plan.old, plan.new, facts),
+    )
 }
 
 fn old_column(plan: &ColumnPlan<'_>, old: &ColumnFacts) -> Vec<PlanProblem> {

@@ -7,23 +7,59 @@ use super::entry::{Ending, Entry};
 use super::plan::SidesPresent;
 use super::spec::MigrationSpec;
 use crate::ledger::{Ledger, endings, fleets, plans};
+use crate::migration::catalog::PlanProblem;
 use crate::migration::phase::{Phase, Side};
 
-/// Records that the migration is finished from the start if nothing was made for it and the database has only the new side,
-/// as a database does that was created in the new shape.
+/// Whether a database was created in the new shape, so that a migration is finished from the start.
+pub(super) enum NewShape {
+    /// No: the old side exists, the new one does not, or something was made for the migration.
+    No,
+    /// Yes: it has only the new side.
+    Yes,
+    /// It has only the new side, but for this reason that is no proof.
+    Doubtful(String),
+}
+
+impl NewShape {
+    async fn find(tx: &mut PgConnection, spec: &MigrationSpec, id: Option<i32>) -> Result<Self, sqlx::Error> {
+        let Some(plan) = &spec.plan else { return Ok(Self::No) };
+        if let Some(id) = id
+            && !endings::is_untouched(tx, id).await?
+        {
+            return Ok(Self::No);
+        }
+        if !is_new_shape(plan.sides_present(id, tx).await?) {
+            return Ok(Self::No);
+        }
+        let Some(PlanProblem { problem, remedy, .. }) = plan.new_shape_doubt().await? else {
+            return Ok(Self::Yes);
+        };
+        let name = &spec.name;
+        Ok(Self::Doubtful(format!(
+            "migration {name:?} cannot begin and is not taken to be finished: {problem}; to fix: {remedy}; or, if this \
+             database was created with the new side only, run `cutover baseline {name}`"
+        )))
+    }
+}
+
+/// Records that the migration is finished from the start if nothing was made for it and the database was created in the new
+/// shape. It is recorded if the answer is [`NewShape::Yes`].
 pub(super) async fn baseline(
     ledger: &Ledger,
     fleet: &str,
     id: i32,
     spec: &MigrationSpec,
-) -> Result<bool, sqlx::Error> {
-    let Some(plan) = &spec.plan else { return Ok(false) };
+) -> Result<NewShape, sqlx::Error> {
+    if spec.plan.is_none() {
+        return Ok(NewShape::No);
+    }
     let mut tx = ledger.begin().await?;
-    if !endings::is_untouched(&mut tx, id).await?
-        || !is_new_shape(plan.sides_present(Some(id), &mut tx).await?)
-    {
-        tx.rollback().await?;
-        return Ok(false);
+    match NewShape::find(&mut tx, spec, Some(id)).await? {
+        NewShape::Yes => {}
+        other => {
+            tx.rollback().await?;
+            return Ok(other);
+        }
     }
     fleets::lock_for_move(&mut tx, fleet).await?;
     let reason = "the database has only the new side";
@@ -35,7 +71,7 @@ pub(super) async fn baseline(
             "the migration is finished from the start, because the database has only the new side"
         );
     }
-    Ok(is_recorded)
+    Ok(if is_recorded { NewShape::Yes } else { NewShape::No })
 }
 
 /// Whether an instance with this declaration would record that the migration is finished from the start.
@@ -44,13 +80,8 @@ pub(crate) async fn would_baseline(
     spec: &MigrationSpec,
     entry: Option<&Entry>,
 ) -> Result<bool, sqlx::Error> {
-    let Some(plan) = &spec.plan else { return Ok(false) };
-    if let Some(entry) = entry
-        && !endings::is_untouched(tx, entry.id).await?
-    {
-        return Ok(false);
-    }
-    Ok(is_new_shape(plan.sides_present(entry.map(|entry| entry.id), tx).await?))
+    let shape = NewShape::find(tx, spec, entry.map(|entry| entry.id)).await?;
+    Ok(matches!(shape, NewShape::Yes))
 }
 
 fn is_new_shape(present: SidesPresent) -> bool {
@@ -82,6 +113,11 @@ pub(crate) async fn schema_problem(
         }));
     }
     let phase = entry.map_or(Phase::Off, |entry| entry.phase);
+    if phase == Phase::Off
+        && let NewShape::Doubtful(reason) = NewShape::find(tx, spec, entry.map(|entry| entry.id)).await?
+    {
+        return Ok(Some(reason));
+    }
     let present = plan.sides_present(entry.map(|entry| entry.id), tx).await?;
     let (side, missing) = match phase {
         // Without either side, the tables may be created later.

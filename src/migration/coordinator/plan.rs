@@ -142,8 +142,8 @@ pub trait Plan: Send + Sync + fmt::Debug {
 
     /// Which sides exist now, also under another name than at first. Both by default.
     ///
-    /// A migration that has just been declared, in a database that has only the new side, is finished from the start. A
-    /// build is not admitted while the current phase needs a side that does not exist.
+    /// A migration that has just been declared, in a database that has only the new side, is finished from the start, if
+    /// [`new_shape_doubt`](Self::new_shape_doubt) has nothing against it. A build is not admitted while the current phase needs a side that does not exist.
     ///
     /// # Errors
     ///
@@ -159,6 +159,24 @@ pub trait Plan: Send + Sync + fmt::Debug {
     ) -> Result<SidesPresent, sqlx::Error> {
         let _ = (migration, connection);
         Ok(SidesPresent { old: true, new: true })
+    }
+
+    /// Why a database that has only the new side may still not have been created with the new side only. `None`, the
+    /// default: nothing speaks against it. Called only for a migration for which nothing was made, where
+    /// [`sides_present`](Self::sides_present) found the new side alone.
+    ///
+    /// With a problem, nothing is recorded and no build is admitted, until a person corrects the plan or runs
+    /// `cutover baseline`.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Must be safe: it only reads.
+    async fn new_shape_doubt(&self) -> Result<Option<PlanProblem>, sqlx::Error> {
+        Ok(None)
     }
 
     /// Runs a task, or continues it where an earlier attempt stopped, on this instance or another one.

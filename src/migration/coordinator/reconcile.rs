@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use tokio::time::sleep;
 
-use super::admission;
+use super::admission::{self, NewShape};
 use super::options::DriverOptions;
 use super::spec::MigrationSpec;
 use super::state::MigrationState;
@@ -83,11 +83,12 @@ impl Reconcile<'_> {
             return Ok(Outcome::Finished);
         }
         let is_first = state.view.phase == Phase::Off && state.view.epoch == 1;
-        if is_first
-            && state.facts.contracted
-            && admission::baseline(self.ledger, self.fleet, state.id, self.spec).await?
-        {
-            return Ok(Outcome::Finished);
+        if is_first && state.facts.contracted {
+            match admission::baseline(self.ledger, self.fleet, state.id, self.spec).await? {
+                NewShape::Yes => return Ok(Outcome::Finished),
+                NewShape::Doubtful(reason) => return self.stay(state, &reason).await,
+                NewShape::No => {}
+            }
         }
         let step = next_step(&state.view, self.aim(&state).target.phase_from(state.view.phase));
         match step {

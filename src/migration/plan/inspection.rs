@@ -10,7 +10,7 @@ use crate::ledger::{describe_error, sides, sql_state, unprepared};
 use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
     ColumnPlan, CopyTrial, PlanProblem, Resolved, TableFacts, column_problems, insert_without, look_up_type,
-    new_table_problems, resolve, table_problems, try_copy, unquote,
+    new_table_problems, resolve, table_problems, takes_over, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Migration;
@@ -72,6 +72,39 @@ pub(crate) async fn problems(
     }
     tx.rollback().await?;
     Ok(problems)
+}
+
+/// Why a database without the old side may not have been created in the new shape: the plan takes over a new side that
+/// somebody else made, and that new side holds rows. Then the old side's name may be a mistake.
+pub(crate) async fn new_shape_doubt(plan: &Description) -> Result<Option<PlanProblem>, sqlx::Error> {
+    if !plan.uses_existing {
+        return Ok(None);
+    }
+    let mut tx = plan.outline.pool.begin().await?;
+    let Some(facts) = TableFacts::read(&mut tx, plan.new_table()).await? else { return Ok(None) };
+    // A policy that hides rows is an error.
+    tx.execute("set local row_security = off").await?;
+    let query = format!("select exists (select from {})", plan.new_table());
+    let has_rows = match unprepared::query_scalar(AssertSqlSafe(query)).fetch_one(&mut *tx).await {
+        Err(sqlx::Error::Database(_)) => true,
+        answer => answer?,
+    };
+    tx.rollback().await?;
+    Ok(has_rows.then(|| match plan.columns() {
+        Some((old, new)) => {
+            let (table, new_type) = (plan.old_table(), None);
+            takes_over(&ColumnPlan { table, old: &old, new: &new, new_type, may_use_new: true }, &facts)
+        }
+        None => blocking(
+            format!(
+                "table {} does not exist, and the plan takes over table {} (`use_existing_table`), which holds rows, so \
+                 the name of the old table may be misspelt",
+                plan.old_table(),
+                plan.new_table()
+            ),
+            "correct the old table's name in the plan",
+        ),
+    }))
 }
 
 /// Why an index cannot be built, tried on an empty table of the same columns and partition key.

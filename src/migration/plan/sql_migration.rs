@@ -9,7 +9,7 @@ use super::attached::{before_step, carry_over};
 use super::contract::contract;
 use super::description::Description;
 use super::expand::{expand, find_guard, rearm};
-use super::inspection::{Found, before_work, problems, triggers_now};
+use super::inspection::{Found, before_work, new_shape_doubt, problems, triggers_now};
 use super::refusal::refuse;
 use crate::ledger::{sides, unprepared};
 use crate::migration::batch::{PassKind, pass, repair};
@@ -162,6 +162,10 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         let (old, new) = by_name(plan, &mut *plan.outline.pool.acquire().await?).await?;
         let hidden = plan.columns().is_none() && is_in_some_schema(plan.old_table(), connection).await?;
         Ok(SidesPresent { old: old || hidden, new })
+    }
+
+    async fn new_shape_doubt(&self) -> Result<Option<PlanProblem>, sqlx::Error> {
+        new_shape_doubt(&self.description).await
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
