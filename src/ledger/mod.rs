@@ -34,6 +34,7 @@ pub(crate) mod migrations;
 pub(crate) mod notifications;
 pub(crate) mod plans;
 mod pooler;
+pub(crate) mod read_counts;
 pub(crate) mod repairs;
 pub(crate) mod reports;
 pub(crate) mod retention;
@@ -44,6 +45,7 @@ mod sqlstate;
 pub(crate) mod standbys;
 mod transaction;
 pub(crate) mod unprepared;
+pub(crate) mod write_watch;
 
 pub use connection::Ledger;
 pub(crate) use connection::pooler_at;

@@ -17,7 +17,13 @@ pub(crate) struct SideRow {
     pub(crate) table: Option<String>,
     /// The column's present name, quoted.
     pub(crate) column: Option<String>,
+    /// It is an index.
+    pub(crate) is_index: bool,
 }
+
+/// The column number under which a change of a table as such is recorded, for [`record`]. It is a system column's, so
+/// other changes of the table's columns may run at the same time.
+pub(crate) const TABLE_ITSELF: &str = "ctid";
 
 /// Both sides of a migration.
 #[derive(Debug, Clone)]
@@ -61,7 +67,7 @@ pub(crate) async fn find(
         "select s.relation::bigint as relation, s.made, \
                 c.oid is not null and (s.column_number is null or a.attnum is not null) as is_there, \
                 format('%s.%s', quote_ident(n.nspname), quote_ident(c.relname)) as \"table\", \
-                quote_ident(a.attname) as \"column\" \
+                quote_ident(a.attname) as \"column\", coalesce(c.relkind in ('i', 'I'), false) as is_index \
          from cutover.sides s left join pg_class c on c.oid = s.relation \
          left join pg_namespace n on n.oid = c.relnamespace \
          left join pg_attribute a on a.attrelid = c.oid and a.attnum = s.column_number and not a.attisdropped \

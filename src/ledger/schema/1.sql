@@ -89,6 +89,16 @@ create table cutover.plans (
     primary key (migration_id, version)
 );
 
+-- How often the server has counted reads of what a migration drops, and when that count last changed.
+create table cutover.read_counts (
+    migration_id integer not null references cutover.migrations on delete cascade,
+    -- The object, as text.
+    what text not null,
+    reads bigint not null,
+    changed_at timestamptz not null default clock_timestamp(),
+    primary key (migration_id, what)
+);
+
 -- Both sides of a migration as the expand DDL found or made them, by oid and column number. A table or column that has
 -- the same name later is another one, and is never touched.
 create table cutover.sides (

@@ -120,7 +120,8 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
     let mut steps = Vec::new();
     let mut from = observed.phase;
     while let Some(next) = from.towards(to).filter(|_| row.ended_as.is_none()) {
-        let task = Task::of_step(from, next);
+        // Only changes of the schema alone enforce anything.
+        let task = Task::of_step(from, next).filter(|task| *task != Task::Enforce || sql(*task).is_some());
         steps.push(StepReport {
             from: from.to_string(),
             to: next.to_string(),
@@ -208,6 +209,8 @@ fn observed(row: &OutlookRow, members: Vec<Member>) -> Result<Observed, sqlx::Er
             expanded: true,
             scanned: row.scanned,
             reversible: row.scanned,
+            enforced: true,
+            relaxed: true,
             approved: row.approved,
             quiet_period_left: Duration::ZERO,
             soak_left: Duration::ZERO,
@@ -233,6 +236,8 @@ fn is_known(requirement: Requirement, from: Phase, current: Phase, has_uncopied_
         | Requirement::Soaked
         | Requirement::NoOpenExternalTransaction
         | Requirement::TablesReady
+        | Requirement::Enforced
+        | Requirement::Relaxed
         | Requirement::NoDependents => false,
         Requirement::PhaseSupported
         | Requirement::Complete(_)

@@ -1,11 +1,14 @@
 use sqlx::{Connection, Executor, PgPool};
 
-use super::index::{Found, build, look};
+use super::alter::alter;
+use super::index::{Found, build, look, run};
 use super::index_definition::Index;
 use super::partitioned_index::Tree;
 use crate::ledger::locks;
 use crate::ledger::{READ_COMMITTED, unprepared};
+use crate::migration::batch::begin;
 use crate::migration::coordinator::PlanError;
+use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
 
 /// The limits of the role are meant for requests.
@@ -62,4 +65,37 @@ pub(crate) async fn ensure_indexes(
     }
     session.execute(LIMITED).await?;
     outcome
+}
+
+/// Drops an index of the table (both quoted) and blocks no writer. Does nothing if there is none of this name.
+///
+/// The index of a partitioned table cannot be dropped concurrently. Its lock is requested for a moment only.
+pub(crate) async fn drop_index(
+    pool: &PgPool,
+    table: &str,
+    index: &str,
+    phase: Phase,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let mut tx = begin(pool, &[phase], migration).await?;
+    let is_partitioned: Option<bool> =
+        unprepared::query_scalar("select relkind = 'I' from pg_class where oid = to_regclass($1)")
+            .bind(index)
+            .fetch_optional(&mut *tx)
+            .await?;
+    tx.rollback().await?;
+    match is_partitioned {
+        None => Ok(()),
+        Some(true) => {
+            alter(pool, table, migration, phase, &format!("drop index if exists {index}")).await
+        }
+        Some(false) => {
+            let mut session = pool.acquire().await?.detach();
+            session.execute(UNLIMITED).await?;
+            let drop = format!("drop index concurrently if exists {index}");
+            let outcome = run(&mut session, pool, &drop, migration).await;
+            session.execute(LIMITED).await?;
+            outcome
+        }
+    }
 }
