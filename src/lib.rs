@@ -86,6 +86,7 @@ mod guide {
         flags: "../docs/flags.md",
         operations: "../docs/operations.md",
         sessions: "../docs/sessions.md",
+        shape_no_data: "../docs/shapes/no-data.md",
         whole_migration: "../docs/whole-migration.md",
     }
 }

@@ -45,8 +45,8 @@ pub use dual::{
 pub use dual::{Guard, Writes, check_same_key, explain_duplicate, inserted_key};
 pub use phase::{Desired, Phase, PhaseRange, SchemaState, Side, Target, Task};
 pub use plan::{
-    Column, ColumnMigration, ColumnMigrationBuilder, SchemaChange, SchemaChangeBuilder, SqlMigration, SqlMigrationBuilder, Table,
-    TableMigration, TableMigrationBuilder,
+    Column, ColumnMigration, ColumnMigrationBuilder, SchemaChange, SchemaChangeBuilder, SqlMigration,
+    SqlMigrationBuilder, Table, TableMigration, TableMigrationBuilder,
 };
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;

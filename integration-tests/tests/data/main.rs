@@ -31,4 +31,5 @@ mod standbys;
 mod table_migration;
 mod throttle;
 mod values;
+mod without_data;
 mod world;

@@ -129,10 +129,7 @@ mod tests {
             ],
         ),
         (|o| o.conditions.enforced = false, &[(Phase::Switch, Phase::Retire)]),
-        (
-            |o| o.conditions.relaxed = false,
-            &[(Phase::Switch, Phase::Ramp), (Phase::Expand, Phase::Off)],
-        ),
+        (|o| o.conditions.relaxed = false, &[(Phase::Switch, Phase::Ramp), (Phase::Expand, Phase::Off)]),
         (|o| o.conditions.approved = false, &[(Phase::Retire, Phase::Contract)]),
         (|o| o.conditions.soak_left = Duration::from_secs(9), &[(Phase::Retire, Phase::Contract)]),
     ];

@@ -14,6 +14,8 @@ use crate::migration::runtime::Migration;
 /// The limits of the role are meant for requests.
 const UNLIMITED: &str = "select set_config(name, '0', false) from pg_settings \
     where name in ('statement_timeout', 'lock_timeout', 'transaction_timeout') and setting <> '0'";
+const ENDS_WITH_CLIENT: &str = "select set_config(name, '1s', false) from pg_settings \
+    where name = 'client_connection_check_interval'";
 /// Behind a pooler another client gets the session next.
 const LIMITED: &str = "reset statement_timeout; reset lock_timeout";
 
@@ -86,16 +88,24 @@ pub(crate) async fn drop_index(
     tx.rollback().await?;
     match is_partitioned {
         None => Ok(()),
-        Some(true) => {
-            alter(pool, table, migration, phase, &format!("drop index if exists {index}")).await
-        }
+        Some(true) => alter(pool, table, migration, phase, &format!("drop index if exists {index}")).await,
         Some(false) => {
-            let mut session = pool.acquire().await?.detach();
-            session.execute(UNLIMITED).await?;
-            let drop = format!("drop index concurrently if exists {index}");
-            let outcome = run(&mut session, pool, &drop, migration).await;
-            session.execute(LIMITED).await?;
-            outcome
+            run_unfenced(pool, &format!("drop index concurrently if exists {index}"), migration).await
         }
     }
+}
+
+/// Runs a statement of any length that changes no row and blocks no writer, outside of the fence: the way back does not
+/// wait for it. From version 14 on the server ends it within a second after this future is dropped.
+pub(crate) async fn run_unfenced(
+    pool: &PgPool,
+    statement: &str,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let mut session = pool.acquire().await?.detach();
+    session.execute(UNLIMITED).await?;
+    session.execute(ENDS_WITH_CLIENT).await?;
+    let outcome = run(&mut session, pool, statement, migration).await;
+    session.execute(LIMITED).await?;
+    outcome
 }

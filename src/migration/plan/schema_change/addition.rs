@@ -103,9 +103,9 @@ impl Addition {
         match self {
             Addition::NotNull { column } => Some(format!("new.{} is null", quote(column))),
             Addition::Check { expression, .. } => Some(match check {
-                Some(select) => format!(
-                    "(select not v0 from ({select} from (select new.*) as cutover_row) as judged)"
-                ),
+                Some(select) => {
+                    format!("(select not v0 from ({select} from (select new.*) as cutover_row) as judged)")
+                }
                 None => format!("not ({expression})"),
             }),
             _ => None,
@@ -125,8 +125,7 @@ impl Addition {
             Addition::Unique { columns, .. } => {
                 let columns: Vec<String> = columns.iter().map(|column| quote(column)).collect();
                 let texts: Vec<String> = columns.iter().map(|column| format!("{column}::text")).collect();
-                let set: Vec<String> =
-                    columns.iter().map(|column| format!("{column} is not null")).collect();
+                let set: Vec<String> = columns.iter().map(|column| format!("{column} is not null")).collect();
                 format!(
                     "select concat_ws(', ', {}) as what from {table} where {} group by {} having count(*) > 1",
                     texts.join(", "),

@@ -85,7 +85,8 @@ impl SchemaChangeBuilder {
             check_name("foreign_key", column, &mut self.problems);
         }
         if referenced.len() != columns.len() {
-            let problem = format!("{columns:?} references {referenced:?}: name as many columns on both sides");
+            let problem =
+                format!("{columns:?} references {referenced:?}: name as many columns on both sides");
             self.problems.push(Problem::new("foreign_key", problem));
         }
         self.additions.push(Addition::ForeignKey(ForeignKey {
@@ -117,7 +118,8 @@ impl SchemaChangeBuilder {
     }
 
     /// How long no writer may have been seen that the change would refuse, and no read of what it drops. Default one
-    /// minute. Set it longer than the pause between two runs of a job that may use the old schema.
+    /// minute. Set it longer than the pause between two runs of a job that may use the old schema, and than the 10 s within
+    /// which the server publishes its counts of reads.
     pub fn quiet_period(mut self, time: Duration) -> Self {
         self.quiet_period = time;
         self
@@ -169,7 +171,8 @@ impl SchemaChangeBuilder {
                 Addition::Unique { name, columns } => ("unique", name, columns.as_slice()),
                 Addition::ForeignKey(key) => {
                     if key.rest.contains(';') || key.rest.to_lowercase().contains("not valid") {
-                        let problem = format!("{:?}: write at most actions, as in `on delete cascade`", key.rest);
+                        let problem =
+                            format!("{:?}: write at most actions, as in `on delete cascade`", key.rest);
                         problems.push(Problem::new("foreign_key", problem));
                     }
                     ("foreign_key", &key.name, key.columns.as_slice())
@@ -204,7 +207,8 @@ impl SchemaChangeBuilder {
             }
         }
         if self.removals.len() > 1 {
-            let problem = "a change drops one thing, because a person approves each drop: describe a change for each";
+            let problem =
+                "a change drops one thing, because a person approves each drop: describe a change for each";
             problems.push(Problem::new("drop", problem));
         }
         problems

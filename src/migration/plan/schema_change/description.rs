@@ -92,8 +92,12 @@ impl Description {
             _ => None,
         };
         let table = table.to_owned();
-        (forbidden.is_some() || dropped.is_some())
-            .then_some(WriteWatch { table, forbidden, is_simple, dropped })
+        (forbidden.is_some() || dropped.is_some()).then_some(WriteWatch {
+            table,
+            forbidden,
+            is_simple,
+            dropped,
+        })
     }
 
     /// The change as text, by which its triggers are recognized.
@@ -125,7 +129,8 @@ impl Description {
             let name = addition.name(UNKNOWN_ID, number);
             match (addition.add(table, &name), addition.index()) {
                 (Some(add), _) => {
-                    enforce.extend([add, format!("alter table {table} validate constraint {}", quote(&name))]);
+                    enforce
+                        .extend([add, format!("alter table {table} validate constraint {}", quote(&name))]);
                     relax.push(format!("alter table {table} drop constraint if exists {}", quote(&name)));
                 }
                 (None, Some(index)) => {
@@ -141,7 +146,8 @@ impl Description {
         }
         contract.extend(watch.is_some().then(|| guard_triggers::disarm(table, UNKNOWN_ID)));
         contract.extend(self.drop(table, column.as_deref()));
-        let text = |statements: Vec<String>| statements.iter().map(|one| format!("{one};\n")).collect::<String>();
+        let text =
+            |statements: Vec<String>| statements.iter().map(|one| format!("{one};\n")).collect::<String>();
         let mut tasks = vec![
             (Task::Expand, text(watch.into_iter().collect())),
             (Task::Backfill, text(looks.clone())),

@@ -13,17 +13,16 @@ use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::plan::refusal::refuse;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{alter, drop_index, ensure_indexes};
+use crate::migration::schema::{alter, drop_index, ensure_indexes, run_unfenced};
 
 /// Adds the constraints, each without a long lock, after a look at all rows.
 pub(super) async fn enforce(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
     let mut tx = begin(&plan.pool, &[Phase::Switch], migration).await?;
     let table = found(plan, migration, &mut tx).await?;
-    // A constraint that some row violates would refuse every later write of that row.
-    let violated = violations(plan, &table, None, &mut tx).await?;
     let built = plan.built(&mut tx, &table, migration.id()).await?;
     tx.rollback().await?;
-    refuse(&violated)?;
+    // A constraint that some row violates would refuse every later write of that row.
+    refuse(&violations(plan, &table, None, &mut *plan.pool.acquire().await?).await?)?;
     let id = migration.id().to_string();
     for (number, (addition, built)) in plan.additions.iter().zip(built).enumerate() {
         if built.is_in_force(addition) {
@@ -69,9 +68,8 @@ async fn validate(
     name: &str,
     migration: &Migration,
 ) -> Result<(), PlanError> {
-    let validate =
-        format!("set local statement_timeout = 0; alter table {table} validate constraint {}", quote(name));
-    alter(&plan.pool, table, migration, Phase::Switch, &validate).await
+    let validate = format!("alter table {table} validate constraint {}", quote(name));
+    run_unfenced(&plan.pool, &validate, migration).await
 }
 
 /// Until version 18 the server has no `NOT VALID` for a foreign key of a partitioned table. So each partition gets the key
@@ -98,11 +96,7 @@ async fn partitioned_foreign_key(
 }
 
 /// Whether a partition's own constraint is validated. `None` if it has none of this name.
-async fn of_leaf(
-    connection: &mut PgConnection,
-    leaf: &str,
-    name: &str,
-) -> Result<Option<bool>, sqlx::Error> {
+async fn of_leaf(connection: &mut PgConnection, leaf: &str, name: &str) -> Result<Option<bool>, sqlx::Error> {
     unprepared::query_scalar(
         "select convalidated from pg_constraint where conrelid = to_regclass($1) and conname = $2",
     )
@@ -131,9 +125,8 @@ pub(super) async fn relax(plan: &Description, migration: &Migration) -> Result<(
                 drop_index(&plan.pool, &table.name, &index, phase, migration).await?;
             }
             _ => {
-                let drop = |table: &str| {
-                    format!("alter table {table} drop constraint if exists {}", quote(&name))
-                };
+                let drop =
+                    |table: &str| format!("alter table {table} drop constraint if exists {}", quote(&name));
                 alter(&plan.pool, &table.name, migration, phase, &drop(&table.name)).await?;
                 if matches!(addition, Addition::ForeignKey(_)) {
                     for leaf in &table.leaves {

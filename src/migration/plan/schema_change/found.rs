@@ -144,8 +144,8 @@ impl Description {
         };
         let built = self.built(connection, &table, migration.unwrap_or_default()).await?;
         let all = self.additions.iter().zip(&built);
-        let is_complete =
-            is_dropped && all.into_iter().all(|(addition, one)| one.is_complete(addition, table.is_partitioned));
+        let is_complete = is_dropped
+            && all.into_iter().all(|(addition, one)| one.is_complete(addition, table.is_partitioned));
         Ok(Some(Progress { built, is_dropped, is_complete, is_watched, is_recorded }))
     }
 

@@ -67,7 +67,10 @@ pub(super) async fn of_schema(
     }
     if facts.row_security {
         problems.push(blocking(
-            format!("row-level security of {name} can hide rows that violate a constraint from role {}", facts.role),
+            format!(
+                "row-level security of {name} can hide rows that violate a constraint from role {}",
+                facts.role
+            ),
             format!("`alter role {} bypassrls`", facts.role),
         ));
     }
@@ -133,7 +136,10 @@ async fn of_addition(
                      || pg_get_partkeydef({1}::oid); end $$; {2}",
                 table.name.replace('\'', "''"),
                 table.relation,
-                addition.index().map(|index| index.create_blocking("pg_temp.cutover_indexed")).unwrap_or_default()
+                addition
+                    .index()
+                    .map(|index| index.create_blocking("pg_temp.cutover_indexed"))
+                    .unwrap_or_default()
             );
             if let Err(error) = attempt.execute(AssertSqlSafe(create)).await {
                 problems.push(not_usable(addition, error)?);
@@ -192,7 +198,9 @@ async fn of_removal(
         for other in sides::other_users(tx, migration, name, column).await? {
             let sides::OtherUser { fleet, name: migration, phase, .. } = other;
             problems.push(blocking(
-                format!("migration {fleet}/{migration}, which is in `{phase}`, works on what would be dropped"),
+                format!(
+                    "migration {fleet}/{migration}, which is in `{phase}`, works on what would be dropped"
+                ),
                 "finish that migration first, or end it in `off` with `cutover abandon`",
             ));
         }
@@ -204,7 +212,9 @@ async fn of_removal(
                 "leave it out of the plan if it has been dropped",
             )),
             Some(found) if found.in_primary_key => problems.push(blocking(
-                format!("column {column:?} of {name} is part of the primary key, which would be dropped with it"),
+                format!(
+                    "column {column:?} of {name} is part of the primary key, which would be dropped with it"
+                ),
                 "give the table another primary key first",
             )),
             Some(_) => problems.extend(insert_without(tx, name, facts, column).await?),
@@ -262,10 +272,7 @@ async fn of_index(
 }
 
 /// What depends on the object that is dropped.
-async fn dependents(
-    old_side: &OldSide,
-    tx: &mut PgConnection,
-) -> Result<Option<PlanProblem>, sqlx::Error> {
+async fn dependents(old_side: &OldSide, tx: &mut PgConnection) -> Result<Option<PlanProblem>, sqlx::Error> {
     let dependents = old_side.dependents(tx).await?.unwrap_or_default();
     let what = match &old_side.column {
         Some(column) => format!("column {column:?} of {}", old_side.table),

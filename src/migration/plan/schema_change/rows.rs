@@ -52,7 +52,12 @@ pub(super) async fn violations(
                 ));
             }
             Err(error @ sqlx::Error::Database(_)) => problems.push(PlanProblem::blocking(
-                format!("{} of {} cannot be checked: {}", addition.text(), table.name, describe_error(&error)),
+                format!(
+                    "{} of {} cannot be checked: {}",
+                    addition.text(),
+                    table.name,
+                    describe_error(&error)
+                ),
                 "correct the plan, or what the server refuses",
             )),
             Err(error) => return Err(error),
@@ -70,7 +75,10 @@ fn violated(addition: &Addition, table: &Table, count: i64, keys: &[String]) -> 
             format!("`update {name} set \"{column}\" = … where \"{column}\" is null`"),
         ),
         Addition::Unique { .. } => PlanProblem::blocking(
-            format!("{count}{many} values occur in more than one row of {name}, against {}: {keys}", addition.text()),
+            format!(
+                "{count}{many} values occur in more than one row of {name}, against {}: {keys}",
+                addition.text()
+            ),
             "change or delete the duplicates",
         ),
         Addition::Check { .. } | Addition::ForeignKey(_) => PlanProblem::blocking(

@@ -96,7 +96,6 @@ impl SchemaChange {
         }
         refuse(&found_here)?;
         let table = found(plan, migration, &mut tx).await?;
-        refuse(&violations(plan, &table, None, &mut tx).await?)?;
         let column = match &plan.removal {
             Some(Removal::Column(column)) => Some(column.as_str()),
             _ => None,
@@ -104,6 +103,7 @@ impl SchemaChange {
         let quoted = column.map(quote);
         let watch = watch(plan, &table, quoted.as_deref(), migration.id(), &mut tx).await?;
         tx.rollback().await?;
+        refuse(&violations(plan, &table, None, &mut *plan.pool.acquire().await?).await?)?;
         let itself = Some(sides::TABLE_ITSELF);
         let whole = plan.removal == Some(Removal::Table);
         let (old, old_column) = match &plan.removal {
@@ -125,14 +125,18 @@ impl SchemaChange {
             self.rearm(migration).await?;
         }
         let mut tx = begin_unpaused(&plan.pool, kind, migration, "").await?;
-        let since = external_writes::open_now(&mut tx, migration.id()).await?.since;
-        if let Some(table) = plan.find(&mut tx, Some(migration.id())).await? {
-            refuse(&violations(plan, &table, None, &mut tx).await?)?;
-        }
         let epoch = tx.epoch();
-        let measure = async |_: &mut PgConnection| {
-            Ok(Measured { range_ends: Vec::new(), size: TableSize::default() })
-        };
+        let since = external_writes::open_now(&mut tx, migration.id()).await?.since;
+        let table = found(plan, migration, &mut tx).await?;
+        tx.rollback().await?;
+        // Outside of the fence, because a look at a large table takes long and changes nothing.
+        refuse(&violations(plan, &table, None, &mut *plan.pool.acquire().await?).await?)?;
+        let mut tx = begin_unpaused(&plan.pool, kind, migration, "").await?;
+        if tx.epoch() != epoch {
+            return Err(PlanError::PhaseLeft);
+        }
+        let measure =
+            async |_: &mut PgConnection| Ok(Measured { range_ends: Vec::new(), size: TableSize::default() });
         let job = job::open(&mut tx, migration.id(), epoch, kind, Some(&since), measure).await?;
         if let Some(job) = job {
             job::finish(&mut tx, &job, kind, TableSize::default()).await?;
@@ -152,9 +156,7 @@ impl SchemaChange {
         let statement = watch(plan, &table, column.as_deref(), migration.id(), &mut tx).await?;
         tx.rollback().await?;
         match statement {
-            Some(statement) => {
-                alter(&plan.pool, &table.name, migration, Phase::Backfill, &statement).await
-            }
+            Some(statement) => alter(&plan.pool, &table.name, migration, Phase::Backfill, &statement).await,
             None => Ok(()),
         }
     }
