@@ -183,7 +183,16 @@ async fn a_column_is_dropped_when_nobody_uses_it() -> Outcome {
     world.go("switch").await?;
     assert_eq!(refusal(&mut job, write).await, None);
     world.ask("retire").await?;
-    world.waits_for("writes that the change refuses to stop").await?;
+    let keeps_writing = async {
+        loop {
+            job.execute(write).await?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        outcome = keeps_writing => outcome,
+        outcome = world.waits_for("writes that the change refuses to stop") => outcome,
+    }?;
     world.go("retire").await?;
     world.pool.execute("drop view noted").await?;
     world.approve().await?;
