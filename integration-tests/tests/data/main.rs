@@ -16,6 +16,7 @@ mod keys;
 mod matrix;
 mod mirror;
 mod mirror_killed;
+mod mirrored_writes;
 mod partitions;
 mod pauses;
 mod pgbench;

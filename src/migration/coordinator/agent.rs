@@ -69,7 +69,8 @@ impl Agent {
                 let error = describe_error(&error);
                 tracing::warn!(error, migration = spec.name, "could not publish the plan in the ledger");
             }
-            let migration = Migration::new(&spec.name, id, fleet.lease().clone());
+            let columns = spec.plan.as_ref().and_then(|plan| plan.mirrored_columns());
+            let migration = Migration::new(&spec.name, id, fleet.lease().clone(), columns);
             migrations.push((spec, migration));
         }
         let migrations: Arc<[_]> = migrations.into();

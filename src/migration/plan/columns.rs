@@ -126,6 +126,18 @@ impl SqlMigrationBuilder<Column> {
         self
     }
 
+    /// Lets the service write one side only: the guard trigger mirrors the write to the other side, in the same statement.
+    ///
+    /// [`Migration::columns`](crate::migration::Migration::columns) says which columns a statement names. There is no second
+    /// repository and no second statement. Both mappings have to be SQL. A write whose value cannot be mapped fails, in every
+    /// phase from `expand` to `switch`. From `retire` on nothing is mirrored, and a pinned write of the old side is refused.
+    ///
+    /// A transaction of this build is refused (SQLSTATE `ZC004`) while the guard trigger is missing or disabled.
+    pub fn mirror_writes(mut self) -> Self {
+        self.mirrors = true;
+        self
+    }
+
     /// Uses a new column that somebody else made, and overwrites what it holds.
     ///
     /// Without this setting a column of that name that this migration did not add is refused.
@@ -198,6 +210,18 @@ impl SqlMigrationBuilder<Column> {
             matches!(backward, MappingCode::Rust(_)),
             &mut problems,
         );
+        if self.mirrors && !self.has_guard {
+            problems.push(Problem::new(
+                "mirror_writes",
+                "needs the guard trigger: leave `.without_guard_trigger()` out, or write both sides with a DualWrite",
+            ));
+        }
+        if self.mirrors && [forward, backward].iter().any(|how| matches!(how, MappingCode::Rust(_))) {
+            problems.push(Problem::new(
+                "mirror_writes",
+                "needs both mappings as SQL expressions: the guard trigger cannot call Rust; write both sides with a DualWrite",
+            ));
+        }
         self.common_problems(None, &mut problems);
         problems
     }

@@ -17,6 +17,8 @@ pub(crate) struct Description {
     pub(crate) shape: Shape,
     pub(crate) changes: Changes,
     pub(crate) has_guard: bool,
+    /// Whether the guard trigger mirrors what the service writes.
+    pub(crate) mirrors: bool,
     /// Whether a new side that somebody else made may be used, with what it holds.
     pub(crate) uses_existing: bool,
     /// Whether files of the team add the new side and drop the old one.
@@ -59,7 +61,7 @@ impl Description {
     pub(crate) fn guard(&self, key: &[String]) -> Option<GuardTrigger> {
         let sides = &self.outline.sides;
         self.has_guard.then(|| match &self.shape {
-            Shape::Column { old, new, .. } => GuardTrigger::on_column(old, new, sides, key),
+            Shape::Column { .. } => GuardTrigger::on_columns_of(sides, key),
             Shape::Table { .. } => GuardTrigger::on_table(sides, key),
         })
     }

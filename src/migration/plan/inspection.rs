@@ -375,7 +375,7 @@ pub(crate) async fn triggers_now(plan: &Description) -> Result<Vec<PlanProblem>,
 
 /// Looks at the tables before work on their rows begins.
 pub(crate) async fn before_work(plan: &Description, migration: &Migration) -> Result<Found, PlanError> {
-    let mut tx = migration.begin(&plan.outline.pool).await?;
+    let mut tx = migration.begin_work(&plan.outline.pool).await?;
     let found = inspect(plan, migration.id(), &mut tx).await?;
     tx.rollback().await?;
     Ok(found)

@@ -16,7 +16,7 @@ use crate::migration::batch::{PassKind, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
-use crate::migration::runtime::Migration;
+use crate::migration::runtime::{Migration, MirroredColumns};
 use crate::migration::schema::ensure_indexes;
 
 /// A migration within one Postgres database, ready to run. `S` says which of the two kinds:
@@ -76,6 +76,12 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
 
     fn old_side(&self) -> Option<OldSide> {
         Some(self.description.old_side())
+    }
+
+    fn mirrored_columns(&self) -> Option<MirroredColumns> {
+        let sides = &self.description.outline.sides;
+        let columns = || MirroredColumns::new(sides.backward.columns.clone(), sides.forward.columns.clone());
+        self.description.mirrors.then(columns)
     }
 
     async fn problems(
