@@ -2,6 +2,7 @@
 
 mod attached;
 mod column_migration;
+mod column_shapes;
 mod conflicts;
 mod copy_triggers;
 mod deadpool;

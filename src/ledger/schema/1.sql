@@ -79,24 +79,24 @@ create table cutover.plans (
     migration_id integer not null references cutover.migrations on delete cascade,
     version text not null,
     tasks jsonb not null,
-    -- What `contract` drops: the table as SQL names it, the column as the catalog names it. Null column: the whole
+    -- What `contract` drops: the table as SQL names it, the columns as the catalog names them. No column: the whole
     -- table. Null table: nothing.
     old_table text,
-    old_column text,
+    old_columns text[] not null default '{}',
     -- Where the desired phase comes from: 'ledger', or the actor that the history names.
     desired_from text not null,
     published_at timestamptz not null default clock_timestamp(),
     primary key (migration_id, version)
 );
 
--- Both sides of a migration as the expand DDL found or made them, by oid and column number. A table or column that has
+-- Both sides of a migration as the expand DDL found or made them, by oid and column numbers. A table or column that has
 -- the same name later is another one, and is never touched.
 create table cutover.sides (
     migration_id integer not null references cutover.migrations on delete cascade,
     side text not null check (side in ('old', 'new')),
     relation oid not null,
     -- Null: the whole table.
-    column_number smallint,
+    column_numbers smallint[] check (cardinality(column_numbers) > 0),
     -- Whether the migration itself made it.
     made boolean not null default false,
     recorded_at timestamptz not null default clock_timestamp(),

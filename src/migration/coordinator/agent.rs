@@ -159,7 +159,7 @@ async fn publish(fleet: &Fleet, migration: i32, spec: &MigrationSpec) -> Result<
         has_plan: spec.plan.is_some(),
         tasks: &tasks,
         old_table: old_side.as_ref().map(|old_side| &*old_side.table),
-        old_column: old_side.as_ref().and_then(|old_side| old_side.column.as_deref()),
+        old_columns: old_side.as_ref().map_or(&[], |old_side| &*old_side.columns),
         desired_from: spec.desired.actor(),
     };
     plans::publish(fleet.ledger(), &plan).await

@@ -385,8 +385,8 @@ impl GuardTrigger {
         self.arm(id, &self.written(), "")
     }
 
-    /// The statements that install the trigger, in place of an earlier one of the migration. `added`: the new column and
-    /// its type, which the table may not have yet.
+    /// The statements that install the trigger, in place of an earlier one of the migration. `added`: the new columns
+    /// and their types, which the table may not have yet.
     ///
     /// # Errors
     ///
@@ -394,7 +394,7 @@ impl GuardTrigger {
     pub(crate) async fn armed(
         &self,
         connection: &mut PgConnection,
-        added: Option<(&str, &str)>,
+        added: &[(String, String)],
         migration: i32,
     ) -> Result<Result<String, String>, sqlx::Error> {
         let mut selects = self.written();
