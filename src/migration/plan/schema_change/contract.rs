@@ -30,8 +30,9 @@ pub(super) async fn contract(plan: &Description, migration: &Migration) -> Resul
     let built = plan.built(&mut tx, &table, migration.id()).await?;
     let dropped = old.table.clone().filter(|_| old.is_there && plan.removal.is_some());
     if let Some(dropped) = &dropped {
-        let column = old.column.as_deref();
-        let old_side = OldSide { table: dropped.clone(), column: column.map(unquote) };
+        let column = old.columns.first();
+        let columns = old.columns.iter().map(|column| unquote(column)).collect();
+        let old_side = OldSide { table: dropped.clone(), columns };
         let dependents = old_side.dependents(&mut tx).await?.unwrap_or_default();
         if !dependents.is_empty() {
             return Err(PlanError::Refused(format!(
@@ -58,7 +59,7 @@ pub(super) async fn contract(plan: &Description, migration: &Migration) -> Resul
     // The triggers name the column that is dropped.
     let statements: Vec<String> = [guard_triggers::disarm(&table.name, &id)]
         .into_iter()
-        .chain(dropped.and_then(|dropped| plan.drop(&dropped, old.column.as_deref())))
+        .chain(dropped.and_then(|dropped| plan.drop(&dropped, old.columns.first().map(String::as_str))))
         .collect();
     drop_old_side(&plan.pool, &table.name, migration, &statements.join(";\n")).await
 }

@@ -38,9 +38,9 @@ impl Description {
     pub(super) fn old_side(&self) -> Option<OldSide> {
         let table = self.table.clone();
         Some(match self.removal.as_ref()? {
-            Removal::Column(column) => OldSide { table, column: Some(column.clone()) },
-            Removal::Table => OldSide { table, column: None },
-            Removal::Index(index) => OldSide { table: self.index(index), column: None },
+            Removal::Column(column) => OldSide { table, columns: vec![column.clone()] },
+            Removal::Table => OldSide { table, columns: Vec::new() },
+            Removal::Index(index) => OldSide { table: self.index(index), columns: Vec::new() },
         })
     }
 

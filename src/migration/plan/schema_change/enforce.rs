@@ -174,7 +174,7 @@ pub(super) async fn watch(
 ) -> Result<Option<String>, sqlx::Error> {
     let mut checks = Vec::new();
     for check in plan.checks() {
-        checks.push(resolve(connection, &table.name, None, &[check]).await?.select);
+        checks.push(resolve(connection, &table.name, &[], &[check]).await?.select);
     }
     let Some(watch) = plan.watch(&table.name, dropped_column, &checks) else { return Ok(None) };
     let fingerprint: String =

@@ -161,10 +161,10 @@ impl Description {
         }
         unprepared::query_scalar(
             "select not exists (select from pg_attribute where attrelid = to_regclass($1) and not attisdropped \
-                 and ($2::text is null or attname = $2))",
+                 and (cardinality($2) = 0 or attname = any ($2)))",
         )
         .bind(&old_side.table)
-        .bind(&old_side.column)
+        .bind(&old_side.columns)
         .fetch_one(connection)
         .await
     }

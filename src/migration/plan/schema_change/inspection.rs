@@ -125,7 +125,7 @@ async fn of_addition(
     }
     match addition {
         Addition::Check { expression, .. } => {
-            if let Err(error) = resolve(tx, &table.name, None, std::slice::from_ref(expression)).await {
+            if let Err(error) = resolve(tx, &table.name, &[], std::slice::from_ref(expression)).await {
                 problems.push(not_usable(addition, error)?);
             }
         }
@@ -217,7 +217,7 @@ async fn of_removal(
                 ),
                 "give the table another primary key first",
             )),
-            Some(_) => problems.extend(insert_without(tx, name, facts, column).await?),
+            Some(_) => problems.extend(insert_without(tx, name, facts, std::slice::from_ref(column)).await?),
         },
         Removal::Index(index) => problems.extend(of_index(&plan.index(index), table, tx).await?),
         Removal::Table => {}
@@ -274,7 +274,7 @@ async fn of_index(
 /// What depends on the object that is dropped.
 async fn dependents(old_side: &OldSide, tx: &mut PgConnection) -> Result<Option<PlanProblem>, sqlx::Error> {
     let dependents = old_side.dependents(tx).await?.unwrap_or_default();
-    let what = match &old_side.column {
+    let what = match old_side.columns.first() {
         Some(column) => format!("column {column:?} of {}", old_side.table),
         None => old_side.table.clone(),
     };
@@ -312,7 +312,8 @@ pub(super) async fn before_step(
         if let Some(sides) = sides::find(&mut *connection, migration).await?
             && let (Some(_), true, Some(table)) = (&plan.removal, sides.old.is_there, sides.old.table)
         {
-            let old_side = OldSide { table, column: sides.old.column.as_deref().map(unquote) };
+            let old_side =
+                OldSide { table, columns: sides.old.columns.iter().map(|column| unquote(column)).collect() };
             problems.extend(dependents(&old_side, connection).await?);
         }
     }

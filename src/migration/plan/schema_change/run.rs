@@ -104,16 +104,16 @@ impl SchemaChange {
         let watch = watch(plan, &table, quoted.as_deref(), migration.id(), &mut tx).await?;
         tx.rollback().await?;
         refuse(&violations(plan, &table, None, &mut *plan.pool.acquire().await?).await?)?;
-        let itself = Some(sides::TABLE_ITSELF);
-        let whole = plan.removal == Some(Removal::Table);
-        let (old, old_column) = match &plan.removal {
-            Some(Removal::Index(index)) => (plan.index(index), None),
-            Some(Removal::Table) => (table.name.clone(), None),
-            _ => (table.name.clone(), column.or(itself)),
+        let itself = || vec![sides::TABLE_ITSELF.to_owned()];
+        let (old, old_columns) = match &plan.removal {
+            Some(Removal::Index(index)) => (plan.index(index), Vec::new()),
+            Some(Removal::Table) => (table.name.clone(), Vec::new()),
+            Some(Removal::Column(column)) => (table.name.clone(), vec![column.clone()]),
+            None => (table.name.clone(), itself()),
         };
-        let new_column = if whole { None } else { itself };
+        let new_columns = if plan.removal == Some(Removal::Table) { Vec::new() } else { itself() };
         let id = migration.id().to_string();
-        let record = sides::record(&id, [&old, &table.name], [old_column, new_column], false);
+        let record = sides::record(&id, [&old, &table.name], [&old_columns, &new_columns], false);
         let statements: Vec<String> = watch.into_iter().chain([record]).collect();
         alter(&plan.pool, &table.name, migration, Phase::Off, &statements.join(";\n")).await
     }
@@ -152,7 +152,9 @@ impl SchemaChange {
         if is_watching(plan, table.relation, migration.id(), &mut tx).await? {
             return Ok(tx.rollback().await?);
         }
-        let column = sides::find(&mut tx, migration.id()).await?.and_then(|sides| sides.old.column);
+        let column = sides::find(&mut tx, migration.id())
+            .await?
+            .and_then(|sides| sides.old.columns.into_iter().next());
         let statement = watch(plan, &table, column.as_deref(), migration.id(), &mut tx).await?;
         tx.rollback().await?;
         match statement {
