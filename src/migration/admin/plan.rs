@@ -117,6 +117,7 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         }
         false => Vec::new(),
     };
+    let about_refusals = [Requirement::Enforced, Requirement::Relaxed].map(|one| one.to_string());
     let mut steps = Vec::new();
     let mut from = observed.phase;
     while let Some(next) = from.towards(to).filter(|_| row.ended_as.is_none()) {
@@ -125,7 +126,10 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         steps.push(StepReport {
             from: from.to_string(),
             to: next.to_string(),
-            needs: needs(from, next, &observed, row.uncopied_age.is_some(), &dependents),
+            needs: needs(from, next, &observed, row.uncopied_age.is_some(), &dependents)
+                .into_iter()
+                .filter(|need| sql(Task::Enforce).is_some() || !about_refusals.contains(&need.what))
+                .collect(),
             task: task.map(Task::name),
             sql: task.and_then(sql).cloned(),
         });
