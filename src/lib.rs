@@ -89,6 +89,7 @@ mod guide {
         shape_another_type: "../docs/shapes/another-type.md",
         shape_lookup_table: "../docs/shapes/lookup-table.md",
         shape_no_data: "../docs/shapes/no-data.md",
+        shape_wider_key: "../docs/shapes/wider-key.md",
         shape_several_columns: "../docs/shapes/several-columns.md",
         whole_migration: "../docs/whole-migration.md",
     }

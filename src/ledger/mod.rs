@@ -28,6 +28,7 @@ pub(crate) mod guard_triggers;
 pub(crate) mod history;
 pub(crate) mod instances;
 pub(crate) mod jobs;
+pub(crate) mod key_mirror;
 pub(crate) mod leadership;
 pub(crate) mod locks;
 pub(crate) mod migrations;

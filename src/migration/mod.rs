@@ -46,7 +46,7 @@ pub use dual::{Guard, Writes, check_same_key, explain_duplicate, inserted_key};
 pub use phase::{Desired, Phase, PhaseRange, SchemaState, Side, Target, Task};
 pub use plan::{
     Column, ColumnMigration, ColumnMigrationBuilder, SchemaChange, SchemaChangeBuilder, SqlMigration,
-    SqlMigrationBuilder, Table, TableMigration, TableMigrationBuilder,
+    SqlMigrationBuilder, Table, TableMigration, TableMigrationBuilder, WiderKey, WiderKeyBuilder,
 };
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;

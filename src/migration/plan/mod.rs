@@ -33,9 +33,11 @@ mod round_trip;
 mod schema_change;
 mod sql_migration;
 mod tables;
+mod wider_key;
 
 pub use builder::SqlMigrationBuilder;
 pub use columns::{Column, ColumnMigration, ColumnMigrationBuilder};
 pub use schema_change::{SchemaChange, SchemaChangeBuilder};
 pub use sql_migration::SqlMigration;
 pub use tables::{Table, TableMigration, TableMigrationBuilder};
+pub use wider_key::{WiderKey, WiderKeyBuilder};
