@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::DrainOptions;
 use super::app::App;
+use super::refusal::Refusal;
 use super::registry::Connection;
 use super::request::{InFlight, Tracked, call_app};
 use super::stage::Stage;
@@ -60,8 +61,14 @@ pub(super) async fn after<IO, P, S>(
         biased;
         done = timeout(HANDSHAKE, handshake) => match done {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
-            Err(_) => return tracing::debug!(limit = ?HANDSHAKE, "handshake timed out"),
+            Ok(Err(error)) => {
+                entry.state.refusals.add(Refusal::Handshake);
+                return tracing::debug!(%error, "handshake failed");
+            }
+            Err(_) => {
+                entry.state.refusals.add(Refusal::Handshake);
+                return tracing::debug!(limit = ?HANDSHAKE, "handshake timed out");
+            }
         },
         () = entry.connection.reached(&entry.state.stages, Stage::Forced) => return,
     };
@@ -89,7 +96,7 @@ where
 
     tokio::select! {
         biased;
-        _ = served.as_mut() => return,
+        ended = served.as_mut() => return state.refusals.ended(&ended),
         () = connection.reached(stages, Stage::Propagating) => {}
         () = connection.unused(server.head_timeout) => return,
     }
@@ -102,12 +109,12 @@ where
 
     tokio::select! {
         biased;
-        _ = served.as_mut() => return,
+        ended = served.as_mut() => return state.refusals.ended(&ended),
         () = connection.reached(stages, Stage::Closing) => {}
     }
     tokio::select! {
         biased;
-        _ = served.as_mut() => return,
+        ended = served.as_mut() => return state.refusals.ended(&ended),
         () = connection.used(FIRST_REQUEST) => {}
         () = connection.reached(stages, Stage::Forced) => return,
     }
@@ -115,7 +122,7 @@ where
 
     tokio::select! {
         biased;
-        _ = served => {}
+        ended = served => state.refusals.ended(&ended),
         () = connection.reached(stages, Stage::Forced) => {}
     }
 }

@@ -49,6 +49,8 @@ pub use plan::{
 };
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;
+#[doc(hidden)]
+pub use runtime::{CallTimer, SideCall};
 pub use runtime::{
     Error, FencedPool, FencedTransaction, Isolation, Migration, Migrations, Pin, PinnedTx, SqlxTx,
     is_retryable,

@@ -8,6 +8,7 @@ mod gate;
 mod gate_tests;
 mod migration;
 mod migrations;
+mod side_metrics;
 mod work_metrics;
 
 pub(crate) use error::{Duplicate, duplicate_key};
@@ -18,3 +19,5 @@ pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
 pub use gate::Pin;
 pub use migration::Migration;
 pub use migrations::Migrations;
+#[doc(hidden)]
+pub use side_metrics::{CallTimer, SideCall};
