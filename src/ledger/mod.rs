@@ -53,6 +53,6 @@ pub(crate) use notifications::NO_NOTIFICATIONS;
 pub use schema::SCHEMA_VERSION;
 #[doc(hidden)]
 pub use schema::Step;
-pub(crate) use shares::{Budget, ShareRequest};
+pub(crate) use shares::{ShareBudget, ShareRequest};
 pub(crate) use sqlstate::{describe_error, is_lock_timeout, sql_state};
 pub(crate) use transaction::{READ_COMMITTED, begin};

@@ -33,7 +33,7 @@ pub(crate) struct Settled {
 
 /// How the server's connections are used, as of the last decision.
 #[derive(Debug, Default)]
-pub(crate) struct Budget {
+pub(crate) struct ShareBudget {
     /// The number of shares.
     pub(crate) instances: usize,
     /// The sum of what every share needs at least.
@@ -53,7 +53,7 @@ impl Ledger {
         &self,
         request: &ShareRequest,
         holding: u32,
-    ) -> Result<(Settled, Option<Budget>), LedgerError> {
+    ) -> Result<(Settled, Option<ShareBudget>), LedgerError> {
         let ShareRequest { name, fleet, min_connections, max_connections, spare, lease_seconds } = request;
         let (name, fleet) = (text(name), text(fleet));
         // A statement of the function sees what others have committed while it waited for the lock.
@@ -67,7 +67,7 @@ impl Ledger {
         let settled =
             Settled { granted: count(row.try_get("granted")?), target: count(row.try_get("target")?) };
         let Some(instances) = row.try_get::<Option<i64>, _>("instances")? else { return Ok((settled, None)) };
-        let budget = Budget {
+        let budget = ShareBudget {
             instances: usize::try_from(instances).unwrap_or(0),
             needed: count(row.try_get("needed")?),
             connections: count(row.try_get("connections")?),
@@ -78,7 +78,11 @@ impl Ledger {
 
     /// How many connections the server leaves for the pools of so many instances, of the ones that are alive and one more
     /// without a number, and why so many. Changes nothing.
-    pub(crate) async fn room(&self, instances: Option<usize>, spare: u32) -> Result<Budget, LedgerError> {
+    pub(crate) async fn room(
+        &self,
+        instances: Option<usize>,
+        spare: u32,
+    ) -> Result<ShareBudget, LedgerError> {
         let mut tx = self.begin().await?;
         unprepared::query("select pg_advisory_xact_lock($1)").bind(locks::SHARES).execute(&mut *tx).await?;
         unprepared::query("select cutover.observe_connections()").execute(&mut *tx).await?;
@@ -104,7 +108,7 @@ impl Ledger {
             left.max(0)
         );
         let instances = usize::try_from(instances).unwrap_or(usize::MAX);
-        Ok(Budget { instances, needed: 0, connections: count(left), reckoning })
+        Ok(ShareBudget { instances, needed: 0, connections: count(left), reckoning })
     }
 
     /// Gives a share back whole. It counts until the server has none of its connections any more.

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::bound::Bound;
 use super::{Admission, PoolWaitMetrics};
 use crate::fleet::Fleet;
-use crate::ledger::{Budget, Ledger, LedgerError, ShareRequest, pooler_at};
+use crate::ledger::{Ledger, LedgerError, ShareBudget, ShareRequest, pooler_at};
 use crate::scrape::Scraped;
 use crate::{ConfigError, Problem};
 
@@ -268,7 +268,7 @@ impl ConnectionShare {
     }
 }
 
-fn shortage(budget: Budget, request: &ShareRequest) -> ShareError {
+fn shortage(budget: ShareBudget, request: &ShareRequest) -> ShareError {
     ShareError::Budget {
         instances: budget.instances,
         needed: budget.needed,
