@@ -400,9 +400,11 @@ async fn connections_are_divided_evenly_above_the_minimums() -> Outcome {
             .bind(connections)
             .execute(&mut observer)
             .await?;
-        let targets: Vec<i64> = sqlx::query_scalar("delete from cutover.connection_shares returning target")
-            .fetch_all(&mut observer)
-            .await?;
+        let targets: Vec<i64> =
+            sqlx::query_scalar("select target from cutover.connection_shares order by requested_at")
+                .fetch_all(&mut observer)
+                .await?;
+        sqlx::query("delete from cutover.connection_shares").execute(&mut observer).await?;
         assert_eq!(targets, divided(connections, &requests), "round {round}: {connections} for {requests:?}");
     }
     Ok(())
@@ -447,6 +449,7 @@ async fn the_sum_of_the_shares_never_exceeds_the_server() -> Outcome {
                     .fetch_one(&mut observer)
                     .await?;
                 assert!(granted >= *holding && target <= *max, "step {step}: {granted} of {target}");
+                let has_grown = granted > *holding;
                 grown += granted - *holding;
                 // It gives back its idle connections, however many there are.
                 *holding = granted - random.i64(0..=(granted - target).max(0));
@@ -456,9 +459,8 @@ async fn the_sum_of_the_shares_never_exceeds_the_server() -> Outcome {
                     )
                     .fetch_one(&mut observer)
                     .await?;
-                    // What was granted before another instance came, which needs connections beside its pool.
-                    assert!(held <= connections + 5 * 5, "step {step}: {held} of {connections}");
-                    assert!(granted == target || held <= connections || granted == *holding, "step {step}");
+                    // An instance that came meanwhile needs connections beside its pool, so the others hold too many.
+                    assert!(!has_grown || held <= connections, "step {step}: {held} of {connections}");
                 }
             }
             _ => {}

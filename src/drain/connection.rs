@@ -41,6 +41,8 @@ pub(super) fn server(options: &DrainOptions) -> Server {
     let mut builder = Builder::new(TokioExecutor::new());
     // hyper counts the idle time before a head in this limit. `HeadTimer` limits the head itself.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(options.idle_timeout);
+    // WebSocket over HTTP/2 (RFC 8441) begins with an extended CONNECT.
+    builder.http2().enable_connect_protocol();
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING).keep_alive_timeout(HTTP2_PING);
     Server { builder, head_timeout: options.head_timeout }
 }

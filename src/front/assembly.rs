@@ -439,12 +439,12 @@ fn problems_of(field: &'static str, error: BoxError) -> Vec<Problem> {
 
 fn address(name: &'static str, port: u16, environment: &mut Environment) -> Option<SocketAddr> {
     let problems = environment.problems.len();
-    let address = environment.value(name, "an address", &format!("0.0.0.0:{port}"));
+    let address = environment.value(name, "an address", &format!("[::]:{port}"));
     // A wrong address must not select the default.
     if environment.problems.len() > problems {
         return None;
     }
-    Some(address.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], port))))
+    Some(address.unwrap_or_else(|| SocketAddr::from(([0_u16; 8], port))))
 }
 
 fn drain_options(own: Option<DrainOptions>, environment: &mut Environment) -> DrainOptions {

@@ -330,6 +330,8 @@ create table cutover.connection_limits (
 -- Counts the server's connections, and deletes the shares whose lease has ended and whose last connection is gone. It reads
 -- pg_stat_activity once, however many shares there are. The caller holds the advisory lock.
 create function cutover.observe_connections() returns void language plpgsql as $$
+declare
+    v_now timestamptz := clock_timestamp();
 begin
     -- A role without rights sees name, role and database of others' sessions, not their kind.
     with activity as materialized (
@@ -367,12 +369,12 @@ begin
                 and (r.rolname = current_user or r.rolname in (select role from cutover.connection_shares))
     )
     insert into cutover.connection_limits as l (role, what, connections, others, shares, observed_at)
-        select found.*, (select count(*) from cutover.connection_shares), clock_timestamp()
+        select found.*, (select count(*) from cutover.connection_shares), v_now
             from (select * from limits union all select * from of_roles) found
         on conflict (role) do update set what = excluded.what, connections = excluded.connections, others = excluded.others,
             shares = excluded.shares, observed_at = excluded.observed_at;
     -- A role whose limit was removed, or that has no share any more.
-    delete from cutover.connection_limits where observed_at < clock_timestamp() - interval '1 minute';
+    delete from cutover.connection_limits where observed_at < v_now;
     delete from cutover.connection_shares where lease_until < clock_timestamp() and seen = 0;
     -- Given back, but the server still has some of its connections.
     update cutover.connection_shares set granted = seen where max_connections = 0 and granted > seen;
