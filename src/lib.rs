@@ -59,6 +59,7 @@ pub mod migration;
 pub mod pool;
 pub mod preflight;
 pub mod release;
+mod scrape;
 #[cfg(feature = "redis")]
 pub mod session;
 pub mod testing;

@@ -56,8 +56,6 @@ pub(crate) use notifications::NO_NOTIFICATIONS;
 pub use schema::SCHEMA_VERSION;
 #[doc(hidden)]
 pub use schema::Step;
-#[cfg(test)]
-pub(crate) use shares::Share;
-pub(crate) use shares::{Capacity, ShareRequest, ShareTable};
+pub(crate) use shares::{ShareBudget, ShareRequest};
 pub(crate) use sqlstate::{describe_error, is_lock_timeout, sql_state};
 pub(crate) use transaction::{READ_COMMITTED, begin};

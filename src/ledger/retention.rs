@@ -82,6 +82,7 @@ mod tests {
             "instances",
             "acknowledgements",
             "connection_shares",
+            "connection_limits",
             "repairs",
             "differences",
             "flag_states",

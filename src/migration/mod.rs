@@ -50,9 +50,9 @@ pub use plan::{
 };
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;
-#[doc(hidden)]
-pub use runtime::MirroredColumns;
 pub use runtime::{
     AtPhase, Error, FencedPool, FencedTransaction, Isolation, Key, Migration, Migrations, Pin, PinnedTx,
     SideColumns, SqlxTx, is_retryable,
 };
+#[doc(hidden)]
+pub use runtime::{CallTimer, MirroredColumns, SideCall};

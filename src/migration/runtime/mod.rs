@@ -11,6 +11,7 @@ mod gate_tests;
 mod key;
 mod migration;
 mod migrations;
+mod side_metrics;
 mod work_metrics;
 
 pub use at_phase::AtPhase;
@@ -24,3 +25,5 @@ pub use gate::Pin;
 pub use key::Key;
 pub use migration::Migration;
 pub use migrations::Migrations;
+#[doc(hidden)]
+pub use side_metrics::{CallTimer, SideCall};
