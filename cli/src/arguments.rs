@@ -85,13 +85,15 @@ pub(crate) enum Command {
     /// Move from `switch` to `retire`: write the new side only
     Retire(step::Step),
     /// Approve and move from `retire` to `contract`: drop the old side. This cannot be undone
-    Contract {
-        #[command(flatten)]
-        step: step::Step,
-        /// Why, for the history
-        #[arg(long, default_value = "")]
-        reason: String,
-    },
+    Contract(step::Step),
+    /// Go back to reading the old side only, by the shortest safe way, from any phase before `contract`
+    ///
+    /// Shows the steps first: what each changes, what it requires, and how many rows the reverse backfill copies. Both sides
+    /// are still written at the end. A migration that reads only the old side stays where it is.
+    ///
+    /// Exit status: 0 every instance reads only the old side; 1 there is no way back, or another person has set a later phase;
+    /// 4 not done when the wait ended.
+    Rollback(step::Step),
     /// Record that a migration in `contract` is finished, after a person has dropped its old side
     Finish(end::End),
     /// Record that a migration is finished from the start: this database was created with the new side only
@@ -120,6 +122,9 @@ pub(crate) enum Command {
         migration: String,
         /// off, expand, backfill, verify, ramp or ramp:PERCENT, switch, retire or contract
         phase: Desired,
+        /// Why, for the history
+        #[arg(long, default_value = "")]
+        reason: String,
     },
     /// Approve the drop of the old side of a migration in `retire`
     Approve {
@@ -133,11 +138,17 @@ pub(crate) enum Command {
     Pause {
         /// The migration: `name` or `fleet/name`
         migration: String,
+        /// Why, for the history
+        #[arg(long, default_value = "")]
+        reason: String,
     },
     /// Resume backfills and scans of a migration where they stopped
     Resume {
         /// The migration: `name` or `fleet/name`
         migration: String,
+        /// Why, for the history
+        #[arg(long, default_value = "")]
+        reason: String,
     },
     /// Show rows whose sides are known to differ, with the error and the next attempt to repair them
     Repairs {
@@ -146,6 +157,9 @@ pub(crate) enum Command {
         /// Retry all repairs of the migration now, also those that were given up
         #[arg(long, requires = "migration")]
         retry: bool,
+        /// With --retry: why, for the history
+        #[arg(long, default_value = "", requires = "retry")]
+        reason: String,
         /// With --retry: show how many rows that would be, and change nothing
         #[arg(long, requires = "retry")]
         dry_run: bool,

@@ -8,6 +8,7 @@ mod files;
 mod http;
 mod preflight;
 mod progress;
+mod rollback;
 mod step;
 mod text;
 
@@ -124,10 +125,9 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
         Command::Retire(step) => {
             return step::run(ledger, arguments, actor, step, Phase::Retire.into()).await;
         }
-        Command::Contract { step, reason } => {
-            return step::contract(ledger, arguments, actor, step, reason).await;
-        }
-        Command::SetPhase { migration, phase } => {
+        Command::Contract(step) => return step::contract(ledger, arguments, actor, step).await,
+        Command::Rollback(step) => return rollback::run(ledger, arguments, actor, step).await,
+        Command::SetPhase { migration, phase, reason } => {
             let source = plan(ledger, migration, phase.phase).await?.desired_from;
             if let Some(flag) = source.filter(|source| source != "ledger") {
                 complain(&format!(
@@ -135,7 +135,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
                 ));
                 return Ok(ExitCode::from(1));
             }
-            set_phase(ledger, migration, *phase, actor).await?;
+            set_phase(ledger, migration, *phase, Actor::with_reason(actor, reason)).await?;
             say(arguments, &phase.to_string(), || format!("{migration}: desired phase set to {phase}\n"));
         }
         Command::Approve { migration, reason } => {
@@ -146,18 +146,19 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
                 )
             });
         }
-        Command::Pause { migration } => {
-            pause_work(ledger, migration, actor).await?;
+        Command::Pause { migration, reason } => {
+            pause_work(ledger, migration, Actor::with_reason(actor, reason)).await?;
             say(arguments, &"paused", || format!("{migration}: backfills and scans are paused\n"));
         }
-        Command::Resume { migration } => {
-            resume_work(ledger, migration, actor).await?;
+        Command::Resume { migration, reason } => {
+            resume_work(ledger, migration, Actor::with_reason(actor, reason)).await?;
             say(arguments, &"resumed", || format!("{migration}: backfills and scans are resumed\n"));
         }
         Command::Plan { migration, write_files: Some(directory), .. } => {
             return files::run(ledger, arguments, migration, directory).await;
         }
-        Command::Repairs { migration: Some(migration), retry: true, dry_run, .. } => {
+        Command::Repairs { migration: Some(migration), retry: true, reason, dry_run, .. } => {
+            let actor = Actor::with_reason(actor, reason);
             retry(ledger, arguments, actor, migration, *dry_run).await?;
         }
         _ => show(ledger, arguments).await?,
@@ -168,7 +169,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
 async fn retry(
     ledger: &Ledger,
     arguments: &Arguments,
-    actor: &str,
+    actor: Actor<'_>,
     migration: &str,
     dry_run: bool,
 ) -> Result<(), AdminError> {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use cutover::migration::admin::{
-    Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, PlanReport, RepairReport,
+    Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, Need, PlanReport, RepairReport,
     WorkReport,
 };
 
@@ -101,15 +101,7 @@ pub(crate) fn plan(report: &PlanReport) -> String {
     }
     for step in &report.steps {
         let _ = writeln!(text, "\n{} → {}", step.from, step.to);
-        for need in &step.needs {
-            let mark = match need.holds {
-                Some(true) => "yes",
-                Some(false) => "no",
-                None => "?",
-            };
-            let waits = need.waits_for.as_ref().map(|waits| format!(": {waits}")).unwrap_or_default();
-            let _ = writeln!(text, "  {mark:<4} {}{waits}", need.what);
-        }
+        text.push_str(&needs(&step.needs));
         if let (Some(task), Some(sql)) = (step.task, &step.sql) {
             let _ = writeln!(text, "  {task}:");
             for line in sql.lines() {
@@ -124,6 +116,20 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         text.push_str("no step is left\n");
     }
     text
+}
+
+/// What a step requires, one line each.
+pub(crate) fn needs(needs: &[Need]) -> String {
+    let line = |need: &Need| {
+        let mark = match need.holds {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "?",
+        };
+        let waits = need.waits_for.as_ref().map(|waits| format!(": {waits}")).unwrap_or_default();
+        format!("  {mark:<4} {}{waits}\n", need.what)
+    };
+    needs.iter().map(line).collect()
 }
 
 /// How the migration ended, and what to do about its code.

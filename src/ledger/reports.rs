@@ -155,12 +155,37 @@ async fn instances(
     .await
 }
 
-async fn latest_work(tx: &mut PgConnection, migration: i32) -> Result<Option<WorkReport>, sqlx::Error> {
+pub(crate) async fn latest_work(
+    tx: &mut PgConnection,
+    migration: i32,
+) -> Result<Option<WorkReport>, sqlx::Error> {
     unprepared::query_as(
         "select kind, rows_done, rows_total, rows_changed, differences, finished_at is not null as finished, \
                 extract(epoch from clock_timestamp() - finished_at)::float8 as ended_seconds, throttled_by, \
                 extract(epoch from coalesce(finished_at, clock_timestamp()) - started_at)::float8 as seconds \
          from cutover.jobs where migration_id = $1 order by id desc limit 1",
+    )
+    .bind(migration)
+    .fetch_optional(tx)
+    .await
+}
+
+/// A copy of all rows that has ended.
+#[derive(Debug, FromRow)]
+pub(crate) struct PastCopy {
+    pub(crate) rows: i64,
+    pub(crate) seconds: f64,
+}
+
+/// The latest copy of all rows of a migration that has ended, in either direction.
+pub(crate) async fn latest_copy(
+    tx: &mut PgConnection,
+    migration: i32,
+) -> Result<Option<PastCopy>, sqlx::Error> {
+    unprepared::query_as(
+        "select rows_total as rows, extract(epoch from finished_at - started_at)::float8 as seconds \
+         from cutover.jobs where migration_id = $1 and kind <> 'scan' and finished_at is not null \
+         order by id desc limit 1",
     )
     .bind(migration)
     .fetch_optional(tx)

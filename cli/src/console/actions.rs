@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use cutover::migration::Desired;
 use cutover::migration::admin::{
-    Actor, AdminError, PlanReport, approve, pause_work, plan, resume_work, retry_repairs, set_phase,
+    Actor, AdminError, PlanReport, approve, pause_work, plan, resume_work, retry_repairs, rollback, set_phase,
 };
 use maud::Markup;
 
@@ -73,6 +73,16 @@ pub(super) async fn act(shared: &Shared, name: &str, form: &Action) -> Result<()
             }
             set_phase(ledger, name, phase, by).await
         }
+        "rollback" => match rollback(ledger, name, by, false).await {
+            Ok(report) => match report.decided_by {
+                Some(flag) => Err((
+                    StatusCode::CONFLICT,
+                    format!("the service takes the desired phase from {flag}; switch it off there"),
+                ))?,
+                None => Ok(()),
+            },
+            Err(error) => Err(error),
+        },
         "pause" => pause_work(ledger, name, by).await,
         "resume" => resume_work(ledger, name, by).await,
         "retry-repairs" => retry_repairs(ledger, name, by).await.map(drop),

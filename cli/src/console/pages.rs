@@ -311,6 +311,9 @@ pub(super) fn form(name: &str, now: &PlanReport, csrf: &str, actor: Option<&str>
                 "Action"
                 select name="action" required {
                     @if flag.is_none() { option value="set-phase" { "Set the desired phase" } }
+                    @if flag.is_none() && current != Some(Phase::Contract) {
+                        option value="rollback" { "Roll back: read only the old side" }
+                    }
                     option value="pause" { "Pause backfills and scans" }
                     option value="resume" { "Resume backfills and scans" }
                     option value="retry-repairs" { "Retry all repairs now" }

@@ -5,6 +5,7 @@
 mod console;
 mod endings;
 mod files;
+mod rollback;
 mod steps;
 mod waits;
 

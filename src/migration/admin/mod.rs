@@ -9,6 +9,7 @@ mod endings;
 mod error;
 mod plan;
 mod reports;
+mod rollback;
 
 pub use builds::incompatible_builds;
 pub(crate) use builds::{BuildFindings, examine_builds};
@@ -20,3 +21,4 @@ pub use reports::{
     BadRow, Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, RepairReport,
     WorkReport, bad_rows, count_repairs, differences, external_writes, history, repairs, report,
 };
+pub use rollback::{RollbackReport, RollbackStep, RollbackWork, rollback};
