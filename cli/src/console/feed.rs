@@ -11,9 +11,12 @@ use cutover::migration::admin::{
     AdminError, Event, ExternalWriteReport, MigrationReport, PlanReport, RepairReport, external_writes,
     history, plan, repairs, report,
 };
+use futures_util::future::join_all;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::{actions, pages};
+use crate::ledgers::Database;
 
 const POLL: Duration = Duration::from_secs(2);
 /// How often the slow part is read, if no change of the fast part calls for it.
@@ -21,6 +24,8 @@ const SLOW_POLL: Duration = Duration::from_secs(15);
 /// Samples of a chart: four minutes.
 const SAMPLES: usize = 120;
 const SHOWN_ROWS: u32 = 20;
+/// How long the list waits for one of several ledgers.
+const LEDGER_LIMIT: Duration = Duration::from_secs(5);
 
 /// What a topic shows; `None` before the first read.
 type State = Option<Shown>;
@@ -35,13 +40,20 @@ pub(super) struct Shown {
     pub(super) plan: Option<Arc<PlanReport>>,
 }
 
-/// The list of migrations (`None`), or one of them as `fleet/name`.
-type Topic = Option<String>;
+/// One migration of one of the ledgers.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Topic {
+    /// The position of its ledger.
+    pub(super) ledger: usize,
+    /// `fleet/name`.
+    pub(super) name: String,
+}
 
 #[derive(Clone)]
 pub(super) struct Feed {
-    ledger: Ledger,
-    topics: Arc<Mutex<HashMap<Topic, watch::Sender<State>>>>,
+    databases: Arc<[Database]>,
+    /// Those that somebody looks at; `None` is the list of all migrations.
+    topics: Arc<Mutex<HashMap<Option<Topic>, watch::Sender<State>>>>,
 }
 
 /// What a page of a migration shows besides its report.
@@ -54,12 +66,12 @@ pub(super) struct Details {
 }
 
 impl Feed {
-    pub(super) fn new(ledger: Ledger) -> Self {
-        Self { ledger, topics: Arc::default() }
+    pub(super) fn new(databases: Arc<[Database]>) -> Self {
+        Self { databases, topics: Arc::default() }
     }
 
     /// The present state.
-    pub(super) async fn now(&self, topic: Option<&str>) -> Shown {
+    pub(super) async fn now(&self, topic: Option<&Topic>) -> Shown {
         let mut states = self.subscribe(topic);
         match states.wait_for(Option::is_some).await {
             Ok(state) => state.clone().unwrap_or_default(),
@@ -68,8 +80,8 @@ impl Feed {
     }
 
     /// The states from now on. The first viewer of a topic starts its reader, and the last one ends it.
-    pub(super) fn subscribe(&self, topic: Option<&str>) -> watch::Receiver<State> {
-        let topic = topic.map(str::to_owned);
+    pub(super) fn subscribe(&self, topic: Option<&Topic>) -> watch::Receiver<State> {
+        let topic = topic.cloned();
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = topics.get(&topic) {
             return sender.subscribe();
@@ -80,19 +92,17 @@ impl Feed {
         receiver
     }
 
-    async fn read(self, topic: Topic, sender: watch::Sender<State>) {
+    async fn read(self, topic: Option<Topic>, sender: watch::Sender<State>) {
         let mut reader = Reader::default();
         loop {
-            let now = match reader.read(&self.ledger, topic.as_deref()).await {
-                Ok(html) => {
-                    let (html, plan) = (html.into(), reader.details.plan.clone());
-                    Shown { html, status: StatusCode::OK, plan }
-                }
-                Err(error) => {
-                    let html = pages::problem(&error.to_string()).into_string().into();
-                    Shown { html, status: actions::status(&error), plan: None }
-                }
+            let shown = match &topic {
+                None => self.all().await,
+                Some(topic) => reader.read(&self.databases[topic.ledger], &topic.name).await,
             };
+            let now = shown.unwrap_or_else(|error| {
+                let html = pages::problem(&error.to_string()).into_string().into();
+                Shown { html, status: actions::status(&error), plan: None }
+            });
             sender.send_if_modified(|shown| {
                 let is_new = shown.as_ref().is_none_or(|shown| shown.html != now.html);
                 *shown = Some(now);
@@ -109,6 +119,26 @@ impl Feed {
     }
 }
 
+impl Feed {
+    /// The migrations of all ledgers. One that is away is shown as such beside the others.
+    async fn all(&self) -> Result<Shown, AdminError> {
+        let reads = self.databases.iter().map(|database| async {
+            let read = async { report(database.ledger().await?, None).await };
+            (database.name.as_deref(), timeout(LEDGER_LIMIT, read).await)
+        });
+        let mut shown = Vec::new();
+        for (name, result) in join_all(reads).await {
+            match (name, result) {
+                (None, Ok(Err(error))) => return Err(error),
+                (name, Ok(result)) => shown.push((name, result.map_err(|error| error.to_string()))),
+                (name, Err(_)) => shown.push((name, Err(format!("no answer within {LEDGER_LIMIT:?}")))),
+            }
+        }
+        let html = pages::ledgers(&shown).into_string().into();
+        Ok(Shown { html, ..Shown::default() })
+    }
+}
+
 /// The state of a topic between two reads.
 #[derive(Default)]
 struct Reader {
@@ -120,10 +150,10 @@ struct Reader {
 }
 
 impl Reader {
-    async fn read(&mut self, ledger: &Ledger, topic: Option<&str>) -> Result<String, AdminError> {
-        let reports = report(ledger, topic).await?;
-        let Some(name) = topic else { return Ok(pages::migrations(&reports).into_string()) };
-        let Some(found) = reports.first() else { return Ok(String::new()) };
+    async fn read(&mut self, database: &Database, name: &str) -> Result<Shown, AdminError> {
+        let ledger = database.ledger().await?;
+        let reports = report(ledger, Some(name)).await?;
+        let Some(found) = reports.first() else { return Ok(Shown::default()) };
         let state = state(found);
         let is_due = self.read.as_ref().is_none_or(|(at, seen)| at.elapsed() >= SLOW_POLL || *seen != state);
         if is_due {
@@ -131,7 +161,8 @@ impl Reader {
             self.read = Some((Instant::now(), state));
         }
         self.sample(found);
-        Ok(pages::one(found, &self.details, self.rates.make_contiguous()).into_string())
+        let html = pages::one(found, &self.details, self.rates.make_contiguous()).into_string().into();
+        Ok(Shown { html, status: StatusCode::OK, plan: self.details.plan.clone() })
     }
 
     /// Adds the rows per second since the last read.

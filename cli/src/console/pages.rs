@@ -9,10 +9,11 @@ use super::feed::Details;
 use crate::text::{self, age};
 
 /// The address of a migration's page; `name` is `fleet/name`.
-pub(super) fn address(name: &str) -> String {
+pub(super) fn address(ledger: Option<&str>, name: &str) -> String {
     let encoded = |part| utf8_percent_encode(part, NON_ALPHANUMERIC).to_string();
     let (fleet, name) = name.split_once('/').unwrap_or(("", name));
-    format!("/migrations/{}/{}", encoded(fleet), encoded(name))
+    let ledger = ledger.map(|ledger| format!("/ledgers/{}", encoded(ledger))).unwrap_or_default();
+    format!("{ledger}/migrations/{}/{}", encoded(fleet), encoded(name))
 }
 
 pub(super) fn list(shown: &str) -> Markup {
@@ -34,13 +35,13 @@ pub(super) fn migration(name: &str, shown: &str, form: Option<&Markup>) -> Marku
 }
 
 /// A refused action, with the way back to its migration.
-pub(super) fn refused(name: &str, why: &str) -> Markup {
+pub(super) fn refused(name: &str, address: &str, why: &str) -> Markup {
     page(
         "Refused",
         &html! {
-            h1 { "Nothing was changed" }
+            h1 { "Refused" }
             (problem(why))
-            p { a href=(address(name)) { "Back to " (name) } }
+            p { a href=(address) { "Back to " (name) } }
         },
     )
 }
@@ -100,14 +101,32 @@ fn live(shown: &str) -> Markup {
     html! { div id="live" { (PreEscaped(shown)) } }
 }
 
-/// All migrations.
-pub(super) fn migrations(reports: &[MigrationReport]) -> Markup {
+/// The name of a ledger, and its migrations, or why it is away.
+type LedgerState<'a> = (Option<&'a str>, Result<Vec<MigrationReport>, String>);
+
+/// The migrations of each ledger.
+pub(super) fn ledgers(shown: &[LedgerState<'_>]) -> Markup {
+    html! {
+        @for (ledger, result) in shown {
+            @if let Some(ledger) = ledger { h2 { "Ledger " (ledger) } }
+            @match result {
+                Ok(reports) => (migrations(*ledger, reports)),
+                Err(why) => (problem(&format!("This ledger is away: {why}"))),
+            }
+        }
+    }
+}
+
+fn migrations(ledger: Option<&str>, reports: &[MigrationReport]) -> Markup {
     html! {
         @if reports.is_empty() { (notice(text::NO_MIGRATION)) }
         @for report in reports {
             @let name = full_name(report);
-            section aria-label=(name) {
-                h2 { a href=(address(&name)) { (name) } }
+            @let label = ledger.map_or_else(|| name.clone(), |ledger| format!("{name}, ledger {ledger}"));
+            section aria-label=(label) {
+                // Below the heading of the ledger.
+                @if ledger.is_some() { h3 { a href=(address(ledger, &name)) { (name) } } }
+                @else { h2 { a href=(address(ledger, &name)) { (name) } } }
                 (phases(report))
                 (waiting(report))
                 @if let Some(work) = running(report) { (progress(work)) }
@@ -297,15 +316,26 @@ fn table(label: &str, head: &[&str], rows: impl Iterator<Item = Vec<String>>) ->
     }
 }
 
+/// What the form of a migration needs to know.
+pub(super) struct FormOf<'a> {
+    pub(super) address: &'a str,
+    pub(super) name: &'a str,
+    pub(super) now: &'a PlanReport,
+    pub(super) csrf: &'a str,
+    pub(super) actor: Option<&'a str>,
+    pub(super) has_other_ledgers: bool,
+}
+
 /// The actions that the state of the migration allows.
-pub(super) fn form(name: &str, now: &PlanReport, csrf: &str, actor: Option<&str>) -> Markup {
+pub(super) fn form(of: &FormOf<'_>) -> Markup {
+    let FormOf { address, name, now, csrf, actor, has_other_ledgers } = *of;
     let flag = now.desired_from.as_deref().filter(|source| *source != "ledger");
     let current: Option<Phase> = now.phase.parse().ok();
     html! {
         @if let Some(flag) = flag {
             (notice(&format!("The service takes the desired phase from {flag}. Set it there.")))
         }
-        form method="post" action=(format!("{}/action", address(name))) {
+        form method="post" action=(format!("{address}/action")) {
             input type="hidden" name="csrf" value=(csrf);
             label {
                 "Action"
@@ -326,6 +356,16 @@ pub(super) fn form(name: &str, now: &PlanReport, csrf: &str, actor: Option<&str>
                     input name="phase" list="phases" value=(now.desired.as_deref().unwrap_or(&now.phase));
                 }
                 datalist id="phases" { @for phase in Phase::ALL { option value=(phase) {} } option value="ramp:10" {} }
+            }
+            @if has_other_ledgers {
+                label {
+                    "Where"
+                    select name="where" {
+                        option value="this" { "On this ledger" }
+                        option value="others" { "On all other ledgers" }
+                        option value="all" { "On all ledgers" }
+                    }
+                }
             }
             label { "Your name" input name="actor" required value=(actor.unwrap_or_default()); }
             label { "Reason" input name="reason" required autocomplete="off"; }

@@ -15,7 +15,7 @@ use super::{Outcome, STATE, command, database, done, execute, refused};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A console in a process of its own.
-struct Console {
+pub(crate) struct Console {
     process: Child,
     address: String,
     client: Client,
@@ -29,7 +29,7 @@ impl Drop for Console {
 }
 
 impl Console {
-    fn start(url: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn start(url: &str, arguments: &[&str]) -> Self {
         let arguments = [&["console", "--listen", "127.0.0.1:0"][..], arguments].concat();
         let mut process = command(url, &arguments).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -39,18 +39,23 @@ impl Console {
         Self { process, address: address.trim_end_matches('/').to_owned(), client }
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         self.client.get(format!("http://{}{path}", self.address)).send().await.unwrap()
     }
 
-    async fn page(&self, path: &str) -> String {
+    pub(crate) async fn page(&self, path: &str) -> String {
         let response = self.get(path).await;
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         response.text().await.unwrap()
     }
 
     /// Sends the form of a page as the browser does, with these headers.
-    async fn send(&self, path: &str, fields: &[(&str, &str)], headers: &[(&str, &str)]) -> Response {
+    pub(crate) async fn send(
+        &self,
+        path: &str,
+        fields: &[(&str, &str)],
+        headers: &[(&str, &str)],
+    ) -> Response {
         let encoded = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
         let body: Vec<String> =
             fields.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
@@ -67,7 +72,7 @@ impl Console {
 }
 
 /// The token of the form on this page.
-fn csrf(page: &str) -> &str {
+pub(crate) fn csrf(page: &str) -> &str {
     page.split("name=\"csrf\" value=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap()
 }
 
