@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cutover::migration::admin::{
     Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, Need, PlanReport, RepairReport,
-    WorkReport,
+    WorkReport, runbook_sections,
 };
 
 pub(crate) const NO_MIGRATION: &str =
@@ -168,6 +168,12 @@ pub(crate) fn progress(work: &WorkReport) -> String {
     )
 }
 
+/// Where the runbook has more about what a migration waits for.
+pub(crate) fn runbook(waits_for: &str) -> String {
+    let sections = runbook_sections(waits_for).into_iter().map(|section| format!("\"{section}\""));
+    format!("Runbook (docs/runbook.md): {}", sections.collect::<Vec<_>>().join(", "))
+}
+
 pub(crate) fn explain(reports: &[MigrationReport]) -> String {
     if reports.is_empty() {
         return NO_MIGRATION.into();
@@ -187,6 +193,7 @@ fn explain_one(report: &MigrationReport) -> String {
         Some(waits_for) => {
             let since = age(report.waits_seconds.unwrap_or(0.0));
             let _ = writeln!(text, "It has been waiting for {since}: {waits_for}.");
+            let _ = writeln!(text, "{}", runbook(waits_for));
         }
         None => text.push_str("It waits for nothing.\n"),
     }

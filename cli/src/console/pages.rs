@@ -200,7 +200,7 @@ fn class(current: Option<Phase>, phase: Phase, is_desired: bool) -> Option<&'sta
 fn waiting(report: &MigrationReport) -> Markup {
     html! {
         @match &report.waits_for {
-            Some(waits_for) => p.notice { (waits_for) " (for " (age(report.waits_seconds.unwrap_or(0.0))) ")" },
+            Some(waits_for) => p.notice { (waits_for) " (for " (age(report.waits_seconds.unwrap_or(0.0))) "). " (text::runbook(waits_for)) },
             None => p { "It waits for nothing." },
         }
     }

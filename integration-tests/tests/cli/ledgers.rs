@@ -122,15 +122,15 @@ async fn a_watch_draws_on_a_terminal_until_a_key_ends_it() -> Outcome {
         println!("skipped: `script` is not installed");
         return Ok(());
     };
-    let mut keyboard = child.stdin.take().ok_or("piped")?;
+    let mut keyboard = child.stdin.take();
     let mut screen = child.stdout.take().ok_or("piped")?;
     let shown = tokio::task::spawn_blocking(move || {
         let (mut shown, mut part) = (Vec::new(), [0; 4096]);
         while let Ok(read @ 1..) = screen.read(&mut part) {
             shown.extend_from_slice(&part[..read]);
             if String::from_utf8_lossy(&shown).contains("scroll") {
-                let _ = keyboard.write_all(b"q");
-                let _ = keyboard.flush();
+                // `script` waits for the end of its input.
+                let _ = keyboard.take().map(|mut keyboard| keyboard.write_all(b"q"));
             }
         }
         String::from_utf8_lossy(&shown).into_owned()

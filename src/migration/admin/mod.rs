@@ -10,6 +10,7 @@ mod error;
 mod plan;
 mod reports;
 mod rollback;
+mod runbook;
 
 pub use builds::incompatible_builds;
 pub(crate) use builds::{BuildFindings, examine_builds};
@@ -22,3 +23,4 @@ pub use reports::{
     WorkReport, bad_rows, count_repairs, differences, external_writes, history, repairs, report,
 };
 pub use rollback::{RollbackReport, RollbackStep, RollbackWork, rollback};
+pub use runbook::runbook_sections;
