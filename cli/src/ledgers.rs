@@ -1,9 +1,8 @@
 //! The ledgers that a command works on: one, or several of shards or regions.
 
-use cutover::ledger::Ledger;
+pub(crate) use cutover::console::Database;
 use cutover::migration::admin::AdminError;
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::OnceCell;
 
 use crate::arguments::Arguments;
 
@@ -21,26 +20,8 @@ fn named_url(text: &str) -> Result<(String, PgConnectOptions), String> {
     Ok((name.to_owned(), options))
 }
 
-/// A database with a ledger. It is connected to when it is first used, and again after a failure.
-pub(crate) struct Database {
-    /// `None`: it is the only one, of `--database-url`.
-    pub(crate) name: Option<String>,
-    pub(crate) options: PgConnectOptions,
-    ledger: OnceCell<Ledger>,
-}
-
-impl Database {
-    fn new(name: Option<String>, options: PgConnectOptions) -> Self {
-        let options = options.application_name("cutover command line");
-        Self { name, options, ledger: OnceCell::new() }
-    }
-
-    /// The ledger. Only `install` may change the schema.
-    pub(crate) async fn ledger(&self) -> Result<&Ledger, AdminError> {
-        let connect = || async { Ok(Ledger::existing(self.options.clone()).await?) };
-        self.ledger.get_or_try_init(connect).await
-    }
-}
+/// The `application_name` of sessions.
+const NAME: &str = "cutover command line";
 
 /// The databases that the arguments name, or why there are none, without any URL, which may hold a password.
 pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> {
@@ -53,7 +34,7 @@ pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> 
                     "--ledger: two ledgers have the name {name:?}; give each a name of its own"
                 ));
             }
-            databases.push(Database::new(Some(name), options));
+            databases.push(Database::new(Some(name), options.application_name(NAME)));
         }
         return match &arguments.only {
             None => Ok(databases),
@@ -73,7 +54,7 @@ pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> 
         );
     };
     match connect_options(url) {
-        Ok(options) => Ok(vec![Database::new(None, options)]),
+        Ok(options) => Ok(vec![Database::new(None, options.application_name(NAME))]),
         Err(problem) => Err(format!(
             "the database URL cannot be used ({problem}); it looks like postgres://user@host/name"
         )),

@@ -1,6 +1,7 @@
 //! What the page can change: the same as the command line, through the same functions.
 
 use axum::http::StatusCode;
+use cutover::console::{Topic, status};
 use cutover::migration::Desired;
 use cutover::migration::admin::{
     Actor, AdminError, PlanReport, approve, pause_work, plan, resume_work, retry_repairs, rollback, set_phase,
@@ -8,7 +9,6 @@ use cutover::migration::admin::{
 use maud::Markup;
 
 use super::access::is_equal;
-use super::feed::Topic;
 use super::{Shared, pages};
 use crate::ledgers::Database;
 
@@ -133,12 +133,4 @@ async fn act_on(database: &Database, name: &str, form: &Action, by: Actor<'_>) -
 
 fn refusal(error: AdminError) -> Refusal {
     (status(&error), error.to_string())
-}
-
-pub(super) fn status(error: &AdminError) -> StatusCode {
-    match error {
-        AdminError::UnknownMigration { .. } | AdminError::Ambiguous { .. } => StatusCode::NOT_FOUND,
-        AdminError::Ledger(_) => StatusCode::SERVICE_UNAVAILABLE,
-        _ => StatusCode::CONFLICT,
-    }
 }

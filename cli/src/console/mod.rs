@@ -2,7 +2,6 @@
 
 mod access;
 mod actions;
-mod feed;
 mod pages;
 
 use std::convert::Infallible;
@@ -11,8 +10,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
-use axum::http::{HeaderName, StatusCode};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -25,12 +24,7 @@ use tokio::sync::watch;
 use crate::ledgers::{Database, code};
 use crate::{complain, print};
 use access::{Access, secret};
-use feed::{Feed, Shown, Topic};
-
-const STYLE: &str = include_str!("style.css");
-const SCRIPT: &str = include_str!("script.js");
-const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
-                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+use cutover::console::{Feed, SCRIPT, STYLE, Shown, Topic, with_headers};
 
 #[derive(clap::Args)]
 pub(crate) struct Console {
@@ -174,18 +168,6 @@ fn no_ledger(shared: &Shared) -> Response {
     let names: Vec<&str> = shared.databases.iter().filter_map(|one| one.name.as_deref()).collect();
     let problem = format!("there is no ledger of this name; the console has {}", names.join(", "));
     (StatusCode::NOT_FOUND, pages::alone(&problem)).into_response()
-}
-
-async fn with_headers(mut response: Response) -> Response {
-    for (name, value) in [
-        (CONTENT_SECURITY_POLICY, POLICY),
-        (CACHE_CONTROL, "no-store"),
-        (HeaderName::from_static("x-content-type-options"), "nosniff"),
-        (HeaderName::from_static("referrer-policy"), "no-referrer"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
-    response
 }
 
 async fn list(State(shared): Handle) -> Response {

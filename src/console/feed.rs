@@ -4,19 +4,18 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::http::StatusCode;
-use cutover::ledger::Ledger;
-use cutover::migration::Phase;
-use cutover::migration::admin::{
+use crate::ledger::Ledger;
+use crate::migration::Phase;
+use crate::migration::admin::{
     AdminError, Event, ExternalWriteReport, MigrationReport, PlanReport, RepairReport, external_writes,
     history, plan, repairs, report,
 };
+use axum::http::StatusCode;
 use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::{actions, pages};
-use crate::ledgers::Database;
+use super::{Database, pages};
 
 const POLL: Duration = Duration::from_secs(2);
 /// How often the slow part is read, if no change of the fast part calls for it.
@@ -32,46 +31,60 @@ type State = Option<Shown>;
 
 /// A part of a page that is replaced when it changes.
 #[derive(Clone, Default)]
-pub(super) struct Shown {
-    pub(super) html: Arc<str>,
+pub struct Shown {
+    /// As HTML.
+    pub html: Arc<str>,
     /// The status of a page with this part.
-    pub(super) status: StatusCode,
+    pub status: StatusCode,
     /// The steps ahead of the migration that is shown.
-    pub(super) plan: Option<Arc<PlanReport>>,
+    pub plan: Option<Arc<PlanReport>>,
 }
 
 /// One migration of one of the ledgers.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Topic {
+pub struct Topic {
     /// The position of its ledger.
-    pub(super) ledger: usize,
+    pub ledger: usize,
     /// `fleet/name`.
-    pub(super) name: String,
+    pub name: String,
 }
 
+/// What the pages show. All viewers of a topic share one reader.
 #[derive(Clone)]
-pub(super) struct Feed {
+pub struct Feed {
     databases: Arc<[Database]>,
+    /// Only migrations of this fleet are shown.
+    fleet: Option<Arc<str>>,
     /// Those that somebody looks at; `None` is the list of all migrations.
     topics: Arc<Mutex<HashMap<Option<Topic>, watch::Sender<State>>>>,
 }
 
 /// What a page of a migration shows besides its report.
 #[derive(Default)]
-pub(super) struct Details {
-    pub(super) plan: Option<Arc<PlanReport>>,
-    pub(super) repairs: Vec<RepairReport>,
-    pub(super) external_writes: Vec<ExternalWriteReport>,
-    pub(super) history: Vec<Event>,
+pub struct Details {
+    /// The steps ahead.
+    pub plan: Option<Arc<PlanReport>>,
+    /// Rows that wait for repair.
+    pub repairs: Vec<RepairReport>,
+    /// External writers.
+    pub external_writes: Vec<ExternalWriteReport>,
+    /// What happened, newest first.
+    pub history: Vec<Event>,
 }
 
 impl Feed {
-    pub(super) fn new(databases: Arc<[Database]>) -> Self {
-        Self { databases, topics: Arc::default() }
+    /// The migrations of these databases.
+    pub fn new(databases: Arc<[Database]>) -> Self {
+        Self { databases, fleet: None, topics: Arc::default() }
+    }
+
+    /// The migrations of one fleet.
+    pub fn of_fleet(database: Database, fleet: &str) -> Self {
+        Self { fleet: Some(fleet.into()), ..Self::new(Arc::new([database])) }
     }
 
     /// The present state.
-    pub(super) async fn now(&self, topic: Option<&Topic>) -> Shown {
+    pub async fn now(&self, topic: Option<&Topic>) -> Shown {
         let mut states = self.subscribe(topic);
         match states.wait_for(Option::is_some).await {
             Ok(state) => state.clone().unwrap_or_default(),
@@ -80,7 +93,7 @@ impl Feed {
     }
 
     /// The states from now on. The first viewer of a topic starts its reader, and the last one ends it.
-    pub(super) fn subscribe(&self, topic: Option<&Topic>) -> watch::Receiver<State> {
+    pub fn subscribe(&self, topic: Option<&Topic>) -> watch::Receiver<State> {
         let topic = topic.cloned();
         let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = topics.get(&topic) {
@@ -101,7 +114,7 @@ impl Feed {
             };
             let now = shown.unwrap_or_else(|error| {
                 let html = pages::problem(&error.to_string()).into_string().into();
-                Shown { html, status: actions::status(&error), plan: None }
+                Shown { html, status: status(&error), plan: None }
             });
             sender.send_if_modified(|shown| {
                 let is_new = shown.as_ref().is_none_or(|shown| shown.html != now.html);
@@ -130,7 +143,13 @@ impl Feed {
         for (name, result) in join_all(reads).await {
             match (name, result) {
                 (None, Ok(Err(error))) => return Err(error),
-                (name, Ok(result)) => shown.push((name, result.map_err(|error| error.to_string()))),
+                (name, Ok(result)) => {
+                    let is_shown = |report: &MigrationReport| {
+                        self.fleet.as_ref().is_none_or(|fleet| **fleet == report.fleet)
+                    };
+                    let result = result.map(|reports| reports.into_iter().filter(is_shown).collect());
+                    shown.push((name, result.map_err(|error| error.to_string())));
+                }
                 (name, Err(_)) => shown.push((name, Err(format!("no answer within {LEDGER_LIMIT:?}")))),
             }
         }
@@ -194,4 +213,13 @@ async fn details(ledger: &Ledger, name: &str) -> Result<Details, AdminError> {
         external_writes: external_writes(ledger, Some(name), SHOWN_ROWS).await?,
         history: history(ledger, Some(name), SHOWN_ROWS).await?,
     })
+}
+
+/// The status of a response that shows this error.
+pub fn status(error: &AdminError) -> StatusCode {
+    match error {
+        AdminError::UnknownMigration { .. } | AdminError::Ambiguous { .. } => StatusCode::NOT_FOUND,
+        AdminError::Ledger(_) => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::CONFLICT,
+    }
 }
