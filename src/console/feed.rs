@@ -4,17 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::ledger::Ledger;
-use crate::migration::Phase;
-use crate::migration::admin::{
-    AdminError, Event, ExternalWriteReport, MigrationReport, PlanReport, RepairReport, external_writes,
-    history, plan, repairs, report,
-};
+use crate::migration::admin::{AdminError, MigrationReport, PlanReport, report};
 use axum::http::StatusCode;
 use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::details::Details;
 use super::{Database, pages};
 
 const POLL: Duration = Duration::from_secs(2);
@@ -22,7 +18,6 @@ const POLL: Duration = Duration::from_secs(2);
 const SLOW_POLL: Duration = Duration::from_secs(15);
 /// Samples of a chart: four minutes.
 const SAMPLES: usize = 120;
-const SHOWN_ROWS: u32 = 20;
 /// How long the list waits for one of several ledgers.
 const LEDGER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -57,19 +52,6 @@ pub struct Feed {
     fleet: Option<Arc<str>>,
     /// Those that somebody looks at; `None` is the list of all migrations.
     topics: Arc<Mutex<HashMap<Option<Topic>, watch::Sender<State>>>>,
-}
-
-/// What a page of a migration shows besides its report.
-#[derive(Default)]
-pub struct Details {
-    /// The steps ahead.
-    pub plan: Option<Arc<PlanReport>>,
-    /// Rows that wait for repair.
-    pub repairs: Vec<RepairReport>,
-    /// External writers.
-    pub external_writes: Vec<ExternalWriteReport>,
-    /// What happened, newest first.
-    pub history: Vec<Event>,
 }
 
 impl Feed {
@@ -176,7 +158,7 @@ impl Reader {
         let state = state(found);
         let is_due = self.read.as_ref().is_none_or(|(at, seen)| at.elapsed() >= SLOW_POLL || *seen != state);
         if is_due {
-            self.details = details(ledger, name).await?;
+            self.details = Details::read(ledger, name).await?;
             self.read = Some((Instant::now(), state));
         }
         self.sample(found);
@@ -204,15 +186,6 @@ fn state(report: &MigrationReport) -> String {
     let MigrationReport { epoch, desired, waits_for, paused_by, work, .. } = report;
     let work = work.as_ref().map(|work| (&work.kind, work.finished));
     format!("{epoch} {desired:?} {waits_for:?} {paused_by:?} {work:?}")
-}
-
-async fn details(ledger: &Ledger, name: &str) -> Result<Details, AdminError> {
-    Ok(Details {
-        plan: Some(Arc::new(plan(ledger, name, Phase::Contract).await?)),
-        repairs: repairs(ledger, Some(name), SHOWN_ROWS).await?,
-        external_writes: external_writes(ledger, Some(name), SHOWN_ROWS).await?,
-        history: history(ledger, Some(name), SHOWN_ROWS).await?,
-    })
 }
 
 /// The status of a response that shows this error.

@@ -7,6 +7,7 @@
 //! The other items of this module are for the command line, which shows the same.
 
 mod database;
+mod details;
 mod feed;
 mod instance;
 #[doc(hidden)]

@@ -5,7 +5,7 @@ use crate::migration::admin::{MigrationReport, PlanReport, WorkReport};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::feed::Details;
+use super::details::Details;
 use super::text::{self, age};
 
 /// The address of a migration's page; `name` is `fleet/name`.
