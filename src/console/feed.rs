@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::migration::admin::{AdminError, MigrationReport, PlanReport, report};
 use axum::http::StatusCode;
 use futures_util::future::join_all;
 use tokio::sync::watch;
@@ -12,6 +11,7 @@ use tokio::time::timeout;
 
 use super::details::Details;
 use super::{Database, pages};
+use crate::migration::admin::{AdminError, MigrationReport, PlanReport, report};
 
 const POLL: Duration = Duration::from_secs(2);
 /// How often the slow part is read, if no change of the fast part calls for it.

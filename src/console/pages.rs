@@ -1,12 +1,12 @@
 //! The pages as HTML. Every value is escaped by the template crate.
 
-use crate::migration::Phase;
-use crate::migration::admin::{MigrationReport, PlanReport, WorkReport};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::details::Details;
 use super::text::{self, age};
+use crate::migration::Phase;
+use crate::migration::admin::{MigrationReport, PlanReport, WorkReport};
 
 /// The address of a migration's page; `name` is `fleet/name`.
 pub fn address(ledger: Option<&str>, name: &str) -> String {
