@@ -201,3 +201,25 @@ fn the_template_uses_what_is_compiled_here() {
         }
     }
 }
+
+/// The names of metrics of this library in a text.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let names = words.filter(|word| word.starts_with("cutover_"));
+    // A histogram has three families.
+    let family = |name: &str| {
+        let endings = ["_bucket", "_count", "_sum"];
+        endings.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name).to_owned()
+    };
+    names.map(family).collect()
+}
+
+#[test]
+fn dashboards_and_rules_use_metrics_of_the_list() {
+    let listed = metrics_in(&read(root().join("docs/metrics.md")));
+    for file in ["grafana/dashboard.json", "grafana/migration.json", "prometheus/rules.yaml"] {
+        let used = metrics_in(&read(root().join("examples/deploy").join(file)));
+        let unknown: Vec<&String> = used.difference(&listed).collect();
+        assert!(!used.is_empty() && unknown.is_empty(), "{file}: not in docs/metrics.md: {unknown:?}");
+    }
+}
