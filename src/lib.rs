@@ -48,6 +48,8 @@
 //! | `lint` | | checks your own SQL statements in a plan with [Squawk](https://squawkhq.com) |
 
 mod config;
+#[cfg(feature = "console")]
+pub mod console;
 pub mod drain;
 pub mod flags;
 pub mod fleet;

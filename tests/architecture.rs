@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 6] = [
     &["metrics", "health", "ledger", "session"],
     &["fleet", "drain"],
     &["flags", "pool", "migration"],
-    &["preflight", "testing"],
+    &["console", "preflight", "testing"],
     &["front"],
 ];
 

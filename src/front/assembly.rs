@@ -52,6 +52,8 @@ pub(super) struct Assembly {
     specs: Vec<(MigrationSpec, Option<String>)>,
     fleet: FleetOptions,
     driver: DriverOptions,
+    #[cfg(feature = "console")]
+    console: crate::console::InstanceConsole,
 }
 
 /// Who sets the flags.
@@ -112,6 +114,10 @@ impl Assembly {
             self::metrics(builder.registry, release, builder.buckets.as_deref(), problems)
         });
         let mut assembly = Self {
+            #[cfg(feature = "console")]
+            console: crate::console::InstanceConsole::new(
+                builder.fleet.name.as_deref().unwrap_or(&builder.service),
+            ),
             preflight,
             problems: Vec::new(),
             fingerprint: String::new(),
@@ -261,6 +267,8 @@ impl Assembly {
         };
         let starting = self.health.signal("start", Criticality::Critical);
         let pages = self.health.router().merge(metrics.router()).merge(drain.router());
+        #[cfg(feature = "console")]
+        let pages = pages.merge(self.console.router());
         let admin_server = AdminServer::start(&drain, admin, pages).await?;
 
         let mut joined = Joined::default();
@@ -339,6 +347,8 @@ impl Assembly {
                 }
             };
             let ledger = retry.until_done("the ledger", open).await?;
+            #[cfg(feature = "console")]
+            self.console.attach(ledger.clone(), options.clone());
             #[cfg(feature = "unleash")]
             self.kept.opened(&ledger, release.service());
             let join = async || {

@@ -42,6 +42,8 @@ pub struct PlanReport {
     pub new_complete: bool,
     /// A scan of all rows since the last backfill found no difference.
     pub scanned: bool,
+    /// Every instance works in the current phase: nothing runs at an earlier epoch.
+    pub settled: bool,
     /// How it ended: `finished` (the old side is gone) or `abandoned`. `None`: it has not ended.
     pub ended_as: Option<String>,
     /// The instance that drives the migration.
@@ -101,13 +103,22 @@ struct Dependents {
 pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, name).await?;
-    let row = reports::outlook(&mut tx, found.id).await?;
-    let members = members(&mut tx, &row.fleet, found.id, Counted::WithLease).await?;
+    plan_of(&mut tx, found.id, to).await
+}
+
+/// The steps of a migration from its current phase to the phase `to`.
+pub(super) async fn plan_of(
+    tx: &mut PgConnection,
+    migration: i32,
+    to: Phase,
+) -> Result<PlanReport, AdminError> {
+    let row = reports::outlook(tx, migration).await?;
+    let members = members(tx, &row.fleet, migration, Counted::WithLease).await?;
     let tasks: Vec<(String, String)> =
         row.tasks.as_deref().and_then(|tasks| serde_json::from_str(tasks).ok()).unwrap_or_default();
     let sql = |task: Task| tasks.iter().find(|(name, _)| name == task.name()).map(|(_, sql)| sql);
     let dependents = Dependents {
-        names: dependents(&mut tx, &row).await,
+        names: dependents(tx, &row).await,
         may_be_dropped: sql(Task::Contract).is_some_and(|sql| sql.contains(';')),
     };
     let observed = observed(&row, members)?;
@@ -148,6 +159,7 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         problems_seconds: row.problems_age,
         new_complete: row.new_complete,
         scanned: row.scanned,
+        settled: row.drained,
         ended_as: row.ended_as,
         driver: row.driver,
         steps,
