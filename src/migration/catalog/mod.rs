@@ -25,7 +25,8 @@ mod trial;
 pub(super) use attached::{Attached, Counterpart, Step, missing};
 pub(super) use attachments::Attachments;
 pub(super) use checks::{
-    ColumnPlan, actions_on_old, column_problems, new_table_problems, table_problems, takes_over,
+    NewColumnPlan, actions_on_old, new_column_problems, new_table_problems, old_column_problems,
+    table_problems, takes_over,
 };
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
 pub(super) use expressions::{Resolved, look_up_type, resolve};

@@ -69,7 +69,8 @@ impl Agent {
                 let error = describe_error(&error);
                 tracing::warn!(error, migration = spec.name, "could not publish the plan in the ledger");
             }
-            let migration = Migration::new(&spec.name, id, fleet.lease().clone());
+            let columns = spec.plan.as_ref().and_then(|plan| plan.mirrored_columns());
+            let migration = Migration::new(&spec.name, id, fleet.lease().clone(), columns);
             migrations.push((spec, migration));
         }
         let migrations: Arc<[_]> = migrations.into();
@@ -106,15 +107,15 @@ impl Agent {
         }
     }
 
-    /// Registers `cutover_migration_rows_done_total{migration,kind}`, `cutover_migration_rows_expected{migration,kind}`,
-    /// `cutover_migration_throttled_seconds_total{migration,kind,reason}`,
-    /// `cutover_migration_shadow_reads_total{migration,outcome}` and `cutover_migration_removable{migration}` in a registry.
+    /// Registers the metrics of each migration in a registry: `cutover_migration_…{migration}` and `cutover_side_…{migration}`.
+    /// The guide's page about metrics lists them.
     ///
     /// # Errors
     ///
     /// The registry's error if a name is taken.
     pub fn register(&self, registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
-        self.migrations().try_for_each(|migration| migration.work().register(registry))
+        let version = self.fleet.release().version();
+        self.migrations().try_for_each(|migration| migration.register(registry, version))
     }
 
     /// Leaves the fleet. No operation begins after that.
@@ -158,7 +159,7 @@ async fn publish(fleet: &Fleet, migration: i32, spec: &MigrationSpec) -> Result<
         has_plan: spec.plan.is_some(),
         tasks: &tasks,
         old_table: old_side.as_ref().map(|old_side| &*old_side.table),
-        old_column: old_side.as_ref().and_then(|old_side| old_side.column.as_deref()),
+        old_columns: old_side.as_ref().map_or(&[], |old_side| &*old_side.columns),
         desired_from: spec.desired.actor(),
     };
     plans::publish(fleet.ledger(), &plan).await

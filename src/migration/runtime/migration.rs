@@ -3,12 +3,19 @@ use std::fmt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus::Registry;
+use prometheus::proto::MetricType;
+
+use super::columns::MirroredColumns;
 use super::error::Error;
-use super::fence::{FencedPool, Isolation, PinnedTx};
+use super::fence::{FencedPool, Isolation, Mirroring, PinnedTx};
 use super::gate::{Gate, Pin};
+use super::key::Key;
+use super::side_metrics::SideMetrics;
 use super::work_metrics::WorkMetrics;
 use crate::fleet::Lease;
 use crate::migration::phase::Phase;
+use crate::scrape::Scraped;
 
 /// One migration as this instance sees it. Operations learn here which sides to write and read.
 ///
@@ -22,13 +29,18 @@ struct Inner {
     name: String,
     // Changes only while the gate is shut.
     id: AtomicI32,
+    /// The columns whose writes the guard trigger mirrors, if the plan says so.
+    columns: Option<Arc<MirroredColumns>>,
+    /// Which keys are read from the new side first.
+    seed: u64,
     gate: Gate,
     work: WorkMetrics,
+    sides: SideMetrics,
     note: Mutex<String>,
 }
 
 impl Migration {
-    pub(crate) fn new(name: &str, id: i32, lease: Lease) -> Self {
+    pub(crate) fn new(name: &str, id: i32, lease: Lease, columns: Option<MirroredColumns>) -> Self {
         let shards = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
         let gate = Gate::new(lease, shards);
         let work = WorkMetrics::new(name);
@@ -36,8 +48,11 @@ impl Migration {
             inner: Arc::new(Inner {
                 name: name.to_owned(),
                 id: AtomicI32::new(id),
+                columns: columns.map(Arc::new),
+                seed: Key::of(name).seed(),
                 gate,
                 work,
+                sides: SideMetrics::new(),
                 note: Mutex::default(),
             }),
         }
@@ -56,6 +71,57 @@ impl Migration {
     /// The metrics of the migration's work on rows.
     pub(crate) fn work(&self) -> &WorkMetrics {
         &self.inner.work
+    }
+
+    /// The metrics of calls of both sides' repositories.
+    #[inline]
+    pub(crate) fn sides(&self) -> &SideMetrics {
+        &self.inner.sides
+    }
+
+    /// Registers the metrics of this migration.
+    pub(crate) fn register(&self, registry: &Registry, version: &str) -> Result<(), prometheus::Error> {
+        self.work().register(registry)?;
+        let name = ("migration", self.name().to_owned());
+        let mut state = Scraped::with([name.clone()]);
+        let migration = self.clone();
+        let help = "Phase that this instance works in: 1 for the present one, 0 for the others; all 0 while it is not admitted.";
+        state.gauge("cutover_migration_phase", help, &["phase"], move |samples| {
+            let current = migration.current().map(|(_, phase)| phase);
+            for phase in Phase::ALL {
+                samples.flag(&[phase.name()], current == Some(phase));
+            }
+        })?;
+        let migration = self.clone();
+        let help = "Epoch that this instance works at; absent while it is not admitted.";
+        state.gauge("cutover_migration_epoch", help, &[], move |samples| {
+            if let Some((epoch, _)) = migration.current() {
+                samples.value(&[], f64::from(epoch));
+            }
+        })?;
+        let migration = self.clone();
+        let help = "Share of keys that are read from the new side in `ramp`.";
+        state.gauge("cutover_migration_ramp_percent", help, &[], move |samples| {
+            if let Some(ramp) = migration.gate().ramp() {
+                samples.value(&[], f64::from(ramp.get()));
+            }
+        })?;
+        state.register(registry)?;
+
+        let mut sides = Scraped::with([name, ("version", version.to_owned())]);
+        let migration = self.clone();
+        let help = "Duration of the calls of each side's repository by DualWrite, from `expand` to `retire`.";
+        let (kind, family) = (MetricType::HISTOGRAM, "cutover_side_duration_seconds");
+        sides.add(kind, family, help, &["operation", "side"], move |samples| {
+            migration.sides().durations(samples);
+        })?;
+        let migration = self.clone();
+        let help = "Calls among them that failed, or that were dropped before their end.";
+        let (kind, family) = (MetricType::COUNTER, "cutover_side_failures_total");
+        sides.add(kind, family, help, &["operation", "reason", "side"], move |samples| {
+            migration.sides().failures(samples);
+        })?;
+        sides.register(registry)
     }
 
     /// Sets what its running task waits for, which the driver records; empty: nothing. Returns whether it has changed.
@@ -150,7 +216,25 @@ impl Migration {
         pool: &P,
         isolation: Isolation,
     ) -> Result<PinnedTx<P::Transaction>, Error> {
-        PinnedTx::begin(pool, isolation, self, &[]).await
+        PinnedTx::begin(pool, isolation, Mirroring::AsDeclared, self, &[]).await
+    }
+
+    /// Like [`Migration::begin`], for work that makes both sides what they have to be, so that nothing is mirrored.
+    pub(crate) async fn begin_work<P: FencedPool>(
+        &self,
+        pool: &P,
+    ) -> Result<PinnedTx<P::Transaction>, Error> {
+        PinnedTx::begin(pool, Isolation::default(), Mirroring::Never, self, &[]).await
+    }
+
+    /// The columns whose writes the guard trigger mirrors, if the plan says so.
+    pub(crate) fn mirrored_columns(&self) -> Option<&Arc<MirroredColumns>> {
+        self.inner.columns.as_ref()
+    }
+
+    /// The seed of [`Key::side`].
+    pub(crate) fn seed(&self) -> u64 {
+        self.inner.seed
     }
 
     /// Whether both are handles of the same migration.
