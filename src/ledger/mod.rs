@@ -29,6 +29,7 @@ pub(crate) mod history;
 pub(crate) mod instances;
 pub(crate) mod jobs;
 pub(crate) mod leadership;
+pub(crate) mod literal;
 pub(crate) mod locks;
 pub(crate) mod migrations;
 pub(crate) mod notifications;

@@ -2,6 +2,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgTransaction};
 
 use crate::ledger::fence::FencePin;
@@ -199,6 +200,20 @@ impl<T: FencedTransaction> PinnedTx<T> {
 }
 
 impl PinnedTx {
+    /// Runs these statements and commits, in one message. Returns the rows of the statements, and one more.
+    ///
+    /// # Errors
+    ///
+    /// As [`PinnedTx::commit`].
+    pub(crate) async fn commit_after(self, statements: String) -> Result<Vec<PgRow>, Error> {
+        let Self { tx, unfinished, first: _first, others: _others, .. } = self;
+        if unfinished > 0 {
+            let _ = tx.rollback(Ending(())).await;
+            return Err(Error::Unfinished);
+        }
+        tx.commit_after(statements).await
+    }
+
     /// The transaction, for functions that take a `&mut sqlx::Transaction<'_, Postgres>`. Those that take a
     /// `&mut PgConnection` or an `impl PgExecutor` accept `&mut *tx`.
     ///
