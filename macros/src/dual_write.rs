@@ -1,11 +1,11 @@
 use proc_macro2::{Span, TokenStream};
-use quote::{format_ident, quote, quote_spanned};
+use quote::{quote, quote_spanned};
 use syn::parse::Parser;
 use syn::spanned::Spanned;
-use syn::{
-    Attribute, Error, Expr, FnArg, Ident, ItemTrait, Pat, PatIdent, ReturnType, Signature, TraitItem,
-    TraitItemFn, Type, parse_quote,
-};
+use syn::{Attribute, Error, Expr, Ident, ItemTrait, TraitItem, TraitItemFn, parse_quote};
+
+use crate::marks::{Mark, Rows, check_key, take_mark};
+use crate::signature::{arguments, check};
 
 /// The trait without the marks on its methods, and its implementation for `DualWrite`.
 pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
@@ -66,23 +66,6 @@ impl Errors {
     }
 }
 
-/// The mark of a method.
-enum Mark {
-    Write(Rows),
-    /// A new row, with the argument that has its key.
-    Insert(Ident),
-    Read {
-        key: Option<Expr>,
-    },
-}
-
-/// The rows that a write changes.
-enum Rows {
-    One(Expr),
-    Many(Expr),
-    Unknown,
-}
-
 /// A method of the implementation.
 struct Method {
     tokens: TokenStream,
@@ -120,85 +103,6 @@ fn methods(item: &mut ItemTrait, at_once: Option<&Ident>, errors: &mut Errors) -
     }
     item.items = entries;
     methods
-}
-
-fn take_mark(method: &Ident, attributes: &mut Vec<Attribute>) -> Result<Option<Mark>, Error> {
-    let is_mark = |attribute: &Attribute| {
-        ["write", "insert", "read"].iter().any(|mark| attribute.path().is_ident(mark))
-    };
-    let marks: Vec<Attribute> = attributes.extract_if(.., |attribute| is_mark(attribute)).collect();
-    let [mark] = marks.as_slice() else {
-        return match marks.get(1) {
-            Some(second) => Err(Error::new_spanned(
-                second,
-                "a method can only have one of #[write], #[insert] and #[read]",
-            )),
-            None => Ok(None),
-        };
-    };
-    if mark.path().is_ident("write") {
-        return written_rows(method, mark).map(|rows| Some(Mark::Write(rows)));
-    }
-    let mut key = None;
-    if !matches!(mark.meta, syn::Meta::Path(_)) {
-        mark.parse_nested_meta(|meta| {
-            if meta.path.is_ident("key") && key.is_none() {
-                key = Some(meta.value()?.parse()?);
-                Ok(())
-            } else if mark.path().is_ident("read") {
-                Err(meta.error("use #[read] or #[read(key = argument)]"))
-            } else {
-                Err(meta.error("use #[insert(key = argument)]"))
-            }
-        })?;
-    }
-    match (mark.path().is_ident("read"), key) {
-        (true, key) => Ok(Some(Mark::Read { key })),
-        (false, Some(Expr::Path(key))) if key.path.get_ident().is_some() => {
-            Ok(key.path.get_ident().cloned().map(Mark::Insert))
-        }
-        (false, _) => Err(Error::new_spanned(
-            mark,
-            format!(
-                "name the argument of `{method}` that carries the new row's key: #[insert(key = id)] with \
-                 `id: Option<…>`"
-            ),
-        )),
-    }
-}
-
-fn written_rows(method: &Ident, mark: &Attribute) -> Result<Rows, Error> {
-    let usage = format!(
-        "name the rows that `{method}` writes: #[write(key = id)], #[write(keys = ids)], or #[write(unknown_rows)] if a \
-         condition selects them; use #[insert(key = id)] if the database generates the key of a new row"
-    );
-    let mut rows = None;
-    if !matches!(mark.meta, syn::Meta::Path(_)) {
-        mark.parse_nested_meta(|meta| {
-            let named = |name| meta.path.is_ident(name);
-            rows = Some(match rows {
-                None if named("key") => Rows::One(meta.value()?.parse()?),
-                None if named("keys") => Rows::Many(meta.value()?.parse()?),
-                None if named("unknown_rows") => Rows::Unknown,
-                _ => return Err(meta.error(&usage)),
-            });
-            Ok(())
-        })?;
-    }
-    rows.ok_or_else(|| Error::new_spanned(mark, usage))
-}
-
-/// A method's arguments.
-struct Arguments {
-    /// All arguments in order, as they are passed to a side.
-    all: Vec<(Ident, Type)>,
-    transaction: Option<Ident>,
-}
-
-impl Arguments {
-    fn type_of(&self, name: &Ident) -> Option<&Type> {
-        self.all.iter().find(|(argument, _)| argument == name).map(|(_, ty)| ty)
-    }
 }
 
 fn method(
@@ -324,32 +228,6 @@ fn second(mark: &Mark, call: &TokenStream) -> Second {
     }
 }
 
-/// Checks that the key of an insert is an `Option`, and that the key of another write is not.
-fn check_key(mark: &Mark, arguments: &Arguments) -> Result<(), Error> {
-    match mark {
-        Mark::Insert(key) => match arguments.type_of(key) {
-            None => Err(Error::new_spanned(key, format!("there is no argument `{key}`"))),
-            Some(ty) if !is_named(ty, "Option") => Err(Error::new_spanned(
-                ty,
-                format!("`{key}` must be an `Option`: with `None` the database generates the key"),
-            )),
-            Some(_) => Ok(()),
-        },
-        Mark::Write(Rows::One(Expr::Path(path))) => {
-            let key = path.path.get_ident();
-            match key.and_then(|key| arguments.type_of(key)) {
-                Some(ty) if is_named(ty, "Option") => Err(Error::new_spanned(
-                    path,
-                    "an optional key is a key that the database generates: mark the method #[insert(key = …)], so that both \
-                     sides get the same key",
-                )),
-                _ => Ok(()),
-            }
-        }
-        _ => Ok(()),
-    }
-}
-
 /// An argument of the first of two calls.
 fn keep(argument: &Ident, transaction: &Ident) -> TokenStream {
     if argument == transaction {
@@ -363,66 +241,6 @@ fn key_of(key: &Option<Expr>) -> TokenStream {
     match key {
         Some(key) => quote!(::cutover::migration::Key::of(&(#key))),
         None => quote!(::cutover::migration::Key::NONE),
-    }
-}
-
-fn check(signature: &Signature) -> Result<(), Error> {
-    let name = &signature.ident;
-    if signature.asyncness.is_none() {
-        return Err(Error::new_spanned(signature.fn_token, format!("`{name}` must be an `async fn`")));
-    }
-    let receiver = signature.receiver();
-    if !receiver.is_some_and(|receiver| receiver.reference.is_some() && receiver.mutability.is_none()) {
-        let message = format!("`{name}` must take `&self`: all requests share the repository");
-        return Err(match receiver {
-            Some(receiver) => Error::new_spanned(receiver, message),
-            None => Error::new_spanned(name, message),
-        });
-    }
-    if matches!(signature.output, ReturnType::Default) {
-        let message =
-            format!("`{name}` must return a `Result<T, E>` with `E: From<cutover::migration::Error>`");
-        return Err(Error::new_spanned(name, message));
-    }
-    Ok(())
-}
-
-/// Gives every argument a name.
-fn arguments(signature: &mut Signature) -> Result<Arguments, Error> {
-    let mut found = Arguments { all: Vec::new(), transaction: None };
-    for (index, argument) in signature.inputs.iter_mut().enumerate() {
-        let FnArg::Typed(argument) = argument else { continue };
-        let name = match &*argument.pat {
-            Pat::Ident(PatIdent { ident, .. }) => ident.clone(),
-            _ => format_ident!("__argument_{index}"),
-        };
-        *argument.pat = parse_quote!(#name);
-        found.all.push((name.clone(), (*argument.ty).clone()));
-        if is_transaction(&argument.ty)? && found.transaction.replace(name).is_some() {
-            return Err(Error::new_spanned(argument, "a method can only take one `&mut PinnedTx`"));
-        }
-    }
-    Ok(found)
-}
-
-fn is_named(ty: &Type, name: &str) -> bool {
-    matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == name))
-}
-
-fn is_transaction(ty: &Type) -> Result<bool, Error> {
-    let named = |ty: &Type| is_named(ty, "PinnedTx");
-    match ty {
-        Type::Reference(reference) if named(&reference.elem) => match reference.mutability {
-            Some(_) => Ok(true),
-            None => Err(Error::new_spanned(
-                ty,
-                "take the transaction as `&mut PinnedTx`: queries need a mutable reference",
-            )),
-        },
-        ty if named(ty) => {
-            Err(Error::new_spanned(ty, "take the transaction as `&mut PinnedTx`: the caller commits it"))
-        }
-        _ => Ok(false),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Attribute macros for the `cutover` crate, which re-exports them.
 
 mod dual_write;
+mod marks;
+mod signature;
 
 use proc_macro::TokenStream;
 

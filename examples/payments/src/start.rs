@@ -16,21 +16,53 @@ use tower_sessions::SessionManagerLayer;
 use crate::fault::{self, Fault};
 use crate::http;
 use crate::migration;
+use crate::release1::Release1;
+use crate::release2::Release2;
+use crate::release3::Release3;
 
 /// An error of the start.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Starts an instance, serves the routes that `routes` returns, and returns after the drain.
+/// A release of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// Knows only the old column; does not declare the migration.
+    One,
+    /// Knows both columns.
+    Two,
+    /// Knows only the new column.
+    Three,
+}
+
+impl Release {
+    /// The phases of the migration that this release can run; `None` if it does not declare the migration.
+    fn range(self) -> Option<PhaseRange> {
+        match self {
+            Self::One => None,
+            Self::Two => Some(PhaseRange::FULL),
+            Self::Three => Some(migration::new_only()),
+        }
+    }
+
+    fn routes(self, pool: PgPool, instance: &Instance) -> Option<Router> {
+        let migration = || instance.migration(migration::NAME);
+        Some(match self {
+            Self::One => http::router(Release1 { pool }),
+            Self::Two => http::router(Release2::new(pool, migration()?)),
+            Self::Three => http::router(Release3::new(pool, migration()?)),
+        })
+    }
+}
+
+/// Starts an instance of a release, serves its routes, and returns after the drain.
 ///
-/// `range` is the phases of the migration that this build can run; `None` if the build does not declare it.
+/// It takes no closure, so it is compiled once and not once for each binary.
 ///
 /// # Errors
 ///
 /// A problem of the environment, or a server that cannot be reached.
-pub async fn run(
-    range: Option<PhaseRange>,
-    routes: impl FnOnce(PgPool, &Instance) -> Option<Router>,
-) -> Result<(), BoxError> {
+#[tokio::main]
+pub async fn run(release: Release) -> Result<(), BoxError> {
     tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
     let pool = PgPoolOptions::new()
         .max_connections(number("POOL_SIZE", 10)?)
@@ -53,7 +85,7 @@ pub async fn run(
             propagation: seconds("PROPAGATION_SECONDS", 5)?,
             ..DrainOptions::default()
         });
-    if let Some(range) = range {
+    if let Some(range) = release.range() {
         let soak = seconds("SOAK_SECONDS", 24 * 60 * 60)?;
         service = service.migration_by_flag(migration::declare(pool.clone(), range, soak)?, migration::FLAG);
     }
@@ -65,7 +97,7 @@ pub async fn run(
         service = service.check(check);
     }
     let instance = service.start().await?;
-    let Some(mut routes) = routes(pool.clone(), &instance) else {
+    let Some(mut routes) = release.routes(pool.clone(), &instance) else {
         return Err(format!("this build does not declare the migration {:?}", migration::NAME).into());
     };
     if fault != Fault::Nothing {
@@ -83,11 +115,6 @@ pub async fn run(
     let report = instance.serve(routes.layer(sessions)).await?;
     tracing::info!(?report, "drained");
     Ok(())
-}
-
-/// The routes of a release.
-pub fn routes(orders: impl crate::Orders) -> Option<Router> {
-    Some(http::router(orders))
 }
 
 fn variable(name: &str) -> Result<String, BoxError> {

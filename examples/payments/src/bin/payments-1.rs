@@ -1,9 +1,7 @@
 //! Release 1 of the payments service: knows only the old column.
 
-use payments::release1::Release1;
-use payments::start;
+use payments::start::{BoxError, Release, run};
 
-#[tokio::main]
-async fn main() -> Result<(), start::BoxError> {
-    start::run(None, |pool, _| start::routes(Release1 { pool })).await
+fn main() -> Result<(), BoxError> {
+    run(Release::One)
 }

@@ -1,13 +1,7 @@
 //! Release 3 of the payments service: knows only the new column.
 
-use payments::migration::{NAME, new_only};
-use payments::release3::Release3;
-use payments::start;
+use payments::start::{BoxError, Release, run};
 
-#[tokio::main]
-async fn main() -> Result<(), start::BoxError> {
-    start::run(Some(new_only()), |pool, instance| {
-        start::routes(Release3::new(pool, instance.migration(NAME)?))
-    })
-    .await
+fn main() -> Result<(), BoxError> {
+    run(Release::Three)
 }
