@@ -48,6 +48,8 @@ pub(crate) struct Progress {
     pub(crate) rows: i64,
     pub(crate) changed: i64,
     pub(crate) differences: i64,
+    /// What holds the job back at the moment.
+    pub(crate) held_back: Option<String>,
 }
 
 /// The size of the table that a job works on.
@@ -258,11 +260,12 @@ impl Job {
     }
 
     fn add_statement(&self, progress: &Progress) -> String {
-        let (job, Progress { rows, changed, differences }) = (self.id, progress);
+        let (job, Progress { rows, changed, differences, held_back }) = (self.id, progress);
+        let held_back = held_back.as_deref().map_or("null".to_owned(), literal::text);
         format!(
             "update cutover.jobs set rows_done = rows_done + {rows}, rows_changed = rows_changed + {changed}, \
                     differences = differences + {differences}, rows_total = greatest(rows_total, rows_done + {rows}), \
-                    throttled_by = null, updated_at = clock_timestamp() \
+                    throttled_by = {held_back}, updated_at = clock_timestamp() \
              where id = {job} returning rows_total"
         )
     }

@@ -360,13 +360,16 @@ create table cutover.flag_polls (
 -- so a steady stream of such writers would keep the seal of the epoch waiting forever. The advisory lock remains.
 --
 -- The phase is compared too: after a failover to a lagging standby the same epoch can stand for another phase.
+--
+-- Functions are called in assignments. `perform` would run a query for each, which takes several times as long.
 create function cutover.fence(p_migration integer, p_epoch integer, p_phase text) returns void
 language plpgsql as $$
 declare
     v_closed timestamptz;
     v_found boolean;
+    v_ignored text;
 begin
-    perform pg_advisory_xact_lock_shared(1129644032 + p_migration, p_epoch);
+    v_ignored := pg_advisory_xact_lock_shared(1129644032 + p_migration, p_epoch) is null;
     if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
         begin
             select closed_at into v_closed from cutover.epochs
@@ -391,11 +394,11 @@ begin
     end if;
     -- Tells the guard trigger of this migration, until the end of the transaction, that the writes are pinned. Each
     -- migration has a setting of its own, because a transaction can be pinned to several.
-    perform set_config('cutover.pin_' || p_migration, 'on', true);
+    v_ignored := set_config('cutover.pin_' || p_migration, 'on', true);
     -- A client that is cut off in mid-transaction would hold its rows until the operating system closes the connection,
     -- which can take hours. A limit that the role or the session has set is kept.
     if current_setting('idle_in_transaction_session_timeout') = '0' then
-        perform set_config('idle_in_transaction_session_timeout', '10s', true);
+        v_ignored := set_config('idle_in_transaction_session_timeout', '10s', true);
     end if;
 end
 $$;

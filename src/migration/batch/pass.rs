@@ -8,7 +8,8 @@
 //! If a batch fails on a row, it is halved until the row is found. The row is set aside with its key and the error. A pass
 //! with such rows does not finish. They are tried first when the pass runs again.
 
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
 use sqlx::postgres::PgRow;
@@ -16,6 +17,7 @@ use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::{Instant, sleep};
 
 use super::errors::{explain_row_security, is_transient, may_concern_a_row};
+use super::governor::Governor;
 use super::job::{self, Measured};
 use super::keyset::Span;
 use super::kind::PassKind;
@@ -95,7 +97,8 @@ async fn run_pass(
     let job = job::open(&mut tx, migration.id(), epoch, kind, Some(&since), measure).await?;
     tx.commit().await?;
     let Some(job) = job else { return Ok(()) };
-    let pass = Pass { outline, scope, kind, migration, job };
+    let governor = outline.throttle.governor().map(Mutex::new);
+    let pass = Pass { outline, scope, kind, migration, job, governor };
     pass.retry_bad_rows().await?;
     try_join_all((0..outline.batches.workers).map(|_| pass.work())).await?;
     pass.report().await
@@ -154,6 +157,8 @@ pub(super) struct Pass<'a> {
     pub(super) kind: PassKind,
     pub(super) migration: &'a Migration,
     pub(super) job: Job,
+    /// `None`: the pass does not care for the service's writes.
+    governor: Option<Mutex<Governor>>,
 }
 
 impl Pass<'_> {
@@ -173,6 +178,7 @@ impl Pass<'_> {
                     }
                     pace.record(elapsed);
                     failures = 0;
+                    self.rest(elapsed).await;
                     self.wait_for_vacuum(&mut vacuum).await?;
                 }
                 Ok(Batch::Taken) => sleep(RANGES_TAKEN).await,
@@ -190,6 +196,22 @@ impl Pass<'_> {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Rests after a batch for the sake of the service's writes, outside of any transaction.
+    async fn rest(&self, mut batch: Duration) {
+        let Some(governor) = &self.governor else { return };
+        loop {
+            let writes = self.migration.write_times().counts();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let rest = lock(governor).rest(now, batch, writes);
+            if rest.is_zero() {
+                return;
+            }
+            sleep(rest).await;
+            self.migration.work().held(self.kind.name(), "foreground", rest);
+            batch = Duration::ZERO;
         }
     }
 
@@ -301,7 +323,8 @@ impl Pass<'_> {
             }
         };
         let (count, last_key): (i64, Option<KeyText>) = (end.try_get("rows")?, end.try_get("last")?);
-        let mut progress = Progress { rows: count, ..Progress::default() };
+        let held_back = self.governor.as_ref().and_then(|governor| lock(governor).reason());
+        let mut progress = Progress { rows: count, held_back, ..Progress::default() };
         // If there are fewer rows than requested, the range ends here.
         let done = last_key.filter(|_| count == i64::from(rows)).unwrap_or_else(|| range.to.clone());
         match bad_row {
@@ -330,4 +353,8 @@ impl Pass<'_> {
     fn written(&self) -> &str {
         if self.kind == PassKind::Back { &self.scope.sides.old } else { &self.scope.sides.new }
     }
+}
+
+fn lock(governor: &Mutex<Governor>) -> MutexGuard<'_, Governor> {
+    governor.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,6 +7,7 @@ use super::error::Error;
 use super::fence::{FencedPool, Isolation, PinnedTx};
 use super::gate::{Gate, Pin};
 use super::work_metrics::WorkMetrics;
+use super::write_times::WriteTimes;
 use crate::fleet::Lease;
 use crate::migration::phase::Phase;
 
@@ -24,6 +25,7 @@ struct Inner {
     id: AtomicI32,
     gate: Gate,
     work: WorkMetrics,
+    write_times: WriteTimes,
     note: Mutex<String>,
 }
 
@@ -38,6 +40,7 @@ impl Migration {
                 id: AtomicI32::new(id),
                 gate,
                 work,
+                write_times: WriteTimes::new(),
                 note: Mutex::default(),
             }),
         }
@@ -56,6 +59,11 @@ impl Migration {
     /// The metrics of the migration's work on rows.
     pub(crate) fn work(&self) -> &WorkMetrics {
         &self.inner.work
+    }
+
+    /// How long the service's transactions take.
+    pub(crate) fn write_times(&self) -> &WriteTimes {
+        &self.inner.write_times
     }
 
     /// Sets what its running task waits for, which the driver records; empty: nothing. Returns whether it has changed.

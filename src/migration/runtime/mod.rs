@@ -9,6 +9,7 @@ mod gate_tests;
 mod migration;
 mod migrations;
 mod work_metrics;
+mod write_times;
 
 pub(crate) use error::{Duplicate, duplicate_key};
 pub use error::{Error, is_retryable};
@@ -18,3 +19,6 @@ pub use fence::{FencedPool, FencedTransaction, Isolation, PinnedTx, SqlxTx};
 pub use gate::Pin;
 pub use migration::Migration;
 pub use migrations::Migrations;
+pub(crate) use write_times::WriteCounts;
+#[cfg(test)]
+pub(crate) use write_times::WriteTimes;
