@@ -6,12 +6,9 @@ use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::Extensions;
-
 use super::flag::{Flag, Variant};
 use super::handle::Flags;
 use super::names::Name;
-use super::scope;
 use super::subject::Subject;
 
 /// The flag decisions of one request. The first answer for a flag applies until the request ends, even if the flag
@@ -61,29 +58,6 @@ impl Decisions {
     /// Decisions about `subject`, for a unit of work that is not an HTTP request.
     pub fn new(flags: Flags, subject: Subject) -> Self {
         Self(Arc::new(Pinned { flags, subject, first: Segment::default() }))
-    }
-
-    /// The decisions of the request that the calling code answers.
-    ///
-    /// A [`FlagsLayer`](super::FlagsLayer) sets them while the service inside it runs, in the same task. A task that the
-    /// request spawns has none: pass it a clone.
-    ///
-    /// ```
-    /// use cutover::flags::{Decisions, Flag};
-    ///
-    /// const NEW_FLOW: Flag = Flag::new("payment-new-flow", false);
-    ///
-    /// fn is_new_flow() -> bool {
-    ///     Decisions::current().is_some_and(|decisions| decisions.decide(&NEW_FLOW))
-    /// }
-    /// ```
-    pub fn current() -> Option<Self> {
-        scope::current()
-    }
-
-    /// The decisions of a request: those in its extensions, otherwise the current ones.
-    pub(super) fn of(extensions: &Extensions) -> Option<Self> {
-        extensions.get().cloned().or_else(scope::current)
     }
 
     /// Drops the subject and every answer. `false` if another clone uses them.

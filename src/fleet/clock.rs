@@ -5,9 +5,9 @@
 //!
 //! - *A time that a background task keeps.* After SIGSTOP, the thread of a read may run before that task. It would return
 //!   what it read before the pause. No margin of the lease covers this, because a pause has no limit.
-//! - *A coarse clock of the kernel.* None of them counts the time in which the machine was suspended. They advance with the
-//!   timer interrupt of one processor, so where a hypervisor takes that processor away they stand still while another one
-//!   runs.
+//! - *A coarse clock of the kernel.* The monotonic one does not count the time in which the machine was suspended, and the
+//!   other one can be set. Both advance with the timer interrupt of one processor. Where a hypervisor takes that processor
+//!   away, they stand still while another one runs.
 
 use std::time::Duration;
 

@@ -67,6 +67,10 @@ impl Governor {
     /// How long to rest after a batch that took this long. `now` is the time by the wall clock, since any moment that all
     /// instances agree on. `writes` are the counts of the service's transactions.
     pub(super) fn rest(&mut self, now: Duration, batch: Duration, writes: WriteCounts) -> Duration {
+        if self.window.as_ref().is_some_and(|(_, since, _)| now < *since) {
+            // The clock was set back.
+            (self.window, self.next_attempt) = (None, Duration::ZERO);
+        }
         let into_period = Duration::from_nanos((now.as_nanos() % QUIET_EVERY.as_nanos()) as u64);
         // Without a foreground there is nothing to measure.
         let has_foreground = writes.total() >= MIN_WRITES && !self.is_idle;
@@ -225,6 +229,17 @@ mod tests {
         service.per_second = 0.0;
         service.work(&mut governor, 150);
         assert!(service.work(&mut governor, 27) > 0.9);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_stop_a_pass() {
+        let mut service = Service::new(1_000.0, 4.0);
+        service.pass(Duration::from_secs(1), 1.0);
+        let mut governor = Governor::new(1.2);
+        let batch = Duration::from_millis(50);
+        assert_eq!(governor.rest(service.now, batch, service.times.counts()), QUIET);
+        service.now -= Duration::from_secs(3_600);
+        assert_eq!(governor.rest(service.now, batch, service.times.counts()), QUIET);
     }
 
     #[test]
