@@ -86,6 +86,9 @@ mod guide {
         flags: "../docs/flags.md",
         operations: "../docs/operations.md",
         sessions: "../docs/sessions.md",
+        shape_another_type: "../docs/shapes/another-type.md",
+        shape_lookup_table: "../docs/shapes/lookup-table.md",
+        shape_several_columns: "../docs/shapes/several-columns.md",
         whole_migration: "../docs/whole-migration.md",
     }
 }

@@ -22,8 +22,14 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 fn guide() -> Vec<PathBuf> {
-    let pages = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let folders = ["docs", "docs/shapes"].map(|folder| fs::read_dir(root().join(folder)).unwrap());
+    let pages = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
     pages.filter(|path| path.extension().is_some_and(|ending| ending == "md")).collect()
+}
+
+/// The page's path inside of the folder `docs`.
+fn in_guide(page: &Path) -> String {
+    page.strip_prefix(root().join("docs")).unwrap().to_str().unwrap().to_owned()
 }
 
 /// The text outside of code blocks.
@@ -77,7 +83,7 @@ fn every_link_in_the_documents_leads_somewhere() {
 #[test]
 fn the_summary_lists_every_page() {
     let listed: BTreeSet<String> = links(&read(root().join("docs/SUMMARY.md"))).into_iter().collect();
-    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let name = |path: &PathBuf| in_guide(path);
     let missing: Vec<String> =
         guide().iter().map(name).filter(|page| page != "SUMMARY.md" && !listed.contains(page)).collect();
     assert!(missing.is_empty(), "add to docs/SUMMARY.md: {missing:?}");
@@ -86,7 +92,7 @@ fn the_summary_lists_every_page() {
 #[test]
 fn every_page_with_code_is_compiled() {
     let crate_root = read(root().join("src/lib.rs"));
-    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let name = |path: &PathBuf| in_guide(path);
     let missing: Vec<String> = guide()
         .iter()
         .filter(|path| read(path).contains("```rust"))

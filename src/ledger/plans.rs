@@ -14,7 +14,8 @@ pub(crate) struct PublishedPlan<'a> {
     /// `[[task, sql], …]` as JSON.
     pub(crate) tasks: &'a str,
     pub(crate) old_table: Option<&'a str>,
-    pub(crate) old_column: Option<&'a str>,
+    /// Empty: the whole table.
+    pub(crate) old_columns: &'a [String],
     pub(crate) desired_from: &'a str,
 }
 
@@ -49,19 +50,19 @@ pub(crate) fn contract_guard(fleet: &str, name: &str) -> String {
 pub(crate) async fn publish(ledger: &Ledger, plan: &PublishedPlan<'_>) -> Result<(), sqlx::Error> {
     let mut tx = ledger.begin().await?;
     unprepared::query(
-        "insert into cutover.plans as p (migration_id, version, tasks, old_table, old_column, desired_from) \
+        "insert into cutover.plans as p (migration_id, version, tasks, old_table, old_columns, desired_from) \
          select id, $2, $3::text::jsonb, $4, $5, $6 from cutover.migrations where id = $1 and ended_at is null \
          on conflict (migration_id, version) do update \
-             set tasks = excluded.tasks, old_table = excluded.old_table, old_column = excluded.old_column, \
+             set tasks = excluded.tasks, old_table = excluded.old_table, old_columns = excluded.old_columns, \
                  desired_from = excluded.desired_from, published_at = clock_timestamp() \
-         where $7 and (p.tasks, p.old_table, p.old_column, p.desired_from) \
-             is distinct from (excluded.tasks, excluded.old_table, excluded.old_column, excluded.desired_from)",
+         where $7 and (p.tasks, p.old_table, p.old_columns, p.desired_from) \
+             is distinct from (excluded.tasks, excluded.old_table, excluded.old_columns, excluded.desired_from)",
     )
     .bind(plan.migration)
     .bind(plan.version)
     .bind(plan.tasks)
     .bind(plan.old_table)
-    .bind(plan.old_column)
+    .bind(plan.old_columns)
     .bind(plan.desired_from)
     .bind(plan.has_plan)
     .execute(&mut *tx)
@@ -86,7 +87,7 @@ pub(crate) async fn record_problems(
     Ok(())
 }
 
-/// What an ended migration dropped, or would have dropped, if that is not the table and column given here. `None`: it is
+/// What an ended migration dropped, or would have dropped, if that is not the table and columns given here. `None`: it is
 /// the same, or no build published what it drops.
 ///
 /// The schema is compared only if both name one. A table that was renamed since is still the same.
@@ -94,10 +95,10 @@ pub(crate) async fn another_old_side(
     tx: &mut PgConnection,
     migration: i32,
     table: &str,
-    column: Option<&str>,
+    columns: &[String],
 ) -> Result<Option<String>, sqlx::Error> {
-    let known: Vec<(String, Option<String>)> = unprepared::query_as(
-        "select distinct on (old_table, old_column) old_table, old_column from cutover.plans \
+    let known: Vec<(String, Vec<String>)> = unprepared::query_as(
+        "select distinct on (old_table, old_columns) old_table, old_columns from cutover.plans \
          where migration_id = $1 and old_table is not null",
     )
     .bind(migration)
@@ -111,11 +112,22 @@ pub(crate) async fn another_old_side(
     .bind(table)
     .fetch_one(tx)
     .await?;
-    let is_same = |(known, its_column): &(String, Option<String>)| {
-        its_column.as_deref() == column && (is_renamed || is_same_table(known, table))
+    let is_same = |(known, its_columns): &(String, Vec<String>)| {
+        its_columns == columns && (is_renamed || is_same_table(known, table))
     };
-    let Some((table, column)) = known.first().filter(|_| !known.iter().any(is_same)) else { return Ok(None) };
-    Ok(Some(column.as_ref().map_or_else(|| table.clone(), |column| format!("{table}.{column}"))))
+    let Some((table, columns)) = known.first().filter(|_| !known.iter().any(is_same)) else {
+        return Ok(None);
+    };
+    Ok(Some(side_name(table, columns)))
+}
+
+/// How a side is named in texts: the table, and its columns if only these are meant.
+pub(crate) fn side_name(table: &str, columns: &[String]) -> String {
+    match columns {
+        [] => table.to_owned(),
+        [column] => format!("{table}.{column}"),
+        several => format!("{table} ({})", several.join(", ")),
+    }
 }
 
 /// Whether two names, quoted or not, are of one table, where one of them may lack the schema.

@@ -380,7 +380,7 @@ pub(crate) struct OutlookRow {
     /// `[[task, sql], …]` as JSON.
     pub(crate) tasks: Option<String>,
     pub(crate) old_table: Option<String>,
-    pub(crate) old_column: Option<String>,
+    pub(crate) old_columns: Option<Vec<String>>,
     pub(crate) desired_from: Option<String>,
     /// What the driver found to stand against its plan, as JSON, and how many seconds ago.
     pub(crate) problems: Option<String>,
@@ -393,7 +393,7 @@ pub(crate) async fn outlook(tx: &mut PgConnection, migration: i32) -> Result<Out
     unprepared::query_as(concat!(
         "select m.fleet, m.name, m.phase, m.epoch, m.desired, m.desired_by, m.waits_for, m.old_complete, m.new_complete, \
                 m.ended_as, i.name as driver, p.version, p.tasks::text as tasks, \
-                p.old_table, p.old_column, p.desired_from, q.problems::text as problems, \
+                p.old_table, p.old_columns, p.desired_from, q.problems::text as problems, \
                 extract(epoch from clock_timestamp() - q.seen_at)::float8 as problems_age, \
                 b.closed_at is not null as closed, b.epoch is null or b.drained_at is not null as drained, \
                 (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \

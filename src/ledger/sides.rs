@@ -1,4 +1,4 @@
-//! Both sides of a migration by oid and column number: rows of `cutover.sides`.
+//! Both sides of a migration by oid and column numbers: rows of `cutover.sides`.
 
 use sqlx::{FromRow, PgConnection};
 
@@ -11,12 +11,12 @@ pub(crate) struct SideRow {
     pub(crate) relation: i64,
     /// Whether the migration itself made it.
     pub(crate) made: bool,
-    /// Whether the table and, if one was recorded, the column still exist.
+    /// Whether the table and, if columns were recorded, the columns still exist: any of the old ones, all of the new ones.
     pub(crate) is_there: bool,
     /// The table's present name, quoted and with its schema.
     pub(crate) table: Option<String>,
-    /// The column's present name, quoted.
-    pub(crate) column: Option<String>,
+    /// The present names, quoted, of the columns that still exist. Empty: the side is the whole table.
+    pub(crate) columns: Vec<String>,
 }
 
 /// Both sides of a migration.
@@ -28,23 +28,27 @@ pub(crate) struct SideRows {
 
 /// The statement that records both sides: tables (quoted) and columns as the catalog names them. It belongs to the
 /// statements of the expand DDL, so that whoever runs these records the sides too. `made`: they make the new side.
-pub(crate) fn record(migration: &str, tables: [&str; 2], columns: [Option<&str>; 2], made: bool) -> String {
-    let row = |side: &str, table: &str, column: Option<&str>, made: bool| {
-        let number = match column {
-            Some(column) => format!(
-                "(select attnum from pg_catalog.pg_attribute \
-                 where attrelid = to_regclass('{table}') and attname = '{column}' and not attisdropped)"
+///
+/// No column: the side is the whole table.
+pub(crate) fn record(migration: &str, tables: [&str; 2], columns: [&[String]; 2], made: bool) -> String {
+    let row = |side: &str, table: &str, columns: &[String], made: bool| {
+        let names: Vec<String> = columns.iter().map(|column| format!("'{column}'")).collect();
+        let numbers = match columns {
+            [] => "null::smallint[]".to_owned(),
+            _ => format!(
+                "(select array_agg(attnum order by attnum) from pg_catalog.pg_attribute \
+                 where attrelid = to_regclass('{table}') and attname in ({}) and not attisdropped)",
+                names.join(", ")
             ),
-            None => "null".to_owned(),
         };
-        format!("({migration}, '{side}', to_regclass('{table}')::oid, {number}, {made})")
+        format!("({migration}, '{side}', to_regclass('{table}')::oid, {numbers}, {made})")
     };
     format!(
-        "insert into cutover.sides as known (migration_id, side, relation, column_number, made) values {}, {} \
+        "insert into cutover.sides as known (migration_id, side, relation, column_numbers, made) values {}, {} \
          on conflict (migration_id, side) do update \
-             set relation = excluded.relation, column_number = excluded.column_number, \
+             set relation = excluded.relation, column_numbers = excluded.column_numbers, \
                  made = excluded.made or known.made and known.relation = excluded.relation \
-                     and known.column_number is not distinct from excluded.column_number, \
+                     and known.column_numbers is not distinct from excluded.column_numbers, \
                  recorded_at = clock_timestamp()",
         row("old", tables[0], columns[0], false),
         row("new", tables[1], columns[1], made),
@@ -59,12 +63,15 @@ pub(crate) async fn find(
     let Some(migration) = migration.into() else { return Ok(None) };
     let rows: Vec<SideRow> = unprepared::query_as(
         "select s.relation::bigint as relation, s.made, \
-                c.oid is not null and (s.column_number is null or a.attnum is not null) as is_there, \
+                c.oid is not null and (s.column_numbers is null \
+                    or cardinality(a.names) >= case s.side when 'old' then 1 else cardinality(s.column_numbers) end) \
+                    as is_there, \
                 format('%s.%s', quote_ident(n.nspname), quote_ident(c.relname)) as \"table\", \
-                quote_ident(a.attname) as \"column\" \
+                a.names as columns \
          from cutover.sides s left join pg_class c on c.oid = s.relation \
          left join pg_namespace n on n.oid = c.relnamespace \
-         left join pg_attribute a on a.attrelid = c.oid and a.attnum = s.column_number and not a.attisdropped \
+         cross join lateral (select coalesce(array_agg(quote_ident(attname) order by attnum), '{}') as names \
+             from pg_attribute where attrelid = c.oid and attnum = any (s.column_numbers) and not attisdropped) as a \
          where s.migration_id = $1 order by s.side = 'new'",
     )
     .bind(migration)
@@ -102,7 +109,7 @@ pub(crate) async fn other_users(
          join cutover.migrations m on m.id = s.migration_id and m.ended_at is null \
          left join pg_attribute a on a.attrelid = s.relation and a.attname = $3 and not a.attisdropped \
          where s.relation = to_regclass($2)::oid and m.id is distinct from $1 \
-           and (s.column_number is null or $3::text is null or s.column_number = a.attnum) \
+           and (s.column_numbers is null or $3::text is null or a.attnum = any (s.column_numbers)) \
          order by m.id",
     )
     .bind(migration)

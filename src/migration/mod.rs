@@ -37,7 +37,7 @@ pub use coordinator::{
     Agent, DesiredPhase, DriverOptions, FromLedger, MigrationSpec, Plan, PlanError, SidesPresent,
 };
 pub use dual::{
-    Compared, DualWrite, Key, Keyed, Reading, Reads, Repaired, RepositoryError, Rows, Separate, Shadow,
+    Compared, DualWrite, Keyed, Reading, Reads, Repaired, RepositoryError, Rows, Separate, Shadow,
     ShadowOptions,
 };
 #[doc(hidden)]
@@ -49,7 +49,9 @@ pub use plan::{
 };
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;
+#[doc(hidden)]
+pub use runtime::MirroredColumns;
 pub use runtime::{
-    Error, FencedPool, FencedTransaction, Isolation, Migration, Migrations, Pin, PinnedTx, SqlxTx,
-    is_retryable,
+    AtPhase, Error, FencedPool, FencedTransaction, Isolation, Key, Migration, Migrations, Pin, PinnedTx,
+    SideColumns, SqlxTx, is_retryable,
 };

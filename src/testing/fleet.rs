@@ -171,11 +171,11 @@ impl TestFleet {
         let Some(old_side) = &self.old_side else { return Ok(false) };
         sqlx::query_scalar(
             "select exists (select from pg_attribute where attrelid = to_regclass($1) and not attisdropped \
-                 and ($2::text is null or attname = $2))",
+                 and (cardinality($2) = 0 or attname = any ($2)))",
         )
         .persistent(false)
         .bind(&old_side.table)
-        .bind(&old_side.column)
+        .bind(&old_side.columns)
         .fetch_one(&self.pool)
         .await
         .map_err(|error| error.to_string())

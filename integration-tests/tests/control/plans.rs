@@ -63,7 +63,7 @@ impl Scripted {
 #[async_trait]
 impl Plan for Scripted {
     fn old_side(&self) -> Option<OldSide> {
-        Some(OldSide { table: "public.scripted".into(), column: None })
+        Some(OldSide { table: "public.scripted".into(), columns: Vec::new() })
     }
 
     async fn schema_state(&self, _: Option<i32>, _: &mut PgConnection) -> Result<State, sqlx::Error> {

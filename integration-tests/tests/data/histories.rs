@@ -34,6 +34,8 @@ struct Side {
 struct Sides {
     old: &'static Side,
     new: &'static Side,
+    /// Half of the writes write one side only, and the guard trigger mirrors them.
+    mirrors: bool,
     /// Rows that only one of them has, in one snapshot.
     apart: &'static str,
 }
@@ -53,8 +55,11 @@ const COLUMNS: Sides = Sides {
         get: "select new_status from orders where id = $1",
         spell: |value| format!("paid{value}"),
     },
+    mirrors: false,
     apart: "select count(*) from orders where new_status is distinct from lower(trim(old_status))",
 };
+
+const MIRRORED: Sides = Sides { mirrors: true, ..COLUMNS };
 
 const TABLES: Sides = Sides {
     old: COLUMNS.old,
@@ -65,6 +70,7 @@ const TABLES: Sides = Sides {
         get: "select status from orders_2 where id = $1",
         spell: |value| format!("paid{value}"),
     },
+    mirrors: false,
     apart: "select count(*) from ((select id, lower(trim(old_status)) from orders except select id, status from orders_2) \
         union all (select id, status from orders_2 except select id, lower(trim(old_status)) from orders)) as apart",
 };
@@ -115,9 +121,9 @@ impl History {
                 .column("old_status", "new_status", "text")
                 .forward("lower(trim(old_status))")
                 .backward("' ' || upper(new_status) || ' '")
-                .batches(batches)
-                .build()?;
-            self.world.short_lived(&name, plan).await?
+                .batches(batches);
+            let plan = if self.sides.mirrors { plan.mirror_writes() } else { plan };
+            self.world.short_lived(&name, plan.build()?).await?
         } else {
             let plan = TableMigration::new(pool, "orders", "orders_2")
                 .create("create table orders_2 (id bigint primary key, status text)")
@@ -168,9 +174,16 @@ impl History {
         let (commits, polls) = (self.rng.u8(..) > 40, self.rng.usize(..40));
         let dual = self.dual();
         let pool = self.world.pool.clone();
+        let mirrors = self.sides.mirrors && self.rng.bool();
         let transaction = async {
             let mut tx = dual.migration().begin(&pool).await?;
             for (key, value) in &writes {
+                if mirrors {
+                    let is_new = dual.migration().columns(&tx)?.is_new();
+                    let side = if is_new { self.sides.new } else { self.sides.old };
+                    side.write(&mut tx, *key, *value).await?;
+                    continue;
+                }
                 dual.write_with(
                     &mut tx,
                     Rows::one(key),
@@ -318,6 +331,11 @@ async fn histories(sides: Sides) -> Outcome {
 #[tokio::test]
 async fn every_read_of_two_columns_returns_the_last_write() -> Outcome {
     histories(COLUMNS).await
+}
+
+#[tokio::test]
+async fn every_read_of_mirrored_columns_returns_the_last_write() -> Outcome {
+    histories(MIRRORED).await
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod attached;
 mod column_migration;
+mod column_shapes;
 mod conflicts;
 mod copy_triggers;
 mod deadpool;
@@ -16,6 +17,7 @@ mod keys;
 mod matrix;
 mod mirror;
 mod mirror_killed;
+mod mirrored_writes;
 mod partitions;
 mod pauses;
 mod pgbench;

@@ -79,24 +79,24 @@ create table cutover.plans (
     migration_id integer not null references cutover.migrations on delete cascade,
     version text not null,
     tasks jsonb not null,
-    -- What `contract` drops: the table as SQL names it, the column as the catalog names it. Null column: the whole
+    -- What `contract` drops: the table as SQL names it, the columns as the catalog names them. No column: the whole
     -- table. Null table: nothing.
     old_table text,
-    old_column text,
+    old_columns text[] not null default '{}',
     -- Where the desired phase comes from: 'ledger', or the actor that the history names.
     desired_from text not null,
     published_at timestamptz not null default clock_timestamp(),
     primary key (migration_id, version)
 );
 
--- Both sides of a migration as the expand DDL found or made them, by oid and column number. A table or column that has
+-- Both sides of a migration as the expand DDL found or made them, by oid and column numbers. A table or column that has
 -- the same name later is another one, and is never touched.
 create table cutover.sides (
     migration_id integer not null references cutover.migrations on delete cascade,
     side text not null check (side in ('old', 'new')),
     relation oid not null,
     -- Null: the whole table.
-    column_number smallint,
+    column_numbers smallint[] check (cardinality(column_numbers) > 0),
     -- Whether the migration itself made it.
     made boolean not null default false,
     recorded_at timestamptz not null default clock_timestamp(),
@@ -361,9 +361,12 @@ create table cutover.flag_polls (
 --
 -- The phase is compared too: after a failover to a lagging standby the same epoch can stand for another phase.
 --
+-- p_mirrors: the transaction writes one side only and relies on the guard trigger to write the other one. So the trigger has
+-- to be there and to fire. The pin then carries the phase, which tells the trigger which side has authority.
+--
 -- Functions are called in assignments. `perform` would run a query for each, which takes several times as long.
-create function cutover.fence(p_migration integer, p_epoch integer, p_phase text) returns void
-language plpgsql as $$
+create function cutover.fence(p_migration integer, p_epoch integer, p_phase text, p_mirrors boolean default false)
+    returns void language plpgsql as $$
 declare
     v_closed timestamptz;
     v_found boolean;
@@ -392,9 +395,24 @@ begin
             message = format('epoch %s of migration %s is closed', p_epoch, p_migration),
             hint = 'The migration has moved on. Retry at the current epoch.';
     end if;
-    -- Tells the guard trigger of this migration, until the end of the transaction, that the writes are pinned. Each
-    -- migration has a setting of its own, because a transaction can be pinned to several.
-    v_ignored := set_config('cutover.pin_' || p_migration, 'on', true);
+    -- Two conditions, because one with a query in it is run as a query even if the first half is false.
+    if p_mirrors and p_phase in ('expand', 'backfill', 'verify', 'ramp', 'switch') then
+        if not exists (
+            select from cutover.sides s join pg_trigger t on t.tgrelid = s.relation
+                and t.tgname = format('zzz_cutover_%s_row', p_migration)::name and t.tgenabled = 'A'
+                where s.migration_id = p_migration and s.side = 'old')
+        then
+            raise exception using errcode = 'ZC004',
+                message = format('the guard trigger of migration %s is missing or disabled', p_migration),
+                detail = 'The service relies on it to write both sides (`mirror_writes`).',
+                hint = format('Enable it: `alter table … enable always trigger "zzz_cutover_%s_row"`.', p_migration);
+        end if;
+    end if;
+    -- Tells the guard trigger of this migration, until the end of the transaction, that the writes are pinned, and at which
+    -- phase if the trigger has to mirror them. Each migration has a setting of its own, because a transaction can be pinned
+    -- to several.
+    v_ignored := set_config('cutover.pin_' || p_migration,
+        case when p_mirrors and p_phase <> 'off' then p_phase else 'on' end, true);
     -- A client that is cut off in mid-transaction would hold its rows until the operating system closes the connection,
     -- which can take hours. A limit that the role or the session has set is kept.
     if current_setting('idle_in_transaction_session_timeout') = '0' then

@@ -10,6 +10,7 @@ use super::commands::Actor;
 use super::error::{AdminError, find, find_and_lock};
 use crate::ledger::commands::NamedMigration;
 use crate::ledger::migrations::MigrationRow;
+use crate::ledger::plans::side_name;
 use crate::ledger::sides::SideRows;
 use crate::ledger::{Ledger, endings, fleets, guard_triggers, is_lock_timeout, migrations, reports, sides};
 use crate::migration::catalog::{OldSide, quote, unquote};
@@ -78,7 +79,8 @@ pub async fn finish(
         reasons.push(in_use(name));
     }
     if let Some(old) = existing_old_side(&mut tx, &found).await? {
-        let drop = drop_statement(&old.table, old.column.as_deref().map(quote).as_deref());
+        let drop =
+            drop_statement(&old.table, &old.columns.iter().map(|column| quote(column)).collect::<Vec<_>>());
         reasons.push(format!("the old side still exists; drop it with `{drop}`"));
     }
     refuse(&found, reasons)?;
@@ -265,23 +267,27 @@ async fn existing_old_side(
 ) -> Result<Option<OldSide>, sqlx::Error> {
     if let Some(SideRows { old, .. }) = sides::find(tx, found.id).await? {
         let there = old.table.filter(|_| old.is_there);
-        return Ok(there.map(|table| OldSide { table, column: old.column.as_deref().map(unquote) }));
+        return Ok(there.map(|table| OldSide {
+            table,
+            columns: old.columns.iter().map(|column| unquote(column)).collect(),
+        }));
     }
     let published = reports::outlook(tx, found.id).await?;
     let Some(table) = published.old_table else { return Ok(None) };
-    let old = OldSide { table, column: published.old_column };
+    let old = OldSide { table, columns: published.old_columns.unwrap_or_default() };
     Ok(old.dependents(tx).await?.map(|_| old))
 }
 
 fn old_side_name(old: &OldSide) -> String {
-    old.column.as_ref().map_or_else(|| old.table.clone(), |column| format!("{}.{column}", old.table))
+    side_name(&old.table, &old.columns)
 }
 
-/// The statement that drops a table or one of its columns (both quoted).
-fn drop_statement(table: &str, column: Option<&str>) -> String {
-    match column {
-        Some(column) => format!("alter table {table} drop column {column}"),
-        None => format!("drop table {table}"),
+/// The statement that drops a table or some of its columns (all quoted).
+fn drop_statement(table: &str, columns: &[String]) -> String {
+    let drops: Vec<String> = columns.iter().map(|column| format!("drop column {column}")).collect();
+    match &*drops {
+        [] => format!("drop table {table}"),
+        drops => format!("alter table {table} {}", drops.join(", ")),
     }
 }
 
@@ -293,7 +299,7 @@ fn removal(id: i32, sides: &SideRows, drop_new_side: bool) -> (Vec<String>, Vec<
     }
     let new = sides.new.table.as_ref().filter(|_| sides.new.made && sides.new.is_there);
     let Some(table) = new else { return (statements, Vec::new()) };
-    let drop = drop_statement(table, sides.new.column.as_deref());
+    let drop = drop_statement(table, &sides.new.columns);
     if drop_new_side {
         statements.push(drop);
         (statements, Vec::new())

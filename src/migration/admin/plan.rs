@@ -192,7 +192,8 @@ pub async fn migration_files(ledger: &Ledger, name: &str) -> Result<Option<Migra
 
 /// `None` if the build did not publish what it drops, if that is not there, or if the role may not look.
 async fn dependents(tx: &mut PgConnection, row: &OutlookRow) -> Option<Vec<String>> {
-    let old_side = OldSide { table: row.old_table.clone()?, column: row.old_column.clone() };
+    let old_side =
+        OldSide { table: row.old_table.clone()?, columns: row.old_columns.clone().unwrap_or_default() };
     old_side.dependents(tx).await.unwrap_or_default()
 }
 
@@ -306,7 +307,7 @@ mod tests {
             version: None,
             tasks: None,
             old_table: None,
-            old_column: None,
+            old_columns: None,
             desired_from: None,
             problems: None,
             problems_age: None,

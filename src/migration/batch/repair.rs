@@ -35,7 +35,7 @@ pub(crate) async fn run(
     loop {
         let mut done = Repaired::default();
         for repair in due_repairs(migration, pool, &SIDES).await? {
-            let mut tx = migration.begin(pool).await?;
+            let mut tx = migration.begin_work(pool).await?;
             if !may_repair(tx.phase()) {
                 return Err(PlanError::PhaseLeft);
             }
@@ -45,7 +45,7 @@ pub(crate) async fn run(
             };
             finish_repair(migration, pool, tx, &repair, outcome, &mut done).await?;
         }
-        let mut tx = migration.begin(pool).await?;
+        let mut tx = migration.begin_work(pool).await?;
         let has_pending = repairs::has_pending(&mut tx, migration.id(), &SIDES).await?;
         tx.rollback().await?;
         if !has_pending {

@@ -32,7 +32,7 @@ pub(crate) async fn begin(
     phases: &[Phase],
     migration: &Migration,
 ) -> Result<PinnedTx, PlanError> {
-    let tx = migration.begin(pool).await?;
+    let tx = migration.begin_work(pool).await?;
     if phases.contains(&tx.phase()) { Ok(tx) } else { Err(PlanError::PhaseLeft) }
 }
 

@@ -14,6 +14,8 @@ pub(crate) struct Counterpart<'a> {
     pub(crate) new_table: &'a str,
     /// Columns of the old side that hold the same thing as a column of the new side, and that column.
     pub(crate) columns: &'a [(String, String)],
+    /// Columns of the old side, in a migration of columns, that no single column of the new side replaces.
+    pub(crate) unmatched: &'a [String],
 }
 
 /// Something that the old side has and the new side lacks.
@@ -59,7 +61,8 @@ impl Counterpart<'_> {
 
     /// Whether something that needs these columns belongs to the old side.
     fn concerns(&self, columns: &[String]) -> bool {
-        !self.is_one_table() || columns.iter().any(|column| self.moved(column).is_some())
+        !self.is_one_table()
+            || columns.iter().any(|column| self.moved(column).is_some() || self.unmatched.contains(column))
     }
 
     fn moved(&self, column: &str) -> Option<&str> {
@@ -67,7 +70,10 @@ impl Counterpart<'_> {
     }
 
     fn map(&self, column: &str) -> Option<String> {
-        let same = || self.is_one_table().then(|| column.to_owned());
+        let same = || {
+            (self.is_one_table() && !self.unmatched.iter().any(|one| one == column))
+                .then(|| column.to_owned())
+        };
         self.moved(column).map(str::to_owned).or_else(same)
     }
 
@@ -320,13 +326,22 @@ fn referencing(sides: &Counterpart<'_>, key: &ConstraintFacts, new: &Attachments
 
 fn grants(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Option<Attached> {
     let mut steps = Vec::new();
-    let mut named = Vec::new();
+    let (mut named, mut underived) = (Vec::new(), Vec::new());
     for grant in &old.grants {
         let column = match &grant.column {
             None if sides.is_one_table() => continue,
             None => None,
             Some(column) => match sides.moved(column) {
                 Some(column) => Some(column.to_owned()),
+                None if sides.unmatched.contains(column) => {
+                    underived.push(format!(
+                        "{} for {} on column {}",
+                        grant.privilege,
+                        grant.role,
+                        quote(column)
+                    ));
+                    continue;
+                }
                 None => continue,
             },
         };
@@ -347,8 +362,14 @@ fn grants(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Opti
             grant.privilege, sides.new_table, grant.role
         )));
     }
-    (!steps.is_empty())
-        .then(|| attached("privileges", format!("privileges on the old side ({})", named.join(", ")), steps))
+    let is_automatic = underived.is_empty();
+    if !is_automatic {
+        // A statement for some of them would pass for all.
+        steps.clear();
+    }
+    named.extend(underived);
+    let what = || format!("privileges on the old side ({})", named.join(", "));
+    (!named.is_empty()).then(|| Attached { is_automatic, ..attached("privileges", what(), steps) })
 }
 
 /// Comments and statistics targets.

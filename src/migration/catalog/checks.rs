@@ -4,16 +4,16 @@ use super::names::quote;
 use super::problem::PlanProblem;
 use super::table::{ColumnFacts, ForeignKey, TableFacts};
 
-/// What a migration of a column assumes. Names are those of the catalog.
-pub(crate) struct ColumnPlan<'a> {
+/// What a migration assumes about a column of its new side.
+pub(crate) struct NewColumnPlan<'a> {
     /// Quoted, with its schema where the user gave one.
     pub(crate) table: &'a str,
-    pub(crate) old: &'a str,
-    pub(crate) new: &'a str,
-    /// The new column's type as the server writes it. `None` where it is not a type.
-    pub(crate) new_type: Option<&'a str>,
-    /// Whether this migration made the new column, or may use one that it did not make.
-    pub(crate) may_use_new: bool,
+    /// As the catalog names it.
+    pub(crate) name: &'a str,
+    /// The type as the server writes it. `None` where it is not a type.
+    pub(crate) sql_type: Option<&'a str>,
+    /// Whether this migration made the column, or may use one that it did not make.
+    pub(crate) may_use: bool,
 }
 
 /// What stands against any migration of this table, whose rows a guard trigger watches if `is_guarded`.
@@ -64,41 +64,38 @@ fn row_security(table: &str, facts: &TableFacts) -> PlanProblem {
     )
 }
 
-/// What stands against the migration of this column.
-pub(crate) fn column_problems(plan: &ColumnPlan<'_>, facts: &TableFacts) -> Vec<PlanProblem> {
+/// What stands against the migration of this column. `table` is quoted, `old` is as the catalog names it.
+pub(crate) fn old_column_problems(table: &str, old: &str, facts: &TableFacts) -> Vec<PlanProblem> {
     let mut problems = Vec::new();
-    match facts.column(plan.old) {
+    match facts.column(old) {
         None => problems.push(PlanProblem::blocking(
-            format!("column {} of {} does not exist", quote(plan.old), plan.table),
+            format!("column {} of {table} does not exist", quote(old)),
             "name an existing column in `.column(…)`",
         )),
-        Some(old) => {
-            problems.extend(old_column(plan, old));
-            problems.extend(actions_on_old(plan.table, plan.old, facts));
+        Some(column) => {
+            problems.extend(old_column(table, column));
+            problems.extend(actions_on_old(table, old, facts));
         }
     }
-    problems.extend(new_column(plan, facts.column(plan.new)));
-    for trigger in facts.triggers.iter().filter(|trigger| mentions(&trigger.body, plan.old)) {
+    for trigger in facts.triggers.iter().filter(|trigger| mentions(&trigger.body, old)) {
         problems.push(PlanProblem::warning(
             format!(
-                "trigger {} of {} may depend on column {}: its function {} names the column",
+                "trigger {} of {table} may depend on column {}: its function {} names the column",
                 quote(&trigger.name),
-                plan.table,
-                quote(plan.old),
+                quote(old),
                 trigger.function
             ),
             format!(
-                "change the function before `contract`, or drop it: `drop trigger {} on {}`",
-                quote(&trigger.name),
-                plan.table
+                "change the function before `contract`, or drop it: `drop trigger {} on {table}`",
+                quote(&trigger.name)
             ),
         ));
     }
     problems
 }
 
-fn old_column(plan: &ColumnPlan<'_>, old: &ColumnFacts) -> Vec<PlanProblem> {
-    let (table, column) = (plan.table, quote(plan.old));
+fn old_column(table: &str, old: &ColumnFacts) -> Vec<PlanProblem> {
+    let column = quote(&old.name);
     let mut problems = Vec::new();
     if old.is_generated {
         problems.push(PlanProblem::blocking(
@@ -159,11 +156,12 @@ fn foreign_key(table: &str, old: &str, key: &ForeignKey) -> Option<PlanProblem> 
     ))
 }
 
-fn new_column(plan: &ColumnPlan<'_>, new: Option<&ColumnFacts>) -> Vec<PlanProblem> {
-    let (table, column) = (plan.table, quote(plan.new));
-    let Some(new) = new else { return Vec::new() };
+/// What stands against this column as one of the new side.
+pub(crate) fn new_column_problems(plan: &NewColumnPlan<'_>, facts: &TableFacts) -> Vec<PlanProblem> {
+    let (table, column) = (plan.table, quote(plan.name));
+    let Some(new) = facts.column(plan.name) else { return Vec::new() };
     let mut problems = Vec::new();
-    if let Some(planned) = plan.new_type.filter(|planned| *planned != new.sql_type) {
+    if let Some(planned) = plan.sql_type.filter(|planned| *planned != new.sql_type) {
         problems.push(PlanProblem::blocking(
             format!("column {column} of {table} exists with type {} instead of {planned}", new.sql_type),
             format!(
@@ -178,7 +176,7 @@ fn new_column(plan: &ColumnPlan<'_>, new: Option<&ColumnFacts>) -> Vec<PlanProbl
             format!("`alter table {table} alter column {column} drop expression`"),
         ));
     }
-    if !plan.may_use_new {
+    if !plan.may_use {
         problems.push(PlanProblem::blocking(
             format!(
                 "column {column} of {table} exists and was not added by this migration, which would overwrite its values"

@@ -33,14 +33,14 @@ pub(crate) struct CopyTrial<'a> {
     pub(crate) table: &'a str,
     /// As the catalog names them.
     pub(crate) key: &'a [String],
-    /// The new column, quoted, its type and its value. `None` where the value is computed in Rust.
-    pub(crate) new: &'a str,
-    pub(crate) new_type: &'a str,
-    pub(crate) value: Option<&'a str>,
+    /// The new columns, quoted, each with its type.
+    pub(crate) new: &'a [(String, String)],
+    /// Their values. `None` where they are computed in Rust.
+    pub(crate) values: Option<&'a [String]>,
     pub(crate) triggers: CopyTriggers,
 }
 
-/// The triggers that an update of the new column fires: their names, and the statements that make them on `cutover_trial`.
+/// The triggers that an update of the new columns fires: their names, and the statements that make them on `cutover_trial`.
 const FIRED: &str = "\
 select t.tgname::text, replace(pg_get_triggerdef(t.oid), format(' ON %s ', format('%I.%I', n.nspname, c.relname)), \
         ' ON pg_temp.cutover_trial ') \
@@ -49,7 +49,7 @@ select t.tgname::text, replace(pg_get_triggerdef(t.oid), format(' ON %s ', forma
     where t.tgrelid = to_regclass($1) and not t.tgisinternal and f.nspname <> 'cutover' and t.tgtype & 16 <> 0 \
         and (t.tgenabled = 'A' or t.tgenabled = 'O' and not $3) \
         and (t.tgattr::text = '' or exists (select from pg_attribute a \
-            where a.attrelid = c.oid and a.attname = $2 and a.attnum = any (t.tgattr::int2[]))) \
+            where a.attrelid = c.oid and a.attname = any ($2) and a.attnum = any (t.tgattr::int2[]))) \
     order by t.tgname";
 
 /// What stands against the copy because of triggers, and which triggers it fires.
@@ -59,13 +59,10 @@ pub(crate) async fn try_copy(
     facts: &TableFacts,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let table = trial.table;
+    let names: Vec<String> = trial.new.iter().map(|(name, _)| super::names::unquote(name)).collect();
     let skips = trial.triggers == CopyTriggers::Skip;
-    let fired: Vec<(String, String)> = unprepared::query_as(FIRED)
-        .bind(table)
-        .bind(super::names::unquote(trial.new))
-        .bind(skips)
-        .fetch_all(&mut *connection)
-        .await?;
+    let fired: Vec<(String, String)> =
+        unprepared::query_as(FIRED).bind(table).bind(&names).bind(skips).fetch_all(&mut *connection).await?;
     let mut problems = Vec::new();
     if skips && let Some(problem) = may_skip(connection, facts).await? {
         problems.push(problem);
@@ -73,22 +70,27 @@ pub(crate) async fn try_copy(
     if fired.is_empty() {
         return Ok(problems);
     }
-    let names: Vec<String> = fired.iter().map(|(name, _)| quote(name)).collect();
-    let names = names.join(", ");
+    let fired_names: Vec<String> = fired.iter().map(|(name, _)| quote(name)).collect();
+    let fired_names = fired_names.join(", ");
     let mut tx = connection.begin().await?;
-    let outcome = changed(&mut tx, trial, facts, &fired).await;
+    let outcome = changed(&mut tx, trial, facts, &fired, &names).await;
     tx.rollback().await?;
     let decide = "let the triggers check `current_setting('cutover.copying', true) = 'on'` and return early, or use \
         `.let_triggers_fire()` or `.skip_triggers()`";
     let is_decided = trial.triggers == CopyTriggers::Fire;
     let found = match outcome {
         Err(error @ sqlx::Error::Database(_)) => (
-            format!("a copy fires the triggers {names} of {table}, and fails: {}", describe_error(&error)),
+            format!(
+                "a copy fires the triggers {fired_names} of {table}, and fails: {}",
+                describe_error(&error)
+            ),
             !is_decided,
         ),
         Err(error) => return Err(error),
         Ok(changed) if changed.is_empty() => (
-            format!("a copy fires the triggers {names} of {table}, which change no other column of the rows"),
+            format!(
+                "a copy fires the triggers {fired_names} of {table}, which change no other column of the rows"
+            ),
             false,
         ),
         Ok(changed) => {
@@ -97,7 +99,10 @@ pub(crate) async fn try_copy(
                 .map(|(column, count, of)| format!("{} in {count} of {of} rows", quote(column)))
                 .collect();
             (
-                format!("a copy fires the triggers {names} of {table}, which change {}", columns.join(", ")),
+                format!(
+                    "a copy fires the triggers {fired_names} of {table}, which change {}",
+                    columns.join(", ")
+                ),
                 !is_decided,
             )
         }
@@ -140,18 +145,30 @@ async fn changed(
     trial: &CopyTrial<'_>,
     facts: &TableFacts,
     fired: &[(String, String)],
+    new_names: &[String],
 ) -> Result<Vec<(String, i64, i64)>, sqlx::Error> {
-    let CopyTrial { table, key, new, new_type, value, .. } = trial;
+    let CopyTrial { table, key, new, values, .. } = trial;
     let columns = facts.stored_columns();
     let create: String = fired.iter().map(|(_, create)| format!("{create}; ")).collect();
-    let value = value.map_or("null".to_owned(), |value| format!("({value}\n)"));
-    let reset = format!("update cutover_trial set {new} = null; ");
+    let set = |value: &dyn Fn(usize) -> String| {
+        let sets = new.iter().enumerate().map(|(number, (name, _))| format!("{name} = {}", value(number)));
+        format!("update cutover_trial set {}", sets.collect::<Vec<_>>().join(", "))
+    };
+    let copy = set(&|number| match values.and_then(|values| values.get(number)) {
+        Some(value) => format!("({value}\n)"),
+        None => "null".to_owned(),
+    });
+    let reset = set(&|_| "null".to_owned());
+    let add: String = new
+        .iter()
+        .map(|(name, sql_type)| {
+            format!("alter table cutover_trial add column if not exists {name} {sql_type}; ")
+        })
+        .collect();
     tx.execute(AssertSqlSafe(format!(
         "{}create temporary table cutover_trial (like {table} including defaults including generated) on commit drop; \
-         alter table cutover_trial add column if not exists {new} {new_type}; \
-         insert into cutover_trial ({columns}) overriding system value select {columns} from {table} limit {SAMPLE}; \
-         {reset}create temporary table cutover_before on commit drop as select * from cutover_trial; {create}\
-         update cutover_trial set {new} = {value}",
+         {add}insert into cutover_trial ({columns}) overriding system value select {columns} from {table} limit {SAMPLE}; \
+         {reset}; create temporary table cutover_before on commit drop as select * from cutover_trial; {create}{copy}",
         *ROW_WORK_SETTINGS
     )))
     .await?;
@@ -159,11 +176,11 @@ async fn changed(
     unprepared::query_as(AssertSqlSafe(format!(
         "select e.key, count(*), (select count(*) from cutover_before) \
          from cutover_before b join cutover_trial t on {} \
-             cross join lateral jsonb_each(to_jsonb(b.*) - $1) as e \
+             cross join lateral jsonb_each(to_jsonb(b.*) - $1::text[]) as e \
          where to_jsonb(t.*) -> e.key is distinct from e.value group by e.key order by e.key",
         equal.join(" and ")
     )))
-    .bind(super::names::unquote(new))
+    .bind(new_names)
     .fetch_all(tx)
     .await
 }

@@ -23,7 +23,7 @@ pub(crate) struct Resolved {
     pub(crate) generated: Vec<String>,
 }
 
-/// Resolves expressions over a row of `table` (quoted), which has a further column of this name and type, if any.
+/// Resolves expressions over a row of `table` (quoted), which has further columns of these names and types.
 ///
 /// Everything is rolled back.
 ///
@@ -33,12 +33,12 @@ pub(crate) struct Resolved {
 pub(crate) async fn resolve(
     connection: &mut PgConnection,
     table: &str,
-    added: Option<(&str, &str)>,
+    added: &[(String, String)],
     expressions: &[String],
 ) -> Result<Resolved, sqlx::Error> {
     let mut tx = connection.begin().await?;
     tx.execute(AssertSqlSafe(format!("create temporary table {ROW} (like {table}) on commit drop"))).await?;
-    if let Some((column, sql_type)) = added {
+    for (column, sql_type) in added {
         let add = format!("alter table {ROW} add column if not exists {column} {sql_type}");
         tx.execute(AssertSqlSafe(add)).await?;
     }

@@ -24,7 +24,10 @@ mod trial;
 
 pub(super) use attached::{Attached, Counterpart, Step, missing};
 pub(super) use attachments::Attachments;
-pub(super) use checks::{ColumnPlan, actions_on_old, column_problems, new_table_problems, table_problems};
+pub(super) use checks::{
+    NewColumnPlan, actions_on_old, new_column_problems, new_table_problems, old_column_problems,
+    table_problems,
+};
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
 pub(super) use expressions::{Resolved, look_up_type, resolve};
 pub(super) use names::{check_name, check_table, quote, quote_table, unquote};

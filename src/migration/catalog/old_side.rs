@@ -2,18 +2,18 @@ use sqlx::PgConnection;
 
 use crate::ledger::unprepared;
 
-/// What the end of a migration drops: a table, or a column of one.
+/// What the end of a migration drops: a table, or columns of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OldSide {
     /// The table, quoted as in SQL, with its schema if it was named with one.
     pub table: String,
-    /// The column as the catalog names it; `None` if the whole table is dropped.
-    pub column: Option<String>,
+    /// The columns as the catalog names them; empty if the whole table is dropped.
+    pub columns: Vec<String>,
 }
 
 impl OldSide {
-    /// What prevents the drop, or would be dropped with it unasked: everything that refers to the old side, except a
-    /// column's own default, its indexes and constraints that concern no other column, and what a table owns.
+    /// What prevents the drop, or would be dropped with it unasked: everything that refers to the old side, except the
+    /// columns' own defaults, their indexes and constraints that concern no other column, and what a table owns.
     ///
     /// `None` if it does not exist or is not on the session's `search_path`.
     pub(crate) async fn dependents(
@@ -22,39 +22,40 @@ impl OldSide {
     ) -> Result<Option<Vec<String>>, sqlx::Error> {
         let there: bool = unprepared::query_scalar(
             "select exists (select from pg_attribute where attrelid = to_regclass($1) and not attisdropped \
-                 and ($2::text is null or attname = $2))",
+                 and (cardinality($2) = 0 or attname = any ($2)))",
         )
         .bind(&self.table)
-        .bind(&self.column)
+        .bind(&self.columns)
         .fetch_one(&mut *connection)
         .await?;
         if !there {
             return Ok(None);
         }
-        let query = if self.column.is_some() { OF_COLUMN } else { OF_TABLE };
-        let query = unprepared::query_scalar(query).bind(&self.table).bind(&self.column);
+        let query = if self.columns.is_empty() { OF_TABLE } else { OF_COLUMNS };
+        let query = unprepared::query_scalar(query).bind(&self.table).bind(&self.columns);
         query.fetch_all(connection).await.map(Some)
     }
 }
 
 /// In Postgres 13 and 14 a generated column depends on the column itself, as a column of the same table; later its default
 /// does.
-const OF_COLUMN: &str = "select distinct case when d.classid = 'pg_rewrite'::regclass then \
+const OF_COLUMNS: &str = "with moved as (select attrelid, attnum from pg_attribute \
+        where attrelid = to_regclass($1) and attname = any ($2) and not attisdropped) \
+    select distinct case when d.classid = 'pg_rewrite'::regclass then \
             (select pg_describe_object('pg_class'::regclass, r.ev_class, 0) \
              from pg_rewrite r where r.oid = d.objid) \
         else pg_describe_object(d.classid, d.objid, d.objsubid) end as name \
-    from pg_attribute a \
+    from moved a \
     join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = a.attrelid \
         and d.refobjsubid = a.attnum \
-    where a.attrelid = to_regclass($1) and a.attname = $2 and not a.attisdropped \
-        and (d.deptype = 'n' \
+    where (d.deptype = 'n' \
             or d.classid = 'pg_class'::regclass and d.objid = a.attrelid and d.objsubid <> 0 \
             or exists ( \
             select 1 from pg_depend other where other.classid = d.classid and other.objid = d.objid \
                 and other.refclassid = d.refclassid and other.refobjid = d.refobjid \
-                and other.refobjsubid not in (0, a.attnum) and d.classid <> 'pg_attrdef'::regclass)) \
+                and other.refobjsubid <> 0 and other.refobjsubid not in (select attnum from moved) and d.classid <> 'pg_attrdef'::regclass)) \
         and not exists (select from pg_constraint k where d.classid = 'pg_constraint'::regclass and k.oid = d.objid \
-            and k.contype = 'c' and k.conrelid = a.attrelid and k.conkey = array[a.attnum]) \
+            and k.contype = 'c' and k.conrelid = a.attrelid and k.conkey <@ array(select attnum from moved)) \
     order by name";
 
 /// A foreign key from the table to itself is dropped with it.
@@ -64,6 +65,6 @@ const OF_TABLE: &str = "select distinct case when d.classid = 'pg_rewrite'::regc
         else pg_describe_object(d.classid, d.objid, d.objsubid) end as name \
     from pg_depend d \
     left join pg_constraint c on d.classid = 'pg_constraint'::regclass and c.oid = d.objid \
-    where d.refclassid = 'pg_class'::regclass and d.refobjid = to_regclass($1) and $2::text is null \
+    where d.refclassid = 'pg_class'::regclass and d.refobjid = to_regclass($1) and cardinality($2::text[]) = 0 \
         and d.deptype = 'n' and c.conrelid is distinct from d.refobjid \
     order by name";

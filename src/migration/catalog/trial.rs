@@ -1,4 +1,4 @@
-//! What only a trial shows: whether an insert may leave the old column out.
+//! What only a trial shows: whether an insert may leave the old columns out.
 
 use sqlx::postgres::PgDatabaseError;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
@@ -11,22 +11,23 @@ use crate::ledger::describe_error;
 /// A duplicate of a key: every other check has passed by then.
 const DUPLICATES: [&str; 2] = ["23505", "23P01"];
 
-/// Inserts a copy of some row without a column, as the service will from `retire` on. Rolled back in any case.
+/// Inserts a copy of some row without these columns, as the service will from `retire` on. Rolled back in any case.
 ///
-/// A refusal counts only if the same insert with the column is not refused in the same way. In an empty table nothing
+/// A refusal counts only if the same insert with the columns is not refused in the same way. In an empty table nothing
 /// can be tried, and nothing is claimed.
 pub(crate) async fn insert_without(
     connection: &mut PgConnection,
     table: &str,
     facts: &TableFacts,
-    column: &str,
+    columns: &[String],
 ) -> Result<Option<PlanProblem>, sqlx::Error> {
-    let Some(without) = refusal(connection, table, facts, Some(column)).await? else { return Ok(None) };
-    let with = refusal(connection, table, facts, None).await?;
+    let Some(without) = refusal(connection, table, facts, columns).await? else { return Ok(None) };
+    let with = refusal(connection, table, facts, &[]).await?;
     if with.as_ref().and_then(identity) == identity(&without) {
         return Ok(None);
     }
-    let (column, reason) = (quote(column), describe_error(&without));
+    let names: Vec<String> = columns.iter().map(|column| quote(column)).collect();
+    let (column, reason) = (names.join(", "), describe_error(&without));
     Ok(Some(PlanProblem::blocking(
         format!(
             "an insert into {table} without column {column} fails, as every insert would from `retire` on: {reason}"
@@ -39,12 +40,12 @@ async fn refusal(
     connection: &mut PgConnection,
     table: &str,
     facts: &TableFacts,
-    left_out: Option<&str>,
+    left_out: &[String],
 ) -> Result<Option<sqlx::Error>, sqlx::Error> {
     let columns: Vec<String> = facts
         .columns
         .iter()
-        .filter(|column| !column.is_generated && Some(&*column.name) != left_out)
+        .filter(|column| !column.is_generated && !left_out.contains(&column.name))
         .map(|column| quote(&column.name.replace('"', "\"\"")))
         .collect();
     let columns = columns.join(", ");

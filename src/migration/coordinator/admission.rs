@@ -67,8 +67,7 @@ pub(crate) async fn schema_problem(
     let name = &spec.name;
     if let Some((entry, ending)) = entry.and_then(|entry| Some((entry, entry.ended?))) {
         let Some(declared) = plan.old_side() else { return Ok(None) };
-        let known =
-            plans::another_old_side(tx, entry.id, &declared.table, declared.column.as_deref()).await?;
+        let known = plans::another_old_side(tx, entry.id, &declared.table, &declared.columns).await?;
         let ended = match ending {
             Ending::Finished => "finished",
             Ending::Abandoned => "abandoned",

@@ -69,7 +69,8 @@ impl Agent {
                 let error = describe_error(&error);
                 tracing::warn!(error, migration = spec.name, "could not publish the plan in the ledger");
             }
-            let migration = Migration::new(&spec.name, id, fleet.lease().clone());
+            let columns = spec.plan.as_ref().and_then(|plan| plan.mirrored_columns());
+            let migration = Migration::new(&spec.name, id, fleet.lease().clone(), columns);
             migrations.push((spec, migration));
         }
         let migrations: Arc<[_]> = migrations.into();
@@ -158,7 +159,7 @@ async fn publish(fleet: &Fleet, migration: i32, spec: &MigrationSpec) -> Result<
         has_plan: spec.plan.is_some(),
         tasks: &tasks,
         old_table: old_side.as_ref().map(|old_side| &*old_side.table),
-        old_column: old_side.as_ref().and_then(|old_side| old_side.column.as_deref()),
+        old_columns: old_side.as_ref().map_or(&[], |old_side| &*old_side.columns),
         desired_from: spec.desired.actor(),
     };
     plans::publish(fleet.ledger(), &plan).await

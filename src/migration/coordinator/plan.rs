@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::phase::{Phase, SchemaState, Target, Task};
-use crate::migration::runtime::Migration;
+use crate::migration::runtime::{Migration, MirroredColumns};
 
 /// Where a migration's desired phase comes from.
 ///
@@ -85,6 +85,12 @@ pub trait Plan: Send + Sync + fmt::Debug {
     ///
     /// If there is an old side, only instances that have a plan drive the migration.
     fn old_side(&self) -> Option<OldSide> {
+        None
+    }
+
+    /// The columns whose writes the guard trigger mirrors for the service. None by default.
+    #[doc(hidden)]
+    fn mirrored_columns(&self) -> Option<MirroredColumns> {
         None
     }
 

@@ -3,13 +3,12 @@
 use serde::Serialize;
 
 use super::dual_write::DualWrite;
-use super::key::Key;
 use super::reading::Reads;
 use super::repository_error::RepositoryError;
 use super::rows::{Keyed, Rows};
 use super::write_steps::{Writes, check_same_key, explain_duplicate, inserted_key};
 use crate::migration::phase::Side;
-use crate::migration::runtime::{Error, FencedTransaction, PinnedTx};
+use crate::migration::runtime::{Error, FencedTransaction, Key, PinnedTx};
 
 impl<O, N, B> DualWrite<O, N, B> {
     /// Writes with a closure for each side, on the sides that the transaction's phase writes.

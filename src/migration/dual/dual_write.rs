@@ -2,10 +2,9 @@
 
 use std::fmt;
 
-use super::key::Key;
 use super::reading::{Reading, Reads};
 use crate::migration::phase::{Percent, Phase, Side};
-use crate::migration::runtime::{Error, FencedTransaction, Migration, PinnedTx};
+use crate::migration::runtime::{Error, FencedTransaction, Key, Migration, PinnedTx};
 
 /// Two repositories, one for each side, behind the interface of one.
 ///
@@ -94,7 +93,7 @@ pub enum Separate {}
 impl<O, N> DualWrite<O, N> {
     /// Combines the repositories of the two sides of a migration.
     pub fn new(migration: Migration, old: O, new: N) -> Self {
-        let seed = Key::of(migration.name()).seed();
+        let seed = migration.seed();
         Self { migration, old, new, at_once: None, seed, repairs: false }
     }
 

@@ -1,8 +1,7 @@
-//! The repositories of both sides behind the interface of one: dual writes, keys, shadow reads and repair.
+//! The repositories of both sides behind the interface of one: dual writes, shadow reads and repair.
 
 mod closures;
 mod dual_write;
-mod key;
 mod reading;
 mod repair;
 mod repository_error;
@@ -11,7 +10,6 @@ mod shadow;
 mod write_steps;
 
 pub use dual_write::{DualWrite, Separate};
-pub use key::Key;
 pub use reading::{Reading, Reads};
 pub use repair::Repaired;
 pub(super) use repair::{due_repairs, finish_repair, may_repair};

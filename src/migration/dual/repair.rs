@@ -102,7 +102,7 @@ pub(crate) async fn due_repairs<P: FencedPool>(
     pool: &P,
     sides: &[&str],
 ) -> Result<Vec<Repair>, Error> {
-    let mut tx = migration.begin(pool).await?;
+    let mut tx = migration.begin_work(pool).await?;
     let due = match may_repair(tx.phase()) {
         true => repairs::due(&mut tx, migration.id(), sides).await?,
         false => Vec::new(),
@@ -138,7 +138,7 @@ pub(crate) async fn finish_repair<P: FencedPool, E: RepositoryError<Kind>, Kind>
     };
     tracing::warn!(migration = migration.name(), key = repair.key, error, "row not repaired");
     done.failed += 1;
-    let mut tx = migration.begin(pool).await?;
+    let mut tx = migration.begin_work(pool).await?;
     let max_attempts = (!is_transient).then_some(MAX_ATTEMPTS);
     repairs::fail(&mut tx, migration.id(), repair, &error, max_attempts).await?;
     tx.commit().await

@@ -10,9 +10,9 @@ use super::delivery::{deliver_due, from_json, to_json};
 use super::plan::MirrorMigration;
 use super::store::{MirrorSource, MirrorStore, StoreError};
 use crate::ledger::repairs::{self, Repair};
-use crate::migration::dual::{Key, Repaired};
+use crate::migration::dual::Repaired;
 use crate::migration::phase::Side;
-use crate::migration::runtime::{Error, Migration, PinnedTx};
+use crate::migration::runtime::{Error, Key, Migration, PinnedTx};
 
 /// How long a commit waits for its rows to arrive before it leaves them to [`Mirror::run_delivery`].
 const INLINE_DELIVERY: Duration = Duration::from_millis(500);

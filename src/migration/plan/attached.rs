@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use super::description::{Description, Shape};
+use super::description::Description;
 use super::refusal::refuse;
 use crate::ledger::unprepared;
 use crate::migration::batch::{MappingCode, begin, keyset};
@@ -25,10 +25,12 @@ pub(crate) async fn before_step(
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    if let Some((old, _)) = plan.columns()
+    if plan.moves_columns()
         && let Some(facts) = TableFacts::read(connection, plan.old_table()).await?
     {
-        found.extend(actions_on_old(plan.old_table(), &old, &facts));
+        for column in plan.old_columns() {
+            found.extend(actions_on_old(plan.old_table(), &column, &facts));
+        }
     }
     if phase == Phase::Verify {
         found.extend(lacking(plan, connection).await?.into_iter().map(|(_, problem)| problem));
@@ -51,7 +53,9 @@ pub(crate) async fn lacking(
         },
     };
     let columns = counterparts(plan, connection).await?;
-    let sides = Counterpart { old_table, new_table, columns: &columns };
+    let mut unmatched = plan.old_columns();
+    unmatched.retain(|column| !columns.iter().any(|(old, _)| old == column));
+    let sides = Counterpart { old_table, new_table, columns: &columns, unmatched: &unmatched };
     let found = missing(&sides, &old, other.as_ref().unwrap_or(&old));
     let wanted = found.into_iter().filter(|attached| !plan.changes.waived.contains(&attached.name));
     Ok(wanted.map(|attached| (attached.clone(), problem(plan, &attached))).collect())
@@ -62,10 +66,17 @@ async fn counterparts(
     plan: &Description,
     connection: &mut PgConnection,
 ) -> Result<Vec<(String, String)>, sqlx::Error> {
-    let Shape::Table { .. } = &plan.shape else { return Ok(plan.columns().into_iter().collect()) };
+    if plan.moves_columns()
+        && let ([old], [new]) = (&*plan.old_columns(), &*plan.new_columns())
+    {
+        return Ok(vec![(old.clone(), new.clone())]);
+    }
     let key = keyset::find(connection, plan.old_table(), &plan.outline.key).await?;
     let key = key.map(|key| key.plain_names()).unwrap_or_default();
-    let mut columns: Vec<(String, String)> = key.into_iter().map(|name| (name.clone(), name)).collect();
+    let mut columns: Vec<(String, String)> = match plan.moves_columns() {
+        true => Vec::new(),
+        false => key.into_iter().map(|name| (name.clone(), name)).collect(),
+    };
     let forward = &plan.outline.sides.forward;
     if let MappingCode::Sql(expressions) = &forward.code {
         columns.extend(expressions.iter().zip(&forward.columns).filter_map(|(expression, column)| {
@@ -77,6 +88,11 @@ async fn counterparts(
                 false => None,
             }
         }));
+    }
+    if plan.moves_columns() {
+        // A mapping may also use columns that do not move.
+        let old = plan.old_columns();
+        columns.retain(|(name, _)| old.contains(name));
     }
     Ok(columns)
 }

@@ -25,6 +25,7 @@ pub struct SqlMigrationBuilder<S> {
     pub(super) changes: Changes,
     pub(super) sensitive: bool,
     pub(super) has_guard: bool,
+    pub(super) mirrors: bool,
     pub(super) uses_existing: bool,
     pub(super) by_files: bool,
     pub(super) sides: S,
@@ -49,6 +50,7 @@ impl<S> SqlMigrationBuilder<S> {
             changes: Changes::default(),
             sensitive: false,
             has_guard: true,
+            mirrors: false,
             uses_existing: false,
             by_files: false,
             sides,
@@ -214,13 +216,23 @@ impl<S> SqlMigrationBuilder<S> {
     ) -> Result<Description, ConfigError> {
         ConfigError::check(problems)?;
         let Self {
-            pool, key, batches, throttle, changes, sensitive, has_guard, uses_existing, by_files, ..
+            pool,
+            key,
+            batches,
+            throttle,
+            changes,
+            sensitive,
+            has_guard,
+            mirrors,
+            uses_existing,
+            by_files,
+            ..
         } = self;
         let Described { old, new, forward, backward, shape } = sides(self.sides);
         let sides = Sides { old: quote_table(&old), new: quote_table(&new), forward, backward };
         let skips_triggers = changes.triggers == CopyTriggers::Skip;
         let outline = Outline { pool, sides, key, batches, throttle, sensitive, skips_triggers };
-        Ok(Description { outline, shape, changes, has_guard, uses_existing, by_files })
+        Ok(Description { outline, shape, changes, has_guard, mirrors, uses_existing, by_files })
     }
 }
 

@@ -4,6 +4,7 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use super::description::{Description, Shape, not_null_check, not_null_steps};
 use super::expand::find_guard;
+use crate::ledger::plans::side_name;
 use crate::ledger::{guard_triggers, sides, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::{OldSide, take_over_sequences, unquote};
@@ -26,11 +27,12 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         tx.rollback().await?;
         return Ok(());
     };
-    let column = sides.old.column;
-    let old = OldSide { table: table.clone(), column: column.as_deref().map(unquote) };
+    let columns = sides.old.columns;
+    let old =
+        OldSide { table: table.clone(), columns: columns.iter().map(|column| unquote(column)).collect() };
     let dependents = old.dependents(&mut tx).await?.unwrap_or_default();
-    let sequences = match (&column, &sides.new.table) {
-        (None, Some(new)) => take_over_sequences(&mut tx, &table, new).await?,
+    let sequences = match (&*columns, &sides.new.table) {
+        ([], Some(new)) => take_over_sequences(&mut tx, &table, new).await?,
         _ => Vec::new(),
     };
     tx.rollback().await?;
@@ -39,13 +41,14 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         return Err(PlanError::Refused(format!(
             "{} cannot be dropped because other objects depend on it: {}; to fix: drop them, or add \
              `.contract_sql(\"drop …\")` for each",
-            column.as_ref().map_or(format!("table {table}"), |column| format!("column {column} of {table}")),
+            side_name(&table, &columns),
             dependents.join(", ")
         )));
     }
-    if let Shape::Column { new, not_null: true, .. } = &plan.shape {
-        let new = sides.new.column.as_deref().unwrap_or(new);
-        forbid_nulls(plan, &table, new, migration).await?;
+    if let Shape::Columns { not_null: true, .. } = &plan.shape {
+        for column in &sides.new.columns {
+            forbid_nulls(plan, &table, column, migration).await?;
+        }
     }
     if plan.by_files {
         return disarm(plan, &table, sides.old.relation, migration).await;
@@ -56,7 +59,7 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         .into_iter()
         .chain(plan.changes.contract.clone())
         .chain(sequences)
-        .chain([plan.drop(&table, column.as_deref())])
+        .chain([plan.drop(&table, &columns)])
         .collect();
     drop_old_side(&plan.outline.pool, &table, migration, &statements.join(";\n")).await
 }

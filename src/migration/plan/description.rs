@@ -17,6 +17,8 @@ pub(crate) struct Description {
     pub(crate) shape: Shape,
     pub(crate) changes: Changes,
     pub(crate) has_guard: bool,
+    /// Whether the guard trigger mirrors what the service writes.
+    pub(crate) mirrors: bool,
     /// Whether a new side that somebody else made may be used, with what it holds.
     pub(crate) uses_existing: bool,
     /// Whether files of the team add the new side and drop the old one.
@@ -26,8 +28,8 @@ pub(crate) struct Description {
 /// What the two sides are.
 #[derive(Debug, Clone)]
 pub(crate) enum Shape {
-    /// Two columns of one table. Names are quoted.
-    Column { old: String, new: String, new_type: String, not_null: bool },
+    /// Columns of one table, which the two mappings name. `types` are those of the new ones.
+    Columns { types: Vec<String>, not_null: bool },
     /// Two tables, the new one created by this statement, if any.
     Table { create: Option<String> },
 }
@@ -43,23 +45,47 @@ impl Description {
         &self.outline.sides.new
     }
 
-    /// The columns of the old and of the new side as the catalog has them; `None` where the sides are tables.
-    pub(crate) fn columns(&self) -> Option<(String, String)> {
+    /// The columns of the old side as the catalog has them; empty where the sides are tables.
+    pub(crate) fn old_columns(&self) -> Vec<String> {
+        self.names_if_columns(&self.outline.sides.backward)
+    }
+
+    /// The columns of the new side as the catalog has them; empty where the sides are tables.
+    pub(crate) fn new_columns(&self) -> Vec<String> {
+        self.names_if_columns(&self.outline.sides.forward)
+    }
+
+    fn names_if_columns(&self, mapping: &Mapping) -> Vec<String> {
         match &self.shape {
-            Shape::Column { old, new, .. } => Some((unquote(old), unquote(new))),
-            Shape::Table { .. } => None,
+            Shape::Columns { .. } => mapping.columns.iter().map(|column| unquote(column)).collect(),
+            Shape::Table { .. } => Vec::new(),
+        }
+    }
+
+    /// Whether both sides are columns of one table.
+    pub(crate) fn moves_columns(&self) -> bool {
+        matches!(self.shape, Shape::Columns { .. })
+    }
+
+    /// The columns that `expand` adds, quoted, each with its type.
+    pub(crate) fn added(&self) -> Vec<(String, String)> {
+        match &self.shape {
+            Shape::Columns { types, .. } => {
+                self.outline.sides.forward.columns.iter().cloned().zip(types.iter().cloned()).collect()
+            }
+            Shape::Table { .. } => Vec::new(),
         }
     }
 
     pub(crate) fn old_side(&self) -> OldSide {
-        OldSide { table: self.old_table().to_owned(), column: self.columns().map(|(old, _)| old) }
+        OldSide { table: self.old_table().to_owned(), columns: self.old_columns() }
     }
 
     /// The guard trigger, for a key of these columns.
     pub(crate) fn guard(&self, key: &[String]) -> Option<GuardTrigger> {
         let sides = &self.outline.sides;
         self.has_guard.then(|| match &self.shape {
-            Shape::Column { old, new, .. } => GuardTrigger::on_column(old, new, sides, key),
+            Shape::Columns { .. } => GuardTrigger::on_columns_of(sides, key),
             Shape::Table { .. } => GuardTrigger::on_table(sides, key),
         })
     }
@@ -76,31 +102,37 @@ impl Description {
     /// The statement that makes the new side. `None` where somebody else has to make it.
     pub(crate) fn create(&self) -> Option<String> {
         match &self.shape {
-            Shape::Column { new, new_type, .. } => {
-                Some(format!("alter table {} add column if not exists {new} {new_type}", self.old_table()))
+            Shape::Columns { .. } => {
+                Some(format!("alter table {}{}", self.old_table(), add_columns(&self.added())))
             }
             Shape::Table { create } => create.clone(),
         }
     }
 
-    /// The statement that drops the old side, whose table and column have these quoted names now.
-    pub(crate) fn drop(&self, table: &str, column: Option<&str>) -> String {
-        match column {
-            Some(column) => format!("alter table {table} drop column if exists {column}"),
-            None => format!("drop table if exists {table}"),
+    /// The statement that drops the old side, whose table and columns have these quoted names now.
+    pub(crate) fn drop(&self, table: &str, columns: &[String]) -> String {
+        let drops: Vec<String> =
+            columns.iter().map(|column| format!("drop column if exists {column}")).collect();
+        match &*drops {
+            [] => format!("drop table if exists {table}"),
+            drops => format!("alter table {table} {}", drops.join(", ")),
         }
+    }
+
+    /// The statement that drops the old side under the names of the plan.
+    fn drop_by_name(&self) -> String {
+        let columns: &[String] = match &self.shape {
+            Shape::Columns { .. } => &self.outline.sides.backward.columns,
+            Shape::Table { .. } => &[],
+        };
+        self.drop(self.old_table(), columns)
     }
 
     /// See [`Plan::files`](crate::migration::coordinator::Plan::files).
     pub(crate) fn files(&self) -> Vec<(Task, String)> {
-        let column = match &self.shape {
-            Shape::Column { old, .. } => Some(old.as_str()),
-            Shape::Table { .. } => None,
-        };
         let text = |statements: Vec<String>| statements.iter().map(|one| format!("{one};\n")).collect();
         let expand = self.create().into_iter().chain(self.changes.expand.clone()).collect();
-        let drop = self.drop(self.old_table(), column);
-        let contract = self.changes.contract.iter().cloned().chain([drop]).collect();
+        let contract = self.changes.contract.iter().cloned().chain([self.drop_by_name()]).collect();
         vec![(Task::Expand, text(expand)), (Task::Contract, text(contract))]
     }
 
@@ -110,7 +142,7 @@ impl Description {
         let sides = &self.outline.sides;
         let placeholder = |mapping: &Mapping| vec![ColumnType::unknown(); mapping.columns.len()];
         let new_types = match &self.shape {
-            Shape::Column { new_type, .. } => vec![ColumnType::described(new_type)],
+            Shape::Columns { types, .. } => types.iter().map(|text| ColumnType::described(text)).collect(),
             Shape::Table { .. } => placeholder(&sides.forward),
         };
         let scope = self.scope(Keyset::named(&key), placeholder(&sides.backward), new_types);
@@ -119,18 +151,18 @@ impl Description {
         let disarm = self.has_guard.then(|| guard_triggers::disarm(self.old_table(), UNKNOWN_ID));
         let expand: Vec<String> =
             self.create().into_iter().chain(arm).chain(self.changes.expand.clone()).collect();
-        let (not_null, column) = match &self.shape {
-            Shape::Column { old, new, not_null, .. } => {
-                let steps = not_null_steps(self.old_table(), new, UNKNOWN_ID);
-                (if *not_null { steps.to_vec() } else { Vec::new() }, Some(old.as_str()))
+        let not_null: Vec<String> = match &self.shape {
+            Shape::Columns { not_null: true, .. } => {
+                let steps = |column: &String| not_null_steps(self.old_table(), column, UNKNOWN_ID);
+                sides.forward.columns.iter().flat_map(steps).collect()
             }
-            Shape::Table { .. } => (Vec::new(), None),
+            _ => Vec::new(),
         };
         let contract: Vec<String> = not_null
             .into_iter()
             .chain(disarm)
             .chain(self.changes.contract.clone())
-            .chain([self.drop(self.old_table(), column)])
+            .chain([self.drop_by_name()])
             .collect();
         let mut tasks = scope.described(&expand.join(";\n"), &contract.join(";\n"));
         self.changes.describe(self.new_table(), &mut tasks);
@@ -138,7 +170,16 @@ impl Description {
     }
 }
 
-/// The constraint through which the new column becomes `NOT NULL`. Its name carries the migration's id, so that two
+/// The part of a statement that adds columns, also as the only ones of an empty list.
+pub(crate) fn add_columns(columns: &[(String, String)]) -> String {
+    let adds: Vec<String> = columns
+        .iter()
+        .map(|(column, sql_type)| format!(" add column if not exists {column} {sql_type}"))
+        .collect();
+    adds.join(",")
+}
+
+/// The constraint through which a new column becomes `NOT NULL`. Its name carries the migration's id, so that two
 /// migrations of one table never replace each other's.
 pub(crate) fn not_null_check(id: &str) -> String {
     format!("\"cutover_{id}_not_null\"")

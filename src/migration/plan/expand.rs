@@ -24,9 +24,10 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
     refuse(&found)?;
     let exists = new_side_exists(plan, &mut connection).await?;
     if plan.by_files && !exists {
-        let new_side = match plan.columns() {
-            Some((_, new)) => format!("column {new:?} of {}", plan.old_table()),
-            None => format!("table {}", plan.new_table()),
+        let new_side = match &*plan.new_columns() {
+            [] => format!("table {}", plan.new_table()),
+            [column] => format!("column {column:?} of {}", plan.old_table()),
+            columns => format!("columns {} of {}", columns.join(", "), plan.old_table()),
         };
         return Err(PlanError::NotNow(format!(
             "{new_side}, which a migration file adds (`schema_by_files`); to unblock: run that file, which \
@@ -39,10 +40,9 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
         true => Vec::new(),
         false => plan.create().into_iter().chain(plan.changes.expand.clone()).collect(),
     };
-    let columns = plan.columns();
-    let columns = columns.as_ref().map_or([None, None], |(old, new)| [Some(&**old), Some(&**new)]);
+    let (old, new) = (plan.old_columns(), plan.new_columns());
     let tables = [plan.old_table(), plan.new_table()];
-    let record = sides::record(&migration.id().to_string(), tables, columns, !exists);
+    let record = sides::record(&migration.id().to_string(), tables, [&old, &new], !exists);
     let pool = &plan.outline.pool;
     if let (Shape::Table { .. }, false) = (&plan.shape, exists) {
         // The trigger names the new table with its schema, which only the server knows. No write is lost in between,
@@ -87,11 +87,7 @@ async fn armed(
     migration: &Migration,
     connection: &mut PgConnection,
 ) -> Result<String, PlanError> {
-    let added = match &plan.shape {
-        Shape::Column { new, new_type, .. } => Some((new.as_str(), new_type.as_str())),
-        Shape::Table { .. } => None,
-    };
-    guard.armed(connection, added, migration.id()).await?.map_err(|reason| {
+    guard.armed(connection, &plan.added(), migration.id()).await?.map_err(|reason| {
         PlanError::Refused(format!(
             "the guard trigger of {} cannot compute the mapping: {reason}",
             plan.old_table()
@@ -113,11 +109,11 @@ pub(crate) async fn find_guard(
 
 async fn new_side_exists(plan: &Description, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     unprepared::query_scalar(
-        "select exists (select from pg_attribute where attrelid = to_regclass($1) and not attisdropped \
-             and ($2::text is null or attname = $2)) or ($2::text is null and to_regclass($1) is not null)",
+        "select to_regclass($1) is not null and (select count(*) = cardinality($2) from pg_attribute \
+             where attrelid = to_regclass($1) and not attisdropped and attname = any ($2))",
     )
     .bind(plan.new_table())
-    .bind(plan.columns().map(|(_, new)| new))
+    .bind(plan.new_columns())
     .fetch_one(connection)
     .await
 }

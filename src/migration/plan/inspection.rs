@@ -3,14 +3,14 @@
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::attached::lacking;
-use super::description::{Description, Shape};
+use super::description::{Description, add_columns};
 use super::refusal::refuse;
 use super::round_trip::try_mappings;
 use crate::ledger::{describe_error, sides, sql_state, unprepared};
 use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
-    ColumnPlan, CopyTrial, PlanProblem, Resolved, TableFacts, column_problems, insert_without, look_up_type,
-    new_table_problems, resolve, table_problems, try_copy, unquote,
+    CopyTrial, NewColumnPlan, PlanProblem, Resolved, TableFacts, insert_without, look_up_type,
+    new_column_problems, new_table_problems, old_column_problems, resolve, table_problems, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Migration;
@@ -55,9 +55,9 @@ pub(crate) async fn problems(
         }
     };
     let may_use_new = plan.uses_existing || known.as_ref().is_some_and(|known| known.new.made);
-    match plan.columns() {
-        Some((old, new)) => {
-            problems.extend(of_columns(plan, &facts, (&old, &new), may_use_new, &mut tx).await?);
+    match plan.moves_columns() {
+        true => {
+            problems.extend(of_columns(plan, &facts, may_use_new, &mut tx).await?);
             problems.extend(lacking(plan, &mut tx).await?.into_iter().map(|(_, problem)| problem));
             let is_refused = problems.iter().any(|problem| problem.is_blocking);
             if let (false, Some(key)) = (is_refused, &key) {
@@ -65,7 +65,7 @@ pub(crate) async fn problems(
                 problems.extend(try_mappings(plan, &facts, None, key, &mut tx).await?);
             }
         }
-        None => problems.extend(of_tables(plan, &facts, key.as_ref(), may_use_new, &mut tx).await?),
+        false => problems.extend(of_tables(plan, &facts, key.as_ref(), may_use_new, &mut tx).await?),
     }
     if !problems.iter().any(|problem| problem.is_blocking) {
         problems.extend(of_indexes(plan, &mut tx).await?);
@@ -92,8 +92,8 @@ async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<Pla
     for index in &plan.changes.indexes {
         let mut attempt = tx.begin().await?;
         let mut statement = format!("create temporary table cutover_indexed (like {table}){partitioned}; ");
-        if let Shape::Column { new, new_type, .. } = &plan.shape {
-            statement += &format!("alter table cutover_indexed add column if not exists {new} {new_type}; ");
+        if plan.moves_columns() {
+            statement += &format!("alter table cutover_indexed{}; ", add_columns(&plan.added()));
         }
         statement += &index.create_blocking("pg_temp.cutover_indexed");
         match attempt.execute(sqlx::AssertSqlSafe(statement)).await {
@@ -120,8 +120,15 @@ async fn claimed_by_others(
     migration: Option<i32>,
     tx: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-    let (old, new) = plan.columns().unzip();
-    let sides = [(plan.old_table(), old), (plan.new_table(), new)];
+    let sides = match plan.moves_columns() {
+        true => plan
+            .old_columns()
+            .into_iter()
+            .chain(plan.new_columns())
+            .map(|name| (plan.old_table(), Some(name)))
+            .collect(),
+        false => vec![(plan.old_table(), None), (plan.new_table(), None)],
+    };
     let mut problems = Vec::new();
     for (table, column) in sides {
         let what = column.as_ref().map_or_else(|| table.to_owned(), |column| format!("{table}.{column}"));
@@ -151,56 +158,72 @@ async fn missing(table: &str, tx: &mut PgConnection) -> Result<PlanProblem, sqlx
 async fn of_columns(
     plan: &Description,
     facts: &TableFacts,
-    (old, new): (&str, &str),
     may_use_new: bool,
     tx: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-    let Shape::Column { new: quoted, new_type, .. } = &plan.shape else { return Ok(Vec::new()) };
-    let table = plan.old_table();
+    let (table, added, old) = (plan.old_table(), plan.added(), plan.old_columns());
     let mut problems = Vec::new();
-    let canonical = match look_up_type(tx, new_type).await {
-        Ok(found) => {
-            // It would lock everybody out for as long as the rewrite takes, and older snapshots would see an empty table.
-            if found.rewrites && facts.column(new).is_none() {
-                problems.push(blocking(
-                    format!(
-                        "adding column {quoted} of type {} would rewrite {table}, because the type is a domain with a \
-                         constraint or with a default that is computed for each row",
-                        found.name
-                    ),
-                    format!(
-                        "use the type under the domain, and give the column the same check with \
-                         `.expand_sql(\"alter table {} add check (…) not valid\")`",
-                        table.replace('"', "")
-                    ),
-                ));
-            }
-            Some(found.name)
-        }
-        Err(error @ sqlx::Error::Database(_)) => {
-            problems.push(not_computed(&format!("type `{new_type}` of the new column"), &error));
-            None
-        }
-        Err(error) => return Err(error),
-    };
-    let described = ColumnPlan { table, old, new, new_type: canonical.as_deref(), may_use_new };
-    problems.extend(column_problems(&described, facts));
-    if facts.column(old).is_none() || canonical.is_none() {
+    for column in &old {
+        problems.extend(old_column_problems(table, column, facts));
+    }
+    let mut are_types = true;
+    for ((quoted, sql_type), name) in added.iter().zip(plan.new_columns()) {
+        let (found, problem) = type_of_new(table, quoted, sql_type, facts, tx).await?;
+        are_types &= found.is_some();
+        problems.extend(problem);
+        let described =
+            NewColumnPlan { table, name: &name, sql_type: found.as_deref(), may_use: may_use_new };
+        problems.extend(new_column_problems(&described, facts));
+    }
+    if !are_types || old.iter().any(|column| facts.column(column).is_none()) {
         return Ok(problems);
     }
-    let added = Some((quoted.as_str(), new_type.as_str()));
     let sides = &plan.outline.sides;
     for (field, mapping) in [("forward", &sides.forward), ("backward", &sides.backward)] {
-        // If the old column itself is generated, another problem says what to do.
-        let is_generated = facts.column(old).is_some_and(|column| column.is_generated);
-        let is_guarded = plan.has_guard && field == "forward" && !is_generated;
-        problems.extend(of_mapping(field, table, added, &mapping.code, is_guarded, tx).await?);
+        // If an old column itself is generated, another problem says what to do.
+        let is_generated = |column: &String| facts.column(column).is_some_and(|column| column.is_generated);
+        let is_guarded = plan.has_guard && field == "forward" && !old.iter().any(is_generated);
+        problems.extend(of_mapping(field, table, &added, &mapping.code, is_guarded, tx).await?);
     }
     let is_refused = problems.iter().any(|problem| problem.is_blocking);
-    if !is_refused && let Some(problem) = insert_without(tx, table, facts, old).await? {
+    if !is_refused && let Some(problem) = insert_without(tx, table, facts, &old).await? {
         problems.push(problem);
     }
     Ok(problems)
+}
+
+/// The name that the server gives to the type of a new column, and what stands against adding it.
+async fn type_of_new(
+    table: &str,
+    column: &str,
+    sql_type: &str,
+    facts: &TableFacts,
+    tx: &mut PgConnection,
+) -> Result<(Option<String>, Option<PlanProblem>), sqlx::Error> {
+    let found = match look_up_type(tx, sql_type).await {
+        Ok(found) => found,
+        Err(error @ sqlx::Error::Database(_)) => {
+            return Ok((None, Some(not_computed(&format!("type `{sql_type}` of the new column"), &error))));
+        }
+        Err(error) => return Err(error),
+    };
+    // It would lock everybody out for as long as the rewrite takes, and older snapshots would see an empty table.
+    let rewrites = found.rewrites && facts.column(&unquote(column)).is_none();
+    let problem = rewrites.then(|| {
+        blocking(
+            format!(
+                "adding column {column} of type {} would rewrite {table}, because the type is a domain with a constraint or \
+                 with a default that is computed for each row",
+                found.name
+            ),
+            format!(
+                "use the type under the domain, and give the column the same check with \
+                 `.expand_sql(\"alter table {} add check (…) not valid\")`",
+                table.replace('"', "")
+            ),
+        )
+    });
+    Ok((Some(found.name), problem))
 }
 
 async fn of_tables(
@@ -222,7 +245,7 @@ async fn of_tables(
         ));
     }
     problems.extend(columns_there(&sides.old, &sides.backward.columns, old));
-    problems.extend(of_mapping("column", &sides.old, None, &sides.forward.code, plan.has_guard, tx).await?);
+    problems.extend(of_mapping("column", &sides.old, &[], &sides.forward.code, plan.has_guard, tx).await?);
     let mut found = TableFacts::read(tx, &sides.new).await?;
     if let (None, Some(create)) = (&found, plan.create()) {
         problems.extend(try_create(&create, tx).await?);
@@ -241,7 +264,7 @@ async fn of_tables(
             .await?;
     problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new));
     problems.extend(columns_there(&sides.new, &sides.forward.columns, &new));
-    problems.extend(of_mapping("column_back", &sides.new, None, &sides.backward.code, false, tx).await?);
+    problems.extend(of_mapping("column_back", &sides.new, &[], &sides.backward.code, false, tx).await?);
     if let Some(key) = key
         && let Err(reasons) = keyset::find(tx, &sides.new, &key.plain_names()).await?
     {
@@ -298,7 +321,7 @@ fn not_computed(what: &str, error: &sqlx::Error) -> PlanProblem {
 async fn of_mapping(
     field: &str,
     table: &str,
-    added: Option<(&str, &str)>,
+    added: &[(String, String)],
     how: &MappingCode,
     is_guarded: bool,
     tx: &mut PgConnection,
@@ -342,17 +365,18 @@ async fn triggers(
     facts: &TableFacts,
     tx: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-    let Shape::Column { new, new_type, .. } = &plan.shape else { return Ok(Vec::new()) };
-    let value = match &plan.outline.sides.forward.code {
-        MappingCode::Sql(expressions) => expressions.first().map(String::as_str),
+    if !plan.moves_columns() {
+        return Ok(Vec::new());
+    }
+    let values = match &plan.outline.sides.forward.code {
+        MappingCode::Sql(expressions) => Some(&**expressions),
         MappingCode::Rust(_) => None,
     };
     let trial = CopyTrial {
         table: plan.old_table(),
         key: &key.plain_names(),
-        new,
-        new_type,
-        value,
+        new: &plan.added(),
+        values,
         triggers: plan.changes.triggers,
     };
     try_copy(tx, &trial, facts).await
@@ -375,7 +399,7 @@ pub(crate) async fn triggers_now(plan: &Description) -> Result<Vec<PlanProblem>,
 
 /// Looks at the tables before work on their rows begins.
 pub(crate) async fn before_work(plan: &Description, migration: &Migration) -> Result<Found, PlanError> {
-    let mut tx = migration.begin(&plan.outline.pool).await?;
+    let mut tx = migration.begin_work(&plan.outline.pool).await?;
     let found = inspect(plan, migration.id(), &mut tx).await?;
     tx.rollback().await?;
     Ok(found)

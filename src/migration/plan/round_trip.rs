@@ -5,7 +5,7 @@
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
-use super::description::{Description, Shape};
+use super::description::{Description, add_columns};
 use crate::ledger::jobs::KeyText;
 use crate::ledger::{sql_state, unprepared};
 use crate::migration::batch::{
@@ -90,8 +90,8 @@ async fn prepare(
         )
     };
     let mut statements = format!("{}{}", *ROW_WORK_SETTINGS, like(OLD, table));
-    if let Shape::Column { new, new_type, .. } = &plan.shape {
-        statements.push_str(&format!("alter table {OLD} add column if not exists {new} {new_type}; "));
+    if plan.moves_columns() {
+        statements.push_str(&format!("alter table {OLD}{}; ", add_columns(&plan.added())));
     }
     if new.is_some() {
         statements.push_str(&like(NEW, plan.new_table()));

@@ -16,7 +16,7 @@ use crate::migration::batch::{PassKind, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
-use crate::migration::runtime::Migration;
+use crate::migration::runtime::{Migration, MirroredColumns};
 use crate::migration::schema::ensure_indexes;
 
 /// A migration within one Postgres database, ready to run. `S` says which of the two kinds:
@@ -76,6 +76,12 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
 
     fn old_side(&self) -> Option<OldSide> {
         Some(self.description.old_side())
+    }
+
+    fn mirrored_columns(&self) -> Option<MirroredColumns> {
+        let sides = &self.description.outline.sides;
+        let columns = || MirroredColumns::new(sides.backward.columns.clone(), sides.forward.columns.clone());
+        self.description.mirrors.then(columns)
     }
 
     async fn problems(
@@ -160,7 +166,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         }
         // The pool may have another search_path, or the old table may be in a schema that is on neither.
         let (old, new) = by_name(plan, &mut *plan.outline.pool.acquire().await?).await?;
-        let hidden = plan.columns().is_none() && is_in_some_schema(plan.old_table(), connection).await?;
+        let hidden = !plan.moves_columns() && is_in_some_schema(plan.old_table(), connection).await?;
         Ok(SidesPresent { old: old || hidden, new })
     }
 
@@ -216,19 +222,17 @@ async fn is_in_some_schema(table: &str, connection: &mut PgConnection) -> Result
 
 /// Whether the old and the new side exist by their names.
 async fn by_name(plan: &Description, connection: &mut PgConnection) -> Result<(bool, bool), sqlx::Error> {
-    let (old, new) = plan.columns().unzip();
+    // Any column of the old side, and all of the new one.
     unprepared::query_as(
-        "select exists (select from pg_class c left join pg_attribute a \
-                 on a.attrelid = c.oid and a.attname = $3 and not a.attisdropped \
-                 where c.oid = to_regclass($1) and ($3::text is null or a.attname is not null)), \
-             exists (select from pg_class c left join pg_attribute a \
-                 on a.attrelid = c.oid and a.attname = $4 and not a.attisdropped \
-                 where c.oid = to_regclass($2) and ($4::text is null or a.attname is not null))",
+        "select to_regclass($1) is not null and (cardinality($3) = 0 or exists (select from pg_attribute \
+                 where attrelid = to_regclass($1) and not attisdropped and attname = any ($3))), \
+             to_regclass($2) is not null and (select count(*) = cardinality($4) from pg_attribute \
+                 where attrelid = to_regclass($2) and not attisdropped and attname = any ($4))",
     )
     .bind(plan.old_table())
     .bind(plan.new_table())
-    .bind(old)
-    .bind(new)
+    .bind(plan.old_columns())
+    .bind(plan.new_columns())
     .fetch_one(connection)
     .await
 }

@@ -32,6 +32,15 @@ pub enum Error {
         /// The migrations that the transaction was begun with, as text.
         begun_with: String,
     },
+    /// The plan of this build does not let the guard trigger mirror writes, so a statement that names the columns of one
+    /// side would leave the other side behind. Nothing was written.
+    #[error(
+        "the plan of migration `{migration}` does not mirror writes: use `.mirror_writes()` in a ColumnMigration, or write both          sides with a DualWrite"
+    )]
+    NotMirrored {
+        /// The migration.
+        migration: String,
+    },
     /// The two sides gave a new row different keys, so it cannot be found on both. The transaction can no longer be
     /// committed.
     #[error(

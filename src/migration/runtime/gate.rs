@@ -162,6 +162,12 @@ impl<'m> Pin<'m> {
         Held::enter(gate).map(Self)
     }
 
+    /// The gate through which the operation entered.
+    #[inline]
+    pub(crate) fn gate(&self) -> &'m Gate {
+        self.0.gate
+    }
+
     /// The epoch's phase.
     #[inline]
     pub fn phase(&self) -> Phase {

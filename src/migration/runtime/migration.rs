@@ -3,9 +3,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::columns::MirroredColumns;
 use super::error::Error;
-use super::fence::{FencedPool, Isolation, PinnedTx};
+use super::fence::{FencedPool, Isolation, Mirroring, PinnedTx};
 use super::gate::{Gate, Pin};
+use super::key::Key;
 use super::work_metrics::WorkMetrics;
 use super::write_times::WriteTimes;
 use crate::fleet::Lease;
@@ -23,6 +25,10 @@ struct Inner {
     name: String,
     // Changes only while the gate is shut.
     id: AtomicI32,
+    /// The columns whose writes the guard trigger mirrors, if the plan says so.
+    columns: Option<Arc<MirroredColumns>>,
+    /// Which keys are read from the new side first.
+    seed: u64,
     gate: Gate,
     work: WorkMetrics,
     write_times: WriteTimes,
@@ -30,7 +36,7 @@ struct Inner {
 }
 
 impl Migration {
-    pub(crate) fn new(name: &str, id: i32, lease: Lease) -> Self {
+    pub(crate) fn new(name: &str, id: i32, lease: Lease, columns: Option<MirroredColumns>) -> Self {
         let shards = std::thread::available_parallelism().map_or(4, |cores| cores.get() * 2);
         let gate = Gate::new(lease, shards);
         let work = WorkMetrics::new(name);
@@ -38,6 +44,8 @@ impl Migration {
             inner: Arc::new(Inner {
                 name: name.to_owned(),
                 id: AtomicI32::new(id),
+                columns: columns.map(Arc::new),
+                seed: Key::of(name).seed(),
                 gate,
                 work,
                 write_times: WriteTimes::new(),
@@ -158,7 +166,25 @@ impl Migration {
         pool: &P,
         isolation: Isolation,
     ) -> Result<PinnedTx<P::Transaction>, Error> {
-        PinnedTx::begin(pool, isolation, self, &[]).await
+        PinnedTx::begin(pool, isolation, Mirroring::AsDeclared, self, &[]).await
+    }
+
+    /// Like [`Migration::begin`], for work that makes both sides what they have to be, so that nothing is mirrored.
+    pub(crate) async fn begin_work<P: FencedPool>(
+        &self,
+        pool: &P,
+    ) -> Result<PinnedTx<P::Transaction>, Error> {
+        PinnedTx::begin(pool, Isolation::default(), Mirroring::Never, self, &[]).await
+    }
+
+    /// The columns whose writes the guard trigger mirrors, if the plan says so.
+    pub(crate) fn mirrored_columns(&self) -> Option<&Arc<MirroredColumns>> {
+        self.inner.columns.as_ref()
+    }
+
+    /// The seed of [`Key::side`].
+    pub(crate) fn seed(&self) -> u64 {
+        self.inner.seed
     }
 
     /// Whether both are handles of the same migration.

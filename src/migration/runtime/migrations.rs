@@ -1,5 +1,5 @@
 use super::error::Error;
-use super::fence::{FencedPool, Isolation, PinnedTx};
+use super::fence::{FencedPool, Isolation, Mirroring, PinnedTx};
 use super::migration::Migration;
 
 /// Several migrations, for transactions that write under all of them.
@@ -84,6 +84,6 @@ impl Migrations {
         pool: &P,
         isolation: Isolation,
     ) -> Result<PinnedTx<P::Transaction>, Error> {
-        PinnedTx::begin(pool, isolation, &self.first, &self.others).await
+        PinnedTx::begin(pool, isolation, Mirroring::AsDeclared, &self.first, &self.others).await
     }
 }

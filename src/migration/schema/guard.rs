@@ -30,6 +30,21 @@
 //! If the mapping is written in Rust, the trigger cannot evaluate it. Then `backfill → verify` waits until no external
 //! write was seen for a while, a scan counts only if none was seen since, and from `ramp` on such writes are refused.
 //!
+//! # Mirrored writes
+//!
+//! A plan with `mirror_writes` lets the service write one side only. The fence then leaves the phase of the pin in
+//! `cutover.pin_<id>`, and the trigger maps the write as in the table above, with these differences:
+//!
+//! - The phase is the pin's, not the ledger's. `runtime/columns.rs` explains why no value is lost.
+//! - The write is not recorded as an external one.
+//! - A mapping that fails fails the write.
+//!
+//! Whether a write is mirrored is a property of its transaction. So builds with and without `mirror_writes` run side by
+//! side, and copies and repairs, which write one side on purpose, are not mirrored. The fence refuses a transaction that
+//! relies on the trigger if the trigger is missing or disabled.
+//!
+//! # Copies and scans
+//!
 //! An external writer holds no pin. So a copy, a scan and the moves after which writes are refused wait for the external
 //! transactions that are open; `cutover.record_external_write` takes a lock for this.
 //!
@@ -63,8 +78,8 @@ pub(crate) struct GuardTrigger {
 
 #[derive(Debug, Clone)]
 enum Watched {
-    /// Two columns of the table.
-    Columns { old: String, new: String },
+    /// Columns of both sides in the table.
+    Columns { old: Vec<String>, new: Vec<String> },
     /// All rows, for a table with these columns besides the key.
     Rows { target: String, columns: Vec<String> },
 }
@@ -89,6 +104,12 @@ const REFUSE: &str = "raise exception using errcode = 'ZC003', \
          coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), session_user), \
      hint = 'Write the new side, or write through the service.';";
 
+/// For a pinned write that relies on a mapping which another build has replaced by one in Rust.
+const NOT_MIRRORED: &str = "raise exception using errcode = 'ZC005', \
+     message = pg_catalog.format('a write of %s cannot be mirrored: the guard trigger of migration %s was installed by a \
+         build whose mapping is in Rust', tg_table_name, tg_argv[0]), \
+     hint = 'Deploy builds with one mapping, or write both sides.';";
+
 /// Failures that concern the transaction, not the row: it has to be repeated as a whole.
 const RAISE: &str = "when serialization_failure or deadlock_detected then raise;";
 
@@ -111,11 +132,69 @@ fn written(how: &MappingCode) -> Option<String> {
     }
 }
 
+/// Columns of one row of the trigger, separated by commas.
+fn listed(row: &str, columns: &[String]) -> String {
+    columns.iter().map(|column| format!("{row}.{column}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Conditions and statements about both sides of a row.
+struct Comparisons {
+    /// An update leaves the side as it was.
+    same_old: String,
+    same_new: String,
+    /// The new side of `written` is that of `new`.
+    agrees: String,
+    /// Sets `named_old` and `named_new`: whether an insert named a column of the side.
+    names_old: String,
+    names_new: String,
+    /// The side holds a value.
+    has_old: String,
+    has_new: String,
+}
+
+impl Comparisons {
+    fn of(old: &[String], new: &[String]) -> Self {
+        // By their images, because not every type has an `=`.
+        let same = |one: &str, other: &str, columns: &[String]| {
+            format!(
+                "row({})::pg_catalog.record operator(pg_catalog.*=) row({})::pg_catalog.record",
+                listed(one, columns),
+                listed(other, columns)
+            )
+        };
+        // An insert named the column if it holds a value that the column's default does not give.
+        let names = |variable: &str, columns: &[String]| {
+            let looks = columns.iter().map(|column| {
+                let name = column.trim_matches('"');
+                format!(
+                    "if not {variable} and new.{column} is not null then \
+                         comparison := cutover.comparison_with_default(tg_relid, '{name}'); \
+                         if comparison is not null then \
+                             execute comparison into is_named using new.{column}; {variable} := not is_named; end if; \
+                     end if;"
+                )
+            });
+            format!("{variable} := false; {}", looks.collect::<Vec<_>>().join(" "))
+        };
+        // `row(…) is not null` would ask whether every column holds a value.
+        let has = |columns: &[String]| format!("pg_catalog.num_nonnulls({}) > 0", listed("new", columns));
+        Self {
+            same_old: same("old", "new", old),
+            same_new: same("old", "new", new),
+            agrees: same("written", "new", new),
+            names_old: names("named_old", old),
+            names_new: names("named_new", new),
+            has_old: has(old),
+            has_new: has(new),
+        }
+    }
+}
+
 impl GuardTrigger {
-    /// For the column `old` of a table, which moves to column `new`. `key`: columns as the catalog names them.
-    pub(crate) fn on_column(old: &str, new: &str, sides: &Sides, key: &[String]) -> Self {
-        let watched = Watched::Columns { old: old.to_owned(), new: new.to_owned() };
-        Self::over(watched, sides, key)
+    /// For columns of a table that move to other columns of it. `key`: columns as the catalog names them.
+    pub(crate) fn on_columns_of(sides: &Sides, key: &[String]) -> Self {
+        let (old, new) = (sides.backward.columns.clone(), sides.forward.columns.clone());
+        Self::over(Watched::Columns { old, new }, sides, key)
     }
 
     /// For all rows of a table, which move to another one.
@@ -148,69 +227,61 @@ impl GuardTrigger {
         };
         format!(
             "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
-             named_old boolean; named_new boolean; comparison text; written record; agrees boolean; \
+             named_old boolean; named_new boolean; is_named boolean; comparison text; written record; agrees boolean; \
+             is_pinned boolean; \
              begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {copies}); {after} end "
         )
     }
 
-    fn on_columns(&self, old: &str, new: &str, selects: &Selects) -> (String, String) {
-        // By their images, because not every type has an `=`.
-        let same = |column: &str| {
-            format!(
-                "row(old.{column})::pg_catalog.record operator(pg_catalog.*=) row(new.{column})::pg_catalog.record"
-            )
-        };
-        let (same_old, same_new) = (same(old), same(new));
-        let map = |column: &str, select: &Option<String>| match select {
+    /// The parts of the function before and after it learns the phase.
+    fn on_columns(&self, old: &[String], new: &[String], selects: &Selects) -> (String, String) {
+        let Comparisons { same_old, same_new, agrees, names_old, names_new, has_old, has_new } =
+            Comparisons::of(old, new);
+        let map = |columns: &[String], select: &Option<String>| match select {
             Some(select) => {
+                let values: Vec<String> = (0..columns.len()).map(|n| format!("v{n}")).collect();
                 format!(
-                    "select v0 into new.{column} from ({select} from (select new.*) as cutover_row) as mapped;"
+                    "select {} into {} from ({select} from (select new.*) as cutover_row) as mapped;",
+                    values.join(", "),
+                    listed("new", columns)
                 )
             }
-            None => "null;".to_owned(),
+            None => format!("if is_pinned then {NOT_MIRRORED} end if;"),
         };
         let (forward, mut backward) = (map(new, &selects.forward), map(old, &selects.backward));
         if selects.forward.is_some() {
             // An old value that only has another spelling stays as it is.
             backward = format!(
                 "written := new; \
-                 begin {forward} \
-                     agrees := row(written.{new})::pg_catalog.record operator(pg_catalog.*=) row(new.{new})::pg_catalog.record; \
-                 exception {RAISE} when others then agrees := false; end; \
+                 begin {forward} agrees := {agrees}; exception {RAISE} when others then agrees := false; end; \
                  new := written; \
                  if not agrees then {backward} end if;"
             );
         }
-        // Whether an insert named the column: it holds a value that its default does not give.
-        let is_named = |variable: &str, column: &str| {
-            let name = column.trim_matches('"');
-            format!(
-                "{variable} := false; \
-                 if new.{column} is not null then \
-                     comparison := cutover.comparison_with_default(tg_relid, '{name}'); \
-                     if comparison is not null then \
-                         execute comparison into {variable} using new.{column}; {variable} := not {variable}; end if; \
-                 end if;"
-            )
-        };
-        let (names_old, names_new) = (is_named("named_old", old), is_named("named_new", new));
         // An update that moves a row to another partition fires the triggers of an update, and then those of an insert.
         // The second time nothing is left to do.
         let moved = format!(
-            "pg_catalog.md5(row({}, new.{old}, new.{new})::pg_catalog.text)",
-            self.key.iter().map(|column| format!("new.{column}")).collect::<Vec<_>>().join(", ")
+            "pg_catalog.md5(row({}, {}, {})::pg_catalog.text)",
+            listed("new", &self.key),
+            listed("new", old),
+            listed("new", new)
         );
         let name = self.table.rsplit('.').next().unwrap_or(&self.table).trim_matches('"');
         let may_move = format!("tg_table_name <> '{name}'");
         let before = format!(
             "if tg_op = 'INSERT' and {may_move} \
                  and pg_catalog.current_setting('cutover.moved_' || tg_argv[0], true) = {moved} then return new; end if; \
-             <<mapping>> begin if tg_op = 'UPDATE' and {same_old} and {same_new} then exit mapping; end if;"
+             <<mapping>> begin if tg_op = 'UPDATE' and {same_old} and {same_new} then exit mapping; end if; \
+             phase := pg_catalog.current_setting('cutover.pin_' || tg_argv[0], true); \
+             is_pinned := phase <> '' and pg_catalog.pg_trigger_depth() = 1; \
+             if is_pinned is not true then"
         );
+        // The default of the old column is not null: then an insert that leaves it out looks like one that names it.
         let after = format!(
-            "if phase in ({refused}) then \
+            "end if; \
+             if phase in ({refused}) then \
                  if tg_op = 'UPDATE' then writes_old := not ({same_old}); \
-                 else {names_old} writes_old := named_old or new.{old} is not null and new.{new} is null; end if; \
+                 else {names_old} writes_old := named_old or is_pinned is not true and {has_old} and not {has_new}; end if; \
                  if writes_old then \
                      if not cutover.is_foreign_key_action() then {REFUSE} end if; \
                  end if; \
@@ -226,7 +297,7 @@ impl GuardTrigger {
                  if named_new then {names_old} maps_forward := named_old; end if; \
              end if; \
              begin if maps_forward then {forward} else {backward} end if; \
-             exception {RAISE} when others then {record} end; \
+             exception {RAISE} when others then if is_pinned then raise; end if; {record} end; \
              end; \
              if tg_op = 'UPDATE' and {may_move} then \
                  perform pg_catalog.set_config('cutover.moved_' || tg_argv[0], {moved}, true); end if; \
@@ -314,8 +385,8 @@ impl GuardTrigger {
         self.arm(id, &self.written(), "")
     }
 
-    /// The statements that install the trigger, in place of an earlier one of the migration. `added`: the new column and
-    /// its type, which the table may not have yet.
+    /// The statements that install the trigger, in place of an earlier one of the migration. `added`: the new columns
+    /// and their types, which the table may not have yet.
     ///
     /// # Errors
     ///
@@ -323,7 +394,7 @@ impl GuardTrigger {
     pub(crate) async fn armed(
         &self,
         connection: &mut PgConnection,
-        added: Option<(&str, &str)>,
+        added: &[(String, String)],
         migration: i32,
     ) -> Result<Result<String, String>, sqlx::Error> {
         let mut selects = self.written();

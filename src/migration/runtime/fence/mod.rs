@@ -14,5 +14,6 @@ mod transaction;
 #[cfg(feature = "deadpool")]
 pub use on_deadpool::DeadpoolTx;
 pub use on_sqlx::SqlxTx;
+pub(crate) use pinned::Mirroring;
 pub use pinned::PinnedTx;
 pub use transaction::{FencedPool, FencedTransaction, Isolation};

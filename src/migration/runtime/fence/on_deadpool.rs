@@ -20,7 +20,7 @@ impl FencedPool for Pool {
         let arguments: Vec<&(dyn ToSql + Sync)> = call
             .pins
             .iter()
-            .flat_map(|pin| [&pin.migration as &(dyn ToSql + Sync), &pin.epoch, &pin.phase])
+            .flat_map(|pin| [&pin.migration as &(dyn ToSql + Sync), &pin.epoch, &pin.phase, &pin.mirrors])
             .collect();
         let begin = format!("begin isolation level {}", call.isolation.name());
         // From here on a drop rolls back, also if nothing has begun yet.

@@ -15,6 +15,15 @@ use crate::migration::runtime::fence::transaction::{
 use crate::migration::runtime::gate::Held;
 use crate::migration::runtime::migration::Migration;
 
+/// Whether the guard trigger mirrors the writes of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mirroring {
+    /// If the migration's plan says so.
+    AsDeclared,
+    /// No: the transaction itself makes both sides what they have to be, as a batch does.
+    Never,
+}
+
 /// How often a transaction is begun before its refusal is returned. With the pauses this is half a second.
 const ATTEMPTS: u32 = 14;
 
@@ -44,12 +53,16 @@ impl<T: FencedTransaction> PinnedTx<T> {
     pub(crate) async fn begin(
         pool: &impl FencedPool<Transaction = T>,
         isolation: Isolation,
+        mirroring: Mirroring,
         first: &Migration,
         others: &[Migration],
     ) -> Result<Self, Error> {
         let mut attempt = 1;
         loop {
-            match Self::try_to_begin(pool, isolation, first, others).await.map_err(Error::or_refusal) {
+            match Self::try_to_begin(pool, isolation, mirroring, first, others)
+                .await
+                .map_err(Error::or_refusal)
+            {
                 Err(error) if error.is_retryable() && attempt < ATTEMPTS => {
                     // This instance is about to adopt the next epoch.
                     tokio::time::sleep(Duration::from_millis(5) * attempt).await;
@@ -63,6 +76,7 @@ impl<T: FencedTransaction> PinnedTx<T> {
     async fn try_to_begin(
         pool: &impl FencedPool<Transaction = T>,
         isolation: Isolation,
+        mirroring: Mirroring,
         first: &Migration,
         others: &[Migration],
     ) -> Result<Self, Error> {
@@ -70,7 +84,8 @@ impl<T: FencedTransaction> PinnedTx<T> {
         let enter = |migration: &Migration| Held::enter(migration.clone()).ok_or(Error::NotInFleet);
         let first = enter(first)?;
         let others = others.iter().map(enter).collect::<Result<Vec<_>, Error>>()?;
-        let mut pins: Vec<FencePin> = std::iter::once(&first).chain(&others).map(fence_pin).collect();
+        let pin = |held| fence_pin(held, mirroring);
+        let mut pins: Vec<FencePin> = std::iter::once(&first).chain(&others).map(pin).collect();
         pins.sort_unstable_by_key(|pin| pin.migration);
         let tx = pool.begin(FenceCall { isolation, pins }).await?;
         Ok(Self { tx, unfinished: 0, writing: Vec::new(), began, first, others })
@@ -252,6 +267,8 @@ impl<T: FencedTransaction> fmt::Debug for PinnedTx<T> {
     }
 }
 
-fn fence_pin(pin: &Held<Migration>) -> FencePin {
-    FencePin { migration: pin.gate_owner().id(), epoch: pin.epoch(), phase: pin.phase().name() }
+fn fence_pin(pin: &Held<Migration>, mirroring: Mirroring) -> FencePin {
+    let migration = pin.gate_owner();
+    let mirrors = mirroring == Mirroring::AsDeclared && migration.mirrored_columns().is_some();
+    FencePin { migration: migration.id(), epoch: pin.epoch(), phase: pin.phase().name(), mirrors }
 }
