@@ -48,6 +48,8 @@
 //! | `lint` | | checks your own SQL statements in a plan with [Squawk](https://squawkhq.com) |
 
 mod config;
+#[cfg(feature = "console")]
+pub mod console;
 pub mod drain;
 pub mod flags;
 pub mod fleet;
@@ -59,6 +61,7 @@ pub mod migration;
 pub mod pool;
 pub mod preflight;
 pub mod release;
+mod scrape;
 #[cfg(feature = "redis")]
 pub mod session;
 pub mod testing;
@@ -88,6 +91,8 @@ mod guide {
         sessions: "../docs/sessions.md",
         shape_another_type: "../docs/shapes/another-type.md",
         shape_lookup_table: "../docs/shapes/lookup-table.md",
+        shape_no_data: "../docs/shapes/no-data.md",
+        shape_wider_key: "../docs/shapes/wider-key.md",
         shape_several_columns: "../docs/shapes/several-columns.md",
         whole_migration: "../docs/whole-migration.md",
     }

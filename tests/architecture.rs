@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 /// A room imports only from floors below its own. Rooms of one floor never import each other.
 const FLOORS: [&[&str]; 6] = [
-    &["config", "release"],
+    &["config", "release", "scrape"],
     &["metrics", "health", "ledger", "session"],
     &["fleet", "drain"],
     &["flags", "pool", "migration"],
-    &["preflight", "testing"],
+    &["console", "preflight", "testing"],
     &["front"],
 ];
 

@@ -145,3 +145,81 @@ fn the_readme_shows_the_phases_as_they_are() {
         assert_eq!(row(&format!("reads {name}")), read);
     }
 }
+
+/// `docs/adoption.md` explains how a service came from `before` to `src`.
+#[test]
+fn the_diffs_of_the_adoption_lead_to_its_code() {
+    let service = root().join("examples/adopted");
+    let folder = std::env::temp_dir().join(format!("cutover-adoption-{}", std::process::id()));
+    let source = folder.join("src");
+    fs::create_dir_all(&source).unwrap();
+    for file in ["main.rs", "orders.rs"] {
+        fs::copy(service.join("before").join(file), source.join(file)).unwrap();
+    }
+    let page = read(root().join("docs/adoption.md"));
+    let diffs: Vec<&str> =
+        page.split("```diff\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(diffs.len(), 4);
+    for (number, diff) in (1..).zip(diffs) {
+        let file = folder.join("diff");
+        fs::write(&file, diff).unwrap();
+        let mut git = std::process::Command::new("git");
+        // Otherwise it looks for a repository, and for the paths in it.
+        git.env("GIT_CEILING_DIRECTORIES", folder.parent().unwrap());
+        let output = git.args(["apply", "diff"]).current_dir(&folder).output().unwrap();
+        assert!(output.status.success(), "diff {number}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    for file in ["main.rs", "orders.rs", "tests.rs"] {
+        assert_eq!(read(source.join(file)), read(service.join("src").join(file)), "{file}");
+    }
+    fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Package `services` compiles the code of the template. Its manifest has to name the same crates and versions.
+#[test]
+fn the_template_uses_what_is_compiled_here() {
+    let template = read(root().join("examples/template/Cargo.toml"));
+    let asked = read(root().join("examples/template/cargo-generate.toml"));
+    for placeholder in template.split("{{").skip(1).filter_map(|rest| rest.split("}}").next()) {
+        let is_known =
+            placeholder == "project-name" || asked.contains(&format!("[placeholders.{placeholder}]"));
+        assert!(is_known, "nothing fills {{{{{placeholder}}}}}");
+    }
+    let services = read(root().join("examples/services/Cargo.toml"));
+    let workspace = read(root().join("Cargo.toml"));
+    let dependencies = template.split("[dependencies]").nth(1).unwrap();
+    for line in dependencies.lines().filter(|line| !line.is_empty()) {
+        let (name, wanted) = line.split_once(" = ").unwrap();
+        assert!(
+            services.contains(&format!("\n{name}.workspace")) || name == "cutover",
+            "{name} is not compiled"
+        );
+        let version = |text: &str| text.split('"').nth(1).unwrap().to_owned();
+        if name != "cutover" {
+            let here = workspace.lines().find(|line| line.starts_with(&format!("{name} = "))).unwrap();
+            assert!(version(here).starts_with(&version(wanted)), "{name} is {here} here");
+        }
+    }
+}
+
+/// The names of metrics of this library in a text.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let names = words.filter(|word| word.starts_with("cutover_"));
+    // A histogram has three families.
+    let family = |name: &str| {
+        let endings = ["_bucket", "_count", "_sum"];
+        endings.iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(name).to_owned()
+    };
+    names.map(family).collect()
+}
+
+#[test]
+fn dashboards_and_rules_use_metrics_of_the_list() {
+    let listed = metrics_in(&read(root().join("docs/metrics.md")));
+    for file in ["grafana/dashboard.json", "grafana/migration.json", "prometheus/rules.yaml"] {
+        let used = metrics_in(&read(root().join("examples/deploy").join(file)));
+        let unknown: Vec<&String> = used.difference(&listed).collect();
+        assert!(!used.is_empty() && unknown.is_empty(), "{file}: not in docs/metrics.md: {unknown:?}");
+    }
+}

@@ -130,14 +130,17 @@ pub(crate) async fn decisions(quick: bool) -> Result<()> {
     let subject = Subject::new().user(USER);
     let request = Decisions::new(flags.clone(), Subject::new().user(USER));
 
-    let client = ClientBuilder::default().enable_string_features().into_client_with_transport::<ByName>(
-        "http://127.0.0.1:1",
-        "bench",
-        "bench",
-        None,
-        std::sync::Arc::new(Nowhere),
-    )?;
+    let client = std::sync::Arc::new(
+        ClientBuilder::default().enable_string_features().into_client_with_transport::<ByName>(
+            "http://127.0.0.1:1",
+            "bench",
+            "bench",
+            None,
+            std::sync::Arc::new(Nowhere),
+        )?,
+    );
     client.memoize(serde_json::from_str(&state)?).map_err(|error| anyhow!(error))?;
+    let by_client = Flags::from_client(std::sync::Arc::clone(&client))?;
     let context = Context { user_id: Some(USER.into()), ..Context::default() };
 
     let engine = EngineState::default();
@@ -164,6 +167,7 @@ pub(crate) async fn decisions(quick: bool) -> Result<()> {
 
     let works = [
         repeat("simple: Unleash's client", || client.is_enabled_str("simple", Some(&context), false)),
+        repeat("simple: cutover, by Unleash's client", || by_client.decide(black_box(&SIMPLE), &subject)),
         repeat("simple: engine without counting", || engine.check_enabled(&enriched("simple"))),
         repeat("simple: cutover, first decision", || flags.decide(black_box(&SIMPLE), &subject)),
         repeat("simple: cutover, again in the same request", || request.decide(black_box(&SIMPLE))),
@@ -171,6 +175,7 @@ pub(crate) async fn decisions(quick: bool) -> Result<()> {
             Decisions::new(flags.clone(), Subject::new()).decide(black_box(&SIMPLE))
         }),
         repeat("rollout: Unleash's client", || client.is_enabled_str("rollout", Some(&context), false)),
+        repeat("rollout: cutover, by Unleash's client", || by_client.decide(black_box(&ROLLOUT), &subject)),
         repeat("rollout: engine without counting", || engine.check_enabled(&enriched("rollout"))),
         repeat("rollout: cutover, first decision", || flags.decide(black_box(&ROLLOUT), &subject)),
         repeat("rollout: cutover, again in the same request", || request.decide(black_box(&ROLLOUT))),

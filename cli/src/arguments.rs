@@ -1,29 +1,107 @@
 //! The arguments of the command line. The comments are its help texts.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use cutover::migration::{Desired, Phase};
 
-use crate::{canary, console, end, preflight, step};
+use crate::{canary, console, end, preflight, step, watch};
 
-const EXIT_STATUS: &str = "\
-Exit status:
-  0  Done. `preflight`: no problem. `canary`: passed
-  1  Refused, or there is no migration of that name. `verify`: the sides differ.
-     `preflight`: problems. `canary`: failed
-  2  Wrong usage
-  3  The ledger cannot be used. `canary`: Prometheus cannot be used
-  4  Not done when the wait ended, after --timeout or Ctrl-C. `canary`: too few requests to decide
+const NAMES: &str = "A migration is named as `name`, or as `fleet/name` if several fleets use the name.";
 
-A migration is named as `name`, or as `fleet/name` if several fleets use the name.";
+/// The exit statuses of a command, or of all if `command` is none.
+fn exit_statuses(command: &str) -> String {
+    let rows: &[(u8, &str)] = match command {
+        "status" | "explain" | "plan" | "history" | "external-writes" => {
+            &[(0, "Done"), (1, "There is no migration of that name"), LEDGER]
+        }
+        "install" => &[(0, "Done"), LEDGER],
+        "expand" | "backfill" | "ramp" | "switch" | "retire" | "contract" => {
+            &[(0, "Done"), (1, "Refused, or another person has set an earlier phase"), LEDGER, NOT_DONE]
+        }
+        "verify" => &[(0, "Done"), (1, "The sides differ, or refused"), LEDGER, NOT_DONE],
+        "rollback" => &[
+            (0, "Every instance reads only the old side"),
+            (1, "There is no way back, or another person has set a later phase"),
+            LEDGER,
+            NOT_DONE,
+        ],
+        "preflight" => &[(0, "No problem"), (1, "Problems")],
+        "console" => &[(0, "Ended by Ctrl-C"), (1, "It could not go on"), LEDGER],
+        "canary" => &[
+            (0, "Passed"),
+            (1, "Failed"),
+            (3, "Prometheus cannot be used, or has no data"),
+            (4, "Too few requests to decide"),
+        ],
+        "completions" | "man" => &[(0, "Done")],
+        "" => &[
+            (0, "Done. `preflight`: no problem. `canary`: passed"),
+            (
+                1,
+                "Refused, or there is no migration of that name. `verify`: the sides differ. `preflight`: problems. `canary`: failed",
+            ),
+            (3, "The ledger cannot be used. `canary`: Prometheus cannot be used"),
+            (
+                4,
+                "Not done when the wait ended, after --timeout or Ctrl-C. `canary`: too few requests to decide",
+            ),
+        ],
+        _ => &[(0, "Done"), (1, "Refused, or there is no migration of that name"), LEDGER],
+    };
+    let mut rows = rows.to_vec();
+    rows.push((2, "Wrong usage"));
+    rows.sort_unstable();
+    rows.iter()
+        .fold("Exit status:".to_owned(), |text, (code, meaning)| format!("{text}\n  {code}  {meaning}"))
+}
+
+const LEDGER: (u8, &str) = (3, "The ledger cannot be used");
+const NOT_DONE: (u8, &str) = (4, "Not done when the wait ended, after --timeout or Ctrl-C");
+
+/// The command line, with the exit statuses in the help of each command.
+pub(crate) fn command() -> clap::Command {
+    Arguments::command().after_help(format!("{}\n\n{NAMES}", exit_statuses(""))).mut_subcommands(|sub| {
+        let statuses = exit_statuses(sub.get_name());
+        sub.after_help(statuses)
+    })
+}
+
+impl Command {
+    /// Whether it changes something. On several ledgers, such a command stops at the first that fails.
+    pub(crate) fn is_change(&self) -> bool {
+        match self {
+            Self::Status { .. } | Self::Explain { .. } | Self::Plan { .. } => false,
+            Self::History { .. } | Self::ExternalWrites { .. } => false,
+            Self::Repairs { retry, .. } => *retry,
+            _ => true,
+        }
+    }
+}
 
 /// Moves and inspects the database migrations of a fleet
 #[derive(Parser)]
-#[command(name = "cutover", version, after_help = EXIT_STATUS, max_term_width = 100)]
+#[command(name = "cutover", version, max_term_width = 100)]
 pub(crate) struct Arguments {
     /// The database that holds the ledger, as postgres://user@host/name
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true)]
     pub(crate) database_url: Option<String>,
-    /// Print JSON
+    /// One of several databases with a ledger, such as shards or regions; repeatable. With them, DATABASE_URL is not used.
+    /// A command that changes something goes through them in this order, waits for each, and stops at the first that fails.
+    /// CUTOVER_LEDGERS has the same, separated by spaces
+    #[arg(
+        long = "ledger",
+        env = "CUTOVER_LEDGERS",
+        hide_env_values = true,
+        value_name = "NAME=URL",
+        global = true
+    )]
+    pub(crate) ledgers: Vec<String>,
+    /// Only this one of the ledgers
+    #[arg(long, value_name = "NAME", global = true)]
+    pub(crate) only: Option<String>,
+    /// The ledger of the values that are printed, if there are several.
+    #[arg(skip)]
+    pub(crate) current: Option<String>,
+    /// Print JSON. With --ledger, one value for each ledger
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Who does this, for the history. Default: the database role and the name of this host
@@ -45,9 +123,8 @@ pub(crate) enum Command {
     Status {
         /// Only this migration: `name` or `fleet/name`
         migration: Option<String>,
-        /// Refresh every second until interrupted
-        #[arg(long)]
-        watch: bool,
+        #[command(flatten)]
+        watch: watch::Watch,
     },
     /// Explain in sentences what migrations wait for, for how long, and which instances are involved
     Explain {
@@ -70,7 +147,7 @@ pub(crate) enum Command {
     Expand(step::Step),
     /// Move from `expand` to `backfill`: copy all rows to the new side
     Backfill(step::Step),
-    /// Move from `backfill` to `verify`: compare all rows of both sides. Exit status 1 if they differ
+    /// Move from `backfill` to `verify`: compare all rows of both sides
     Verify(step::Step),
     /// Move from `verify` to `ramp`: read the new side for a part of the keys
     Ramp {
@@ -85,13 +162,12 @@ pub(crate) enum Command {
     /// Move from `switch` to `retire`: write the new side only
     Retire(step::Step),
     /// Approve and move from `retire` to `contract`: drop the old side. This cannot be undone
-    Contract {
-        #[command(flatten)]
-        step: step::Step,
-        /// Why, for the history
-        #[arg(long, default_value = "")]
-        reason: String,
-    },
+    Contract(step::Step),
+    /// Go back to reading the old side only, by the shortest safe way, from any phase before `contract`
+    ///
+    /// Shows the steps first: what each changes, what it requires, and how many rows the reverse backfill copies. Both sides
+    /// are still written at the end. A migration that reads only the old side stays where it is.
+    Rollback(step::Step),
     /// Record that a migration in `contract` is finished, after a person has dropped its old side
     Finish(end::End),
     /// Record that a migration is finished from the start: this database was created with the new side only
@@ -120,6 +196,9 @@ pub(crate) enum Command {
         migration: String,
         /// off, expand, backfill, verify, ramp or ramp:PERCENT, switch, retire or contract
         phase: Desired,
+        /// Why, for the history
+        #[arg(long, default_value = "")]
+        reason: String,
     },
     /// Approve the drop of the old side of a migration in `retire`
     Approve {
@@ -133,11 +212,17 @@ pub(crate) enum Command {
     Pause {
         /// The migration: `name` or `fleet/name`
         migration: String,
+        /// Why, for the history
+        #[arg(long, default_value = "")]
+        reason: String,
     },
     /// Resume backfills and scans of a migration where they stopped
     Resume {
         /// The migration: `name` or `fleet/name`
         migration: String,
+        /// Why, for the history
+        #[arg(long, default_value = "")]
+        reason: String,
     },
     /// Show rows whose sides are known to differ, with the error and the next attempt to repair them
     Repairs {
@@ -146,6 +231,9 @@ pub(crate) enum Command {
         /// Retry all repairs of the migration now, also those that were given up
         #[arg(long, requires = "migration")]
         retry: bool,
+        /// With --retry: why, for the history
+        #[arg(long, default_value = "", requires = "retry")]
+        reason: String,
         /// With --retry: show how many rows that would be, and change nothing
         #[arg(long, requires = "retry")]
         dry_run: bool,
@@ -171,14 +259,12 @@ pub(crate) enum Command {
     },
     /// Serve a web page that shows the migrations of this database, live, and can move them
     Console(console::Console),
-    /// Report every problem that a new build would have in this environment. Exit status 1 if there is one
+    /// Report every problem that a new build would have in this environment
     ///
     /// Without the build's code this cannot check everything. The service's own binary runs all checks when it is
     /// started with CUTOVER_PREFLIGHT=1.
     Preflight(Box<preflight::Arguments>),
     /// Compare a canary with the stable version by their metrics in Prometheus
-    ///
-    /// Exit status: 0 passed; 1 failed; 3 Prometheus cannot be used; 4 too few requests to decide.
     Canary(Box<canary::Canary>),
     /// Print a completion script for a shell
     ///
@@ -194,4 +280,20 @@ pub(crate) enum Command {
         /// The command
         command: Option<String>,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_of_every_command_lists_exit_statuses() {
+        let mut command = command();
+        command.build();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+            let help = sub.render_help().to_string();
+            assert!(help.contains("Exit status:\n  0  ") && help.contains("\n  2  Wrong usage"), "{help}");
+        }
+    }
 }

@@ -6,17 +6,19 @@ mod console;
 mod end;
 mod files;
 mod http;
+mod ledgers;
 mod preflight;
 mod progress;
+mod rollback;
 mod step;
 mod text;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use arguments::{Arguments, Command};
-use clap::{CommandFactory, Parser};
+use clap::FromArgMatches;
 use cutover::ledger::Ledger;
 use cutover::migration::admin::{
     Actor, AdminError, approve, count_repairs, external_writes, history, pause_work, plan, repairs, report,
@@ -24,52 +26,91 @@ use cutover::migration::admin::{
 };
 use cutover::migration::phase::Percent;
 use cutover::migration::{Desired, Phase};
+use ledgers::{Database, databases};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let parsed = Arguments::from_arg_matches(&arguments::command().get_matches());
+    let arguments = match parsed {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
     match arguments.command {
         Command::Canary(canary) => return canary::run(*canary, arguments.json).await,
         Command::Completions { shell } => return completions(shell),
         Command::Man { command } => return man(command.as_deref()),
         _ => {}
     }
-    let Some(url) = &arguments.database_url else {
-        complain(
-            "cutover: no database is given: set DATABASE_URL or --database-url to postgres://user@host/name",
-        );
-        return ExitCode::from(2);
-    };
-    let options = match connect_options(url) {
-        Ok(options) => options.application_name("cutover command line"),
+    let databases = match databases(&arguments) {
+        Ok(databases) => databases,
         Err(problem) => {
-            // Without the URL itself, which may hold a password.
-            complain(&format!(
-                "cutover: the database URL cannot be used ({problem}); it looks like postgres://user@host/name"
-            ));
+            complain(&format!("cutover: {problem}"));
             return ExitCode::from(2);
         }
     };
-    if let Command::Preflight(preflight) = arguments.command {
-        return preflight::run(*preflight, options, arguments.json).await;
-    }
-    match run(&arguments, options).await {
-        Ok(code) => code,
-        Err(error) => {
-            complain(&format!("cutover: {error}"));
-            ExitCode::from(if matches!(error, AdminError::Ledger(_)) { 3 } else { 1 })
+    match (&arguments.command, &databases[..]) {
+        (Command::Status { migration, watch }, _) if watch.watch => {
+            watch::run(&databases, &arguments, migration.as_deref(), watch).await
         }
+        (Command::Console(console), [first, ..]) => {
+            let actor = actor(&arguments, &first.options);
+            console::run(databases, console, &actor).await
+        }
+        (Command::Preflight(preflight), [database]) => {
+            preflight::run(preflight, database.options.clone(), arguments.json).await
+        }
+        (Command::Preflight(_), _) => {
+            complain("cutover: preflight looks at one ledger; choose it with --only");
+            ExitCode::from(2)
+        }
+        _ => each(&databases, arguments).await,
     }
 }
 
-fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
-    // The parser accepts any scheme.
-    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
-        return Err("it begins with neither postgres:// nor postgresql://".into());
+/// Runs the command on each ledger. One that changes something stops at the first ledger that fails.
+async fn each(databases: &[Database], mut arguments: Arguments) -> ExitCode {
+    let mut result = ExitCode::SUCCESS;
+    for (index, database) in databases.iter().enumerate() {
+        arguments.current.clone_from(&database.name);
+        if let Some(name) = database.name.as_ref().filter(|_| !arguments.json) {
+            print(&format!("ledger {name}\n"));
+        }
+        let code = match run(&arguments, database).await {
+            Ok(code) => code,
+            Err(error) => {
+                failed(&arguments, &error);
+                ExitCode::from(ledgers::code(&error))
+            }
+        };
+        if code == ExitCode::SUCCESS {
+            continue;
+        }
+        if result == ExitCode::SUCCESS {
+            result = code;
+        }
+        let rest: Vec<&str> = databases[index + 1..].iter().filter_map(|one| one.name.as_deref()).collect();
+        if arguments.command.is_change() && !rest.is_empty() {
+            complain(&format!("cutover: stopped; nothing was asked of ledger {}", rest.join(", ")));
+            break;
+        }
     }
-    url.parse().map_err(|error: sqlx::Error| error.to_string())
+    result
+}
+
+/// Reports an error, with its ledger if there are several.
+fn failed(arguments: &Arguments, error: &AdminError) {
+    match &arguments.current {
+        None => complain(&format!("cutover: {error}")),
+        Some(ledger) => {
+            if arguments.json {
+                let value = serde_json::json!({"ledger": ledger, "error": error.to_string()});
+                print(&format!("{value:#}\n"));
+            }
+            complain(&format!("cutover: ledger {ledger}: {error}"));
+        }
+    }
 }
 
 /// Who is named in the history: `--actor` or `USER`, else the database role and this host.
@@ -86,10 +127,10 @@ fn actor(arguments: &Arguments, options: &PgConnectOptions) -> String {
     }
 }
 
-async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCode, AdminError> {
-    let actor = &*actor(arguments, &options);
+async fn run(arguments: &Arguments, database: &Database) -> Result<ExitCode, AdminError> {
+    let actor = &*actor(arguments, &database.options);
     if let Command::Install { grant_to } = &arguments.command {
-        let ledger = Ledger::open(options).await?;
+        let ledger = Ledger::open(database.options.clone()).await?;
         if let Some(role) = grant_to {
             ledger.grant(role).await?;
         }
@@ -97,13 +138,11 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
         say(arguments, &"installed", || format!("schema cutover is installed{granted}\n"));
         return Ok(ExitCode::SUCCESS);
     }
-    // Only `install` may change the schema.
-    let ledger = &Ledger::existing(options).await?;
+    let ledger = database.ledger().await?;
     if let Some(code) = end::run(ledger, arguments, actor).await? {
         return Ok(code);
     }
     match &arguments.command {
-        Command::Console(console) => return console::run(ledger, console, actor).await,
         Command::Expand(step) => {
             return step::run(ledger, arguments, actor, step, Phase::Expand.into()).await;
         }
@@ -124,10 +163,9 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
         Command::Retire(step) => {
             return step::run(ledger, arguments, actor, step, Phase::Retire.into()).await;
         }
-        Command::Contract { step, reason } => {
-            return step::contract(ledger, arguments, actor, step, reason).await;
-        }
-        Command::SetPhase { migration, phase } => {
+        Command::Contract(step) => return step::contract(ledger, arguments, actor, step).await,
+        Command::Rollback(step) => return rollback::run(ledger, arguments, actor, step).await,
+        Command::SetPhase { migration, phase, reason } => {
             let source = plan(ledger, migration, phase.phase).await?.desired_from;
             if let Some(flag) = source.filter(|source| source != "ledger") {
                 complain(&format!(
@@ -135,7 +173,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
                 ));
                 return Ok(ExitCode::from(1));
             }
-            set_phase(ledger, migration, *phase, actor).await?;
+            set_phase(ledger, migration, *phase, Actor::with_reason(actor, reason)).await?;
             say(arguments, &phase.to_string(), || format!("{migration}: desired phase set to {phase}\n"));
         }
         Command::Approve { migration, reason } => {
@@ -146,18 +184,19 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
                 )
             });
         }
-        Command::Pause { migration } => {
-            pause_work(ledger, migration, actor).await?;
+        Command::Pause { migration, reason } => {
+            pause_work(ledger, migration, Actor::with_reason(actor, reason)).await?;
             say(arguments, &"paused", || format!("{migration}: backfills and scans are paused\n"));
         }
-        Command::Resume { migration } => {
-            resume_work(ledger, migration, actor).await?;
+        Command::Resume { migration, reason } => {
+            resume_work(ledger, migration, Actor::with_reason(actor, reason)).await?;
             say(arguments, &"resumed", || format!("{migration}: backfills and scans are resumed\n"));
         }
         Command::Plan { migration, write_files: Some(directory), .. } => {
             return files::run(ledger, arguments, migration, directory).await;
         }
-        Command::Repairs { migration: Some(migration), retry: true, dry_run, .. } => {
+        Command::Repairs { migration: Some(migration), retry: true, reason, dry_run, .. } => {
+            let actor = Actor::with_reason(actor, reason);
             retry(ledger, arguments, actor, migration, *dry_run).await?;
         }
         _ => show(ledger, arguments).await?,
@@ -168,7 +207,7 @@ async fn run(arguments: &Arguments, options: PgConnectOptions) -> Result<ExitCod
 async fn retry(
     ledger: &Ledger,
     arguments: &Arguments,
-    actor: &str,
+    actor: Actor<'_>,
     migration: &str,
     dry_run: bool,
 ) -> Result<(), AdminError> {
@@ -186,15 +225,10 @@ async fn retry(
 /// The commands that only read.
 async fn show(ledger: &Ledger, arguments: &Arguments) -> Result<(), AdminError> {
     match &arguments.command {
-        Command::Status { migration, watch } => loop {
+        Command::Status { migration, .. } => {
             let reports = report(ledger, migration.as_deref()).await?;
-            let clear = if *watch { "\x1b[H\x1b[2J" } else { "" };
-            let is_read = say(arguments, &reports, || format!("{clear}{}", text::status(&reports)));
-            if !watch || !is_read {
-                break;
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        },
+            say(arguments, &reports, || text::status(&reports));
+        }
         Command::Explain { migration } => {
             let reports = report(ledger, migration.as_deref()).await?;
             say(arguments, &reports, || text::explain(&reports));
@@ -223,13 +257,13 @@ async fn show(ledger: &Ledger, arguments: &Arguments) -> Result<(), AdminError> 
 
 fn completions(shell: clap_complete::Shell) -> ExitCode {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "cutover", &mut script);
+    clap_complete::generate(shell, &mut arguments::command(), "cutover", &mut script);
     print(&String::from_utf8_lossy(&script));
     ExitCode::SUCCESS
 }
 
 fn man(name: Option<&str>) -> ExitCode {
-    let mut command = Arguments::command();
+    let mut command = arguments::command();
     command.build();
     let command = match name {
         None => command,
@@ -248,20 +282,20 @@ fn man(name: Option<&str>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints a value as text or JSON. Returns `false` if standard output is closed, as in `cutover status --watch | head`.
-fn say<T: Serialize>(arguments: &Arguments, value: &T, text: impl FnOnce() -> String) -> bool {
-    let text = if arguments.json {
-        match serde_json::to_string_pretty(value) {
-            Ok(json) => json + "\n",
-            Err(error) => format!("{error}\n"),
+/// Prints a value as text or JSON.
+fn say<T: Serialize>(arguments: &Arguments, value: &T, text: impl FnOnce() -> String) {
+    let json = match &arguments.current {
+        _ if !arguments.json => {
+            print(&text());
+            return;
         }
-    } else {
-        text()
+        None => serde_json::to_string_pretty(value),
+        Some(ledger) => serde_json::to_string_pretty(&serde_json::json!({"ledger": ledger, "result": value})),
     };
-    print(&text)
+    print(&json.map_or_else(|error| format!("{error}\n"), |json| json + "\n"));
 }
 
-/// Returns `false` if standard output is closed. That never changes the exit status.
+/// Returns `false` if standard output is closed, as in `cutover status --watch | head`. That never changes the exit status.
 fn print(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()

@@ -58,12 +58,11 @@ impl FromStr for Range {
 }
 
 /// Exit status 0: no problem; 1: problems; 2: the arguments cannot be used.
-pub(crate) async fn run(arguments: Arguments, options: PgConnectOptions, json: bool) -> ExitCode {
-    let specs =
-        arguments.ranges.into_iter().map(|Range(name, range)| MigrationSpec::new(name, range)).collect();
+pub(crate) async fn run(arguments: &Arguments, options: PgConnectOptions, json: bool) -> ExitCode {
+    let specs = arguments.ranges.iter().map(|Range(name, range)| MigrationSpec::new(name, *range)).collect();
     let mut preflight =
-        Preflight::new().ledger(options, arguments.fleet, specs).budget(arguments.pool, arguments.instances);
-    if let Some(url) = arguments.redis_url {
+        Preflight::new().ledger(options, &arguments.fleet, specs).budget(arguments.pool, arguments.instances);
+    if let Some(url) = &arguments.redis_url {
         match deadpool_redis::Config::from_url(url).create_pool(Some(deadpool_redis::Runtime::Tokio1)) {
             Ok(pool) => preflight = preflight.check(cutover::health::Check::redis(&pool)),
             Err(error) => {
@@ -75,11 +74,11 @@ pub(crate) async fn run(arguments: Arguments, options: PgConnectOptions, json: b
     if arguments.unleash_url.is_none() {
         preflight = preflight.flags(None, arguments.flags.clone());
     }
-    if let Some(url) = arguments.unleash_url {
+    if let Some(url) = &arguments.unleash_url {
         let options =
-            cutover::flags::UnleashOptions::new(url, arguments.unleash_token, "cutover", "preflight");
+            cutover::flags::UnleashOptions::new(url, &arguments.unleash_token, "cutover", "preflight");
         match cutover::flags::Flags::unleash(options) {
-            Ok(flags) => preflight = preflight.flags(flags, arguments.flags),
+            Ok(flags) => preflight = preflight.flags(flags, arguments.flags.clone()),
             Err(error) => {
                 complain(&format!("cutover: {error}"));
                 return ExitCode::from(2);

@@ -10,6 +10,7 @@ use cutover::migration::admin::{
 use cutover::migration::phase::Percent;
 use cutover::migration::{Desired, Phase};
 use serde::Serialize;
+use tokio::task::JoinHandle;
 
 use super::arguments::Arguments;
 use super::progress::Progress;
@@ -22,16 +23,19 @@ const SHOWN_DIFFERENCES: u32 = 20;
 #[derive(clap::Args)]
 pub(crate) struct Step {
     /// The migration: `name` or `fleet/name`
-    migration: String,
+    pub(crate) migration: String,
     /// Show the step, what it requires and its SQL; change nothing
     #[arg(long, conflicts_with = "no_wait")]
-    dry_run: bool,
+    pub(crate) dry_run: bool,
     /// Set the desired phase and return without waiting
     #[arg(long)]
-    no_wait: bool,
+    pub(crate) no_wait: bool,
     /// Stop waiting after this long, with exit status 4; the step itself continues. For example 90s, 5m or 1h30m
     #[arg(long, value_parser = text::duration, value_name = "DURATION")]
-    timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
+    /// Why, for the history
+    #[arg(long, default_value = "")]
+    pub(crate) reason: String,
 }
 
 #[derive(Serialize)]
@@ -46,17 +50,43 @@ struct Outcome<'a> {
     differences: Vec<Difference>,
 }
 
+/// A wait that ends after a time limit or by Ctrl-C.
+pub(crate) struct Wait {
+    began: Instant,
+    limit: Option<Duration>,
+    interrupt: JoinHandle<std::io::Result<()>>,
+}
+
+impl Wait {
+    /// Create it before the first poll, so that no interrupt is missed.
+    pub(crate) fn new(limit: Option<Duration>) -> Self {
+        Self { began: Instant::now(), limit, interrupt: tokio::spawn(tokio::signal::ctrl_c()) }
+    }
+
+    pub(crate) fn seconds(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
+    /// Pauses before the next poll. Returns whether the wait is over instead.
+    pub(crate) async fn is_over(&mut self) -> bool {
+        let left = self.limit.map(|limit| limit.saturating_sub(self.began.elapsed()));
+        tokio::select! {
+            () = tokio::time::sleep(POLL.min(left.unwrap_or(POLL))) => left.is_some_and(|left| left.is_zero()),
+            _ = &mut self.interrupt => true,
+        }
+    }
+}
+
 /// Approves the drop and moves to `contract`.
 pub(crate) async fn contract(
     ledger: &Ledger,
     arguments: &Arguments,
     actor: &str,
     step: &Step,
-    reason: &str,
 ) -> Result<ExitCode, AdminError> {
     let is_next = plan(ledger, &step.migration, Phase::Contract).await?.phase == Phase::Retire.name();
     if is_next && !step.dry_run {
-        approve(ledger, &step.migration, Actor::with_reason(actor, reason)).await?;
+        approve(ledger, &step.migration, Actor::with_reason(actor, &step.reason)).await?;
     }
     run(ledger, arguments, actor, step, Phase::Contract.into()).await
 }
@@ -93,21 +123,19 @@ pub(crate) async fn run(
             return Ok(ExitCode::from(1));
         }
     }
-    // Registered before the first poll, so that no interrupt is missed.
-    let mut interrupt = tokio::spawn(tokio::signal::ctrl_c());
+    let mut wait = Wait::new(step.timeout);
     // In `to` already, it may be on its way back.
     let wanted: Option<Desired> = now.desired.as_deref().and_then(|text| text.parse().ok());
     let has_percent = to == Phase::Ramp
         && wanted.is_none_or(|wanted| wanted != desired)
         && (desired.ramp != Percent::ALL || wanted.is_some_and(|wanted| wanted.phase == to));
     if flag.is_none() && (from != to || has_percent || overruled(&now, to).is_some()) {
-        set_phase(ledger, name, desired, actor).await?;
+        set_phase(ledger, name, desired, Actor::with_reason(actor, &step.reason)).await?;
     }
     if step.no_wait {
         say(arguments, &desired.to_string(), || format!("{name}: desired phase set to {desired}\n"));
         return Ok(ExitCode::SUCCESS);
     }
-    let began = Instant::now();
     let progress = Progress::new();
     loop {
         let steps = plan(ledger, name, to).await?;
@@ -115,13 +143,13 @@ pub(crate) async fn run(
         let mut outcome = Outcome {
             migration: name,
             done: is_done(to, &steps),
-            seconds: began.elapsed().as_secs_f64(),
+            seconds: wait.seconds(),
             waits_for: steps.waits_for.clone(),
             overruled: overruled(&steps, to).filter(|_| flag.is_none()),
             differences: Vec::new(),
             phase: steps.phase.clone(),
         };
-        if to == Phase::Verify && steps.phase == to.name() && found_differences(&state, began) {
+        if to == Phase::Verify && steps.phase == to.name() && found_differences(&state, wait.seconds()) {
             outcome.differences = differences(ledger, name, SHOWN_DIFFERENCES).await?;
         }
         if outcome.done || outcome.overruled.is_some() || !outcome.differences.is_empty() {
@@ -130,12 +158,7 @@ pub(crate) async fn run(
             return Ok(ExitCode::from(u8::from(!outcome.done)));
         }
         progress.show(&state, flag);
-        let left = step.timeout.map(|limit| limit.saturating_sub(began.elapsed()));
-        let stops = tokio::select! {
-            () = tokio::time::sleep(POLL.min(left.unwrap_or(POLL))) => left.is_some_and(|left| left.is_zero()),
-            _ = &mut interrupt => true,
-        };
-        if stops {
+        if wait.is_over().await {
             progress.end();
             say(arguments, &outcome, || {
                 let blocked = outcome
@@ -196,11 +219,11 @@ fn is_done(to: Phase, steps: &PlanReport) -> bool {
     }
 }
 
-/// Whether a scan that ended after `began` found differences.
-fn found_differences(state: &Option<MigrationReport>, began: Instant) -> bool {
+/// Whether a scan that ended within the last `seconds` found differences.
+fn found_differences(state: &Option<MigrationReport>, seconds: f64) -> bool {
     let work = state.as_ref().and_then(|state| state.work.as_ref());
     work.is_some_and(|work| {
-        let is_new = work.ended_seconds.is_some_and(|ago| ago < began.elapsed().as_secs_f64());
+        let is_new = work.ended_seconds.is_some_and(|ago| ago < seconds);
         work.kind == "scan" && work.differences > 0 && is_new
     })
 }

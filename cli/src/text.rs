@@ -3,13 +3,12 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use cutover::migration::admin::{
-    Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, PlanReport, RepairReport,
-    WorkReport,
+pub(crate) use cutover::console::text::{
+    NO_MIGRATION, age, event, external_writer, instance, progress, repair, runbook,
 };
-
-pub(crate) const NO_MIGRATION: &str =
-    "the ledger has no migration: one is registered when an instance that declares it first starts\n";
+use cutover::migration::admin::{
+    Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, Need, PlanReport, RepairReport,
+};
 
 pub(crate) fn status(reports: &[MigrationReport]) -> String {
     if reports.is_empty() {
@@ -55,23 +54,6 @@ pub(crate) fn status(reports: &[MigrationReport]) -> String {
     text
 }
 
-pub(crate) fn instance(one: &InstanceReport, report: &MigrationReport) -> [String; 6] {
-    let state = match (&one.refusal, one.admitted) {
-        (Some(reason), _) => format!("refused: {reason}"),
-        (None, false) => "joining".into(),
-        (None, true) if report.driver.as_deref() == Some(&one.name) => "serving, driver".into(),
-        (None, true) => "serving".into(),
-    };
-    [
-        one.name.clone(),
-        one.version.clone(),
-        one.range.clone().unwrap_or_else(|| "undeclared".into()),
-        one.acknowledged.map(|epoch| epoch.to_string()).unwrap_or_default(),
-        if one.lease_seconds > 0.0 { age(one.lease_seconds) } else { "expired".into() },
-        state,
-    ]
-}
-
 /// Parses a duration such as `1h30m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let time: jiff::SignedDuration =
@@ -101,15 +83,7 @@ pub(crate) fn plan(report: &PlanReport) -> String {
     }
     for step in &report.steps {
         let _ = writeln!(text, "\n{} → {}", step.from, step.to);
-        for need in &step.needs {
-            let mark = match need.holds {
-                Some(true) => "yes",
-                Some(false) => "no",
-                None => "?",
-            };
-            let waits = need.waits_for.as_ref().map(|waits| format!(": {waits}")).unwrap_or_default();
-            let _ = writeln!(text, "  {mark:<4} {}{waits}", need.what);
-        }
+        text.push_str(&needs(&step.needs));
         if let (Some(task), Some(sql)) = (step.task, &step.sql) {
             let _ = writeln!(text, "  {task}:");
             for line in sql.lines() {
@@ -124,6 +98,20 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         text.push_str("no step is left\n");
     }
     text
+}
+
+/// What a step requires, one line each.
+pub(crate) fn needs(needs: &[Need]) -> String {
+    let line = |need: &Need| {
+        let mark = match need.holds {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "?",
+        };
+        let waits = need.waits_for.as_ref().map(|waits| format!(": {waits}")).unwrap_or_default();
+        format!("  {mark:<4} {}{waits}\n", need.what)
+    };
+    needs.iter().map(line).collect()
 }
 
 /// How the migration ended, and what to do about its code.
@@ -147,21 +135,6 @@ pub(crate) fn differences(found: &[Difference]) -> String {
     table(&["key", "what", "expected", "found"], &rows)
 }
 
-pub(crate) fn progress(work: &WorkReport) -> String {
-    let rate = work.rows_done as f64 / work.seconds.max(0.001);
-    let end = match work.seconds_left() {
-        Some(left) => format!("{} left", age(left)),
-        None if work.finished => format!("done in {}", age(work.seconds)),
-        None => "starting".into(),
-    };
-    let held = work.throttled_by.as_ref().filter(|_| !work.finished);
-    let held = held.map(|why| format!("; held back by {why}")).unwrap_or_default();
-    format!(
-        "{}: {} of {} rows, {} changed, {} differ, {rate:.0} rows/s, {end}{held}",
-        work.kind, work.rows_done, work.rows_total, work.rows_changed, work.differences
-    )
-}
-
 pub(crate) fn explain(reports: &[MigrationReport]) -> String {
     if reports.is_empty() {
         return NO_MIGRATION.into();
@@ -181,6 +154,7 @@ fn explain_one(report: &MigrationReport) -> String {
         Some(waits_for) => {
             let since = age(report.waits_seconds.unwrap_or(0.0));
             let _ = writeln!(text, "It has been waiting for {since}: {waits_for}.");
+            let _ = writeln!(text, "{}", runbook(waits_for));
         }
         None => text.push_str("It waits for nothing.\n"),
     }
@@ -233,18 +207,6 @@ pub(crate) fn history(events: &[Event]) -> String {
     table(&["at", "migration", "event", "epoch", "actor", "reason"], &rows)
 }
 
-/// An event of the history as the cells of a table.
-pub(crate) fn event(event: &Event) -> [String; 6] {
-    [
-        event.at.clone(),
-        format!("{}/{}", event.fleet, event.migration.as_deref().unwrap_or("-")),
-        event.event.clone(),
-        event.epoch.map(|epoch| epoch.to_string()).unwrap_or_default(),
-        event.actor.clone(),
-        event.reason.clone(),
-    ]
-}
-
 pub(crate) fn repairs(rows: &[RepairReport]) -> String {
     if rows.is_empty() {
         return "no row waits for repair\n".into();
@@ -256,19 +218,6 @@ pub(crate) fn repairs(rows: &[RepairReport]) -> String {
     table(&["migration", "side", "key", "age", "attempts", "next attempt", "error"], &cells)
 }
 
-/// A row that waits for repair as the cells of a table.
-pub(crate) fn repair(row: &RepairReport) -> [String; 7] {
-    [
-        format!("{}/{}", row.fleet, row.migration),
-        row.side.clone(),
-        row.key.to_string(),
-        age(row.age_seconds),
-        row.attempts.to_string(),
-        row.next_try_seconds.map_or_else(|| "given up".into(), |left| format!("in {}", age(left))),
-        row.error.clone(),
-    ]
-}
-
 pub(crate) fn external_writes(writers: &[ExternalWriteReport]) -> String {
     if writers.is_empty() {
         return "no external write has been detected\n".into();
@@ -278,19 +227,6 @@ pub(crate) fn external_writes(writers: &[ExternalWriteReport]) -> String {
         &["migration", "application", "role", "transactions", "not copied", "first seen", "last seen"],
         &cells,
     )
-}
-
-/// An external writer as the cells of a table.
-pub(crate) fn external_writer(one: &ExternalWriteReport) -> [String; 7] {
-    [
-        format!("{}/{}", one.fleet, one.migration),
-        one.application.clone(),
-        one.role.clone(),
-        one.transactions.to_string(),
-        one.uncopied.to_string(),
-        one.first_seen.clone(),
-        format!("{} ago", age(one.age_seconds)),
-    ]
 }
 
 pub(crate) fn rows(count: i64) -> String {
@@ -313,16 +249,4 @@ fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
         text.push_str(&line(row.each_ref().map(String::as_str)));
     }
     text
-}
-
-/// A duration in a readable unit, with the next smaller unit where that matters.
-pub(crate) fn age(seconds: f64) -> String {
-    let whole = seconds.max(0.0).round() as u64;
-    match whole {
-        _ if seconds < 10.0 => format!("{seconds:.1} s"),
-        0..120 => format!("{whole} s"),
-        120..7200 => format!("{} min", whole / 60),
-        7200..172_800 => format!("{} h {} min", whole / 3600, whole / 60 % 60),
-        _ => format!("{} d {} h", whole / 86_400, whole / 3600 % 24),
-    }
 }

@@ -31,7 +31,36 @@ pub struct PgBouncer {
     port: u16,
 }
 
+/// The environment variable that names a PgBouncer beside the installed one.
+const CURRENT: &str = "TESTKIT_PGBOUNCER_CURRENT";
+
 impl PgBouncer {
+    /// The program of a current PgBouncer, which keeps named statements in transaction mode: the one in
+    /// `TESTKIT_PGBOUNCER_CURRENT`, else the installed one if it is 1.21 or newer.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Missing`] when there is none, [`KitError::Misuse`] when the variable names no file.
+    pub fn current() -> Result<PathBuf, KitError> {
+        if let Some(program) = std::env::var_os(CURRENT) {
+            let program = PathBuf::from(program);
+            let problem = || KitError::Misuse(format!("{CURRENT}={} is no file", program.display()));
+            return if program.is_file() { Ok(program) } else { Err(problem()) };
+        }
+        let installed = find::program("pgbouncer", "pgbouncer")?;
+        let version = std::process::Command::new(&installed).arg("--version").output();
+        let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let minor = version.ok().and_then(|text| {
+            let number = text.split_whitespace().find_map(|word| word.strip_prefix("1."))?.to_owned();
+            number.split('.').next()?.parse::<u32>().ok()
+        });
+        if minor.is_some_and(|minor| minor >= 21) {
+            Ok(installed)
+        } else {
+            Err(find::missing("pgbouncer (set TESTKIT_PGBOUNCER_CURRENT)", "pgbouncer 1.21 or newer"))
+        }
+    }
+
     /// Starts a pooler in transaction mode with at most `pool_size` sessions per database, and waits until it
     /// answers.
     ///

@@ -24,9 +24,9 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A current PgBouncer beside the system's, which is 1.18 on Debian 12.
+/// A current PgBouncer, which may be another one than the system's: that is 1.18 on Debian 12.
 fn current() -> Option<PathBuf> {
-    std::env::var_os("TESTKIT_PGBOUNCER_CURRENT").map(PathBuf::from)
+    if_installed(PgBouncer::current()).unwrap()
 }
 
 fn keeping_statements() -> PgBouncerOptions {

@@ -1,6 +1,6 @@
 //! Many instances, migrations, fleets and databases at once.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
@@ -8,9 +8,11 @@ use cutover::ledger::Ledger;
 use cutover::migration::admin::set_phase;
 use cutover::migration::{Agent, DriverOptions, Error, Migration, MigrationSpec};
 use cutover::migration::{Desired, Phase, PhaseRange};
+use cutover::pool::{ConnectionShare, PoolGuard, ShareOptions};
 use cutover::release::Release;
-use cutover_testkit::{Postgres, wait_until};
+use cutover_testkit::{Postgres, PostgresOptions, wait_until};
 use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
@@ -120,5 +122,94 @@ async fn fleets_in_one_database_and_databases_of_one_service_are_apart() -> Outc
     wants(&second, "m", Phase::Expand).await?;
     at(&all[2..], Phase::Expand).await?;
     assert_eq!(invoices.current().ok_or("in the fleet")?.1, Phase::Off);
+    Ok(())
+}
+
+/// An instance with a pool that opens no connection by itself, so that a thousand of them fit on one machine.
+struct Pooled {
+    fleet: Fleet,
+    guard: PoolGuard,
+    _health: Health,
+}
+
+async fn pooled(ledger: &Ledger, name: &str) -> Outcome<Pooled> {
+    let health = Health::new();
+    let release = Release::new("shop", "1")?.with_instance(name)?;
+    let fleet = Fleet::join(ledger.clone(), &release, FleetOptions::default(), &health).await?;
+    let options = ShareOptions { max_connections: 20, start_within: LIMIT, ..ShareOptions::default() };
+    let share = ConnectionShare::lease(&fleet, &options).await?;
+    let (_, guard) = share.deadpool(tokio_postgres::Config::new(), tokio_postgres::NoTls)?;
+    Ok(Pooled { fleet, guard, _health: health })
+}
+
+/// CPU seconds of a server and of its sessions, of those that have ended too.
+fn cpu_seconds(server: u32) -> Outcome<f64> {
+    let mut ticks = 0;
+    for entry in std::fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let fields: Vec<u64> = stat
+            .rsplit_once(')')
+            .map(|(_, rest)| rest)
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(1)
+            .map(|field| field.parse().unwrap_or(0))
+            .collect();
+        let own = fields.get(10).unwrap_or(&0) + fields.get(11).unwrap_or(&0);
+        if pid == server {
+            ticks += own + fields.get(12).unwrap_or(&0) + fields.get(13).unwrap_or(&0);
+        } else if fields.first() == Some(&u64::from(server)) {
+            ticks += own;
+        }
+    }
+    Ok(ticks as f64 / 100.0)
+}
+
+/// `TESTKIT_INSTANCES=1000` measures as many; the figures are printed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_fleet_shares_the_server_s_connections() -> Outcome {
+    let count =
+        std::env::var("TESTKIT_INSTANCES").ok().and_then(|count| count.parse().ok()).unwrap_or(100_usize);
+    // Five connections beside each pool, and six for each of the pools.
+    let connections = count * 11 + 50;
+    let settings = vec![("max_connections".to_owned(), connections.to_string())];
+    let postgres = Postgres::start(PostgresOptions { settings, ..PostgresOptions::default() }).await?;
+    let server = postgres.process().pid();
+    let url: sqlx::postgres::PgConnectOptions = postgres.admin_url().parse()?;
+    let ledgers = try_join_all((0..8).map(|_| Ledger::open(url.clone()))).await?;
+
+    let began = Instant::now();
+    let names: Vec<String> = (0..count).map(|number| format!("pod-{number}")).collect();
+    let starts = names.iter().enumerate().map(|(at, name)| pooled(&ledgers[at % ledgers.len()], name));
+    // As many at a time as the few connections of this process can carry.
+    let mut pods: Vec<_> = stream::iter(starts).buffered(32).try_collect().await?;
+    let started = began.elapsed();
+    let all_have =
+        |pods: &[Pooled], least: u32| pods.iter().all(|pod| *pod.guard.granted().borrow() >= least);
+    wait_until("an even division", LIMIT, async || Ok::<_, Error>(all_have(&pods, 5))).await?;
+    let divided = began.elapsed();
+
+    let (before, since) = (cpu_seconds(server)?, Instant::now());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let load = (cpu_seconds(server)? - before) / since.elapsed().as_secs_f64();
+
+    let left = pods.split_off(count / 2);
+    let leaving = Instant::now();
+    futures_util::future::join_all(left.into_iter().map(async |pod| {
+        pod.guard.leave().await;
+        pod.fleet.leave().await
+    }))
+    .await;
+    let gone = leaving.elapsed();
+    wait_until("the connections of those that left", LIMIT, async || Ok::<_, Error>(all_have(&pods, 15)))
+        .await?;
+    let rebalanced = leaving.elapsed();
+    println!(
+        "{count} instances: started after {started:.1?}, all with 5 connections after {divided:.1?}; at rest {:.1} % of a core \
+         of Postgres; half of them left within {gone:.1?}, their connections were divided after {rebalanced:.1?}",
+        load * 100.0
+    );
+    assert!(started < LIMIT, "{started:?}");
     Ok(())
 }

@@ -1,5 +1,5 @@
 use proc_macro2::{Span, TokenStream};
-use quote::{quote, quote_spanned};
+use quote::{format_ident, quote, quote_spanned};
 use syn::parse::Parser;
 use syn::spanned::Spanned;
 use syn::{Attribute, Error, Expr, Ident, ItemTrait, TraitItem, TraitItemFn, parse_quote};
@@ -117,9 +117,19 @@ fn method(
     check_key(mark, &arguments)?;
     let (name, trait_name) = (&signature.ident, &item.ident);
     let (_, trait_generics, _) = item.generics.split_for_impl();
+    let operation = if matches!(mark, Mark::Read { .. }) { "Read" } else { "Write" };
     let call = |side: &str, trait_name: &Ident, arguments: &[TokenStream]| {
+        let measured = match side {
+            OLD => "Old",
+            NEW => "New",
+            _ => "Both",
+        };
+        let measured = format_ident!("{operation}{measured}");
         let side = Ident::new(side, Span::call_site());
-        quote!(<#side as #trait_name #trait_generics>::#name(__side, #(#arguments),*).await)
+        quote! {
+            ::cutover::migration::DualWrite::timer(self, ::cutover::migration::SideCall::#measured)
+                .ended(<#side as #trait_name #trait_generics>::#name(__side, #(#arguments),*).await)
+        }
     };
     let moved: Vec<TokenStream> = arguments.all.iter().map(|(argument, _)| quote!(#argument)).collect();
     let (old, new) = (call(OLD, trait_name, &moved), call(NEW, trait_name, &moved));

@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::DrainOptions;
 use super::app::App;
+use super::refusal::Refusal;
 use super::registry::Connection;
 use super::request::{InFlight, Tracked, call_app};
 use super::stage::Stage;
@@ -40,6 +41,8 @@ pub(super) fn server(options: &DrainOptions) -> Server {
     let mut builder = Builder::new(TokioExecutor::new());
     // hyper counts the idle time before a head in this limit. `HeadTimer` limits the head itself.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(options.idle_timeout);
+    // WebSocket over HTTP/2 (RFC 8441) begins with an extended CONNECT.
+    builder.http2().enable_connect_protocol();
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING).keep_alive_timeout(HTTP2_PING);
     Server { builder, head_timeout: options.head_timeout }
 }
@@ -60,8 +63,14 @@ pub(super) async fn after<IO, P, S>(
         biased;
         done = timeout(HANDSHAKE, handshake) => match done {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return tracing::debug!(%error, "handshake failed"),
-            Err(_) => return tracing::debug!(limit = ?HANDSHAKE, "handshake timed out"),
+            Ok(Err(error)) => {
+                entry.state.refusals.add(Refusal::Handshake);
+                return tracing::debug!(%error, "handshake failed");
+            }
+            Err(_) => {
+                entry.state.refusals.add(Refusal::Handshake);
+                return tracing::debug!(limit = ?HANDSHAKE, "handshake timed out");
+            }
         },
         () = entry.connection.reached(&entry.state.stages, Stage::Forced) => return,
     };
@@ -89,7 +98,7 @@ where
 
     tokio::select! {
         biased;
-        _ = served.as_mut() => return,
+        ended = served.as_mut() => return state.refusals.ended(&ended),
         () = connection.reached(stages, Stage::Propagating) => {}
         () = connection.unused(server.head_timeout) => return,
     }
@@ -102,12 +111,12 @@ where
 
     tokio::select! {
         biased;
-        _ = served.as_mut() => return,
+        ended = served.as_mut() => return state.refusals.ended(&ended),
         () = connection.reached(stages, Stage::Closing) => {}
     }
     tokio::select! {
         biased;
-        _ = served.as_mut() => return,
+        ended = served.as_mut() => return state.refusals.ended(&ended),
         () = connection.used(FIRST_REQUEST) => {}
         () = connection.reached(stages, Stage::Forced) => return,
     }
@@ -115,7 +124,7 @@ where
 
     tokio::select! {
         biased;
-        _ = served => {}
+        ended = served => state.refusals.ended(&ended),
         () = connection.reached(stages, Stage::Forced) => {}
     }
 }

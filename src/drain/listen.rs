@@ -32,7 +32,9 @@ impl Listen for TcpListener {
     type Peer = SocketAddr;
 
     async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, peer) = TcpListener::accept(self).await?;
+        let (stream, mut peer) = TcpListener::accept(self).await?;
+        // On a listener for both families, an IPv4 client has an IPv6 address, which no rule for IPv4 would recognise.
+        peer.set_ip(peer.ip().to_canonical());
         // Responses are sent at once. A failure costs only time.
         let _ = stream.set_nodelay(true);
         // Without keepalive, a peer that disappeared would keep its connection forever.

@@ -4,8 +4,8 @@ use http::{
 };
 use http_body::Body;
 
-/// Marks a response that does not end by itself (a watch, a feed). Put it into the response's extensions. Responses of type
-/// `text/event-stream` and watches of gRPC's health protocol need no mark.
+/// Marks a response that does not end by itself (a watch, a feed). Put it into the response's extensions. Responses of a
+/// type in [`DrainOptions::long_types`](super::DrainOptions::long_types) and watches of gRPC's health protocol need no mark.
 ///
 /// A drain does not wait for them until the deadline. It ends the body when propagation has passed, because a client that
 /// reconnects then reaches another instance. gRPC gets the status `UNAVAILABLE`, everything else a regular end.
@@ -42,13 +42,14 @@ pub(super) enum Ending {
 
 impl Ending {
     /// `None` for a response that the drain waits for, such as one with a known length.
-    pub(super) fn of<B: Body>(path: LongPath, response: &Response<B>) -> Option<Self> {
+    pub(super) fn of<B: Body>(path: LongPath, long_types: &[String], response: &Response<B>) -> Option<Self> {
         let is_type = |prefix: &str| {
-            let value = response.headers().get(CONTENT_TYPE);
-            value.is_some_and(|value| value.as_bytes().starts_with(prefix.as_bytes()))
+            let value = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+            let start = value.and_then(|value| value.get(..prefix.len()));
+            start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
         };
         let marked = response.extensions().get::<LongStream>().is_some();
-        let long = marked || path.0 || is_type("text/event-stream");
+        let long = marked || path.0 || long_types.iter().any(|long_type| is_type(long_type));
         if !long || response.body().size_hint().exact().is_some() {
             return None;
         }

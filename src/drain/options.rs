@@ -34,6 +34,9 @@ pub struct DrainOptions {
     /// How many connections the public listeners of a process serve at a time. Further connections wait in the
     /// kernel's queue. Default 10,000.
     pub max_connections: usize,
+    /// Content types of responses that do not end by themselves, such as `application/x-ndjson` for a feed. A drain ends them
+    /// when propagation has passed, as it does with [`LongStream`](super::LongStream). Default: `text/event-stream`.
+    pub long_types: Vec<String>,
     /// Allows `/drain` to be called from other hosts, and by `GET`; see [`Drain::router`](super::Drain::router).
     /// Default none: `POST` from the same host only.
     pub secret: Option<DrainSecret>,
@@ -49,6 +52,7 @@ impl Default for DrainOptions {
             head_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(65 * 60),
             max_connections: 10_000,
+            long_types: vec!["text/event-stream".to_owned()],
             secret: None,
         }
     }
@@ -88,6 +92,10 @@ impl DrainOptions {
                 format!("{} is out of range; use 1 to {}", self.max_connections, Semaphore::MAX_PERMITS),
             ));
         }
+        for long_type in self.long_types.iter().filter(|long_type| !long_type.contains('/')) {
+            let problem = format!("{long_type:?} is no content type; use for example text/event-stream");
+            problems.push(Problem::new("drain.long_types", problem));
+        }
         problems
     }
 
@@ -114,13 +122,20 @@ mod tests {
             head_timeout: Duration::ZERO,
             idle_timeout: Duration::MAX,
             max_connections: 0,
+            long_types: vec!["feed".to_owned()],
             ..DrainOptions::default()
         };
         let problems = options.problems();
         let fields: Vec<&str> = problems.iter().map(|problem| &*problem.field).collect();
         assert_eq!(
             fields,
-            ["drain.grace", "drain.head_timeout", "drain.idle_timeout", "drain.max_connections"]
+            [
+                "drain.grace",
+                "drain.head_timeout",
+                "drain.idle_timeout",
+                "drain.max_connections",
+                "drain.long_types"
+            ]
         );
     }
 }

@@ -115,7 +115,7 @@ where
         if let Some(in_flight) = &in_flight {
             in_flight.connection.head_sent(in_flight.id, upgraded);
         }
-        let ending = Ending::of(*this.path, &response).map(|ending| {
+        let ending = Ending::of(*this.path, &this.state.options.long_types, &response).map(|ending| {
             let state = Arc::clone(this.state);
             let closing: BoxFuture<'static, ()> =
                 Box::pin(async move { state.stages.reached(Stage::Closing).await });

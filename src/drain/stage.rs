@@ -17,6 +17,21 @@ pub(super) enum Stage {
     Finished,
 }
 
+impl Stage {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Serving, Self::Propagating, Self::Closing, Self::Forced, Self::Finished];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Propagating => "propagating",
+            Self::Closing => "closing",
+            Self::Forced => "forced",
+            Self::Finished => "finished",
+        }
+    }
+}
+
 /// The current stage of a drain.
 pub(super) struct Stages {
     /// For the request path, which must not take the channel's lock.

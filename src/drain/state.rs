@@ -5,6 +5,7 @@ use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
+use super::refusal::Refusals;
 use super::registry::Registry;
 use super::stage::{Stage, Stages};
 use super::{DrainOptions, DrainReport};
@@ -19,6 +20,7 @@ pub(super) struct State {
     pub(super) registry: Registry,
     /// One permit per connection of the public listeners.
     pub(super) connections: Arc<Semaphore>,
+    pub(super) refusals: Refusals,
     /// `None` once the hooks have been started.
     pub(super) hooks: Mutex<Option<Vec<Hook>>>,
     pub(super) report: OnceLock<DrainReport>,
@@ -32,6 +34,7 @@ impl State {
     pub(super) fn new(options: DrainOptions, readiness: Signal, runtime: Handle) -> Self {
         Self {
             connections: Arc::new(Semaphore::new(options.max_connections)),
+            refusals: Refusals::default(),
             options,
             stages: Stages::new(),
             registry: Registry::default(),

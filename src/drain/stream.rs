@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::refusal::Refusal;
 use super::registry::Connection;
 use super::stage::Stage;
 use super::state::State;
@@ -112,7 +113,12 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ConnectionStream<IO> {
             entry.connection.reader.register(cx.waker());
         }
         self.check_deadline()?;
-        self.head.poll_expired(cx)?;
+        if let Err(error) = self.head.poll_expired(cx) {
+            if let Some(entry) = &self.entry {
+                entry.state.refusals.add(Refusal::HeadTimeout);
+            }
+            return Poll::Ready(Err(error));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         if buf.filled().len() > before {

@@ -3,6 +3,8 @@
 use std::{fmt, future::Future, str::FromStr, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
+#[cfg(feature = "unleash")]
+use unleash_api_client::client::{Client, FeatureKey};
 
 use super::counters::{Families, Tally};
 use super::error::{FetchError, FlagsError};
@@ -13,8 +15,9 @@ use super::problem::FlagProblem;
 use super::source::Source;
 use super::subject::Subject;
 #[cfg(feature = "unleash")]
-use super::unleash::{Poller, UnleashOptions};
+use super::unleash::{Poller, UnleashOptions, client_source};
 use crate::release::Release;
+use crate::scrape::Scraped;
 
 /// How often a source that sends no notifications is asked whether it is ready.
 const READY_POLL: Duration = Duration::from_millis(50);
@@ -78,6 +81,45 @@ impl Flags {
         Ok(Self(Arc::new(Inner { source: Source::Unleash(unleash), tally, revision, poller: Some(poller) })))
     }
 
+    /// Flags of an Unleash client that the application has already. That client decides, with its state, its custom strategies
+    /// and its metrics. Prefer [`unleash`](Self::unleash), unless the application needs that client anyway: two clients poll
+    /// the server twice.
+    ///
+    /// Compared with [`unleash`](Self::unleash):
+    ///
+    /// - A decision takes a lock that all threads share, and allocates the client's context. `make bench ARGS=flags` measures
+    ///   both.
+    /// - The client has no state before its first fetch. Then the declared defaults apply, although the client itself would
+    ///   answer `false`. There is no last known state, and no instance polls for the fleet.
+    /// - A missing flag has its declared default, but is not told from one that is off:
+    ///   [`coverage`](Self::coverage) reports nothing, and [`switch`](Self::switch) is always
+    ///   [`Switch::Unknown`], so such a flag cannot move a migration.
+    /// - [`is_fresh`](Self::is_fresh) says only whether the client has a state. [`changed`](Self::changed) never changes.
+    /// - The application starts and stops the client's polling. [`close`](Self::close) does nothing.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use cutover::flags::Flags;
+    /// use cutover::flags::unleash_api_client::client::{Client, FeatureKey};
+    ///
+    /// # fn f<Features: FeatureKey>(client: Arc<Client<Features>>) -> Result<(), cutover::flags::FlagsError> {
+    /// // Made with `ClientBuilder::enable_string_features`.
+    /// let flags = Flags::from_client(client)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`FlagsError::Config`] for a client that was made without `enable_string_features`. The client can only tell by a panic,
+    /// which is caught, so the panic hook prints a message.
+    #[cfg(feature = "unleash")]
+    pub fn from_client<F: FeatureKey>(client: Arc<Client<F>>) -> Result<Self, FlagsError> {
+        let source = Source::Client(client_source(client)?);
+        let (tally, revision) = (Arc::default(), watch::Sender::new(0));
+        Ok(Self(Arc::new(Inner { source, tally, revision, poller: None })))
+    }
+
     /// Flags from the provider of an OpenFeature client: LaunchDarkly, flagd, or any other.
     ///
     /// The application keeps its client: the client's hooks and contexts apply, and so does a provider that is set later.
@@ -126,7 +168,17 @@ impl Flags {
     /// [`FlagsError::Metrics`] if the registry already has such families.
     pub fn register(&self, registry: &prometheus::Registry, release: &Release) -> Result<(), FlagsError> {
         let families = Families::new(self.0.tally.clone(), self.fetches(), release.version())?;
-        Ok(registry.register(Box::new(families))?)
+        registry.register(Box::new(families))?;
+        let mut scraped = Scraped::default();
+        // The registry must not keep the polling alive.
+        let inner = Arc::downgrade(&self.0);
+        let help = "1 if the flag server answered recently, otherwise 0.";
+        scraped.gauge("cutover_flags_fresh", help, &[], move |samples| {
+            if let Some(inner) = inner.upgrade() {
+                samples.flag(&[], inner.source.is_fresh());
+            }
+        })?;
+        Ok(scraped.register(registry)?)
     }
 
     fn fetches(&self) -> Option<Arc<super::counters::Fetches>> {
@@ -139,7 +191,7 @@ impl Flags {
 
     /// Whether the flag is on for this subject, now.
     pub fn decide(&self, flag: &Flag, subject: &Subject) -> bool {
-        let known = self.0.source.enabled(&flag.name, subject);
+        let known = self.0.source.enabled(&flag.name, subject, flag.default);
         let enabled = known.unwrap_or(flag.default);
         self.0.tally.decided(&flag.name, known.is_some(), enabled);
         enabled
@@ -279,7 +331,8 @@ impl Flags {
     }
 
     pub(super) async fn resolve(&self, flag: &Flag, subject: &Subject, limit: Duration) -> bool {
-        let known = tokio::time::timeout(limit, self.0.source.resolve(&flag.name, subject)).await;
+        let known =
+            tokio::time::timeout(limit, self.0.source.resolve(&flag.name, subject, flag.default)).await;
         let known = known.unwrap_or_default();
         let enabled = known.unwrap_or(flag.default);
         self.0.tally.decided(&flag.name, known.is_some(), enabled);
@@ -317,6 +370,8 @@ impl fmt::Debug for Flags {
             Source::Fixed(_) => "fixed",
             #[cfg(feature = "unleash")]
             Source::Unleash(_) => "unleash",
+            #[cfg(feature = "unleash")]
+            Source::Client(_) => "client",
             #[cfg(feature = "openfeature")]
             Source::OpenFeature(_) => "openfeature",
         };

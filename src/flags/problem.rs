@@ -39,12 +39,28 @@ pub enum SwitchProblem {
     /// The flag is on, but evaluates to off.
     #[error("the flag is on, but none of its strategies applies to the fleet")]
     NoStrategy,
+    /// A client of the application decides. It does not tell whether a flag is off or missing, and whether other instances
+    /// get the same answer.
+    #[error("the application's own client decides, and does not tell whether the flag is off or missing")]
+    OwnClient,
     /// The source has the flag but cannot evaluate it.
     #[error("the flag source cannot evaluate the flag")]
     Broken,
 }
 
 impl SwitchProblem {
+    /// Its name in metrics.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::NotFresh(_) => "unreachable",
+            Self::Missing => "missing",
+            Self::Ambiguous(_) => "ambiguous",
+            Self::NoStrategy => "no_strategy",
+            Self::OwnClient => "own_client",
+            Self::Broken => "broken",
+        }
+    }
+
     /// What a person can do about it.
     pub fn remedy(&self) -> &'static str {
         match self {
@@ -53,6 +69,9 @@ impl SwitchProblem {
             Self::Ambiguous(_) => "give the flag one strategy with a rollout of 100 % and one variant",
             Self::NoStrategy => {
                 "give the flag one strategy with a rollout of 100 % and no constraints, and turn its parent flags on"
+            }
+            Self::OwnClient => {
+                "set UNLEASH_URL instead of `Cutover::flags`, or declare the migration without a flag"
             }
             Self::Broken => "give the flag one variant with a weight of 100 %",
         }

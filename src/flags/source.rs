@@ -12,23 +12,33 @@ use super::openfeature::OpenFeature;
 use super::problem::{FlagProblemKind, SwitchProblem};
 use super::subject::Subject;
 #[cfg(feature = "unleash")]
-use super::unleash::Unleash;
+use super::unleash::{AppClient, Unleash};
 
 pub(super) enum Source {
     Fixed(Fixed),
     #[cfg(feature = "unleash")]
     Unleash(Arc<Unleash>),
+    /// A client that the application made.
+    #[cfg(feature = "unleash")]
+    Client(Arc<dyn AppClient>),
     #[cfg(feature = "openfeature")]
     OpenFeature(OpenFeature),
 }
 
 impl Source {
-    /// `None` if the source has no answer; then the declared default applies.
-    pub(super) fn enabled(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
+    /// `None` if the source has no answer; then the declared default applies. A client of the application applies the default
+    /// to a missing flag by itself.
+    #[cfg_attr(
+        not(feature = "unleash"),
+        expect(unused_variables, reason = "only a client takes the default")
+    )]
+    pub(super) fn enabled(&self, name: &Name<'_>, subject: &Subject, default: bool) -> Option<bool> {
         match self {
             Self::Fixed(fixed) => fixed.enabled(name, subject),
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.enabled(name, subject),
+            #[cfg(feature = "unleash")]
+            Self::Client(client) => client.is_loaded().then(|| client.enabled(name, subject, default)),
             #[cfg(feature = "openfeature")]
             Self::OpenFeature(open) => open.enabled(name, subject),
         }
@@ -40,17 +50,19 @@ impl Source {
             Self::Fixed(fixed) => fixed.variant(name, subject),
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.variant(name, subject),
+            #[cfg(feature = "unleash")]
+            Self::Client(client) => client.is_loaded().then(|| client.variant(name, subject)),
             #[cfg(feature = "openfeature")]
             Self::OpenFeature(open) => open.variant(name, subject),
         }
     }
 
     /// As [`enabled`](Self::enabled), but waits if the source has to ask a server.
-    pub(super) async fn resolve(&self, name: &Name<'_>, subject: &Subject) -> Option<bool> {
+    pub(super) async fn resolve(&self, name: &Name<'_>, subject: &Subject, default: bool) -> Option<bool> {
         match self {
             #[cfg(feature = "openfeature")]
             Self::OpenFeature(open) => open.resolve(name, subject).await,
-            _ => self.enabled(name, subject),
+            _ => self.enabled(name, subject, default),
         }
     }
 
@@ -68,6 +80,8 @@ impl Source {
             Self::Fixed(_) => true,
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.freshness.is_fresh(),
+            #[cfg(feature = "unleash")]
+            Self::Client(client) => client.is_loaded(),
             #[cfg(feature = "openfeature")]
             Self::OpenFeature(open) => open.is_answering(),
         }
@@ -86,6 +100,8 @@ impl Source {
             Self::Fixed(_) => true,
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.is_loaded(),
+            #[cfg(feature = "unleash")]
+            Self::Client(client) => client.is_loaded(),
             #[cfg(feature = "openfeature")]
             Self::OpenFeature(open) => open.is_answering(),
         }
@@ -97,6 +113,10 @@ impl Source {
         #[cfg(feature = "openfeature")]
         if let Self::OpenFeature(open) = self {
             return open.switch(name, &subject);
+        }
+        #[cfg(feature = "unleash")]
+        if let Self::Client(_) = self {
+            return Switch::Unknown(SwitchProblem::OwnClient);
         }
         if !self.is_fresh() {
             let error = self.last_fetch_error().map(|error| error.message);
@@ -126,7 +146,7 @@ impl Source {
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.is_off(name),
             _ => {
-                let enabled = self.enabled(name, &Subject::new()).ok_or(SwitchProblem::Missing)?;
+                let enabled = self.enabled(name, &Subject::new(), false).ok_or(SwitchProblem::Missing)?;
                 Ok(!enabled)
             }
         }
@@ -137,6 +157,8 @@ impl Source {
             Self::Fixed(fixed) => fixed.lacks(name).then_some(FlagProblemKind::Missing),
             #[cfg(feature = "unleash")]
             Self::Unleash(unleash) => unleash.problem(name),
+            #[cfg(feature = "unleash")]
+            Self::Client(_) => None,
             #[cfg(feature = "openfeature")]
             Self::OpenFeature(open) => open.problem(name),
         }

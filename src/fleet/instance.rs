@@ -14,6 +14,7 @@ use crate::health::{Criticality, Health, Signal};
 use crate::ledger::instances::{self, NewInstance};
 use crate::ledger::{Ledger, LedgerError, fleets};
 use crate::release::Release;
+use crate::scrape::Scraped;
 
 /// Whether this process is a member of its fleet.
 ///
@@ -142,6 +143,21 @@ impl Fleet {
     /// Subscribes to changes of the membership.
     pub fn membership(&self) -> watch::Receiver<Membership> {
         self.inner.membership.subscribe()
+    }
+
+    /// Registers `cutover_lease_remaining_seconds`.
+    ///
+    /// # Errors
+    ///
+    /// The registry's error, if a fleet is already registered.
+    pub fn register(&self, registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
+        let mut scraped = Scraped::default();
+        let lease = self.lease().clone();
+        let help = "Time until this instance's lease expires; 0 if it has.";
+        scraped.gauge("cutover_lease_remaining_seconds", help, &[], move |samples| {
+            samples.value(&[], lease.remaining().as_secs_f64());
+        })?;
+        scraped.register(registry)
     }
 
     /// What an expired lease does to readiness.

@@ -3,10 +3,10 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
 use axum::Router;
-use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::StartError;
+use super::bind::bind;
 use crate::drain::Drain;
 
 /// The admin listener, served by a task from the beginning of the start to the end of the drain.
@@ -21,7 +21,7 @@ impl AdminServer {
     pub(super) async fn start(drain: &Drain, address: SocketAddr, pages: Router) -> Result<Self, StartError> {
         let variable = "ADMIN_ADDR";
         let failed = |error| StartError::Listen { variable, address, error };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let drain = drain.clone();
         let task = tokio::spawn(async move { drain.serve_admin(listener, pages).await });

@@ -16,7 +16,7 @@ use crate::flags::{FlagProblemKind, Flags};
 use crate::fleet::{Fleet, FleetOptions};
 use crate::health::{Check, Criticality, Health, ProbeOutcome, Signal};
 use crate::ledger::Ledger;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, MetricsError};
 use crate::migration::{Agent, DriverOptions, MigrationSpec, check_specs};
 use crate::pool::{ConnectionShare, PoolWaitMetrics, ShareError, ShareOptions};
 use crate::preflight::{Preflight, PreflightReport};
@@ -47,10 +47,13 @@ pub(super) struct Assembly {
     kept: super::kept::InLedger,
     declared_flags: Vec<String>,
     subject: SubjectOf,
+    process_metrics: bool,
     checks: Vec<Check>,
     specs: Vec<(MigrationSpec, Option<String>)>,
     fleet: FleetOptions,
     driver: DriverOptions,
+    #[cfg(feature = "console")]
+    console: crate::console::InstanceConsole,
 }
 
 /// Who sets the flags.
@@ -107,10 +110,14 @@ impl Assembly {
         );
         let health = Health::new();
         let drain = valid(Drain::new(&health, drain_options), problems);
-        let metrics = release
-            .as_ref()
-            .and_then(|release| registered(Metrics::in_registry(builder.registry, release), problems));
+        let metrics = release.as_ref().and_then(|release| {
+            self::metrics(builder.registry, release, builder.buckets.as_deref(), problems)
+        });
         let mut assembly = Self {
+            #[cfg(feature = "console")]
+            console: crate::console::InstanceConsole::new(
+                builder.fleet.name.as_deref().unwrap_or(&builder.service),
+            ),
             preflight,
             problems: Vec::new(),
             fingerprint: String::new(),
@@ -130,6 +137,7 @@ impl Assembly {
             kept: super::kept::InLedger::default(),
             declared_flags: builder.declared_flags,
             subject: builder.subject,
+            process_metrics: builder.process_metrics,
             checks: builder.checks,
             specs,
             fleet: builder.fleet,
@@ -196,6 +204,13 @@ impl Assembly {
         let problems = &mut self.problems;
         if let Some(metrics) = &self.metrics {
             registered(cutover_config_info(metrics, &self.fingerprint), problems);
+            registered(self.health.register(metrics.registry()), problems);
+            if let Some(drain) = &self.drain {
+                registered(drain.register(metrics.registry()), problems);
+            }
+            if self.process_metrics {
+                registered(metrics.register_process(), problems);
+            }
             if let Some((flags, _)) = &self.flags
                 && let Err(error) = flags.register(metrics.registry(), metrics.release())
             {
@@ -252,6 +267,8 @@ impl Assembly {
         };
         let starting = self.health.signal("start", Criticality::Critical);
         let pages = self.health.router().merge(metrics.router()).merge(drain.router());
+        #[cfg(feature = "console")]
+        let pages = pages.merge(self.console.router());
         let admin_server = AdminServer::start(&drain, admin, pages).await?;
 
         let mut joined = Joined::default();
@@ -330,6 +347,8 @@ impl Assembly {
                 }
             };
             let ledger = retry.until_done("the ledger", open).await?;
+            #[cfg(feature = "console")]
+            self.console.attach(ledger.clone(), options.clone());
             #[cfg(feature = "unleash")]
             self.kept.opened(&ledger, release.service());
             let join = async || {
@@ -337,6 +356,7 @@ impl Assembly {
                 Ok(Fleet::join(ledger.clone(), release, options, &self.health).await?)
             };
             let fleet = &*joined.fleet.insert(retry.until_done("the fleet", join).await?);
+            warn_if_unregistered("the lease", fleet.register(metrics.registry()));
             if let Some(pooler) = ledger.pooler() {
                 self.health.signal("pooler", Criticality::Degrades).warn(pooler.to_string());
             } else if let Some((name, options)) = &self.share {
@@ -346,18 +366,17 @@ impl Assembly {
                     share.attach(pool.clone()).await
                 };
                 let guard = retry.until_done("a share of the server's connections", lease).await?;
+                warn_if_unregistered("the share", guard.register(metrics.registry(), "postgres"));
                 joined.pool = Some(guard);
             }
             let specs: Vec<MigrationSpec> =
-                self.specs.iter().map(|spec| desired_by(spec, flags, source)).collect();
+                self.specs.iter().map(|spec| desired_by(spec, flags, source, metrics)).collect();
             let start = async || {
                 let (specs, options) = (specs.clone(), self.driver.clone());
                 Ok(Agent::start(fleet.clone(), specs, options, &self.health).await?)
             };
             let agent = retry.until_done("the migrations", start).await?;
-            if let Err(error) = agent.register(metrics.registry()) {
-                tracing::warn!(%error, "could not register the metrics of the migrations");
-            }
+            warn_if_unregistered("the migrations", agent.register(metrics.registry()));
             joined.agent = Some(Arc::new(agent));
         }
         // The first request should see the current flags, or the last known ones. A flag server that is unavailable does
@@ -375,12 +394,38 @@ fn desired_by(
     (spec, flag): &(MigrationSpec, Option<String>),
     flags: &Flags,
     source: FlagSource,
+    metrics: &Metrics,
 ) -> MigrationSpec {
     match flag {
         Some(flag) if source == FlagSource::Outside => {
-            spec.clone().desired(FromFlag::new(flags.clone(), flag))
+            let desired = FromFlag::new(flags.clone(), flag);
+            warn_if_unregistered("the flag", desired.register(metrics.registry(), &spec.name));
+            spec.clone().desired(desired)
         }
         _ => spec.clone(),
+    }
+}
+
+/// A registry of the service's own may have a family of the same name. That is no reason not to start.
+fn warn_if_unregistered(what: &str, registered: Result<(), prometheus::Error>) {
+    if let Err(error) = registered {
+        tracing::warn!(%error, "could not register the metrics of {what}");
+    }
+}
+
+fn metrics(
+    registry: prometheus::Registry,
+    release: &Release,
+    buckets: Option<&[Duration]>,
+    problems: &mut Vec<Problem>,
+) -> Option<Metrics> {
+    let Some(buckets) = buckets else {
+        return registered(Metrics::in_registry(registry, release), problems);
+    };
+    match Metrics::with_buckets(registry, release, buckets) {
+        Ok(metrics) => Some(metrics),
+        Err(MetricsError::Config(error)) => valid(Err(error), problems),
+        Err(MetricsError::Registry(error)) => registered(Err(error), problems),
     }
 }
 
@@ -404,12 +449,12 @@ fn problems_of(field: &'static str, error: BoxError) -> Vec<Problem> {
 
 fn address(name: &'static str, port: u16, environment: &mut Environment) -> Option<SocketAddr> {
     let problems = environment.problems.len();
-    let address = environment.value(name, "an address", &format!("0.0.0.0:{port}"));
+    let address = environment.value(name, "an address", &format!("[::]:{port}"));
     // A wrong address must not select the default.
     if environment.problems.len() > problems {
         return None;
     }
-    Some(address.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], port))))
+    Some(address.unwrap_or_else(|| SocketAddr::from(([0_u16; 8], port))))
 }
 
 fn drain_options(own: Option<DrainOptions>, environment: &mut Environment) -> DrainOptions {

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::request::Parts;
 use prometheus::Registry;
@@ -44,6 +45,8 @@ pub struct Cutover {
     pub(super) admin: Option<SocketAddr>,
     pub(super) drain: Option<DrainOptions>,
     pub(super) registry: Registry,
+    pub(super) buckets: Option<Vec<Duration>>,
+    pub(super) process_metrics: bool,
     pub(super) fleet: FleetOptions,
     pub(super) driver: DriverOptions,
     pub(super) postgres: Part<PgPool>,
@@ -67,6 +70,8 @@ impl Cutover {
             admin: None,
             drain: None,
             registry: Registry::new(),
+            buckets: None,
+            process_metrics: false,
             fleet: FleetOptions::default(),
             driver: DriverOptions::default(),
             postgres: Part::Out,
@@ -108,6 +113,19 @@ impl Cutover {
     /// The service's own registry, for the metrics of the library.
     pub fn registry(mut self, registry: Registry) -> Self {
         self.registry = registry;
+        self
+    }
+
+    /// Upper bounds of the buckets of `http_request_duration_seconds` and `http_request_first_byte_seconds`: 1 to 24,
+    /// shortest first. Default: 5 ms to 10 s, as in Prometheus' client libraries.
+    pub fn buckets(mut self, bounds: impl IntoIterator<Item = Duration>) -> Self {
+        self.buckets = Some(bounds.into_iter().collect());
+        self
+    }
+
+    /// Adds the metrics of the process; see [`Metrics::register_process`](crate::metrics::Metrics::register_process).
+    pub fn process_metrics(mut self) -> Self {
+        self.process_metrics = true;
         self
     }
 

@@ -1,11 +1,12 @@
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::flags::{Flags, Switch};
 use crate::migration::{DesiredPhase, Phase, Target};
+use crate::scrape::Scraped;
 
 /// Changes of the desired phase back to an earlier one are counted within this time.
 const FLAPPING_WINDOW: Duration = Duration::from_secs(60);
@@ -22,13 +23,36 @@ const FLAPPING_CHANGES: usize = 10;
 /// | missing, archived, with several possible answers, with another payload, or unknown because the server refused the token or is unreachable | stays, with the reason |
 /// | goes back and forth more than ten times within a minute | stays until the flag is stable |
 ///
-/// A reason to stay is logged once at WARN and is part of what the migration waits for.
-#[derive(Debug)]
+/// A reason to stay is logged once at WARN, is part of what the migration waits for, and is a metric.
+#[derive(Debug, Clone)]
 pub(super) struct FromFlag {
     flags: Flags,
     flag: String,
     actor: String,
-    seen: Mutex<Seen>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// Every reason to stay, as the metric names it.
+const REASONS: [&str; 9] = [
+    "unreachable",
+    "missing",
+    "ambiguous",
+    "no_strategy",
+    "broken",
+    "own_client",
+    NO_PAYLOAD,
+    NOT_A_PHASE,
+    FLAPPING,
+];
+const NO_PAYLOAD: &str = "no_payload";
+const NOT_A_PHASE: &str = "not_a_phase";
+const FLAPPING: &str = "flapping";
+
+/// Why the flag gives no phase.
+struct Held {
+    /// One of [`REASONS`].
+    reason: &'static str,
+    text: String,
 }
 
 /// What the flag said before.
@@ -42,30 +66,61 @@ struct Seen {
 impl FromFlag {
     pub(super) fn new(flags: Flags, flag: &str) -> Self {
         let (flag, actor) = (flag.to_owned(), format!("flag {flag}"));
-        Self { flags, flag, actor, seen: Mutex::default() }
+        Self { flags, flag, actor, seen: Arc::default() }
     }
 
-    fn read(&self) -> Target {
+    /// Registers `cutover_migration_flag_held{migration,flag,reason}`.
+    pub(super) fn register(
+        &self,
+        registry: &prometheus::Registry,
+        migration: &str,
+    ) -> prometheus::Result<()> {
+        let labels = [("migration", migration.to_owned()), ("flag", self.flag.clone())];
+        let mut scraped = Scraped::with(labels);
+        let source = self.clone();
+        let help = "1 while the flag gives no phase for this reason and the migration stays where it is, otherwise 0.";
+        scraped.gauge("cutover_migration_flag_held", help, &["reason"], move |samples| {
+            let held = source.held();
+            for reason in REASONS {
+                samples.flag(&[reason], held == Some(reason));
+            }
+        })?;
+        scraped.register(registry)
+    }
+
+    /// Why the flag gives no phase at this moment.
+    fn held(&self) -> Option<&'static str> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.phases.is_flapping_at(Instant::now()) {
+            return Some(FLAPPING);
+        }
+        drop(seen);
+        self.read().err().map(|held| held.reason)
+    }
+
+    fn read(&self) -> Result<Target, Held> {
         let flag = &self.flag;
-        let wait = |what: String, remedy: &str| {
-            Target::Hold(format!("a phase from flag {flag:?}: {what}; to unblock: {remedy}"))
+        let held = |reason: &'static str, what: String, remedy: &str| {
+            Err(Held { reason, text: format!("a phase from flag {flag:?}: {what}; to unblock: {remedy}") })
         };
         let example = "give the flag one variant whose payload is a phase, such as ramp:25";
         match self.flags.switch(flag) {
             Switch::On(Some(payload)) => match Target::from_text(&payload) {
-                Target::Hold(reason) => wait(reason, example),
-                target => target,
+                Target::Hold(text) => held(NOT_A_PHASE, text, example),
+                target => Ok(target),
             },
-            Switch::On(None) => wait("it is on, but has no variant with a payload".into(), example),
-            Switch::Off => Target::SwitchedOff,
-            Switch::Unknown(problem) => wait(problem.to_string(), problem.remedy()),
+            Switch::On(None) => {
+                held(NO_PAYLOAD, "it is on, but has no variant with a payload".into(), example)
+            }
+            Switch::Off => Ok(Target::SwitchedOff),
+            Switch::Unknown(problem) => held(problem.name(), problem.to_string(), problem.remedy()),
         }
     }
 }
 
 impl DesiredPhase for FromFlag {
     fn target(&self) -> Option<Target> {
-        let mut target = self.read();
+        let mut target = self.read().unwrap_or_else(|held| Target::Hold(held.text));
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.phases.is_flapping(&target, Instant::now()) {
             target = Target::Hold(format!(
@@ -120,7 +175,12 @@ impl Flapping {
             let is_return = self.0.iter().any(|change| change.to == to);
             self.0.push_back(Change { at: now, to, is_return });
         }
-        self.0.iter().filter(|change| change.is_return).count() > FLAPPING_CHANGES
+        self.is_flapping_at(now)
+    }
+
+    fn is_flapping_at(&self, now: Instant) -> bool {
+        let is_recent = |change: &&Change| now.duration_since(change.at) <= FLAPPING_WINDOW;
+        self.0.iter().filter(|change| change.is_return).filter(is_recent).count() > FLAPPING_CHANGES
     }
 }
 
@@ -154,8 +214,11 @@ mod tests {
         assert!(reason(&source).contains("no variant with a payload"));
         flags.set("status", FixedFlag::OFF).unwrap();
         assert_eq!(source.target(), Some(Target::SwitchedOff));
-        let missing = reason(&FromFlag::new(flags, "archived"));
+        let archived = FromFlag::new(flags, "archived");
+        let missing = reason(&archived);
         assert!(missing.contains("no flag of this name"), "{missing}");
+        assert_eq!(archived.held(), Some("missing"));
+        assert_eq!(source.held(), None);
     }
 
     #[test]
@@ -208,6 +271,7 @@ mod tests {
         assert_eq!(turn(FixedFlag::OFF).await, Some(Target::SwitchedOff), "the tenth change back");
         assert!(matches!(turn(FixedFlag::payload("ramp")).await, Some(Target::Hold(_))));
         assert!(reason(&source).contains("went back and forth more than 10 times within 60 s"));
+        assert_eq!(source.held(), Some("flapping"));
         tokio::time::advance(FLAPPING_WINDOW).await;
         assert_eq!(source.target(), ramp);
     }

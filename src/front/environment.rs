@@ -211,7 +211,7 @@ mod tests {
             ("DATABASE_ULR", "postgres://"),
             ("PATH", "/bin"),
         ]);
-        environment.value::<std::net::SocketAddr>("LISTEN_ADDR", "an address", "0.0.0.0:8080");
+        environment.value::<std::net::SocketAddr>("LISTEN_ADDR", "an address", "[::]:8080");
         environment.text("ADMIN_ADDR");
         environment.text("DATABASE_URL");
         environment.seconds("CUTOVER_GRACE_SECONDS");
@@ -221,7 +221,7 @@ mod tests {
         let text = text.join("\n");
         assert_eq!(environment.problems.len(), 7, "{text}");
         for part in [
-            "LISTEN_ADDR: \"everywhere\" is not an address; use for example 0.0.0.0:8080",
+            "LISTEN_ADDR: \"everywhere\" is not an address; use for example [::]:8080",
             "ADMIN_ADDR: is empty",
             "CUTOVER_GRACE_SECONDS: \"30s\" is not a whole number of seconds",
             "CUTOVER_PREFLIGHT: \"yes\" is not valid; use 1, json or 0",

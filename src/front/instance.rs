@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 
 use super::NotConfigured;
 use super::admin::AdminServer;
+use super::bind::bind;
 use super::spans::SpanLayer;
 use crate::drain::{Drain, DrainReport};
 use crate::flags::{Flags, FlagsLayer, Subject};
@@ -164,7 +165,7 @@ impl Instance {
     ///
     /// Not cancel safe: dropped, it stops accepting at once.
     pub async fn serve(&self, app: Router) -> io::Result<DrainReport> {
-        let public = match bind("LISTEN_ADDR", self.listen).await {
+        let public = match listener("LISTEN_ADDR", self.listen).await {
             Ok(public) => public,
             Err(error) => {
                 self.abandon().await;
@@ -209,8 +210,8 @@ impl Instance {
     }
 }
 
-async fn bind(name: &str, address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
+async fn listener(name: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    bind(address).await.map_err(|error| {
         io::Error::new(error.kind(), format!("{name}: could not listen on {address}: {error}"))
     })
 }

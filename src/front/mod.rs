@@ -5,8 +5,8 @@
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
-//! | `LISTEN_ADDR` | address of the public listener; `[::]:8080` in a cluster without IPv4 | `0.0.0.0:8080` |
-//! | `ADMIN_ADDR` | address of the listener for probes, metrics and `/drain` | `0.0.0.0:9090` |
+//! | `LISTEN_ADDR` | address of the public listener | `[::]:8080`: IPv6 and IPv4, or IPv4 alone on a host without IPv6 |
+//! | `ADMIN_ADDR` | address of the listener for probes, metrics and `/drain` | `[::]:9090` |
 //! | `DATABASE_URL` | Postgres, for [`Cutover::postgres_from_env`] | |
 //! | `REDIS_URL` | Redis, for `Cutover::redis_from_env` | |
 //! | `CUTOVER_POOL_SIZE` | connections of each of these two pools, 1 to 1000; the Postgres pool may get fewer while a deploy shares them | 10 |
@@ -32,6 +32,7 @@
 
 mod admin;
 mod assembly;
+mod bind;
 mod builder;
 mod declare;
 mod desired;

@@ -29,6 +29,7 @@ mod deadpool;
 mod grpc;
 mod handle;
 mod http;
+mod metrics;
 mod one_line;
 mod pages;
 mod postgres;

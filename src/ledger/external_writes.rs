@@ -133,6 +133,28 @@ pub(crate) async fn record_unseen(tx: &mut PgConnection, migration: i32) -> Resu
     Ok(())
 }
 
+/// Who wrote what the guard trigger could not copy, in the last seconds, as text.
+pub(crate) async fn uncopied_within(
+    tx: &mut PgConnection,
+    migration: i32,
+    seconds: f64,
+) -> Result<Vec<String>, sqlx::Error> {
+    unprepared::query_scalar(
+        "with seen (application, role, at) as ( \
+             select application, role, last_uncopied from cutover.external_writes where migration_id = $1 \
+             union all select application, role, at from cutover.external_write_events \
+                 where migration_id = $1 and not copied) \
+         select format('%s (role %s), %s s ago', application, role, \
+                extract(epoch from clock_timestamp() - max(at))::bigint) \
+         from seen where at > clock_timestamp() - make_interval(secs => $2) \
+         group by application, role order by max(at) desc limit 5",
+    )
+    .bind(migration)
+    .bind(seconds)
+    .fetch_all(tx)
+    .await
+}
+
 async fn named(
     tx: &mut PgConnection,
     migration: i32,

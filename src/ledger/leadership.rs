@@ -15,10 +15,10 @@ macro_rules! is_free {
     };
 }
 
-/// A build has published a plan that drops something.
+/// A build has published a plan that ends with a change of the schema.
 macro_rules! has_old_side {
     () => {
-        "exists (select from cutover.plans where migration_id = {migration} and old_table is not null)"
+        "exists (select from cutover.plans where migration_id = {migration} and (old_table is not null or tasks @> '[[\"contract\"]]'))"
     };
 }
 

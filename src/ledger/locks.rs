@@ -53,7 +53,14 @@ mod tests {
             .filter_map(|rest| rest.split([' ', ',']).next())
             .collect();
         assert_eq!(taken, [EPOCH.to_string(), EXTERNAL_WRITERS.to_string()]);
-        assert_eq!(sql.matches("pg_advisory").count(), taken.len());
+        // The transaction of `settle_share` tries it first, and then waits for it.
+        let of_shares = ["pg_try_advisory_xact_lock", "pg_advisory_xact_lock"];
+        for function in of_shares {
+            assert_eq!(sql.matches(&format!("{function}({SHARES})")).count(), 1, "{function}");
+        }
+        let all = sql.matches("advisory_xact_lock").count();
+        assert_eq!(all, taken.len() + of_shares.len());
+        assert_eq!(all, sql.matches("pg_advisory").count() + sql.matches("pg_try_advisory").count());
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub(crate) mod guard_triggers;
 pub(crate) mod history;
 pub(crate) mod instances;
 pub(crate) mod jobs;
+pub(crate) mod key_mirror;
 pub(crate) mod leadership;
 pub(crate) mod literal;
 pub(crate) mod locks;
@@ -35,6 +36,7 @@ pub(crate) mod migrations;
 pub(crate) mod notifications;
 pub(crate) mod plans;
 mod pooler;
+pub(crate) mod read_counts;
 pub(crate) mod repairs;
 pub(crate) mod reports;
 pub(crate) mod retention;
@@ -45,6 +47,7 @@ mod sqlstate;
 pub(crate) mod standbys;
 mod transaction;
 pub(crate) mod unprepared;
+pub(crate) mod write_watch;
 
 pub use connection::Ledger;
 pub(crate) use connection::pooler_at;
@@ -54,8 +57,6 @@ pub(crate) use notifications::NO_NOTIFICATIONS;
 pub use schema::SCHEMA_VERSION;
 #[doc(hidden)]
 pub use schema::Step;
-#[cfg(test)]
-pub(crate) use shares::Share;
-pub(crate) use shares::{Capacity, ShareRequest, ShareTable};
+pub(crate) use shares::{ShareBudget, ShareRequest};
 pub(crate) use sqlstate::{describe_error, is_lock_timeout, sql_state};
 pub(crate) use transaction::{READ_COMMITTED, begin};

@@ -1,5 +1,7 @@
 //! What people read from the ledger. Every function only reads.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, PgConnection, Row};
@@ -122,45 +124,84 @@ pub(crate) async fn migrations(
     .bind(only)
     .fetch_all(&mut *tx)
     .await?;
+    let (mut instances, mut jobs) = (instances(tx, only).await?, jobs(tx, only).await?);
     let mut reports = Vec::with_capacity(rows.len());
     for row in &rows {
         let mut report = MigrationReport::from_row(row)?;
-        let id = row.try_get("id")?;
-        report.instances = instances(tx, &report.fleet, id).await?;
-        report.work = latest_work(tx, id).await?;
+        let id: i32 = row.try_get("id")?;
+        report.instances = instances.remove(&id).unwrap_or_default();
+        report.work = jobs.remove(&id);
         reports.push(report);
     }
     Ok(reports)
 }
 
+/// The instances of each migration's fleet, by the id of the migration.
 async fn instances(
     tx: &mut PgConnection,
-    fleet: &str,
-    migration: i32,
-) -> Result<Vec<InstanceReport>, sqlx::Error> {
-    unprepared::query_as(
-        "select i.name, i.version, i.admitted, i.refusal, \
+    only: Option<i32>,
+) -> Result<HashMap<i32, Vec<InstanceReport>>, sqlx::Error> {
+    let rows = unprepared::query(
+        "select m.id, i.name, i.version, i.admitted, i.refusal, \
                 case when a.min_phase = a.max_phase then a.min_phase else a.min_phase || '..=' || a.max_phase end as range, \
                 a.epoch as acknowledged, a.older_open, \
                 extract(epoch from clock_timestamp() - a.waits_since)::float8 as waits_seconds, \
                 extract(epoch from clock_timestamp() - i.seen_at)::float8 as seen_seconds, \
                 extract(epoch from i.lease_until - clock_timestamp())::float8 as lease_seconds \
-         from cutover.instances i \
-         left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = $2 \
-         where i.fleet = $1 order by i.name, i.id",
+         from cutover.migrations m join cutover.instances i on i.fleet = m.fleet \
+         left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = m.id \
+         where $1::integer is null or m.id = $1 order by i.name, i.id",
     )
-    .bind(fleet)
-    .bind(migration)
+    .bind(only)
     .fetch_all(tx)
-    .await
+    .await?;
+    let mut found: HashMap<i32, Vec<InstanceReport>> = HashMap::new();
+    for row in &rows {
+        found.entry(row.try_get("id")?).or_default().push(InstanceReport::from_row(row)?);
+    }
+    Ok(found)
 }
 
-async fn latest_work(tx: &mut PgConnection, migration: i32) -> Result<Option<WorkReport>, sqlx::Error> {
-    unprepared::query_as(
-        "select kind, rows_done, rows_total, rows_changed, differences, finished_at is not null as finished, \
+/// The latest job of each migration, by the id of the migration.
+async fn jobs(tx: &mut PgConnection, only: Option<i32>) -> Result<HashMap<i32, WorkReport>, sqlx::Error> {
+    let rows = unprepared::query(
+        "select m.id, j.kind, j.rows_done, rows_total, rows_changed, differences, finished_at is not null as finished, \
                 extract(epoch from clock_timestamp() - finished_at)::float8 as ended_seconds, throttled_by, \
                 extract(epoch from coalesce(finished_at, clock_timestamp()) - started_at)::float8 as seconds \
-         from cutover.jobs where migration_id = $1 order by id desc limit 1",
+         from cutover.migrations m join lateral ( \
+             select * from cutover.jobs j where j.migration_id = m.id order by j.id desc limit 1) j on true \
+         where $1::integer is null or m.id = $1",
+    )
+    .bind(only)
+    .fetch_all(tx)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, WorkReport::from_row(row)?))).collect()
+}
+
+/// The latest job of a migration.
+pub(crate) async fn latest_work(
+    tx: &mut PgConnection,
+    migration: i32,
+) -> Result<Option<WorkReport>, sqlx::Error> {
+    Ok(jobs(tx, Some(migration)).await?.remove(&migration))
+}
+
+/// A copy of all rows that has ended.
+#[derive(Debug, FromRow)]
+pub(crate) struct PastCopy {
+    pub(crate) rows: i64,
+    pub(crate) seconds: f64,
+}
+
+/// The latest copy of all rows of a migration that has ended, in either direction.
+pub(crate) async fn latest_copy(
+    tx: &mut PgConnection,
+    migration: i32,
+) -> Result<Option<PastCopy>, sqlx::Error> {
+    unprepared::query_as(
+        "select rows_total as rows, extract(epoch from finished_at - started_at)::float8 as seconds \
+         from cutover.jobs where migration_id = $1 and kind <> 'scan' and finished_at is not null \
+         order by id desc limit 1",
     )
     .bind(migration)
     .fetch_optional(tx)

@@ -1,6 +1,6 @@
 //! How long rows are kept. The statements run in every fleet that has a driver, about once an hour.
 //!
-//! `migrations`, `epochs` and `sides` are kept until `cutover forget` archives them: the fence and the drop refer to them.
+//! `migrations`, `epochs`, `sides` and `read_counts` are kept until `cutover forget` archives them: the fence and the drop refer to them.
 //! `instances` and `acknowledgements` end with the lease, `connection_shares` too. `repairs` and `bad_rows` are kept until
 //! the row is repaired or the migration ends. `flag_states` has one row for each name. `flag_polls` deletes its own
 //! rows, because a fleet without migrations has no driver.
@@ -82,6 +82,7 @@ mod tests {
             "instances",
             "acknowledgements",
             "connection_shares",
+            "connection_limits",
             "repairs",
             "differences",
             "flag_states",

@@ -17,7 +17,13 @@ pub(crate) struct SideRow {
     pub(crate) table: Option<String>,
     /// The present names, quoted, of the columns that still exist. Empty: the side is the whole table.
     pub(crate) columns: Vec<String>,
+    /// It is an index.
+    pub(crate) is_index: bool,
 }
+
+/// The column number under which a change of a table as such is recorded, for [`record`]. It is a system column's, so
+/// other changes of the table's columns may run at the same time.
+pub(crate) const TABLE_ITSELF: &str = "ctid";
 
 /// Both sides of a migration.
 #[derive(Debug, Clone)]
@@ -67,7 +73,7 @@ pub(crate) async fn find(
                     or cardinality(a.names) >= case s.side when 'old' then 1 else cardinality(s.column_numbers) end) \
                     as is_there, \
                 format('%s.%s', quote_ident(n.nspname), quote_ident(c.relname)) as \"table\", \
-                a.names as columns \
+                a.names as columns, coalesce(c.relkind in ('i', 'I'), false) as is_index \
          from cutover.sides s left join pg_class c on c.oid = s.relation \
          left join pg_namespace n on n.oid = c.relnamespace \
          cross join lateral (select coalesce(array_agg(quote_ident(attname) order by attnum), '{}') as names \

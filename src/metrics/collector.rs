@@ -2,11 +2,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{LabelPair, MetricFamily, MetricType};
 
 use super::http::Http;
 use super::labels::{Abort, METHODS};
-use super::series::{BOUNDS, BUCKETS, Exemplar, Snapshot};
+use super::series::{BUCKETS, Exemplar};
+use crate::scrape::{counter, family_of, gauge, histogram};
 
 /// The family whose buckets have exemplars.
 pub(super) const DURATIONS: &str = "http_request_duration_seconds";
@@ -71,7 +72,7 @@ impl Collector for HttpCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let version = self.version.as_str();
+        let (version, bounds) = (self.version.as_str(), &*self.http.bounds);
         let (mut counts, mut durations, mut first_bytes) = (Vec::new(), Vec::new(), Vec::new());
         let (mut aborts, mut in_flight) = (Vec::new(), 0);
         for route in self.http.routes() {
@@ -81,34 +82,24 @@ impl Collector for HttpCollector {
                 for (status, durations_of) in &snapshot.statuses {
                     let values = [method, &route.name, &status.to_string(), version];
                     ended += durations_of.count();
-                    counts.push(counter(FAMILIES[0].3, &values, durations_of.count()));
-                    durations.push(histogram(FAMILIES[1].3, &values, durations_of));
+                    counts.push(counter(FAMILIES[0].3, &values, durations_of.count() as f64));
+                    durations.push(histogram(FAMILIES[1].3, &values, &durations_of.buckets(bounds)));
                 }
                 let values = [method, &route.name, version];
-                first_bytes.push(histogram(FAMILIES[2].3, &values, &snapshot.first_byte));
+                first_bytes.push(histogram(FAMILIES[2].3, &values, &snapshot.first_byte.buckets(bounds)));
                 for (abort, count) in Abort::ALL.into_iter().zip(snapshot.aborts) {
                     let values = [method, abort.reason(), &route.name, version];
-                    aborts.push(counter(FAMILIES[3].3, &values, count));
+                    aborts.push(counter(FAMILIES[3].3, &values, count as f64));
                 }
             }
             in_flight += route.begun().saturating_sub(ended);
         }
-        let mut gauge = Gauge::default();
-        gauge.set_value(in_flight as f64);
-        let mut in_flight = labelled(FAMILIES[4].3, &[version]);
-        in_flight.set_gauge(gauge);
+        let in_flight = gauge(FAMILIES[4].3, &[version], in_flight as f64);
 
         FAMILIES
             .iter()
             .zip([counts, durations, first_bytes, aborts, vec![in_flight]])
-            .map(|((name, help, kind, _), metrics)| {
-                let mut family = MetricFamily::default();
-                family.set_name((*name).into());
-                family.set_help((*help).into());
-                family.set_field_type(*kind);
-                family.set_metric(metrics);
-                family
-            })
+            .map(|((name, help, kind, _), metrics)| family_of(name, help, *kind, metrics))
             .collect()
     }
 }
@@ -135,38 +126,4 @@ impl Exemplars {
         let value = |name: &str| labels.iter().find(|l| l.name() == name).map(|l| l.value().to_owned());
         self.0.get(&[value("method")?, value("route")?, value("status")?])
     }
-}
-
-fn labelled(names: &[&str], values: &[&str]) -> Metric {
-    let label = |(name, value): (&&str, &&str)| {
-        let mut pair = LabelPair::default();
-        pair.set_name((*name).into());
-        pair.set_value((*value).into());
-        pair
-    };
-    Metric::from_label(names.iter().zip(values).map(label).collect())
-}
-
-fn counter(names: &[&str], values: &[&str], count: u64) -> Metric {
-    let mut counter = Counter::default();
-    counter.set_value(count as f64);
-    let mut metric = labelled(names, values);
-    metric.set_counter(counter);
-    metric
-}
-
-fn histogram(names: &[&str], values: &[&str], snapshot: &Snapshot) -> Metric {
-    let bucket = |(bound, count): (f64, u64)| {
-        let mut bucket = Bucket::default();
-        bucket.set_upper_bound(bound);
-        bucket.set_cumulative_count(count);
-        bucket
-    };
-    let mut histogram = Histogram::default();
-    histogram.set_bucket(BOUNDS.into_iter().zip(snapshot.cumulative).map(bucket).collect());
-    histogram.set_sample_count(snapshot.count());
-    histogram.set_sample_sum(snapshot.seconds());
-    let mut metric = labelled(names, values);
-    metric.set_histogram(histogram);
-    metric
 }

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::bounds::Bounds;
 use super::labels::UNMATCHED;
 use super::route::Route;
 
@@ -10,11 +11,13 @@ use super::route::Route;
 pub(super) struct Http {
     routes: ArcSwap<HashMap<Box<str>, Arc<Route>>>,
     grow: Mutex<()>,
+    pub(super) bounds: Arc<Bounds>,
 }
 
 impl Http {
-    pub(super) fn new() -> Self {
-        let http = Self { routes: ArcSwap::default(), grow: Mutex::default() };
+    pub(super) fn new(bounds: Bounds) -> Self {
+        let (routes, grow, bounds) = (ArcSwap::default(), Mutex::default(), Arc::new(bounds));
+        let http = Self { routes, grow, bounds };
         // The series exist from the first scrape on, before any request.
         http.route(UNMATCHED).declare(0);
         http
@@ -30,7 +33,8 @@ impl Http {
         }
         let _grow = self.grow.lock().unwrap_or_else(PoisonError::into_inner);
         let mut routes = HashMap::clone(&self.routes.load());
-        let route = Arc::clone(routes.entry(name.into()).or_insert_with(|| Arc::new(Route::new(name))));
+        let route =
+            Arc::clone(routes.entry(name.into()).or_insert_with(|| Arc::new(Route::new(name, &self.bounds))));
         self.routes.store(Arc::new(routes));
         route
     }

@@ -31,6 +31,7 @@
 //! that the service returns. A client can't create a series: unmatched paths are one route, and unknown methods one method.
 
 mod body;
+mod bounds;
 mod collector;
 mod grpc;
 mod grpc_status;
@@ -40,6 +41,7 @@ mod labels;
 mod layer;
 mod nested;
 mod openmetrics;
+mod process;
 mod registry;
 mod route;
 mod series;
@@ -47,10 +49,12 @@ mod ticket;
 mod trace;
 
 pub use body::MetricsBody;
+pub(crate) use bounds::Bounds;
 pub use layer::{MetricsLayer, MetricsService, ResponseFuture};
 pub(crate) use nested::nested_prefix;
 pub use prometheus;
-pub use registry::Metrics;
+pub use registry::{Metrics, MetricsError};
+pub(crate) use series::{Durations, Snapshot, shard_count, thread_number};
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use ::http::header::ACCEPT;
 use prometheus::proto::{LabelPair, MetricFamily, MetricType};
 
 use super::collector::{DURATIONS, Exemplars};
-use super::series::{BOUNDS, Exemplar};
+use super::series::Exemplar;
 
 /// Content type of what [`encode`] writes.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -67,11 +67,12 @@ fn write_family(page: &mut String, family: &MetricFamily, exemplars: &Exemplars)
                 let traced = if full == DURATIONS { exemplars.get(metric.get_label()) } else { None };
                 let traced = |index: usize| traced.and_then(|all| all.get(index)?.as_ref());
                 let finite = buckets.iter().filter(|bucket| bucket.upper_bound().is_finite());
+                let above = finite.clone().count();
                 for (index, bucket) in finite.enumerate() {
                     let extra = Some(("le", bucket.upper_bound()));
                     sample("_bucket", extra, bucket.cumulative_count() as f64, traced(index))?;
                 }
-                sample("_bucket", Some(("le", f64::INFINITY)), count, traced(BOUNDS.len()))?;
+                sample("_bucket", Some(("le", f64::INFINITY)), count, traced(above))?;
                 sample("_sum", None, histogram.get_sample_sum(), None)?;
                 sample("_count", None, count, None)?;
             }

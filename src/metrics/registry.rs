@@ -1,5 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::header::CONTENT_TYPE;
 use ::http::{HeaderMap, Method, StatusCode};
@@ -8,11 +9,25 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::{IntGauge, Opts, Registry, TEXT_FORMAT, TextEncoder};
 
+use super::bounds::Bounds;
 use super::collector::{Exemplars, HttpCollector};
 use super::http::Http;
 use super::labels::method_index;
-use super::{MetricsLayer, openmetrics};
+use super::{MetricsLayer, openmetrics, process};
+use crate::config::ConfigError;
 use crate::release::Release;
+
+/// Why [`Metrics::with_buckets`] failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MetricsError {
+    /// Bounds that can't be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The registry has families of these names.
+    #[error(transparent)]
+    Registry(#[from] prometheus::Error),
+}
 
 /// The metrics of one process: a registry with the HTTP families and `build_info`.
 ///
@@ -62,6 +77,35 @@ impl Metrics {
     ///
     /// The registry's error, if it has families of these names.
     pub fn in_registry(registry: Registry, release: &Release) -> Result<Self, prometheus::Error> {
+        Self::with_bounds(registry, release, Bounds::default())
+    }
+
+    /// The same with other bounds of the buckets of both histograms: 1 to 24, shortest first.
+    ///
+    /// Instances of one service should have the same bounds, because a quantile over different ones is wrong.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use cutover::{metrics::Metrics, release::Release};
+    /// use prometheus::Registry;
+    ///
+    /// let bounds = [1, 2, 5, 10, 20, 50, 100, 1_000].map(Duration::from_millis);
+    /// let metrics = Metrics::with_buckets(Registry::new(), &Release::new("payments", "canary")?, &bounds)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`MetricsError::Config`] with every bound that can't be used, and the registry's error.
+    pub fn with_buckets(
+        registry: Registry,
+        release: &Release,
+        bounds: &[Duration],
+    ) -> Result<Self, MetricsError> {
+        Ok(Self::with_bounds(registry, release, Bounds::new(bounds)?)?)
+    }
+
+    fn with_bounds(registry: Registry, release: &Release, bounds: Bounds) -> Result<Self, prometheus::Error> {
         let build_info = IntGauge::with_opts(
             Opts::new("build_info", "The build that runs; always 1.")
                 .const_label("service", release.service())
@@ -71,7 +115,7 @@ impl Metrics {
         build_info.set(1);
         registry.register(Box::new(build_info))?;
 
-        let http = Arc::new(Http::new());
+        let http = Arc::new(Http::new(bounds));
         let collector = HttpCollector::new(Arc::clone(&http), release.version())?;
         registry.register(Box::new(collector))?;
         Ok(Self { registry, release: release.clone(), http })
@@ -85,6 +129,18 @@ impl Metrics {
     /// The build that the metrics belong to.
     pub fn release(&self) -> &Release {
         &self.release
+    }
+
+    /// Adds the families of the process, as the Prometheus documentation names them: `process_cpu_seconds_total`,
+    /// `process_resident_memory_bytes`, `process_virtual_memory_bytes`, `process_open_fds`, `process_max_fds`,
+    /// `process_threads` and `process_start_time_seconds`. They are read from `/proc`, so elsewhere than on Linux there are
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// The registry's error, if it has families of these names.
+    pub fn register_process(&self) -> Result<(), prometheus::Error> {
+        process::register(&self.registry)
     }
 
     /// The layer that counts requests. All layers of one `Metrics` count into the same series, so a request must pass only

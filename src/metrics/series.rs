@@ -7,41 +7,23 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use super::bounds::{Bounds, MAX_BOUNDS};
 use super::trace::TraceId;
+use crate::scrape::Buckets;
 
-/// Upper bounds of the duration buckets, in seconds.
-pub(super) const BOUNDS: [f64; 14] =
-    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
-/// The same in nanoseconds: comparing integers keeps floats off the request path.
-const BOUNDS_NANOS: [u64; 14] = [
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    75_000_000,
-    100_000_000,
-    250_000_000,
-    500_000_000,
-    750_000_000,
-    1_000_000_000,
-    2_500_000_000,
-    5_000_000_000,
-    7_500_000_000,
-    10_000_000_000,
-];
 /// Including the one above every bound.
-pub(super) const BUCKETS: usize = BOUNDS.len() + 1;
+pub(super) const BUCKETS: usize = MAX_BOUNDS + 1;
 /// More shards cost memory per series and gain nothing.
 const MAX_SHARDS: usize = 16;
 
 /// One shard per core, so that cores do not share a cache line.
-pub(super) fn shard_count() -> usize {
+pub(crate) fn shard_count() -> usize {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     cores.next_power_of_two().min(MAX_SHARDS)
 }
 
 /// The number of the calling thread.
-pub(super) fn thread_number() -> usize {
+pub(crate) fn thread_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local!(static THREAD: usize = NEXT.fetch_add(1, Relaxed));
     // Thread-locals are gone while a thread is destroyed. Any shard is correct.
@@ -60,8 +42,8 @@ type Exemplars = [Mutex<Option<Exemplar>>; BUCKETS];
 
 /// One shard of a histogram of durations.
 #[derive(Default)]
-pub(super) struct Durations {
-    /// Not cumulative. The last one counts durations above every bound.
+pub(crate) struct Durations {
+    /// Not cumulative. The one after the last bound counts durations above every bound, and those after it are not used.
     buckets: [AtomicU64; BUCKETS],
     nanos: AtomicU64,
     /// Created with the first traced request. Most services have none.
@@ -69,9 +51,15 @@ pub(super) struct Durations {
 }
 
 impl Durations {
-    pub(super) fn record(&self, duration: Duration, trace: Option<TraceId>) {
+    /// Counts a duration without an example request. `bounds` are the same in every call.
+    pub(crate) fn count(&self, bounds: &Bounds, duration: Duration) {
+        self.record(bounds, duration, None);
+    }
+
+    /// `bounds` are the same in every call.
+    pub(super) fn record(&self, bounds: &Bounds, duration: Duration, trace: Option<TraceId>) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS_NANOS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS_NANOS.len());
+        let bucket = bounds.bucket(nanos);
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.nanos.fetch_add(nanos, Relaxed);
         if let Some(trace) = trace {
@@ -86,7 +74,7 @@ impl Durations {
 
 /// The sums over the shards of a histogram at one time.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Snapshot {
+pub(crate) struct Snapshot {
     /// Cumulative, as in Prometheus: the last one counts all.
     pub(super) cumulative: [u64; BUCKETS],
     pub(super) nanos: u64,
@@ -94,7 +82,7 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    pub(super) fn add(&mut self, shard: &Durations) {
+    pub(crate) fn add(&mut self, shard: &Durations) {
         let mut below = 0;
         for (cumulative, bucket) in self.cumulative.iter_mut().zip(&shard.buckets) {
             below += bucket.load(Relaxed);
@@ -117,5 +105,11 @@ impl Snapshot {
 
     pub(super) fn seconds(&self) -> f64 {
         Duration::from_nanos(self.nanos).as_secs_f64()
+    }
+
+    /// The buckets for a scrape.
+    pub(crate) fn buckets<'a>(&'a self, bounds: &'a Bounds) -> Buckets<'a> {
+        let (count, seconds) = (self.count(), self.seconds());
+        Buckets { bounds: bounds.seconds(), cumulative: &self.cumulative, count, seconds }
     }
 }

@@ -41,13 +41,13 @@ impl Ticket {
 
     /// Records the time to the response head.
     pub(super) fn first_byte(&self) {
-        self.shard.method(self.method).first_byte(self.started.elapsed());
+        self.shard.first_byte(self.method, self.started.elapsed());
     }
 
     pub(super) fn completed(&mut self, status: u16) {
         if !self.counted {
             self.counted = true;
-            self.shard.method(self.method).completed(status, self.started.elapsed(), self.trace);
+            self.shard.completed(self.method, status, self.started.elapsed(), self.trace);
         }
     }
 

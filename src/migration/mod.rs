@@ -13,6 +13,7 @@
 //! # What to use
 //!
 //! - [`ColumnMigration`] or [`TableMigration`] describes a migration within one database, [`mirror`] one to another database.
+//! - [`SchemaChange`] describes a change of the schema that moves no data: a constraint is added, or something is dropped.
 //! - [`MigrationSpec`] declares it in a build, with the phases that the build can run ([`PhaseRange`]).
 //! - [`Migration`] is the handle at run time: [`Migration::begin`] begins a transaction at the current epoch. [`Migrations`]
 //!   begins one that writes under several migrations.
@@ -44,14 +45,14 @@ pub use dual::{
 pub use dual::{Guard, Writes, check_same_key, explain_duplicate, inserted_key};
 pub use phase::{Desired, Phase, PhaseRange, SchemaState, Side, Target, Task};
 pub use plan::{
-    Column, ColumnMigration, ColumnMigrationBuilder, SqlMigration, SqlMigrationBuilder, Table,
-    TableMigration, TableMigrationBuilder,
+    Column, ColumnMigration, ColumnMigrationBuilder, SchemaChange, SchemaChangeBuilder, SqlMigration,
+    SqlMigrationBuilder, Table, TableMigration, TableMigrationBuilder, WiderKey, WiderKeyBuilder,
 };
 #[cfg(feature = "deadpool")]
 pub use runtime::DeadpoolTx;
-#[doc(hidden)]
-pub use runtime::MirroredColumns;
 pub use runtime::{
     AtPhase, Error, FencedPool, FencedTransaction, Isolation, Key, Migration, Migrations, Pin, PinnedTx,
     SideColumns, SqlxTx, is_retryable,
 };
+#[doc(hidden)]
+pub use runtime::{CallTimer, MirroredColumns, SideCall};

@@ -10,10 +10,12 @@ use tokio::time::timeout;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::PoolWaitMetrics;
+use super::waits::{PoolWaitMetrics, REFUSED_QUEUE_FULL, REFUSED_TIMEOUT};
 
 /// Admits as many requests as the pool's share has connections, in order of arrival, and refuses those that would wait too
 /// long.
+///
+/// At most 1,000 requests wait; further ones are refused at once. [`Admission::queue`] changes that.
 ///
 /// As a layer it answers 503 with `Retry-After: 1`. A request keeps its place until its handler has finished. If a place is
 /// free, admission is one compare-and-swap; returning the place takes the semaphore's short lock.
@@ -21,8 +23,12 @@ use super::PoolWaitMetrics;
 pub struct Admission {
     places: Arc<Semaphore>,
     limit: Duration,
+    queue: Arc<Semaphore>,
     waits: PoolWaitMetrics,
 }
+
+/// How many requests may wait by default: as many as fit into a few megabytes.
+const QUEUE: usize = 1_000;
 
 /// A place for one request. Dropping it returns the place.
 #[derive(Debug)]
@@ -31,21 +37,28 @@ pub struct AdmissionPermit {
     _place: OwnedSemaphorePermit,
 }
 
-/// No place became free in time.
+/// No place became free in time, or too many requests waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no database connection became free in time")]
+#[error("no database connection became free in time, or too many requests wait for one; retry later")]
 pub struct Overloaded;
 
 impl Admission {
     pub(super) fn new(places: Arc<Semaphore>, limit: Duration, waits: PoolWaitMetrics) -> Self {
-        Self { places, limit, waits }
+        Self { places, limit, queue: Arc::new(Semaphore::new(QUEUE)), waits }
+    }
+
+    /// How many requests may wait for a place at the same time. Default 1,000. Clones that were made before keep theirs.
+    #[must_use]
+    pub fn queue(self, requests: u32) -> Self {
+        let requests = usize::try_from(requests).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self { queue: Arc::new(Semaphore::new(requests)), ..self }
     }
 
     /// Waits for a place, at most for the limit.
     ///
     /// # Errors
     ///
-    /// [`Overloaded`] if the limit has passed.
+    /// [`Overloaded`] if the limit has passed, or if too many requests wait already.
     ///
     /// # Cancel safety
     ///
@@ -64,10 +77,17 @@ impl Admission {
     }
 
     async fn wait(&self) -> Result<AdmissionPermit, Overloaded> {
+        let Ok(_in_queue) = self.queue.try_acquire() else {
+            self.waits.refused(REFUSED_QUEUE_FULL);
+            return Err(Overloaded);
+        };
         let _waiting = self.waits.begin();
         match timeout(self.limit, Arc::clone(&self.places).acquire_owned()).await {
             Ok(Ok(place)) => Ok(AdmissionPermit { _place: place }),
-            _ => Err(Overloaded),
+            _ => {
+                self.waits.refused(REFUSED_TIMEOUT);
+                Err(Overloaded)
+            }
         }
     }
 }

@@ -7,11 +7,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::arithmetic::{Decision, decide};
 use super::bound::Bound;
 use super::{Admission, PoolWaitMetrics};
 use crate::fleet::Fleet;
-use crate::ledger::{Ledger, LedgerError, ShareRequest, ShareTable, pooler_at};
+use crate::ledger::{Ledger, LedgerError, ShareBudget, ShareRequest, pooler_at};
+use crate::scrape::Scraped;
 use crate::{ConfigError, Problem};
 
 /// A changed DNS record is followed within this time.
@@ -164,12 +164,12 @@ impl ConnectionShare {
         let until = Instant::now() + options.start_within;
         let mut is_first = true;
         loop {
-            let (table, granted) = ledger.settle(&request, |table| decide(table, 0).granted).await?;
-            if granted >= request.min_connections {
-                let start_within = options.start_within;
+            let (settled, budget) = ledger.settle(&request, 0).await?;
+            if settled.granted >= request.min_connections {
+                let (start_within, granted) = (options.start_within, settled.granted);
                 return Ok(Self { ledger, request, renew_every, start_within, granted });
             }
-            let error = shortage(&table, &request);
+            let error = shortage(budget.unwrap_or_default(), &request);
             if Instant::now() >= until {
                 ledger.give_back(&request.name).await?;
                 return Err(error);
@@ -268,15 +268,13 @@ impl ConnectionShare {
     }
 }
 
-fn shortage(table: &ShareTable, request: &ShareRequest) -> ShareError {
-    let needed: u32 =
-        table.shares.iter().map(|share| if share.alive { share.min_connections } else { share.held }).sum();
+fn shortage(budget: ShareBudget, request: &ShareRequest) -> ShareError {
     ShareError::Budget {
-        instances: table.shares.len(),
-        needed,
+        instances: budget.instances,
+        needed: budget.needed,
         min_connections: request.min_connections,
-        missing: needed.saturating_sub(table.capacity),
-        reckoning: table.reckoning.clone(),
+        missing: budget.needed.saturating_sub(budget.connections),
+        reckoning: budget.reckoning,
     }
 }
 
@@ -294,6 +292,7 @@ pub struct PoolGuard {
     name: String,
     places: Arc<Semaphore>,
     granted: watch::Receiver<u32>,
+    max: u32,
     stage: watch::Sender<Stage>,
     task: JoinHandle<()>,
 }
@@ -306,7 +305,7 @@ impl PoolGuard {
         let name = share.request.name.clone();
         let max = share.request.max_connections;
         let keeper = Keeper { share, max, bound, places: Arc::clone(&places), limit, debt: 0 };
-        Self { name, places, granted, stage, task: tokio::spawn(keeper.keep(stages)) }
+        Self { name, places, granted, max, stage, task: tokio::spawn(keeper.keep(stages)) }
     }
 
     /// The share's name. Its connections have it as `application_name`.
@@ -317,6 +316,27 @@ impl PoolGuard {
     /// Follows how many connections the pool may have.
     pub fn granted(&self) -> watch::Receiver<u32> {
         self.granted.clone()
+    }
+
+    /// Registers `cutover_pool_share_connections{pool}` and `cutover_pool_share_max_connections{pool}` for the pool of this
+    /// name.
+    ///
+    /// # Errors
+    ///
+    /// The registry's error, if a pool of this name is already registered.
+    pub fn register(&self, registry: &prometheus::Registry, pool: &str) -> Result<(), prometheus::Error> {
+        let mut scraped = Scraped::with([("pool", pool.to_owned())]);
+        let granted = self.granted();
+        let help = "Connections that the pool may have at the moment.";
+        scraped.gauge("cutover_pool_share_connections", help, &[], move |samples| {
+            samples.value(&[], f64::from(*granted.borrow()));
+        })?;
+        let max = self.max;
+        let help = "Connections that the pool asks for.";
+        scraped.gauge("cutover_pool_share_max_connections", help, &[], move |samples| {
+            samples.value(&[], f64::from(max));
+        })?;
+        scraped.register(registry)
     }
 
     /// Admission to this pool, with a wait of at most `limit`. All admissions of a pool share its places.
@@ -384,9 +404,10 @@ impl Keeper {
                 Err(_) => Duration::ZERO,
             };
         }
-        let Self { share, bound, places, .. } = self;
+        let Self { share, bound, places, limit, .. } = self;
         places.close();
         bound.close().await;
+        limit.send_replace(0);
         if let Err(error) = share.ledger.give_back(&share.request.name).await {
             tracing::warn!(%error, "could not give back the share of connections; it ends with its lease");
         }
@@ -394,21 +415,12 @@ impl Keeper {
 
     /// Renews the share and resizes the pool; `false` if the pool does not have its target size yet.
     async fn settle(&mut self) -> Result<bool, LedgerError> {
-        let holding = self.bound.holding();
-        let mut decision = Decision { target: holding, granted: holding };
-        let decided = &mut decision;
-        self.share
-            .ledger
-            .settle(&self.share.request, move |table| {
-                *decided = decide(table, holding);
-                decided.granted
-            })
-            .await?;
+        let (settled, _) = self.share.ledger.settle(&self.share.request, self.bound.holding()).await?;
         // Growth is limited to the committed grant. A reduction reaches the ledger with the next renewal.
-        let to = decision.target.min(decision.granted);
+        let to = settled.target.min(settled.granted);
         self.bound.resize(to).await;
         self.set_places(to);
-        Ok(self.bound.holding() == decision.target)
+        Ok(self.bound.holding() == settled.target)
     }
 
     /// Sets the number of places for admission to the pool's size.

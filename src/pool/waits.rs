@@ -1,17 +1,23 @@
-use prometheus::{Histogram, HistogramOpts, IntGauge, Opts};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts};
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 
-/// The metrics `cutover_pool_wait_seconds` and `cutover_pool_waiters` of one pool of any kind. `sqlx` has neither.
+/// Reasons for which a request was refused.
+pub(super) const REFUSED_TIMEOUT: &str = "timeout";
+pub(super) const REFUSED_QUEUE_FULL: &str = "queue_full";
+
+/// The metrics `cutover_pool_wait_seconds`, `cutover_pool_waiters` and `cutover_pool_refused_total` of one pool of any kind.
+/// `sqlx` has none of them.
 #[derive(Debug, Clone)]
 pub struct PoolWaitMetrics {
     seconds: Histogram,
     waiters: IntGauge,
+    refused: IntCounterVec,
 }
 
 impl PoolWaitMetrics {
-    /// Registers both families for the pool of this name, with the labels `pool` and `version`.
+    /// Registers the families for the pool of this name, with the labels `pool` and `version`.
     ///
     /// # Errors
     ///
@@ -28,9 +34,20 @@ impl PoolWaitMetrics {
             "cutover_pool_waiters",
             "Requests that wait for a connection now.",
         )))?;
+        let refused = IntCounterVec::new(
+            labels(Opts::new(
+                "cutover_pool_refused_total",
+                "Requests that admission refused, because no connection became free in time or too many waited.",
+            )),
+            &["reason"],
+        )?;
+        for reason in [REFUSED_TIMEOUT, REFUSED_QUEUE_FULL] {
+            refused.with_label_values(&[reason]);
+        }
+        metrics.registry().register(Box::new(refused.clone()))?;
         metrics.registry().register(Box::new(seconds.clone()))?;
         metrics.registry().register(Box::new(waiters.clone()))?;
-        Ok(Self { seconds, waiters })
+        Ok(Self { seconds, waiters, refused })
     }
 
     /// Measures the time that `acquire` takes: `waits.measure(pool.acquire())`, `waits.measure(pool.get())`.
@@ -46,6 +63,10 @@ impl PoolWaitMetrics {
     pub(super) fn begin(&self) -> Waiting {
         self.waiters.inc();
         Waiting { waits: self.clone(), since: Instant::now() }
+    }
+
+    pub(super) fn refused(&self, reason: &str) {
+        self.refused.with_label_values(&[reason]).inc();
     }
 
     /// Records an admission without a wait.

@@ -5,7 +5,7 @@ use sqlx::postgres::PgConnectOptions;
 use tokio::time::timeout;
 
 use super::report::{Finding, Severity};
-use crate::ledger::{Capacity, Ledger, LedgerError, pooler_at};
+use crate::ledger::{Ledger, LedgerError, ShareBudget, pooler_at};
 use crate::migration::MigrationSpec;
 use crate::migration::admin::{BuildFindings, examine_builds};
 use crate::pool::ShareOptions;
@@ -89,10 +89,10 @@ async fn ask(check: LedgerCheck, budget: Option<Budget>) -> Result<Vec<Finding>,
     Ok(findings)
 }
 
-fn connections(size: u32, capacity: &Capacity) -> Finding {
+fn connections(size: u32, budget: &ShareBudget) -> Finding {
     const AREA: &str = "connections";
-    let instances = u32::try_from(capacity.instances).unwrap_or(u32::MAX);
-    let Capacity { connections, reckoning, .. } = capacity;
+    let instances = u32::try_from(budget.instances).unwrap_or(u32::MAX);
+    let ShareBudget { connections, reckoning, .. } = budget;
     if *connections < instances {
         let text = format!(
             "{connections} connections are fewer than one for each of {instances} instances ({reckoning}); raise \
@@ -117,8 +117,9 @@ mod tests {
     #[test]
     fn too_few_connections_are_a_problem_and_fewer_a_warning() {
         let severity = |connections| {
-            let capacity = Capacity { instances: 4, connections, reckoning: "100 less others".into() };
-            super::connections(10, &capacity).severity
+            let reckoning = "100 less others".into();
+            let budget = ShareBudget { instances: 4, connections, reckoning, ..ShareBudget::default() };
+            super::connections(10, &budget).severity
         };
         assert_eq!(
             [severity(3), severity(4), severity(39), severity(40)],

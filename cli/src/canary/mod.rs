@@ -12,7 +12,7 @@
 mod actions;
 mod arguments;
 mod judge;
-mod prometheus;
+pub(crate) mod prometheus;
 mod statistics;
 mod watch;
 

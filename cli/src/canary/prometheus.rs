@@ -19,39 +19,39 @@ const MEMORY: &str = "1h";
 const SCRAPES: Duration = Duration::from_secs(120);
 
 /// A Prometheus server, and which series of it to query.
-pub(super) struct Prometheus {
-    pub(super) http: Http,
+pub(crate) struct Prometheus {
+    pub(crate) http: Http,
     /// Without a login, so that it can be printed. The path ends with a slash.
-    pub(super) server: Url,
-    pub(super) login: Login,
+    pub(crate) server: Url,
+    pub(crate) login: Login,
     /// Sent with every request.
-    pub(super) headers: HeaderMap,
+    pub(crate) headers: HeaderMap,
     /// Label matchers of every query, such as `service="payments"`.
-    pub(super) matchers: Vec<String>,
+    pub(crate) matchers: Vec<String>,
     /// The name of the version label.
-    pub(super) label: String,
+    pub(crate) label: String,
     /// Which values of the label `status` are failures, as a regular expression.
-    pub(super) errors: String,
+    pub(crate) errors: String,
     /// A newest sample that is older than this is no data.
-    pub(super) stale_after: Duration,
+    pub(crate) stale_after: Duration,
 }
 
 /// How to log in to the server.
-pub(super) enum Login {
+pub(crate) enum Login {
     None,
     Basic { user: String, password: Secret },
     Bearer(Secret),
 }
 
 /// A secret, or the file that holds it. The file is read for each request, because tokens in files are rotated.
-pub(super) enum Secret {
+pub(crate) enum Secret {
     Value(String),
     File(PathBuf),
 }
 
 /// Why there is no observation. None of these says anything about the canary.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum QueryError {
+pub(crate) enum QueryError {
     /// No response, or not in time, or not one of Prometheus.
     #[error("cannot query Prometheus at {server}: {problem}")]
     Unreachable { server: Url, problem: String },
@@ -160,7 +160,7 @@ impl Prometheus {
     }
 
     /// The values of the result, each with its bound if it is a bucket, else with 0.
-    async fn query(&self, query: &str) -> Result<Vec<(f64, f64)>, QueryError> {
+    pub(crate) async fn query(&self, query: &str) -> Result<Vec<(f64, f64)>, QueryError> {
         let unreachable = |problem: String| QueryError::Unreachable { server: self.server.clone(), problem };
         let mut url = self.server.join("api/v1/query").map_err(|error| unreachable(error.to_string()))?;
         url.query_pairs_mut().append_pair("query", query);

@@ -1,8 +1,7 @@
-//! `cutover console`: a local web page over the ledger alone, so it shows the migrations of every service of a database.
+//! `cutover console`: a local web page over the ledgers alone, so it shows the migrations of every service of their databases.
 
 mod access;
 mod actions;
-mod feed;
 mod pages;
 
 use std::convert::Infallible;
@@ -11,27 +10,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
-use axum::http::HeaderName;
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Form, Router};
-use cutover::ledger::Ledger;
-use cutover::migration::admin::AdminError;
 use futures_util::stream;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::ledgers::{Database, code};
 use crate::{complain, print};
 use access::{Access, secret};
-use feed::{Feed, Shown};
-
-const STYLE: &str = include_str!("style.css");
-const SCRIPT: &str = include_str!("script.js");
-const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
-                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+use cutover::console::{Feed, SCRIPT, STYLE, Shown, Topic, with_headers};
 
 #[derive(clap::Args)]
 pub(crate) struct Console {
@@ -51,7 +44,7 @@ pub(crate) struct Console {
 
 /// What the handlers share.
 struct Shared {
-    ledger: Ledger,
+    databases: Arc<[Database]>,
     feed: Feed,
     access: Access,
     /// A form without it does not come from one of our pages.
@@ -64,14 +57,22 @@ struct Shared {
 type Handle = State<Arc<Shared>>;
 
 /// Serves the page until Ctrl-C.
-pub(crate) async fn run(ledger: &Ledger, console: &Console, actor: &str) -> Result<ExitCode, AdminError> {
+pub(crate) async fn run(databases: Vec<Database>, console: &Console, actor: &str) -> ExitCode {
     let token = match token(console) {
         Ok(token) => token,
         Err(problem) => {
             complain(&format!("cutover: {problem}"));
-            return Ok(ExitCode::from(2));
+            return ExitCode::from(2);
         }
     };
+    // One of several may be away. The page shows that.
+    if let [only] = &databases[..]
+        && let Err(error) = only.ledger().await
+    {
+        complain(&format!("cutover: {error}"));
+        return ExitCode::from(code(&error));
+    }
+    let databases: Arc<[Database]> = databases.into();
     let listener = match TcpListener::bind(console.listen).await {
         Ok(listener) => listener,
         Err(error) => {
@@ -79,14 +80,14 @@ pub(crate) async fn run(ledger: &Ledger, console: &Console, actor: &str) -> Resu
                 "cutover: cannot listen on {}: {error}; name another address with --listen",
                 console.listen
             ));
-            return Ok(ExitCode::from(2));
+            return ExitCode::from(2);
         }
     };
     let address = listener.local_addr().unwrap_or(console.listen);
     let is_local = address.ip().is_loopback();
     let shared = Arc::new(Shared {
-        ledger: ledger.clone(),
-        feed: Feed::new(ledger.clone()),
+        feed: Feed::new(Arc::clone(&databases)),
+        databases,
         access: Access::new(token, is_local),
         csrf: secret(),
         actor: is_local.then(|| actor.to_owned()),
@@ -97,12 +98,12 @@ pub(crate) async fn run(ledger: &Ledger, console: &Console, actor: &str) -> Resu
     tokio::select! {
         result = serve => if let Err(error) = result {
             complain(&format!("cutover: the console has ended: {error}"));
-            return Ok(ExitCode::from(1));
+            return ExitCode::from(1);
         },
         // Open event streams would hold up a graceful end, and nothing is lost without it.
         _ = tokio::signal::ctrl_c() => {}
     }
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 /// The token, or why the console cannot start.
@@ -129,12 +130,15 @@ fn token(console: &Console) -> Result<Option<String>, String> {
 }
 
 fn router(shared: Arc<Shared>) -> Router {
+    let one = Router::new()
+        .route("/migrations/{fleet}/{name}", get(migration))
+        .route("/migrations/{fleet}/{name}/events", get(migration_events))
+        .route("/migrations/{fleet}/{name}/action", post(act));
     Router::new()
         .route("/", get(list))
         .route("/events", get(list_events))
-        .route("/migrations/{fleet}/{name}", get(migration))
-        .route("/migrations/{fleet}/{name}/events", get(migration_events))
-        .route("/migrations/{fleet}/{name}/action", post(act))
+        .merge(one.clone())
+        .nest("/ledgers/{ledger}", one)
         .layer(from_fn_with_state(Arc::clone(&shared), access::check))
         .route("/login", get(access::login_page).post(access::login))
         .route("/style.css", get(([(CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)))
@@ -144,16 +148,26 @@ fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-async fn with_headers(mut response: Response) -> Response {
-    for (name, value) in [
-        (CONTENT_SECURITY_POLICY, POLICY),
-        (CACHE_CONTROL, "no-store"),
-        (HeaderName::from_static("x-content-type-options"), "nosniff"),
-        (HeaderName::from_static("referrer-policy"), "no-referrer"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+/// A migration, as its address names it.
+#[derive(serde::Deserialize)]
+struct Target {
+    ledger: Option<String>,
+    fleet: String,
+    name: String,
+}
+
+impl Target {
+    /// `None` if there is no ledger of this name.
+    fn topic(self, shared: &Shared) -> Option<Topic> {
+        let ledger = shared.databases.iter().position(|one| one.name == self.ledger)?;
+        Some(Topic { ledger, name: format!("{}/{}", self.fleet, self.name) })
     }
-    response
+}
+
+fn no_ledger(shared: &Shared) -> Response {
+    let names: Vec<&str> = shared.databases.iter().filter_map(|one| one.name.as_deref()).collect();
+    let problem = format!("there is no ledger of this name; the console has {}", names.join(", "));
+    (StatusCode::NOT_FOUND, pages::alone(&problem)).into_response()
 }
 
 async fn list(State(shared): Handle) -> Response {
@@ -165,27 +179,49 @@ async fn list_events(State(shared): Handle) -> Response {
     events(shared.feed.subscribe(None))
 }
 
-async fn migration(State(shared): Handle, Path((fleet, name)): Path<(String, String)>) -> Response {
-    let topic = format!("{fleet}/{name}");
+async fn migration(State(shared): Handle, Path(target): Path<Target>) -> Response {
+    let Some(topic) = target.topic(&shared) else { return no_ledger(&shared) };
     let shown = shared.feed.now(Some(&topic)).await;
     let form = shown.plan.as_ref().map(|plan| actions::form(&shared, &topic, plan));
-    (shown.status, pages::migration(&topic, &shown.html, form.as_ref())).into_response()
+    (shown.status, pages::migration(&shared.title(&topic), &shown.html, form.as_ref())).into_response()
 }
 
-async fn migration_events(State(shared): Handle, Path((fleet, name)): Path<(String, String)>) -> Response {
-    events(shared.feed.subscribe(Some(&format!("{fleet}/{name}"))))
+async fn migration_events(State(shared): Handle, Path(target): Path<Target>) -> Response {
+    match target.topic(&shared) {
+        Some(topic) => events(shared.feed.subscribe(Some(&topic))),
+        None => no_ledger(&shared),
+    }
 }
 
 async fn act(
     State(shared): Handle,
-    Path((fleet, name)): Path<(String, String)>,
+    Path(target): Path<Target>,
     Form(form): Form<actions::Action>,
 ) -> Response {
-    let topic = format!("{fleet}/{name}");
+    let Some(topic) = target.topic(&shared) else { return no_ledger(&shared) };
+    let address = shared.address(&topic);
     match actions::act(&shared, &topic, &form).await {
         // After a reload of the next page, the browser does not send the form again.
-        Ok(()) => access::redirect(&pages::address(&topic)),
-        Err((status, problem)) => (status, pages::refused(&topic, &problem)).into_response(),
+        Ok(()) => access::redirect(&address),
+        Err((status, problem)) => (status, pages::refused(&topic.name, &address, &problem)).into_response(),
+    }
+}
+
+impl Shared {
+    fn ledger_name(&self, topic: &Topic) -> Option<&str> {
+        self.databases[topic.ledger].name.as_deref()
+    }
+
+    fn address(&self, topic: &Topic) -> String {
+        pages::address(self.ledger_name(topic), &topic.name)
+    }
+
+    /// The name of a migration, with its ledger if there are several.
+    fn title(&self, topic: &Topic) -> String {
+        match self.ledger_name(topic) {
+            Some(ledger) => format!("{}, ledger {ledger}", topic.name),
+            None => topic.name.clone(),
+        }
     }
 }
 

@@ -1,30 +1,25 @@
-//! The pages as HTML. Every value is escaped by the template crate.
+//! The pages of the command line's console: those of the library, with forms.
 
+pub(super) use cutover::console::pages::{address, notice, problem};
+use cutover::console::pages::{live, page};
 use cutover::migration::Phase;
-use cutover::migration::admin::{MigrationReport, PlanReport, WorkReport};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use cutover::migration::admin::PlanReport;
+use maud::{Markup, html};
 
-use super::feed::Details;
-use crate::text::{self, age};
-
-/// The address of a migration's page; `name` is `fleet/name`.
-pub(super) fn address(name: &str) -> String {
-    let encoded = |part| utf8_percent_encode(part, NON_ALPHANUMERIC).to_string();
-    let (fleet, name) = name.split_once('/').unwrap_or(("", name));
-    format!("/migrations/{}/{}", encoded(fleet), encoded(name))
+fn console_page(title: &str, body: &Markup) -> Markup {
+    page(title, "migrations of this database", body)
 }
 
 pub(super) fn list(shown: &str) -> Markup {
-    page("Migrations", &html! { h1 { "Migrations" } (live(shown)) })
+    console_page("Migrations", &html! { h1 { "Migrations" } (live(shown, false)) })
 }
 
 pub(super) fn migration(name: &str, shown: &str, form: Option<&Markup>) -> Markup {
-    page(
+    console_page(
         name,
         &html! {
             h1 { (name) }
-            (live(shown))
+            (live(shown, false))
             @if let Some(form) = form {
                 h2 id="change" { "Change" }
                 (form)
@@ -34,23 +29,23 @@ pub(super) fn migration(name: &str, shown: &str, form: Option<&Markup>) -> Marku
 }
 
 /// A refused action, with the way back to its migration.
-pub(super) fn refused(name: &str, why: &str) -> Markup {
-    page(
+pub(super) fn refused(name: &str, address: &str, why: &str) -> Markup {
+    console_page(
         "Refused",
         &html! {
-            h1 { "Nothing was changed" }
+            h1 { "Refused" }
             (problem(why))
-            p { a href=(address(name)) { "Back to " (name) } }
+            p { a href=(address) { "Back to " (name) } }
         },
     )
 }
 
 pub(super) fn alone(why: &str) -> Markup {
-    page("Refused", &html! { h1 { "Refused" } (problem(why)) })
+    console_page("Refused", &html! { h1 { "Refused" } (problem(why)) })
 }
 
 pub(super) fn login(why: Option<&str>) -> Markup {
-    page(
+    console_page(
         "Access token",
         &html! {
             h1 { "Access token" }
@@ -63,254 +58,34 @@ pub(super) fn login(why: Option<&str>) -> Markup {
     )
 }
 
-pub(super) fn problem(why: &str) -> Markup {
-    html! { p.notice.problem role="alert" { (why) } }
-}
-
-pub(super) fn notice(text: &str) -> Markup {
-    html! { p.notice { (text) } }
-}
-
-fn page(title: &str, body: &Markup) -> Markup {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (title) " – cutover" }
-                link rel="stylesheet" href="/style.css";
-                script src="/script.js" defer {}
-            }
-            body {
-                a.skip href="#main" { "Skip to the content" }
-                header {
-                    a href="/" { "cutover" }
-                    span { "migrations of this database" }
-                    span id="connection" role="status" {}
-                }
-                main id="main" { (body) }
-            }
-        }
-    }
-}
-
-/// The part that events replace.
-fn live(shown: &str) -> Markup {
-    html! { div id="live" { (PreEscaped(shown)) } }
-}
-
-/// All migrations.
-pub(super) fn migrations(reports: &[MigrationReport]) -> Markup {
-    html! {
-        @if reports.is_empty() { (notice(text::NO_MIGRATION)) }
-        @for report in reports {
-            @let name = full_name(report);
-            section aria-label=(name) {
-                h2 { a href=(address(&name)) { (name) } }
-                (phases(report))
-                (waiting(report))
-                @if let Some(work) = running(report) { (progress(work)) }
-            }
-        }
-    }
-}
-
-/// One migration, without the form.
-pub(super) fn one(report: &MigrationReport, details: &Details, rates: &[f64]) -> Markup {
-    html! {
-        (phases(report))
-        p {
-            "Epoch " (report.epoch) ", in this phase for " (age(report.phase_age_seconds)) ". "
-            @match &report.driver {
-                Some(driver) => { "Driven by instance " (driver) "." }
-                None => span.bad { "No instance drives it: start an instance that declares this migration." }
-            }
-        }
-        h2 { "Waits for" }
-        (waiting(report))
-        @if let Some(by) = &report.paused_by {
-            p.notice { "Backfills and scans have been paused by " (by) " for " (age(report.paused_seconds.unwrap_or(0.0))) "." }
-        }
-        @if let Some(work) = &report.work {
-            h2 { "Work on rows" }
-            (progress(work))
-            @if rates.len() > 1 { (chart(rates)) }
-        }
-        h2 { "Instances" }
-        (instances(report))
-        @if let Some(plan) = &details.plan { (steps(plan)) }
-        (rows(details))
-    }
-}
-
-fn full_name(report: &MigrationReport) -> String {
-    format!("{}/{}", report.fleet, report.name)
-}
-
-fn running(report: &MigrationReport) -> Option<&WorkReport> {
-    report.work.as_ref().filter(|work| !work.finished)
-}
-
-fn phases(report: &MigrationReport) -> Markup {
-    let current: Option<Phase> = report.phase.parse().ok();
-    let desired = report.desired.as_deref();
-    html! {
-        ol.phases aria-label="Phases" {
-            @for phase in Phase::ALL {
-                @let is_current = current == Some(phase);
-                @let is_desired = desired.is_some_and(|text| text.split(':').next() == Some(phase.name()));
-                li class=[class(current, phase, is_desired && !is_current)] aria-current=[is_current.then_some("step")] {
-                    (phase)
-                    @if is_desired && !is_current { " (desired)" }
-                }
-            }
-        }
-        @if let Some(desired) = desired.filter(|text| text.contains(':')) { p { "Desired: " (desired) } }
-    }
-}
-
-fn class(current: Option<Phase>, phase: Phase, is_desired: bool) -> Option<&'static str> {
-    if is_desired {
-        Some("desired")
-    } else {
-        current.is_some_and(|current| phase < current).then_some("past")
-    }
-}
-
-fn waiting(report: &MigrationReport) -> Markup {
-    html! {
-        @match &report.waits_for {
-            Some(waits_for) => p.notice { (waits_for) " (for " (age(report.waits_seconds.unwrap_or(0.0))) ")" },
-            None => p { "It waits for nothing." },
-        }
-    }
-}
-
-fn progress(work: &WorkReport) -> Markup {
-    let share = (work.rows_done as f64 / work.rows_total.max(1) as f64).min(1.0);
-    html! {
-        @if !work.finished {
-            progress aria-label=(work.kind) max="1" value=(format!("{share:.3}")) { (format!("{:.0} %", share * 100.0)) }
-        }
-        p class=[(work.differences > 0).then_some("bad")] { (text::progress(work)) }
-    }
-}
-
-/// Rows per second over time.
-fn chart(rates: &[f64]) -> Markup {
-    let most = rates.iter().copied().fold(1.0, f64::max);
-    let points: Vec<String> =
-        rates.iter().enumerate().map(|(at, rate)| format!("{at},{:.2}", 40.0 - rate / most * 38.0)).collect();
-    let label = format!("Rows per second, at most {most:.0}, now {:.0}", rates.last().unwrap_or(&0.0));
-    html! {
-        figure {
-            svg.chart viewBox=(format!("0 0 {} 40", rates.len() - 1)) preserveAspectRatio="none" role="img" aria-label=(label) {
-                polyline points=(points.join(" ")) {}
-            }
-            figcaption { (label) }
-        }
-    }
-}
-
-fn instances(report: &MigrationReport) -> Markup {
-    let rows = report.instances.iter().map(|one| {
-        let [name, version, range, epoch, lease, state] = text::instance(one, report);
-        let open = match one.older_open.unwrap_or(0) {
-            0 => String::new(),
-            open => format!("{open} for {}", age(one.waits_seconds.unwrap_or(0.0))),
-        };
-        vec![name, version, range, epoch, lease, open, state]
-    });
-    let head = [
-        "Instance",
-        "Version",
-        "Phases of its build",
-        "Epoch",
-        "Lease left",
-        "Open at older epochs",
-        "State",
-    ];
-    table("Instances of the fleet", &head, rows)
-}
-
-/// The steps ahead. Each opens to its requirements and statements.
-fn steps(plan: &PlanReport) -> Markup {
-    html! {
-        h2 { "Steps ahead" }
-        @if plan.steps.is_empty() { p { "No step is left." } }
-        @for step in &plan.steps {
-            details id=(format!("step-{}", step.to)) {
-                summary {
-                    (step.from) " → " (step.to)
-                    @if step.needs.iter().any(|need| need.holds == Some(false)) { span.bad { " (not yet possible)" } }
-                }
-                ul {
-                    @for need in &step.needs {
-                        li {
-                            @match need.holds {
-                                Some(true) => span.good { "holds: " },
-                                Some(false) => span.bad { "does not hold: " },
-                                None => "not known from here: ",
-                            }
-                            (need.what)
-                            @if let Some(waits_for) = &need.waits_for { ": " (waits_for) }
-                        }
-                    }
-                }
-                @if let Some(sql) = &step.sql { pre tabindex="0" { code { (sql) } } }
-            }
-        }
-    }
-}
-
-fn rows(details: &Details) -> Markup {
-    html! {
-        h2 { "Rows that wait for repair" }
-        @if details.repairs.is_empty() { p { "None." } } @else {
-            (table("Rows that wait for repair", &["Side", "Key", "Age", "Attempts", "Next attempt", "Error"],
-                details.repairs.iter().map(|row| text::repair(row)[1..].to_vec())))
-        }
-        h2 { "External writers" }
-        @if details.external_writes.is_empty() { p { "No external write has been detected." } } @else {
-            (table("External writers", &["Application", "Role", "Transactions", "Not copied", "First seen", "Last seen"],
-                details.external_writes.iter().map(|one| text::external_writer(one)[1..].to_vec())))
-        }
-        h2 { "History" }
-        (table("History", &["At", "Event", "Epoch", "Actor", "Reason"],
-            details.history.iter().map(|event| {
-                let [at, _, event, epoch, actor, reason] = text::event(event);
-                vec![at, event, epoch, actor, reason]
-            })))
-    }
-}
-
-fn table(label: &str, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Markup {
-    html! {
-        // Focusable, because it may scroll.
-        div.scroll tabindex="0" role="region" aria-label=(label) {
-            table {
-                thead { tr { @for name in head { th scope="col" { (name) } } } }
-                tbody { @for row in rows { tr { @for cell in row { td { (cell) } } } } }
-            }
-        }
-    }
+/// What the form of a migration needs to know.
+pub(super) struct FormOf<'a> {
+    pub(super) address: &'a str,
+    pub(super) name: &'a str,
+    pub(super) now: &'a PlanReport,
+    pub(super) csrf: &'a str,
+    pub(super) actor: Option<&'a str>,
+    pub(super) has_other_ledgers: bool,
 }
 
 /// The actions that the state of the migration allows.
-pub(super) fn form(name: &str, now: &PlanReport, csrf: &str, actor: Option<&str>) -> Markup {
+pub(super) fn form(of: &FormOf<'_>) -> Markup {
+    let FormOf { address, name, now, csrf, actor, has_other_ledgers } = *of;
     let flag = now.desired_from.as_deref().filter(|source| *source != "ledger");
     let current: Option<Phase> = now.phase.parse().ok();
     html! {
         @if let Some(flag) = flag {
             (notice(&format!("The service takes the desired phase from {flag}. Set it there.")))
         }
-        form method="post" action=(format!("{}/action", address(name))) {
+        form method="post" action=(format!("{address}/action")) {
             input type="hidden" name="csrf" value=(csrf);
             label {
                 "Action"
                 select name="action" required {
                     @if flag.is_none() { option value="set-phase" { "Set the desired phase" } }
+                    @if flag.is_none() && current != Some(Phase::Contract) {
+                        option value="rollback" { "Roll back: read only the old side" }
+                    }
                     option value="pause" { "Pause backfills and scans" }
                     option value="resume" { "Resume backfills and scans" }
                     option value="retry-repairs" { "Retry all repairs now" }
@@ -323,6 +98,16 @@ pub(super) fn form(name: &str, now: &PlanReport, csrf: &str, actor: Option<&str>
                     input name="phase" list="phases" value=(now.desired.as_deref().unwrap_or(&now.phase));
                 }
                 datalist id="phases" { @for phase in Phase::ALL { option value=(phase) {} } option value="ramp:10" {} }
+            }
+            @if has_other_ledgers {
+                label {
+                    "Where"
+                    select name="where" {
+                        option value="this" { "On this ledger" }
+                        option value="others" { "On all other ledgers" }
+                        option value="all" { "On all ledgers" }
+                    }
+                }
             }
             label { "Your name" input name="actor" required value=(actor.unwrap_or_default()); }
             label { "Reason" input name="reason" required autocomplete="off"; }

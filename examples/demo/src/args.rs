@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+use crate::csv_orders::ColumnName;
 use crate::gameday::GameDay;
 
 /// Deploys a payments service twice and migrates its table from beginning to end, under load, and judges every answer
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// A CSV file with your own orders: columns customer, amount_cents, status and, optionally, id
     #[arg(long, value_name = "FILE.csv")]
     pub(crate) orders: Option<PathBuf>,
+    /// The names that these columns have in the file, if they differ, such as status=order_status,customer=client
+    #[arg(long, value_name = "COLUMN=NAME,…", value_delimiter = ',', requires = "orders")]
+    pub(crate) columns: Vec<ColumnName>,
     /// Print one line per second instead of a live screen (the default if the output is not a terminal)
     #[arg(long)]
     pub(crate) plain: bool,

@@ -124,7 +124,7 @@ fn read_orders(args: &Args, report: &mut Report) -> Result<Orders> {
     let Some(file) = &args.orders else {
         return Ok(Orders::Seeded { seed: args.seed, rows: args.rows });
     };
-    let import = csv_orders::read_file(file)?;
+    let import = csv_orders::read_file(file, &args.columns)?;
     report.bad_rows = import.bad_rows;
     let mut out = stdout();
     let _ = writeln!(out, "{} orders read from {}", import.orders.len(), file.display());

@@ -148,6 +148,8 @@ impl Protocol {
                     || !self.has(Rule::ExpandNeedsSchema),
                 scanned: true,
                 reversible: true,
+                enforced: true,
+                relaxed: true,
                 approved: true,
                 quiet_period_left: Duration::ZERO,
                 soak_left: Duration::ZERO,
@@ -225,10 +227,7 @@ impl Protocol {
         // `view` may lie about these two for a rule that is left out.
         view.complete = db.complete;
         view.conditions.unrepaired = i64::from(db.behind);
-        let facts = SchemaState {
-            expanded: db.new != Value::Missing,
-            contracted: db.old == Value::Missing && !db.foreign,
-        };
+        let facts = SchemaState::new(db.new != Value::Missing, db.old == Value::Missing && !db.foreign);
         let task = needed_work(&view, facts, Phase::Contract)?;
         let going_on = |job: Job| job.task == task && job.epoch == db.at.epoch;
         (!db.job.is_some_and(going_on)).then_some(task)
@@ -238,7 +237,7 @@ impl Protocol {
     pub(crate) fn begin_work(&self, db: &mut Database, task: Task) {
         match task {
             Task::Expand => db.new = Value::Null,
-            Task::CarryOver => {}
+            Task::CarryOver | Task::Enforce | Task::Relax => {}
             Task::Contract => db.old = Value::Missing,
             Task::Scan => {}
             Task::Repair => (db.new, db.behind) = (db.old, false),

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use cutover_testkit::wait_until;
+use cutover_testkit::{free_port, wait_until};
 use reqwest::header::{COOKIE, HOST, LOCATION, ORIGIN, SET_COOKIE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode};
@@ -15,7 +15,7 @@ use super::{Outcome, STATE, command, database, done, execute, refused};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A console in a process of its own.
-struct Console {
+pub(crate) struct Console {
     process: Child,
     address: String,
     client: Client,
@@ -29,7 +29,7 @@ impl Drop for Console {
 }
 
 impl Console {
-    fn start(url: &str, arguments: &[&str]) -> Self {
+    pub(crate) fn start(url: &str, arguments: &[&str]) -> Self {
         let arguments = [&["console", "--listen", "127.0.0.1:0"][..], arguments].concat();
         let mut process = command(url, &arguments).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -39,18 +39,23 @@ impl Console {
         Self { process, address: address.trim_end_matches('/').to_owned(), client }
     }
 
-    async fn get(&self, path: &str) -> Response {
+    pub(crate) async fn get(&self, path: &str) -> Response {
         self.client.get(format!("http://{}{path}", self.address)).send().await.unwrap()
     }
 
-    async fn page(&self, path: &str) -> String {
+    pub(crate) async fn page(&self, path: &str) -> String {
         let response = self.get(path).await;
         assert_eq!(response.status(), StatusCode::OK, "{path}");
         response.text().await.unwrap()
     }
 
     /// Sends the form of a page as the browser does, with these headers.
-    async fn send(&self, path: &str, fields: &[(&str, &str)], headers: &[(&str, &str)]) -> Response {
+    pub(crate) async fn send(
+        &self,
+        path: &str,
+        fields: &[(&str, &str)],
+        headers: &[(&str, &str)],
+    ) -> Response {
         let encoded = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
         let body: Vec<String> =
             fields.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
@@ -67,7 +72,7 @@ impl Console {
 }
 
 /// The token of the form on this page.
-fn csrf(page: &str) -> &str {
+pub(crate) fn csrf(page: &str) -> &str {
     page.split("name=\"csrf\" value=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap()
 }
 
@@ -261,4 +266,97 @@ async fn the_console_works_in_a_browser() -> Outcome {
         assert!(std::fs::metadata(&picture)?.len() > 10_000, "{}", picture.display());
     }
     Ok(())
+}
+
+/// The same page, read-only, on the admin listener of an instance.
+#[tokio::test]
+async fn an_instance_shows_its_own_migrations() -> Outcome {
+    let url = &database().await?;
+    done(url, &["install"], &[]).await;
+    execute(url, STATE).await?;
+    let [admin, public] =
+        [free_port()?, free_port()?].map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+    let pool = sqlx::PgPool::connect(url).await?;
+    let service = cutover::Cutover::service("other").admin(admin).listen(public).postgres(pool);
+    let instance = service.start().await?;
+    let client = Client::new();
+    let page = async |path: &str| -> Result<(StatusCode, String), reqwest::Error> {
+        let response = client.get(format!("http://{admin}{path}")).send().await?;
+        Ok((response.status(), response.text().await?))
+    };
+    let (status, text) = page("/").await?;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    assert!(text.contains("other/name") && !text.contains("shop/"), "{text}");
+    let (status, text) = page("/migrations/other/name").await?;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    assert!(text.contains("data-polls") && text.contains("Steps ahead"), "{text}");
+    for none in ["<form", "<input", "<button"] {
+        assert!(!text.contains(none), "{none} in {text}");
+    }
+    let (status, part) = page("/migrations/other/name/part").await?;
+    assert!(status == StatusCode::OK && part.starts_with("<ol") && !part.contains("<html"), "{part}");
+    assert_eq!(page("/migrations/shop/status").await?.0, StatusCode::NOT_FOUND);
+    assert_eq!(page("/livez").await?.0, StatusCode::OK);
+    let posted = client.post(format!("http://{admin}/migrations/other/name")).send().await?;
+    assert_eq!(posted.status(), StatusCode::METHOD_NOT_ALLOWED);
+    drop(instance);
+    Ok(())
+}
+
+/// A ledger that the console cannot use: older, newer, or without rights.
+#[tokio::test]
+async fn a_console_without_a_usable_ledger_says_why() -> Outcome {
+    let url = &database().await?;
+    done(url, &["install"], &[]).await;
+    execute(url, "do $$ begin create role onlooker login; exception when duplicate_object then null; end $$")
+        .await?;
+    let onlooker = url.replace("//postgres:", "//onlooker:");
+    refused(&onlooker, &["console"], 3, &["permission denied"]).await;
+    execute(url, "update cutover.ledger set version = 8, compatible_from = 7").await?;
+    refused(url, &["console"], 3, &["version 8", "newer `cutover`"]).await;
+    execute(url, "update cutover.ledger set version = 0, compatible_from = 0").await?;
+    refused(url, &["console"], 3, &["cutover install"]).await;
+    Ok(())
+}
+
+/// The ratio that the Web Content Accessibility Guidelines define, from the colours of the style sheet.
+#[test]
+fn every_text_has_enough_contrast() {
+    let style =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../src/console/style.css")).unwrap();
+    let luminance = |colour: &str| {
+        let digits = colour.trim_start_matches('#');
+        let wide: String = match digits.len() {
+            3 => digits.chars().flat_map(|digit| [digit, digit]).collect(),
+            _ => digits.to_owned(),
+        };
+        let channel = |at: usize| {
+            let value = f64::from(u8::from_str_radix(&wide[at..at + 2], 16).unwrap()) / 255.0;
+            if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+        };
+        0.2126 * channel(0) + 0.7152 * channel(2) + 0.0722 * channel(4)
+    };
+    let contrast = |one: &str, other: &str| {
+        let (one, other) = (luminance(one), luminance(other));
+        (one.max(other) + 0.05) / (one.min(other) + 0.05)
+    };
+    // The canvas of Chromium in each scheme.
+    for (scheme, canvas, text) in [(0, "#ffffff", "#000000"), (1, "#121212", "#ffffff")] {
+        let root = style.split(":root {").nth(scheme + 1).unwrap().split('}').next().unwrap();
+        let colour = |name: &str| {
+            let value = root.split(&format!("--{name}:")).nth(1).unwrap();
+            value.split(';').next().unwrap().trim().to_owned()
+        };
+        let soft = colour("soft");
+        for (name, behind) in
+            [("accent", canvas), ("bad", canvas), ("bad", &soft), ("good", canvas), ("accent", &soft)]
+        {
+            let ratio = contrast(&colour(name), behind);
+            assert!(ratio >= 4.5, "{name} on {behind}, scheme {scheme}: {ratio:.2}");
+        }
+        assert!(contrast(text, &soft) >= 4.5, "scheme {scheme}");
+        assert!(contrast(&colour("on-accent"), &colour("accent")) >= 4.5, "scheme {scheme}");
+        // Borders of controls need 3.
+        assert!(contrast(&colour("line"), canvas) >= 3.0, "scheme {scheme}");
+    }
 }

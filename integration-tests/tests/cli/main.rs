@@ -5,6 +5,8 @@
 mod console;
 mod endings;
 mod files;
+mod ledgers;
+mod rollback;
 mod steps;
 mod waits;
 

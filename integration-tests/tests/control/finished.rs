@@ -38,7 +38,7 @@ async fn a_finished_migration_never_looks_at_the_schema_again() {
     finish(&person).await;
     assert_eq!(plan.runs(Task::Contract), 1);
     // Something else now has the name of the old side.
-    plan.set(State { expanded: true, contracted: false });
+    plan.set(State::new(true, false));
     let looks = plan.looks();
     tokio::time::sleep(SEVERAL_ROUNDS).await;
     assert!(plan.looks() <= looks + 1, "{} looks at the schema", plan.looks() - looks);
@@ -46,7 +46,7 @@ async fn a_finished_migration_never_looks_at_the_schema_again() {
     assert!(person.ask::<bool>("select driver is null and waits_for is null from cutover.migrations").await);
     // Nor does an instance that starts later.
     let later = Scripted::default();
-    later.set(State { expanded: true, contracted: false });
+    later.set(State::new(true, false));
     let b = Instance::start(&url, "b", with_plan(later.clone())).await;
     b.ready(true).await;
     tokio::time::sleep(SEVERAL_ROUNDS).await;

@@ -26,7 +26,7 @@ struct Inner {
 
 impl Default for Scripted {
     fn default() -> Self {
-        let state = State { expanded: false, contracted: false };
+        let state = State::new(false, false);
         let inner = Inner { state, looks: 0, runs: HashMap::new(), failure: None };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }

@@ -33,4 +33,6 @@ mod standbys;
 mod table_migration;
 mod throttle;
 mod values;
+mod wider_key;
+mod without_data;
 mod world;

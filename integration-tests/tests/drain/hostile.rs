@@ -36,6 +36,7 @@ async fn a_head_without_end_is_refused() {
     let (refused, _) =
         timeout(LIMIT, async { tokio::join!(sending, read.read_to_end(&mut answer)) }).await.unwrap();
     assert!(refused, "8 MiB of head were accepted");
+    assert_eq!(running.refused("head_too_large"), 1.0);
     still_serves(&running).await;
 
     let (mut sender, _driver) = http2(running.address).await;
@@ -65,6 +66,7 @@ async fn invalid_bytes_end_their_own_connection_only() {
         let _ = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
         assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     }
+    assert_eq!(running.refused("malformed"), 3.0, "all but the one of HTTP/2");
     still_serves(&running).await;
     running.drain.begin();
     assert_eq!(running.report().await.cut, []);

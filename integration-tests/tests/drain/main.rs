@@ -81,6 +81,17 @@ impl Running {
         }
     }
 
+    /// How much the server itself refused for this reason.
+    fn refused(&self, reason: &str) -> f64 {
+        let registry = cutover::metrics::prometheus::Registry::new();
+        self.drain.register(&registry).unwrap();
+        let families = registry.gather();
+        let refused = families.iter().find(|family| family.name() == "cutover_http_refused_total").unwrap();
+        let of_reason =
+            |metric: &&cutover::metrics::prometheus::proto::Metric| metric.get_label()[0].value() == reason;
+        refused.get_metric().iter().find(of_reason).unwrap().get_counter().get_value()
+    }
+
     async fn raw(&self, text: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(text).await.unwrap();
@@ -399,6 +410,7 @@ async fn a_request_head_has_a_time_limit() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(began.elapsed() >= head_timeout / 2 && began.elapsed() < LIMIT, "{:?}", began.elapsed());
+    assert!(running.refused("head_timeout") >= 1.0);
 
     // An idle connection is not a slow head.
     let mut buffer = [0; 1024];

@@ -13,13 +13,14 @@ use axum::{
     Router,
     body::Body,
     response::IntoResponse,
-    routing::{get, post},
+    routing::{any, get, post},
 };
 use bytes::Bytes;
-use cutover::drain::{CutPhase, Drain, LongStream};
+use cutover::drain::{CutPhase, Drain, DrainOptions, LongStream};
 use futures_util::stream;
-use http_body_util::BodyExt;
-use hyper::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Empty};
+use hyper::ext::Protocol;
+use hyper::{Request, Response, StatusCode, Version, header};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -43,22 +44,29 @@ fn feeds() -> Router {
         response.extensions_mut().insert(LongStream);
         response
     };
+    let lines = || async { ([(header::CONTENT_TYPE, "application/X-NDJSON; charset=utf-8")], endless()) };
     let unmarked = || async { endless().into_response() };
-    Router::new().route("/events", get(events)).route("/watch", get(watch)).route("/unmarked", get(unmarked))
+    Router::new()
+        .route("/events", get(events))
+        .route("/watch", get(watch))
+        .route("/lines", get(lines))
+        .route("/unmarked", get(unmarked))
 }
 
 #[tokio::test]
 async fn feeds_end_when_their_clients_find_another_instance() {
-    let running = start(options(), feeds()).await;
+    let long_types = ["text/event-stream", "application/x-ndjson"].map(str::to_owned).to_vec();
+    let running = start(DrainOptions { long_types, ..options() }, feeds()).await;
     let (mut one, _driver) = http1(running.address).await;
     let (mut two, _driver) = http2(running.address).await;
     let over_http1 = one.send_request(request("/events")).await.unwrap();
     let over_http2 = two.send_request(request("http://t/events")).await.unwrap();
+    let lines = two.send_request(request("http://t/lines")).await.unwrap();
     let watch = two.send_request(request("http://t/watch")).await.unwrap();
 
     let began = Instant::now();
     running.drain.begin();
-    for feed in [over_http1, over_http2] {
+    for feed in [over_http1, over_http2, lines] {
         assert_eq!(text(feed).await, "data: 1\n\n");
         assert!(began.elapsed() >= PROPAGATION, "not earlier, or the client would return to this instance");
     }
@@ -92,6 +100,7 @@ async fn an_unmarked_stream_is_waited_for_and_cut() {
 fn echo(drain: Drain, leaves: bool, cut: Arc<AtomicBool>) -> Router {
     let upgrade = move |mut request: Request<Body>| {
         let (drain, cut) = (drain.clone(), Arc::clone(&cut));
+        let is_http2 = request.version() == Version::HTTP_2;
         async move {
             tokio::spawn(async move {
                 let mut bytes = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
@@ -110,12 +119,15 @@ fn echo(drain: Drain, leaves: bool, cut: Arc<AtomicBool>) -> Router {
                     }
                 }
             });
+            if is_http2 {
+                return Response::new(Body::empty());
+            }
             let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
             let response = response.header("connection", "upgrade").header("upgrade", "echo");
             response.body(Body::empty()).unwrap()
         }
     };
-    Router::new().route("/socket", get(upgrade))
+    Router::new().route("/socket", any(upgrade))
 }
 
 async fn upgraded(running: &super::Running) -> TcpStream {
@@ -162,6 +174,29 @@ async fn an_upgraded_connection_is_cut_at_the_deadline() {
     let read = timeout(LIMIT, socket.read(&mut [0; 8])).await.unwrap();
     assert!(!matches!(read, Ok(1..)), "{read:?}");
     assert!(cut.load(Ordering::SeqCst), "the handler's read must fail");
+}
+
+/// RFC 8441: the request is a CONNECT with the protocol beside its path.
+#[tokio::test]
+async fn a_websocket_over_http2_works_and_is_cut_at_the_deadline() {
+    let cut = Arc::<AtomicBool>::default();
+    let running = start_with_drain(|drain| echo(drain, false, Arc::clone(&cut))).await;
+    let (mut sender, _driver) = http2(running.address).await;
+    // The server's settings, which allow it, come before the first answer.
+    let _ = sender.send_request(request("http://t/nothing")).await.unwrap();
+    let connect = Request::connect("http://t/socket").extension(Protocol::from_static("websocket"));
+    let response = sender.send_request(connect.body(Empty::new()).unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    let mut socket = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    let mut answer = [0; 5];
+    socket.write_all(b"hello").await.unwrap();
+    timeout(LIMIT, socket.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"hello");
+    running.drain.begin();
+    let ended = timeout(LIMIT, socket.read_exact(&mut answer)).await.unwrap();
+    assert!(ended.is_err());
+    let report = running.report().await;
+    assert!(report.waited > PROPAGATION, "it is waited for: {:?}", report.waited);
 }
 
 async fn start_with_drain(app: impl FnOnce(Drain) -> Router) -> super::Running {

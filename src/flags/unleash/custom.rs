@@ -105,7 +105,7 @@ impl CustomStrategies {
     }
 }
 
-fn context(subject: &Subject, app_name: &str) -> Context {
+pub(super) fn context(subject: &Subject, app_name: &str) -> Context {
     let field = |name: &str| subject.get(name).map(str::to_owned);
     Context {
         user_id: subject.user_id().map(str::to_owned),

@@ -3,6 +3,7 @@
 mod backup;
 #[cfg(test)]
 mod backup_tests;
+mod client;
 mod custom;
 mod definition;
 mod fleet;
@@ -26,6 +27,7 @@ mod transport_tests;
 #[cfg(feature = "redis")]
 pub use backup::RedisBackup;
 pub use backup::{Backup, BackupError, FileBackup, PostgresBackup};
+pub(super) use client::{AppClient, source as client_source};
 pub use custom::CustomStrategy;
 pub use fleet_polling::FleetPolling;
 pub use options::UnleashOptions;

@@ -89,6 +89,16 @@ create table cutover.plans (
     primary key (migration_id, version)
 );
 
+-- How often the server has counted reads of what a migration drops, and when that count last changed.
+create table cutover.read_counts (
+    migration_id integer not null references cutover.migrations on delete cascade,
+    -- The object, as text.
+    what text not null,
+    reads bigint not null,
+    changed_at timestamptz not null default clock_timestamp(),
+    primary key (migration_id, what)
+);
+
 -- Both sides of a migration as the expand DDL found or made them, by oid and column numbers. A table or column that has
 -- the same name later is another one, and is never touched.
 create table cutover.sides (
@@ -295,17 +305,228 @@ exception when insufficient_privilege or feature_not_supported or undefined_func
 end
 $$;
 
--- How many of the server's connections each instance's pool may use. One advisory lock serialises all decisions.
+-- How many of the server's connections each instance's pool may use.
 create table cutover.connection_shares (
     -- Also the application_name of the pool's connections, so that the server can count them.
     name text primary key check (name <> '' and length(name) <= 63),
     fleet text not null,
+    role name not null default current_user,
     min_connections bigint not null check (min_connections >= 0),
     max_connections bigint not null check (max_connections >= min_connections),
+    -- How many connections this instance leaves free on the server.
+    spare bigint not null check (spare >= 0),
     granted bigint not null default 0 check (granted >= 0),
+    -- How many connections it should have, as of the last division.
+    target bigint not null default 0 check (target >= 0),
+    -- How many connections the server had at the last observation.
+    seen bigint not null default 0,
     requested_at timestamptz not null default clock_timestamp(),
     lease_until timestamptz not null
 );
+
+-- What the server allows, as of the last observation. The row with an empty role is the tighter of the limits of server and
+-- database; a role with a limit of its own has another row.
+create table cutover.connection_limits (
+    role name primary key,
+    what text not null,
+    connections bigint not null,
+    -- Connections that belong to no share and to no ledger.
+    others bigint not null,
+    -- The number of shares.
+    shares bigint not null,
+    observed_at timestamptz not null
+);
+
+-- Counts the server's connections, and deletes the shares whose lease has ended and whose last connection is gone. It reads
+-- pg_stat_activity once, however many shares there are. The caller holds the advisory lock.
+create function cutover.observe_connections() returns void language plpgsql as $$
+declare
+    v_now timestamptz := clock_timestamp();
+begin
+    -- A role without rights sees name, role and database of others' sessions, not their kind.
+    with activity as materialized (
+        select coalesce(application_name, '') as application, usename, datname, count(*) as sessions
+            from pg_stat_activity
+            where usesysid is not null and datid is not null
+                and coalesce(backend_type, 'client backend') = 'client backend'
+            group by 1, 2, 3
+    ), of_shares as (
+        update cutover.connection_shares s set seen = counted.sessions
+            from (select o.name, coalesce(sum(a.sessions), 0) as sessions
+                    from cutover.connection_shares o left join activity a on a.application = o.name group by o.name) counted
+            where s.name = counted.name and s.seen <> counted.sessions
+    ), others as materialized (
+        select a.* from activity a
+            where a.application not in ('cutover-ledger', 'cutover-health')
+                and not exists (select from cutover.instances i where left('cutover ' || i.name, 63) = a.application)
+                and not exists (select from cutover.connection_shares s where s.name = a.application)
+    ), limits as (
+        select * from (
+            select '' as role, 'max_connections less reserved' as what,
+                    current_setting('max_connections')::bigint - current_setting('superuser_reserved_connections')::bigint
+                        - coalesce(current_setting('reserved_connections', true)::bigint, 0) as connections,
+                    (select coalesce(sum(sessions), 0) from others) as others
+                union all
+                select '', 'the database''s connection limit', datconnlimit,
+                    (select coalesce(sum(sessions), 0) from others where datname = current_database())
+                    from pg_database where datname = current_database() and datconnlimit >= 0
+            ) of_server order by connections - others limit 1
+    ), of_roles as (
+        select r.rolname, 'the role''s connection limit', r.rolconnlimit::bigint,
+                (select coalesce(sum(sessions), 0) from others where usename = r.rolname)
+            from pg_roles r
+            where r.rolconnlimit >= 0
+                and (r.rolname = current_user or r.rolname in (select role from cutover.connection_shares))
+    )
+    insert into cutover.connection_limits as l (role, what, connections, others, shares, observed_at)
+        select found.*, (select count(*) from cutover.connection_shares), v_now
+            from (select * from limits union all select * from of_roles) found
+        on conflict (role) do update set what = excluded.what, connections = excluded.connections, others = excluded.others,
+            shares = excluded.shares, observed_at = excluded.observed_at;
+    -- A role whose limit was removed, or that has no share any more.
+    delete from cutover.connection_limits where observed_at < v_now;
+    delete from cutover.connection_shares where lease_until < clock_timestamp() and seen = 0;
+    -- Given back, but the server still has some of its connections.
+    update cutover.connection_shares set granted = seen where max_connections = 0 and granted > seen;
+end
+$$;
+
+-- Sets the targets of the living shares of a role, or of all roles if it is empty: first the minimums, in the order of the
+-- requests, then the rest one by one to the smallest share, up to the maximums. Shares whose lease has ended keep what they
+-- hold. The caller holds the advisory lock.
+create function cutover.divide_connections(p_role name, p_connections bigint) returns void language plpgsql as $$
+declare
+    v_left bigint;
+    v_level bigint := 0;
+    v_highest bigint;
+    v_middle bigint;
+    v_fits boolean;
+begin
+    select greatest(p_connections - coalesce(sum(greatest(granted, seen)), 0), 0) into v_left
+        from cutover.connection_shares where lease_until <= clock_timestamp() and p_role in ('', role);
+    select coalesce(max(max_connections), 0) into v_highest
+        from cutover.connection_shares where lease_until > clock_timestamp() and p_role in ('', role);
+    -- The highest level that every share can have, between its minimum and its maximum.
+    while v_level < v_highest loop
+        v_middle := (v_level + v_highest + 1) / 2;
+        select sum(greatest(min_connections, least(max_connections, v_middle))) <= v_left into v_fits
+            from cutover.connection_shares where lease_until > clock_timestamp() and p_role in ('', role);
+        if v_fits then
+            v_level := v_middle;
+        else
+            v_highest := v_middle - 1;
+        end if;
+    end loop;
+    with level as (
+        select name, max_connections, requested_at,
+                greatest(min_connections, least(max_connections, v_level)) as share
+            from cutover.connection_shares where lease_until > clock_timestamp() and p_role in ('', role)
+    ), divided as (
+        select name, max_connections > share and share = v_level as is_open, share,
+                v_left - sum(share) over () as rest,
+                v_left - (sum(share) over (order by requested_at, name) - share) as left_before,
+                count(*) filter (where max_connections > share and share = v_level)
+                    over (order by requested_at, name) as place
+            from level
+    ), result as (
+        select name, least(share, greatest(left_before, 0)) + (is_open and place <= rest)::int as share from divided
+    )
+    update cutover.connection_shares s
+        set target = case when p_role = '' then result.share else least(target, result.share) end
+        from result
+        where s.name = result.name
+            and s.target <> case when p_role = '' then result.share else least(target, result.share) end;
+end
+$$;
+
+-- Renews a share and returns how many connections it may have and how many it should have. It is called as one statement, so
+-- no lock is held across a round trip.
+--
+-- A share that already has what it should have is renewed by an update of its row. Everything else is decided under one
+-- advisory lock. Observations and divisions are of the whole fleet, and one caller makes them for all: at once in a small
+-- fleet, and every two seconds with a thousand shares.
+--
+-- A connection that another share still holds is not granted. What this share holds (p_holding) it keeps until it has given
+-- it back.
+create function cutover.settle_share(
+    p_name text, p_fleet text, p_min bigint, p_max bigint, p_spare bigint, p_beside bigint, p_lease double precision,
+    p_holding bigint,
+    out granted bigint, out target bigint,
+    out instances bigint, out needed bigint, out connections bigint, out reckoning text
+) language plpgsql as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz := clock_timestamp();
+    v_until timestamptz := v_now + make_interval(secs => p_lease);
+    v_is_new boolean;
+    v_limit cutover.connection_limits;
+    v_spare bigint;
+    v_available bigint;
+    v_free bigint;
+    v_target bigint;
+    v_granted bigint;
+begin
+    if exists (select from cutover.connection_limits
+            where role = '' and observed_at > v_now - make_interval(secs => 0.002 * shares))
+        or not pg_try_advisory_xact_lock(27995165641041267)
+    then
+        -- It never grows here, so the sum stays within the limits.
+        update cutover.connection_shares s set lease_until = v_until, granted = p_holding
+            where s.name = p_name and s.min_connections = p_min and s.max_connections = p_max and s.spare = p_spare
+                and s.target = p_holding and s.granted >= p_holding and s.lease_until > v_now;
+        if found then
+            granted := p_holding;
+            target := p_holding;
+            return;
+        end if;
+    end if;
+    perform pg_advisory_xact_lock(27995165641041267);
+    v_now := clock_timestamp();
+    v_until := v_now + make_interval(secs => p_lease);
+    v_is_new := not exists (select from cutover.connection_shares s
+        where s.name = p_name and s.min_connections = p_min and s.max_connections = p_max and s.spare = p_spare
+            and s.lease_until > v_now);
+    insert into cutover.connection_shares as s (name, fleet, min_connections, max_connections, spare, granted, lease_until)
+        values (p_name, p_fleet, p_min, p_max, p_spare, p_holding, v_until)
+        on conflict (name) do update set min_connections = p_min, max_connections = p_max, spare = p_spare,
+            granted = p_holding, lease_until = v_until;
+    if not exists (select from cutover.connection_limits
+        where role = '' and observed_at > v_now - make_interval(secs => 0.002 * shares))
+    then
+        perform cutover.observe_connections();
+        v_is_new := true;
+    end if;
+
+    select count(*), max(s.spare) filter (where s.lease_until > v_now),
+            sum(case when s.lease_until > v_now then s.min_connections else greatest(s.granted, s.seen) end)
+        into instances, v_spare, needed from cutover.connection_shares s;
+    select l.* into v_limit from cutover.connection_limits l where l.role = '';
+    v_available := v_limit.connections - v_limit.others - p_beside * instances - v_spare;
+    if v_is_new then
+        perform cutover.divide_connections('', v_available);
+        perform cutover.divide_connections(l.role, l.connections - l.others - p_beside * instances - v_spare)
+            from cutover.connection_limits l where l.role <> '';
+    end if;
+    select v_available - coalesce(sum(greatest(s.granted, s.seen)), 0) into v_free
+        from cutover.connection_shares s where s.name <> p_name;
+    -- The role may have fewer.
+    select l.* into v_limit from cutover.connection_limits l where l.role in ('', current_user)
+        order by l.connections - l.others limit 1;
+    v_available := v_limit.connections - v_limit.others - p_beside * instances - v_spare;
+    if v_limit.role <> '' then
+        select least(v_free, v_available - coalesce(sum(greatest(s.granted, s.seen)), 0)) into v_free
+            from cutover.connection_shares s where s.name <> p_name and s.role = current_user;
+    end if;
+    select s.target into v_target from cutover.connection_shares s where s.name = p_name;
+    v_granted := greatest(least(v_target, v_free), p_holding);
+    update cutover.connection_shares s set granted = v_granted where s.name = p_name and s.granted <> v_granted;
+    granted := v_granted;
+    target := v_target;
+    connections := greatest(v_available, 0);
+    reckoning := format('%s is %s; others use %s, %s instances need %s each beside their pools, %s stay free: %s are left for pools',
+        v_limit.what, v_limit.connections, v_limit.others, instances, p_beside, v_spare, connections);
+end
+$$;
 
 -- Who requested, approved or did what, when and why.
 create table cutover.history (

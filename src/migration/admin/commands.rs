@@ -160,7 +160,7 @@ pub async fn retry_repairs(
     Ok(retried)
 }
 
-async fn record(
+pub(super) async fn record(
     tx: &mut PgConnection,
     migration: &NamedMigration,
     event: &str,

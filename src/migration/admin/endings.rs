@@ -266,7 +266,8 @@ async fn existing_old_side(
     found: &NamedMigration,
 ) -> Result<Option<OldSide>, sqlx::Error> {
     if let Some(SideRows { old, .. }) = sides::find(tx, found.id).await? {
-        let there = old.table.filter(|_| old.is_there);
+        let is_kept = old.columns == [sides::TABLE_ITSELF];
+        let there = old.table.filter(|_| old.is_there && !is_kept);
         return Ok(there.map(|table| OldSide {
             table,
             columns: old.columns.iter().map(|column| unquote(column)).collect(),
@@ -294,7 +295,9 @@ fn drop_statement(table: &str, columns: &[String]) -> String {
 /// The statements that remove what `expand` made, and those that are left to a person.
 fn removal(id: i32, sides: &SideRows, drop_new_side: bool) -> (Vec<String>, Vec<String>) {
     let mut statements = Vec::new();
-    if let Some(table) = &sides.old.table {
+    if let Some(table) = &sides.old.table
+        && !sides.old.is_index
+    {
         statements.push(guard_triggers::disarm(table, &id.to_string()));
     }
     let new = sides.new.table.as_ref().filter(|_| sides.new.made && sides.new.is_there);

@@ -44,6 +44,19 @@ pub enum AdminError {
         /// `finished` or `abandoned`.
         ended_as: String,
     },
+    /// The old side is gone, or is about to be dropped.
+    #[error(
+        "migration {name:?} is {state}, and from there is no way back to the old side; what is left to do: {}",
+        .left.join("; ")
+    )]
+    NoWayBack {
+        /// The migration.
+        name: String,
+        /// Its phase, or how it ended.
+        state: String,
+        /// What a person can do now.
+        left: Vec<String>,
+    },
     /// The migration cannot be ended in this way now.
     #[error("migration {name:?} cannot be ended like this: {}", .reasons.join("; "))]
     CannotEnd {

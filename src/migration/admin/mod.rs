@@ -9,6 +9,8 @@ mod endings;
 mod error;
 mod plan;
 mod reports;
+mod rollback;
+mod runbook;
 
 pub use builds::incompatible_builds;
 pub(crate) use builds::{BuildFindings, examine_builds};
@@ -20,3 +22,5 @@ pub use reports::{
     BadRow, Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, RepairReport,
     WorkReport, bad_rows, count_repairs, differences, external_writes, history, repairs, report,
 };
+pub use rollback::{RollbackReport, RollbackStep, RollbackWork, rollback};
+pub use runbook::runbook_sections;

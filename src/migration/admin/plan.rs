@@ -42,6 +42,8 @@ pub struct PlanReport {
     pub new_complete: bool,
     /// A scan of all rows since the last backfill found no difference.
     pub scanned: bool,
+    /// Every instance works in the current phase: nothing runs at an earlier epoch.
+    pub settled: bool,
     /// How it ended: `finished` (the old side is gone) or `abandoned`. `None`: it has not ended.
     pub ended_as: Option<String>,
     /// The instance that drives the migration.
@@ -101,13 +103,22 @@ struct Dependents {
 pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, name).await?;
-    let row = reports::outlook(&mut tx, found.id).await?;
-    let members = members(&mut tx, &row.fleet, found.id, Counted::WithLease).await?;
+    plan_of(&mut tx, found.id, to).await
+}
+
+/// The steps of a migration from its current phase to the phase `to`.
+pub(super) async fn plan_of(
+    tx: &mut PgConnection,
+    migration: i32,
+    to: Phase,
+) -> Result<PlanReport, AdminError> {
+    let row = reports::outlook(tx, migration).await?;
+    let members = members(tx, &row.fleet, migration, Counted::WithLease).await?;
     let tasks: Vec<(String, String)> =
         row.tasks.as_deref().and_then(|tasks| serde_json::from_str(tasks).ok()).unwrap_or_default();
     let sql = |task: Task| tasks.iter().find(|(name, _)| name == task.name()).map(|(_, sql)| sql);
     let dependents = Dependents {
-        names: dependents(&mut tx, &row).await,
+        names: dependents(tx, &row).await,
         may_be_dropped: sql(Task::Contract).is_some_and(|sql| sql.contains(';')),
     };
     let observed = observed(&row, members)?;
@@ -117,14 +128,19 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         }
         false => Vec::new(),
     };
+    let about_refusals = [Requirement::Enforced, Requirement::Relaxed].map(|one| one.to_string());
     let mut steps = Vec::new();
     let mut from = observed.phase;
     while let Some(next) = from.towards(to).filter(|_| row.ended_as.is_none()) {
-        let task = Task::of_step(from, next);
+        // Only changes of the schema alone enforce anything.
+        let task = Task::of_step(from, next).filter(|task| *task != Task::Enforce || sql(*task).is_some());
         steps.push(StepReport {
             from: from.to_string(),
             to: next.to_string(),
-            needs: needs(from, next, &observed, row.uncopied_age.is_some(), &dependents),
+            needs: needs(from, next, &observed, row.uncopied_age.is_some(), &dependents)
+                .into_iter()
+                .filter(|need| sql(Task::Enforce).is_some() || !about_refusals.contains(&need.what))
+                .collect(),
             task: task.map(Task::name),
             sql: task.and_then(sql).cloned(),
         });
@@ -143,6 +159,7 @@ pub async fn plan(ledger: &Ledger, name: &str, to: Phase) -> Result<PlanReport, 
         problems_seconds: row.problems_age,
         new_complete: row.new_complete,
         scanned: row.scanned,
+        settled: row.drained,
         ended_as: row.ended_as,
         driver: row.driver,
         steps,
@@ -209,6 +226,8 @@ fn observed(row: &OutlookRow, members: Vec<Member>) -> Result<Observed, sqlx::Er
             expanded: true,
             scanned: row.scanned,
             reversible: row.scanned,
+            enforced: true,
+            relaxed: true,
             approved: row.approved,
             quiet_period_left: Duration::ZERO,
             soak_left: Duration::ZERO,
@@ -234,6 +253,8 @@ fn is_known(requirement: Requirement, from: Phase, current: Phase, has_uncopied_
         | Requirement::Soaked
         | Requirement::NoOpenExternalTransaction
         | Requirement::TablesReady
+        | Requirement::Enforced
+        | Requirement::Relaxed
         | Requirement::NoDependents => false,
         Requirement::PhaseSupported
         | Requirement::Complete(_)

@@ -13,7 +13,8 @@ pub struct OldSide {
 
 impl OldSide {
     /// What prevents the drop, or would be dropped with it unasked: everything that refers to the old side, except the
-    /// columns' own defaults, their indexes and constraints that concern no other column, and what a table owns.
+    /// columns' own defaults, their indexes and constraints that concern no other column, what a table owns, and
+    /// the triggers of this library.
     ///
     /// `None` if it does not exist or is not on the session's `search_path`.
     pub(crate) async fn dependents(
@@ -56,6 +57,8 @@ const OF_COLUMNS: &str = "with moved as (select attrelid, attnum from pg_attribu
                 and other.refobjsubid <> 0 and other.refobjsubid not in (select attnum from moved) and d.classid <> 'pg_attrdef'::regclass)) \
         and not exists (select from pg_constraint k where d.classid = 'pg_constraint'::regclass and k.oid = d.objid \
             and k.contype = 'c' and k.conrelid = a.attrelid and k.conkey <@ array(select attnum from moved)) \
+        and not exists (select from pg_trigger t where d.classid = 'pg_trigger'::regclass and t.oid = d.objid \
+            and t.tgname like 'zzz\\_cutover\\_%') \
     order by name";
 
 /// A foreign key from the table to itself is dropped with it.

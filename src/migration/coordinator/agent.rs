@@ -107,15 +107,15 @@ impl Agent {
         }
     }
 
-    /// Registers `cutover_migration_rows_done_total{migration,kind}`, `cutover_migration_rows_expected{migration,kind}`,
-    /// `cutover_migration_throttled_seconds_total{migration,kind,reason}`,
-    /// `cutover_migration_shadow_reads_total{migration,outcome}` and `cutover_migration_removable{migration}` in a registry.
+    /// Registers the metrics of each migration in a registry: `cutover_migration_…{migration}` and `cutover_side_…{migration}`.
+    /// The guide's page about metrics lists them.
     ///
     /// # Errors
     ///
     /// The registry's error if a name is taken.
     pub fn register(&self, registry: &prometheus::Registry) -> Result<(), prometheus::Error> {
-        self.migrations().try_for_each(|migration| migration.work().register(registry))
+        let version = self.fleet.release().version();
+        self.migrations().try_for_each(|migration| migration.register(registry, version))
     }
 
     /// Leaves the fleet. No operation begins after that.

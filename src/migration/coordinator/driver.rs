@@ -70,7 +70,10 @@ impl Driver {
             let now = *membership.borrow_and_update();
             let pause = match now {
                 Membership::Out => {
-                    self.migrations.iter_mut().for_each(|driven| driven.work.stop());
+                    for driven in &mut self.migrations {
+                        driven.work.stop();
+                        driven.migration.work().set_driver(false);
+                    }
                     if membership.changed().await.is_err() {
                         return;
                     }
@@ -117,7 +120,10 @@ impl Driver {
         let mut mine = Vec::new();
         for (index, Driven { spec, migration, work, .. }) in self.migrations.iter_mut().enumerate() {
             let has_plan = spec.plan.is_some();
-            if in_time(limit, leadership::acquire(ledger, id, migration.id(), has_plan, limit)).await? {
+            let is_driver =
+                in_time(limit, leadership::acquire(ledger, id, migration.id(), has_plan, limit)).await;
+            migration.work().set_driver(matches!(is_driver, Ok(true)));
+            if is_driver? {
                 let count = ledger.ask(external_writes::count(migration.id()));
                 if let Err(error) = in_time(limit, count).await {
                     tracing::warn!(%error, migration = spec.name, "could not count external writes");

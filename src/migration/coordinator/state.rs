@@ -61,10 +61,10 @@ impl MigrationState {
         let phase = parse_phase(&row.phase)?;
         let facts = match &spec.plan {
             // Another object may have the name of the old side by now.
-            _ if row.ended_as.is_some() => SchemaState { expanded: true, contracted: true },
+            _ if row.ended_as.is_some() => SchemaState::new(true, true),
             Some(plan) => plan.schema_state(Some(row.id), connection).await?,
             // Schema and data are not this library's task.
-            None => SchemaState { expanded: true, contracted: true },
+            None => SchemaState::new(true, true),
         };
         let lagging_standbys = standbys::lagging(connection, row.id, &spec.standbys).await?;
         let lagging_standbys = lagging_standbys
@@ -91,6 +91,8 @@ impl MigrationState {
                     scanned: row.scanned,
                     // The scan maps every value back and forth.
                     reversible: row.scanned,
+                    enforced: facts.enforced,
+                    relaxed: facts.relaxed,
                     approved: row.approved,
                     quiet_period_left: uncopied_age
                         .map_or(Duration::ZERO, |age| spec.external_write_quiet_period.saturating_sub(age)),

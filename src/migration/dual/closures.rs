@@ -8,7 +8,7 @@ use super::repository_error::RepositoryError;
 use super::rows::{Keyed, Rows};
 use super::write_steps::{Writes, check_same_key, explain_duplicate, inserted_key};
 use crate::migration::phase::Side;
-use crate::migration::runtime::{Error, FencedTransaction, Key, PinnedTx};
+use crate::migration::runtime::{Error, FencedTransaction, Key, PinnedTx, SideCall};
 
 impl<O, N, B> DualWrite<O, N, B> {
     /// Writes with a closure for each side, on the sides that the transaction's phase writes.
@@ -58,12 +58,12 @@ impl<O, N, B> DualWrite<O, N, B> {
         E: From<Error> + RepositoryError<Kind>,
     {
         let value = match Self::begin_write(self, tx)? {
-            Writes::Old(side) => old(side, tx).await?,
-            Writes::New(side) => new(side, tx).await?,
+            Writes::Old(side) => Self::timer(self, SideCall::WriteOld).ended(old(side, tx).await)?,
+            Writes::New(side) => Self::timer(self, SideCall::WriteNew).ended(new(side, tx).await)?,
             Writes::Both { old: first, new: second, .. } => {
-                let from_old = old(first, tx).await?;
+                let from_old = Self::timer(self, SideCall::WriteOld).ended(old(first, tx).await)?;
                 let guard = Self::protect_new_side(self, tx, rows).await?;
-                let attempt = new(second, tx).await;
+                let attempt = Self::timer(self, SideCall::WriteNew).ended(new(second, tx).await);
                 match Self::finish_new_side(self, tx, guard, attempt).await? {
                     Some(from_new) if Self::answers(self, tx)? == Side::New => from_new,
                     _ => from_old,
@@ -92,9 +92,11 @@ impl<O, N, B> DualWrite<O, N, B> {
         both: impl AsyncFnOnce(&O, &N, &mut PinnedTx<T>) -> Result<R, E>,
     ) -> Result<R, E> {
         let value = match Self::begin_write(self, tx)? {
-            Writes::Old(side) => old(side, tx).await?,
-            Writes::New(side) => new(side, tx).await?,
-            Writes::Both { old, new, .. } => both(old, new, tx).await?,
+            Writes::Old(side) => Self::timer(self, SideCall::WriteOld).ended(old(side, tx).await)?,
+            Writes::New(side) => Self::timer(self, SideCall::WriteNew).ended(new(side, tx).await)?,
+            Writes::Both { old, new, .. } => {
+                Self::timer(self, SideCall::WriteBoth).ended(both(old, new, tx).await)?
+            }
         };
         Ok(Self::end_write(self, tx, value))
     }
@@ -152,13 +154,17 @@ impl<O, N, B> DualWrite<O, N, B> {
         E: From<Error> + RepositoryError<Kind>,
     {
         let value = match Self::begin_write(self, tx)? {
-            Writes::Old(side) => old(side, tx, key).await?,
-            Writes::New(side) => new(side, tx, key).await?,
+            Writes::Old(side) => Self::timer(self, SideCall::WriteOld).ended(old(side, tx, key).await)?,
+            Writes::New(side) => Self::timer(self, SideCall::WriteNew).ended(new(side, tx, key).await)?,
             Writes::Both { old: first, new: second, .. } => {
-                let from_old = old(first, tx, key.clone()).await?;
+                let from_old =
+                    Self::timer(self, SideCall::WriteOld).ended(old(first, tx, key.clone()).await)?;
                 let key = inserted_key(key, &from_old)?;
                 let guard = Self::protect_new_side(self, tx, Rows::one(&key)).await?;
-                let attempt = explain_duplicate(&key, new(second, tx, Some(key.clone())).await);
+                let attempt = explain_duplicate(
+                    &key,
+                    Self::timer(self, SideCall::WriteNew).ended(new(second, tx, Some(key.clone())).await),
+                );
                 match Self::finish_new_side(self, tx, guard, attempt).await? {
                     Some(from_new) => {
                         check_same_key(&key, &from_new)?;
@@ -188,8 +194,8 @@ impl<O, N, B> DualWrite<O, N, B> {
     ) -> Result<R, E> {
         let reading = self.read(key)?;
         let value = match reading.side() {
-            Reads::Old(side) => old(side).await?,
-            Reads::New(side) => new(side).await?,
+            Reads::Old(side) => Self::timer(self, SideCall::ReadOld).ended(old(side).await)?,
+            Reads::New(side) => Self::timer(self, SideCall::ReadNew).ended(new(side).await)?,
         };
         reading.finish(value)
     }
@@ -211,8 +217,8 @@ impl<O, N, B> DualWrite<O, N, B> {
         new: impl AsyncFnOnce(&N, &mut PinnedTx<T>) -> Result<R, E>,
     ) -> Result<R, E> {
         match self.read_in(tx, key)? {
-            Reads::Old(side) => old(side, tx).await,
-            Reads::New(side) => new(side, tx).await,
+            Reads::Old(side) => Self::timer(self, SideCall::ReadOld).ended(old(side, tx).await),
+            Reads::New(side) => Self::timer(self, SideCall::ReadNew).ended(new(side, tx).await),
         }
     }
 }

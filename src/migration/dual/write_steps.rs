@@ -7,7 +7,9 @@ use super::dual_write::DualWrite;
 use super::repository_error::RepositoryError;
 use super::rows::{Keyed, Rows};
 use crate::migration::phase::{Phase, Side};
-use crate::migration::runtime::{Duplicate, Error, FencedTransaction, PinnedTx, duplicate_key, is_retryable};
+use crate::migration::runtime::{
+    CallTimer, Duplicate, Error, FencedTransaction, PinnedTx, SideCall, duplicate_key, is_retryable,
+};
 
 /// The steps of a write, for `#[dual_write]` and for the closures. They are no methods, so they hide no method of a
 /// repository. The order is: `begin_write`, the old side's call, `protect_new_side`, the new side's call,
@@ -26,6 +28,13 @@ impl<O, N, B> DualWrite<O, N, B> {
             (_, false) => Writes::Old(&this.old),
             (false, true) => Writes::New(&this.new),
         })
+    }
+
+    /// Measures a call of a repository.
+    #[inline]
+    pub fn timer(this: &Self, call: SideCall) -> CallTimer<'_> {
+        let migration = this.migration();
+        CallTimer::start(migration.sides(), migration.current().map(|(_, phase)| phase), call)
     }
 
     /// Sets a savepoint if a failure of the new side may be repaired later.

@@ -317,7 +317,7 @@ impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
         {
             self.0.is_prepared.store(true, Ordering::Relaxed);
         }
-        Ok(SchemaState { expanded: self.0.is_prepared.load(Ordering::Relaxed), contracted: true })
+        Ok(SchemaState::new(self.0.is_prepared.load(Ordering::Relaxed), true))
     }
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
@@ -327,7 +327,7 @@ impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
             Task::Repair => self.deliver_all(migration).await,
             Task::ReverseBackfill => self.pass(PassKind::Back, migration).await,
             Task::Scan => self.pass(PassKind::Compare, migration).await,
-            Task::CarryOver | Task::Contract => Ok(()),
+            Task::CarryOver | Task::Enforce | Task::Relax | Task::Contract => Ok(()),
         }
     }
 }

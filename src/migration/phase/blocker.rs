@@ -52,6 +52,10 @@ pub enum Blocker {
     Standby(LaggingStandby),
     /// Something about the tables has to be changed first.
     Table(TableProblem),
+    /// The server does not refuse yet what the change forbids.
+    NotEnforced,
+    /// The server still refuses what the change forbids.
+    NotRelaxed,
     /// No person has approved the drop of the old side.
     NotApproved,
     /// `retire` must last this much longer.
@@ -107,6 +111,8 @@ impl fmt::Display for Blocker {
             Blocker::NotReversible => {
                 f.write_str("a scan that maps every value from new to old and back without a difference")
             }
+            Blocker::NotEnforced => f.write_str("the constraints of the change to be added"),
+            Blocker::NotRelaxed => f.write_str("the constraints of the change to be dropped"),
             Blocker::ExternalWrites(left) => write!(
                 f,
                 "another {} without external writes that the guard trigger cannot copy \

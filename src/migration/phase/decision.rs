@@ -74,6 +74,8 @@ mod tests {
                 expanded: true,
                 scanned: true,
                 reversible: true,
+                enforced: true,
+                relaxed: true,
                 approved: true,
                 quiet_period_left: Duration::ZERO,
                 soak_left: Duration::ZERO,
@@ -90,7 +92,7 @@ mod tests {
 
     /// One condition each, made false, and the only steps that it must block. A condition that blocks every step names
     /// none.
-    const CONDITIONS: [(Spoil, &[(Phase, Phase)]); 13] = [
+    const CONDITIONS: [(Spoil, &[(Phase, Phase)]); 15] = [
         (|o| o.members[0].range = PhaseRange::new(o.phase..=o.phase).unwrap_or(PhaseRange::UNAWARE), &[]),
         (|o| o.conditions.expanded = false, &[(Phase::Off, Phase::Expand)]),
         (|o| o.complete.new = false, &[(Phase::Backfill, Phase::Verify), (Phase::Verify, Phase::Ramp)]),
@@ -123,8 +125,11 @@ mod tests {
                 (Phase::Verify, Phase::Ramp),
                 (Phase::Ramp, Phase::Switch),
                 (Phase::Switch, Phase::Retire),
+                (Phase::Retire, Phase::Contract),
             ],
         ),
+        (|o| o.conditions.enforced = false, &[(Phase::Switch, Phase::Retire)]),
+        (|o| o.conditions.relaxed = false, &[(Phase::Switch, Phase::Ramp), (Phase::Expand, Phase::Off)]),
         (|o| o.conditions.approved = false, &[(Phase::Retire, Phase::Contract)]),
         (|o| o.conditions.soak_left = Duration::from_secs(9), &[(Phase::Retire, Phase::Contract)]),
     ];

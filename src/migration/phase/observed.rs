@@ -98,6 +98,10 @@ pub struct Conditions {
     pub reversible: bool,
     /// A person approved the drop of the old side.
     pub approved: bool,
+    /// The server refuses everything that the change forbids.
+    pub enforced: bool,
+    /// The server refuses nothing of what the change forbids.
+    pub relaxed: bool,
     /// How much longer the table must go without an external write that the guard trigger cannot copy.
     pub quiet_period_left: Duration,
     /// How much longer `retire` must last before the old side may be dropped.

@@ -29,6 +29,10 @@ pub enum Requirement {
     CleanScan,
     /// A scan mapped every value from new to old and back.
     Reversible,
+    /// The server refuses what the change forbids, so that this is noticed while there is a way back.
+    Enforced,
+    /// The server does not refuse any more what the change forbids.
+    Relaxed,
     /// Every standby that serves reads has replayed what the next phase reads or drops.
     StandbysCaughtUp,
     /// A person approved the drop of the old side.
@@ -63,9 +67,13 @@ const fn specific(from: Phase, to: Phase) -> &'static [Requirement] {
         // From `switch` on the new side has authority, and nothing maps the old side to it any more.
         (Phase::Ramp, Phase::Switch) => &[NoRepairs, Reversible, TablesReady],
         // After the step no side is behind that is still written, and external writes of the old side are refused.
-        (Phase::Switch, Phase::Retire) => &[NoRepairs, NoOpenExternalTransaction, TablesReady],
-        (Phase::Retire, Phase::Contract) => &[NoRepairs, Approved, Soaked, StandbysCaughtUp, NoDependents],
-        (Phase::Switch, Phase::Ramp) => &[Complete(Side::Old), OldSideRepaired, StandbysCaughtUp],
+        (Phase::Switch, Phase::Retire) => &[NoRepairs, NoOpenExternalTransaction, TablesReady, Enforced],
+        (Phase::Retire, Phase::Contract) => {
+            &[NoRepairs, TablesReady, Approved, Soaked, StandbysCaughtUp, NoDependents]
+        }
+        (Phase::Switch, Phase::Ramp) => &[Complete(Side::Old), OldSideRepaired, Relaxed, StandbysCaughtUp],
+        // A build that does not declare the migration may run in `off`.
+        (Phase::Expand, Phase::Off) => &[Relaxed],
         _ => &[],
     }
 }
@@ -108,6 +116,8 @@ impl Requirement {
             }
             Requirement::CleanScan => unless(conditions.scanned, Blocker::NotScanned),
             Requirement::Reversible => unless(conditions.reversible, Blocker::NotReversible),
+            Requirement::Enforced => unless(conditions.enforced, Blocker::NotEnforced),
+            Requirement::Relaxed => unless(conditions.relaxed, Blocker::NotRelaxed),
             Requirement::StandbysCaughtUp => {
                 observed.lagging_standbys.iter().cloned().map(Blocker::Standby).collect()
             }
@@ -172,6 +182,8 @@ impl fmt::Display for Requirement {
             Requirement::OldSideRepaired => "no row of the old side waits for repair",
             Requirement::CleanScan => "a scan of both sides since the last backfill found no difference",
             Requirement::Reversible => "a scan mapped every value from new to old and back",
+            Requirement::Enforced => "the server refuses what the change forbids",
+            Requirement::Relaxed => "the server no longer refuses what the change forbids",
             Requirement::StandbysCaughtUp => "every standby that serves reads has caught up",
             Requirement::Approved => "a person has approved the drop",
             Requirement::Soaked => "`retire` has lasted for the soak time",

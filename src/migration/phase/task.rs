@@ -17,13 +17,18 @@ pub enum Task {
     Scan,
     /// Give the new side what is attached to the old one. Runs in `verify`, after the scan, if the plan asks for it.
     CarryOver,
+    /// Let the server refuse what the change forbids. Runs in `switch`, on the way to `retire`. Only changes of the schema
+    /// alone have it.
+    Enforce,
+    /// Undo [`Task::Enforce`]. Runs in `switch` as soon as `retire` is not desired any more.
+    Relax,
     /// Drop the old side. Runs in `contract`.
     Contract,
 }
 
 impl Task {
-    /// The name: `expand`, `backfill`, `repair`, `reverse_backfill`, `scan`, `carry_over` or
-    /// `contract`.
+    /// The name: `expand`, `backfill`, `repair`, `reverse_backfill`, `scan`, `carry_over`,
+    /// `enforce`, `relax` or `contract`.
     pub const fn name(self) -> &'static str {
         match self {
             Task::Expand => "expand",
@@ -32,6 +37,8 @@ impl Task {
             Task::ReverseBackfill => "reverse_backfill",
             Task::Scan => "scan",
             Task::CarryOver => "carry_over",
+            Task::Enforce => "enforce",
+            Task::Relax => "relax",
             Task::Contract => "contract",
         }
     }
@@ -44,19 +51,39 @@ impl Task {
             (Phase::Backfill, Phase::Verify) => Some(Task::Backfill),
             (Phase::Verify, Phase::Ramp) => Some(Task::Scan),
             (Phase::Switch, Phase::Ramp) => Some(Task::ReverseBackfill),
+            (Phase::Switch, Phase::Retire) => Some(Task::Enforce),
             (Phase::Retire, Phase::Contract) => Some(Task::Contract),
             _ => None,
         }
     }
 }
 
-/// Which sides of a migration the schema has.
+/// What the schema has of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SchemaState {
     /// The new side exists.
     pub expanded: bool,
     /// The old side is gone.
     pub contracted: bool,
+    /// The server refuses everything that the change forbids.
+    pub enforced: bool,
+    /// The server refuses nothing of it.
+    pub relaxed: bool,
+}
+
+impl SchemaState {
+    /// The state of a change that has two sides and forbids nothing.
+    pub const fn new(expanded: bool, contracted: bool) -> Self {
+        Self { expanded, contracted, enforced: true, relaxed: true }
+    }
+
+    /// The same, with whether the server refuses everything that the change forbids, and whether it refuses nothing of it.
+    /// A half-built state is neither.
+    #[must_use]
+    pub const fn with_refusals(self, enforced: bool, relaxed: bool) -> Self {
+        Self { enforced, relaxed, ..self }
+    }
 }
 
 /// The task to run now on the way to `target`.
@@ -67,6 +94,10 @@ pub fn needed_work(observed: &Observed, schema: SchemaState, target: Phase) -> O
     }
     let conditions = &observed.conditions;
     match observed.phase {
+        // Also after a driver that was paused has enforced something in a phase that the fleet had left.
+        phase if !schema.relaxed && (phase < Phase::Switch || phase == Phase::Switch && target <= phase) => {
+            Some(Task::Relax)
+        }
         Phase::Off if target != Phase::Off && !schema.expanded => Some(Task::Expand),
         Phase::Backfill if !observed.complete.new => Some(Task::Backfill),
         Phase::Switch if !observed.complete.old => Some(Task::ReverseBackfill),
@@ -82,6 +113,7 @@ pub fn needed_work(observed: &Observed, schema: SchemaState, target: Phase) -> O
         }
         // A reverse backfill outdates the scan of `verify`.
         Phase::Ramp if target > Phase::Ramp && !conditions.reversible => Some(Task::Scan),
+        Phase::Switch if target > Phase::Switch && !schema.enforced => Some(Task::Enforce),
         Phase::Contract if !schema.contracted => Some(Task::Contract),
         _ => None,
     }

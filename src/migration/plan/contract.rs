@@ -4,7 +4,6 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use super::description::{Description, Shape, not_null_check, not_null_steps};
 use super::expand::find_guard;
-use crate::ledger::plans::side_name;
 use crate::ledger::{guard_triggers, sides, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::{OldSide, take_over_sequences, unquote};
@@ -41,7 +40,11 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         return Err(PlanError::Refused(format!(
             "{} cannot be dropped because other objects depend on it: {}; to fix: drop them, or add \
              `.contract_sql(\"drop …\")` for each",
-            side_name(&table, &columns),
+            match &*columns {
+                [] => format!("table {table}"),
+                [column] => format!("column {column} of {table}"),
+                several => format!("columns {} of {table}", several.join(", ")),
+            },
             dependents.join(", ")
         )));
     }

@@ -1,4 +1,4 @@
-//! Descriptions of migrations within one database: of a column, and of a table.
+//! Descriptions of migrations within one database: of a column, of a table, and of a change that moves no data.
 //!
 //! # The hazard
 //!
@@ -31,10 +31,14 @@ mod lint;
 mod new_type;
 mod refusal;
 mod round_trip;
+mod schema_change;
 mod sql_migration;
 mod tables;
+mod wider_key;
 
 pub use builder::SqlMigrationBuilder;
 pub use columns::{Column, ColumnMigration, ColumnMigrationBuilder};
+pub use schema_change::{SchemaChange, SchemaChangeBuilder};
 pub use sql_migration::SqlMigration;
 pub use tables::{Table, TableMigration, TableMigrationBuilder};
+pub use wider_key::{WiderKey, WiderKeyBuilder};

@@ -141,13 +141,13 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         let Some((sides, id)) = sides::find(connection, migration).await?.zip(migration) else {
             // Before `expand` only names are known.
             let (old, new) = by_name(plan, connection).await?;
-            return Ok(SchemaState { expanded: false, contracted: new && !old });
+            return Ok(SchemaState::new(false, new && !old));
         };
         let is_armed = match find_guard(plan, connection).await? {
             Some(guard) => guard.is_armed(connection, sides.old.relation, id).await?,
             None => !plan.has_guard,
         };
-        Ok(SchemaState { expanded: sides.new.is_there && is_armed, contracted: !sides.old.is_there })
+        Ok(SchemaState::new(sides.new.is_there && is_armed, !sides.old.is_there))
     }
 
     async fn sides_present(
@@ -192,6 +192,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
                 *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 Ok(())
             }
+            Task::Enforce | Task::Relax => Ok(()),
             Task::Contract => contract(plan, migration).await,
         }
     }

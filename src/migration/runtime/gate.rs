@@ -86,6 +86,12 @@ impl Gate {
         word.phase().map(|phase| (word.epoch(), phase))
     }
 
+    /// The share of keys that are read from the new side in `ramp`; `None` while the gate is shut.
+    pub(crate) fn ramp(&self) -> Option<Percent> {
+        let word = self.word();
+        word.phase().map(|_| word.ramp())
+    }
+
     /// Lets operations enter at this epoch from now on. Only the agent calls this.
     pub(crate) fn open(&self, epoch: i32, phase: Phase, ramp: Percent) {
         let generation = self.word().generation();

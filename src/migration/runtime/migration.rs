@@ -3,15 +3,20 @@ use std::fmt;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prometheus::Registry;
+use prometheus::proto::MetricType;
+
 use super::columns::MirroredColumns;
 use super::error::Error;
 use super::fence::{FencedPool, Isolation, Mirroring, PinnedTx};
 use super::gate::{Gate, Pin};
 use super::key::Key;
+use super::side_metrics::SideMetrics;
 use super::work_metrics::WorkMetrics;
 use super::write_times::WriteTimes;
 use crate::fleet::Lease;
 use crate::migration::phase::Phase;
+use crate::scrape::Scraped;
 
 /// One migration as this instance sees it. Operations learn here which sides to write and read.
 ///
@@ -32,6 +37,7 @@ struct Inner {
     gate: Gate,
     work: WorkMetrics,
     write_times: WriteTimes,
+    sides: SideMetrics,
     note: Mutex<String>,
 }
 
@@ -49,6 +55,7 @@ impl Migration {
                 gate,
                 work,
                 write_times: WriteTimes::new(),
+                sides: SideMetrics::new(),
                 note: Mutex::default(),
             }),
         }
@@ -72,6 +79,57 @@ impl Migration {
     /// How long the service's transactions take.
     pub(crate) fn write_times(&self) -> &WriteTimes {
         &self.inner.write_times
+    }
+
+    /// The metrics of calls of both sides' repositories.
+    #[inline]
+    pub(crate) fn sides(&self) -> &SideMetrics {
+        &self.inner.sides
+    }
+
+    /// Registers the metrics of this migration.
+    pub(crate) fn register(&self, registry: &Registry, version: &str) -> Result<(), prometheus::Error> {
+        self.work().register(registry)?;
+        let name = ("migration", self.name().to_owned());
+        let mut state = Scraped::with([name.clone()]);
+        let migration = self.clone();
+        let help = "Phase that this instance works in: 1 for the present one, 0 for the others; all 0 while it is not admitted.";
+        state.gauge("cutover_migration_phase", help, &["phase"], move |samples| {
+            let current = migration.current().map(|(_, phase)| phase);
+            for phase in Phase::ALL {
+                samples.flag(&[phase.name()], current == Some(phase));
+            }
+        })?;
+        let migration = self.clone();
+        let help = "Epoch that this instance works at; absent while it is not admitted.";
+        state.gauge("cutover_migration_epoch", help, &[], move |samples| {
+            if let Some((epoch, _)) = migration.current() {
+                samples.value(&[], f64::from(epoch));
+            }
+        })?;
+        let migration = self.clone();
+        let help = "Share of keys that are read from the new side in `ramp`.";
+        state.gauge("cutover_migration_ramp_percent", help, &[], move |samples| {
+            if let Some(ramp) = migration.gate().ramp() {
+                samples.value(&[], f64::from(ramp.get()));
+            }
+        })?;
+        state.register(registry)?;
+
+        let mut sides = Scraped::with([name, ("version", version.to_owned())]);
+        let migration = self.clone();
+        let help = "Duration of the calls of each side's repository by DualWrite, from `expand` to `retire`.";
+        let (kind, family) = (MetricType::HISTOGRAM, "cutover_side_duration_seconds");
+        sides.add(kind, family, help, &["operation", "side"], move |samples| {
+            migration.sides().durations(samples);
+        })?;
+        let migration = self.clone();
+        let help = "Calls among them that failed, or that were dropped before their end.";
+        let (kind, family) = (MetricType::COUNTER, "cutover_side_failures_total");
+        sides.add(kind, family, help, &["operation", "reason", "side"], move |samples| {
+            migration.sides().failures(samples);
+        })?;
+        sides.register(registry)
     }
 
     /// Sets what its running task waits for, which the driver records; empty: nothing. Returns whether it has changed.

@@ -11,6 +11,7 @@ mod gate_tests;
 mod key;
 mod migration;
 mod migrations;
+mod side_metrics;
 mod work_metrics;
 mod write_times;
 
@@ -25,6 +26,8 @@ pub use gate::Pin;
 pub use key::Key;
 pub use migration::Migration;
 pub use migrations::Migrations;
+#[doc(hidden)]
+pub use side_metrics::{CallTimer, SideCall};
 pub(crate) use write_times::WriteCounts;
 #[cfg(test)]
 pub(crate) use write_times::WriteTimes;

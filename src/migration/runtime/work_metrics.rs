@@ -17,6 +17,7 @@ struct Families {
     held: CounterVec,
     shadow: IntCounterVec,
     removable: IntGauge,
+    driver: IntGauge,
 }
 
 impl WorkMetrics {
@@ -51,9 +52,13 @@ impl WorkMetrics {
             "cutover_migration_removable",
             "1 if the migration has ended, so that a build may leave out its declaration and its DualWrite; otherwise 0.",
         ));
-        let families = match (done, total, held, shadow, removable) {
-            (Ok(done), Ok(total), Ok(held), Ok(shadow), Ok(removable)) => {
-                Some(Families { done, total, held, shadow, removable })
+        let driver = IntGauge::with_opts(described(
+            "cutover_migration_driver",
+            "1 on the instance that drives the migration, otherwise 0.",
+        ));
+        let families = match (done, total, held, shadow, removable, driver) {
+            (Ok(done), Ok(total), Ok(held), Ok(shadow), Ok(removable), Ok(driver)) => {
+                Some(Families { done, total, held, shadow, removable, driver })
             }
             _ => None,
         };
@@ -70,7 +75,8 @@ impl WorkMetrics {
     }
 
     pub(crate) fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
-        if let Some(Families { done, total, held, shadow, removable }) = &self.families {
+        if let Some(Families { done, total, held, shadow, removable, driver }) = &self.families {
+            registry.register(Box::new(driver.clone()))?;
             registry.register(Box::new(removable.clone()))?;
             registry.register(Box::new(shadow.clone()))?;
             registry.register(Box::new(done.clone()))?;
@@ -84,6 +90,13 @@ impl WorkMetrics {
     pub(crate) fn set_removable(&self, is_removable: bool) {
         if let Some(Families { removable, .. }) = &self.families {
             removable.set(i64::from(is_removable));
+        }
+    }
+
+    /// Whether this instance drives the migration.
+    pub(crate) fn set_driver(&self, is_driver: bool) {
+        if let Some(Families { driver, .. }) = &self.families {
+            driver.set(i64::from(is_driver));
         }
     }
 

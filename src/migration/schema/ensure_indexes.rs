@@ -1,16 +1,21 @@
 use sqlx::{Connection, Executor, PgPool};
 
-use super::index::{Found, build, look};
+use super::alter::alter;
+use super::index::{Found, build, look, run};
 use super::index_definition::Index;
 use super::partitioned_index::Tree;
 use crate::ledger::locks;
 use crate::ledger::{READ_COMMITTED, unprepared};
+use crate::migration::batch::begin;
 use crate::migration::coordinator::PlanError;
+use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
 
 /// The limits of the role are meant for requests.
 const UNLIMITED: &str = "select set_config(name, '0', false) from pg_settings \
     where name in ('statement_timeout', 'lock_timeout', 'transaction_timeout') and setting <> '0'";
+const ENDS_WITH_CLIENT: &str = "select set_config(name, '1s', false) from pg_settings \
+    where name = 'client_connection_check_interval'";
 /// Behind a pooler another client gets the session next.
 const LIMITED: &str = "reset statement_timeout; reset lock_timeout";
 
@@ -60,6 +65,47 @@ pub(crate) async fn ensure_indexes(
             break;
         }
     }
+    session.execute(LIMITED).await?;
+    outcome
+}
+
+/// Drops an index of the table (both quoted) and blocks no writer. Does nothing if there is none of this name.
+///
+/// The index of a partitioned table cannot be dropped concurrently. Its lock is requested for a moment only.
+pub(crate) async fn drop_index(
+    pool: &PgPool,
+    table: &str,
+    index: &str,
+    phase: Phase,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let mut tx = begin(pool, &[phase], migration).await?;
+    let is_partitioned: Option<bool> =
+        unprepared::query_scalar("select relkind = 'I' from pg_class where oid = to_regclass($1)")
+            .bind(index)
+            .fetch_optional(&mut *tx)
+            .await?;
+    tx.rollback().await?;
+    match is_partitioned {
+        None => Ok(()),
+        Some(true) => alter(pool, table, migration, phase, &format!("drop index if exists {index}")).await,
+        Some(false) => {
+            run_unfenced(pool, &format!("drop index concurrently if exists {index}"), migration).await
+        }
+    }
+}
+
+/// Runs a statement of any length that changes no row and blocks no writer, outside of the fence: the way back does not
+/// wait for it. From version 14 on the server ends it within a second after this future is dropped.
+pub(crate) async fn run_unfenced(
+    pool: &PgPool,
+    statement: &str,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let mut session = pool.acquire().await?.detach();
+    session.execute(UNLIMITED).await?;
+    session.execute(ENDS_WITH_CLIENT).await?;
+    let outcome = run(&mut session, pool, statement, migration).await;
     session.execute(LIMITED).await?;
     outcome
 }

@@ -23,6 +23,10 @@
 //! named, and is not lost: if only the side without authority was named, its value is mapped. In all other cases authority
 //! decides. A default that calls a function which is not built in, or which gives another value each time, tells nothing.
 //!
+//! An update counts as one of a side if the side's value changes. From `retire` on the old side is outdated. So an external
+//! update that sets it to the very value that it holds passes, and means nothing to readers of the new side. A writer that
+//! writes whole rows back does this all the time, and it must not fail.
+//!
 //! What a foreign key does to the old side is never refused.
 //!
 //! A mapping that fails does not fail the external write. The row's key is recorded for repair instead.

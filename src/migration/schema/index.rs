@@ -39,7 +39,7 @@ pub(super) async fn look(
     index: &Index,
     migration: &Migration,
 ) -> Result<Found, PlanError> {
-    let mut tx = begin(pool, &[Phase::Verify, Phase::Ramp], migration).await?;
+    let mut tx = begin(pool, &[Phase::Verify, Phase::Ramp, Phase::Switch], migration).await?;
     // An index is always in its table's schema.
     let found: Option<(bool, bool, String, String)> = unprepared::query_as(
         "select i.indrelid = t.oid, i.indisvalid and i.indisready, format('%I.%I', n.nspname, c.relname), \
@@ -132,7 +132,7 @@ pub(super) async fn build(
 }
 
 /// Runs a statement and reports the transactions that it waits for.
-async fn run(
+pub(super) async fn run(
     session: &mut PgConnection,
     pool: &PgPool,
     statement: &str,

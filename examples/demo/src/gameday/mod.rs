@@ -174,6 +174,7 @@ pub(crate) async fn run(asked: GameDay) -> Result<ExitCode> {
     let args = Args {
         rows: asked.rows,
         rate: asked.rate,
+        columns: Vec::new(),
         orders: None,
         plain: asked.plain,
         report: asked.report.clone(),

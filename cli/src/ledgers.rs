@@ -1,0 +1,75 @@
+//! The ledgers that a command works on: one, or several of shards or regions.
+
+pub(crate) use cutover::console::Database;
+use cutover::migration::admin::AdminError;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::arguments::Arguments;
+
+/// A value of `--ledger`. The error is without the value, which may hold a password.
+fn named_url(text: &str) -> Result<(String, PgConnectOptions), String> {
+    let (name, url) = text.split_once('=').unwrap_or_default();
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+        return Err("write NAME=URL, for example eu=postgres://user@host/name; the name has letters, digits, `-`, `_` \
+                    and `.`"
+            .into());
+    }
+    let options = connect_options(url).map_err(|problem| {
+        format!("the URL of {name:?} cannot be used ({problem}); it looks like postgres://user@host/name")
+    })?;
+    Ok((name.to_owned(), options))
+}
+
+/// The `application_name` of sessions.
+const NAME: &str = "cutover command line";
+
+/// The databases that the arguments name, or why there are none, without any URL, which may hold a password.
+pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> {
+    if !arguments.ledgers.is_empty() {
+        let mut databases: Vec<Database> = Vec::new();
+        for value in arguments.ledgers.iter().flat_map(|value| value.split_whitespace()) {
+            let (name, options) = named_url(value).map_err(|problem| format!("--ledger: {problem}"))?;
+            if databases.iter().any(|other| other.name.as_ref() == Some(&name)) {
+                return Err(format!(
+                    "--ledger: two ledgers have the name {name:?}; give each a name of its own"
+                ));
+            }
+            databases.push(Database::new(Some(name), options.application_name(NAME)));
+        }
+        return match &arguments.only {
+            None => Ok(databases),
+            Some(only) => {
+                let names: Vec<String> = databases.iter().filter_map(|one| one.name.clone()).collect();
+                databases.retain(|one| one.name.as_ref() == Some(only));
+                match databases.is_empty() {
+                    true => Err(format!("--only: there is no ledger {only:?}, only {}", names.join(", "))),
+                    false => Ok(databases),
+                }
+            }
+        };
+    }
+    let Some(url) = &arguments.database_url else {
+        return Err(
+            "no database is given: set DATABASE_URL or --database-url to postgres://user@host/name".into()
+        );
+    };
+    match connect_options(url) {
+        Ok(options) => Ok(vec![Database::new(None, options.application_name(NAME))]),
+        Err(problem) => Err(format!(
+            "the database URL cannot be used ({problem}); it looks like postgres://user@host/name"
+        )),
+    }
+}
+
+fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
+    // The parser accepts any scheme.
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err("it begins with neither postgres:// nor postgresql://".into());
+    }
+    url.parse().map_err(|error: sqlx::Error| error.to_string())
+}
+
+/// The exit status of an error: whether the ledger could be used.
+pub(crate) fn code(error: &AdminError) -> u8 {
+    if matches!(error, AdminError::Ledger(_)) { 3 } else { 1 }
+}

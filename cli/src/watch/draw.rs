@@ -1,0 +1,207 @@
+//! The picture of `cutover status --watch`.
+
+use cutover::migration::Phase;
+use cutover::migration::admin::MigrationReport;
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Modifier, Style, Stylize};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Paragraph, Sparkline};
+
+use super::traffic::Sample;
+use super::{Picture, Series, full_name};
+use crate::text::{self, age};
+
+/// Eight heights of a bar in text.
+const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+const GAUGE: usize = 30;
+
+pub(super) fn draw(picture: &Picture, frame: &mut Frame<'_>) {
+    let traffic = if picture.traffic.is_some() { 4 } else { 0 };
+    let [top, middle, bottom] =
+        Layout::vertical([Constraint::Length(traffic), Constraint::Min(1), Constraint::Length(1)])
+            .areas(frame.area());
+    match &picture.traffic {
+        Some(Ok(samples)) => draw_traffic(samples, frame, top),
+        Some(Err(problem)) => frame.render_widget(Paragraph::new(problem.clone().red()), top),
+        None => {}
+    }
+    let lines = lines(picture, usize::from(middle.width));
+    // The last line stays on the screen.
+    let most = u16::try_from(lines.len()).unwrap_or(u16::MAX).saturating_sub(1);
+    frame.render_widget(Paragraph::new(lines).scroll((picture.scroll.min(most), 0)), middle);
+    frame.render_widget(Paragraph::new("↑ ↓ scroll   q end".dim()), bottom);
+}
+
+fn draw_traffic(samples: &[Sample], frame: &mut Frame<'_>, area: Rect) {
+    let columns = Layout::horizontal(samples.iter().map(|_| Constraint::Fill(1))).spacing(2).split(area);
+    for (sample, column) in samples.iter().zip(columns.iter()) {
+        let [title, chart] = Layout::vertical([Constraint::Length(1), Constraint::Length(2)]).areas(*column);
+        let now = sample.now.map_or_else(|| "no data".into(), |now| format!("{now:.1}{}", sample.unit));
+        frame.render_widget(Paragraph::new(format!("{} {now}", sample.what)), title);
+        frame.render_widget(Sparkline::default().data(latest(&sample.series, chart.width)), chart);
+    }
+}
+
+/// The values that fit.
+fn latest(series: &Series, width: u16) -> Vec<u64> {
+    series.iter().copied().skip(series.len().saturating_sub(usize::from(width))).collect()
+}
+
+fn lines(picture: &Picture, width: usize) -> Vec<Line<'static>> {
+    let mut lines = Vec::new();
+    for one in &picture.ledgers {
+        if let Some(name) = &one.ledger {
+            lines.push(Line::from(format!("ledger {name}").bold()));
+        }
+        match &one.reports {
+            Err(error) => lines.extend(wrapped(&format!("away: {error}"), width, Style::new().red())),
+            Ok(reports) if reports.is_empty() => {
+                lines.extend(wrapped(text::NO_MIGRATION, width, Style::new()))
+            }
+            Ok(reports) => {
+                for report in reports {
+                    let name = full_name(one.ledger.as_deref(), report);
+                    migration(report, &name, picture.rows.get(&name), width, &mut lines);
+                }
+            }
+        }
+        lines.push(Line::default());
+    }
+    lines
+}
+
+fn migration(
+    report: &MigrationReport,
+    name: &str,
+    rates: Option<&Series>,
+    width: usize,
+    lines: &mut Vec<Line<'static>>,
+) {
+    let age_of_phase = age(report.phase_age_seconds);
+    lines.push(Line::from(vec![
+        Span::from(name.to_owned()).bold(),
+        Span::from(format!("  epoch {}, for {age_of_phase}", report.epoch)),
+    ]));
+    lines.push(phases(report));
+    if let Some(waits_for) = &report.waits_for {
+        let text = format!("waits for {waits_for} (since {})", age(report.waits_seconds.unwrap_or(0.0)));
+        lines.extend(wrapped(&text, width, Style::new().yellow()));
+    }
+    if let Some(by) = &report.paused_by {
+        lines.push(Line::from(format!("backfills and scans are paused by {by}").yellow()));
+    }
+    if report.driver.is_none() && report.ended_as.is_none() {
+        let text = "no instance drives it: start an instance that declares this migration";
+        lines.extend(wrapped(text, width, Style::new().yellow()));
+    }
+    if let Some(work) = &report.work {
+        let share = (work.rows_done as f64 / work.rows_total.max(1) as f64).clamp(0.0, 1.0);
+        let full = (share * GAUGE as f64) as usize;
+        let gauge = format!("[{}{}] ", "#".repeat(full), ".".repeat(GAUGE - full));
+        let text = text::progress(work);
+        lines.extend(wrapped(&if work.finished { text } else { gauge + &text }, width, Style::new()));
+        if let Some(rates) = rates.filter(|_| !work.finished) {
+            lines.push(Line::from(format!("rows/s {}", bars(rates, width.saturating_sub(8)))).cyan());
+        }
+    }
+    for one in &report.instances {
+        let [name, version, range, epoch, lease, state] = text::instance(one, report);
+        let style =
+            if one.lease_seconds <= 0.0 || one.refusal.is_some() { Style::new().red() } else { Style::new() };
+        let text =
+            format!("  {name:<20} {version:<10} {range:<15} epoch {epoch:<4} lease {lease:<8} {state}");
+        lines.push(Line::styled(text, style));
+    }
+}
+
+fn phases(report: &MigrationReport) -> Line<'static> {
+    let desired = report.desired.as_deref().and_then(|text| text.split(':').next());
+    let mut spans = Vec::new();
+    for phase in Phase::ALL {
+        if phase != Phase::Off {
+            spans.push(Span::from(" > "));
+        }
+        let name = phase.name();
+        spans.push(if report.phase == name {
+            Span::styled(format!("[{name}]"), Style::new().add_modifier(Modifier::BOLD))
+        } else if desired == Some(name) {
+            Span::from(format!("({name})"))
+        } else {
+            Span::from(name)
+        });
+    }
+    Line::from(spans)
+}
+
+/// The latest values as bars of text.
+fn bars(series: &Series, width: usize) -> String {
+    let shown = series.iter().skip(series.len().saturating_sub(width));
+    let most = shown.clone().copied().max().unwrap_or(0).max(1);
+    shown.map(|value| BARS[usize::try_from(value * 7 / most).unwrap_or(7).min(7)]).collect()
+}
+
+/// The text in lines of at most `width` characters, split between words where that is possible.
+fn wrapped(text: &str, width: usize, style: Style) -> Vec<Line<'static>> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let Some(last) = lines.last_mut() else { break };
+        if !last.is_empty() && last.chars().count() + 1 + word.chars().count() > width {
+            lines.push(word.to_owned());
+        } else {
+            if !last.is_empty() {
+                last.push(' ');
+            }
+            last.push_str(word);
+        }
+    }
+    lines.into_iter().map(|line| Line::styled(line, style)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed set-up is a failed test")]
+mod tests {
+    use super::*;
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    fn picture(traffic: Option<Result<Vec<Sample>, String>>) -> String {
+        let bad = sqlx::Error::PoolClosed;
+        let picture = Picture {
+            ledgers: vec![
+                super::super::Shown { ledger: Some("eu".into()), reports: Ok(Vec::new()) },
+                super::super::Shown { ledger: Some("us".into()), reports: Err(bad.into()) },
+            ],
+            traffic,
+            ..Picture::default()
+        };
+        let mut terminal = Terminal::new(TestBackend::new(60, 16)).unwrap();
+        terminal.draw(|frame| draw(&picture, frame)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    #[test]
+    fn a_ledger_that_is_away_is_shown_beside_the_others() {
+        let shown = picture(None);
+        for part in ["ledger eu", "the ledger has no migration", "ledger us", "away: ", "q end"] {
+            assert!(shown.contains(part), "{part:?} not in {shown}");
+        }
+    }
+
+    #[test]
+    fn traffic_is_drawn_with_its_numbers() {
+        let sample = Sample { what: "requests", unit: "/s", now: Some(12.5), series: (0..100).collect() };
+        let shown = picture(Some(Ok(vec![sample.clone(), Sample { now: None, ..sample }])));
+        for part in ["requests 12.5/s", "requests no data", "█"] {
+            assert!(shown.contains(part), "{part:?} not in {shown}");
+        }
+        let shown = picture(Some(Err("cannot query Prometheus".into())));
+        assert!(shown.contains("cannot query Prometheus"), "{shown}");
+    }
+
+    #[test]
+    fn bars_show_the_latest_values() {
+        assert_eq!(bars(&[9, 0, 5, 10].into(), 3), "▁▄█");
+        assert_eq!(bars(&Series::new(), 3), "");
+    }
+}

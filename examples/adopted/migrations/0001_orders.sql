@@ -1,0 +1,1 @@
+create table orders (id bigserial primary key, old_status text);

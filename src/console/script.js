@@ -1,0 +1,24 @@
+// Replaces the part of the page that changes. Without this script the page is complete, but not live.
+"use strict";
+const live = document.getElementById("live");
+const connection = document.getElementById("connection");
+function replace(html) {
+  const open = new Set([...live.querySelectorAll("details[open]")].map((one) => one.id));
+  live.innerHTML = html;
+  live.querySelectorAll("details").forEach((one) => { one.open = open.has(one.id); });
+  connection.textContent = "live";
+}
+const away = "not connected: the page shows an old state";
+if (live && live.dataset.polls) {
+  const part = location.pathname.replace(/\/$/, "") + "/part";
+  setInterval(async () => {
+    try { replace(await (await fetch(part)).text()); } catch { connection.textContent = away; }
+  }, 1000 * live.dataset.polls);
+  connection.textContent = "live";
+} else if (live) {
+  connection.textContent = "connecting";
+  const events = new EventSource(location.pathname.replace(/\/$/, "") + "/events");
+  events.addEventListener("state", (event) => { replace(event.data); });
+  events.addEventListener("open", () => { connection.textContent = "live"; });
+  events.addEventListener("error", () => { connection.textContent = away; });
+}

@@ -1,0 +1,99 @@
+//! Values of reports as short texts, for the page and for the command line.
+
+use crate::migration::admin::{
+    Event, ExternalWriteReport, InstanceReport, MigrationReport, RepairReport, WorkReport, runbook_sections,
+};
+
+/// What is shown while there is no migration.
+pub const NO_MIGRATION: &str =
+    "the ledger has no migration: one is registered when an instance that declares it first starts\n";
+
+/// An instance as the cells of a table.
+pub fn instance(one: &InstanceReport, report: &MigrationReport) -> [String; 6] {
+    let state = match (&one.refusal, one.admitted) {
+        (Some(reason), _) => format!("refused: {reason}"),
+        (None, false) => "joining".into(),
+        (None, true) if report.driver.as_deref() == Some(&one.name) => "serving, driver".into(),
+        (None, true) => "serving".into(),
+    };
+    [
+        one.name.clone(),
+        one.version.clone(),
+        one.range.clone().unwrap_or_else(|| "undeclared".into()),
+        one.acknowledged.map(|epoch| epoch.to_string()).unwrap_or_default(),
+        if one.lease_seconds > 0.0 { age(one.lease_seconds) } else { "expired".into() },
+        state,
+    ]
+}
+
+/// Where the runbook has more about what a migration waits for.
+pub fn runbook(waits_for: &str) -> String {
+    let sections = runbook_sections(waits_for).into_iter().map(|section| format!("\"{section}\""));
+    format!("Runbook (docs/runbook.md): {}", sections.collect::<Vec<_>>().join(", "))
+}
+
+/// A job in a line.
+pub fn progress(work: &WorkReport) -> String {
+    let rate = work.rows_done as f64 / work.seconds.max(0.001);
+    let end = match work.seconds_left() {
+        Some(left) => format!("{} left", age(left)),
+        None if work.finished => format!("done in {}", age(work.seconds)),
+        None => "starting".into(),
+    };
+    let held = work.throttled_by.as_ref().filter(|_| !work.finished);
+    let held = held.map(|why| format!("; throttled: {why}")).unwrap_or_default();
+    format!(
+        "{}: {} of {} rows, {} changed, {} differ, {rate:.0} rows/s, {end}{held}",
+        work.kind, work.rows_done, work.rows_total, work.rows_changed, work.differences
+    )
+}
+
+/// An event of the history as the cells of a table.
+pub fn event(event: &Event) -> [String; 6] {
+    [
+        event.at.clone(),
+        format!("{}/{}", event.fleet, event.migration.as_deref().unwrap_or("-")),
+        event.event.clone(),
+        event.epoch.map(|epoch| epoch.to_string()).unwrap_or_default(),
+        event.actor.clone(),
+        event.reason.clone(),
+    ]
+}
+
+/// A row that waits for repair as the cells of a table.
+pub fn repair(row: &RepairReport) -> [String; 7] {
+    [
+        format!("{}/{}", row.fleet, row.migration),
+        row.side.clone(),
+        row.key.to_string(),
+        age(row.age_seconds),
+        row.attempts.to_string(),
+        row.next_try_seconds.map_or_else(|| "given up".into(), |left| format!("in {}", age(left))),
+        row.error.clone(),
+    ]
+}
+
+/// An external writer as the cells of a table.
+pub fn external_writer(one: &ExternalWriteReport) -> [String; 7] {
+    [
+        format!("{}/{}", one.fleet, one.migration),
+        one.application.clone(),
+        one.role.clone(),
+        one.transactions.to_string(),
+        one.uncopied.to_string(),
+        one.first_seen.clone(),
+        format!("{} ago", age(one.age_seconds)),
+    ]
+}
+
+/// A duration in a readable unit, with the next smaller unit where that matters.
+pub fn age(seconds: f64) -> String {
+    let whole = seconds.max(0.0).round() as u64;
+    match whole {
+        _ if seconds < 10.0 => format!("{seconds:.1} s"),
+        0..120 => format!("{whole} s"),
+        120..7200 => format!("{} min", whole / 60),
+        7200..172_800 => format!("{} h {} min", whole / 3600, whole / 60 % 60),
+        _ => format!("{} d {} h", whole / 86_400, whole / 3600 % 24),
+    }
+}

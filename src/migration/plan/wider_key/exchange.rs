@@ -1,0 +1,160 @@
+//! The exchange of the key and its second column, in either direction.
+
+use sqlx::{AssertSqlSafe, Executor};
+
+use super::builder::Description;
+use super::found::{Key, find};
+use super::inspection::problems;
+use crate::ledger::{key_mirror, unprepared};
+use crate::migration::batch::begin;
+use crate::migration::catalog::quote;
+use crate::migration::coordinator::PlanError;
+use crate::migration::phase::Phase;
+use crate::migration::plan::description::{not_null_check, not_null_steps};
+use crate::migration::plan::refusal::refuse;
+use crate::migration::runtime::Migration;
+use crate::migration::schema::{Index, alter, ensure_indexes};
+
+/// The values that `integer` can hold, and `smallint`.
+const INTEGER: (i64, i64) = (-2_147_483_648, 2_147_483_647);
+
+/// Makes the second column the key.
+pub(super) async fn exchange(
+    plan: &Description,
+    is_forward: bool,
+    migration: &Migration,
+) -> Result<(), PlanError> {
+    let pool = &plan.outline.pool;
+    let mut tx = begin(pool, &[Phase::Switch], migration).await?;
+    let found = find(plan, Some(migration.id()), &mut tx).await?;
+    let against = if is_forward { problems(plan, Some(migration.id()), &mut tx).await? } else { Vec::new() };
+    tx.rollback().await?;
+    let key = found.ok_or_else(|| PlanError::Refused(format!("column {:?} is gone", plan.column)))?;
+    if key.is_exchanged() == is_forward {
+        return Ok(());
+    }
+    refuse(&against)?;
+    let id = migration.id().to_string();
+    let (table, second) = (&key.table, key.second(plan));
+    if !is_forward {
+        refuse_large_keys(plan, &key).await?;
+    }
+    let index = index_name(&id, is_forward);
+    let build = Index::new(&index, true, &format!("({})", quote(second)));
+    ensure_indexes(pool, table, &[build], migration).await?;
+    for statement in not_null_steps(table, &quote(second), &id) {
+        if let Err(error) = alter(pool, table, migration, Phase::Switch, &statement).await {
+            let undo = format!("alter table {table} drop constraint if exists {}", not_null_check(&id));
+            alter(pool, table, migration, Phase::Switch, &undo).await?;
+            return Err(error);
+        }
+    }
+    let statements = statements(plan, &key, &id, &index)?.join(";\n");
+    alter(pool, table, migration, Phase::Switch, &statements).await?;
+    tracing::info!(
+        migration = migration.name(),
+        table,
+        is_forward,
+        "the primary key and its second column were exchanged"
+    );
+    Ok(())
+}
+
+/// The index through which the second column becomes the primary key.
+pub(super) fn index_name(id: &str, is_forward: bool) -> String {
+    format!("cutover_{id}_key_{}", if is_forward { "bigint" } else { "old" })
+}
+
+/// The old type cannot hold every key any more.
+async fn refuse_large_keys(plan: &Description, key: &Key) -> Result<(), PlanError> {
+    let mut connection = plan.outline.pool.acquire().await?;
+    connection.execute("set statement_timeout = 0").await?;
+    let (column, narrow) = (quote(&plan.column), quote(&plan.narrow));
+    let query = format!(
+        "select count(*), coalesce(max({column}), 0)::bigint from (select {column} from {} where {narrow} is null \
+         limit 1000) as large",
+        key.table
+    );
+    let found: Result<(i64, i64), _> =
+        unprepared::query_as(AssertSqlSafe(query)).fetch_one(&mut *connection).await;
+    connection.execute("reset statement_timeout").await?;
+    match found? {
+        (0, _) => Ok(()),
+        (count, largest) => Err(PlanError::Refused(format!(
+            "{count} keys of {}, up to {largest}, are too large for column {narrow}, so the key cannot become `integer` \
+             again; to unblock: go on to `retire`, or delete these rows",
+            key.table
+        ))),
+    }
+}
+
+/// The statements of the exchange, for one transaction. All of them are short.
+pub(super) fn statements(
+    plan: &Description,
+    key: &Key,
+    id: &str,
+    index: &str,
+) -> Result<Vec<String>, PlanError> {
+    let (table, column) = (&key.table, quote(&plan.column));
+    let Some(constraint) = &key.constraint else {
+        return Err(PlanError::Refused(format!(
+            "column {column} of {table} is not the primary key any more; to fix: `alter table {table} add primary key \
+             ({column})`"
+        )));
+    };
+    let (second, aside, new_type, range) = match key.is_exchanged() {
+        false => (&plan.wide, &plan.narrow, "bigint", Some(INTEGER)),
+        true => (&plan.narrow, &plan.wide, "integer", None),
+    };
+    let (second, aside) = (quote(second), quote(aside));
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let mut statements = vec![format!("lock table {table} in access exclusive mode")];
+    let is_identity = !key.identity.is_empty();
+    if let (true, Some(sequence)) = (is_identity, &key.sequence) {
+        // The identity's sequence goes with the identity. Nobody draws from it while the lock is held.
+        statements.push(format!(
+            "select set_config('cutover.key_last', last_value::text, true), \
+             set_config('cutover.key_called', is_called::text, true) from {sequence}"
+        ));
+        statements.push(format!("alter table {table} alter column {column} drop identity"));
+    } else if key.default.is_some() {
+        statements.push(format!("alter table {table} alter column {column} drop default"));
+    }
+    statements.extend([
+        format!("alter table {table} drop constraint {}", quote(constraint)),
+        format!("alter table {table} rename column {column} to {aside}"),
+        format!("alter table {table} rename column {second} to {column}"),
+        format!(
+            "alter table {table} add constraint {} primary key using index {}",
+            quote(constraint),
+            quote(index)
+        ),
+        format!("alter table {table} alter column {aside} drop not null"),
+    ]);
+    match (is_identity, &key.sequence, &key.default) {
+        (true, Some(_), _) => {
+            let always = if key.identity == "a" { "always" } else { "by default" };
+            let (increment, cache) = (key.increment.unwrap_or(1), key.cache.unwrap_or(1));
+            statements.push(format!(
+                "alter table {table} alter column {column} add generated {always} as identity \
+                 (increment by {increment} cache {cache})"
+            ));
+            statements.push(format!(
+                "select setval(pg_get_serial_sequence({}, {}), current_setting('cutover.key_last')::bigint, \
+                 current_setting('cutover.key_called')::boolean)",
+                literal(table),
+                literal(&plan.column)
+            ));
+        }
+        (_, sequence, default) => {
+            if let Some(sequence) = sequence {
+                statements.push(format!("alter sequence {sequence} as {new_type} owned by {table}.{column}"));
+            }
+            if let Some(default) = default {
+                statements.push(format!("alter table {table} alter column {column} set default {default}"));
+            }
+        }
+    }
+    statements.push(key_mirror::install(id, table, &column, &aside, range));
+    Ok(statements)
+}

@@ -1,0 +1,80 @@
+//! What the catalog says about the key and its second column.
+
+use sqlx::{FromRow, PgConnection};
+
+use super::builder::Description;
+use crate::ledger::unprepared;
+
+/// The table's key as it is now. `None` in a field of the second column: it does not exist.
+#[derive(Debug, Clone, FromRow)]
+pub(super) struct Key {
+    pub(super) relation: i64,
+    /// The table, quoted, with its schema.
+    pub(super) table: String,
+    /// The key's type.
+    pub(super) key_type: String,
+    /// The name of the primary key's constraint; `None` if the column is not the primary key by itself.
+    pub(super) constraint: Option<String>,
+    /// `a` or `d` for an identity column, empty for others.
+    pub(super) identity: String,
+    /// The sequence that the key owns, with its schema, and how it counts.
+    pub(super) sequence: Option<String>,
+    pub(super) increment: Option<i64>,
+    pub(super) cache: Option<i64>,
+    /// The key's default, as SQL; `None` for an identity.
+    pub(super) default: Option<String>,
+    pub(super) has_wide: bool,
+    pub(super) has_narrow: bool,
+    pub(super) is_guarded: bool,
+}
+
+impl Key {
+    /// The columns have been exchanged: the key has the new type.
+    pub(super) fn is_exchanged(&self) -> bool {
+        self.key_type == "bigint"
+    }
+
+    /// The name of the second column, which becomes the key with the next exchange.
+    pub(super) fn second<'a>(&self, plan: &'a Description) -> &'a str {
+        if self.is_exchanged() { &plan.narrow } else { &plan.wide }
+    }
+}
+
+/// `None` if the table or the column does not exist. `migration`: the id, by which the trigger is recognized.
+pub(super) async fn find(
+    plan: &Description,
+    migration: Option<i32>,
+    connection: &mut PgConnection,
+) -> Result<Option<Key>, sqlx::Error> {
+    unprepared::query_as(
+        "select c.oid::bigint as relation, format('%I.%I', n.nspname, c.relname) as \"table\", \
+                format_type(a.atttypid, a.atttypmod) as key_type, a.attidentity::text as identity, \
+                (select k.conname::text from pg_constraint k where k.conrelid = c.oid and k.contype = 'p' \
+                    and k.conkey = array[a.attnum]) as \"constraint\", \
+                case when s.oid is not null then format('%I.%I', sn.nspname, s.relname) end as sequence, q.seqincrement as increment, q.seqcache as cache, \
+                case when a.attidentity = '' then pg_get_expr(d.adbin, d.adrelid) end as \"default\", \
+                exists (select from pg_attribute w where w.attrelid = c.oid and w.attname = $3 and not w.attisdropped) \
+                    as has_wide, \
+                exists (select from pg_attribute w where w.attrelid = c.oid and w.attname = $4 and not w.attisdropped) \
+                    as has_narrow, \
+                exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
+                    join pg_namespace g on g.oid = p.pronamespace and g.nspname = 'cutover' \
+                    where t.tgrelid = c.oid and p.proname = 'guard_' || $5::text and t.tgenabled = 'A') as is_guarded \
+         from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+         join pg_attribute a on a.attrelid = c.oid and a.attname = $2 and not a.attisdropped \
+         left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum \
+         left join pg_depend o on o.classid = 'pg_class'::regclass and o.refclassid = 'pg_class'::regclass \
+             and o.refobjid = c.oid and o.refobjsubid = a.attnum and o.deptype in ('a', 'i') \
+             and exists (select from pg_class x where x.oid = o.objid and x.relkind = 'S') \
+         left join pg_class s on s.oid = o.objid left join pg_namespace sn on sn.oid = s.relnamespace \
+         left join pg_sequence q on q.seqrelid = s.oid \
+         where c.oid = to_regclass($1) limit 1",
+    )
+    .bind(&plan.table)
+    .bind(&plan.column)
+    .bind(&plan.wide)
+    .bind(&plan.narrow)
+    .bind(migration.unwrap_or_default().to_string())
+    .fetch_optional(connection)
+    .await
+}

@@ -1,0 +1,194 @@
+use async_trait::async_trait;
+use sqlx::PgConnection;
+
+use super::builder::{Description, WiderKey};
+use super::exchange::{exchange, index_name, statements};
+use super::found::{Key, find};
+use super::inspection::problems;
+use crate::ledger::{guard_triggers, key_mirror, sides};
+use crate::migration::batch::{ColumnType, PassKind, Scope, begin, keyset, pass};
+use crate::migration::catalog::{OldSide, PlanProblem, quote};
+use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
+use crate::migration::phase::{Phase, SchemaState, Task};
+use crate::migration::plan::description::not_null_steps;
+use crate::migration::plan::refusal::refuse;
+use crate::migration::runtime::Migration;
+use crate::migration::schema::{alter, drop_old_side};
+
+impl WiderKey {
+    /// The statements of each task, for people to read. `:migration` is the migration's id.
+    pub fn sql(&self) -> Vec<(Task, String)> {
+        let plan = &*self.0;
+        let (id, table) = (":migration", &plan.table);
+        let (column, wide, narrow) = (quote(&plan.column), quote(&plan.wide), quote(&plan.narrow));
+        let key = Key {
+            relation: 0,
+            table: table.clone(),
+            key_type: "integer".into(),
+            constraint: Some("primary_key".into()),
+            identity: String::new(),
+            sequence: None,
+            increment: None,
+            cache: None,
+            default: None,
+            has_wide: true,
+            has_narrow: false,
+            is_guarded: true,
+        };
+        let index = index_name(id, true);
+        let mut enforce =
+            vec![format!("create unique index concurrently {} on {table} ({wide})", quote(&index))];
+        enforce.extend(not_null_steps(table, &wide, id));
+        enforce.extend(statements(plan, &key, id, &index).unwrap_or_default());
+        let text = |statements: Vec<String>| -> String {
+            statements.iter().map(|one| format!("{one};\n")).collect()
+        };
+        vec![
+            (Task::Expand, text(vec![add(plan), key_mirror::install(id, table, &column, &wide, None)])),
+            (Task::Backfill, text(vec![format!("update {table} set {wide} = {column} where …")])),
+            (Task::Enforce, text(enforce)),
+            (
+                Task::Contract,
+                text(vec![
+                    guard_triggers::disarm(table, id),
+                    format!("alter table {table} drop column if exists {narrow}"),
+                ]),
+            ),
+        ]
+    }
+
+    async fn expand(&self, migration: &Migration) -> Result<(), PlanError> {
+        let plan = &*self.0;
+        let pool = &plan.outline.pool;
+        begin(pool, &[Phase::Off], migration).await?.rollback().await?;
+        let found = problems(plan, Some(migration.id()), &mut *pool.acquire().await?).await?;
+        refuse(&found)?;
+        let id = migration.id().to_string();
+        let (column, wide) = (quote(&plan.column), quote(&plan.wide));
+        let record = sides::record(
+            &id,
+            [&plan.table; 2],
+            [std::slice::from_ref(&plan.column), std::slice::from_ref(&plan.wide)],
+            true,
+        );
+        let statements =
+            [add(plan), key_mirror::install(&id, &plan.table, &column, &wide, None), record].join(";\n");
+        alter(pool, &plan.table, migration, Phase::Off, &statements).await
+    }
+
+    async fn pass(&self, kind: PassKind, migration: &Migration) -> Result<(), PlanError> {
+        let plan = &*self.0;
+        let mut tx = migration.begin(&plan.outline.pool).await?;
+        let key = keyset::find(&mut tx, &plan.table, &plan.outline.key).await?;
+        let sides = &plan.outline.sides;
+        let mut types = Vec::new();
+        for mapping in [&sides.backward, &sides.forward] {
+            types.push(ColumnType::load(&mut tx, &plan.table, &mapping.columns).await?);
+        }
+        tx.rollback().await?;
+        let key = key.map_err(|reasons| PlanError::Refused(reasons.join("; ")))?;
+        let missing = || PlanError::Refused(format!("{}: a column of the key is gone", plan.table));
+        let mut types = types.into_iter().map(|found| found.into_iter().collect::<Option<Vec<_>>>());
+        let mut next = || types.next().flatten().ok_or_else(missing);
+        let scope = Scope { sides, key, old_types: next()?, new_types: next()? };
+        pass::run(&plan.outline, scope, kind, migration).await
+    }
+
+    async fn contract(&self, migration: &Migration) -> Result<(), PlanError> {
+        let plan = &*self.0;
+        let pool = &plan.outline.pool;
+        let mut tx = begin(pool, &[Phase::Contract], migration).await?;
+        let recorded = sides::find(&mut tx, migration.id()).await?;
+        tx.rollback().await?;
+        let Some(old) = recorded.map(|sides| sides.old).filter(|old| old.is_there) else { return Ok(()) };
+        let (Some(table), Some(column)) = (old.table, old.columns.into_iter().next()) else { return Ok(()) };
+        if column.trim_matches('"') == plan.column {
+            return Err(PlanError::Refused(format!(
+                "column {column} of {table} is still the key, so it is not dropped; to fix: `cutover explain {}`",
+                migration.name()
+            )));
+        }
+        let drop = format!(
+            "{};\nalter table {table} drop column if exists {column}",
+            guard_triggers::disarm(&table, &migration.id().to_string())
+        );
+        drop_old_side(pool, &table, migration, &drop).await
+    }
+}
+
+fn add(plan: &Description) -> String {
+    format!("alter table {} add column if not exists {} bigint", plan.table, quote(&plan.wide))
+}
+
+#[async_trait]
+impl Plan for WiderKey {
+    fn sql(&self) -> Vec<(Task, String)> {
+        WiderKey::sql(self)
+    }
+
+    fn old_side(&self) -> Option<OldSide> {
+        Some(OldSide { table: self.0.table.clone(), columns: vec![self.0.narrow.clone()] })
+    }
+
+    async fn problems(
+        &self,
+        migration: Option<i32>,
+        _: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        problems(&self.0, migration, &mut *self.0.outline.pool.acquire().await?).await
+    }
+
+    async fn before_step(
+        &self,
+        phase: Phase,
+        migration: i32,
+        is_move: bool,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        // Somebody may have added something that names the key. The exchange looks again.
+        if phase != Phase::Ramp || !is_move {
+            return Ok(Vec::new());
+        }
+        problems(&self.0, Some(migration), connection).await
+    }
+
+    async fn schema_state(
+        &self,
+        migration: Option<i32>,
+        connection: &mut PgConnection,
+    ) -> Result<SchemaState, sqlx::Error> {
+        let key = find(&self.0, migration, &mut *connection).await?;
+        let recorded = sides::find(connection, migration).await?;
+        let (Some(key), Some(sides)) = (key, recorded) else { return Ok(SchemaState::new(false, false)) };
+        let is_expanded = sides.new.is_there && key.is_guarded;
+        let is_exchanged = key.is_exchanged();
+        Ok(SchemaState::new(is_expanded, !sides.old.is_there).with_refusals(is_exchanged, !is_exchanged))
+    }
+
+    async fn sides_present(
+        &self,
+        migration: Option<i32>,
+        connection: &mut PgConnection,
+    ) -> Result<SidesPresent, sqlx::Error> {
+        if let Some(sides) = sides::find(&mut *connection, migration).await? {
+            return Ok(SidesPresent { old: sides.old.is_there, new: sides.new.is_there });
+        }
+        let key = find(&self.0, migration, connection).await?;
+        let is_wide = key.as_ref().is_some_and(Key::is_exchanged);
+        Ok(SidesPresent { old: key.is_some() && !is_wide, new: is_wide })
+    }
+
+    async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
+        match task {
+            Task::Expand => self.expand(migration).await,
+            Task::Backfill => self.pass(PassKind::Forward, migration).await,
+            Task::Scan => self.pass(PassKind::Compare, migration).await,
+            // The trigger has kept the old column up to date, and the exchange back has checked that.
+            Task::ReverseBackfill => self.pass(PassKind::Back, migration).await,
+            Task::Enforce => exchange(&self.0, true, migration).await,
+            Task::Relax => exchange(&self.0, false, migration).await,
+            Task::Contract => self.contract(migration).await,
+            Task::Repair | Task::CarryOver => Ok(()),
+        }
+    }
+}
