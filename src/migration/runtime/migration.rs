@@ -36,8 +36,8 @@ struct Inner {
     seed: u64,
     gate: Gate,
     work: WorkMetrics,
-    write_times: WriteTimes,
     sides: SideMetrics,
+    write_times: WriteTimes,
     note: Mutex<String>,
 }
 
@@ -54,8 +54,8 @@ impl Migration {
                 seed: Key::of(name).seed(),
                 gate,
                 work,
-                write_times: WriteTimes::new(),
                 sides: SideMetrics::new(),
+                write_times: WriteTimes::new(),
                 note: Mutex::default(),
             }),
         }
@@ -74,11 +74,6 @@ impl Migration {
     /// The metrics of the migration's work on rows.
     pub(crate) fn work(&self) -> &WorkMetrics {
         &self.inner.work
-    }
-
-    /// How long the service's transactions take.
-    pub(crate) fn write_times(&self) -> &WriteTimes {
-        &self.inner.write_times
     }
 
     /// The metrics of calls of both sides' repositories.
@@ -130,6 +125,11 @@ impl Migration {
             migration.sides().failures(samples);
         })?;
         sides.register(registry)
+    }
+
+    /// How long the service's transactions take.
+    pub(crate) fn write_times(&self) -> &WriteTimes {
+        &self.inner.write_times
     }
 
     /// Sets what its running task waits for, which the driver records; empty: nothing. Returns whether it has changed.
