@@ -59,7 +59,7 @@ pub(crate) async fn run(quick: bool, rows: i64) -> Result<()> {
     let bench =
         Bench { service: PgPool::connect(&url).await?, admin, migration: instance.migration.clone(), rows };
     bench.go(&instance, Phase::Backfill).await?;
-    let rounds = if quick { 1 } else { 7 };
+    let rounds = if quick { 1 } else { 5 };
     bench.speed(rounds).await?;
     bench.foreground(rounds).await?;
     // The last variant may not have been ours, and the ledger has to know of a complete backfill.

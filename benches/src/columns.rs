@@ -99,7 +99,7 @@ pub(crate) async fn run(quick: bool) -> Result<()> {
         // Prepares the statements.
         client.transaction(variant).await?;
     }
-    let end = Instant::now() + Duration::from_secs(if quick { 3 } else { 30 });
+    let end = Instant::now() + Duration::from_secs(if quick { 2 } else { 10 });
     while Instant::now() < end {
         let mut order = [0, 1, 2, 3];
         fastrand::shuffle(&mut order);

@@ -150,3 +150,18 @@ impl Peer {
         (name, Box::new(work))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_through_both_sides_allocates_nothing() -> Result<()> {
+        let (_postgres, _, instance) = world::alone().await?;
+        let both = DualWrite::new(instance.migration.clone(), Ready(1), Ready(2));
+        let read = || assert!(matches!(both.get(7).now_or_never(), Some(Ok(6))));
+        read();
+        assert_eq!(allocation_counter::measure(read).count_total, 0);
+        Ok(())
+    }
+}

@@ -122,7 +122,7 @@ pub(crate) async fn run(quick: bool) -> Result<()> {
     for (place, port) in [("same machine", postgres.port()), ("0.5 ms away", hop)] {
         for writers in [1, 8] {
             let client = Client::connect(&url, port, writers, &instance).await?;
-            let seconds = if quick { 1 } else { 20 };
+            let seconds = if quick { 1 } else { 8 };
             measure(&client, writers, Duration::from_secs(seconds), place, &mut table).await?;
         }
     }

@@ -202,7 +202,7 @@ pub(crate) async fn kill_switch(quick: bool) -> Result<()> {
     let admin = unleash.admin()?;
     admin.ensure_flag(SWITCH.name()).await?;
     admin.set_rollout(SWITCH.name(), 100).await?;
-    let toggles = if quick { 4 } else { 30 };
+    let toggles = if quick { 4 } else { 10 };
     let subject = Subject::new().user(USER);
     let mut table = Table::new(
         "Time from a toggle in Unleash until the instances decide by it",

@@ -68,7 +68,7 @@ struct Args {
     #[arg(long, default_value_t = 300_000)]
     rows: i64,
     /// Number of restarts in `restarts`.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 20)]
     restarts: usize,
     /// Requests per second in `restarts`.
     #[arg(long, default_value_t = 4_000)]

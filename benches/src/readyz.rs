@@ -34,7 +34,7 @@ async fn served(app: Router) -> Result<SocketAddr> {
 }
 
 pub(crate) async fn run(quick: bool, rate: u32) -> Result<()> {
-    let seconds = Duration::from_secs(if quick { 2 } else { 20 });
+    let seconds = Duration::from_secs(if quick { 2 } else { 10 });
     let postgres = world::server(&[]).await?;
     let url = postgres.create_database("bench").await?;
     let pool =

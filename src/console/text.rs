@@ -41,7 +41,7 @@ pub fn progress(work: &WorkReport) -> String {
         None => "starting".into(),
     };
     let held = work.throttled_by.as_ref().filter(|_| !work.finished);
-    let held = held.map(|why| format!("; throttled: {why}")).unwrap_or_default();
+    let held = held.map(|why| format!("; held back by {why}")).unwrap_or_default();
     format!(
         "{}: {} of {} rows, {} changed, {} differ, {rate:.0} rows/s, {end}{held}",
         work.kind, work.rows_done, work.rows_total, work.rows_changed, work.differences

@@ -11,7 +11,23 @@ use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricT
 use super::flag::Variant;
 use super::names::{Name, NameMap};
 
-const SHARDS: usize = 8;
+pub(super) const SHARDS: usize = 8;
+
+/// The shard of the calling thread, below [`SHARDS`].
+pub(super) fn shard() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+    // A thread that is exiting has no thread-local storage any more; any shard works.
+    MINE.try_with(|mine| {
+        if mine.get() == usize::MAX {
+            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
+        }
+        mine.get()
+    })
+    .unwrap_or(0)
+}
 
 /// A sharded counter. A thread always adds to the same shard.
 #[derive(Debug, Default)]
@@ -24,22 +40,7 @@ struct Shard(AtomicU64);
 
 impl Sharded {
     pub(super) fn add_one(&self) {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
-        }
-        // A thread that is exiting has no thread-local storage any more; any shard works.
-        let mine = MINE
-            .try_with(|mine| {
-                if mine.get() == usize::MAX {
-                    mine.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
-                }
-                mine.get()
-            })
-            .unwrap_or(0);
-        if let Some(Shard(count)) = self.0.get(mine) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        self.0[shard()].0.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn sum(&self) -> u64 {

@@ -14,9 +14,9 @@ use super::subject::Subject;
 /// The flag decisions of one request. The first answer for a flag applies until the request ends, even if the flag
 /// changes.
 ///
-/// [`FlagsLayer`](super::FlagsLayer) puts one into the extensions of each request, and handlers take it as an axum
-/// extractor. Clones share their decisions, so a request can pass them to tasks that it spawns. A flag is evaluated when
-/// it is first used, without a lock.
+/// [`FlagsLayer`](super::FlagsLayer) makes one for each request. Handlers take it as an axum extractor, and other code
+/// calls [`Decisions::current`]. Clones share their decisions, so a request can pass them to tasks that it spawns. A flag
+/// is evaluated when it is first used, without a lock.
 ///
 /// ```
 /// use axum::{Router, routing::get};
@@ -58,6 +58,26 @@ impl Decisions {
     /// Decisions about `subject`, for a unit of work that is not an HTTP request.
     pub fn new(flags: Flags, subject: Subject) -> Self {
         Self(Arc::new(Pinned { flags, subject, first: Segment::default() }))
+    }
+
+    /// Drops the subject and every answer. `false` if another clone uses them.
+    pub(super) fn clear(&mut self) -> bool {
+        let Some(pinned) = Arc::get_mut(&mut self.0) else { return false };
+        pinned.subject = Subject::new();
+        pinned.first = Segment::default();
+        true
+    }
+
+    /// Cleared decisions, about another subject.
+    pub(super) fn about(mut self, subject: Subject) -> Self {
+        match Arc::get_mut(&mut self.0) {
+            Some(pinned) => {
+                pinned.subject = subject;
+                self
+            }
+            // Nothing else uses cleared decisions.
+            None => Self::new(self.0.flags.clone(), subject),
+        }
     }
 
     /// Whether the flag is on for this request.

@@ -1,20 +1,31 @@
 //! A layer that pins [`Decisions`] to requests.
 
 use std::convert::Infallible;
-use std::task::{Context, Poll};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum::response::{IntoResponse, Response};
 use http::request::Parts;
 use http::{Request, StatusCode};
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::decisions::Decisions;
 use super::handle::Flags;
+use super::scope;
+use super::spare::{Spare, Spares};
 use super::subject::Subject;
 
-/// Puts [`Decisions`] into every request.
+/// Makes [`Decisions`] for every request.
+///
+/// They are the [current](Decisions::current) ones while the service inside the layer runs, so that a request costs no
+/// allocation. A service that answers in another task (`tower::buffer`) does not see them there; with
+/// [`in_extensions`](FlagsLayer::in_extensions) it finds them in the request.
 ///
 /// By default their subject has no fields, so a partial rollout is random per request. Derive the subject from the
 /// request:
@@ -35,17 +46,19 @@ use super::subject::Subject;
 /// ```
 ///
 /// The function runs for every request and sees the extensions that outer layers added. A request that already has
-/// decisions keeps them.
-#[derive(Clone, Debug)]
+/// decisions keeps them: its own, or those of the request in whose service it is made.
+#[derive(Clone)]
 pub struct FlagsLayer<E = fn(&Parts) -> Subject> {
     flags: Flags,
     subject: E,
+    extends: bool,
+    spares: Spares,
 }
 
 impl FlagsLayer {
     /// Decisions about a subject without any fields.
     pub fn new(flags: Flags) -> Self {
-        Self { flags, subject: |_| Subject::new() }
+        Self { flags, subject: |_| Subject::new(), extends: false, spares: Spares::default() }
     }
 }
 
@@ -55,7 +68,21 @@ impl<E> FlagsLayer<E> {
     where
         F: Fn(&Parts) -> Subject,
     {
-        FlagsLayer { flags: self.flags, subject }
+        FlagsLayer { flags: self.flags, subject, extends: self.extends, spares: self.spares }
+    }
+
+    /// Also puts the decisions into the request's extensions, for a service that answers in another task. This costs
+    /// allocations for each request.
+    #[must_use]
+    pub fn in_extensions(mut self) -> Self {
+        self.extends = true;
+        self
+    }
+}
+
+impl<E> fmt::Debug for FlagsLayer<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlagsLayer").field("flags", &self.flags).finish_non_exhaustive()
     }
 }
 
@@ -81,20 +108,59 @@ where
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = FlagsFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (mut head, body) = request.into_parts();
-        if head.extensions.get::<Decisions>().is_none() {
-            let subject = (self.layer.subject)(&head);
-            let decisions = Decisions::new(self.layer.flags.clone(), subject);
-            head.extensions.insert(decisions);
+        if scope::is_set() || request.extensions().get::<Decisions>().is_some() {
+            return FlagsFuture { inner: self.inner.call(request), decisions: None, spare: None };
         }
-        self.inner.call(Request::from_parts(head, body))
+        let (mut head, body) = request.into_parts();
+        let subject = (self.layer.subject)(&head);
+        let spare = Arc::clone(self.layer.spares.mine());
+        let decisions = spare.take(&self.layer.flags, subject);
+        if self.layer.extends {
+            head.extensions.insert(decisions.clone());
+        }
+        let mut decisions = Some(decisions);
+        let inner = scope::within(&mut decisions, || self.inner.call(Request::from_parts(head, body)));
+        FlagsFuture { inner, decisions, spare: Some(spare) }
+    }
+}
+
+pin_project! {
+    /// The response future of [`FlagsService`].
+    pub struct FlagsFuture<F> {
+        #[pin]
+        inner: F,
+        // `None`: the request has decisions of an outer layer.
+        decisions: Option<Decisions>,
+        spare: Option<Arc<Spare>>,
+    }
+}
+
+impl<F: Future> Future for FlagsFuture<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if this.decisions.is_none() {
+            return this.inner.poll(cx);
+        }
+        let output = ready!(scope::within(this.decisions, || this.inner.poll(cx)));
+        if let (Some(decisions), Some(spare)) = (this.decisions.take(), this.spare.take()) {
+            spare.keep(decisions);
+        }
+        Poll::Ready(output)
+    }
+}
+
+impl<F> fmt::Debug for FlagsFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlagsFuture").finish_non_exhaustive()
     }
 }
 
@@ -115,7 +181,7 @@ impl<S: Sync> FromRequestParts<S> for Decisions {
     type Rejection = MissingDecisions;
 
     async fn from_request_parts(head: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        head.extensions.get().cloned().ok_or(MissingDecisions)
+        Decisions::of(&head.extensions).ok_or(MissingDecisions)
     }
 }
 
@@ -123,6 +189,6 @@ impl<S: Sync> OptionalFromRequestParts<S> for Decisions {
     type Rejection = Infallible;
 
     async fn from_request_parts(head: &mut Parts, _: &S) -> Result<Option<Self>, Infallible> {
-        Ok(head.extensions.get().cloned())
+        Ok(Decisions::of(&head.extensions))
     }
 }

@@ -68,7 +68,9 @@ mod openfeature_tests;
 mod payload;
 mod problem;
 mod router;
+mod scope;
 mod source;
+mod spare;
 mod subject;
 #[cfg(test)]
 mod tests;
@@ -80,7 +82,7 @@ pub use error::{FetchError, FetchErrorKind, FlagsError};
 pub use fixed::FixedFlag;
 pub use flag::{Flag, PayloadKind, Switch, Variant};
 pub use handle::Flags;
-pub use layer::{FlagsLayer, FlagsService, MissingDecisions};
+pub use layer::{FlagsFuture, FlagsLayer, FlagsService, MissingDecisions};
 pub use payload::{Csv, Json};
 pub use problem::{FlagProblem, FlagProblemKind, SwitchProblem};
 pub use router::{FlagRouter, FlagRouterFuture, FlagRouterLayer};

@@ -74,7 +74,7 @@ impl<N, L> FlagRouter<N, L> {
     }
 
     fn decide<B>(&self, request: &Request<B>) -> bool {
-        match request.extensions().get::<Decisions>() {
+        match Decisions::of(request.extensions()) {
             Some(decisions) => decisions.decide(&self.flag),
             None => {
                 if !self.warned.swap(true, Ordering::Relaxed) {

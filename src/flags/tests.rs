@@ -218,3 +218,64 @@ async fn a_new_service_that_is_not_ready_does_not_block_legacy() {
     let limit = std::time::Duration::from_secs(60);
     assert!(tokio::time::timeout(limit, stuck).await.is_err());
 }
+
+#[tokio::test]
+async fn decisions_are_current_only_within_their_request() {
+    async fn service(request: Request<()>) -> Result<String, Infallible> {
+        let user = || Decisions::current().and_then(|d| d.subject().user_id().map(str::to_owned));
+        let at_first = user();
+        tokio::task::yield_now().await;
+        assert!(tokio::spawn(async { Decisions::current().is_none() }).await.unwrap());
+        assert!(request.extensions().get::<Decisions>().is_none());
+        assert_eq!(user(), at_first);
+        Ok(at_first.unwrap_or_default())
+    }
+    fn subject(head: &Parts) -> Subject {
+        Subject::new().user(head.uri.path())
+    }
+    let flags = Flags::fixed([("a", FixedFlag::ON)]);
+    let layer = FlagsLayer::new(flags).subject(subject);
+    let app = layer.layer(service_fn(service));
+    let ask = |path| app.clone().oneshot(Request::get(path).body(()).unwrap());
+    // Two requests of one task take turns.
+    let (one, other) = tokio::join!(ask("/1"), ask("/2"));
+    assert_eq!((one.unwrap().as_str(), other.unwrap().as_str()), ("/1", "/2"));
+    assert!(Decisions::current().is_none());
+
+    let broken =
+        layer.layer(service_fn(async |_: Request<()>| -> Result<(), Infallible> { panic!("broken") }));
+    let polled = std::panic::AssertUnwindSafe(broken.oneshot(Request::new(())));
+    assert!(futures_util::FutureExt::catch_unwind(polled).await.is_err());
+    assert!(Decisions::current().is_none());
+
+    let found = service_fn(async |request: Request<()>| {
+        Ok::<_, Infallible>(request.extensions().get::<Decisions>().is_some())
+    });
+    assert_eq!(layer.in_extensions().layer(found).oneshot(Request::new(())).await, Ok(true));
+}
+
+#[tokio::test]
+async fn decisions_that_are_used_again_carry_nothing_over() {
+    let kept = std::sync::Mutex::new(Vec::new());
+    let flags = Flags::fixed([("a", FixedFlag::OFF)]);
+    let subject = |head: &Parts| match head.uri.path() {
+        "/" => Subject::new(),
+        user => Subject::new().user(user),
+    };
+    let service = service_fn(async |request: Request<()>| {
+        let decisions = Decisions::current().unwrap();
+        let answer = (decisions.subject().user_id().is_some(), decisions.decide(&A));
+        if request.uri().path() == "/kept" {
+            kept.lock().unwrap().push(decisions);
+        }
+        Ok::<_, Infallible>(answer)
+    });
+    let app = FlagsLayer::new(flags.clone()).subject(subject).layer(service);
+    let ask = async |path: &str| app.clone().oneshot(Request::get(path).body(()).unwrap()).await.unwrap();
+    assert_eq!(ask("/user").await, (true, false));
+    assert_eq!(ask("/kept").await, (true, false));
+    flags.set("a", FixedFlag::ON).unwrap();
+    assert_eq!([ask("/").await, ask("/").await], [(false, true); 2]);
+    let kept = kept.lock().unwrap();
+    assert_eq!((kept[0].subject().user_id(), kept[0].decide(&A)), (Some("/kept"), false));
+}

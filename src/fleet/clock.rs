@@ -1,3 +1,14 @@
+//! The clock of leases.
+//!
+//! A read pays for one reading of it, after the value is there (see `Lease::holds`). That is most of what a read through
+//! `DualWrite` costs. Neither of the cheaper ways is safe:
+//!
+//! - *A time that a background task keeps.* After SIGSTOP, the thread of a read may run before that task. It would return
+//!   what it read before the pause. No margin of the lease covers this, because a pause has no limit.
+//! - *A coarse clock of the kernel.* The monotonic one does not count the time in which the machine was suspended, and the
+//!   other one can be set. Both advance with the timer interrupt of one processor. Where a hypervisor takes that processor
+//!   away, they stand still while another one runs.
+
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};

@@ -177,7 +177,8 @@ impl Instance {
         let subject = self.subject.clone();
         let flags = FlagsLayer::new(self.flags.clone()).subject(move |request: &Parts| subject(request));
         let spans = SpanLayer::new(&self.release, self.agent.as_deref());
-        let app = app.layer(flags).layer(spans).layer(self.metrics.layer());
+        // One call: a router boxes the service, the future and the body of each layer that it is given.
+        let app = app.layer((self.metrics.layer(), spans, flags));
         self.starting.ok();
         let report = self.drain.serve(public, app).await?;
         self.admin_server.ended().await?;

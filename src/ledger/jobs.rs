@@ -3,9 +3,10 @@
 //! A range's checkpoint commits in the transaction of the batch that it describes. Any instance can therefore continue
 //! where another one stopped.
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 
-use super::unprepared;
+use super::{literal, unprepared};
 
 /// A row's key, one text per column.
 pub(crate) type KeyText = Vec<String>;
@@ -23,7 +24,7 @@ pub(crate) struct Job {
 }
 
 /// A key range, locked until the end of the transaction.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Range {
     pub(crate) number: i16,
     /// The last key that is done.
@@ -47,6 +48,8 @@ pub(crate) struct Progress {
     pub(crate) rows: i64,
     pub(crate) changed: i64,
     pub(crate) differences: i64,
+    /// What holds the job back at the moment.
+    pub(crate) held_back: Option<String>,
 }
 
 /// The size of the table that a job works on.
@@ -170,15 +173,44 @@ impl Job {
     ///
     /// The lock is the claim. It ends with the transaction, so no lease has to expire after a worker has died.
     pub(crate) async fn claim(&self, tx: &mut PgConnection, last: Option<i16>) -> Result<Claim, sqlx::Error> {
-        let row = unprepared::query(
-            "select number, checkpoint, upper_bound from cutover.job_ranges \
-             where job_id = $1 and finished_at is null order by number is not distinct from $2 desc, number \
-             limit 1 for update skip locked",
+        let rows = sqlx::raw_sql(AssertSqlSafe(self.claim_query(last))).fetch_all(&mut *tx).await?;
+        self.claimed(tx, rows.first()).await
+    }
+
+    /// Runs `settings` as [`is_paused`] does, and claims a range as [`Job::claim`] does. `None` if the migration is
+    /// paused. `ahead` is a query, or nothing. All of this is one message, so it also returns the rows of `ahead`.
+    pub(crate) async fn open_batch(
+        &self,
+        tx: &mut PgConnection,
+        settings: &str,
+        last: Option<i16>,
+        ahead: &str,
+    ) -> Result<Option<(Claim, Vec<PgRow>)>, sqlx::Error> {
+        let message = format!(
+            "{settings}select paused_at is not null from cutover.migrations where id = {}; {}; {ahead}",
+            self.migration,
+            self.claim_query(last)
+        );
+        let mut rows =
+            sqlx::raw_sql(AssertSqlSafe(message)).fetch_all(&mut *tx).await?.into_iter().peekable();
+        if rows.next().ok_or(sqlx::Error::RowNotFound)?.try_get(0)? {
+            return Ok(None);
+        }
+        let range = rows.next_if(|row| row.try_column("upper_bound").is_ok());
+        Ok(Some((self.claimed(tx, range.as_ref()).await?, rows.collect())))
+    }
+
+    fn claim_query(&self, last: Option<i16>) -> String {
+        let last = last.map_or("null".to_owned(), |last| last.to_string());
+        format!(
+            "select number, checkpoint, upper_bound from cutover.job_ranges where job_id = {} and finished_at is null \
+             order by number is not distinct from {last} desc, number limit 1 for update skip locked",
+            self.id
         )
-        .bind(self.id)
-        .bind(last)
-        .fetch_optional(&mut *tx)
-        .await?;
+    }
+
+    /// What the answer to [`Job::claim_query`] means.
+    async fn claimed(&self, tx: &mut PgConnection, row: Option<&PgRow>) -> Result<Claim, sqlx::Error> {
         if let Some(row) = row {
             return Ok(Claim::Range(Range {
                 number: row.try_get("number")?,
@@ -204,34 +236,38 @@ impl Job {
         done: &[String],
         progress: &Progress,
     ) -> Result<i64, sqlx::Error> {
-        unprepared::query(
-            "update cutover.job_ranges set checkpoint = $3, \
-                    finished_at = case when $3 = upper_bound then clock_timestamp() end \
-             where job_id = $1 and number = $2",
-        )
-        .bind(self.id)
-        .bind(range.number)
-        .bind(done)
-        .execute(&mut *tx)
-        .await?;
-        // Last, because all workers write this row.
-        self.add(tx, progress).await
+        let statements = self.advance_statements(range, done, progress);
+        let rows = sqlx::raw_sql(AssertSqlSafe(statements)).fetch_all(tx).await?;
+        rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
     }
 
-    /// Adds to the counts. Returns the number of rows in all.
-    pub(crate) async fn add(&self, tx: &mut PgConnection, progress: &Progress) -> Result<i64, sqlx::Error> {
-        unprepared::query_scalar(
-            "update cutover.jobs set rows_done = rows_done + $2, rows_changed = rows_changed + $3, \
-                    differences = differences + $4, rows_total = greatest(rows_total, rows_done + $2), \
-                    throttled_by = null, updated_at = clock_timestamp() \
-             where id = $1 returning rows_total",
+    /// The statements of [`Job::advance`]. They return one row, the number of rows in all.
+    pub(crate) fn advance_statements(&self, range: &Range, done: &[String], progress: &Progress) -> String {
+        let (job, number, done) = (self.id, range.number, literal::texts(done));
+        format!(
+            "update cutover.job_ranges set checkpoint = {done}, \
+                    finished_at = case when {done} = upper_bound then clock_timestamp() end \
+             where job_id = {job} and number = {number}; {}",
+            // Last, because all workers write this row.
+            self.add_statement(progress)
         )
-        .bind(self.id)
-        .bind(progress.rows)
-        .bind(progress.changed)
-        .bind(progress.differences)
-        .fetch_one(tx)
-        .await
+    }
+
+    /// Adds to the counts.
+    pub(crate) async fn add(&self, tx: &mut PgConnection, progress: &Progress) -> Result<(), sqlx::Error> {
+        sqlx::raw_sql(AssertSqlSafe(self.add_statement(progress))).execute(tx).await?;
+        Ok(())
+    }
+
+    fn add_statement(&self, progress: &Progress) -> String {
+        let (job, Progress { rows, changed, differences, held_back }) = (self.id, progress);
+        let held_back = held_back.as_deref().map_or("null".to_owned(), literal::text);
+        format!(
+            "update cutover.jobs set rows_done = rows_done + {rows}, rows_changed = rows_changed + {changed}, \
+                    differences = differences + {differences}, rows_total = greatest(rows_total, rows_done + {rows}), \
+                    throttled_by = {held_back}, updated_at = clock_timestamp() \
+             where id = {job} returning rows_total"
+        )
     }
 
     /// Records why the job is throttled. The next batch clears it.

@@ -30,6 +30,7 @@ pub(crate) mod instances;
 pub(crate) mod jobs;
 pub(crate) mod key_mirror;
 pub(crate) mod leadership;
+pub(crate) mod literal;
 pub(crate) mod locks;
 pub(crate) mod migrations;
 pub(crate) mod notifications;

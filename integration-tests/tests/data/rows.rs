@@ -8,7 +8,7 @@ use cutover::ledger::Ledger;
 use cutover::migration::admin::{bad_rows, differences};
 use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, map_each};
 use cutover::migration::{Plan, Task};
-use cutover_testkit::{Folder, Process, Signal};
+use cutover_testkit::{Folder, Postgres, PostgresOptions, Process, Signal};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Executor, FromRow, PgPool};
 
@@ -225,5 +225,45 @@ async fn a_killed_driver_skips_and_repeats_no_row() -> Outcome {
     for process in &processes {
         process.kill().await?;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_crash_of_the_server_loses_batch_and_checkpoint_together() -> Outcome {
+    // Commits that do not wait stay in memory for this long, unless another commit waits.
+    let settings = vec![("wal_writer_delay".to_owned(), "10s".to_owned())];
+    let postgres = Postgres::start(PostgresOptions { fsync: false, settings }).await?;
+    let world = World::at(postgres.create_database("shop").await?, 50_000).await?;
+    let options = BatchOptions { min_rows: 50, max_rows: 50, ranges: 1, ..BatchOptions::default() };
+    let _a = world.instance("a", Some(describe(&world).batches(options).build()?)).await?;
+    world.ask("backfill").await?;
+    let done = async || -> Result<i64, sqlx::Error> {
+        let done = "select coalesce(max(rows_done), 0) from cutover.jobs";
+        sqlx::query_scalar(done).fetch_one(&world.pool).await
+    };
+    let mut lost = 0;
+    for turn in 1..=3 {
+        let mut before = 0;
+        while before < turn * 5_000 {
+            before = done().await?;
+        }
+        postgres.kill9().await?;
+        postgres.restart().await?;
+        // The copy goes on meanwhile, so checkpoint and rows have to be of one snapshot.
+        let (after, consistent): (i64, bool) = sqlx::query_as(
+            "select rows_done, not exists (select from orders where id <= r.checkpoint[1]::bigint \
+                 and new_status is distinct from lower(trim(old_status))) \
+             from cutover.jobs j join cutover.job_ranges r on r.job_id = j.id",
+        )
+        .fetch_one(&world.pool)
+        .await?;
+        assert!(consistent, "rows below the checkpoint are not copied");
+        lost += i64::from(after < before);
+    }
+    assert!(lost > 0, "no crash lost a batch, so the test shows nothing");
+    world.filled().await?;
+    let differing = "select count(*) from orders where new_status is distinct from lower(trim(old_status))";
+    let differing: i64 = sqlx::query_scalar(differing).fetch_one(&world.pool).await?;
+    assert_eq!(differing, 0);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Which section of the runbook belongs to what a migration waits for.
 
 /// A part of the text, and the heading in `docs/runbook.md`. The first that matches counts.
-const SECTIONS: [(&str, &str); 29] = [
+const SECTIONS: [(&str, &str); 30] = [
     ("no desired phase", "No desired phase"),
     ("no instance drives it", "No instance drives it"),
     ("an instance with the plan", "No instance drives it"),
@@ -24,6 +24,7 @@ const SECTIONS: [(&str, &str); 29] = [
     ("could not acquire the lock", "Locks"),
     ("a transaction that blocks", "Locks"),
     ("a lock in schema", "Locks"),
+    ("the constraints of the change", "Locks"),
     ("approval to drop", "Approval"),
     ("`retire` to last", "Soak time"),
     ("a reconcile step", "Reconcile step fails"),
@@ -77,6 +78,7 @@ mod tests {
             Blocker::ExternalWrites(_) => "External writes",
             Blocker::Standby(_) => "Standby is behind",
             Blocker::Table(_) => "Tables are not ready",
+            Blocker::NotEnforced | Blocker::NotRelaxed => "Locks",
             Blocker::NotApproved => "Approval",
             Blocker::Soaking(_) => "Soak time",
         }
@@ -104,6 +106,8 @@ mod tests {
             standby(Some(1)),
             standby(None),
             Blocker::Table(TableProblem { text, by_library: false }),
+            Blocker::NotEnforced,
+            Blocker::NotRelaxed,
             Blocker::NotApproved,
             Blocker::Soaking(minute),
         ];
@@ -111,7 +115,7 @@ mod tests {
             assert_eq!(runbook_sections(&blocker.to_string()), [section(blocker)], "{blocker}");
         }
         let all: Vec<String> = blockers.iter().map(ToString::to_string).collect();
-        assert_eq!(runbook_sections(&all.join("; ")).len(), 11);
+        assert_eq!(runbook_sections(&all.join("; ")).len(), 12);
     }
 
     #[test]

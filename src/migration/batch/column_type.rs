@@ -15,6 +15,18 @@ pub(crate) struct ColumnType {
     pub(crate) is_array: bool,
     /// The kind of the value or, for an array, of its elements.
     pub(crate) element: Element,
+    pub(super) equality: Equality,
+}
+
+/// What the type's `=` says of the stored values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Equality {
+    /// Equal values are identical.
+    Identity,
+    /// The same under the collation `C`.
+    IdentityOfText,
+    /// Values that are not identical can be equal, or nothing is known.
+    Weaker,
 }
 
 /// How an expression gets the value that an assignment to the column would store.
@@ -48,7 +60,13 @@ impl ColumnType {
 
     /// A type that is not known, for statements that are shown and not run.
     pub(crate) fn unknown() -> Self {
-        Self { name: "text".to_owned(), cast: Cast::None, is_array: false, element: Element::Scalar }
+        Self {
+            name: "text".to_owned(),
+            cast: Cast::None,
+            is_array: false,
+            element: Element::Scalar,
+            equality: Equality::Weaker,
+        }
     }
 
     fn named(self, name: &str) -> Self {
@@ -75,6 +93,17 @@ impl ColumnType {
         }
     }
 
+    /// The condition that both values, if neither is null, are identical. `None`: only their images tell.
+    pub(super) fn identity(&self, one: &str, other: &str) -> Option<String> {
+        match self.equality {
+            Equality::Identity => Some(format!("{one} operator(pg_catalog.=) {other}")),
+            Equality::IdentityOfText => Some(format!(
+                "{one} collate pg_catalog.\"C\" operator(pg_catalog.=) {other} collate pg_catalog.\"C\""
+            )),
+            Equality::Weaker => None,
+        }
+    }
+
     /// The type as which a value of a Rust mapping reaches the server. JSON travels as text, because a JSON null would
     /// otherwise arrive as an SQL NULL.
     pub(crate) fn carrier(&self) -> &str {
@@ -90,6 +119,13 @@ impl ColumnType {
         let (base, modifier): (String, i32) = (row.try_get("base")?, row.try_get("modifier")?);
         let length_function: Option<String> = row.try_get("length_function")?;
         let is_array: bool = row.try_get("is_array")?;
+        let equality = match row.try_get::<String, _>("builtin")?.as_str() {
+            "bool" | "bytea" | "date" | "int2" | "int4" | "int8" | "timestamp" | "timestamptz" | "uuid" => {
+                Equality::Identity
+            }
+            "text" | "varchar" => Equality::IdentityOfText,
+            _ => Equality::Weaker,
+        };
         let cast = match length_function {
             Some(_) if modifier < 0 => Cast::Explicit,
             Some(_) if is_array => Cast::Unmodified(base),
@@ -102,7 +138,7 @@ impl ColumnType {
             (_, "c") => Element::Composite,
             _ => Element::Scalar,
         };
-        Ok(Some(Self { name, cast, is_array, element }))
+        Ok(Some(Self { name, cast, is_array, element, equality }))
     }
 
     /// The types of columns (quoted); `None` for a column that does not exist.
@@ -116,6 +152,7 @@ impl ColumnType {
                     coalesce(format_type(base.oid, -1), '') as base, \
                     greatest(a.atttypmod, domains.modifier) as modifier, \
                     coalesce(base.typcategory = 'A', false) as is_array, \
+                    case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text else '' end as builtin, \
                     coalesce(element.typname::text, '') as element, coalesce(element.typtype::text, '') as kind, \
                     (select quote_ident(p.proname) from pg_cast c join pg_proc p on p.oid = c.castfunc \
                      where c.castsource = element.oid and c.casttarget = element.oid and p.pronargs = 3) \

@@ -23,7 +23,6 @@ impl Scope<'_> {
         let types = &self.new_types;
         let (different, lost) = (differ(&c, &f, types), differ(&c, &t, types));
         self.query(
-            span,
             |json| {
                 format!(
                     "select {} as key, case when not x.has_new then 'missing' when not x.has_old then 'extra' \
@@ -108,7 +107,6 @@ impl Scope<'_> {
     pub(crate) fn rows_back(&self, span: &Span, mapped: &MappedRows) -> Query {
         let Sides { new, backward, .. } = self.sides;
         self.query(
-            span,
             |json| {
                 let b = self.relation(backward, new, span, "", 'b', &json(0));
                 let typed = cast(&columns("", 'b', backward.columns.len()), &self.old_types);

@@ -18,12 +18,11 @@ impl Scope<'_> {
             let set = zip(targets, values, |target, value| format!("{target} = ({value})"));
             let changed = differ(targets, values, &self.new_types);
             let text = format!("update {old} set {set} where {within} and {changed}");
-            return key.query(span, text);
+            return Query::new(text);
         }
         let values = columns("o.", 'f', targets.len());
         let changed = differ(&of("t", targets), &values, &self.new_types);
         self.query(
-            span,
             |json| {
                 let source = self.relation(forward, old, span, " for share", 'f', &json(0));
                 if self.is_one_table() {
@@ -59,13 +58,12 @@ impl Scope<'_> {
             let set = zip(targets, b, |target, value| format!("{target} = ({value})"));
             let changed = differ(&forward.columns, f, &self.new_types);
             let text = format!("update {old} set {set} where {within} and {changed}");
-            return key.query(span, text);
+            return Query::new(text);
         }
         let values = columns("b.", 'b', targets.len());
         let changed =
             differ(&of("t", &forward.columns), &columns("o.", 'f', forward.columns.len()), &self.new_types);
         self.query(
-            span,
             |json| {
                 let o = self.relation(forward, old, span, "", 'f', &json(0));
                 let b = self.relation(backward, new, span, " for share", 'b', &json(1));
@@ -112,7 +110,7 @@ impl Scope<'_> {
              and not exists (select 1 from {other} as s where {equal}) for update of t",
             self.key.as_text("t")
         );
-        self.key.query(span, text)
+        Query::new(text)
     }
 
     pub(crate) fn delete_orphans(&self, table: &str, other: &str, span: &Span) -> Query {
@@ -120,6 +118,6 @@ impl Scope<'_> {
         let text = format!(
             "delete from {table} as t where {within} and not exists (select 1 from {other} as s where {equal})"
         );
-        self.key.query(span, text)
+        Query::new(text)
     }
 }

@@ -1,13 +1,15 @@
 //! The order in which rows are visited: that of a unique index.
 //!
-//! Keys travel as text, one per column, and the server casts them to the column's type. So every type that an index can
-//! order works. The order is that of the index: its columns in its sequence, under its collations.
+//! Keys are text, one per column, and the server casts them to the column's type. So every type that an index can order
+//! works. The order is that of the index: its columns in its sequence, under its collations.
+//!
+//! Statements contain keys as [literals](literal) and not as parameters.
 
 use sqlx::{PgConnection, Row};
 
 use super::query::Query;
 use crate::ledger::jobs::KeyText;
-use crate::ledger::unprepared;
+use crate::ledger::{literal, unprepared};
 use crate::migration::catalog::{quote, unquote};
 
 /// A key as reports show it.
@@ -82,50 +84,28 @@ impl Keyset {
         self.list(|_, column| format!("{}{direction}", column.collated()))
     }
 
-    fn compared(&self, operator: &str, first: usize) -> String {
-        let place = |n: usize, column: &KeyColumn| column.parameter(first + n);
+    /// `name`: that of the key in a statement that is shown without values.
+    fn compared(&self, operator: &str, key: &KeyText, name: &str) -> String {
         if let [only] = &*self.columns {
-            return format!("{} {operator} {}", only.collated(), place(0, only));
+            return format!("{} {operator} {}", only.collated(), only.value(key.first(), name));
         }
-        format!("({}) {operator} ({})", self.ordered(""), self.list(place))
+        let value = |n: usize, column: &KeyColumn| column.value(key.get(n), &format!("{name}_{}", n + 1));
+        format!("({}) {operator} ({})", self.ordered(""), self.list(value))
     }
 
-    /// The condition for the rows of a span. Its values are the first parameters of the statement.
+    /// The condition for the rows of a span.
     pub(crate) fn within(&self, span: &Span) -> String {
-        let columns = self.columns.len();
         match span {
-            Span::Between { from: None, .. } => self.compared("<=", 1),
-            Span::Between { from: Some(_), .. } => {
-                format!("{} and {}", self.compared("<=", 1), self.compared(">", columns + 1))
+            Span::Between { from: None, to } => self.compared("<=", to, "to"),
+            Span::Between { from: Some(from), to } => {
+                format!("{} and {}", self.compared("<=", to, "to"), self.compared(">", from, "from"))
             }
-            Span::Keys(_) => {
-                let arrays = self.list(|n, _| format!("${}::text[]", n + 1));
+            Span::Keys(keys) => {
+                let arrays = self.list(|n, _| literal::texts(keys.iter().filter_map(|key| key.get(n))));
                 let wanted = self.list(|n, _| format!("k{n}"));
                 let cast = self.list(|n, column| format!("k{n}::{}", column.sql_type));
                 format!("({}) in (select {cast} from unnest({arrays}) as wanted ({wanted}))", self.names())
             }
-        }
-    }
-
-    /// A statement whose first parameters are the values of a span.
-    pub(crate) fn query(&self, span: &Span, text: String) -> Query {
-        let query = Query::new(text);
-        match span {
-            Span::Between { from, to } => {
-                to.iter().chain(from.iter().flatten()).fold(query, |query, value| query.bind(value.clone()))
-            }
-            Span::Keys(keys) => (0..self.columns.len()).fold(query, |query, column| {
-                let values = keys.iter().filter_map(|key| key.get(column).cloned());
-                query.bind_all(values.collect())
-            }),
-        }
-    }
-
-    /// The number of parameters of a span.
-    pub(crate) fn parameters(&self, span: &Span) -> usize {
-        match span {
-            Span::Between { from: Some(_), .. } => 2 * self.columns.len(),
-            _ => self.columns.len(),
         }
     }
 
@@ -147,13 +127,10 @@ impl Keyset {
         if tables.len() > 1 {
             batch = format!("select {list} from ({batch}) as both_sides order by {list} limit {rows}");
         }
-        self.query(
-            span,
-            format!(
-                "with batch as materialized ({batch}) select (select count(*) from batch) as rows, \
-                 (select array[{text}] from batch order by {backwards} limit 1) as last"
-            ),
-        )
+        Query::new(format!(
+            "with batch as materialized ({batch}) select (select count(*) from batch) as rows, \
+             (select array[{text}] from batch order by {backwards} limit 1) as last"
+        ))
     }
 
     /// The largest key in any of the tables.
@@ -195,12 +172,10 @@ impl KeyColumn {
         }
     }
 
-    fn parameter(&self, number: usize) -> String {
-        if self.sql_type.is_empty() {
-            format!("${number}")
-        } else {
-            format!("${number}::text::{}", self.sql_type)
-        }
+    /// A value of the column. `None`: a name, in a statement that is shown.
+    fn value(&self, value: Option<&String>, name: &str) -> String {
+        let value = value.map_or_else(|| format!(":{name}"), |value| literal::text(value));
+        if self.sql_type.is_empty() { value } else { format!("{value}::text::{}", self.sql_type) }
     }
 }
 

@@ -5,6 +5,7 @@ mod compare;
 mod copy;
 mod errors;
 mod explain;
+mod governor;
 pub(super) mod job;
 pub(super) mod keyset;
 mod kind;

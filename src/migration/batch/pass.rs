@@ -8,31 +8,39 @@
 //! If a batch fails on a row, it is halved until the row is found. The row is set aside with its key and the error. A pass
 //! with such rows does not finish. They are tried first when the pass runs again.
 
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::try_join_all;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::{Instant, sleep};
 
 use super::errors::{explain_row_security, is_transient, may_concern_a_row};
+use super::governor::Governor;
 use super::job::{self, Measured};
 use super::keyset::Span;
 use super::kind::PassKind;
 use super::options::BatchOptions;
 use super::pace::Pace;
+use super::query::Query;
 use super::sides::{Scope, Sides};
 use super::table_size;
 use super::throttle::{Throttle, ThrottleState};
-use super::transaction::{BATCH_LIMITS, MAX_FAILURES, PAUSE_POLL, back_off, begin_unpaused};
+use super::transaction::{BATCH_LIMITS, MAX_FAILURES, PAUSE_POLL, back_off, begin, begin_unpaused};
 use super::vacuum::Vacuum;
 use crate::ledger::external_writes;
 use crate::ledger::jobs::{Claim, Job, KeyText, Progress, Range};
-use crate::migration::catalog::SKIP_TRIGGERS;
+use crate::migration::catalog::{ROW_WORK_SETTINGS, SKIP_TRIGGERS};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::{Error, Migration, PinnedTx};
 
 /// How long a worker waits if other workers hold all ranges that are left.
 const RANGES_TAKEN: Duration = Duration::from_millis(250);
+/// The commit of a batch does not wait for the disk, or for standbys. The checkpoint is in the same transaction, so a crash
+/// of the server loses both or neither, and the batch is repeated. A later commit that does wait, such as that of the next
+/// phase, makes all earlier ones durable.
+const ASYNCHRONOUS_COMMIT: &str = "set local synchronous_commit = off; ";
 /// How many rows are sampled to cut a table into ranges.
 const SAMPLE: f64 = 20_000.0;
 
@@ -89,7 +97,8 @@ async fn run_pass(
     let job = job::open(&mut tx, migration.id(), epoch, kind, Some(&since), measure).await?;
     tx.commit().await?;
     let Some(job) = job else { return Ok(()) };
-    let pass = Pass { outline, scope, kind, migration, job };
+    let governor = outline.throttle.governor().map(Mutex::new);
+    let pass = Pass { outline, scope, kind, migration, job, governor };
     pass.retry_bad_rows().await?;
     try_join_all((0..outline.batches.workers).map(|_| pass.work())).await?;
     pass.report().await
@@ -124,7 +133,7 @@ async fn measure(
 ) -> Result<Measured, sqlx::Error> {
     let old = &scope.sides.old;
     let size = table_size::count(tx, old).await?;
-    let Some(last) = scope.key.last(&scope.tables()).fetch_all(&mut *tx).await?.pop() else {
+    let Some(last) = scope.key.last(&scope.tables()).fetch_plain(&mut *tx).await?.pop() else {
         return Ok(Measured { range_ends: Vec::new(), size });
     };
     // Ranges shorter than a batch do not make the pass faster.
@@ -133,7 +142,7 @@ async fn measure(
     let mut range_ends: Vec<KeyText> = Vec::new();
     if count > 1 {
         let percent = (100.0 * SAMPLE / size.rows as f64).clamp(0.01, 100.0);
-        for row in scope.key.cuts(old, count, percent).fetch_all(&mut *tx).await? {
+        for row in scope.key.cuts(old, count, percent).fetch_plain(&mut *tx).await? {
             range_ends.push(row.try_get(0)?);
         }
     }
@@ -148,6 +157,8 @@ pub(super) struct Pass<'a> {
     pub(super) kind: PassKind,
     pub(super) migration: &'a Migration,
     pub(super) job: Job,
+    /// `None`: the pass does not care for the service's writes.
+    governor: Option<Mutex<Governor>>,
 }
 
 impl Pass<'_> {
@@ -167,6 +178,7 @@ impl Pass<'_> {
                     }
                     pace.record(elapsed);
                     failures = 0;
+                    self.rest(elapsed).await;
                     self.wait_for_vacuum(&mut vacuum).await?;
                 }
                 Ok(Batch::Taken) => sleep(RANGES_TAKEN).await,
@@ -184,6 +196,22 @@ impl Pass<'_> {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Rests after a batch for the sake of the service's writes, outside of any transaction.
+    async fn rest(&self, mut batch: Duration) {
+        let Some(governor) = &self.governor else { return };
+        loop {
+            let writes = self.migration.write_times().counts();
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let rest = lock(governor).rest(now, batch, writes);
+            if rest.is_zero() {
+                return;
+            }
+            sleep(rest).await;
+            self.migration.work().held(self.kind.name(), "foreground", rest);
+            batch = Duration::ZERO;
         }
     }
 
@@ -231,22 +259,53 @@ impl Pass<'_> {
 
     /// Begins a transaction at the epoch of the job.
     pub(super) async fn begin(&self) -> Result<PinnedTx, PlanError> {
-        let skips = self.outline.skips_triggers && self.kind != PassKind::Compare;
-        let limits = format!("{BATCH_LIMITS}{}", if skips { SKIP_TRIGGERS } else { "" });
-        let tx = begin_unpaused(&self.outline.pool, self.kind, self.migration, &limits).await?;
+        let tx = begin_unpaused(&self.outline.pool, self.kind, self.migration, &self.limits()).await?;
         if tx.epoch() == self.job.epoch { Ok(tx) } else { Err(PlanError::PhaseLeft) }
+    }
+
+    fn limits(&self) -> String {
+        let skips = self.outline.skips_triggers && self.kind != PassKind::Compare;
+        format!("{BATCH_LIMITS}{}", if skips { SKIP_TRIGGERS } else { "" })
+    }
+
+    /// Begins a transaction at the epoch of the job and claims a range in it. `last` is the range that this worker
+    /// claimed last. Also returns the end of the range's next batch, if it is that range and where the worker left it.
+    async fn begin_batch(
+        &self,
+        rows: u32,
+        last: Option<&Range>,
+    ) -> Result<(PinnedTx, Claim, Option<PgRow>), PlanError> {
+        let settings = format!("{}{}{ASYNCHRONOUS_COMMIT}", *ROW_WORK_SETTINGS, self.limits());
+        let ahead = last.map(|range| self.batch_end(range, rows).text).unwrap_or_default();
+        loop {
+            let mut tx = begin(&self.outline.pool, self.kind.phases(), self.migration).await?;
+            if tx.epoch() != self.job.epoch {
+                return Err(PlanError::PhaseLeft);
+            }
+            let number = last.map(|range| range.number);
+            let Some((claim, ends)) = self.job.open_batch(&mut tx, &settings, number, &ahead).await? else {
+                tx.rollback().await?;
+                sleep(PAUSE_POLL).await;
+                continue;
+            };
+            let is_last = match (&claim, last) {
+                (Claim::Range(now), Some(last)) => (now.number, &now.from) == (last.number, &last.from),
+                _ => false,
+            };
+            return Ok((tx, claim, ends.into_iter().next().filter(|_| is_last)));
+        }
     }
 
     /// Runs the next batch of a range, or sets its next row aside if that row has failed with `bad_row`.
     async fn batch(
         &self,
         rows: u32,
-        last: &mut Option<i16>,
+        last: &mut Option<Range>,
         bad_row: Option<String>,
     ) -> Result<Batch, PlanError> {
-        let mut tx = self.begin().await?;
+        let (mut tx, claim, end) = self.begin_batch(rows, last.as_ref()).await?;
         let began = Instant::now();
-        let range = match self.job.claim(&mut tx, *last).await? {
+        let range = match claim {
             Claim::Range(range) => range,
             Claim::Taken => return Ok(Batch::Taken),
             Claim::Nothing => {
@@ -256,8 +315,18 @@ impl Pass<'_> {
                 return Ok(Batch::Finished);
             }
         };
-        *last = Some(range.number);
-        let (done, mut progress) = self.next(&mut tx, &range, rows).await?;
+        let end = match end {
+            Some(end) => end,
+            None => {
+                let mut found = self.batch_end(&range, rows).fetch_plain(&mut tx).await?;
+                found.pop().ok_or(sqlx::Error::RowNotFound)?
+            }
+        };
+        let (count, last_key): (i64, Option<KeyText>) = (end.try_get("rows")?, end.try_get("last")?);
+        let held_back = self.governor.as_ref().and_then(|governor| lock(governor).reason());
+        let mut progress = Progress { rows: count, held_back, ..Progress::default() };
+        // If there are fewer rows than requested, the range ends here.
+        let done = last_key.filter(|_| count == i64::from(rows)).unwrap_or_else(|| range.to.clone());
         match bad_row {
             Some(error) => self.set_aside(&mut tx, &done, &error).await?,
             None => {
@@ -265,33 +334,27 @@ impl Pass<'_> {
                 (progress.changed, progress.differences) = self.do_rows(&mut tx, &span).await?;
             }
         }
-        let total = self.job.advance(&mut tx, &range, &done, &progress).await?;
-        tx.commit().await?;
+        let advance = self.job.advance_statements(&range, &done, &progress);
+        let advanced = tx.commit_after(advance).await?;
+        let total = advanced.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+        *last = Some(Range { from: Some(done), ..range });
         self.migration.work().did(self.kind.name(), progress.rows);
         self.migration.work().expects(self.kind.name(), total);
         Ok(Batch::Done { elapsed: began.elapsed(), total })
     }
 
-    /// The last key of the next rows of a range, and the number of these rows.
-    async fn next(
-        &self,
-        tx: &mut PgConnection,
-        range: &Range,
-        rows: u32,
-    ) -> Result<(KeyText, Progress), sqlx::Error> {
+    /// The query for the number of the next rows of a range, and the last key of these rows.
+    fn batch_end(&self, range: &Range, rows: u32) -> Query {
         let left = Span::Between { from: range.from.clone(), to: range.to.clone() };
-        let end = self.scope.key.batch_end(&self.scope.tables(), &left, &rows.to_string());
-        let found = end.fetch_all(tx).await?;
-        let row = found.first().ok_or(sqlx::Error::RowNotFound)?;
-        let (count, last): (i64, Option<KeyText>) = (row.try_get("rows")?, row.try_get("last")?);
-        let progress = Progress { rows: count, ..Progress::default() };
-        // If there are fewer rows than requested, the range ends here.
-        let done = last.filter(|_| count == i64::from(rows)).unwrap_or_else(|| range.to.clone());
-        Ok((done, progress))
+        self.scope.key.batch_end(&self.scope.tables(), &left, &rows.to_string())
     }
 
     /// The table that the pass writes.
     fn written(&self) -> &str {
         if self.kind == PassKind::Back { &self.scope.sides.old } else { &self.scope.sides.new }
     }
+}
+
+fn lock(governor: &Mutex<Governor>) -> MutexGuard<'_, Governor> {
+    governor.lock().unwrap_or_else(PoisonError::into_inner)
 }

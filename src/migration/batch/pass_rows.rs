@@ -98,7 +98,7 @@ impl Pass<'_> {
             let mut tx = self.begin().await?;
             bad_rows::remove(&mut tx, &self.job, &key).await?;
             let progress = match self.do_rows(&mut tx, &Span::Keys(vec![key.clone()])).await {
-                Ok((changed, differences)) => Progress { rows: 0, changed, differences },
+                Ok((changed, differences)) => Progress { changed, differences, ..Progress::default() },
                 Err(PlanError::Operation(Error::Database(error))) if may_concern_a_row(&error) => continue,
                 Err(PlanError::Operation(error)) if is_transient(&error) => continue,
                 Err(error) => return Err(error),
@@ -121,7 +121,7 @@ impl Pass<'_> {
         if table == other {
             return Ok(0);
         }
-        let keys = keys(&self.scope.orphans(table, other, span).fetch_all(&mut *tx).await?)?;
+        let keys = keys(&self.scope.orphans(table, other, span).fetch_plain(&mut *tx).await?)?;
         if keys.is_empty() {
             return Ok(0);
         }
@@ -136,7 +136,7 @@ impl Pass<'_> {
         span: &Span,
         mapped: &MappedRows,
     ) -> Result<i64, PlanError> {
-        let suspects = keys(&self.scope.differences(span, mapped).fetch_all(&mut *tx).await?)?;
+        let suspects = keys(&self.scope.differences(span, mapped).fetch_plain(&mut *tx).await?)?;
         if suspects.is_empty() {
             return Ok(0);
         }
@@ -145,7 +145,7 @@ impl Pass<'_> {
             self.scope.lock(table, &span).execute(&mut *tx).await?;
         }
         let mapped = self.map(tx, &span).await?;
-        let found = self.scope.differences(&span, &mapped).fetch_all(&mut *tx).await?;
+        let found = self.scope.differences(&span, &mapped).fetch_plain(&mut *tx).await?;
         for row in &found {
             let (key, what): (KeyText, String) = (row.try_get("key")?, row.try_get("what")?);
             tracing::warn!(migration = self.migration.name(), key = display_key(&key), what, "sides differ");

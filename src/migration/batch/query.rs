@@ -1,35 +1,24 @@
-//! A statement with its parameters.
+//! A statement over a span of rows.
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::ledger::unprepared;
 
-/// A statement whose parameters are texts and arrays of texts.
+/// A statement that contains the keys of its rows. Its parameters are the JSON of mappings in Rust.
 #[derive(Debug, Clone)]
 pub(crate) struct Query {
     pub(crate) text: String,
-    values: Vec<Value>,
-}
-
-#[derive(Debug, Clone)]
-enum Value {
-    One(String),
-    Many(Vec<String>),
+    json: Vec<String>,
 }
 
 impl Query {
     pub(crate) fn new(text: String) -> Self {
-        Self { text, values: Vec::new() }
+        Self { text, json: Vec::new() }
     }
 
-    pub(crate) fn bind(mut self, value: String) -> Self {
-        self.values.push(Value::One(value));
-        self
-    }
-
-    pub(crate) fn bind_all(mut self, values: Vec<String>) -> Self {
-        self.values.push(Value::Many(values));
+    pub(super) fn bind(mut self, json: String) -> Self {
+        self.json.push(json);
         self
     }
 
@@ -41,21 +30,31 @@ impl Query {
 
     /// Returns the number of rows affected. The statement has no name, so the server plans it for these values.
     pub(crate) async fn execute(self, tx: &mut PgConnection) -> Result<i64, sqlx::Error> {
-        let query = self.values.into_iter().fold(unprepared::query(AssertSqlSafe(self.text)), bind);
-        Ok(i64::try_from(query.execute(tx).await?.rows_affected()).unwrap_or(i64::MAX))
+        let done = if self.json.is_empty() {
+            // One round trip instead of two.
+            sqlx::raw_sql(AssertSqlSafe(self.text)).execute(tx).await?
+        } else {
+            self.prepared().execute(tx).await?
+        };
+        Ok(i64::try_from(done.rows_affected()).unwrap_or(i64::MAX))
     }
 
+    /// The rows, with values in the binary format, which every type can be decoded from.
     pub(crate) async fn fetch_all(self, tx: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
-        let query = self.values.into_iter().fold(unprepared::query(AssertSqlSafe(self.text)), bind);
-        query.fetch_all(tx).await
+        self.prepared().fetch_all(tx).await
     }
-}
 
-type SqlxQuery<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
+    /// The rows of a statement without JSON whose columns are numbers and texts, in one round trip.
+    pub(super) async fn fetch_plain(self, tx: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
+        if !self.json.is_empty() {
+            return self.fetch_all(tx).await;
+        }
+        sqlx::raw_sql(AssertSqlSafe(self.text)).fetch_all(tx).await
+    }
 
-fn bind(query: SqlxQuery<'_>, value: Value) -> SqlxQuery<'_> {
-    match value {
-        Value::One(value) => query.bind(value),
-        Value::Many(values) => query.bind(values),
+    fn prepared(self) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+        self.json
+            .into_iter()
+            .fold(unprepared::query(AssertSqlSafe(self.text)), |query, json| query.bind(json))
     }
 }

@@ -46,18 +46,33 @@ pub(crate) struct Scope<'a> {
 /// expected ones after their assignment to the columns.
 ///
 /// Identity is that of the stored bytes, not the `=` of the type: `1 month` is not `30 days`, `1.0` is not `1.000`, and
-/// `json` has no `=`. The condition does not look for nulls, because a side that was written, given up and expanded again
-/// is full of old values.
+/// `json` has no `=`. Where `=` is identity, it is used, because it is faster. The condition does not look for nulls only,
+/// because a side that was written, given up and expanded again is full of old values.
 pub(super) fn differ(found: &[String], expected: &[String], types: &[ColumnType]) -> String {
     if cfg!(cutover_break = "compare") {
         return format!("row({}) is null", found.join(", "));
     }
-    let found: Vec<String> = found.iter().zip(types).map(|(column, ty)| ty.found(column)).collect();
-    format!(
-        "not pg_catalog.record_image_eq(row({}), row({}))",
-        found.join(", "),
-        cast(expected, types).join(", ")
-    )
+    let (mut differ, mut found_images, mut expected_images) = (Vec::new(), Vec::new(), Vec::new());
+    for ((found, expected), ty) in found.iter().zip(expected).zip(types) {
+        let (found, expected) = (ty.found(found), ty.cast(expected));
+        match ty.identity(&found, &expected) {
+            Some(same) => differ.push(format!(
+                "case when {found} is null then {expected} is not null else not coalesce({same}, false) end"
+            )),
+            None => {
+                found_images.push(found);
+                expected_images.push(expected);
+            }
+        }
+    }
+    if !found_images.is_empty() {
+        differ.push(format!(
+            "not pg_catalog.record_image_eq(row({}), row({}))",
+            found_images.join(", "),
+            expected_images.join(", ")
+        ));
+    }
+    if let [only] = &*differ { only.clone() } else { format!("({})", differ.join(" or ")) }
 }
 
 /// Values as an assignment to the columns would store them.
@@ -103,20 +118,18 @@ impl Scope<'_> {
         mapping.run(&self.key, rows, letter, self.types(letter))
     }
 
-    /// A statement over a span. The JSON of mappings in Rust follows the parameters of the span.
+    /// A statement over a span, whose parameters are the JSON of mappings in Rust.
     pub(super) fn query(
         &self,
-        span: &Span,
         text: impl Fn(&dyn Fn(usize) -> String) -> String,
         json: &[&Option<String>],
     ) -> Query {
-        let first = self.key.parameters(span) + 1;
         let present: Vec<&String> = json.iter().copied().flatten().collect();
         let number = |index: usize| {
             let before = json.iter().take(index).filter(|json| json.is_some()).count();
-            format!("${}", first + before)
+            format!("${}", before + 1)
         };
-        present.into_iter().fold(self.key.query(span, text(&number)), |query, json| query.bind(json.clone()))
+        present.into_iter().fold(Query::new(text(&number)), |query, json| query.bind(json.clone()))
     }
 
     /// A relation of keys and computed values.
@@ -169,7 +182,7 @@ impl Scope<'_> {
 
     /// Locks the rows of a span against every change.
     pub(crate) fn lock(&self, table: &str, span: &Span) -> Query {
-        self.key.query(span, format!("select 1 from {table} where {} for share", self.key.within(span)))
+        Query::new(format!("select 1 from {table} where {} for share", self.key.within(span)))
     }
 
     /// The rows of a span with their keys, as a mapping in Rust gets them. `lock` if they are to be copied.
@@ -180,6 +193,6 @@ impl Scope<'_> {
             self.key.within(span),
             if lock { " for share" } else { "" }
         );
-        self.key.query(span, text)
+        Query::new(text)
     }
 }

@@ -13,6 +13,7 @@ use super::gate::{Gate, Pin};
 use super::key::Key;
 use super::side_metrics::SideMetrics;
 use super::work_metrics::WorkMetrics;
+use super::write_times::WriteTimes;
 use crate::fleet::Lease;
 use crate::migration::phase::Phase;
 use crate::scrape::Scraped;
@@ -36,6 +37,7 @@ struct Inner {
     gate: Gate,
     work: WorkMetrics,
     sides: SideMetrics,
+    write_times: WriteTimes,
     note: Mutex<String>,
 }
 
@@ -53,6 +55,7 @@ impl Migration {
                 gate,
                 work,
                 sides: SideMetrics::new(),
+                write_times: WriteTimes::new(),
                 note: Mutex::default(),
             }),
         }
@@ -122,6 +125,11 @@ impl Migration {
             migration.sides().failures(samples);
         })?;
         sides.register(registry)
+    }
+
+    /// How long the service's transactions take.
+    pub(crate) fn write_times(&self) -> &WriteTimes {
+        &self.inner.write_times
     }
 
     /// Sets what its running task waits for, which the driver records; empty: nothing. Returns whether it has changed.

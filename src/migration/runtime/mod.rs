@@ -13,6 +13,7 @@ mod migration;
 mod migrations;
 mod side_metrics;
 mod work_metrics;
+mod write_times;
 
 pub use at_phase::AtPhase;
 pub use columns::{MirroredColumns, SideColumns};
@@ -27,3 +28,6 @@ pub use migration::Migration;
 pub use migrations::Migrations;
 #[doc(hidden)]
 pub use side_metrics::{CallTimer, SideCall};
+pub(crate) use write_times::WriteCounts;
+#[cfg(test)]
+pub(crate) use write_times::WriteTimes;

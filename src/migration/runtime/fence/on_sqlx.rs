@@ -1,7 +1,7 @@
 use std::fmt;
 
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, PgTransaction, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, PgTransaction, Row, SqlSafeStr};
 
 use crate::ledger::{begin, fence, unprepared};
 use crate::migration::runtime::error::Error;
@@ -31,6 +31,19 @@ impl SqlxTx {
         &mut self.0
     }
 
+    /// Runs these statements and commits, in one message. Returns the rows of the statements, and that of `select 1`.
+    pub(crate) async fn commit_after(self, statements: String) -> Result<Vec<PgRow>, Error> {
+        self.commit_with(AssertSqlSafe(format!("{statements}; {COMMIT}"))).await
+    }
+
+    async fn commit_with(mut self, message: impl SqlSafeStr) -> Result<Vec<PgRow>, Error> {
+        // If a statement of the transaction has failed, the server answers `commit` with a rollback and no error, and `sqlx`
+        // does not check that. `select 1` fails in such a transaction.
+        let rows = sqlx::raw_sql(message).fetch_all(&mut *self.0).await?;
+        tokio::spawn(self.0.commit());
+        Ok(rows)
+    }
+
     pub(crate) fn transaction_mut(&mut self) -> &mut PgTransaction<'static> {
         &mut self.0
     }
@@ -43,11 +56,8 @@ impl FencedTransaction for SqlxTx {
         &self.0
     }
 
-    async fn commit(mut self, _: Ending) -> Result<(), Error> {
-        // If a statement of the transaction has failed, the server answers `commit` with a rollback and no error, and `sqlx`
-        // does not check that. `select 1` fails in such a transaction.
-        sqlx::raw_sql(COMMIT).execute(&mut *self.0).await?;
-        tokio::spawn(self.0.commit());
+    async fn commit(self, _: Ending) -> Result<(), Error> {
+        self.commit_with(COMMIT).await?;
         Ok(())
     }
 

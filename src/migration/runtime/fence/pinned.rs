@@ -1,7 +1,8 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgTransaction};
 
 use crate::ledger::fence::FencePin;
@@ -41,6 +42,7 @@ pub struct PinnedTx<T: FencedTransaction = SqlxTx> {
     pub(crate) unfinished: u32,
     /// The pins of these writes, the outermost first. Empty if there is only one pin.
     writing: Vec<usize>,
+    began: Instant,
     // Declared last, so dropped last: the operation counts until the rollback has been queued.
     first: Held<Migration>,
     others: Vec<Held<Migration>>,
@@ -78,6 +80,7 @@ impl<T: FencedTransaction> PinnedTx<T> {
         first: &Migration,
         others: &[Migration],
     ) -> Result<Self, Error> {
+        let began = Instant::now();
         let enter = |migration: &Migration| Held::enter(migration.clone()).ok_or(Error::NotInFleet);
         let first = enter(first)?;
         let others = others.iter().map(enter).collect::<Result<Vec<_>, Error>>()?;
@@ -85,7 +88,7 @@ impl<T: FencedTransaction> PinnedTx<T> {
         let mut pins: Vec<FencePin> = std::iter::once(&first).chain(&others).map(pin).collect();
         pins.sort_unstable_by_key(|pin| pin.migration);
         let tx = pool.begin(FenceCall { isolation, pins }).await?;
-        Ok(Self { tx, unfinished: 0, writing: Vec::new(), first, others })
+        Ok(Self { tx, unfinished: 0, writing: Vec::new(), began, first, others })
     }
 
     /// The phase that the transaction runs at.
@@ -189,13 +192,16 @@ impl<T: FencedTransaction> PinnedTx<T> {
     /// Not cancel safe: after a drop it is not known whether the transaction committed.
     pub async fn commit(self) -> Result<(), Error> {
         // The pins are held until the server has answered.
-        let Self { tx, unfinished, first: _first, others: _others, .. } = self;
+        let Self { tx, unfinished, began, first, others, .. } = self;
         if unfinished > 0 {
             // If that fails, the server rolls back when the connection ends.
             let _ = tx.rollback(Ending(())).await;
             return Err(Error::Unfinished);
         }
-        tx.commit(Ending(())).await
+        tx.commit(Ending(())).await?;
+        let took = began.elapsed();
+        std::iter::once(&first).chain(&others).for_each(|pin| pin.gate_owner().write_times().record(took));
+        Ok(())
     }
 
     /// Rolls the transaction back and waits until that has happened.
@@ -214,6 +220,21 @@ impl<T: FencedTransaction> PinnedTx<T> {
 }
 
 impl PinnedTx {
+    /// Runs these statements and commits, in one message. Returns the rows of the statements, and one more. It does not
+    /// count as a write of the service.
+    ///
+    /// # Errors
+    ///
+    /// As [`PinnedTx::commit`].
+    pub(crate) async fn commit_after(self, statements: String) -> Result<Vec<PgRow>, Error> {
+        let Self { tx, unfinished, first: _first, others: _others, .. } = self;
+        if unfinished > 0 {
+            let _ = tx.rollback(Ending(())).await;
+            return Err(Error::Unfinished);
+        }
+        tx.commit_after(statements).await
+    }
+
     /// The transaction, for functions that take a `&mut sqlx::Transaction<'_, Postgres>`. Those that take a
     /// `&mut PgConnection` or an `impl PgExecutor` accept `&mut *tx`.
     ///

@@ -1,0 +1,32 @@
+//! Texts as literals, for statements that are sent without parameters.
+//!
+//! A statement with parameters takes two round trips, and several statements without them are one message.
+
+/// A text. It means the same whether or not the session has `standard_conforming_strings`.
+pub(crate) fn text(text: &str) -> String {
+    let quoted = text.replace('\'', "''");
+    if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+}
+
+/// An array of texts.
+pub(crate) fn texts<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
+    let quoted =
+        texts.into_iter().map(|text| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")));
+    format!("{}::text[]", text(&format!("{{{}}}", quoted.collect::<Vec<_>>().join(","))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_and_backslashes_are_escaped() {
+        assert_eq!(text("it's"), "'it''s'");
+        assert_eq!(text(r"it's \ "), r"E'it''s \\ '");
+        assert_eq!(
+            texts(&["a\"b".to_owned(), r"\'".to_owned(), String::new()]),
+            r#"E'{"a\\"b","\\\\''",""}'::text[]"#
+        );
+        assert_eq!(texts(&[]), "'{}'::text[]");
+    }
+}
