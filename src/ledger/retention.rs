@@ -78,6 +78,7 @@ mod tests {
             "migrations",
             "epochs",
             "sides",
+            "read_counts",
             "guard_phases",
             "instances",
             "acknowledgements",

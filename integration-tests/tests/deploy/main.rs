@@ -1,6 +1,8 @@
 //! The recipes of `examples/deploy`, each checked with its real tool.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod migration;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;

@@ -10,6 +10,8 @@
 //! - After a batch, the pass rests for as long as the share says.
 //!
 //! If a window of five seconds has fewer than 50 transactions, there is no foreground to protect, and the share doubles.
+//!
+//! The first second of work is free, so a pass over a small table never rests.
 
 use std::time::Duration;
 
@@ -25,7 +27,9 @@ const LONGEST_WINDOW: Duration = Duration::from_secs(5);
 const QUIET_EVERY: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(2);
 /// A pass never works less than this, so that it ends.
-const MIN_SHARE: f64 = 0.02;
+const MIN_SHARE: f64 = 0.05;
+/// How long a pass works before it rests for the first time.
+const FREE_WORK: Duration = Duration::from_secs(1);
 /// A tenth of the share, but at least this.
 const MIN_GROWTH: f64 = 0.01;
 
@@ -33,6 +37,8 @@ const MIN_GROWTH: f64 = 0.01;
 #[derive(Debug)]
 pub(super) struct Governor {
     ratio: f64,
+    /// What is left of the work that is free.
+    free: Duration,
     share: f64,
     quiet: Option<Duration>,
     /// When an attempt to measure the first quiet value may be repeated.
@@ -55,6 +61,7 @@ impl Governor {
     pub(super) fn new(ratio: f64) -> Self {
         Self {
             ratio,
+            free: FREE_WORK,
             share: 1.0,
             quiet: None,
             next_attempt: Duration::ZERO,
@@ -67,6 +74,10 @@ impl Governor {
     /// How long to rest after a batch that took this long. `now` is the time by the wall clock, since any moment that all
     /// instances agree on. `writes` are the counts of the service's transactions.
     pub(super) fn rest(&mut self, now: Duration, batch: Duration, writes: WriteCounts) -> Duration {
+        if !self.free.is_zero() {
+            self.free = self.free.saturating_sub(batch);
+            return Duration::ZERO;
+        }
         if self.window.as_ref().is_some_and(|(_, since, _)| now < *since) {
             // The clock was set back.
             (self.window, self.next_attempt) = (None, Duration::ZERO);
@@ -151,6 +162,22 @@ mod tests {
     use super::*;
     use crate::migration::runtime::WriteTimes;
 
+    /// One that has used up its free work.
+    fn governor() -> Governor {
+        Governor { free: Duration::ZERO, ..Governor::new(1.2) }
+    }
+
+    #[test]
+    fn the_first_second_of_work_is_free() {
+        let mut service = Service::new(1_000.0, 4.0);
+        service.pass(Duration::from_secs(5), 1.0);
+        let (mut governor, batch) = (Governor::new(1.2), Duration::from_millis(250));
+        for _ in 0..4 {
+            assert_eq!(governor.rest(service.now, batch, service.times.counts()), Duration::ZERO);
+        }
+        assert_eq!(governor.rest(service.now, batch, service.times.counts()), QUIET);
+    }
+
     /// A service whose writes take 4 ms, and `slowdown` times as long while batches of 50 ms run.
     struct Service {
         times: WriteTimes,
@@ -197,7 +224,7 @@ mod tests {
         let mut service = Service::new(1_000.0, 4.0);
         // The service runs already.
         service.pass(Duration::from_secs(5), 1.0);
-        let mut governor = Governor::new(1.2);
+        let mut governor = governor();
         service.work(&mut governor, 60);
         let before = service.times.counts();
         let share = service.work(&mut governor, 300);
@@ -218,7 +245,7 @@ mod tests {
     #[test]
     fn without_a_foreground_a_pass_never_rests() {
         let mut service = Service::new(0.0, 4.0);
-        let mut governor = Governor::new(1.2);
+        let mut governor = governor();
         assert!(service.work(&mut governor, 120) > 0.999);
         // A foreground that appears later is protected.
         service.per_second = 1_000.0;
@@ -235,7 +262,7 @@ mod tests {
     fn a_clock_that_is_set_back_does_not_stop_a_pass() {
         let mut service = Service::new(1_000.0, 4.0);
         service.pass(Duration::from_secs(1), 1.0);
-        let mut governor = Governor::new(1.2);
+        let mut governor = governor();
         let batch = Duration::from_millis(50);
         assert_eq!(governor.rest(service.now, batch, service.times.counts()), QUIET);
         service.now -= Duration::from_secs(3_600);
@@ -246,7 +273,7 @@ mod tests {
     fn a_service_that_is_slow_by_itself_does_not_stop_a_pass() {
         let mut service = Service::new(1_000.0, 1_000.0);
         service.pass(Duration::from_secs(1), 1.0);
-        let mut governor = Governor::new(1.2);
+        let mut governor = governor();
         service.work(&mut governor, 60);
         assert!(service.work(&mut governor, 300) >= MIN_SHARE * 0.8);
     }

@@ -199,7 +199,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Rests after a batch for the sake of the service's writes, outside of any transaction.
+    /// Rests after a batch for the sake of the service's writes, outside of any transaction. Returns when the migration leaves
+    /// the epoch.
     async fn rest(&self, mut batch: Duration) {
         let Some(governor) = &self.governor else { return };
         loop {
@@ -209,7 +210,13 @@ impl Pass<'_> {
             if rest.is_zero() {
                 return;
             }
-            sleep(rest).await;
+            let until = Instant::now() + rest;
+            while Instant::now() < until {
+                sleep(PAUSE_POLL.min(until - Instant::now())).await;
+                if self.migration.current().is_none_or(|(epoch, _)| epoch != self.job.epoch) {
+                    return;
+                }
+            }
             self.migration.work().held(self.kind.name(), "foreground", rest);
             batch = Duration::ZERO;
         }

@@ -135,7 +135,8 @@ fn old_column(table: &str, old: &ColumnFacts) -> Vec<PlanProblem> {
             format!(
                 "column {column} is part of the primary key of {table}, which would be lost when the column is dropped"
             ),
-            "move the table with a TableMigration to one whose key has the new type",
+            "make an `integer` key a `bigint` with a WiderKey; for another type, move the table with a TableMigration to one whose \
+             key has that type",
         ));
     } else if old.is_identity || old.sequence.is_some() {
         let sequence = old.sequence.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();

@@ -1,0 +1,134 @@
+//! The dashboard of migrations, with data of a running service.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Path;
+use axum::routing::get;
+use cutover::Cutover;
+use cutover::front::Instance;
+use cutover::ledger::Ledger;
+use cutover::migration::{ColumnMigration, DualWrite, Error, MigrationSpec, PhaseRange, PinnedTx, admin};
+use cutover_testkit::{
+    KitError, Postgres, Prometheus, PrometheusOptions, free_port, if_installed, wait_until,
+};
+use serde_json::Value;
+use sqlx::{Executor, PgPool};
+
+use super::{LIMIT, recipes};
+
+#[cutover::dual_write]
+trait Orders {
+    #[write(key = id)]
+    async fn set(&self, tx: &mut PinnedTx, id: i64, status: &str) -> Result<(), Error>;
+
+    #[read(key = id)]
+    async fn status(&self, id: i64) -> Result<String, Error>;
+}
+
+struct Column {
+    pool: PgPool,
+    set: &'static str,
+    get: &'static str,
+}
+
+impl Orders for Column {
+    async fn set(&self, tx: &mut PinnedTx, id: i64, status: &str) -> Result<(), Error> {
+        sqlx::query(self.set).bind(id).bind(status).execute(&mut **tx).await?;
+        Ok(())
+    }
+
+    async fn status(&self, id: i64) -> Result<String, Error> {
+        Ok(sqlx::query_scalar(self.get).bind(id).fetch_one(&self.pool).await?)
+    }
+}
+
+/// Writes and reads through both columns until the test ends. An order that does not exist is an error of the new side.
+async fn load(
+    instance: Instance,
+    pool: PgPool,
+    public: SocketAddr,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let column = |set, get| Column { pool: pool.clone(), set, get };
+    let old = column(
+        "update orders set old_status = upper($2) where id = $1",
+        "select lower(old_status) from orders where id = $1",
+    );
+    let new = column(
+        "update orders set new_status = $2 where id = $1",
+        "select new_status from orders where id = $1",
+    );
+    let migration = instance.migration("status").ok_or("declared")?;
+    let orders = std::sync::Arc::new(DualWrite::new(migration.clone(), old, new));
+    let app = Router::new().route(
+        "/orders/{id}",
+        get(move |Path(id): Path<i64>| async move {
+            let mut tx = migration.begin(&pool).await?;
+            orders.set(&mut tx, id, "paid").await?;
+            tx.commit().await?;
+            orders.status(id).await
+        }),
+    );
+    let requests = async {
+        let client = reqwest::Client::new();
+        for id in (0..40).cycle() {
+            let _ = client.get(format!("http://{public}/orders/{id}")).send().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        served = instance.serve(app) => {
+            served?;
+        }
+        () = requests => {}
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_dashboard_of_migrations_has_data_of_a_running_service() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let pool = PgPool::connect(&url).await.unwrap();
+    pool.execute(
+        "create table orders (id bigint primary key, old_status text); \
+         insert into orders select g, 'OPEN' from generate_series(1, 2000) g",
+    )
+    .await
+    .unwrap();
+    let [admin, public] = [(); 2].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port().unwrap())));
+    let options =
+        PrometheusOptions { rules: None, job: "payments".to_owned(), ..PrometheusOptions::default() };
+    let started = Prometheus::start_with(vec![admin], Duration::from_millis(500), options).await;
+    let Some(prometheus) = if_installed(started).unwrap() else { return };
+    let service = Cutover::service("payments").admin(admin).listen(public).postgres(pool.clone());
+    let service = service.migration(|pool| {
+        let plan = ColumnMigration::new(pool, "orders")
+            .column("old_status", "new_status", "text")
+            .forward("lower(old_status)")
+            .backward("upper(new_status)")
+            .build()?;
+        Ok::<_, cutover::ConfigError>(MigrationSpec::new("status", PhaseRange::FULL).plan(plan))
+    });
+    let instance = service.start().await.unwrap();
+    let (load_pool, ledger) = (pool.clone(), Ledger::existing(url.parse().unwrap()).await.unwrap());
+    let _load =
+        tokio::spawn(
+            async move { load(instance, load_pool, public).await.map_err(|error| error.to_string()) },
+        );
+    admin::set_phase(&ledger, "status", "ramp:50".parse().unwrap(), "ann").await.unwrap();
+
+    let dashboard = std::fs::read_to_string(recipes().join("grafana/migration.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.len() > 10);
+    for panel in panels {
+        let query = panel["targets"][0]["expr"].as_str().unwrap();
+        let query = query.replace("$job", "payments").replace("$migration", "status");
+        let query = query.replace("$__rate_interval", "5s");
+        let what = format!("series of {query}");
+        wait_until(&what, LIMIT, async || Ok::<_, KitError>(!prometheus.query(&query).await?.is_empty()))
+            .await
+            .unwrap();
+    }
+}
