@@ -27,8 +27,19 @@ fn build() -> Option<PathBuf> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
     // With the features of the tests, so that nothing is compiled twice.
     let arguments = ["build", "--quiet", "--workspace", "--all-features", "--bin", "cutover"];
-    let status = Command::new(cargo).args(arguments).current_dir(root).status().ok()?;
+    let mut build = Command::new(cargo);
+    build.args(arguments).current_dir(root);
+    // `cargo test` describes the package of the test in the environment. A build script that reads these variables would
+    // run again, and cargo would compile all that depends on its package again: now, and in the next `cargo test`.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(describes_package)) {
+        build.env_remove(name);
+    }
+    let status = build.status().ok()?;
     // The test is target/debug/deps/cli-…
     let tests = std::env::current_exe().ok()?;
     status.success().then(|| tests.ancestors().nth(2).map(|folder| folder.join("cutover")))?
+}
+
+fn describes_package(variable: &str) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| variable.starts_with(prefix))
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::console::{Console, csrf};
 use crate::{Outcome, PASSWORD, STATE, database, done, execute, refused, run};
 
-/// Nobody listens there.
+/// No server listens there.
 const AWAY: &str = "ap=postgres://postgres:s3cretive@127.0.0.1:1/away";
 
 async fn ledger(name: &str) -> Result<(String, String), Box<dyn std::error::Error>> {
@@ -135,7 +135,12 @@ async fn a_watch_draws_on_a_terminal_until_a_key_ends_it() -> Outcome {
         }
         String::from_utf8_lossy(&shown).into_owned()
     });
-    let shown = tokio::time::timeout(std::time::Duration::from_secs(30), shown).await??;
+    let shown = tokio::time::timeout(std::time::Duration::from_secs(30), shown).await;
+    if shown.is_err() {
+        // Its end also ends the thread that reads.
+        child.kill()?;
+    }
+    let shown = shown??;
     for part in ["shop/status", "[expand]", "[############....", "rows/s", "\x1b[?1049l"] {
         assert!(shown.contains(part), "{part:?} not in {shown:?}");
     }
