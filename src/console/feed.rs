@@ -50,7 +50,7 @@ pub struct Feed {
     databases: Arc<[Database]>,
     /// Only migrations of this fleet are shown.
     fleet: Option<Arc<str>>,
-    /// Those that somebody looks at; `None` is the list of all migrations.
+    /// Those that an open page shows; `None` is the list of all migrations.
     topics: Arc<Mutex<HashMap<Option<Topic>, watch::Sender<State>>>>,
 }
 

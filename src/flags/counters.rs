@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Metric, MetricFamily, MetricType};
 
 use super::flag::Variant;
 use super::names::{Name, NameMap};
+use crate::scrape;
 
 pub(super) const SHARDS: usize = 8;
 
@@ -202,14 +203,14 @@ impl Collector for Families {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let version = ("version", &*self.version);
+        let version = &*self.version;
         let mut decisions = Vec::new();
         let mut defaults = Vec::new();
         self.tally.0.for_each(|flag, series| {
             for (enabled, count) in [("true", &series.enabled), ("false", &series.disabled)] {
-                decisions.push(counter(&[("enabled", enabled), ("flag", flag), version], count));
+                decisions.push(counter(&["enabled", "flag", "version"], &[enabled, flag, version], count));
             }
-            defaults.push(counter(&[("flag", flag), version], &series.defaulted));
+            defaults.push(counter(&["flag", "version"], &[flag, version], &series.defaulted));
         });
         let mut families = vec![
             family(DECISIONS, MetricType::COUNTER, decisions),
@@ -222,19 +223,18 @@ impl Collector for Families {
                 ("failed", &fetches.failed),
                 ("shared", &fetches.shared),
             ]
-            .map(|(result, count)| counter(&[("result", result)], count));
+            .map(|(result, count)| counter(&["result"], &[result], count));
             let backups = [
                 ("restored", &fetches.restored),
                 ("saved", &fetches.saved),
                 ("refused", &fetches.refused),
                 ("failed", &fetches.backup_failed),
             ]
-            .map(|(result, count)| counter(&[("result", result)], count));
-            let mut gauge = Gauge::default();
-            gauge.set_value(fetches.last_success.load(Ordering::Relaxed) as f64 / 1000.0);
+            .map(|(result, count)| counter(&["result"], &[result], count));
+            let last_success = fetches.last_success.load(Ordering::Relaxed) as f64 / 1000.0;
             families.push(family(FETCHES, MetricType::COUNTER, results.into()));
             families.push(family(BACKUPS, MetricType::COUNTER, backups.into()));
-            let gauge = vec![Metric::from_gauge(gauge)];
+            let gauge = vec![scrape::gauge(&[], &[], last_success)];
             families.push(family(LAST_SUCCESS, MetricType::GAUGE, gauge));
         }
         families.retain(|family| !family.get_metric().is_empty());
@@ -243,29 +243,11 @@ impl Collector for Families {
 }
 
 fn family((name, help): (&str, &str), kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.to_owned());
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family.set_metric(metrics);
-    family
+    scrape::family_of(name, help, kind, metrics)
 }
 
-fn counter(labels: &[(&str, &str)], count: &Sharded) -> Metric {
-    let labels = labels
-        .iter()
-        .map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name((*name).to_owned());
-            pair.set_value((*value).to_owned());
-            pair
-        })
-        .collect();
-    let mut counter = Counter::default();
-    counter.set_value(count.sum() as f64);
-    let mut metric = Metric::from_label(labels);
-    metric.set_counter(counter);
-    metric
+fn counter(names: &[&str], values: &[&str], count: &Sharded) -> Metric {
+    scrape::counter(names, values, count.sum() as f64)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use cutover::flags::{Decisions, Flag};
 use cutover::front::BoxError;
 use sqlx::PgPool;
 
-/// Off until somebody switches it on in Unleash (`UNLEASH_URL`, `UNLEASH_TOKEN`). Without Unleash, it has this default.
+/// Off until it is switched on in Unleash (`UNLEASH_URL`, `UNLEASH_TOKEN`). Without Unleash, it has this default.
 const SHOUT: Flag = Flag::new("shout", false);
 
 #[tokio::main]

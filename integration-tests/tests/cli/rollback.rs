@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use cutover::migration::{MigrationSpec, PhaseRange};
 use cutover_testkit::wait_until;
 use serde_json::Value;
 use sqlx::PgPool;
 
-use crate::steps::{column, instance, went};
+use crate::steps::{shop, went};
 use crate::{Outcome, database, done, execute, refused, run};
 
 async fn is_in(url: &str, phase: &str) -> Outcome {
@@ -35,15 +34,7 @@ async fn rolled_back(url: &str, from: &str, to: &str) -> Result<Value, Box<dyn s
 #[tokio::test]
 async fn a_rollback_reads_the_old_side_again_from_every_phase() -> Outcome {
     let url = &database().await?;
-    execute(
-        url,
-        "create table orders (id bigint primary key, old_status text); \
-         insert into orders select g, 'PAID' from generate_series(1, 3000) g",
-    )
-    .await?;
-    done(url, &["install"], &[]).await;
-    let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(column(url).await?);
-    let _agent = instance(url, "stable", spec).await?;
+    let _agent = shop(url).await?;
     let pool = PgPool::connect(url).await?;
 
     rolled_back(url, "off", "off").await?;

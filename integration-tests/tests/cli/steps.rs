@@ -39,6 +39,19 @@ pub(crate) async fn instance(
     Ok(Agent::start(fleet, vec![spec.soak(Duration::ZERO)], DriverOptions::default(), &health).await?)
 }
 
+/// A table of 3,000 orders, the ledger, and an instance that declares the migration `status`.
+pub(crate) async fn shop(url: &str) -> Result<Agent, Box<dyn std::error::Error>> {
+    execute(
+        url,
+        "create table orders (id bigint primary key, old_status text); \
+         insert into orders select g, 'PAID' from generate_series(1, 3000) g",
+    )
+    .await?;
+    done(url, &["install"], &[]).await;
+    let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(column(url).await?);
+    instance(url, "stable", spec).await
+}
+
 pub(crate) async fn went(url: &str, arguments: &[&str]) -> Said {
     let said = run(url, arguments).await;
     assert_eq!(said.code, 0, "{arguments:?}: {}{}", said.out, said.err);
@@ -48,15 +61,7 @@ pub(crate) async fn went(url: &str, arguments: &[&str]) -> Said {
 #[tokio::test]
 async fn a_migration_can_be_run_step_by_step() -> Outcome {
     let url = &database().await?;
-    execute(
-        url,
-        "create table orders (id bigint primary key, old_status text); \
-         insert into orders select g, 'PAID' from generate_series(1, 3000) g",
-    )
-    .await?;
-    done(url, &["install"], &[]).await;
-    let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(column(url).await?);
-    let _agent = instance(url, "stable", spec).await?;
+    let _agent = shop(url).await?;
 
     let parts = [
         "shop/status is in `off`",

@@ -1,4 +1,4 @@
-//! Changes that move no data: constraints, and drops of what nobody needs any more.
+//! Changes that move no data: constraints, and drops of unused objects.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

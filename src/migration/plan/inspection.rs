@@ -23,10 +23,6 @@ pub(crate) struct Found {
     pub(crate) new_types: Vec<ColumnType>,
 }
 
-fn blocking(problem: impl Into<String>, remedy: impl Into<String>) -> PlanProblem {
-    PlanProblem::blocking(problem, remedy)
-}
-
 /// Everything that stands against the plan, found in one transaction that is rolled back. `migration` is known once the
 /// migration is in the ledger.
 pub(crate) async fn problems(
@@ -50,7 +46,7 @@ pub(crate) async fn problems(
         Err(reasons) => {
             let table = plan.old_table();
             problems.extend(reasons.into_iter().map(|reason| {
-                blocking(format!("{table}: {reason}"), format!("`alter table {table} add primary key (…)`, or name the columns of another unique index with `.key(…)`"))
+                PlanProblem::blocking(format!("{table}: {reason}"), format!("`alter table {table} add primary key (…)`, or name the columns of another unique index with `.key(…)`"))
             }));
             None
         }
@@ -76,7 +72,7 @@ pub(crate) async fn problems(
 }
 
 /// Why a database without the old side may not have been created in the new shape: the plan takes over a new side that
-/// somebody else made, and that new side holds rows. Then the old side's name may be a mistake.
+/// it did not make, and that new side holds rows. Then the old side's name may be a mistake.
 pub(crate) async fn new_shape_doubt(plan: &Description) -> Result<Option<PlanProblem>, sqlx::Error> {
     if !plan.uses_existing {
         return Ok(None);
@@ -94,7 +90,7 @@ pub(crate) async fn new_shape_doubt(plan: &Description) -> Result<Option<PlanPro
     let old = plan.old_columns().into_iter().find(|old| facts.column(old).is_none());
     Ok(has_rows.then(|| match (old, plan.new_columns().first()) {
         (Some(old), Some(new)) if plan.moves_columns() => takes_over(plan.old_table(), &old, new, &facts),
-        _ => blocking(
+        _ => PlanProblem::blocking(
             format!(
                 "table {} does not exist, and the plan takes over table {} (`use_existing_table`), which holds rows, so \
                  the name of the old table may be misspelt",
@@ -130,7 +126,7 @@ async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<Pla
         statement += &index.create_blocking("pg_temp.cutover_indexed");
         match attempt.execute(sqlx::AssertSqlSafe(statement)).await {
             Ok(_) => {}
-            Err(error @ sqlx::Error::Database(_)) => problems.push(blocking(
+            Err(error @ sqlx::Error::Database(_)) => problems.push(PlanProblem::blocking(
                 format!(
                     "index {:?} on {table} (`{}`) cannot be built: {}",
                     index.name,
@@ -166,7 +162,7 @@ async fn claimed_by_others(
         let what = column.as_ref().map_or_else(|| table.to_owned(), |column| format!("{table}.{column}"));
         for other in sides::other_users(tx, migration, table, column.as_deref()).await? {
             let sides::OtherUser { fleet, name, phase, side } = other;
-            problems.push(blocking(
+            problems.push(PlanProblem::blocking(
                 format!("{what} is the {side} side of migration {fleet}/{name}, which is in `{phase}`"),
                 format!(
                     "finish that migration first, or end it in `off` with `cutover abandon {fleet}/{name}`; services that \
@@ -181,7 +177,7 @@ async fn claimed_by_others(
 async fn missing(table: &str, tx: &mut PgConnection) -> Result<PlanProblem, sqlx::Error> {
     let path: String =
         unprepared::query_scalar("select current_setting('search_path')").fetch_one(tx).await?;
-    Ok(blocking(
+    Ok(PlanProblem::blocking(
         format!("table {table} does not exist, or is not on the search_path ({path})"),
         "create it, or name it with its schema",
     ))
@@ -242,7 +238,7 @@ async fn type_of_new(
     // It would lock everybody out for as long as the rewrite takes, and older snapshots would see an empty table.
     let rewrites = found.rewrites && facts.column(&unquote(column)).is_none();
     let problem = rewrites.then(|| {
-        blocking(
+        PlanProblem::blocking(
             format!(
                 "adding column {column} of type {} would rewrite {table}, because the type is a domain with a constraint or \
                  with a default that is computed for each row",
@@ -301,7 +297,7 @@ async fn of_tables(
         && let Err(reasons) = keyset::find(tx, &sides.new, &key.plain_names()).await?
     {
         problems.extend(reasons.into_iter().map(|reason| {
-            blocking(
+            PlanProblem::blocking(
                 format!("{}: {reason}", sides.new),
                 format!("`alter table {} add primary key ({})`", sides.new, key.names()),
             )
@@ -337,7 +333,7 @@ fn columns_there(table: &str, columns: &[String], facts: &TableFacts) -> Vec<Pla
     let missing = columns.iter().filter(|column| facts.column(&unquote(column)).is_none());
     missing
         .map(|column| {
-            blocking(
+            PlanProblem::blocking(
                 format!("{table}: column {column} does not exist"),
                 format!("`alter table {table} add column {column} …`, or name another column"),
             )
@@ -346,7 +342,10 @@ fn columns_there(table: &str, columns: &[String], facts: &TableFacts) -> Vec<Pla
 }
 
 fn not_computed(what: &str, error: &sqlx::Error) -> PlanProblem {
-    blocking(format!("the {what} cannot be used: {}", describe_error(error)), "correct it in the plan")
+    PlanProblem::blocking(
+        format!("the {what} cannot be used: {}", describe_error(error)),
+        "correct it in the plan",
+    )
 }
 
 /// What stands against a mapping over the rows of `table`.
@@ -370,7 +369,7 @@ async fn of_mapping(
     let mut problems: Vec<PlanProblem> = unstable
         .into_iter()
         .map(|(function, remedy)| {
-            blocking(
+            PlanProblem::blocking(
                 format!("mapping `{field}` calls {function}, whose result changes while the row does not"),
                 remedy,
             )
@@ -378,7 +377,7 @@ async fn of_mapping(
         .collect();
     if is_guarded {
         problems.extend(generated.into_iter().map(|column| {
-            blocking(
+            PlanProblem::blocking(
                 format!(
                     "mapping `{field}` uses the generated column {column}, which has no value yet when the guard \
                      trigger sees an external write"
@@ -454,7 +453,7 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         let side = recorded.as_ref().map(|sides| if number == 0 { &sides.old } else { &sides.new });
         if let Some(side) = side.filter(|side| side.relation != oid) {
             let expanded = side.table.as_deref().filter(|_| side.is_there).unwrap_or("a table that is gone");
-            problems.push(blocking(
+            problems.push(PlanProblem::blocking(
                 format!(
                     "{table} is another table now than in `expand`, which was {expanded} (oid {})",
                     side.relation
@@ -467,7 +466,9 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         match keyset::find(tx, table, &wanted).await? {
             Ok(found) => key = key.or(Some(found)),
             Err(reasons) => problems.extend(
-                reasons.into_iter().map(|reason| blocking(format!("{table}: {reason}"), "restore the index")),
+                reasons
+                    .into_iter()
+                    .map(|reason| PlanProblem::blocking(format!("{table}: {reason}"), "restore the index")),
             ),
         }
         for (column, found) in
@@ -475,7 +476,7 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         {
             match found {
                 Some(found) => types[number].push(found),
-                None => problems.push(blocking(
+                None => problems.push(PlanProblem::blocking(
                     format!("{table}: column {column} does not exist"),
                     "restore the column, or go back to `off` and begin again",
                 )),

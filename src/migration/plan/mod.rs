@@ -29,6 +29,7 @@ mod inspection;
 #[cfg(feature = "lint")]
 mod lint;
 mod new_type;
+mod recent_look;
 mod refusal;
 mod round_trip;
 mod schema_change;

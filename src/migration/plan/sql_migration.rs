@@ -1,6 +1,5 @@
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sqlx::PgConnection;
@@ -10,6 +9,7 @@ use super::contract::contract;
 use super::description::Description;
 use super::expand::{expand, find_guard, rearm};
 use super::inspection::{Found, before_work, new_shape_doubt, problems, triggers_now};
+use super::recent_look::RecentLook;
 use super::refusal::refuse;
 use crate::ledger::{sides, unprepared};
 use crate::migration::batch::{PassKind, pass, repair};
@@ -24,25 +24,13 @@ use crate::migration::schema::ensure_indexes;
 #[derive(Debug, Clone)]
 pub struct SqlMigration<S> {
     description: Arc<Description>,
-    seen: Arc<Mutex<Option<Seen>>>,
+    recent_look: Arc<RecentLook>,
     sides: PhantomData<fn() -> S>,
-}
-
-/// How long the driver goes by one look at the catalog. It asks up to twenty times a second while it waits.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// The latest look at the catalog before a step.
-#[derive(Debug)]
-struct Seen {
-    at: Instant,
-    migration: i32,
-    phase: Phase,
-    found: Vec<PlanProblem>,
 }
 
 impl<S> SqlMigration<S> {
     pub(super) fn of(description: Description) -> Self {
-        Self { description: Arc::new(description), seen: Arc::default(), sides: PhantomData }
+        Self { description: Arc::new(description), recent_look: Arc::default(), sides: PhantomData }
     }
 
     /// The statements of each task, for people to read. `$1`, `$2`, … are the last key of a batch and, from the second
@@ -119,16 +107,11 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         is_move: bool,
         connection: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(seen) = &*seen()
-            && (seen.migration, seen.phase) == (migration, phase)
-            && seen.at.elapsed() < LOOK_EVERY
-            && !is_move
-        {
-            return Ok(seen.found.clone());
+        if let Some(found) = self.recent_look.found(migration, phase, is_move) {
+            return Ok(found);
         }
         let found = before_step(&self.description, phase, connection).await?;
-        *seen() = Some(Seen { at: Instant::now(), migration, phase, found: found.clone() });
+        self.recent_look.record(migration, phase, &found);
         Ok(found)
     }
 
@@ -193,7 +176,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
             Task::CarryOver => {
                 carry_over(plan, migration).await?;
                 // The next step need not wait for the next look.
-                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                self.recent_look.forget();
                 Ok(())
             }
             Task::Enforce | Task::Relax => Ok(()),

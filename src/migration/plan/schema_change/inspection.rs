@@ -16,10 +16,6 @@ use crate::migration::phase::Phase;
 /// How long the preflight looks at rows.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
-fn blocking(problem: impl Into<String>, remedy: impl Into<String>) -> PlanProblem {
-    PlanProblem::blocking(problem, remedy)
-}
-
 /// Everything that stands against the change, found in one transaction that is rolled back. `row_limit`: how long a look
 /// at all rows may take.
 pub(super) async fn problems(
@@ -50,7 +46,7 @@ pub(super) async fn of_schema(
     tx: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let missing = || {
-        blocking(
+        PlanProblem::blocking(
             format!("table {} does not exist, or is not on the search_path", plan.table),
             "create it, or name it with its schema",
         )
@@ -60,13 +56,13 @@ pub(super) async fn of_schema(
     let name = &table.name;
     let mut problems = Vec::new();
     if !facts.is_owner {
-        problems.push(blocking(
+        problems.push(PlanProblem::blocking(
             format!("role {} may not change {name}, because it is not the owner", facts.role),
             format!("`grant <owner of {name}> to {}`, or let the owner's role run the migration", facts.role),
         ));
     }
     if facts.row_security {
-        problems.push(blocking(
+        problems.push(PlanProblem::blocking(
             format!(
                 "row-level security of {name} can hide rows that violate a constraint from role {}",
                 facts.role
@@ -76,7 +72,7 @@ pub(super) async fn of_schema(
     }
     for addition in &plan.additions {
         for column in addition.columns().iter().filter(|column| facts.column(column).is_none()) {
-            problems.push(blocking(
+            problems.push(PlanProblem::blocking(
                 format!("column {column:?} of {name} does not exist ({})", addition.text()),
                 "add the column, or name another one",
             ));
@@ -117,7 +113,7 @@ async fn of_addition(
         .fetch_one(&mut *tx)
         .await?;
         if is_taken {
-            problems.push(blocking(
+            problems.push(PlanProblem::blocking(
                 format!("the name of {} is in use already", addition.text()),
                 "choose another name, or leave the constraint out of the plan if it is the same one",
             ));
@@ -160,7 +156,7 @@ async fn of_addition(
             .await?;
             if !has_key {
                 let columns = key.referenced.join(", ");
-                problems.push(blocking(
+                problems.push(PlanProblem::blocking(
                     format!("table {} has no unique constraint over ({columns})", key.table),
                     format!("`alter table {} add unique ({columns})`, or name other columns", key.table),
                 ));
@@ -173,7 +169,7 @@ async fn of_addition(
 
 fn not_usable(addition: &Addition, error: sqlx::Error) -> Result<PlanProblem, sqlx::Error> {
     match error {
-        error @ sqlx::Error::Database(_) => Ok(blocking(
+        error @ sqlx::Error::Database(_) => Ok(PlanProblem::blocking(
             format!("{} cannot be added: {}", addition.text(), describe_error(&error)),
             "correct it in the plan",
         )),
@@ -197,7 +193,7 @@ async fn of_removal(
     if !matches!(removal, Removal::Index(_)) {
         for other in sides::other_users(tx, migration, name, column).await? {
             let sides::OtherUser { fleet, name: migration, phase, .. } = other;
-            problems.push(blocking(
+            problems.push(PlanProblem::blocking(
                 format!(
                     "migration {fleet}/{migration}, which is in `{phase}`, works on what would be dropped"
                 ),
@@ -207,11 +203,11 @@ async fn of_removal(
     }
     match removal {
         Removal::Column(column) => match facts.column(column) {
-            None => problems.push(blocking(
+            None => problems.push(PlanProblem::blocking(
                 format!("column {column:?} of {name} does not exist"),
                 "leave it out of the plan if it has been dropped",
             )),
-            Some(found) if found.in_primary_key => problems.push(blocking(
+            Some(found) if found.in_primary_key => problems.push(PlanProblem::blocking(
                 format!(
                     "column {column:?} of {name} is part of the primary key, which would be dropped with it"
                 ),
@@ -247,23 +243,23 @@ async fn of_index(
     .await?;
     let name = &table.name;
     Ok(match found {
-        None => Some(blocking(
+        None => Some(PlanProblem::blocking(
             format!("index {index} does not exist"),
             "leave it out of the plan if it has been dropped, or name the table with its schema",
         )),
-        Some((false, ..)) => Some(blocking(
+        Some((false, ..)) => Some(PlanProblem::blocking(
             format!("index {index} belongs to another table than {name}"),
             "name the index's own table",
         )),
-        Some((_, Some(constraint), ..)) => Some(blocking(
+        Some((_, Some(constraint), ..)) => Some(PlanProblem::blocking(
             format!("index {index} belongs to constraint {constraint:?}"),
             format!("`alter table {name} drop constraint \"{constraint}\"`, if no row depends on it"),
         )),
-        Some((_, _, true, _)) => Some(blocking(
+        Some((_, _, true, _)) => Some(PlanProblem::blocking(
             format!("index {index} is the replica identity of {name}"),
             format!("`alter table {name} replica identity default`"),
         )),
-        Some((_, _, _, true)) => Some(blocking(
+        Some((_, _, _, true)) => Some(PlanProblem::blocking(
             format!("index {index} belongs to an index of the partitioned table"),
             "drop that index instead",
         )),

@@ -1,4 +1,4 @@
-//! Changes of the schema that move no data: a constraint is added, or something that nobody needs any more is dropped.
+//! Changes of the schema that move no data: a constraint is added, or an unused object is dropped.
 //!
 //! # The hazard
 //!

@@ -1,5 +1,4 @@
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sqlx::PgConnection;
@@ -16,6 +15,7 @@ use crate::migration::batch::{PassKind, begin, begin_unpaused};
 use crate::migration::catalog::{OldSide, PlanProblem, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
+use crate::migration::plan::recent_look::RecentLook;
 use crate::migration::plan::refusal::refuse;
 use crate::migration::runtime::Migration;
 use crate::migration::schema::alter;
@@ -60,24 +60,12 @@ use crate::migration::schema::alter;
 #[derive(Debug, Clone)]
 pub struct SchemaChange {
     description: Arc<Description>,
-    seen: Arc<Mutex<Option<Seen>>>,
-}
-
-/// How long the driver goes by one look at the catalog.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// The latest look before a step.
-#[derive(Debug)]
-struct Seen {
-    at: Instant,
-    migration: i32,
-    phase: Phase,
-    found: Vec<PlanProblem>,
+    recent_look: Arc<RecentLook>,
 }
 
 impl SchemaChange {
     pub(super) fn of(description: Description) -> Self {
-        Self { description: Arc::new(description), seen: Arc::default() }
+        Self { description: Arc::new(description), recent_look: Arc::default() }
     }
 
     /// The statements of each task, for people to read. `:migration` is the migration's id, and `key` a row's key.
@@ -190,16 +178,11 @@ impl Plan for SchemaChange {
         is_move: bool,
         connection: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(seen) = &*seen()
-            && (seen.migration, seen.phase) == (migration, phase)
-            && seen.at.elapsed() < LOOK_EVERY
-            && !is_move
-        {
-            return Ok(seen.found.clone());
+        if let Some(found) = self.recent_look.found(migration, phase, is_move) {
+            return Ok(found);
         }
         let found = before_step(&self.description, phase, migration, connection).await?;
-        *seen() = Some(Seen { at: Instant::now(), migration, phase, found: found.clone() });
+        self.recent_look.record(migration, phase, &found);
         Ok(found)
     }
 

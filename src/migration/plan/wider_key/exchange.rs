@@ -111,7 +111,7 @@ pub(super) fn statements(
     let mut statements = vec![format!("lock table {table} in access exclusive mode")];
     let is_identity = !key.identity.is_empty();
     if let (true, Some(sequence)) = (is_identity, &key.sequence) {
-        // The identity's sequence goes with the identity. Nobody draws from it while the lock is held.
+        // The identity's sequence goes with the identity. No session draws from it while the lock is held.
         statements.push(format!(
             "select set_config('cutover.key_last', last_value::text, true), \
              set_config('cutover.key_called', is_called::text, true) from {sequence}"

@@ -7,11 +7,7 @@ use super::found::find;
 use crate::ledger::{sides, unprepared};
 use crate::migration::catalog::{PlanProblem, TableFacts, quote};
 
-fn blocking(problem: impl Into<String>, remedy: impl Into<String>) -> PlanProblem {
-    PlanProblem::blocking(problem, remedy)
-}
-
-/// Everything at once. Also asked before the exchange, because somebody may have added something since.
+/// Everything at once. Also asked before the exchange, because an object that names the key may have been added since.
 pub(super) async fn problems(
     plan: &Description,
     migration: Option<i32>,
@@ -19,26 +15,26 @@ pub(super) async fn problems(
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let (table, column) = (&plan.table, quote(&plan.column));
     let Some(facts) = TableFacts::read(&mut *connection, table).await? else {
-        return Ok(vec![blocking(
+        return Ok(vec![PlanProblem::blocking(
             format!("table {table} does not exist, or is not on the search_path"),
             "create it, or name it with its schema",
         )]);
     };
     let Some(key) = find(plan, migration, &mut *connection).await? else {
-        return Ok(vec![blocking(
+        return Ok(vec![PlanProblem::blocking(
             format!("column {column} of {table} does not exist"),
             "name the column of the primary key",
         )]);
     };
     let mut problems = Vec::new();
     if facts.kind != "r" || !facts.children.is_empty() || !facts.parents.is_empty() {
-        problems.push(blocking(
+        problems.push(PlanProblem::blocking(
             format!("{table} is partitioned, a partition, or part of an inheritance tree"),
             "move it with a TableMigration to a table whose key is `bigint`",
         ));
     }
     if !facts.is_owner {
-        problems.push(blocking(
+        problems.push(PlanProblem::blocking(
             format!("role {} may not change {table}, because it is not the owner", facts.role),
             format!(
                 "`grant <owner of {table}> to {}`, or let the owner's role run the migration",
@@ -47,13 +43,13 @@ pub(super) async fn problems(
         ));
     }
     if key.constraint.is_none() {
-        problems.push(blocking(
+        problems.push(PlanProblem::blocking(
             format!("column {column} of {table} is not the primary key by itself"),
             "name the column of a primary key of one column; for others use a TableMigration",
         ));
     }
     if !["integer", "smallint", "bigint"].contains(&&*key.key_type) {
-        problems.push(blocking(
+        problems.push(PlanProblem::blocking(
             format!("column {column} of {table} has type {}, and not `integer`", key.key_type),
             "use a TableMigration",
         ));
@@ -61,7 +57,7 @@ pub(super) async fn problems(
     let is_recorded = sides::find(&mut *connection, migration).await?.is_some();
     for (name, exists) in [(&plan.wide, key.has_wide), (&plan.narrow, key.has_narrow)] {
         if exists && !is_recorded {
-            problems.push(blocking(
+            problems.push(PlanProblem::blocking(
                 format!("column {} of {table} exists, and the migration needs the name", quote(name)),
                 format!("`alter table {table} rename column {} to …`", quote(name)),
             ));
@@ -69,7 +65,7 @@ pub(super) async fn problems(
     }
     for other in sides::other_users(connection, migration, table, Some(&plan.column)).await? {
         let sides::OtherUser { fleet, name, phase, .. } = other;
-        problems.push(blocking(
+        problems.push(PlanProblem::blocking(
             format!("migration {fleet}/{name}, which is in `{phase}`, works on the same column"),
             "finish that migration first, or end it in `off` with `cutover abandon`",
         ));
@@ -131,7 +127,10 @@ async fn named_by(
     Ok(found
         .into_iter()
         .map(|(kind, name, remedy)| {
-            blocking(format!("{kind} {name} names column {} of {table}", quote(&plan.column)), remedy)
+            PlanProblem::blocking(
+                format!("{kind} {name} names column {} of {table}", quote(&plan.column)),
+                remedy,
+            )
         })
         .collect())
 }

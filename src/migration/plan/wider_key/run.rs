@@ -145,7 +145,7 @@ impl Plan for WiderKey {
         is_move: bool,
         connection: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-        // Somebody may have added something that names the key. The exchange looks again.
+        // An object that names the key may have been added. The exchange looks again.
         if phase != Phase::Ramp || !is_move {
             return Ok(Vec::new());
         }
