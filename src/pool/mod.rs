@@ -28,9 +28,11 @@
 mod admission;
 mod bound;
 mod guard;
+mod share;
 mod waits;
 
 pub use admission::{Admission, AdmissionPermit, AdmissionService, Overloaded, ResponseFuture};
-pub(crate) use guard::MAX_CONNECTIONS;
-pub use guard::{ConnectionShare, PoolGuard, ShareError, ShareOptions};
+pub use guard::{ConnectionShare, PoolGuard};
+pub(crate) use share::MAX_CONNECTIONS;
+pub use share::{ShareError, ShareOptions};
 pub use waits::PoolWaitMetrics;
