@@ -34,6 +34,7 @@ pub(crate) mod literal;
 pub(crate) mod locks;
 pub(crate) mod migrations;
 pub(crate) mod notifications;
+pub(crate) mod outlook;
 pub(crate) mod plans;
 mod pooler;
 pub(crate) mod read_counts;

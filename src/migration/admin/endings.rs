@@ -12,7 +12,7 @@ use crate::ledger::commands::NamedMigration;
 use crate::ledger::migrations::MigrationRow;
 use crate::ledger::plans::side_name;
 use crate::ledger::sides::SideRows;
-use crate::ledger::{Ledger, endings, fleets, guard_triggers, is_lock_timeout, migrations, reports, sides};
+use crate::ledger::{Ledger, endings, fleets, guard_triggers, is_lock_timeout, migrations, outlook, sides};
 use crate::migration::catalog::{OldSide, quote, unquote};
 use crate::migration::phase::Phase;
 
@@ -273,7 +273,7 @@ async fn existing_old_side(
             columns: old.columns.iter().map(|column| unquote(column)).collect(),
         }));
     }
-    let published = reports::outlook(tx, found.id).await?;
+    let published = outlook::outlook(tx, found.id).await?;
     let Some(table) = published.old_table else { return Ok(None) };
     let old = OldSide { table, columns: published.old_columns.unwrap_or_default() };
     Ok(old.dependents(tx).await?.map(|_| old))

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::error::{AdminError, find};
-use crate::ledger::reports::{self, OutlookRow};
+use crate::ledger::outlook::{self, OutlookRow};
 use crate::ledger::{Ledger, plans};
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Counted, members, parse_phase};
@@ -112,7 +112,7 @@ pub(super) async fn plan_of(
     migration: i32,
     to: Phase,
 ) -> Result<PlanReport, AdminError> {
-    let row = reports::outlook(tx, migration).await?;
+    let row = outlook::outlook(tx, migration).await?;
     let members = members(tx, &row.fleet, migration, Counted::WithLease).await?;
     let tasks: Vec<(String, String)> =
         row.tasks.as_deref().and_then(|tasks| serde_json::from_str(tasks).ok()).unwrap_or_default();
@@ -193,7 +193,7 @@ pub struct MigrationFiles {
 pub async fn migration_files(ledger: &Ledger, name: &str) -> Result<Option<MigrationFiles>, AdminError> {
     let mut tx = ledger.begin().await?;
     let found = find(&mut tx, name).await?;
-    let row = reports::outlook(&mut tx, found.id).await?;
+    let row = outlook::outlook(&mut tx, found.id).await?;
     let tasks: Vec<(String, String)> =
         row.tasks.as_deref().and_then(|tasks| serde_json::from_str(tasks).ok()).unwrap_or_default();
     let statements = |task: Task| {
