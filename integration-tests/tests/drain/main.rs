@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests fail the test")]
 
+mod endpoint;
 mod hostile;
+mod limits;
 mod listeners;
+mod signals;
 mod streams;
 
 use std::{
@@ -17,7 +20,7 @@ use std::{
 use axum::{Router, body::Body, extract::ConnectInfo, routing::get};
 use bytes::Bytes;
 use cutover::{
-    drain::{App, CutPhase, Drain, DrainOptions, DrainReport, DrainSecret, HookEnd, Listen},
+    drain::{App, CutPhase, Drain, DrainOptions, DrainReport, HookEnd},
     health::Health,
 };
 use futures_util::stream;
@@ -387,157 +390,6 @@ async fn every_caller_of_drain_joins_the_same_one() {
     assert!(TcpStream::connect(admin_address).await.is_err());
 }
 
-/// Returns when the server has closed the connection.
-async fn closed(mut stream: TcpStream) {
-    let _ = timeout(LIMIT, stream.read_to_end(&mut Vec::new())).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_request_head_has_a_time_limit() {
-    let head_timeout = Duration::from_millis(300);
-    let running = start(DrainOptions { head_timeout, ..options() }, hello()).await;
-    let silent = running.raw(b"").await;
-    let half_preface = running.raw(b"PRI * HT").await;
-    let half_head = running.raw(b"GET / HTTP/1.1\r\nhost: te").await;
-    // The second head of a connection counts from its first byte, and bytes do not prolong it.
-    let mut idle = running.raw(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await;
-    let mut half_second_head = running.raw(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await;
-    for stream in [silent, half_preface, half_head] {
-        closed(stream).await;
-    }
-    let began = Instant::now();
-    while half_second_head.write_all(b"GET").await.is_ok() && began.elapsed() < LIMIT {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(began.elapsed() >= head_timeout / 2 && began.elapsed() < LIMIT, "{:?}", began.elapsed());
-    assert!(running.refused("head_timeout") >= 1.0);
-
-    // An idle connection is not a slow head.
-    let mut buffer = [0; 1024];
-    assert!(idle.read(&mut buffer).await.unwrap() > 0);
-    idle.write_all(b"GET / HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").await.unwrap();
-    let mut answer = String::new();
-    timeout(LIMIT, idle.read_to_string(&mut answer)).await.unwrap().unwrap();
-    assert!(answer.ends_with("hello"), "{answer:?}");
-}
-
-#[tokio::test]
-async fn a_slow_request_body_is_not_a_slow_head() {
-    let head_timeout = Duration::from_millis(100);
-    let app =
-        Router::new().route("/", axum::routing::post(|body: Bytes| async move { body.len().to_string() }));
-    let running = start(DrainOptions { head_timeout, ..options() }, app).await;
-    let mut stream =
-        running.raw(b"POST / HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: 8\r\n\r\n").await;
-    for _ in 0..8 {
-        tokio::time::sleep(head_timeout / 2).await;
-        stream.write_all(b"a").await.unwrap();
-    }
-    let mut answer = String::new();
-    timeout(LIMIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-    assert!(answer.ends_with('8'), "{answer:?}");
-}
-
-#[tokio::test]
-async fn an_idle_connection_has_a_time_limit() {
-    let impatient = DrainOptions { idle_timeout: Duration::from_millis(200), ..options() };
-    let running = start(impatient, hello()).await;
-    closed(running.raw(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await).await;
-    assert!(!running.drain.draining());
-}
-
-#[tokio::test]
-async fn connections_above_the_limit_wait_for_a_place() {
-    let running = start(DrainOptions { max_connections: 2, ..options() }, hello()).await;
-    let first = running.raw(b"GET / HTTP/1.1\r\nhost: te").await;
-    let _second = running.raw(b"GET / HTTP/1.1\r\nhost: te").await;
-    let mut third = running.raw(b"GET / HTTP/1.0\r\n\r\n").await;
-    let mut answer = String::new();
-    let waiting = timeout(Duration::from_millis(300), third.read_to_string(&mut answer)).await;
-    assert!(waiting.is_err(), "served beyond the limit: {answer:?}");
-    drop(first);
-    timeout(LIMIT, third.read_to_string(&mut answer)).await.unwrap().unwrap();
-    assert!(answer.ends_with("hello"), "{answer:?}");
-    // A listener that waits for a place does not delay the drain.
-    let _third = running.raw(b"GET / HTTP/1.1\r\nhost: te").await;
-    running.drain.begin();
-    assert!(running.report().await.waited < options().grace);
-}
-
-async fn drain_request(address: SocketAddr, method: &str, secret: Option<&str>) -> StatusCode {
-    let (mut sender, _driver) = http1(address).await;
-    let mut request = Request::builder().method(method).uri("/drain").header("host", "t");
-    if let Some(secret) = secret {
-        request = request.header("x-cutover-drain-secret", secret);
-    }
-    sender.send_request(request.body(Empty::new()).unwrap()).await.unwrap().status()
-}
-
-#[tokio::test]
-async fn only_post_or_the_secret_can_drain() {
-    let secret = "a-secret-of-this-test";
-    let with_secret = DrainOptions { secret: Some(DrainSecret::new(secret).unwrap()), ..options() };
-    for (options, secret, wrong) in
-        [(options(), None, Some(secret)), (with_secret, Some(secret), Some("a-secret-of-that-test"))]
-    {
-        let drain = Drain::new(&Health::new(), options).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let serving = tokio::spawn({
-            let drain = drain.clone();
-            async move { drain.serve_admin(listener, drain.router()).await }
-        });
-        for (method, secret) in [
-            ("GET", None),
-            ("HEAD", None),
-            ("GET", wrong),
-            ("HEAD", secret),
-            ("PUT", secret),
-            ("DELETE", None),
-        ] {
-            let status = drain_request(address, method, secret).await;
-            assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {secret:?}");
-        }
-        assert!(!drain.draining());
-        let method = if secret.is_some() { "GET" } else { "POST" };
-        assert_eq!(drain_request(address, method, secret).await, StatusCode::OK);
-        assert!(drain.draining());
-        timeout(LIMIT, serving).await.unwrap().unwrap().unwrap();
-    }
-}
-
-/// A listener whose peers are on another host.
-struct Elsewhere(TcpListener);
-
-impl Listen for Elsewhere {
-    type Stream = TcpStream;
-    type Peer = SocketAddr;
-
-    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, _) = Listen::accept(&self.0).await?;
-        Ok((stream, "192.0.2.1:1000".parse().unwrap()))
-    }
-}
-
-#[tokio::test]
-async fn a_post_from_another_host_needs_the_secret() {
-    let secret = "a-secret-of-this-test";
-    let options = DrainOptions { secret: Some(DrainSecret::new(secret).unwrap()), ..options() };
-    let drain = Drain::new(&Health::new(), options).unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn({
-        let drain = drain.clone();
-        async move { drain.serve_admin(Elsewhere(listener), drain.router()).await }
-    });
-    assert_eq!(drain_request(address, "POST", None).await, StatusCode::FORBIDDEN);
-    assert_eq!(drain_request(address, "POST", Some("a-secret-of-that-test")).await, StatusCode::FORBIDDEN);
-    assert!(!drain.draining());
-    assert_eq!(drain_request(address, "POST", Some(secret)).await, StatusCode::OK);
-    assert!(drain.draining());
-    timeout(LIMIT, serving).await.unwrap().unwrap().unwrap();
-}
-
 #[tokio::test]
 async fn handlers_know_the_peer() {
     let peer = |ConnectInfo(peer): ConnectInfo<SocketAddr>| async move { peer.to_string() };
@@ -546,138 +398,4 @@ async fn handlers_know_the_peer() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.ends_with(&stream.local_addr().unwrap().to_string()), "{answer}");
-}
-
-const CHILD: &str = "CUTOVER_TEST_SIGNAL_CHILD";
-/// The value of [`CHILD`] for a process with a request and a hook that do not end.
-const HANGS: &str = "hangs";
-
-/// Runs this test in a process of its own until it prints `serving` and an address: a signal would begin the drains of
-/// all tests in this process.
-fn child(
-    name: &str,
-    kind: &str,
-) -> (std::process::Child, io::BufReader<std::process::ChildStdout>, SocketAddr) {
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(CHILD, kind)
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut output = io::BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    let address = loop {
-        line.clear();
-        assert_ne!(io::BufRead::read_line(&mut output, &mut line).unwrap(), 0);
-        if let Some((_, address)) = line.split_once("serving ") {
-            break address.trim().parse().unwrap();
-        }
-    };
-    (child, output, address)
-}
-
-fn signalled_child() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let (app, _chunks) = streaming();
-        let hangs = std::env::var(CHILD).unwrap() == HANGS;
-        let options = match hangs {
-            true => DrainOptions {
-                grace: Duration::from_secs(15),
-                hook_time: Duration::from_secs(6),
-                ..options()
-            },
-            false => options(),
-        };
-        let running = start(options, app).await;
-        text(http1(running.address).await.0.send_request(request("/")).await.unwrap()).await;
-        let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = admin.local_addr().unwrap();
-        let (drain, pages) = (running.drain.clone(), running.drain.router());
-        let serving = tokio::spawn(async move { drain.serve_admin(admin, pages).await });
-        let mut hanging = running.raw(b"").await;
-        if hangs {
-            hanging.write_all(b"GET /slow HTTP/1.1\r\nhost: t\r\n\r\n").await.unwrap();
-            running.drain.on_drain("slow", |_| pending());
-        } else {
-            drop(hanging);
-        }
-        println!("\nserving {address}");
-        let report = running.report().await;
-        println!("drained, cut {}, waited {}", report.cut.len(), report.waited.as_millis());
-        println!("hooks {:?}", report.hooks.iter().map(|hook| hook.end).collect::<Vec<_>>());
-        serving.await.unwrap().unwrap();
-    });
-}
-
-fn terminate(child: &std::process::Child) {
-    let pid = rustix::process::Pid::from_child(child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-}
-
-/// What the process printed until it ended by itself with status 0.
-fn rest(mut child: std::process::Child, mut output: impl Read) -> String {
-    let mut rest = String::new();
-    output.read_to_string(&mut rest).unwrap();
-    assert!(child.wait().unwrap().success(), "{rest}");
-    rest
-}
-
-/// One drain of the usual length.
-fn drained_once(child: std::process::Child, output: impl Read) {
-    let rest = rest(child, output);
-    assert_eq!(rest.matches("drained, cut 0").count(), 1, "{rest}");
-    let waited = rest.split_once("waited ").unwrap().1.lines().next().unwrap();
-    let waited = Duration::from_millis(waited.parse().unwrap());
-    assert!(waited >= PROPAGATION && waited < options().grace, "{waited:?}");
-}
-
-#[test]
-fn sigterm_begins_the_drain_and_does_not_kill_the_process() {
-    if std::env::var_os(CHILD).is_some() {
-        return signalled_child();
-    }
-    let (child, output, _) = child("sigterm_begins_the_drain_and_does_not_kill_the_process", "1");
-    terminate(&child);
-    drained_once(child, output);
-}
-
-/// With one signal this drain would take 15 s: a request and a hook do not end.
-#[test]
-fn further_signals_end_the_drain_at_once_with_a_report() {
-    if std::env::var_os(CHILD).is_some() {
-        return signalled_child();
-    }
-    let (mut child, output, _) = child("further_signals_end_the_drain_at_once_with_a_report", HANGS);
-    let began = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        terminate(&child);
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
-    let rest = rest(child, output);
-    assert!(rest.contains("drained, cut 1") && rest.contains("hooks [TimedOut]"), "{rest}");
-}
-
-fn post_drain(admin: SocketAddr) -> std::net::TcpStream {
-    let mut stream = std::net::TcpStream::connect(admin).unwrap();
-    stream.write_all(b"POST /drain HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").unwrap();
-    stream
-}
-
-/// The kubelet may run the hook twice, and signals the process when the hook takes too long.
-#[test]
-fn sigterm_during_two_prestop_hooks_joins_their_drain() {
-    if std::env::var_os(CHILD).is_some() {
-        return signalled_child();
-    }
-    let (child, output, admin) = child("sigterm_during_two_prestop_hooks_joins_their_drain", "1");
-    let mut hooks = [post_drain(admin), post_drain(admin)];
-    terminate(&child);
-    for hook in &mut hooks {
-        let mut answer = String::new();
-        hook.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
-    }
-    drained_once(child, output);
 }

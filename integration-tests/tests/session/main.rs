@@ -12,10 +12,9 @@ use axum::{
     http::{Request, StatusCode, header},
     routing::get,
 };
-use cutover::session::{ConflictPolicy, PreserveUnknown, RedisStore, RedisStoreOptions};
-use cutover_testkit::{KitError, Proxy, Redis, wait_until};
+use cutover::session::{ConflictPolicy, RedisStore, RedisStoreOptions};
+use cutover_testkit::{KitError, Redis, wait_until};
 use deadpool_redis::{Pool, redis::cmd};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::Barrier;
@@ -25,6 +24,9 @@ use tower_sessions::{
     session::{Id, Record},
     session_store::Error,
 };
+
+mod builds;
+mod failover;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -229,243 +231,6 @@ async fn a_log_out_wins_over_concurrent_saves() {
         }
     }
     assert_eq!(raw(&redis, &made.id).await, None);
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct OldCart {
-    items: u32,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct NewCart {
-    items: u32,
-    coupon: Option<String>,
-}
-
-#[tokio::test]
-async fn an_older_build_keeps_fields_of_a_newer_one() {
-    let redis = Redis::start().await.unwrap();
-    let (newer, older) = (store(&redis), store(&redis));
-    let session = |id, store: &RedisStore| Session::new(id, store.clone().into(), None);
-
-    // Build N writes a field, a key, and a new field of the record.
-    let at_n = session(None, &newer);
-    let cart = NewCart { items: 1, coupon: Some("SPRING".into()) };
-    at_n.insert("cart", PreserveUnknown::new(cart)).await.unwrap();
-    at_n.insert("locale", "de").await.unwrap();
-    at_n.save().await.unwrap();
-    let id = at_n.id().unwrap();
-    let mut stored = raw(&redis, &id).await.unwrap();
-    stored["region"] = json!("eu");
-    put(&redis, &id, &stored.to_string()).await;
-
-    // Build N-1 knows neither, changes the cart and adds a key of its own.
-    let at_old = session(Some(id), &older);
-    let mut cart: PreserveUnknown<OldCart> = at_old.get("cart").await.unwrap().unwrap();
-    cart.items += 1;
-    at_old.insert("cart", cart).await.unwrap();
-    at_old.insert("theme", "dark").await.unwrap();
-    at_old.save().await.unwrap();
-
-    // Build N finds everything.
-    let at_n = session(Some(id), &newer);
-    let cart: PreserveUnknown<NewCart> = at_n.get("cart").await.unwrap().unwrap();
-    assert_eq!((cart.items, cart.coupon.as_deref()), (2, Some("SPRING")));
-    assert_eq!(at_n.get("locale").await.unwrap(), Some("de".to_owned()));
-    assert_eq!(at_n.get("theme").await.unwrap(), Some("dark".to_owned()));
-    assert_eq!(raw(&redis, &id).await.unwrap()["region"], "eu");
-}
-
-/// The three builds that rename a field. Each runs beside the one before it.
-#[derive(Serialize, Deserialize)]
-struct Named {
-    name: String,
-}
-
-#[derive(Serialize, Deserialize)]
-struct NamedTwice {
-    name: String,
-    full_name: Option<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Renamed {
-    full_name: Option<String>,
-}
-
-#[tokio::test]
-async fn fields_can_be_removed_and_renamed_between_builds() {
-    let redis = Redis::start().await.unwrap();
-    let store = store(&redis);
-    let session = |id| Session::new(id, store.clone().into(), None);
-    let first = session(None);
-    first
-        .insert("cart", PreserveUnknown::new(NewCart { items: 1, coupon: Some("SPRING".into()) }))
-        .await
-        .unwrap();
-    first.insert("who", PreserveUnknown::new(Named { name: "Ann".into() })).await.unwrap();
-    first.save().await.unwrap();
-    let id = first.id();
-
-    // The build that removed `coupon` and writes both names of the field.
-    let second = session(id);
-    let mut cart: PreserveUnknown<OldCart> = second.get("cart").await.unwrap().unwrap();
-    cart.items = 5;
-    second.insert("cart", cart).await.unwrap();
-    let mut who: PreserveUnknown<NamedTwice> = second.get("who").await.unwrap().unwrap();
-    assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Ann", None));
-    (who.name, who.full_name) = ("Bea".into(), Some("Bea".into()));
-    second.insert("who", who).await.unwrap();
-    second.save().await.unwrap();
-
-    // The first build again: it still has its field, and the new value under the old name.
-    let first = session(id);
-    let cart: PreserveUnknown<NewCart> = first.get("cart").await.unwrap().unwrap();
-    assert_eq!((cart.items, cart.coupon.as_deref()), (5, Some("SPRING")));
-    let mut who: PreserveUnknown<Named> = first.get("who").await.unwrap().unwrap();
-    assert_eq!(who.name, "Bea");
-    who.name = "Cid".into();
-    first.insert("who", who).await.unwrap();
-    first.save().await.unwrap();
-
-    // The second build sees that an older build changed only the old name.
-    let second = session(id);
-    let mut who: PreserveUnknown<NamedTwice> = second.get("who").await.unwrap().unwrap();
-    assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Cid", Some("Bea")));
-    who.full_name = Some(who.name.clone());
-    second.insert("who", who).await.unwrap();
-    second.save().await.unwrap();
-
-    // The third build knows only the new name, and the second one beside it loses nothing.
-    let third = session(id);
-    let mut who: PreserveUnknown<Renamed> = third.get("who").await.unwrap().unwrap();
-    assert_eq!(who.full_name.as_deref(), Some("Cid"));
-    who.full_name = Some("Dan".into());
-    third.insert("who", who).await.unwrap();
-    third.save().await.unwrap();
-    let who: PreserveUnknown<NamedTwice> = session(id).get("who").await.unwrap().unwrap();
-    assert_eq!((who.name.as_str(), who.full_name.as_deref()), ("Cid", Some("Dan")));
-}
-
-fn port(redis: &Redis) -> u16 {
-    redis.url().trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap()
-}
-
-#[tokio::test]
-async fn sessions_survive_a_failover_and_an_outage_is_an_error() {
-    let (first, second) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
-    let gate = Proxy::start(port(&first)).unwrap();
-    let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
-    let pool = config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap();
-    let store = RedisStore::new(pool, RedisStoreOptions::default()).unwrap();
-    let session = |id| Session::new(id, store.clone().into(), None);
-    let newer = session(None);
-    newer
-        .insert("cart", PreserveUnknown::new(NewCart { items: 1, coupon: Some("SPRING".into()) }))
-        .await
-        .unwrap();
-    newer.save().await.unwrap();
-    let id = newer.id();
-
-    // A replica follows, the primary dies, and the replica is promoted.
-    let mut replica = self::pool(&second).get().await.unwrap();
-    let () = cmd("REPLICAOF").arg("127.0.0.1").arg(port(&first)).query_async(&mut replica).await.unwrap();
-    wait_until("the replica to be in step", LIMIT, async || {
-        let mut replica = self::pool(&second).get().await.unwrap();
-        let info: String = cmd("INFO").arg("replication").query_async(&mut replica).await.unwrap();
-        Ok::<_, KitError>(info.contains("master_link_status:up"))
-    })
-    .await
-    .unwrap();
-    first.process().kill().await.unwrap();
-    let away = session(id);
-    assert!(
-        away.get::<PreserveUnknown<OldCart>>("cart").await.is_err(),
-        "Redis is away, and that is an error"
-    );
-    let () = cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut replica).await.unwrap();
-    gate.lead_to(port(&second));
-    gate.cut();
-
-    // The pool reconnects by itself, and the older build keeps the field of the newer one.
-    wait_until("the store to find the new primary", LIMIT, async || {
-        Ok::<_, KitError>(session(id).get::<PreserveUnknown<OldCart>>("cart").await.is_ok())
-    })
-    .await
-    .unwrap();
-    let older = session(id);
-    let mut cart: PreserveUnknown<OldCart> = older.get("cart").await.unwrap().unwrap();
-    cart.items += 1;
-    older.insert("cart", cart).await.unwrap();
-    older.save().await.unwrap();
-    let cart: PreserveUnknown<NewCart> = session(id).get("cart").await.unwrap().unwrap();
-    assert_eq!((cart.items, cart.coupon.as_deref()), (2, Some("SPRING")));
-
-    // A restarted Redis is empty: sessions are gone, and the next login is stored.
-    first.restart().await.unwrap();
-    gate.lead_to(port(&first));
-    gate.cut();
-    wait_until("the store to find Redis again", LIMIT, async || {
-        Ok::<_, KitError>(store.load(&id.unwrap()).await.is_ok())
-    })
-    .await
-    .unwrap();
-    assert!(store.load(&id.unwrap()).await.unwrap().is_none());
-    let again = session(None);
-    again.insert("user", "ann").await.unwrap();
-    again.save().await.unwrap();
-    assert_eq!(session(again.id()).get("user").await.unwrap(), Some("ann".to_owned()));
-}
-
-#[tokio::test]
-async fn sessions_recover_after_the_primary_was_demoted_alive() {
-    let (first, second) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
-    let gate = Proxy::start(port(&first)).unwrap();
-    let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
-    let store = RedisStore::new(
-        config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap(),
-        RedisStoreOptions::default(),
-    )
-    .unwrap();
-    let mut made = record(json!({"k": 0}));
-    store.create(&mut made).await.unwrap();
-    // Several idle connections lead to the server that will be demoted.
-    let loads = (0..5).map(|_| {
-        tokio::spawn({
-            let (store, id) = (store.clone(), made.id);
-            async move { store.load(&id).await }
-        })
-    });
-    for load in loads.collect::<Vec<_>>() {
-        load.await.unwrap().unwrap();
-    }
-    let save = async |value: u32| {
-        let mut record = store.load(&made.id).await?.unwrap();
-        record.data.insert("k".into(), json!(value));
-        store.save(&record).await
-    };
-
-    let replicate = async |of: &Redis, host: &str, port: &str| {
-        let mut connection = self::pool(of).get().await.unwrap();
-        let () = cmd("REPLICAOF").arg(host).arg(port).query_async(&mut connection).await.unwrap();
-    };
-    replicate(&second, "127.0.0.1", &port(&first).to_string()).await;
-    wait_until("the replica to have the session", LIMIT, async || {
-        Ok::<_, KitError>(raw(&second, &made.id).await.is_some())
-    })
-    .await
-    .unwrap();
-    replicate(&second, "NO", "ONE").await;
-    replicate(&first, "127.0.0.1", &port(&second).to_string()).await;
-    let error = save(1).await.unwrap_err().to_string();
-    assert!(error.to_lowercase().contains("read") && error.contains("replica"), "{error}");
-
-    // The address leads to the new primary now; connections to the old one stay open.
-    gate.lead_to(port(&second));
-    for value in 2..6 {
-        save(value).await.unwrap();
-    }
-    assert_eq!(raw(&second, &made.id).await.unwrap()["data"]["k"], 5);
 }
 
 #[tokio::test]

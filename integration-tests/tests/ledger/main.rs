@@ -2,13 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cutover::fleet::{Fleet, FleetOptions, Membership};
 use cutover::health::Health;
-use cutover::ledger::{Ledger, LedgerError, SCHEMA_VERSION, Step};
+use cutover::ledger::{Ledger, LedgerError};
 use cutover::migration::admin::{AdminError, approve, set_phase};
 use cutover::migration::{Agent, DriverOptions, MigrationSpec};
 use cutover::migration::{Phase, PhaseRange};
@@ -19,6 +17,9 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tower::ServiceExt;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+mod constraints;
+mod upgrade;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -68,199 +69,6 @@ async fn agent(url: &str, name: &str, health: &Health) -> Result<Agent, LedgerEr
         health,
     )
     .await
-}
-
-/// Opens the ledger as the next version of the library would, which has one more step.
-async fn open_as_next_version(url: &str) -> Result<Ledger, LedgerError> {
-    Ledger::open_with_step(url.parse()?, NEXT).await
-}
-
-/// A step that changes a table which every fence reads.
-const NEXT: Step = Step {
-    version: SCHEMA_VERSION + 1,
-    compatible_from: SCHEMA_VERSION,
-    sql: "alter table cutover.epochs add column note text; \
-          create table cutover.notes (id integer primary key, note text not null)",
-};
-
-/// Opens the ledger from many processes that start at the same time.
-async fn open_at_once<F>(url: &str, processes: usize, open: impl Fn(String) -> F) -> Outcome
-where
-    F: Future<Output = Result<Ledger, LedgerError>> + Send + 'static,
-{
-    let starts: Vec<_> = (0..processes).map(|_| tokio::spawn(open(url.to_owned()))).collect();
-    for start in starts {
-        start.await??;
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn processes_that_install_at_once_find_one_ledger() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    open_at_once(&url, 16, async |url| open(&url).await).await?;
-    assert_eq!(ask::<i64>(&url, "select count(*) from cutover.ledger").await?, 1);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_newer_ledger_is_refused_unless_it_is_compatible() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    open(&url).await?;
-    execute(&url, "update cutover.ledger set version = 9, compatible_from = 1").await?;
-    open(&url).await?;
-    execute(&url, "update cutover.ledger set compatible_from = 8").await?;
-    let error = open(&url).await.expect_err("refused");
-    assert!(matches!(error, LedgerError::Newer { found: 9, needs: 8 }), "{error}");
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, 9);
-    Ok(())
-}
-
-#[tokio::test]
-async fn every_table_has_a_primary_key() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    open(&url).await?;
-    let without = "select coalesce(string_agg(c.relname, ', '), '') from pg_class c \
-        where c.relnamespace = 'cutover'::regnamespace and c.relkind in ('r', 'p') \
-          and not exists (select from pg_constraint p where p.conrelid = c.oid and p.contype = 'p')";
-    assert_eq!(ask::<String>(&url, without).await?, "");
-    Ok(())
-}
-
-#[tokio::test]
-async fn an_upgrade_keeps_rows_and_the_previous_library() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    open(&url).await?;
-    execute(&url, STATE).await?;
-    let error = Ledger::existing_with_step(url.parse()?, NEXT).await.expect_err("refused");
-    assert!(
-        matches!(error, LedgerError::Older { found: SCHEMA_VERSION, needs } if needs == NEXT.version),
-        "{error}"
-    );
-    assert!(error.to_string().contains("cutover install"), "{error}");
-    // A role that may use the ledger may not change it.
-    execute(&url, "create role upgrade_app login").await?;
-    open(&url).await?.grant("upgrade_app").await?;
-    let app = as_role(&url, "upgrade_app");
-    for refused in [open_as_next_version(&app).await.map(drop), Ledger::can_install(&app.parse()?).await] {
-        let error = refused.expect_err("refused");
-        assert!(
-            matches!(&error, LedgerError::NotUpgraded { role, found: SCHEMA_VERSION, .. } if role == "upgrade_app"),
-            "{error}"
-        );
-        assert!(error.to_string().contains("cutover install"), "{error}");
-    }
-    Ledger::can_install(&url.parse()?).await?;
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
-
-    open_at_once(&url, 8, async |url| open_as_next_version(&url).await).await?;
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, NEXT.version);
-    assert_eq!(ask::<String>(&url, "select phase from cutover.migrations").await?, "expand");
-    assert_eq!(ask::<i64>(&url, "select count(*) from cutover.epochs where note is null").await?, 2);
-    // The previous library still works with it, and leaves the version as it is.
-    open(&url).await?;
-    Ledger::existing(app.parse()?).await?;
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, NEXT.version);
-    Ok(())
-}
-
-#[tokio::test]
-async fn an_upgrade_lets_writers_pass_and_tries_again() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    open(&url).await?;
-    execute(&url, STATE).await?;
-    let fence = "begin; select cutover.fence(1, 2, 'expand')";
-    let mut writer = PgConnection::connect(&url).await?;
-    writer.execute(fence).await?;
-    let upgrade = tokio::spawn({
-        let url = url.clone();
-        async move { open_as_next_version(&url).await.map(drop) }
-    });
-    let waits =
-        "select exists (select from pg_locks where relation = 'cutover.epochs'::regclass and not granted)";
-    until(&url, waits).await?;
-    // Another writer does not wait until the first one ends.
-    let mut other = PgConnection::connect(&url).await?;
-    tokio::time::timeout(LIMIT, other.execute(fence)).await??;
-    other.execute("commit").await?;
-    assert!(!upgrade.is_finished());
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
-    writer.execute("commit").await?;
-    upgrade.await??;
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, NEXT.version);
-    // Statements that it prepared before still work.
-    other.execute(fence).await?;
-    other.execute("commit").await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn an_upgrade_behind_an_endless_writer_reports_busy() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    open(&url).await?;
-    execute(&url, STATE).await?;
-    let mut writer = PgConnection::connect(&url).await?;
-    writer
-        .execute(
-            "set idle_in_transaction_session_timeout = '5min'; begin; select cutover.fence(1, 2, 'expand')",
-        )
-        .await?;
-    let error = open_as_next_version(&url).await.expect_err("refused");
-    assert!(matches!(error, LedgerError::Busy), "{error}");
-    assert_eq!(ask::<i32>(&url, "select version from cutover.ledger").await?, SCHEMA_VERSION);
-    Ok(())
-}
-
-#[tokio::test]
-async fn an_upgrade_disturbs_no_running_writer() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    let health = Health::new();
-    let agent = agent(&url, "a", &health).await?;
-    let migration = agent.migration("status").expect("declared");
-    wait_until("admitted", LIMIT, async || Ok::<_, LedgerError>(migration.current().is_some())).await?;
-    execute(&url, "create table written (pinned boolean)").await?;
-    set_phase(&open(&url).await?, "status", Phase::Expand.into(), "me").await?;
-    until(&url, "select phase = 'expand' from cutover.migrations").await?;
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let pinned = tokio::spawn({
-        let (url, stop, migration) = (url.clone(), stop.clone(), migration.clone());
-        async move {
-            let pool = sqlx::PgPool::connect(&url).await?;
-            while !stop.load(Ordering::Relaxed) {
-                let mut tx = migration.begin(&pool).await?;
-                sqlx::query("insert into written values (true)").execute(&mut *tx).await?;
-                tx.commit().await?;
-            }
-            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
-        }
-    });
-    let external = tokio::spawn({
-        let (url, stop) = (url.clone(), stop.clone());
-        async move {
-            let mut session = PgConnection::connect(&url).await?;
-            while !stop.load(Ordering::Relaxed) {
-                session
-                    .execute(
-                        "begin; select cutover.record_external_write(1, true); \
-                         insert into written values (false); commit",
-                    )
-                    .await?;
-            }
-            Ok::<_, sqlx::Error>(())
-        }
-    });
-    until(&url, "select count(distinct pinned) = 2 from written").await?;
-    open_as_next_version(&url).await?;
-    execute(&url, "truncate written").await?;
-    until(&url, "select count(distinct pinned) = 2 from written").await?;
-    // The previous library goes on driving.
-    set_phase(&open(&url).await?, "status", Phase::Backfill.into(), "me").await?;
-    until(&url, "select phase = 'backfill' from cutover.migrations").await?;
-    stop.store(true, Ordering::Relaxed);
-    pinned.await?.map_err(|error| error.to_string())?;
-    external.await??;
-    Ok(())
 }
 
 #[tokio::test]
@@ -321,117 +129,6 @@ async fn a_standby_is_refused() -> Outcome {
     Ok(())
 }
 
-/// A migration in `expand`, its first epoch drained.
-const STATE: &str = "
-    insert into cutover.fleets values ('shop') on conflict do nothing;
-    insert into cutover.migrations (fleet, name) values ('shop', 'status');
-    insert into cutover.epochs (migration_id, epoch, phase, actor, reason) values (1, 1, 'off', 'me', 'test');
-    update cutover.epochs set closed_at = now(), drained_at = now();
-    insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason)
-        values (1, 2, 'expand', 'off', 'me', 'test');
-    update cutover.migrations set epoch = 2, phase = 'expand';
-    insert into cutover.jobs (migration_id, kind, epoch) values (1, 'backfill', 2);";
-
-const MOVE: &str =
-    "insert into cutover.epochs (migration_id, epoch, previous_phase, phase, actor, reason) values ";
-
-#[tokio::test]
-async fn the_database_refuses_rows_that_break_a_rule() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    open(&url).await?;
-    execute(&url, STATE).await?;
-    let illegal = [
-        ("two steps at once", format!("{MOVE} (1, 3, 'expand', 'verify', 'me', 'x')")),
-        ("no step", format!("{MOVE} (1, 3, 'expand', 'expand', 'me', 'x')")),
-        ("an epoch left out", format!("{MOVE} (1, 4, 'expand', 'backfill', 'me', 'x')")),
-        ("a phase before that was another one", format!("{MOVE} (1, 3, 'verify', 'backfill', 'me', 'x')")),
-        ("no phase before", format!("{MOVE} (1, 3, null, 'off', 'me', 'x')")),
-        ("no phase at all", format!("{MOVE} (1, 3, 'expand', 'sideways', 'me', 'x')")),
-        ("the same epoch twice", format!("{MOVE} (1, 2, 'off', 'expand', 'me', 'x')")),
-        ("an epoch below one", format!("{MOVE} (1, 0, 'expand', 'backfill', 'me', 'x')")),
-        (
-            "three epochs in use",
-            format!(
-                "{MOVE} (1, 3, 'expand', 'backfill', 'me', 'x'); {MOVE} (1, 4, 'backfill', 'expand', 'me', 'x')"
-            ),
-        ),
-        ("an epoch of no migration", format!("{MOVE} (7, 1, null, 'off', 'me', 'x')")),
-        ("drained but open", "update cutover.epochs set closed_at = null where epoch = 1".into()),
-        ("an epoch that is not there", "update cutover.migrations set epoch = 3".into()),
-        ("another phase than the epoch's", "update cutover.migrations set phase = 'backfill'".into()),
-        ("old read with gaps", "update cutover.migrations set old_complete = false".into()),
-        ("a percentage above all", "update cutover.migrations set ramp_percent = 101".into()),
-        ("a number outside of the lock's key", "update cutover.migrations set id = 65536".into()),
-        (
-            "the same migration twice",
-            "insert into cutover.migrations (fleet, name) values ('shop', 'status')".into(),
-        ),
-        (
-            "a second open job",
-            "insert into cutover.jobs (migration_id, kind, epoch) values (1, 'backfill', 2)".into(),
-        ),
-        ("a second ledger", "insert into cutover.ledger (version, compatible_from) values (1, 1)".into()),
-        ("compatible with later ones only", "update cutover.ledger set compatible_from = version + 1".into()),
-        (
-            "an approval of something else",
-            "insert into cutover.approvals (migration_id, phase, actor) values (1, 'ramp', 'me')".into(),
-        ),
-        (
-            "an approval by nobody",
-            "insert into cutover.approvals (migration_id, phase, actor) values (1, 'contract', '')".into(),
-        ),
-        (
-            "an acknowledgement of nobody",
-            "insert into cutover.acknowledgements values (1, 1, 'off', 'contract', 2)".into(),
-        ),
-        ("a fleet without a name", "insert into cutover.fleets values ('')".into()),
-    ];
-    for (what, statements) in &illegal {
-        let outcome =
-            execute(&url, &format!("begin; {statements}; set constraints all immediate; commit")).await;
-        let code = outcome.expect_err(what).as_database_error().unwrap().code().unwrap().into_owned();
-        assert!(code.starts_with("23") || code.starts_with("428"), "{what}: {code}");
-    }
-    // Phases with a completeness that they may not have.
-    for (phase, old, new) in [
-        ("off", true, true),
-        ("ramp", true, false),
-        ("ramp", false, true),
-        ("switch", true, false),
-        ("retire", true, true),
-        ("retire", false, false),
-        ("contract", true, true),
-    ] {
-        let outcome = execute(
-            &url,
-            &format!(
-                "update cutover.migrations set phase = '{phase}', old_complete = {old}, new_complete = {new}"
-            ),
-        )
-        .await;
-        let code = outcome.expect_err(phase).as_database_error().unwrap().code().unwrap().into_owned();
-        assert_eq!(code, "23514", "{phase} {old} {new}");
-    }
-    // There is no way out of `contract`.
-    let mut way = String::new();
-    let phases = ["backfill", "verify", "ramp", "switch", "retire", "contract"];
-    for (index, phase) in phases.iter().enumerate() {
-        let before = index.checked_sub(1).map_or("expand", |before| phases[before]);
-        way.push_str(&format!(
-            "update cutover.epochs set closed_at = now(), drained_at = now(); \
-             {MOVE} (1, {}, '{before}', '{phase}', 'me', 'x');",
-            index + 3
-        ));
-    }
-    execute(&url, &way).await?;
-    execute(&url, "update cutover.epochs set closed_at = now(), drained_at = now()").await?;
-    for phase in ["retire", "off"] {
-        let outcome = execute(&url, &format!("{MOVE} (1, 9, 'contract', '{phase}', 'me', 'x')")).await;
-        assert!(outcome.is_err(), "{phase}");
-    }
-    Ok(())
-}
-
 #[tokio::test]
 async fn bad_options_and_names_are_refused_with_valid_ones() -> Outcome {
     let url = Postgres::fresh_database().await?;
@@ -451,7 +148,7 @@ async fn bad_options_and_names_are_refused_with_valid_ones() -> Outcome {
     assert!(error.contains("driver.leadership_lease") && error.contains("2s"), "{error}");
     assert_eq!(ask::<i64>(&url, "select count(*) from cutover.migrations").await?, 0);
 
-    execute(&url, STATE).await?;
+    execute(&url, constraints::STATE).await?;
     let ledger = open(&url).await?;
     let error = set_phase(&ledger, "stauts", Phase::Ramp.into(), "me").await.expect_err("refused");
     assert!(error.to_string().contains("the ledger has shop/status"), "{error}");
