@@ -10,9 +10,9 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use cutover::flags::{Flag, Flags, FleetPolling, Subject, UnleashOptions};
+use cutover::flags::{Flag, Flags, FleetPolling, Subject, Switch, UnleashOptions};
 use cutover::ledger::Ledger;
-use cutover_testkit::{KitError, Postgres, PostgresOptions, wait_until};
+use cutover_testkit::{KitError, Postgres, PostgresOptions, Proxy, wait_until};
 use tokio::runtime::{Builder, Runtime};
 
 const FLAG: Flag = Flag::new("kill-switch", false);
@@ -219,4 +219,92 @@ async fn an_outage_of_the_flag_server_ends_for_the_whole_fleet() {
     // As without a fleet: the pause between attempts is at most half of `stale_after`.
     assert!(time < Duration::from_secs(20), "{time:?}");
     until("fresh", || fleet.iter().all(Flags::is_fresh)).await;
+}
+
+/// A fleet of one that has shared the current state, and has ended.
+async fn former_fleet(url: &str, ledger: &Ledger) {
+    for flags in fleet(url, ledger, 1).await {
+        tokio::time::timeout(LIMIT, flags.close()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_older_state_in_the_ledger_does_not_replace_a_later_answer() {
+    let (postgres, ledger) = ledger().await;
+    let server = Server::default();
+    let url = server.start().await;
+    former_fleet(&url, &ledger).await;
+    *server.on.lock().unwrap() = true;
+    // The instance polls before it can read the ledger.
+    let gate = Proxy::start(postgres.port()).unwrap();
+    let through_gate = format!("postgres://postgres@127.0.0.1:{}/flags", gate.port());
+    let ledger = Ledger::open(through_gate.parse().unwrap()).await.unwrap();
+    gate.hold();
+    let flags = Flags::unleash(options(&url, 1, FleetPolling::new(ledger, "payments"))).unwrap();
+    until("the answer of the server", || flags.decide(&FLAG, &Subject::new())).await;
+    gate.open();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(6) {
+        assert!(flags.decide(&FLAG, &Subject::new()), "after {:?}", began.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_old_state_in_the_ledger_is_not_fresh() {
+    const STALE_AFTER: Duration = Duration::from_secs(2);
+    let (_postgres, ledger) = ledger().await;
+    let server = Server::default();
+    let url = server.start().await;
+    former_fleet(&url, &ledger).await;
+    *server.is_away.lock().unwrap() = true;
+    tokio::time::sleep(STALE_AFTER + Duration::from_millis(100)).await;
+    let options = UnleashOptions {
+        interval: Duration::from_millis(500),
+        direct_interval: Duration::from_millis(500),
+        time_limit: Duration::from_millis(500),
+        stale_after: STALE_AFTER,
+        ..options(&url, 1, FleetPolling::new(ledger, "payments"))
+    };
+    let flags = Flags::unleash(options).unwrap();
+    tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
+    let began = Instant::now();
+    while began.elapsed() < STALE_AFTER {
+        assert!(!flags.is_fresh(), "after {:?}", began.elapsed());
+        assert!(matches!(flags.switch("kill-switch"), Switch::Unknown(_)));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// "Not modified" is about the state that this instance has received, not about the one that the ledger brought since.
+#[tokio::test(flavor = "multi_thread")]
+async fn not_modified_is_about_the_state_that_was_polled() {
+    let (postgres, first) = ledger().await;
+    let server = Server::default();
+    let url = server.start().await;
+    let leader_runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let leader = leader_runtime
+        .spawn({
+            let (url, database) = (url.clone(), postgres.url("flags"));
+            async move {
+                let ledger = Ledger::open(database.parse().unwrap()).await.unwrap();
+                Flags::unleash(options(&url, 0, FleetPolling::new(ledger, "payments"))).unwrap()
+            }
+        })
+        .await
+        .unwrap();
+    tokio::time::timeout(LIMIT, leader.ready()).await.unwrap();
+    until("a leader", || server.polls.lock().unwrap().values().sum::<usize>() > 3).await;
+    let follower = Flags::unleash(options(&url, 1, FleetPolling::new(first, "payments"))).unwrap();
+    tokio::time::timeout(LIMIT, follower.ready()).await.unwrap();
+    until("a poll of its own", || server.polls.lock().unwrap().contains_key("payments-1")).await;
+    // It learns of this change through the ledger, and of the next one from nobody.
+    *server.on.lock().unwrap() = true;
+    until("the shared change", || follower.decide(&FLAG, &Subject::new())).await;
+    *server.is_away.lock().unwrap() = true;
+    leader_runtime.shutdown_background();
+    std::mem::forget(leader);
+    *server.on.lock().unwrap() = false;
+    *server.is_away.lock().unwrap() = false;
+    until("the state of the server", || !follower.decide(&FLAG, &Subject::new())).await;
 }

@@ -68,18 +68,27 @@ pub(crate) async fn lead(
     Ok(ledger.ask(statement).await?.len() == 1)
 }
 
-/// Records that the flag server answered with the state that is known, and renews the lease. `false`: another instance
-/// polls now.
+/// An answer of the flag server.
+pub(crate) struct Answer<'a> {
+    pub(crate) state: &'a [u8],
+    /// The time since the server was asked.
+    pub(crate) age: Duration,
+}
+
+/// Records that the flag server answered a request of `age` ago with the state that is known, and renews the lease.
+/// `false`: another instance polls now.
 pub(crate) async fn renew(
     ledger: &Ledger,
     key: i64,
     instance: i64,
     lease: Duration,
+    age: Duration,
 ) -> Result<bool, sqlx::Error> {
     let statement = format!(
-        "update cutover.flag_polls set answered_at = clock_timestamp(), \
+        "update cutover.flag_polls set answered_at = clock_timestamp() - make_interval(secs => {age}), \
                 leader_until = clock_timestamp() + make_interval(secs => {lease}) \
          where key = {key} and leader = {instance} returning key",
+        age = age.as_secs_f64(),
         lease = lease.as_secs_f64()
     );
     Ok(ledger.ask(statement).await?.len() == 1)
@@ -92,19 +101,21 @@ pub(crate) async fn publish(
     key: i64,
     instance: i64,
     lease: Duration,
-    state: &[u8],
+    answer: Answer<'_>,
     channel: &str,
 ) -> Result<Option<i64>, sqlx::Error> {
     let mut tx = ledger.begin().await?;
     let version: Option<i64> = unprepared::query_scalar(
-        "update cutover.flag_polls set state = $4, version = version + 1, answered_at = clock_timestamp(), \
+        "update cutover.flag_polls set state = $4, version = version + 1, \
+                answered_at = clock_timestamp() - make_interval(secs => $5), \
                 leader_until = clock_timestamp() + make_interval(secs => $3) \
          where key = $1 and leader = $2 returning version",
     )
     .bind(key)
     .bind(instance)
     .bind(lease.as_secs_f64())
-    .bind(state)
+    .bind(answer.state)
+    .bind(answer.age.as_secs_f64())
     .fetch_optional(&mut *tx)
     .await?;
     if version.is_some() {

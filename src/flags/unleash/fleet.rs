@@ -18,7 +18,8 @@ use super::backup;
 use super::custom::Registered;
 use super::fleet_polling::FleetPolling;
 use super::options::UnleashOptions;
-use super::state::{Loaded, Unleash};
+use super::state::{Offered, Unleash};
+use crate::ledger::flag_polls::{Answer, SharedState};
 use crate::ledger::{Ledger, flag_polls};
 
 /// The shortest lease. A pause of the process or of the ledger must not end it.
@@ -153,14 +154,9 @@ impl Fleet {
             if row.is_led && row.is_leader {
                 return Ok(Role::Leader);
             }
-            if let Some(state) = &row.state {
-                match self.apply_shared(&Bytes::copy_from_slice(state)).await {
-                    Ok(body) => *self.shared() = (Some(body), row.version),
-                    Err(error) => tracing::warn!(error, "could not read the fleet's flags in the ledger"),
-                }
-            }
-            if self.shared().1 == row.version && row.version > 0 {
-                self.confirmed(asked.checked_sub(row.age));
+            let as_of = asked.checked_sub(row.age);
+            if let Err(error) = self.offer_shared(row, as_of).await {
+                tracing::warn!(error, "could not read the fleet's flags in the ledger");
             }
         }
         // An instance that cannot reach the server must not poll for the others.
@@ -172,29 +168,35 @@ impl Fleet {
         Ok(if leads { Role::Leader } else { Role::Follower })
     }
 
-    async fn apply_shared(&self, sealed: &Bytes) -> Result<Bytes, String> {
-        let body = backup::open(sealed).map_err(|error| error.to_string())?;
-        if self.unleash.body().as_ref() != Some(&body) {
-            self.unleash.load(Loaded::read_in_background(body.clone(), &self.strategies).await?);
-            self.unleash.freshness.fetches.shared.add_one();
-            self.revision.send_modify(|revision| *revision += 1);
-        }
-        Ok(body)
-    }
-
-    /// The state is that of the server at `asked`.
-    fn confirmed(&self, asked: Option<Instant>) {
+    /// Uses the state that the ledger has, which is that of the server at `as_of`, unless this instance has a later one.
+    async fn offer_shared(&self, row: &SharedState, as_of: Option<Instant>) -> Result<(), String> {
+        let body = match &row.state {
+            Some(sealed) => {
+                backup::open(&Bytes::copy_from_slice(sealed)).map_err(|error| error.to_string())?
+            }
+            // The version that this instance knows.
+            None => match self.shared().0.clone() {
+                Some(body) => body,
+                None => return Ok(()),
+            },
+        };
         let was_fresh = self.unleash.freshness.is_fresh();
-        if let Some(asked) = asked {
-            self.unleash.freshness.confirmed(asked);
+        let offered = self.unleash.offer(body.clone(), as_of, &self.strategies).await?;
+        if offered == Offered::Earlier {
+            return Ok(());
         }
-        if !was_fresh && self.unleash.freshness.is_fresh() {
+        *self.shared() = (Some(body), row.version);
+        if offered == Offered::Loaded {
+            self.unleash.freshness.fetches.shared.add_one();
+        }
+        if offered == Offered::Loaded || (!was_fresh && self.unleash.freshness.is_fresh()) {
             self.revision.send_modify(|revision| *revision += 1);
         }
+        Ok(())
     }
 
-    /// After an answer of the server: tells the fleet, if this instance polls for it.
-    pub(super) async fn tell(&self) {
+    /// After an answer of the server to a request of `asked`: tells the fleet, if this instance polls for it.
+    pub(super) async fn tell(&self, asked: Instant) {
         if *self.role.borrow() != Role::Leader {
             return;
         }
@@ -203,11 +205,11 @@ impl Fleet {
         let (key, instance, lease) = (place.key, self.instance, self.lease);
         let told = async {
             if is_known {
-                return flag_polls::renew(place.ledger, key, instance, lease).await;
+                return flag_polls::renew(place.ledger, key, instance, lease, asked.elapsed()).await;
             }
-            let sealed = backup::seal(&body);
+            let answer = Answer { state: &backup::seal(&body), age: asked.elapsed() };
             let version =
-                flag_polls::publish(place.ledger, key, instance, lease, &sealed, &place.channel).await?;
+                flag_polls::publish(place.ledger, key, instance, lease, answer, &place.channel).await?;
             if let Some(version) = version {
                 *self.shared() = (Some(body), version);
             }

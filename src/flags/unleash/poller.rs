@@ -16,8 +16,8 @@ use super::fleet::Fleet;
 use super::options::UnleashOptions;
 use super::report::Reporter;
 use super::server::Server;
-use super::state::{Loaded, Unleash};
-use super::transport::NoState;
+use super::state::{Loaded, Offered, Unleash};
+use super::transport::{NoState, unavailable};
 use crate::config::{ConfigError, Problem};
 use crate::flags::counters::{Fetches, Tally};
 use crate::flags::error::{FetchError, FlagsError};
@@ -113,6 +113,8 @@ impl Task {
 
     async fn poll(&self) {
         let mut failures = 0;
+        // What the server means by "not modified", whatever has been loaded since from the ledger.
+        let mut polled = None;
         loop {
             let asked = Instant::now();
             let fetched = tokio::select! {
@@ -120,14 +122,16 @@ impl Task {
                 fetched = self.server.features() => fetched,
             };
             let mut pause = Duration::ZERO;
-            match self.apply(fetched, asked).await {
-                Ok(()) => {
+            match self.apply(fetched, asked, &mut polled).await {
+                Ok(offered) => {
                     if failures > 0 {
                         tracing::info!("flag server reachable again");
                     }
                     failures = 0;
-                    if let Some(fleet) = &self.fleet {
-                        fleet.tell().await;
+                    if let Some(fleet) = &self.fleet
+                        && offered != Offered::Earlier
+                    {
+                        fleet.tell(asked).await;
                     }
                 }
                 Err((error, retry_after)) => {
@@ -205,33 +209,39 @@ impl Task {
         &self,
         fetched: Result<Bytes, NoState>,
         asked: Instant,
-    ) -> Result<(), (FetchError, Option<Duration>)> {
+        polled: &mut Option<Bytes>,
+    ) -> Result<Offered, (FetchError, Option<Duration>)> {
         let was_fresh = self.unleash.freshness.is_fresh();
-        let mut changed = false;
-        match fetched {
-            Ok(body) => {
-                changed = self.unleash.body().as_ref() != Some(&body);
-                if changed {
-                    let loaded = Loaded::read_in_background(body, &self.strategies).await;
-                    self.unleash.load(loaded.map_err(|error| (self.server.no_flags(error), None))?);
-                    self.changed.notify_one();
-                }
-                // Only now, so that a state that failed to load is fetched again.
-                self.server.confirm();
-            }
-            Err(NoState::Unchanged) => {}
+        let (body, is_new) = match fetched {
+            Ok(body) => (Some(body), true),
+            // The application's transport may know a state that this task has not seen.
+            Err(NoState::Unchanged) => (polled.clone().or_else(|| self.unleash.body()), false),
             Err(NoState::Failed { error, retry_after }) => return Err((error, retry_after)),
+        };
+        let Some(body) = body else {
+            return Err((
+                unavailable("the flag server answered \"not modified\" before it sent a state"),
+                None,
+            ));
+        };
+        let offered = self.unleash.offer(body.clone(), Some(asked), &self.strategies).await;
+        let offered = offered.map_err(|error| (self.server.no_flags(error), None))?;
+        if is_new {
+            // Only now, so that a state that failed to load is fetched again.
+            self.server.confirm();
+            *polled = Some(body);
         }
-        if changed {
+        if offered == Offered::Loaded {
+            self.changed.notify_one();
             self.fetches().changed.add_one();
         } else {
             self.fetches().unchanged.add_one();
         }
-        self.unleash.freshness.answered(asked);
-        if changed || !was_fresh {
+        self.unleash.freshness.succeeded();
+        if offered == Offered::Loaded || !was_fresh {
             self.revision.send_modify(|revision| *revision += 1);
         }
-        Ok(())
+        Ok(offered)
     }
 
     /// `None` if the task was stopped.

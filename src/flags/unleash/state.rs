@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use unleash_yggdrasil::state::{EnrichedContext, ExternalResultsRef, PropertiesRef};
 use unleash_yggdrasil::{EngineState, UpdateMessage};
@@ -28,9 +29,22 @@ use crate::flags::subject::Subject;
 pub(in crate::flags) struct Unleash {
     app_name: String,
     loaded: ArcSwapOption<Loaded>,
+    /// Held while a state is compared with the one in use and replaces it.
+    offering: Mutex<()>,
     pub(in crate::flags) freshness: Freshness,
     /// Whether a flag that the engine cannot evaluate was logged.
     broken: AtomicBool,
+}
+
+/// What became of a state that was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offered {
+    /// It replaced the one in use.
+    Loaded,
+    /// It is the one in use, which is as recent now.
+    Same,
+    /// The one in use is later.
+    Earlier,
 }
 
 pub(super) struct Loaded {
@@ -95,6 +109,7 @@ impl Unleash {
         Self {
             app_name: options.app_name.clone(),
             loaded: ArcSwapOption::empty(),
+            offering: Mutex::new(()),
             freshness: Freshness::new(options.stale_after),
             broken: AtomicBool::new(false),
         }
@@ -102,6 +117,35 @@ impl Unleash {
 
     pub(super) fn load(&self, loaded: Loaded) {
         self.loaded.store(Some(Arc::new(loaded)));
+    }
+
+    /// Takes the state that the server had at `as_of`, unless the one in use is known to be later. `None` is a time too
+    /// long ago to be told.
+    ///
+    /// Every answer of the server and every state in the ledger goes through here. Otherwise a state of an hour ago could
+    /// replace the one that this instance has just received, and move a migration back.
+    ///
+    /// # Errors
+    ///
+    /// Why the state cannot be read. The one in use stays.
+    pub(super) async fn offer(
+        &self,
+        body: Bytes,
+        as_of: Option<Instant>,
+        strategies: &Arc<Registered>,
+    ) -> Result<Offered, String> {
+        let _one_at_a_time = self.offering.lock().await;
+        if !self.freshness.is_later(as_of) {
+            return Ok(Offered::Earlier);
+        }
+        let is_same = self.body().as_ref() == Some(&body);
+        if !is_same {
+            self.load(Loaded::read_in_background(body, strategies).await?);
+        }
+        if let Some(as_of) = as_of {
+            self.freshness.confirmed(as_of);
+        }
+        Ok(if is_same { Offered::Same } else { Offered::Loaded })
     }
 
     /// Loads a state from a backup, unless there is a state already: a backup is never newer.
@@ -227,9 +271,10 @@ impl Unleash {
 
 /// When the server last answered: by the monotonic clock for decisions, by the wall clock for the metric.
 pub(in crate::flags) struct Freshness {
-    start: Instant,
+    /// `stale_after` before the start: an answer from before this time has never been fresh here.
+    epoch: Instant,
     stale_after: Duration,
-    /// Milliseconds from `start` to the last answer, plus one; 0 before the first.
+    /// Milliseconds from `epoch` to the time of the state in use, plus one; 0 before the first.
     answered: AtomicU64,
     /// The error of the last request; `None` after a success.
     error: ArcSwapOption<FetchError>,
@@ -238,8 +283,9 @@ pub(in crate::flags) struct Freshness {
 
 impl Freshness {
     fn new(stale_after: Duration) -> Self {
+        let now = Instant::now();
         Self {
-            start: Instant::now(),
+            epoch: now.checked_sub(stale_after).unwrap_or(now),
             stale_after,
             answered: AtomicU64::new(0),
             error: ArcSwapOption::empty(),
@@ -247,16 +293,25 @@ impl Freshness {
         }
     }
 
-    /// Records an answer to a request that was sent at `asked`, which is the age of the state.
-    pub(super) fn answered(&self, asked: Instant) {
-        self.confirmed(asked);
+    /// Records that the last request succeeded.
+    pub(super) fn succeeded(&self) {
         self.error.store(None);
     }
 
+    /// Milliseconds from `epoch`, plus one; `None` for a time before it.
+    fn since_epoch(&self, time: Option<Instant>) -> Option<u64> {
+        Some(millis(time?.checked_duration_since(self.epoch)?).saturating_add(1))
+    }
+
+    /// Whether the state of the server at `as_of` is not older than the one in use.
+    fn is_later(&self, as_of: Option<Instant>) -> bool {
+        self.since_epoch(as_of).unwrap_or(0) >= self.answered.load(Ordering::Acquire)
+    }
+
     /// Records that the state is that of the server at `asked`, whichever instance asked.
-    pub(super) fn confirmed(&self, asked: Instant) {
-        let since_start = millis(asked.saturating_duration_since(self.start));
-        self.answered.fetch_max(since_start.saturating_add(1), Ordering::Release);
+    fn confirmed(&self, asked: Instant) {
+        let Some(since_epoch) = self.since_epoch(Some(asked)) else { return };
+        self.answered.fetch_max(since_epoch, Ordering::Release);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = millis(now.saturating_sub(asked.elapsed()));
         self.fetches.last_success.fetch_max(at, Ordering::Relaxed);
@@ -274,7 +329,7 @@ impl Freshness {
     pub(in crate::flags) fn is_fresh(&self) -> bool {
         let answered = self.answered.load(Ordering::Acquire);
         answered > 0
-            && self.start.elapsed().saturating_sub(Duration::from_millis(answered - 1)) <= self.stale_after
+            && self.epoch.elapsed().saturating_sub(Duration::from_millis(answered - 1)) <= self.stale_after
     }
 }
 
