@@ -165,14 +165,29 @@ async fn a_share_behind_a_pooler_is_refused() -> Outcome {
         let options = PgBouncerOptions { pool_size: 6, session_mode, ..PgBouncerOptions::default() };
         let Some(pooled) = Pooled::start(&options).await else { return Ok(()) };
         let release = Release::new("shop", "1")?.with_instance("a")?;
-        let ledger = Ledger::open(pooled.pooler.url("pooled").parse()?).await?;
         let health = Health::new();
-        let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
+        let join = async |url: &str| {
+            let ledger = Ledger::open(url.parse()?).await?;
+            Fleet::join(ledger, &release, FleetOptions::default(), &health).await
+        };
+        let refusal = |reason: &str| {
+            assert!(
+                reason.contains("connection shares are off") || reason.contains("max_prepared"),
+                "{reason}"
+            );
+        };
+        // Whatever pool would be made of it: the ledger shows the pooler.
+        let pooled_fleet = join(&pooled.pooler.url("pooled")).await?;
+        let leased = ConnectionShare::lease(&pooled_fleet, &ShareOptions::default()).await;
+        let Err(ShareError::Pooler { reason }) = leased else { panic!("not refused") };
+        refusal(&reason);
+        // The ledger is direct, the pool is not.
+        let fleet = join(&pooled.postgres.url("pooled")).await?;
         let before = pooled.sessions().await;
         let share = ConnectionShare::lease(&fleet, &ShareOptions::default()).await?;
         let made = share.sqlx(PgPoolOptions::new(), pooled.pooler.url("pooled").parse()?).await;
         let Err(ShareError::Pooler { reason }) = made else { panic!("not refused") };
-        assert!(reason.contains("connection shares are off") || reason.contains("max_prepared"), "{reason}");
+        refusal(&reason);
         let after = pooled.sessions().await;
         assert!(before.iter().all(|pid| after.contains(pid)), "{before:?}, then {after:?}");
     }

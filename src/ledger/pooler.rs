@@ -55,8 +55,9 @@ impl fmt::Display for Pooler {
             Self::Transaction { keeps_statements: false } => {
                 "connections go through a pooler in transaction mode that does not keep prepared statements, so statements \
                  fail with \"prepared statement does not exist\"; set max_prepared_statements = 200 (PgBouncer 1.21 or \
-                 newer), or pool_mode = session, or connect to the server directly. If no statement of the service has a \
-                 name, add statement-cache-capacity=0 to the address"
+                 newer), or pool_mode = session, or connect to the server directly. A service whose queries are all marked \
+                 persistent(false) has no named statements; statement-cache-capacity=0 in the address says so, but does not \
+                 take the names away by itself"
             }
         })
     }

@@ -34,7 +34,8 @@ impl ConnectionShare {
     ///
     /// # Errors
     ///
-    /// [`ShareError::Config`], [`ShareError::Budget`] with the numbers, [`ShareError::Ledger`].
+    /// [`ShareError::Config`], [`ShareError::Budget`] with the numbers, [`ShareError::Pooler`] if the ledger's connections
+    /// go through a pooler, [`ShareError::Ledger`].
     ///
     /// # Cancel safety
     ///
@@ -60,6 +61,9 @@ impl ConnectionShare {
     /// As [`ConnectionShare::lease`].
     pub async fn lease_as(fleet: &Fleet, name: String, options: &ShareOptions) -> Result<Self, ShareError> {
         ConfigError::check(options.problems())?;
+        if let Some(pooler) = fleet.ledger().pooler() {
+            return Err(ShareError::Pooler { reason: pooler.to_string() });
+        }
         let request = ShareRequest {
             name,
             fleet: fleet.name().to_owned(),
