@@ -15,6 +15,8 @@ pub struct UnleashAdmin {
     client: Client,
     features: String,
     archive: String,
+    tokens: String,
+    client_features: String,
     metrics: String,
     token: String,
 }
@@ -31,6 +33,8 @@ impl UnleashAdmin {
             client: http::client()?,
             features: format!("{url}/api/admin/projects/default/features"),
             archive: format!("{url}/api/admin/archive"),
+            tokens: format!("{url}/api/admin/api-tokens"),
+            client_features: format!("{url}/api/client/features"),
             metrics: format!("{url}/api/admin/client-metrics"),
             token: token.into(),
         })
@@ -123,6 +127,52 @@ impl UnleashAdmin {
         let request = self.request(Method::DELETE, &format!("{}/{name}", self.features));
         http::send(&format!("archive flag {name}"), request, &[]).await?;
         Ok(())
+    }
+
+    /// Brings an archived flag back. It is off.
+    ///
+    /// # Errors
+    ///
+    /// See [`ensure_flag`](Self::ensure_flag).
+    pub async fn revive(&self, name: &str) -> Result<(), KitError> {
+        let request = self.request(Method::POST, &format!("{}/revive/{name}", self.archive));
+        http::send(&format!("revive flag {name}"), request, &[]).await?;
+        Ok(())
+    }
+
+    /// Makes a token of this name for the client API, environment `development`.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Http`], [`KitError::Refused`].
+    pub async fn create_token(&self, name: &str) -> Result<String, KitError> {
+        let token =
+            json!({ "tokenName": name, "type": "client", "environment": "development", "projects": ["*"] });
+        let request = self.request(Method::POST, &self.tokens).json(&token);
+        let answer = http::json(&format!("make token {name}"), request).await?;
+        Ok(answer["secret"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Deletes a token. The client API answers its user with status 401 from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Http`], [`KitError::Refused`].
+    pub async fn revoke_token(&self, token: &str) -> Result<(), KitError> {
+        let request = self.request(Method::DELETE, &format!("{}/{token}", self.tokens));
+        http::send("revoke a token", request, &[]).await?;
+        Ok(())
+    }
+
+    /// Whether the client API accepts a token.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Http`], [`KitError::Refused`].
+    pub async fn accepts(&self, token: &str) -> Result<bool, KitError> {
+        let request = self.client.get(&self.client_features).header("Authorization", token);
+        let answer = http::send("ask for the flags", request, &[401, 403]).await?;
+        Ok(answer.status().is_success())
     }
 
     /// How often applications reported it as on and as off in the last hours. The server stores reports every five

@@ -248,6 +248,14 @@ impl Fleet {
         Ok(answer.is_ok_and(|answer| answer.status.is_success()))
     }
 
+    /// Status and body of one of the instance's admin pages.
+    pub(crate) async fn page(&self, name: &str, path: &str) -> Result<(u16, String)> {
+        let admin = self.find(name)?.endpoint.health;
+        let answer = self.client.get(&format!("http://{admin}{path}")).await;
+        let answer = answer.map_err(|why| Failure::new(format!("{name}{path}: {}", why.text())))?;
+        Ok((answer.status.as_u16(), String::from_utf8_lossy(&answer.body).into_owned()))
+    }
+
     /// The instance's own reason for not being ready.
     pub(crate) async fn readiness(&self, instance: &Instance) -> String {
         match self.client.get(&format!("http://{}/readyz", instance.endpoint.health)).await {

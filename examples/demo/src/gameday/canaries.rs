@@ -42,7 +42,19 @@ pub(super) async fn never_ready(day: &mut Day) -> Result<()> {
 
 pub(super) async fn good(day: &mut Day) -> Result<()> {
     day.go("ramp:50").await?;
-    let (status, output) = watch(day, None).await?;
+    let (status, output) = watch(day, None, Duration::ZERO).await?;
+    passes(day, status, &output).await
+}
+
+/// Only evidence fails a canary, and a Prometheus that is away gives none.
+pub(super) async fn prometheus_restarted(day: &mut Day) -> Result<()> {
+    day.go("ramp:50").await?;
+    let (status, output) = watch(day, None, Duration::from_secs(4)).await?;
+    passes(day, status, &output).await
+}
+
+/// The judge has passed the canary, which is promoted.
+async fn passes(day: &mut Day, status: Option<i32>, output: &str) -> Result<()> {
     if status != Some(0) {
         return Err(Failure::new(format!("cutover canary exited with {status:?}: {output}")));
     }
@@ -60,7 +72,7 @@ async fn judged_bad(day: &mut Day, fault: &str) -> Result<()> {
 /// Deploys a canary with a fault. The judge has to exit with this status; then the canary is removed.
 async fn ends_with(day: &mut Day, fault: &str, expected: i32) -> Result<()> {
     day.go("ramp:50").await?;
-    let (status, output) = watch(day, Some(fault)).await?;
+    let (status, output) = watch(day, Some(fault), Duration::ZERO).await?;
     day.detected();
     remove_canary(day).await?;
     day.recovered().await?;
@@ -73,8 +85,8 @@ async fn ends_with(day: &mut Day, fault: &str, expected: i32) -> Result<()> {
     Ok(())
 }
 
-/// Starts a canary, gives it its share of the requests, and runs the judge.
-async fn watch(day: &mut Day, fault: Option<&str>) -> Result<(Option<i32>, String)> {
+/// Starts a canary, gives it its share of the requests, and runs the judge. Prometheus is `away` for a while.
+async fn watch(day: &mut Day, fault: Option<&str>, away: Duration) -> Result<(Option<i32>, String)> {
     day.more_load(MORE_LOAD);
     let pages = |day: &Day| -> Vec<SocketAddr> {
         day.fleet.instances.iter().map(|instance| instance.endpoint.health).collect()
@@ -97,7 +109,18 @@ async fn watch(day: &mut Day, fault: Option<&str>) -> Result<(Option<i32>, Strin
     day.servers.proxy.set_canary_share(SHARE).await?;
     let arguments =
         ["--watch", WATCH, "--every", "500ms", "--window", "15s", "--patience", "15s", "--worse", "3"];
-    let judged = day.judge_canary(&prometheus.url(), &arguments).await?;
+    let url = prometheus.url();
+    let (judged, restarted) = tokio::join!(day.judge_canary(&url, &arguments), async {
+        if !away.is_zero() {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            prometheus.process().kill().await?;
+            tokio::time::sleep(away).await;
+            prometheus.restart().await?;
+        }
+        Ok::<_, Failure>(())
+    });
+    restarted?;
+    let judged = judged?;
     Ok((judged.status, judged.output))
 }
 

@@ -11,6 +11,7 @@ mod deploys;
 mod external;
 mod history;
 mod instance_faults;
+mod operations;
 mod outages;
 mod outcome;
 mod steps;
@@ -87,6 +88,22 @@ const SCENARIOS: &[Scenario] = &scenarios![
         "Redis restarts empty: only sessions are lost";
     "redis-failover", outages::redis_failover,
         "a replica of Redis takes over: no session is lost";
+    "redis-demoted", operations::redis_demoted,
+        "the primary of Redis becomes a replica and stays up: its connections are replaced, no session is lost";
+    "primary-frozen", operations::primary_frozen,
+        "Postgres is frozen for longer than a lease: requests fail meanwhile, no acknowledged write is lost";
+    "commit-stalled", operations::commit_stalled,
+        "commits wait for a standby that does not exist: the number of connections stays within its bound";
+    "pooler", operations::pooler,
+        "the instances connect through PgBouncer: no statement fails";
+    "start-in-outage", operations::start_in_outage,
+        "an instance starts without Postgres and Redis: it is alive, says why it is not ready, and becomes ready";
+    "token-revoked", operations::token_revoked,
+        "Unleash refuses the instances' token: the migration stays in its phase, no request fails";
+    "flag-archived", operations::flag_archived,
+        "the migration's flag is archived: the migration stays in its phase and says so";
+    "leader-of-flags-killed", operations::leader_of_flags_killed,
+        "kill -9 of the instance that polls Unleash for the fleet: another instance takes over";
     "unleash-down", outages::unleash_down,
         "Unleash is down at the start of an instance: it becomes ready, and the migration stays in its phase";
     "unleash-slow", outages::unleash_slow,
@@ -95,6 +112,8 @@ const SCENARIOS: &[Scenario] = &scenarios![
         "Unleash sends invalid responses: the last known state stays in use";
     "prometheus-down", outages::prometheus_down,
         "Prometheus is down: the service is not affected, and the judge passes no canary";
+    "prometheus-restarted", canaries::prometheus_restarted,
+        "Prometheus is away for four seconds while a canary is judged: the canary still passes";
     "deploy-during-move", deploys::deploy_during_move,
         "a rolling deploy during a move: no request fails";
     "roll-back", deploys::roll_back,
