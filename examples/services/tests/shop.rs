@@ -1,4 +1,4 @@
-//! The chapter "Your first migration, whole": its three releases as processes, from the first deploy to the drop of the old
+//! The page "The code of a whole migration": its three releases as processes, from the first deploy to the drop of the old
 //! column.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 

@@ -1,4 +1,4 @@
-//! The service of the guide's chapter "Your first migration, whole": release 1, before the migration.
+//! The service of the guide's page "The code of a whole migration": release 1, before the migration.
 
 use std::process::ExitCode;
 

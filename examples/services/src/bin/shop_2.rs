@@ -1,4 +1,4 @@
-//! The service of the guide's chapter "Your first migration, whole": release 2, with code for both columns.
+//! The service of the guide's page "The code of a whole migration": release 2, with code for both columns.
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The service of the guide's chapter "Your first migration, whole": release 3, without code for the old column.
+//! The service of the guide's page "The code of a whole migration": release 3, without code for the old column.
 
 use std::process::ExitCode;
 
