@@ -115,7 +115,7 @@ impl Feed {
 }
 
 impl Feed {
-    /// The migrations of all ledgers. One that is away is shown as such beside the others.
+    /// The migrations of all ledgers. One that cannot be reached is shown as such beside the others.
     async fn all(&self) -> Result<Shown, AdminError> {
         let reads = self.databases.iter().map(|database| async {
             let read = async { report(database.ledger().await?, None).await };

@@ -56,7 +56,7 @@ pub fn live(shown: &str, polls: bool) -> Markup {
     html! { div id="live" data-polls=[polls.then_some("2")] { (PreEscaped(shown)) } }
 }
 
-/// The name of a ledger, and its migrations, or why it is away.
+/// The name of a ledger, and its migrations, or why it cannot be reached.
 pub type LedgerState<'a> = (Option<&'a str>, Result<Vec<MigrationReport>, String>);
 
 /// The migrations of each ledger.
@@ -66,7 +66,7 @@ pub fn ledgers(shown: &[LedgerState<'_>]) -> Markup {
             @if let Some(ledger) = ledger { h2 { "Ledger " (ledger) } }
             @match result {
                 Ok(reports) => (migrations(*ledger, reports)),
-                Err(why) => (problem(&format!("This ledger is away: {why}"))),
+                Err(why) => (problem(&format!("This ledger cannot be reached: {why}"))),
             }
         }
     }

@@ -183,7 +183,7 @@ impl TestFleet {
 
     /// Leaves the fleet. The database can be dropped afterwards.
     pub(super) async fn leave(self) {
-        // If the database is away, the lease expires.
+        // If the database is unreachable, the lease expires.
         let _ = self.agent.leave().await;
     }
 }

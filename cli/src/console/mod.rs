@@ -65,7 +65,7 @@ pub(crate) async fn run(databases: Vec<Database>, console: &Console, actor: &str
             return ExitCode::from(2);
         }
     };
-    // One of several may be away. The page shows that.
+    // One of several may be unreachable. The page shows that.
     if let [only] = &databases[..]
         && let Err(error) = only.ledger().await
     {

@@ -55,7 +55,7 @@ fn lines(picture: &Picture, width: usize) -> Vec<Line<'static>> {
             lines.push(Line::from(format!("ledger {name}").bold()));
         }
         match &one.reports {
-            Err(error) => lines.extend(wrapped(&format!("away: {error}"), width, Style::new().red())),
+            Err(error) => lines.extend(wrapped(&format!("unreachable: {error}"), width, Style::new().red())),
             Ok(reports) if reports.is_empty() => {
                 lines.extend(wrapped(text::NO_MIGRATION, width, Style::new()))
             }
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn a_ledger_that_is_away_is_shown_beside_the_others() {
         let shown = picture(None);
-        for part in ["ledger eu", "the ledger has no migration", "ledger us", "away: ", "q end"] {
+        for part in ["ledger eu", "the ledger has no migration", "ledger us", "unreachable: ", "q end"] {
             assert!(shown.contains(part), "{part:?} not in {shown}");
         }
     }

@@ -18,7 +18,7 @@ use crate::{complain, print, text};
 use traffic::{Sample, Traffic};
 
 const POLL: Duration = Duration::from_secs(1);
-/// How long it waits for a ledger before it shows it as away.
+/// How long it waits for a ledger before it shows it as unreachable.
 const LEDGER_LIMIT: Duration = Duration::from_secs(5);
 /// Samples of a sparkline.
 const SAMPLES: usize = 120;
@@ -36,7 +36,7 @@ pub(crate) struct Watch {
     matchers: Vec<String>,
 }
 
-/// The migrations of one ledger, or why it is away.
+/// The migrations of one ledger, or why it cannot be reached.
 struct Shown {
     ledger: Option<String>,
     reports: Result<Vec<MigrationReport>, AdminError>,

@@ -74,7 +74,9 @@ async fn the_console_shows_and_changes_several_ledgers() -> Outcome {
     let ((eu, eu_url), (us, us_url)) = (ledger("eu").await?, ledger("us").await?);
     let console = Console::start("", &["--ledger", &eu, "--ledger", &us, "--ledger", AWAY]);
     let page = console.page("/").await;
-    for part in ["Ledger eu", "Ledger us", "This ledger is away", "/ledgers/us/migrations/shop/status"] {
+    for part in
+        ["Ledger eu", "Ledger us", "This ledger cannot be reached", "/ledgers/us/migrations/shop/status"]
+    {
         assert!(page.contains(part), "{part:?} not in {page}");
     }
     assert!(!page.contains(PASSWORD), "{page}");

@@ -199,7 +199,7 @@ async fn an_index_build_names_the_transaction_it_waits_for() -> Outcome {
     let mut long = report.begin_with(SNAPSHOT).await?;
     long.execute("select count(*) from orders").await?;
     world.ask("ramp:50").await?;
-    world.waits_for("waiting for older transactions: pid").await?;
+    world.waits_for("older transactions to end: pid").await?;
     world.waits_for("(nightly)").await?;
     let waited = "select exists (select from pg_stat_activity where query like 'create index concurrently%' \
         and state = 'active' and clock_timestamp() - query_start > '3 s')";

@@ -1,8 +1,9 @@
 //! Which section of the runbook belongs to what a migration waits for.
 
 /// A part of the text, and the heading in `docs/runbook.md`. The first that matches counts.
-const SECTIONS: [(&str, &str); 30] = [
-    ("no desired phase", "No desired phase"),
+const SECTIONS: [(&str, &str); 33] = [
+    ("a desired phase to be set", "No desired phase"),
+    ("a valid desired phase", "No desired phase"),
     ("no instance drives it", "No instance drives it"),
     ("an instance with the plan", "No instance drives it"),
     ("to acknowledge epoch", "Instance at an older epoch"),
@@ -15,6 +16,7 @@ const SECTIONS: [(&str, &str); 30] = [
     ("the reverse backfill to complete", "Work on rows"),
     ("a scan in `verify`", "Work on rows"),
     ("a scan that maps", "Work on rows"),
+    ("the throttle of the", "Work on rows"),
     ("the repair of", "Rows wait for repair"),
     ("external writes that the guard trigger cannot copy", "External writes"),
     ("guard trigger", "Guard trigger is disabled"),
@@ -22,6 +24,7 @@ const SECTIONS: [(&str, &str); 30] = [
     ("to replay another", "Standby is behind"),
     ("which is not connected", "Standby is behind"),
     ("could not acquire the lock", "Locks"),
+    ("older transactions to end", "Locks"),
     ("a transaction that blocks", "Locks"),
     ("a lock in schema", "Locks"),
     ("the constraints of the change", "Locks"),

@@ -120,7 +120,7 @@ async fn wait_for_open_external_writes(
             migration.note("");
             return Ok(writers.since);
         }
-        migration.note(&format!("waiting for {}; to unblock: end these transactions", open.join("; ")));
+        migration.note(&format!("{}; to unblock: end these transactions", open.join("; ")));
         sleep(PAUSE_POLL).await;
         tx = begin_unpaused(pool, kind, migration, "").await?;
     }
@@ -247,7 +247,7 @@ impl Pass<'_> {
                 );
                 self.job.set_throttled(pool, &reason.text).await?;
                 self.migration.note(&format!(
-                    "waiting for the throttle of the {kind}: {}; to unblock: wait, or change `Throttle`",
+                    "the throttle of the {kind}: {}; to unblock: wait, or change `Throttle`",
                     reason.text
                 ));
             }

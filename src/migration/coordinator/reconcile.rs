@@ -115,7 +115,7 @@ impl Reconcile<'_> {
         match self.spec.desired.target() {
             Some(target) => Aim { target, actor: self.spec.desired.actor().to_owned() },
             None => {
-                let none = || Target::Hold("no desired phase is set".into());
+                let none = || Target::Hold("a desired phase to be set".into());
                 let target = state.desired.clone().unwrap_or_else(none);
                 Aim { target, actor: state.desired_by.clone() }
             }

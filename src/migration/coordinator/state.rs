@@ -105,7 +105,7 @@ impl MigrationState {
                 table_problems,
             },
             ramp: u8::try_from(row.ramp_percent).unwrap_or(100),
-            desired: row.desired.map(|text| Target::from_text(&text)),
+            desired: row.desired.map(|text| desired(&text)),
             desired_by: row.desired_by,
             waits_for: row.waits_for,
             paused_by: row.paused_by,
@@ -113,6 +113,14 @@ impl MigrationState {
             is_sealed: row.sealed,
             facts,
         })
+    }
+}
+
+/// The desired phase that the ledger holds. Column `desired` can be updated directly, to any text.
+fn desired(text: &str) -> Target {
+    match Target::from_text(text) {
+        Target::Hold(reason) => Target::Hold(format!("a valid desired phase: {reason}")),
+        target => target,
     }
 }
 

@@ -149,7 +149,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
                 let done = deliver_due(self.pool(), migration.id(), self.source(), self.store()).await?;
                 if done.repaired == 0 {
                     migration.note(
-                        "waiting for rows to arrive at the other store; to unblock: see the errors in `cutover repairs`",
+                        "rows to arrive at the other store; to unblock: correct the errors that `cutover repairs` shows",
                     );
                     sleep(POLL).await;
                 }

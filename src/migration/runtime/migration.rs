@@ -132,7 +132,8 @@ impl Migration {
         &self.inner.write_times
     }
 
-    /// Sets what its running task waits for, which the driver records; empty: nothing. Returns whether it has changed.
+    /// Sets what its running task waits for; empty: nothing. The driver records it. The text completes "the migration waits
+    /// for …". Returns whether it has changed.
     pub(crate) fn note(&self, what: &str) -> bool {
         let mut note = self.inner.note.lock().unwrap_or_else(PoisonError::into_inner);
         let is_news = *note != what;

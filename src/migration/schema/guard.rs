@@ -102,7 +102,7 @@ struct Selects {
 }
 
 const REFUSE: &str = "raise exception using errcode = 'ZC003', \
-     message = pg_catalog.format('%s is no longer written through its old side: migration %s is in `%s`', \
+     message = pg_catalog.format('the old side of %s is no longer written: migration %s is in `%s`', \
          tg_table_name, tg_argv[0], phase), \
      detail = pg_catalog.format('The write came from application %s, role %s.', \
          coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), session_user), \

@@ -149,7 +149,7 @@ pub(super) async fn run(
         let note = match others.is_empty() {
             true => String::new(),
             false => format!(
-                "waiting for older transactions: {}; to unblock: end them; the statement is `{statement}`",
+                "older transactions to end: {}, which block `{statement}`; to unblock: end them",
                 others.join(", ")
             ),
         };
