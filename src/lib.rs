@@ -1,6 +1,6 @@
 //! Deploy a service and migrate its Postgres database without downtime and without losing a write.
 //!
-//! The smallest service. It has a public listener, a second one for probes, metrics and `/drain`, and it drains on SIGTERM:
+//! This is the smallest service. It has a public listener, a second one for probes, metrics and `/drain`, and it drains on SIGTERM:
 //!
 //! ```no_run
 //! use axum::{Router, routing::get};
@@ -20,6 +20,7 @@
 //! | start a service with all parts | [`Cutover`], and [`front`] for the environment variables that it reads |
 //! | move a column or a table | [`ColumnMigration`](migration::ColumnMigration), [`TableMigration`](migration::TableMigration), [`DualWrite`](migration::DualWrite) |
 //! | move rows to another database | [`migration::mirror`] |
+//! | add a constraint, drop something, or widen a key | [`SchemaChange`](migration::SchemaChange), [`WiderKey`](migration::WiderKey) |
 //! | know what a phase writes and reads | [`Phase`](migration::Phase) |
 //! | ask for a phase, or see what a migration waits for | [`migration::admin`], or the command `cutover` of package `cutover-cli` |
 //! | stop without failing a request | [`drain`] |
@@ -29,12 +30,12 @@
 //! | keep sessions that two builds share | `session` (cargo feature `redis`) |
 //! | test a repository or a router in every phase | [`testing`] |
 //! | judge a canary | [`metrics`] |
-//! | find what would break a build before it starts | [`preflight`] |
+//! | find what would break a build, before it starts | [`preflight`] |
 //!
-//! Each module also works without [`Cutover`], which only makes the parts and connects them.
+//! Each module also works without [`Cutover`], which only creates the parts and connects them.
 //!
-//! The README, and the guide in the folder `docs` of the package, explain the whole: concepts, the first migration step by
-//! step, operations and limits.
+//! The README, and the guide in the folder `docs` of the package, explain concepts, the first migration step by step,
+//! operations and limits.
 //!
 //! # Cargo features
 //!
@@ -42,6 +43,7 @@
 //! |---|---|---|
 //! | `redis` | yes | sessions, a health check and a pool on Redis, also over TLS (`rediss://`) |
 //! | `unleash` | yes | flags and desired phases from Unleash |
+//! | `console` | | a read-only page at `/` of the admin listener that shows the migrations of the service |
 //! | `openfeature` | | flags from any OpenFeature provider |
 //! | `deadpool` | | fenced transactions and connection shares on `deadpool-postgres` |
 //! | `tonic` | | gRPC health |

@@ -2,9 +2,9 @@
 //!
 //! `Cutover` serves it at `/`: phases, what a migration waits for, instances, progress, rows that wait for repair, external
 //! writers, history, and the steps ahead with their SQL. It changes nothing; `cutover console` of package `cutover-cli` can.
-//! The page needs no file from elsewhere. It polls every two seconds, and all viewers share one read of the ledger.
+//! The page loads no file from another server. It polls every two seconds, and all viewers share one read of the ledger.
 //!
-//! The other items of this module are for the command line, which shows the same.
+//! The other items of this module are for the command line, which serves the same pages.
 
 mod database;
 mod details;

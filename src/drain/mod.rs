@@ -7,7 +7,7 @@
 //!
 //! **The sequence** runs once, however often it is started ([`Drain::begin`]):
 //!
-//! 1. Readiness goes down. Connections are still accepted. Every HTTP/1 response says `Connection: close`; HTTP/2
+//! 1. The instance becomes unready. Connections are still accepted. Every HTTP/1 response says `Connection: close`; HTTP/2
 //!    connections that were open get a GOAWAY.
 //! 2. After [`propagation`](DrainOptions::propagation), connections are no longer accepted and idle ones are closed.
 //!    Requests continue until their bodies have ended, and [`WorkGuard`]s until they are dropped.
@@ -15,8 +15,8 @@
 //!    [`margin`](DrainOptions::margin), the rest is closed by force and listed in the [`DrainReport`].
 //! 4. The hooks run ([`Drain::on_drain`]). Then [`Drain::serve`] returns the report. This module never exits the process.
 //!
-//! A second SIGTERM or SIGINT goes to step 3 at once, and a third one also drops the hooks. A person at a terminal, or a
-//! supervisor, means it.
+//! A second SIGTERM or SIGINT skips to step 3, and a third one also skips the hooks, for a person or a supervisor that cannot
+//! wait.
 //!
 //! **Differences from axum's `with_graceful_shutdown`.** axum refuses connections from the first moment and has no
 //! deadline: a half-sent head or a silent HTTP/2 client delays it forever.
@@ -25,7 +25,7 @@
 //! period.
 //!
 //! **Long streams** (a watch, server-sent events: [`LongStream`]) would all last until the deadline. They are ended at
-//! step 2, when their client finds another instance. Upgraded connections (WebSocket) belong to their handler, which the
+//! step 2, because then a client that reconnects reaches another instance. Upgraded connections (WebSocket) belong to their handler, which the
 //! drain waits for: end them on [`Drain::begun`], with a close frame. At the deadline their reads and writes fail.
 //!
 //! **Limits on clients.** A request head may take [`head_timeout`](DrainOptions::head_timeout), and at most

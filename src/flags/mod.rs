@@ -1,6 +1,6 @@
-//! Feature flags: typed, decided once per request, with a meaningful answer from the first request on.
+//! Feature flags: typed, decided once per request, and with the last known state from the first request on.
 //!
-//! **Hazards** that this room removes:
+//! **Hazards** that this module removes:
 //!
 //! - A request asks for a flag twice and gets two answers, because the flag changed in between. [`FlagsLayer`] pins
 //!   decisions to the request: the first answer applies until the request ends.
@@ -34,8 +34,8 @@
 //! |---|---|---|
 //! | [`interval`](UnleashOptions::interval) | 1 s | the server itself looks once a second, so a change is everywhere within 2.1 s; an unchanged state is an answer without a body |
 //! | [`direct_interval`](UnleashOptions::direct_interval) | 15 s | as in Unleash's own clients; for an instance whose fleet has another one that polls at `interval` ([`FleetPolling`]) |
-//! | [`time_limit`](UnleashOptions::time_limit) | 3 s | a server that hangs must not block the poller, and a slow one should still be heard |
-//! | [`stale_after`](UnleashOptions::stale_after) | 30 s | covers several attempts, and someone who moves a migration by a flag learns within this time that the flag has no effect |
+//! | [`time_limit`](UnleashOptions::time_limit) | 3 s | a server that hangs must not block the poller, and the answer of a slow one should still be used |
+//! | [`stale_after`](UnleashOptions::stale_after) | 30 s | covers several attempts; a person who moves a migration by a flag sees within this time that the flag has no effect |
 //! | [`metrics_interval`](UnleashOptions::metrics_interval) | 60 s | as in Unleash's own clients; [`Flags::close`] sends the rest |
 //! | [`backup`](UnleashOptions::backup) | none | the application decides where a state may be stored, because strategies may name users |
 //!

@@ -4,14 +4,14 @@
 //!
 //! "All instances run the new code" is a guess unless something counts them. A process that was killed, paused or cut off
 //! looks the same from outside, and a paused one resumes what it was doing. Liveness is therefore a lease on the database's
-//! clock. An instance measures its own lease on a clock that runs on while the machine is suspended, from before its request,
-//! less a margin. So it stops trusting itself before others stop counting it.
+//! clock. An instance counts its own lease from the moment before it sends the renewal, subtracts a margin, and uses a clock
+//! that runs while the machine is suspended. So its reads stop before others stop waiting for it.
 //!
 //! # Defaults and reasons
 //!
 //! | option | default | why |
 //! |---|---|---|
-//! | [`lease`](FleetOptions::lease) | 10 s | longer than a restart or failover of Postgres takes, so that neither makes the fleet unready; a killed instance holds a migration up no longer than this |
+//! | [`lease`](FleetOptions::lease) | 10 s | longer than a restart or failover of Postgres takes, so that neither makes the fleet unready; a migration waits for a killed instance no longer than this |
 //! | [`renew_every`](FleetOptions::renew_every) | 2 s | four answers in a row may be lost; one statement in two seconds is no load, also with hundreds of pods |
 //! | [`name`](FleetOptions::name) | the service's | most tables are written by one service |
 //!

@@ -1,7 +1,7 @@
 //! One builder that composes all parts of the library for an ordinary service.
 //!
-//! Every part can also be used alone: this room only makes the parts and connects them. Besides
-//! [`release`](crate::release) it is the only room that reads the environment:
+//! Every part can also be used alone: this module only creates the parts and connects them. Besides
+//! [`release`](crate::release) it is the only module that reads the environment:
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
@@ -15,7 +15,7 @@
 //! | `CUTOVER_DRAIN_SECRET` | allows `/drain` from other hosts, see [`Drain::router`](crate::drain::Drain::router) | none |
 //! | `UNLEASH_INTERVAL_SECONDS` | time between two polls of the instance that polls for the fleet | 1 |
 //! | `UNLEASH_DIRECT_INTERVAL_SECONDS` | time between two polls of the others | 15 |
-//! | `UNLEASH_URL`, `UNLEASH_TOKEN` | the flag server and its backend token | none: every flag has its default |
+//! | `UNLEASH_URL`, `UNLEASH_TOKEN` | the flag server and its backend token | none: the default in code applies to every flag |
 //! | `CUTOVER_VERSION`, `CUTOVER_REVISION`, `CUTOVER_INSTANCE` | see [`Release::from_env`](crate::release::Release::from_env) | |
 //! | `CUTOVER_PREFLIGHT` | `1` or `json`: report what would break, and start nothing; see [`Cutover::run`] | `0` |
 //!
@@ -27,8 +27,8 @@
 //!
 //! Probes, metrics and `/drain` have a listener of their own, because everything on the public one is public. The pool has
 //! 10 connections, the default of sqlx. The grace period is 30 s, the default of Kubernetes, and propagation 5 s, see
-//! [`drain`](crate::drain). Leases, checks, flags and sessions have the defaults of their rooms. Nothing is required: a part
-//! that is not named does not exist and costs nothing.
+//! [`drain`](crate::drain). Leases, checks, flags and sessions have the defaults of their modules. No part is required. A
+//! part that is not added is not created and costs nothing.
 
 mod admin;
 mod assembly;

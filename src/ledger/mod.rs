@@ -4,7 +4,7 @@
 //! same database as the data, so that both are restored from the same write-ahead log.
 //!
 //! Each file holds the statements on one table or for one concern, as functions that take and return plain values. This
-//! room does not know phases; it stores their names.
+//! module does not interpret phases: it stores their names.
 
 pub(crate) mod acknowledgements;
 pub(crate) mod bad_rows;

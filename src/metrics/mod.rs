@@ -2,7 +2,7 @@
 //!
 //! **Hazard.** A layer that counts at the response head counts a stream that broke half way as a success. It never sees a
 //! handler that panicked or a client that disconnected, and its in-flight gauge stays above zero. A layer that labels by path
-//! creates a series for every path. A judge that reads those numbers promotes a broken build. Here a request is classified at
+//! creates a series for every path. A judge that reads such metrics promotes a broken build. Here a request is classified at
 //! the end of its response body, under the route that matched, and a series starts at zero, so that an empty result is not
 //! mistaken for a healthy one.
 //!
@@ -24,8 +24,8 @@
 //! So `status=~"5.."` selects exactly the failures of the service itself.
 //!
 //! **Series that exist from the start** are `200`, `500` and `503` of every route and method that was
-//! [declared](Metrics::declare) or has had a request, all reasons for an abort beside them, and the same of `unmatched`.
-//! `rate()` does not see the first step of a series that appears with it.
+//! [declared](Metrics::declare) or has had a request, and its series for every reason of an abort. The same series exist for
+//! `unmatched`. `rate()` misses the first increase of a series that does not exist before it.
 //!
 //! **Cardinality.** Routes come from the router and from declarations, methods and reasons are fixed, and statuses are those
 //! that the service returns. A client can't create a series: unmatched paths are one route, and unknown methods one method.

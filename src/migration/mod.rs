@@ -14,11 +14,13 @@
 //!
 //! - [`ColumnMigration`] or [`TableMigration`] describes a migration within one database, [`mirror`] one to another database.
 //! - [`SchemaChange`] describes a change of the schema that moves no data: a constraint is added, or something is dropped.
-//! - [`MigrationSpec`] declares it in a build, with the phases that the build can run ([`PhaseRange`]).
+//!   [`WiderKey`] makes an `integer` key a `bigint`.
+//! - [`MigrationSpec`] declares any of these in a build, with the phases that the build can run ([`PhaseRange`]).
 //! - [`Migration`] is the handle at run time: [`Migration::begin`] begins a transaction at the current epoch. [`Migrations`]
 //!   begins one that writes under several migrations.
-//! - [`DualWrite`] makes two repositories, one for each side, look like one. [`Shadow`] compares what requests read.
-//! - [`admin`] is what people ask for and see. The command line `cutover` is made of it.
+//! - [`DualWrite`] combines two repositories, one for each side, behind the interface of one. [`Shadow`] compares what requests
+//!   read.
+//! - [`admin`] has the commands and reports that the command line `cutover` uses.
 
 pub mod admin;
 mod batch;

@@ -3,9 +3,10 @@
 //! # The hazard
 //!
 //! During a rolling update the replicas, the surge and the terminating pods each have a full pool. The sum reaches
-//! `max_connections` in the middle of a deploy, and the new pod is refused: "too many clients". Here an instance holds a
-//! *share*: it is leased in the ledger, and granted under one lock, so that the sum stays within what the server allows. A
-//! renewal is one statement, and no lock is held across a round trip, so a thousand instances can share a server. A
+//! `max_connections` in the middle of a deploy, and the server refuses the new pod: "too many clients". Here an instance
+//! leases a *share* of the connections in the ledger. Shares are granted under one lock, so that their sum stays within what
+//! the server allows. A renewal is one statement, and no lock is held across a round trip, so a thousand instances can share a
+//! server. A
 //! share is smaller while other instances need connections, and larger when they have left. The share of a killed instance
 //! counts until its lease has ended and the server has none of its connections left.
 //!

@@ -15,12 +15,12 @@
 //! | flags | declared but missing or archived; the server refuses the token; the URL is wrong; no server is configured | stale; the server is unreachable |
 //!
 //! An unreachable flag server is a warning, because an instance starts without it. A missing flag is a problem although
-//! its default would apply, because someone will turn a switch that does not exist.
+//! its default would apply, because a person who tries to change it on the server will not find it.
 //!
-//! **Deployment caveat.** A preflight is true at its moment. The same rules apply at the start and afterwards: the deploy
-//! guard refuses a build whose range lacks the phase then.
+//! **Deployment caveat.** A preflight describes the state at one moment. The same rules apply at the start and afterwards: an
+//! instance is not admitted if its build does not support the phase that the migration is in then.
 //!
-//! [`Preflight`] works alone. The front door fills it in and runs it if `CUTOVER_PREFLIGHT=1`; see
+//! [`Preflight`] can be used alone. [`Cutover`](crate::Cutover) fills it in and runs it if `CUTOVER_PREFLIGHT=1`; see
 //! [`Cutover::run`](crate::Cutover::run).
 
 mod flags;

@@ -2,7 +2,7 @@
 //!
 //! **Hazard.** A canary is judged by comparing the series of one version with those of another. If each layer finds its
 //! own name for "this version", the comparison runs over an empty or a mixed set, and the bad build looks healthy. So the
-//! identity is made and checked once, and everything that labels or registers something gets it from here.
+//! identity is built and checked once, and everything that needs a label or a name gets it from here.
 
 mod identity;
 

@@ -1,6 +1,6 @@
 //! Sessions in Redis that several builds share.
 //!
-//! During a deploy two builds read and write the same sessions. **Hazards** that this room removes:
+//! During a deploy two builds read and write the same sessions. **Hazards** that this module removes:
 //!
 //! - A build writes back what it read, without the fields that only the other build knows. [`RedisStore`] writes only
 //!   what a request changed and keeps everything else as it is at that moment. [`PreserveUnknown`] does the same for
@@ -19,7 +19,7 @@
 //! | option | default | reason |
 //! |---|---|---|
 //! | [`prefix`](RedisStoreOptions::prefix) | `session:` | other data usually shares the Redis, and an ACL or an eviction policy needs a prefix |
-//! | [`time_limit`](RedisStoreOptions::time_limit) | 1 s | every request with a session waits for it, and a Redis that needs a second is down |
+//! | [`time_limit`](RedisStoreOptions::time_limit) | 1 s | every request with a session waits for it, and a Redis that needs a second does not work |
 //! | [`on_conflict`](RedisStoreOptions::on_conflict) | [`LastWriteWins`](ConflictPolicy::LastWriteWins) | two requests of one page that set the same key should both succeed |
 
 mod envelope;

@@ -4,14 +4,14 @@
 //!
 //! Code for both sides runs in eight phases, and a developer sees one of them. An insert that is not an upsert works until
 //! the row has been copied. A query that names the new column fails before `expand`, and one that names the old column
-//! fails after `contract`. In production each of these shows at the step that needs it, in the middle of a migration.
+//! fails after `contract`. In production each of these fails at the step that needs it, in the middle of a migration.
 //!
 //! # What it does
 //!
 //! [`EveryPhase`] runs the real library on a real database: it installs the ledger, joins as the only instance, and moves
 //! the migration with its plan, through `expand`, the copy, the comparison and the drop. In each phase it calls your code.
 //! It reports every phase in which your code fails, rows that differ between the sides, rows that cannot be mapped, and a
-//! step that does not come about, with what it waits for.
+//! step that does not complete, with what it waits for.
 //!
 //! ```no_run
 //! use cutover::migration::{ColumnMigration, DualWrite, Error, MigrationSpec, PhaseRange, PinnedTx};

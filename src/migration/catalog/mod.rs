@@ -1,10 +1,9 @@
-//! What Postgres's catalog says about the two sides of a migration, read once and judged at once.
+//! What Postgres's catalog says about the two sides of a migration: read once, and checked as a whole.
 //!
 //! # The hazard
 //!
 //! A table is rarely what a plan assumes. Row security hides rows from a copy, a constraint needs the old column, a
-//! column of the new name holds other data. Each of these passes unnoticed until a phase from which there is no way
-//! back. So [`TableFacts`] holds everything that a plan may assume, and the functions here turn it into a list of
+//! column of the new name holds other data. Unchecked, each of these shows only in a phase that has no way back. So [`TableFacts`] holds everything that a plan may assume, and the functions here turn it into a list of
 //! [`PlanProblem`]s, each with a remedy. Where reading is not enough, an operation is tried in a transaction that is
 //! rolled back.
 

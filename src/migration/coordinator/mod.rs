@@ -1,4 +1,4 @@
-//! What moves the fleet from one epoch to the next: each instance's agent, and the driver that one of them is.
+//! What moves the fleet from one epoch to the next: an agent on each instance, and a driver on one of them.
 //!
 //! # The hazard
 //!
@@ -10,8 +10,8 @@
 //!
 //! | option | default | why |
 //! |---|---|---|
-//! | [`transaction_limit`](DriverOptions::transaction_limit) | 30 s | longer than a transaction of a service should be open; after that its backend is terminated, so that it cannot hold the migration up forever |
-//! | [`leadership_lease`](DriverOptions::leadership_lease) | 5 s | a dead driver is replaced within it, and one slow answer does not end the leadership |
+//! | [`transaction_limit`](DriverOptions::transaction_limit) | 30 s | longer than a transaction of a service should be open; after that its backend is terminated, so that the migration does not wait for it forever |
+//! | [`leadership_lease`](DriverOptions::leadership_lease) | 5 s | a driver that died is replaced within this time, and one slow answer does not end the leadership |
 //! | [`soak`](MigrationSpec::soak) | one day | a daily reader of the old side has run once before the drop |
 //! | [`external_write_quiet_period`](MigrationSpec::external_write_quiet_period) | one minute | for external writes that could not be copied; a job that runs less often needs more |
 

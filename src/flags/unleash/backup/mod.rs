@@ -1,7 +1,7 @@
 //! The last known state, stored where a new instance finds it.
 //!
 //! **Hazard.** A pod that starts while Unleash is unreachable knows no flags. A default that is safe in the first week
-//! of a feature sends everyone back to the old path in the tenth. The stored state may itself be truncated, written by
+//! of a feature sends all users back to the old path in the tenth. The stored state may itself be truncated, written by
 //! another build, or too large. Then the declared defaults apply, and the log and
 //! `cutover_flag_backups_total{result="refused"}` show it.
 

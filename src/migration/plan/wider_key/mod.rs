@@ -2,9 +2,9 @@
 //!
 //! # The hazard
 //!
-//! `ALTER COLUMN … TYPE bigint` rewrites the table under a lock that blocks everybody, for minutes or hours. A second column
-//! avoids that, but then the primary key, the identity or sequence and the column's name have to move too, and a build whose
-//! code decodes four bytes fails as soon as it receives eight.
+//! `ALTER COLUMN … TYPE bigint` rewrites the table under a lock that blocks all readers and writers, for minutes or hours. A second column
+//! avoids that, but then the primary key, the identity or sequence and the column's name have to move too. And a build whose
+//! code decodes four bytes fails when it receives eight.
 //!
 //! # How the phases apply
 //!
@@ -21,8 +21,8 @@
 //! The exchange is in `switch` because there, unlike in `contract`, it has a way back, and because every live build has
 //! declared by then that it can read the key with either type.
 //!
-//! The way back is possible while no key is above the range of the old type. The migration waits with such rows named; it
-//! does not lose them.
+//! The way back is possible while no key is above the range of the old type. If there are such rows, the step back waits and
+//! names them.
 
 mod builder;
 mod exchange;

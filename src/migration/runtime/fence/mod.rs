@@ -2,8 +2,9 @@
 //!
 //! # The hazard
 //!
-//! A writer that was paused or cut off can resume long after the fleet has moved on. It still works by the old epoch, and
-//! no check of its own can stop it. The fence is a function that the database runs first in every write transaction.
+//! A writer that was paused or cut off can resume long after the fleet has moved on. It still works at the old epoch, and a
+//! check in its own process can come too late. The fence is a function that the database runs first in every write
+//! transaction.
 
 #[cfg(feature = "deadpool")]
 mod on_deadpool;
