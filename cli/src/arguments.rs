@@ -104,7 +104,7 @@ pub(crate) struct Arguments {
     /// Print JSON. With --ledger, one value for each ledger
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Who does this, for the history. Default: the database role and the name of this host
+    /// Who does this, for the history. Without it and USER: the database role and the name of this host
     #[arg(long, env = "USER", hide_env_values = true, global = true)]
     pub(crate) actor: Option<String>,
     #[command(subcommand)]

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_question_that_hangs_is_given_up_and_the_last_answer_told() {
+    async fn a_hanging_query_ends_and_the_last_answer_is_reported() {
         let mut asked = 0;
         let outcome = wait_until("never", Duration::from_millis(200), || {
             asked += 1;

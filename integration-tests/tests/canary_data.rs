@@ -315,7 +315,7 @@ openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 
 ";
 
 #[tokio::test]
-async fn prometheus_with_tls_and_a_login_of_its_own_is_asked() {
+async fn prometheus_is_queried_over_tls_with_a_login() {
     let folder = Folder::new("certificates").unwrap();
     let made = Command::new("sh").args(["-ec", CERTIFICATES]).current_dir(folder.path()).output().unwrap();
     if !folder.path().join("server.pem").exists() {

@@ -187,7 +187,7 @@ async fn an_instance_that_stops_hands_over_at_once() {
 }
 
 #[tokio::test]
-async fn instances_poll_by_themselves_while_the_ledger_is_away() {
+async fn instances_poll_alone_while_the_ledger_is_unreachable() {
     let (postgres, ledger) = ledger().await;
     let server = Server::default();
     let url = server.start().await;

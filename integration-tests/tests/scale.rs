@@ -47,7 +47,7 @@ async fn observer(url: &str) -> Outcome<PgPool> {
 }
 
 #[tokio::test]
-async fn a_hundred_instances_agree_on_every_step_over_a_handful_of_connections() -> Outcome {
+async fn a_hundred_instances_agree_over_a_handful_of_connections() -> Outcome {
     const COUNT: usize = 100;
     let url = Postgres::fresh_database().await?;
     let ledger = Ledger::open(url.parse()?).await?;
@@ -103,7 +103,7 @@ async fn migrations_of_one_service_move_independently() -> Outcome {
 }
 
 #[tokio::test]
-async fn fleets_in_one_database_and_databases_of_one_service_are_apart() -> Outcome {
+async fn fleets_and_databases_of_one_service_are_independent() -> Outcome {
     let (here, there) = (Postgres::fresh_database().await?, Postgres::fresh_database().await?);
     let (first, second) = (Ledger::open(here.parse()?).await?, Ledger::open(there.parse()?).await?);
     // The same name everywhere: two services in one database, and one of them in another database too.

@@ -1,6 +1,6 @@
 //! What a trait gets to hear that `#[dual_write]` can't implement.
 
 #[test]
-fn a_trait_that_can_not_be_implemented_is_told_why() {
+fn an_unusable_trait_is_refused_with_the_reason() {
     trybuild::TestCases::new().compile_fail("tests/ui/*.rs");
 }

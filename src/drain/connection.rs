@@ -33,7 +33,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(super) struct Server {
     builder: Builder<TokioExecutor>,
-    /// hyper's own limit begins when the first bytes have told the version.
+    /// hyper's own limit begins when the first bytes have shown the version of HTTP.
     head_timeout: Duration,
 }
 

@@ -47,7 +47,7 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// A drain that takes `health` down (the signal `drain`) when it begins.
+    /// A drain that makes `health` unready (by the signal `drain`) when it begins.
     ///
     /// # Errors
     ///

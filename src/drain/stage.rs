@@ -7,7 +7,7 @@ use tokio::sync::watch;
 #[repr(u8)]
 pub(super) enum Stage {
     Serving,
-    /// Readiness is down; connections are still accepted.
+    /// The instance is unready; connections are still accepted.
     Propagating,
     /// Connections are no longer accepted; requests go on.
     Closing,

@@ -24,7 +24,7 @@ pub(super) struct State {
     /// `None` once the hooks have been started.
     pub(super) hooks: Mutex<Option<Vec<Hook>>>,
     pub(super) report: OnceLock<DrainReport>,
-    /// How often the drain was told not to wait any longer.
+    /// How often the drain was cut short.
     pub(super) cut_short: watch::Sender<u32>,
     pub(super) readiness: Signal,
     pub(super) runtime: Handle,

@@ -99,8 +99,8 @@ impl Variant {
 
 /// The state of a flag that steers a whole fleet, such as the desired phase of a migration.
 ///
-/// Unlike a decision for a request, it can be unknown: an unreachable flag server, an archived flag or a gradual rollout
-/// must not look like a person who turned the flag off.
+/// Unlike a decision for a request, it can be unknown: an unreachable flag server, an archived flag or a gradual
+/// rollout must not count as a person who turned the flag off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Switch {

@@ -29,8 +29,9 @@ pub enum Membership {
 
 /// This process's membership of its fleet: a row in the ledger under a lease that a background task renews.
 ///
-/// A cheap handle. When the lease expires, [`Lease::holds`] is false at once, and [`Fleet::membership`] reports it.
-/// Readiness goes down only while a declared migration is past `off`. When the database is reachable again, the task rejoins under another id.
+/// A cheap handle. When the lease expires, [`Lease::holds`] is false at once, and [`Fleet::membership`] reports it. The
+/// instance becomes unready only while a declared migration is past `off`. When the database is reachable again, the
+/// task rejoins under another id.
 ///
 /// A lease that was lost does not hold again before the [`Agent`](crate::migration::Agent) has taken up the new membership.
 /// Until then operations of the earlier one may still run, and a new lease would wrongly cover them.

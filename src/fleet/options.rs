@@ -13,9 +13,9 @@ pub struct FleetOptions {
     pub name: Option<String>,
     /// How long an instance counts as alive without a renewal. Default 10 s.
     ///
-    /// A killed instance holds a migration up for this long. An instance that is cut off from the database refuses reads
-    /// after it. If the database is unreachable for longer than this, every instance becomes unready while a declared migration
-    /// is past `off`.
+    /// A migration waits this long for a killed instance. An instance that is cut off from the database refuses reads
+    /// after it. If the database is unreachable for longer than this, every instance becomes unready while a declared
+    /// migration is past `off`.
     pub lease: Duration,
     /// How often the lease is renewed. Default 2 s; at most a third of the lease, so that one lost answer does no harm.
     pub renew_every: Duration,

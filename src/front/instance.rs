@@ -24,8 +24,8 @@ pub(super) type SubjectOf = Arc<dyn Fn(&Parts) -> Subject + Send + Sync>;
 
 /// A started instance of the service: its parts, and the methods that serve it.
 ///
-/// Probes, metrics and `/drain` are already served on the admin listener. Readiness goes up when [`serve`](Self::serve)
-/// or [`serve_admin`](Self::serve_admin) is called.
+/// Probes, metrics and `/drain` are already served on the admin listener. The instance becomes ready when
+/// [`serve`](Self::serve) or [`serve_admin`](Self::serve_admin) is called.
 pub struct Instance {
     pub(super) release: Release,
     pub(super) listen: SocketAddr,
@@ -91,7 +91,7 @@ impl Instance {
 
     /// Waits until the fleet has admitted this instance, so that a job can write its first row. At once without a migration.
     ///
-    /// A build that the deploy guard refuses is never admitted. So a job waits for the drain, too:
+    /// A build that cannot run the current phase is never admitted. So a job waits for the drain, too:
     ///
     /// ```no_run
     /// # async fn f(instance: &cutover::Instance) {
@@ -121,10 +121,10 @@ impl Instance {
     }
 
     /// Admission before the Postgres pool, as a layer for the routes that use it: 503 with `Retry-After` instead of a
-    /// wait of more than five seconds. `None` with a pool of one's own, or without one.
+    /// wait of more than five seconds. `None` with a pool of the service's own, or without a pool.
     ///
-    /// A request holds its place until its handler is done, so it does not belong around streams or routes that ask no
-    /// database.
+    /// A request holds its place until its handler is done, so it does not belong around streams or routes that do not
+    /// use the database.
     pub fn admission(&self) -> Option<Admission> {
         self.admission.clone()
     }

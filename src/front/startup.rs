@@ -24,8 +24,8 @@ const LEAVE: Duration = Duration::from_secs(3);
 
 /// Retries the steps of a start, and says in readiness what it waits for.
 ///
-/// Only a wrong configuration ends a start: everything else is repaired elsewhere, and a process that exits would have to
-/// be started again, which takes longer each time.
+/// Only a wrong configuration ends a start. Other problems can be solved while the process waits, and a platform
+/// restarts a process that exits after pauses that grow each time.
 pub(super) struct Retry<'a> {
     pub(super) signal: &'a Signal,
 }

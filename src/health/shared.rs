@@ -6,7 +6,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::component::{Component, Criticality, State, StatusChange};
 
-/// Status changes that are kept for a slow subscriber. After that it misses the oldest and is told so.
+/// Status changes that are kept for a slow subscriber. After that it misses the oldest, and gets an error that says so.
 const STATUS_CHANGES: usize = 64;
 
 /// All components and the readiness that follows from them.

@@ -30,7 +30,7 @@ impl fmt::Debug for Connections {
 const CONNECTIONS: u32 = 4;
 /// An idle connection is closed after this time.
 const IDLE: Duration = Duration::from_secs(30);
-/// How long the question may take what the sessions do.
+/// The time limit of the query that asks what the sessions do.
 const LIMIT: Duration = Duration::from_secs(4);
 /// Four connections that are replaced whenever they were idle make fewer sessions than this in the lifetime of one.
 const SESSIONS: usize = 256;

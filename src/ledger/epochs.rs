@@ -21,7 +21,7 @@ pub(crate) struct Move<'a> {
     pub(crate) reason: &'a str,
 }
 
-/// Opens the next epoch and tells the fleet. A second driver that decided the same move fails on the epoch's key.
+/// Opens the next epoch and notifies the fleet. A second driver that decided the same move fails on the epoch's key.
 pub(crate) async fn open(tx: &mut PgConnection, step: &Move<'_>) -> Result<(), sqlx::Error> {
     unprepared::query(
         "insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason) \

@@ -35,8 +35,8 @@ macro_rules! holders {
     };
 }
 
-/// Waits a moment until no external writer has a transaction open, and holds up the next one until this transaction ends.
-/// `false`, or a lock timeout, if that takes longer.
+/// Waits a moment until no external writer has a transaction open, and makes the next one wait until this transaction
+/// ends. `false`, or a lock timeout, if that takes longer.
 pub(crate) async fn have_ended(tx: &mut PgConnection, migration: i32) -> Result<bool, sqlx::Error> {
     let is_long: bool = unprepared::query_scalar(concat!(
         "select count(*) filter (where a.xact_start is null or a.xact_start < clock_timestamp() - $3::text::interval) > 0",

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Ledger;
 
-/// Nobody drives the migration, or this instance does, or the driver's lease or membership has ended.
+/// No instance drives the migration, or this one does, or the driver's lease or membership has ended.
 macro_rules! is_free {
     () => {
         "(driver is null or driver = {instance} or driver_until < clock_timestamp() \
@@ -71,6 +71,6 @@ pub(crate) async fn report_missing_plan(
     Ok(())
 }
 
-/// Goes into a statement as it is, so it has no quotation mark.
+/// It is put into a statement without quoting, so it has no quotation mark.
 const MISSING_PLAN: &str = "an instance with the plan of this migration: the builds that are running declare the \
      migration without one; to unblock: deploy a build that declares the plan";

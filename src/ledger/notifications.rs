@@ -27,7 +27,7 @@ const KEPT: usize = 16;
 pub(crate) const NO_NOTIFICATIONS: &str =
     "notifications don't arrive, as behind a pooler in transaction mode; changes are found by polling";
 
-/// Tells the fleet's instances, when the transaction commits, to look at the ledger now instead of at their next poll.
+/// Makes the fleet's instances read the ledger when the transaction commits, instead of at their next poll.
 pub(crate) async fn send(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
     unprepared::query("select pg_notify('cutover', $1)").bind(fleet).execute(tx).await?;
     Ok(())
@@ -172,7 +172,7 @@ impl Listener {
     /// `None`: notifications would not arrive, or would reach other clients.
     async fn listen(&self) -> Result<Option<PgListener>, sqlx::Error> {
         if cfg!(cutover_break = "agree") {
-            // The rule matters for an instance that learns of everything late.
+            // Only the instance whose notifications do not arrive is slow, so it says why.
             std::future::pending::<()>().await;
         }
         if !self.keeps_sessions {

@@ -36,7 +36,7 @@ pub(crate) struct Settled {
 pub(crate) struct ShareBudget {
     /// The number of shares.
     pub(crate) instances: usize,
-    /// The sum of what every share needs at least.
+    /// The sum of the minimums of all shares.
     pub(crate) needed: u32,
     /// What all pools together may hold.
     pub(crate) connections: u32,

@@ -9,7 +9,7 @@ use super::unprepared;
 pub(crate) struct StandbyRow {
     pub(crate) name: String,
     /// Bytes of WAL that it has yet to replay. `None`: it is not connected, this role may not see its position, or the
-    /// server tells no positions.
+    /// server does not report positions.
     pub(crate) bytes: Option<i64>,
 }
 
@@ -22,7 +22,7 @@ macro_rules! standbys {
 }
 pub(crate) use standbys;
 
-/// The position in the write-ahead log, or null where the server does not tell it.
+/// The position in the write-ahead log, or null where the server does not report it.
 macro_rules! wal_position {
     () => {
         "cutover.wal_position()"

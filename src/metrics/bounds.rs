@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unusable_bounds_are_refused_and_a_bound_belongs_to_its_bucket() {
+    fn unusable_bounds_are_refused_and_a_bound_is_in_its_bucket() {
         let millis = |all: &[u64]| all.iter().map(|m| Duration::from_millis(*m)).collect::<Vec<_>>();
         for (bounds, problem) in [
             (millis(&[]), "0 bounds; use 1 to 24"),

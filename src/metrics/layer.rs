@@ -49,8 +49,8 @@ impl<S> Layer<S> for MetricsLayer {
     }
 }
 
-/// What one instance of the layer has found out. A router puts an instance around each of its routes, so that the route
-/// of the first request is usually that of all others.
+/// What one instance of the layer remembers. A router puts an instance around each of its routes, so that the route of
+/// the first request is usually that of all others.
 struct Place {
     http: Arc<Http>,
     first: OnceLock<Arc<Route>>,

@@ -95,8 +95,8 @@ pub(super) struct Method {
     statuses: Statuses,
 }
 
-/// `rate()` does not see the first step of a series that appears with it, so the first failure of a quiet canary would be
-/// missed. 503 is the answer of a service that is overloaded or drains.
+/// `rate()` misses the first increase of a series that does not exist before it, so it would miss the first failure of
+/// a quiet canary. 503 is the answer of a service that is overloaded or drains.
 const FROM_THE_START: [u16; 3] = [200, 500, 503];
 
 impl Default for Method {

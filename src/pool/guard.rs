@@ -321,7 +321,7 @@ impl Keeper {
         bound.close().await;
         limit.send_replace(0);
         if let Err(error) = share.ledger.give_back(&share.request.name).await {
-            tracing::warn!(%error, "could not give back the share of connections; it ends with its lease");
+            tracing::warn!(%error, "could not give back the share of connections; its lease expires by itself");
         }
     }
 

@@ -10,7 +10,7 @@ use crate::migration::MigrationSpec;
 use crate::migration::admin::{BuildFindings, examine_builds};
 use crate::pool::ShareOptions;
 
-/// The time limit for all questions to the ledger, including the connection.
+/// The time limit for all queries of the ledger, including the connection.
 const LEDGER_LIMIT: Duration = Duration::from_secs(15);
 
 /// What to check in the ledger.

@@ -10,7 +10,7 @@ use serde::Serialize;
 pub enum Severity {
     /// The check passed.
     Pass,
-    /// An instance would start and serve, but someone should look at it.
+    /// An instance would start and serve, but a person should look at it.
     Warning,
     /// An instance would not start, would not become ready, or would not do what was intended.
     Problem,

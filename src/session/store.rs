@@ -57,7 +57,7 @@ const COMPARE_AND_SET: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
 /// the save is an error. A request that *clears* a session replaces what others wrote.
 ///
 /// A request may save more than once. The record remembers the keys that its last four writers changed. If more than
-/// three other requests wrote in between, the first change of the request looks like a change of another request.
+/// three other requests wrote in between, the first change of the request is taken for a change of another request.
 ///
 /// For this, a loaded record has one more key, `$cutover`, which is never stored. Do not put a cache in front of the
 /// store, because it would return records that no longer exist.

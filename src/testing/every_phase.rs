@@ -100,7 +100,7 @@ impl EveryPhase {
     /// So the code of a later build is tested with `PhaseRange::from_phase(Phase::Retire)`. The soak time, the standbys and
     /// the source of the desired phase are replaced.
     ///
-    /// The database is changed for good: use one that only this test uses, such as that of `#[sqlx::test]`.
+    /// The changes to the database stay: use one that only this test uses, such as that of `#[sqlx::test]`.
     pub fn new(pool: &PgPool, spec: MigrationSpec) -> Self {
         Self { pool: pool.clone(), spec, others: Vec::new(), limit: LIMIT }
     }
@@ -123,7 +123,7 @@ impl EveryPhase {
     ///
     /// # Errors
     ///
-    /// Everything that failed. The calls go on after a failed one. They end at a step that does not come about.
+    /// Everything that failed. The calls go on after a failed one. They end at a step that does not complete.
     ///
     /// # Cancel safety
     ///
@@ -194,7 +194,7 @@ fn with_sources(error: &(dyn StdError + 'static)) -> String {
         if !text.contains(&part) {
             text = if text.is_empty() { part } else { format!("{text}: {part}") };
         }
-        // These two have said everything about their sources.
+        // The texts of these two include those of their sources.
         let is_complete = database.is_some() || error.is::<migration::Error>();
         next = error.source().filter(|_| !is_complete);
     }

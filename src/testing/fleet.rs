@@ -18,7 +18,7 @@ use crate::release::Release;
 /// The name of the fleet and of its service, and the actor of what it does.
 const NAME: &str = "cutover-testing";
 
-/// How often the state is looked at.
+/// How often the state is read.
 const CHECK: Duration = Duration::from_millis(15);
 
 /// External writes that cannot be copied come from the code under test only.

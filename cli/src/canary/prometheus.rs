@@ -127,13 +127,13 @@ impl Prometheus {
 
     /// By how much the counters grew within the window, one value a series.
     ///
-    /// `increase` counts from a series' first sample on, so it misses what a new series was born with: the first failure
-    /// of a kind appears as a series whose first sample is one. That first sample is added, with the label `part`, for a
-    /// series that is really new:
+    /// `increase` counts from a series' first sample on, so it misses the first value of a new series: the first
+    /// failure of a kind appears as a series whose first sample is one. That first sample is added, with the label
+    /// `part`, for a series that is really new:
     ///
     /// - it has no sample before the window, not even before a gap, and
     /// - its instance has older samples than it, or the instance is new but Prometheus is not. A Prometheus that lost its
-    ///   data, or was just installed, sees counters of long ago for the first time.
+    ///   data, or was just installed, sees old counters for the first time.
     fn growth(&self, family: &str, version: &str, matchers: &[&str], window: Duration) -> String {
         let (window, earlier) = (milliseconds(window), milliseconds(window + SCRAPES));
         let series = self.series(family, version, matchers);

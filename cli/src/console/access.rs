@@ -71,7 +71,7 @@ pub(super) fn secret() -> String {
     })
 }
 
-/// Compares in a time that does not tell where the two differ.
+/// Compares in a time that does not depend on where the two differ.
 pub(super) fn is_equal(one: &str, other: &str) -> bool {
     let (one, other) = (Sha256::digest(one), Sha256::digest(other));
     one.iter().zip(&other).fold(0, |differs, (one, other)| differs | (one ^ other)) == 0

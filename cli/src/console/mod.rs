@@ -100,7 +100,7 @@ pub(crate) async fn run(databases: Vec<Database>, console: &Console, actor: &str
             complain(&format!("cutover: the console has ended: {error}"));
             return ExitCode::from(1);
         },
-        // Open event streams would hold up a graceful end, and nothing is lost without it.
+        // Open event streams would delay a graceful end, and nothing is lost without one.
         _ = tokio::signal::ctrl_c() => {}
     }
     ExitCode::SUCCESS

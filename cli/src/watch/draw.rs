@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_that_is_away_is_shown_beside_the_others() {
+    fn an_unreachable_ledger_is_shown_beside_the_others() {
         let shown = picture(None);
         for part in ["ledger eu", "the ledger has no migration", "ledger us", "unreachable: ", "q end"] {
             assert!(shown.contains(part), "{part:?} not in {shown}");

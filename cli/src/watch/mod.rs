@@ -51,7 +51,7 @@ struct Picture {
     ledgers: Vec<Shown>,
     /// Rows per second of each migration, by its full name.
     rows: HashMap<String, Series>,
-    /// The rows that were done at the last look.
+    /// The rows that were done at the last read.
     last_rows: HashMap<String, (Instant, i64)>,
     traffic: Option<Result<Vec<Sample>, String>>,
     scroll: u16,
@@ -168,7 +168,7 @@ async fn live(
             _ = tick.tick() => {
                 match tokio::time::timeout(LEDGER_LIMIT, look(databases, migration)).await {
                     Ok(shown) => picture.update(shown),
-                    // The state stays on the screen; the next look reports the ledger's own error.
+                    // The state stays on the screen; the next read reports the ledger's own error.
                     Err(_) => continue,
                 }
                 if let Some(traffic) = &mut traffic {
@@ -184,7 +184,7 @@ fn ends(key: KeyEvent) -> bool {
     is_interrupt || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc)
 }
 
-/// Key presses, and changes of the terminal's size as a key without a meaning.
+/// Key presses; a change of the terminal's size arrives as a key without an effect.
 fn keys() -> mpsc::Receiver<KeyEvent> {
     let (sender, receiver) = mpsc::channel(16);
     tokio::task::spawn_blocking(move || {
@@ -223,7 +223,7 @@ impl Picture {
         self.ledgers = shown;
     }
 
-    /// Adds the rows per second since the last look.
+    /// Adds the rows per second since the last read.
     fn sample(&mut self, name: String, report: &MigrationReport) {
         let done = report.work.as_ref().filter(|work| !work.finished).map(|work| work.rows_done);
         let rate = match (done, self.last_rows.get(&name)) {

@@ -184,7 +184,7 @@ fn without_any_one_rule_there_is_damage() {
 /// A limit of the promise: a read has no fence. After a failover that lost epochs, an instance reads by a lost epoch
 /// until it next hears from the database.
 #[test]
-fn a_read_before_the_first_contact_after_a_failover_may_be_stale() {
+fn a_read_right_after_a_failover_may_be_stale() {
     let protocol = Protocol { judges_before_contact: true, ..failover(4) };
     let found = explore("reads before contact", protocol, HasDiscoveries::AllOf(BTreeSet::from([STALE])));
     assert!(

@@ -136,7 +136,7 @@ async fn a_migration_can_be_run_step_by_step() -> Outcome {
 }
 
 #[tokio::test]
-async fn where_nobody_drives_it_says_so_and_stops_waiting_in_time() -> Outcome {
+async fn a_wait_without_a_driver_says_so_and_ends_in_time() -> Outcome {
     let url = &database().await?;
     done(url, &["install"], &[]).await;
     execute(

@@ -49,7 +49,7 @@ async fn check(url: &str, pool: &PgPool, state: &str) {
 }
 
 #[tokio::test]
-async fn the_table_of_deploys_is_true() {
+async fn the_table_of_deploys_matches_the_library() {
     let url = Postgres::fresh_database().await.unwrap();
     let pool = PgPool::connect(&url).await.unwrap();
     pool.execute(

@@ -190,7 +190,7 @@ async fn an_index_that_is_added_after_the_scan_holds_ramp() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_foreign_key_added_after_expand_is_named_before_the_next_move() -> Outcome {
+async fn a_foreign_key_added_after_expand_is_named_before_a_move() -> Outcome {
     let world = World::new(5).await?;
     let _a = world.instance("a", Some(world.plan()?)).await?;
     world.go("backfill").await?;

@@ -261,7 +261,7 @@ async fn an_unsuitable_table_is_refused_with_every_reason() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_role_without_rights_is_told_what_the_owner_must_run() -> Outcome {
+async fn a_role_without_rights_gets_the_statement_for_the_owner() -> Outcome {
     let world = World::new(1).await?;
     let a = world.instance("a", None).await?;
     let role = format!("app_{}", std::process::id());

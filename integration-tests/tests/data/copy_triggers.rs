@@ -34,7 +34,7 @@ async fn touched(world: &World, plan: ColumnMigrationBuilder) -> Outcome<i64> {
 }
 
 #[tokio::test]
-async fn a_trigger_that_changes_other_columns_is_refused_before_expand() -> Outcome {
+async fn triggers_that_change_other_columns_are_refused() -> Outcome {
     let world = World::new(5).await?;
     touch(&world, false).await?;
     let plan = world.describe().build()?;

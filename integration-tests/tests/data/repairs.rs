@@ -273,7 +273,7 @@ async fn plan_with_bad_values(world: &World) -> Outcome<ColumnMigration> {
 
 /// The guard trigger cannot map a write in `ramp` and in `switch`: the row is repaired without a scan.
 #[tokio::test]
-async fn an_external_write_that_cannot_be_mapped_is_repaired_in_ramp_and_switch() -> Outcome {
+async fn unmapped_external_writes_are_repaired_in_ramp_and_switch() -> Outcome {
     let world = World::new(5).await?;
     let plan = plan_with_bad_values(&world).await?;
     let _a = world.instance("a", Some(plan)).await?;

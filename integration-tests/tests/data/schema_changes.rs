@@ -381,7 +381,7 @@ async fn an_index_build_ends_while_external_writers_come_and_go() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_second_builder_is_told_that_another_instance_builds() -> Outcome {
+async fn a_second_index_build_names_the_running_one() -> Outcome {
     let world = World::new(10).await?;
     let a = world.instance("a", None).await?;
     let plan = world.describe().without_guard_trigger().index("by_status", "(new_status)").build()?;

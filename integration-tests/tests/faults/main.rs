@@ -379,7 +379,7 @@ async fn a_fault_at_any_step_loses_no_write_and_reads_nothing_stale() -> Outcome
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fault_of_the_driver_loses_no_write_and_reads_nothing_stale() -> Outcome {
+async fn a_fault_of_the_driver_causes_no_lost_write_or_stale_read() -> Outcome {
     let steps = [
         (Way::Away, Step::BeforeClose),
         (Way::Forward, Step::BeforeDrained),
@@ -390,7 +390,7 @@ async fn a_fault_of_the_driver_loses_no_write_and_reads_nothing_stale() -> Outco
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_stopped_while_it_joins_holds_up_no_move() -> Outcome {
+async fn a_process_stopped_while_it_joins_delays_no_move() -> Outcome {
     let _place = PLACES.acquire().await;
     let postgres = Postgres::start(PostgresOptions::default()).await?;
     for pause in [true, false] {
@@ -462,7 +462,7 @@ async fn a_fault_inside_a_read_shows_nothing_stale() -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fault_inside_a_write_loses_no_write_and_reads_nothing_stale() -> Outcome {
+async fn a_fault_inside_a_write_causes_no_lost_write_or_stale_read() -> Outcome {
     let steps = [
         (Way::Forward, Step::InFence),
         (Way::Forward, Step::Fenced(0)),

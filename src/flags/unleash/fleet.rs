@@ -130,7 +130,7 @@ impl Fleet {
                 }
                 self.become_role(Role::Alone);
             }
-            // Jitter, so that instances that started together do not ask together.
+            // Jitter, so that instances that started together do not query together.
             let pause = self.interval.saturating_mul(2).mul_f64(0.9 + 0.2 * fastrand::f64());
             tokio::select! {
                 () = self.stop.cancelled() => break,
@@ -145,7 +145,7 @@ impl Fleet {
         }
     }
 
-    /// Looks at the ledger once: applies a new state, and returns the role from now on.
+    /// Reads the ledger once: applies a new state, and returns the role from now on.
     async fn look(&self, place: &Place<'_>) -> Result<Role, sqlx::Error> {
         let known = self.shared().1;
         let asked = Instant::now();
@@ -195,7 +195,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// After an answer of the server to a request of `asked`: tells the fleet, if this instance polls for it.
+    /// After an answer of the server to a request of `asked`: publishes it to the fleet, if this instance polls for it.
     pub(super) async fn tell(&self, asked: Instant) {
         if *self.role.borrow() != Role::Leader {
             return;
@@ -220,7 +220,7 @@ impl Fleet {
             told = timeout(self.time_limit, told) => match told {
                 Ok(Ok(true)) => {}
                 Ok(Ok(false)) => self.become_role(Role::Follower),
-                // The next look at the ledger finds out.
+                // The next read of the ledger shows it.
                 Ok(Err(error)) => tracing::debug!(%error, "could not share the flags"),
                 Err(_) => tracing::debug!("the ledger did not answer in time; could not share the flags"),
             },

@@ -14,7 +14,7 @@ use super::backup::LARGEST_STATE;
 use super::http_client::{Answer, HttpClient};
 use crate::flags::error::{FetchError, FetchErrorKind};
 
-/// The longest `Retry-After` that is honoured. A kill switch must not be deaf for longer.
+/// The longest `Retry-After` that is honoured. A change of a flag that switches a feature off must not arrive later.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// The transport of the client: this library's, or the application's.

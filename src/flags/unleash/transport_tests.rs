@@ -103,7 +103,7 @@ fn by_user() -> CustomStrategy {
 async fn unregistered_strategies_keep_their_number() {
     let registered = json!({"name": "byUser", "parameters": {"user": "alice"}});
     let state = json!({"version": 2, "features": [
-        // The strategy that is on for everybody is not registered, and comes first.
+        // The strategy that is on for all users is not registered, and comes first.
         {"name": "a", "enabled": true, "strategies": [{"name": "everybody"}, registered]},
         // The registered one has a constraint that excludes Alice; taking its result for the other's would let her in.
         {"name": "b", "enabled": true, "strategies": [

@@ -56,9 +56,9 @@ pub(super) struct Assembly {
 /// Who sets the flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FlagSource {
-    /// A flag server, or whatever the service brought along.
+    /// A flag server, or the source that the service supplied.
     Outside,
-    /// Nobody: every flag has its default.
+    /// There is no source: every flag has its default.
     Defaults,
 }
 

@@ -295,8 +295,8 @@ begin
 end
 $$;
 
--- The WAL position, or null where the server refuses to tell it, as some managed servers do. Then standbys cannot be judged,
--- and a migration whose reads go to standbys waits and says so; others need no position.
+-- The WAL position, or null where the server does not report it, as some managed servers do. Then it is not known whether
+-- standbys have caught up: a migration whose reads go to standbys waits and says so. Others need no position.
 create function cutover.wal_position() returns pg_lsn language plpgsql as $$
 begin
     return pg_current_wal_insert_lsn();
@@ -574,7 +574,7 @@ create table cutover.flag_polls (
 
 -- The fence: the first statement of every pinned write transaction.
 --
--- The shared lock comes first, and the look at the epoch is a separate statement. Under READ COMMITTED it therefore sees
+-- The shared lock comes first, and the query of the epoch is a separate statement. Under READ COMMITTED it therefore sees
 -- every close that committed before the lock was granted. Under REPEATABLE READ and SERIALIZABLE the snapshot may be
 -- older than the close, so the row itself is locked; that fails with SQLSTATE 40001 if the row has changed since. The row
 -- lock is released at once, by rolling the subtransaction back: new share locks do not queue behind an update that waits,
@@ -629,7 +629,7 @@ begin
                 hint = format('Enable it: `alter table … enable always trigger "zzz_cutover_%s_row"`.', p_migration);
         end if;
     end if;
-    -- Tells the guard trigger of this migration, until the end of the transaction, that the writes are pinned, and at which
+    -- Shows the guard trigger of this migration, until the end of the transaction, that writes are pinned, and at which
     -- phase if the trigger has to mirror them. Each migration has a setting of its own, because a transaction can be pinned
     -- to several.
     v_ignored := set_config('cutover.pin_' || p_migration,

@@ -62,7 +62,7 @@ pub enum AdminError {
     CannotEnd {
         /// The migration.
         name: String,
-        /// Everything that stands against it, each with what to do.
+        /// Every reason against it, each with what to do.
         reasons: Vec<String>,
     },
     /// The ledger cannot be used.

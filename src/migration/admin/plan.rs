@@ -34,7 +34,7 @@ pub struct PlanReport {
     pub waits_for: Option<String>,
     /// The version of the build that published the statements; `None` if no build has published any.
     pub published_by: Option<String>,
-    /// What the driver found in the database that stands against the plan or deserves attention, before `ramp`.
+    /// Problems and warnings that the driver found in the database, before `ramp`.
     pub problems: Vec<PlanProblem>,
     /// Seconds since it looked; `None` if it has not.
     pub problems_seconds: Option<f64>,

@@ -36,8 +36,8 @@ pub(super) enum Cast {
     None,
     /// A cast gives the same value.
     Explicit,
-    /// A cast truncates where an assignment fails. The function behind both fails if it is told that the cast is not
-    /// explicit.
+    /// A cast truncates where an assignment fails. The function behind both fails if its argument says that the cast is
+    /// not explicit.
     Length { function: String, base: String, modifier: i32 },
     /// An array whose elements a cast would truncate: the type without its modifier. An assignment either changes
     /// nothing, fails, or removes trailing spaces; the last is reported as a difference.

@@ -234,7 +234,7 @@ mod tests {
         assert!(writes.p99() < Duration::from_millis(4).mul_f64(1.2 * 1.09), "{:?}", writes.p99());
         assert!(governor.reason().is_some_and(|reason| reason.contains("4.")), "{:?}", governor.reason());
 
-        // The load goes away.
+        // The load ends.
         service.slowdown = 1.0;
         service.work(&mut governor, 60);
         let share = service.work(&mut governor, 60);
@@ -252,7 +252,7 @@ mod tests {
         service.work(&mut governor, 60);
         let share = service.work(&mut governor, 60);
         assert!(share < 0.15, "{share}");
-        // And is forgotten when it is gone.
+        // It no longer counts when it is gone.
         service.per_second = 0.0;
         service.work(&mut governor, 150);
         assert!(service.work(&mut governor, 27) > 0.9);

@@ -157,7 +157,7 @@ pub(super) struct Pass<'a> {
     pub(super) kind: PassKind,
     pub(super) migration: &'a Migration,
     pub(super) job: Job,
-    /// `None`: the pass does not care for the service's writes.
+    /// `None`: the pass does not adapt to the service's writes.
     governor: Option<Mutex<Governor>>,
 }
 
@@ -199,8 +199,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Rests after a batch for the sake of the service's writes, outside of any transaction. Returns when the migration leaves
-    /// the epoch.
+    /// Pauses after a batch, so that the service's writes stay fast, outside of any transaction. Returns when the
+    /// migration leaves the epoch.
     async fn rest(&self, mut batch: Duration) {
         let Some(governor) = &self.governor else { return };
         loop {

@@ -42,12 +42,12 @@ pub(crate) struct Scope<'a> {
     pub(crate) new_types: Vec<ColumnType>,
 }
 
-/// The condition under which a side stores something else than it should: the stored values are not identical to the
+/// The condition under which a side stores another value than it should: the stored values are not identical to the
 /// expected ones after their assignment to the columns.
 ///
 /// Identity is that of the stored bytes, not the `=` of the type: `1 month` is not `30 days`, `1.0` is not `1.000`, and
-/// `json` has no `=`. Where `=` is identity, it is used, because it is faster. The condition does not look for nulls only,
-/// because a side that was written, given up and expanded again is full of old values.
+/// `json` has no `=`. Where `=` is identity, it is used, because it is faster. The condition does not look for nulls
+/// only, because a side that was written, given up and expanded again still holds old values.
 pub(super) fn differ(found: &[String], expected: &[String], types: &[ColumnType]) -> String {
     if cfg!(cutover_break = "compare") {
         return format!("row({}) is null", found.join(", "));

@@ -13,7 +13,7 @@ use crate::migration::phase::Phase;
 use crate::migration::runtime::{Migration, PinnedTx};
 
 /// How long a batch waits for a row before it releases the rows that it has locked. This is well below the second after
-/// which the server looks for deadlocks, so in a deadlock with a batch it is the batch that gives way. The second limit
+/// which the server looks for deadlocks, so in a deadlock with a batch it is the batch that fails. The second limit
 /// releases the rows and the range of a process that is stopped in the middle of a batch.
 pub(crate) const BATCH_LIMITS: &str =
     "set local lock_timeout = '100ms'; set local idle_in_transaction_session_timeout = '10s'; ";
@@ -58,7 +58,7 @@ pub(crate) async fn begin_unpaused(
     }
 }
 
-/// Waits a moment after a transient failure, so that the transaction that was in the way can finish.
+/// Waits a moment after a transient failure, so that the other transaction can finish.
 pub(crate) async fn back_off() {
     sleep(Duration::from_millis(10 + fastrand::u64(0..40))).await;
 }

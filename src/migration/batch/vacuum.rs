@@ -9,7 +9,8 @@ use crate::ledger::{READ_COMMITTED, begin, unprepared};
 
 /// How often the statistics are read.
 const POLL: Duration = Duration::from_secs(5);
-/// How long a pass waits for autovacuum in all. Autovacuum may be off for the table, or held up by an old snapshot.
+/// How long a pass waits for autovacuum in all. Autovacuum may be off for the table, or an old snapshot may prevent it
+/// from removing rows.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// In a table below this size dead rows do not matter.
 const SMALL_BYTES: i64 = 256 << 20;

@@ -18,7 +18,7 @@ pub(crate) struct Counterpart<'a> {
     pub(crate) unmatched: &'a [String],
 }
 
-/// Something that the old side has and the new side lacks.
+/// Something that is attached to the old side and that the new side lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Attached {
     /// The name by which it can be waived.

@@ -16,7 +16,7 @@ pub(crate) struct NewColumnPlan<'a> {
     pub(crate) may_use: bool,
 }
 
-/// What stands against any migration of this table, whose rows a guard trigger watches if `is_guarded`.
+/// Problems of any migration of this table, whose rows a guard trigger watches if `is_guarded`.
 pub(crate) fn table_problems(table: &str, facts: &TableFacts, is_guarded: bool) -> Vec<PlanProblem> {
     let mut problems = Vec::new();
     if facts.row_security {
@@ -64,7 +64,7 @@ fn row_security(table: &str, facts: &TableFacts) -> PlanProblem {
     )
 }
 
-/// What stands against the migration of this column. `table` is quoted, `old` is as the catalog names it.
+/// Problems of the migration of this column. `table` is quoted, `old` is as the catalog names it.
 pub(crate) fn old_column_problems(table: &str, old: &str, facts: &TableFacts) -> Vec<PlanProblem> {
     let mut problems = Vec::new();
     match facts.column(old) {
@@ -157,7 +157,7 @@ fn old_column(table: &str, old: &ColumnFacts) -> Vec<PlanProblem> {
     problems
 }
 
-/// Foreign keys that change the old column when the referenced row changes. Someone may add one at any time.
+/// Foreign keys that change the old column when the referenced row changes. One can be added at any time.
 pub(crate) fn actions_on_old(table: &str, old: &str, facts: &TableFacts) -> Vec<PlanProblem> {
     facts.foreign_keys.iter().filter_map(|key| foreign_key(table, old, key)).collect()
 }
@@ -183,7 +183,7 @@ fn foreign_key(table: &str, old: &str, key: &ForeignKey) -> Option<PlanProblem> 
     ))
 }
 
-/// What stands against this column as one of the new side.
+/// Problems of this column as one of the new side.
 pub(crate) fn new_column_problems(plan: &NewColumnPlan<'_>, facts: &TableFacts) -> Vec<PlanProblem> {
     let (table, column) = (plan.table, quote(plan.name));
     let Some(new) = facts.column(plan.name) else { return Vec::new() };
@@ -217,8 +217,8 @@ pub(crate) fn new_column_problems(plan: &NewColumnPlan<'_>, facts: &TableFacts) 
     problems
 }
 
-/// What stands against this table as a new side. `has_foreign_rows`: it holds rows, and this migration neither created it
-/// nor may use it.
+/// Problems of this table as a new side. `has_foreign_rows`: it holds rows, and this migration neither created it nor
+/// may use it.
 pub(crate) fn new_table_problems(
     table: &str,
     facts: &TableFacts,

@@ -52,7 +52,7 @@ select t.tgname::text, replace(pg_get_triggerdef(t.oid), format(' ON %s ', forma
             where a.attrelid = c.oid and a.attname = any ($2) and a.attnum = any (t.tgattr::int2[]))) \
     order by t.tgname";
 
-/// What stands against the copy because of triggers, and which triggers it fires.
+/// Problems of the copy because of triggers, and which triggers it fires.
 pub(crate) async fn try_copy(
     connection: &mut PgConnection,
     trial: &CopyTrial<'_>,
@@ -109,9 +109,9 @@ pub(crate) async fn try_copy(
     };
     problems.push(match found {
         (problem, true) => PlanProblem::blocking(problem, decide),
-        (problem, false) if is_decided => PlanProblem::warning(problem, "nothing, if that is what you want"),
+        (problem, false) if is_decided => PlanProblem::warning(problem, "nothing, if this is intended"),
         (problem, false) => {
-            PlanProblem::warning(problem, format!("nothing, if that is what you want; else {decide}"))
+            PlanProblem::warning(problem, format!("nothing, if this is intended; otherwise {decide}"))
         }
     });
     Ok(problems)

@@ -23,11 +23,11 @@ pub(crate) const MAPPING_SETTINGS: [(&str, &str); 13] = [
     ("lc_time", "C"),
 ];
 
-/// With this setting a row-level security policy that would hide rows is an error. Without it the rows would be missing
-/// from copies and comparisons without notice.
+/// With this setting a row-level security policy that would hide rows is an error. Without it, copies and comparisons
+/// would silently miss these rows.
 const NO_HIDDEN_ROWS: (&str, &str) = ("row_security", "off");
 
-/// Tells the triggers of the table that a copy or a repair writes the row, and not the service.
+/// Shows the triggers of the table that a copy or a repair writes the row, and not the service.
 const COPYING: (&str, &str) = ("cutover.copying", "on");
 
 fn all() -> impl Iterator<Item = (&'static str, &'static str)> {

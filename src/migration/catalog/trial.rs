@@ -14,7 +14,7 @@ const DUPLICATES: [&str; 2] = ["23505", "23P01"];
 /// Inserts a copy of some row without these columns, as the service will from `retire` on. Rolled back in any case.
 ///
 /// A refusal counts only if the same insert with the columns is not refused in the same way. In an empty table nothing
-/// can be tried, and nothing is claimed.
+/// can be tried, and no problem is reported.
 pub(crate) async fn insert_without(
     connection: &mut PgConnection,
     table: &str,

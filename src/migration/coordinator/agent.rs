@@ -14,7 +14,7 @@ use crate::ledger::plans::{self, PublishedPlan};
 use crate::ledger::{LedgerError, describe_error, migrations as migrations_table};
 use crate::migration::runtime::Migration;
 
-/// How often [`Agent::admitted`] looks at the gates.
+/// How often [`Agent::admitted`] checks the gates.
 const ADMISSION_CHECK: Duration = Duration::from_millis(20);
 
 /// This instance's part in its fleet's migrations.
@@ -22,9 +22,9 @@ const ADMISSION_CHECK: Duration = Duration::from_millis(20);
 /// It runs two background tasks. One follows the ledger, adopts new epochs and acknowledges them. The other drives the
 /// migrations while this instance is their leader.
 ///
-/// It is also the deploy guard: a build whose declared range lacks a phase in use, or that does not declare a running
-/// migration, is not admitted. Such an instance stays unready, with the reason in its health report, and no move waits for
-/// it.
+/// It also decides whether this instance is admitted: a build whose declared range lacks a phase in use, or that does
+/// not declare a running migration, is not. Such an instance stays unready, with the reason in its health report, and
+/// no move waits for it.
 #[derive(Debug)]
 pub struct Agent {
     fleet: Fleet,
@@ -95,8 +95,8 @@ impl Agent {
 
     /// Waits until this instance is admitted to the fleet, so that operations can begin.
     ///
-    /// It waits for as long as the deploy guard refuses this build. Later the lease can expire; operations then fail with
-    /// [`Error::NotInFleet`](crate::migration::Error::NotInFleet) until the instance has rejoined.
+    /// It waits as long as this build cannot run the current phases. Later the lease can expire; operations then fail
+    /// with [`Error::NotInFleet`](crate::migration::Error::NotInFleet) until the instance has rejoined.
     ///
     /// # Cancel safety
     ///

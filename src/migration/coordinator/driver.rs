@@ -174,7 +174,8 @@ impl Driven {
                 self.due = Instant::now() + pause;
                 return;
             }
-            // The server answered: what it refuses needs a person. Otherwise it is unreachable, and may be back any moment.
+            // If the server answered, a person has to correct what it refuses. Otherwise it is unreachable, and may
+            // answer again at any moment.
             Ok(Err(error @ LedgerError::Database(sqlx::Error::Database(_)))) => (error.to_string(), LONGEST),
             Ok(Err(error)) => (error.to_string(), options.leadership_lease),
             Err(_) => {

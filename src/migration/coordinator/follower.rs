@@ -140,8 +140,9 @@ impl Follower {
         self.deploy_guard.fail("not a member of the fleet until the lease is renewed");
     }
 
-    /// Makes the lease and the deploy guard critical only while a declared migration is past `off`. Before that, a lost
-    /// membership is no reason to become unready. A build that was never admitted is not ready in any case.
+    /// Makes the lease and the admission critical for readiness only while a declared migration is past `off`. Before
+    /// that, a lost membership is no reason to become unready. A build that was never admitted is not ready in any
+    /// case.
     fn set_criticality(&self, entries: &[Entry]) {
         let declared = |entry: &&Entry| self.migrations.iter().any(|(_, migration)| entry.is_of(migration));
         let is_critical = entries.iter().filter(declared).any(Entry::is_past_off);
@@ -274,7 +275,7 @@ impl Follower {
                     // Read from the ledger, because a failover may have lost what this instance remembers.
                     self.acknowledged.insert(entry.id, acknowledged);
                 }
-                // The ledger went back, or went on without this instance.
+                // The ledger is at an earlier epoch, or moved on without this instance.
                 (entry, local) => {
                     let (migration, local) = (migration.name(), local.map(|(epoch, _)| epoch));
                     let ledger = entry.map(|(entry, _)| entry.epoch);

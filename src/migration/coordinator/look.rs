@@ -9,10 +9,10 @@ use crate::ledger::{Ledger, plans};
 use crate::migration::catalog::PlanProblem;
 use crate::migration::phase::Phase;
 
-/// How often the driver looks at the tables for people to read what it finds.
+/// How often the driver inspects the tables for `cutover plan`.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// The driver's look at everything that stands against a plan, in the background, for `cutover plan`.
+/// Inspects the tables for problems of a plan, in the background, for `cutover plan`.
 #[derive(Debug, Default)]
 pub(super) struct Look {
     last: Option<(Phase, Instant)>,
@@ -28,7 +28,7 @@ impl Drop for Look {
 }
 
 impl Look {
-    /// Looks if it is time, or if the phase has changed. Nothing depends on the result.
+    /// Inspects them if it is time, or if the phase has changed. Nothing depends on the result.
     pub(super) fn keep_going(&mut self, plan: &Arc<dyn Plan>, ledger: &Ledger, migration: i32, phase: Phase) {
         let is_due = self.last.is_none_or(|(last, at)| last != phase || at.elapsed() >= EVERY);
         let is_running = self.running.as_ref().is_some_and(|running| !running.is_finished());

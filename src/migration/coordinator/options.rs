@@ -7,8 +7,8 @@ use crate::config::Problem;
 /// Build it as a struct literal with `..DriverOptions::default()`; later versions may add fields.
 #[derive(Debug, Clone)]
 pub struct DriverOptions {
-    /// How long a transaction of a closed epoch may stay open before its backend is terminated, if this role may do that.
-    /// Default 30 s. A paused or partitioned process can hold a migration up for this long.
+    /// How long a transaction of a closed epoch may stay open before its backend is terminated, if this role may do
+    /// that. Default 30 s. A migration waits up to this long for a process that is paused or cut off.
     pub transaction_limit: Duration,
     /// How long an instance stays the driver of a migration without a renewal, and how long the driver waits for an answer
     /// of the ledger. Default 5 s, at least 2 s.

@@ -94,8 +94,8 @@ pub trait Plan: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Finds everything in the database that stands against the plan, each problem with its remedy. Nothing by default.
-    /// `migration` is the migration's id in the ledger, if it has one; `ledger` is a connection to the ledger's database.
+    /// Finds every problem of the plan in the database, each with its remedy. Nothing by default. `migration` is the
+    /// migration's id in the ledger, if it has one; `ledger` is a connection to the ledger's database.
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ pub trait Plan: Send + Sync + fmt::Debug {
     }
 
     /// Why a database that has only the new side may still not have been created with the new side only. `None`, the
-    /// default: nothing speaks against it. Called only for a migration for which nothing was made, where
+    /// default: there is no reason. Called only for a migration for which nothing was made, where
     /// [`sides_present`](Self::sides_present) found the new side alone.
     ///
     /// With a problem, nothing is recorded and no build is admitted, until a person corrects the plan or runs
@@ -187,8 +187,8 @@ pub trait Plan: Send + Sync + fmt::Debug {
 
     /// Runs a task, or continues it where an earlier attempt stopped, on this instance or another one.
     ///
-    /// Every transaction on the data must be one of `migration`'s, and the last one records the result in the ledger. Two
-    /// instances may run it at the same time for a short while, if one was believed dead.
+    /// Every transaction on the data must be one of `migration`'s, and the last one records the result in the ledger.
+    /// Two instances may run it at the same time for a short while, if one was taken for dead.
     ///
     /// # Errors
     ///

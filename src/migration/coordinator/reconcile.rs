@@ -33,7 +33,7 @@ pub(crate) enum Outcome {
     Moved,
     /// Nothing to do, or nothing that can be done now, on the way to this phase.
     Stays(Box<MigrationState>, Phase),
-    /// Finished or abandoned. Nothing is ever to do again.
+    /// Finished or abandoned. Nothing is left to do.
     Finished,
 }
 
@@ -238,7 +238,7 @@ impl Reconcile<'_> {
         let complete = state.view.complete.on_entering(to);
         let (reason, ramp_percent) = match &aim.target {
             Target::Desired(desired) => (format!("towards {desired}"), desired.ramp.get()),
-            Target::SwitchedOff => ("switched off: back to reading old".to_owned(), 100),
+            Target::SwitchedOff => ("switched off: back to reading the old side".to_owned(), 100),
             Target::Hold(reason) => (reason.clone(), 100),
         };
         let step = Move {

@@ -24,7 +24,7 @@ pub(crate) struct MigrationState {
     pub(crate) waits_for: Option<String>,
     /// Who paused the work on its rows.
     pub(crate) paused_by: Option<String>,
-    /// Finished or abandoned. Nothing looks at its schema or changes it any more.
+    /// Finished or abandoned. Its schema is no longer read or changed.
     pub(crate) has_ended: bool,
     /// No transaction of the current epoch may leave a row to be repaired.
     pub(crate) is_sealed: bool,
@@ -63,7 +63,7 @@ impl MigrationState {
             // Another object may have the name of the old side by now.
             _ if row.ended_as.is_some() => SchemaState::new(true, true),
             Some(plan) => plan.schema_state(Some(row.id), connection).await?,
-            // Schema and data are not this library's task.
+            // Without a plan, the library does not change schema or data.
             None => SchemaState::new(true, true),
         };
         let lagging_standbys = standbys::lagging(connection, row.id, &spec.standbys).await?;

@@ -29,7 +29,7 @@ struct Running {
     handle: JoinHandle<Result<(), PlanError>>,
 }
 
-/// Why the task cannot be completed. It stays while the next attempt runs, so that the reason does not flicker.
+/// Why the task cannot be completed. It stays while the next attempt runs, so that the reason does not come and go.
 #[derive(Debug)]
 struct Failure {
     task: Task,

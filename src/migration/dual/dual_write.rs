@@ -121,7 +121,8 @@ impl<O, N, B> DualWrite<O, N, B> {
     /// - a write whose rows are unknown, and a write of both sides in one statement;
     /// - a deadlock or a serialization failure, after which the transaction has to be retried.
     ///
-    /// Each write costs two more round trips and a subtransaction. Use it while the new side is not yet trusted.
+    /// Each write costs two more round trips and a subtransaction. Use it as long as writes of the new side may fail
+    /// for reasons that are not known yet.
     pub fn repair_later(mut self) -> Self {
         self.repairs = true;
         self

@@ -48,7 +48,7 @@ impl<O, N, B> DualWrite<O, N, B> {
             migration = self.migration().name(),
             keys,
             error,
-            "new side not written; to be repaired"
+            "could not write the new side; recorded the row for repair"
         );
         tx.ask("rollback to savepoint cutover_new_side", &[]).await?;
         tx.ask("release savepoint cutover_new_side", &[]).await?;

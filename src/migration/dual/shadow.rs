@@ -158,7 +158,7 @@ impl<K: Clone + Debug + Send + Sync + 'static> Shadow<K> {
         Ok(Self { queue, migration, share })
     }
 
-    /// Tells that a request has read this key, which may then be compared in the background.
+    /// Reports that a request has read this key, which may then be compared in the background.
     #[inline]
     pub fn observe(&self, key: K) {
         if self.migration.current().is_some_and(|(_, phase)| is_compared(phase))

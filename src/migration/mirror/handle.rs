@@ -215,8 +215,8 @@ impl<S: MirrorSource, M: MirrorStore> MirrorTx<S, M> {
         let Self { mut tx, mirror, mut written } = self;
         let (id, store) = (mirror.migration.id(), mirror.plan.store());
         if !written.is_empty() {
-            // Writes that a rollback to a savepoint has undone must not arrive. This fails, as it should, in a transaction in
-            // which a statement has failed.
+            // Writes that a rollback to a savepoint has undone must not arrive. This fails in a transaction in which a
+            // statement has failed, which must not be committed.
             let keys: Vec<&str> = written.iter().map(|row| &*row.key).collect();
             let versions = repairs::versions(&mut tx, id, &keys).await?;
             written.retain(|row| versions.contains(&row.version));
@@ -245,9 +245,11 @@ impl<S: MirrorSource, M: MirrorStore> MirrorTx<S, M> {
         match timeout(INLINE_DELIVERY, arrive).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::debug!(%error, migration = mirror.migration.name(), "rows are delivered later")
+                tracing::debug!(%error, migration = mirror.migration.name(), "rows not delivered yet; retrying")
             }
-            Err(_) => tracing::debug!(migration = mirror.migration.name(), "rows are delivered later"),
+            Err(_) => {
+                tracing::debug!(migration = mirror.migration.name(), "rows not delivered yet; retrying")
+            }
         }
         Ok(())
     }

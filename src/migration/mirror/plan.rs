@@ -311,7 +311,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
 #[async_trait]
 impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
     async fn schema_state(&self, _: Option<i32>, _: &mut PgConnection) -> Result<SchemaState, sqlx::Error> {
-        // Once prepared is enough: an unreachable store must not keep the fleet from going back.
+        // It is not checked again once it was prepared: an unreachable store must not keep the fleet from going back.
         if !self.0.is_prepared.load(Ordering::Relaxed)
             && let Ok(Ok(true)) = timeout(PREPARED_TIMEOUT, self.store().is_prepared()).await
         {

@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_instance_that_holds_up_a_close_is_named_with_its_operations() {
+    fn an_instance_that_delays_a_close_is_named_with_operations() {
         let older_open = Some(OlderOpen { count: 1, seconds: 41 });
         let late = Blocker::Unacknowledged { instance: "pay-7c9".into(), at: 4, epoch: 5, older_open };
         assert_eq!(

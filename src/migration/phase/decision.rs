@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn one_late_member_holds_up_the_close() {
+    fn one_late_member_delays_the_close() {
         for target in [Phase::Ramp, Phase::Switch] {
             let mut observed = Observed { previous: PreviousEpoch::Open, ..ready(Phase::Ramp) };
             let older_open = Some(OlderOpen { count: 2, seconds: 3 });

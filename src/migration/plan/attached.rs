@@ -104,11 +104,11 @@ fn problem(plan: &Description, attached: &Attached) -> PlanProblem {
     let waive = format!("`.without({:?})` if the new side does not need it", attached.name);
     let remedy = match (by_library, statements.is_empty()) {
         (true, _) => {
-            format!("wait, because `.carry_over()` runs {}; or use {waive}", statements.join(", then "))
+            format!("wait until `.carry_over()` has run {}; or use {waive}", statements.join(", then "))
         }
         (false, true) => format!(
-            "create its counterpart, if one is needed, and use {waive}; its columns have no counterpart from which a \
-             statement could be derived"
+            "create its counterpart, if one is needed, and use {waive}; no statement can be derived, because no column of \
+             the new side replaces its columns"
         ),
         (false, false) => {
             let carry = if attached.is_automatic { "use `.carry_over()`, or " } else { "" };
@@ -134,7 +134,7 @@ pub(crate) async fn carry_over(plan: &Description, migration: &Migration) -> Res
             Ok(()) => tracing::info!(
                 migration = migration.name(),
                 attached = attached.what,
-                "gave the new side what is attached to the old one"
+                "carried over what is attached to the old side"
             ),
             Err(PlanError::Refused(reason)) => {
                 let what = format!("{} cannot be carried over: {reason}", attached.what);

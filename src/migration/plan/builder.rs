@@ -68,7 +68,7 @@ impl<S> SqlMigrationBuilder<S> {
     }
 
     /// A statement that runs with the one that makes the new side, in the same transaction; call it once for each
-    /// statement. If somebody else made the new side, it does not run.
+    /// statement. If the plan did not make the new side, the statement does not run.
     ///
     /// With cargo feature `lint`, [Squawk](https://squawkhq.com) checks the statement. A statement that would block the
     /// table, break a running build or lose data is refused with the name of the rule; [`allow`](Self::allow) lets it
@@ -192,13 +192,13 @@ impl<S> SqlMigrationBuilder<S> {
 
     /// Installs no guard trigger, because only the fleet writes the table or its owner accepts no trigger on it.
     ///
-    /// An external write is then found by a scan at best. From `retire` on it is lost.
+    /// Only a scan can find an external write then. From `retire` on it is lost.
     pub fn without_guard_trigger(mut self) -> Self {
         self.has_guard = false;
         self
     }
 
-    /// The settings that are wrong whatever the sides are.
+    /// The problems of the settings that do not depend on the sides.
     pub(super) fn common_problems(&self, create: Option<&str>, problems: &mut Vec<Problem>) {
         for column in &self.key {
             check_name("key", column, problems);

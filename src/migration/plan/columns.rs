@@ -183,7 +183,7 @@ impl SqlMigrationBuilder<Column> {
         self
     }
 
-    /// Uses a new column that somebody else made, and overwrites what it holds.
+    /// Uses a new column that this plan did not make, and overwrites what it holds.
     ///
     /// Without this setting a column of that name that this migration did not add is refused.
     pub fn use_existing_column(mut self) -> Self {

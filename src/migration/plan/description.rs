@@ -19,7 +19,7 @@ pub(crate) struct Description {
     pub(crate) has_guard: bool,
     /// Whether the guard trigger mirrors what the service writes.
     pub(crate) mirrors: bool,
-    /// Whether a new side that somebody else made may be used, with what it holds.
+    /// Whether a new side that this plan did not make may be used, with what it holds.
     pub(crate) uses_existing: bool,
     /// Whether files of the team add the new side and drop the old one.
     pub(crate) by_files: bool,
@@ -99,7 +99,7 @@ impl Description {
         Scope { sides: &self.outline.sides, key, old_types, new_types }
     }
 
-    /// The statement that makes the new side. `None` where somebody else has to make it.
+    /// The statement that makes the new side. `None` if the plan does not make it.
     pub(crate) fn create(&self) -> Option<String> {
         match &self.shape {
             Shape::Columns { .. } => {
@@ -185,7 +185,8 @@ pub(crate) fn not_null_check(id: &str) -> String {
     format!("\"cutover_{id}_not_null\"")
 }
 
-/// Makes a column `NOT NULL` without a scan under a lock that blocks everybody, one statement after the other.
+/// Makes a column `NOT NULL` without a scan under a lock that blocks readers and writers, one statement after the
+/// other.
 ///
 /// `SET NOT NULL` and the drop of the check are two statements: in one, Postgres drops the check first and then has to
 /// scan all rows.

@@ -12,7 +12,7 @@ use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
 use crate::migration::schema::{GuardTrigger, alter};
 
-/// Makes the new side, once nothing stands against the plan.
+/// Makes the new side, once the plan has no problem.
 pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
     // Outside of this phase nothing is tried.
     begin(&plan.outline.pool, &[Phase::Off], migration).await?.rollback().await?;

@@ -23,15 +23,15 @@ pub(crate) struct Found {
     pub(crate) new_types: Vec<ColumnType>,
 }
 
-/// Everything that stands against the plan, found in one transaction that is rolled back. `migration` is known once the
-/// migration is in the ledger.
+/// Every problem of the plan, found in one transaction that is rolled back. `migration` is known once the migration is
+/// in the ledger.
 pub(crate) async fn problems(
     plan: &Description,
     migration: Option<i32>,
     connection: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let mut tx = connection.begin().await?;
-    // What is tried here must not wait behind others, nor they behind it.
+    // What is tried here must neither wait for others for long nor make them wait.
     tx.execute("set local lock_timeout = '200ms'; set local statement_timeout = '10s'").await?;
     let known = sides::find(&mut tx, migration).await?;
     let Some(facts) = TableFacts::read(&mut tx, plan.old_table()).await? else {
@@ -220,7 +220,7 @@ async fn of_columns(
     Ok(problems)
 }
 
-/// The name that the server gives to the type of a new column, and what stands against adding it.
+/// The name that the server gives to the type of a new column, and the problem of adding it.
 async fn type_of_new(
     table: &str,
     column: &str,
@@ -235,7 +235,8 @@ async fn type_of_new(
         }
         Err(error) => return Err(error),
     };
-    // It would lock everybody out for as long as the rewrite takes, and older snapshots would see an empty table.
+    // It would block readers and writers for as long as the rewrite takes, and older snapshots would see an empty
+    // table.
     let rewrites = found.rewrites && facts.column(&unquote(column)).is_none();
     let problem = rewrites.then(|| {
         PlanProblem::blocking(
@@ -348,7 +349,7 @@ fn not_computed(what: &str, error: &sqlx::Error) -> PlanProblem {
     )
 }
 
-/// What stands against a mapping over the rows of `table`.
+/// Problems of a mapping over the rows of `table`.
 async fn of_mapping(
     field: &str,
     table: &str,
@@ -428,7 +429,7 @@ pub(crate) async fn triggers_now(plan: &Description) -> Result<Vec<PlanProblem>,
     Ok(found)
 }
 
-/// Looks at the tables before work on their rows begins.
+/// Inspects the tables before work on their rows begins.
 pub(crate) async fn before_work(plan: &Description, migration: &Migration) -> Result<Found, PlanError> {
     let mut tx = migration.begin_work(&plan.outline.pool).await?;
     let found = inspect(plan, migration.id(), &mut tx).await?;

@@ -24,7 +24,7 @@ const LEFT_OUT: [Rule; 11] = [
 const SYNTAX_ERROR: &str = "syntax-error";
 
 /// Reports every broken rule that is not allowed as a problem of the statement's field. All statements are linted
-/// together, because a change of a table that another of them has just created blocks no one.
+/// together, because a change of a table that another of them has just created blocks no session.
 pub(crate) fn check(statements: &[(&'static str, String)], allowed: &[String], problems: &mut Vec<Problem>) {
     let mut text = String::new();
     let mut ends = Vec::new();

@@ -21,7 +21,8 @@ const MORE_THAN_A_TYPE: [(&[&str], &str); 6] = [
     (&["unique", "primary"], "leave it out and use `.unique_index(…)`"),
 ];
 
-/// A type is only a type: anything more would rewrite or lock the table, or give the new side values that nobody wrote.
+/// A type is only a type: anything more would rewrite or lock the table, or give the new side values that no mapping
+/// computed.
 pub(crate) fn check(new_type: &str, problems: &mut Vec<Problem>) {
     let field = "column.new_type";
     let is_type = |c: char| c.is_ascii_alphanumeric() || "_ ,.()[]\"".contains(c);

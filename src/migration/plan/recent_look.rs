@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 use crate::migration::catalog::PlanProblem;
 use crate::migration::phase::Phase;
 
-/// How long the driver goes by one look at the catalog. It asks up to twenty times a second while it waits.
+/// How long the driver uses one result of reading the catalog. While it waits, it asks up to twenty times a second.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// The latest look at the catalog before a step.
+/// The latest result of reading the catalog before a step.
 #[derive(Debug, Default)]
 pub(super) struct RecentLook(Mutex<Option<Look>>);
 

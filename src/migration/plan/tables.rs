@@ -97,7 +97,10 @@ impl Direction {
             problems.push(Problem::new(field, "is missing: name at least one column besides the key"));
         }
         if self.in_rust.is_some() && !self.expressions.is_empty() {
-            problems.push(Problem::new(rows, "makes all columns or none: leave out the expressions"));
+            problems.push(Problem::new(
+                rows,
+                "computes all columns of the table: leave out the columns with an SQL expression",
+            ));
         }
         for (index, column) in self.columns.iter().enumerate() {
             check_name(field, column, problems);
@@ -145,7 +148,7 @@ impl SqlMigration<Table> {
 }
 
 impl SqlMigrationBuilder<Table> {
-    /// The statement that creates the new table. Without it somebody else has to create it before `expand`.
+    /// The statement that creates the new table. Without it, create the table by other means before `expand`.
     pub fn create(mut self, statement: &str) -> Self {
         self.sides.create = Some(statement_of(statement));
         self
@@ -181,7 +184,8 @@ impl SqlMigrationBuilder<Table> {
         self
     }
 
-    /// Uses a new table that somebody else made and that holds rows. Rows that the old table does not have are deleted.
+    /// Uses a new table that this plan did not make and that holds rows. Rows that the old table does not have are
+    /// deleted.
     ///
     /// Without this setting a table with rows that this migration did not create is refused.
     pub fn use_existing_table(mut self) -> Self {

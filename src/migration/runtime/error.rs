@@ -35,7 +35,8 @@ pub enum Error {
     /// The plan of this build does not let the guard trigger mirror writes, so a statement that names the columns of one
     /// side would leave the other side behind. Nothing was written.
     #[error(
-        "the plan of migration `{migration}` does not mirror writes: use `.mirror_writes()` in a ColumnMigration, or write both          sides with a DualWrite"
+        "the plan of migration `{migration}` does not mirror writes: use `.mirror_writes()` in a ColumnMigration, or \
+         write both sides with a DualWrite"
     )]
     NotMirrored {
         /// The migration.

@@ -59,7 +59,7 @@ impl Addition {
         }
     }
 
-    /// The statement that adds it to `table` (quoted) without a look at the rows, under this name. `None` for a unique
+    /// The statement that adds it to `table` (quoted) without a check of the rows, under this name. `None` for a unique
     /// constraint, which needs its index first.
     pub(super) fn add(&self, table: &str, name: &str) -> Option<String> {
         let what = match self {
@@ -159,7 +159,7 @@ impl Addition {
     }
 }
 
-/// After so many violating rows a look stops counting.
+/// A check stops counting after this many violating rows.
 pub(super) const MANY: i64 = 1000;
 
 impl ForeignKey {
@@ -173,7 +173,7 @@ impl ForeignKey {
         )
     }
 
-    /// The statement that adds it to a partitioned table whose partitions have it already, so that no row is looked at.
+    /// The statement that adds it to a partitioned table whose partitions have it already, so that no row is checked.
     pub(super) fn add_to_parent(&self, table: &str) -> String {
         format!("alter table {table} add constraint {} {}", quote(&self.name), self.definition())
     }

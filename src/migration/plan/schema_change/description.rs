@@ -64,8 +64,9 @@ impl Description {
         }
     }
 
-    /// The triggers that watch writers of `table`; `None` if no writer can be told. `dropped_column` is its present name,
-    /// quoted. `checks`: the expressions of the checks, resolved; empty for statements that are only shown.
+    /// The triggers that watch writers of `table`; `None` if the triggers could not recognize a writer.
+    /// `dropped_column` is its present name, quoted. `checks`: the expressions of the checks, resolved; empty for
+    /// statements that are only shown.
     pub(super) fn watch(
         &self,
         table: &str,

@@ -15,7 +15,7 @@ use crate::migration::plan::refusal::refuse;
 use crate::migration::runtime::Migration;
 use crate::migration::schema::{alter, drop_index, ensure_indexes, run_unfenced};
 
-/// Adds the constraints, each without a long lock, after a look at all rows.
+/// Adds the constraints, each without a long lock, after a check of all rows.
 pub(super) async fn enforce(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
     let mut tx = begin(&plan.pool, &[Phase::Switch], migration).await?;
     let table = found(plan, migration, &mut tx).await?;
@@ -47,7 +47,7 @@ pub(super) async fn enforce(plan: &Description, migration: &Migration) -> Result
     Ok(())
 }
 
-/// Adds a constraint that refuses new rows at once, and then looks at the rows that are there.
+/// Adds a constraint that refuses new rows at once, and then checks the rows that are there.
 async fn add(
     plan: &Description,
     addition: &Addition,
@@ -72,8 +72,8 @@ async fn validate(
     run_unfenced(&plan.pool, &validate, migration).await
 }
 
-/// Until version 18 the server has no `NOT VALID` for a foreign key of a partitioned table. So each partition gets the key
-/// first. The one of the table then finds those and looks at no row.
+/// Until version 18 the server has no `NOT VALID` for a foreign key of a partitioned table. So each partition gets the
+/// key first. The one of the table then finds those and checks no row.
 async fn partitioned_foreign_key(
     plan: &Description,
     key: &ForeignKey,

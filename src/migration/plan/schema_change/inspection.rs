@@ -13,11 +13,11 @@ use crate::ledger::{describe_error, external_writes, sides, unprepared};
 use crate::migration::catalog::{OldSide, PlanProblem, TableFacts, insert_without, resolve, unquote};
 use crate::migration::phase::Phase;
 
-/// How long the preflight looks at rows.
+/// How long the preflight checks rows.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
 
-/// Everything that stands against the change, found in one transaction that is rolled back. `row_limit`: how long a look
-/// at all rows may take.
+/// Every problem of the change, found in one transaction that is rolled back. `row_limit`: how long a check of all rows
+/// may take.
 pub(super) async fn problems(
     plan: &Description,
     migration: Option<i32>,
@@ -27,7 +27,7 @@ pub(super) async fn problems(
     tx.execute("set local lock_timeout = '200ms'; set local statement_timeout = '10s'").await?;
     let is_recorded = sides::find(&mut tx, migration).await?.is_some();
     let mut problems = of_schema(plan, migration, is_recorded, &mut tx).await?;
-    // Later the tasks look at all rows themselves.
+    // Later the tasks check all rows themselves.
     if let Some(table) = plan.find(&mut tx, migration).await?
         && !is_recorded
         && !problems.iter().any(|problem| problem.is_blocking)
@@ -38,7 +38,7 @@ pub(super) async fn problems(
     Ok(problems)
 }
 
-/// The same without a look at rows.
+/// The same without a check of rows.
 pub(super) async fn of_schema(
     plan: &Description,
     migration: Option<i32>,

@@ -11,9 +11,9 @@ use crate::ledger::{describe_error, sql_state, unprepared};
 use crate::migration::batch::keyset;
 use crate::migration::catalog::{PlanProblem, ROW_WORK_SETTINGS};
 
-/// The rows that violate a constraint, as problems. `limit`: how long a look may take; `None` for as long as it needs.
+/// The rows that violate a constraint, as problems. `limit`: how long a check may take; `None`: no limit.
 ///
-/// Everything that the looks set is undone.
+/// The settings of the checks are undone.
 pub(super) async fn violations(
     plan: &Description,
     table: &Table,

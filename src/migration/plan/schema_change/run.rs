@@ -106,7 +106,7 @@ impl SchemaChange {
         alter(&plan.pool, &table.name, migration, Phase::Off, &statements.join(";\n")).await
     }
 
-    /// Looks at all rows, and records that the pass has ended if none violates a constraint.
+    /// Checks all rows, and records that the pass has ended if none violates a constraint.
     async fn look(&self, kind: PassKind, migration: &Migration) -> Result<(), PlanError> {
         let plan = &*self.description;
         if kind == PassKind::Forward {
@@ -117,7 +117,7 @@ impl SchemaChange {
         let since = external_writes::open_now(&mut tx, migration.id()).await?.since;
         let table = found(plan, migration, &mut tx).await?;
         tx.rollback().await?;
-        // Outside of the fence, because a look at a large table takes long and changes nothing.
+        // Outside of the fence, because a check of a large table takes long and changes nothing.
         refuse(&violations(plan, &table, None, &mut *plan.pool.acquire().await?).await?)?;
         let mut tx = begin_unpaused(&plan.pool, kind, migration, "").await?;
         if tx.epoch() != epoch {
