@@ -41,7 +41,7 @@ async fn wants(ledger: &Ledger, migration: &str, phase: Phase) -> Outcome {
     Ok(set_phase(ledger, migration, Desired::from(phase), "test").await?)
 }
 
-/// Somebody who looks into the ledger.
+/// A person who reads the ledger.
 async fn observer(url: &str) -> Outcome<PgPool> {
     Ok(PgPoolOptions::new().max_connections(1).connect(url).await?)
 }

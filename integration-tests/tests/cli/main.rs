@@ -75,7 +75,7 @@ async fn execute(url: &str, statements: &str) -> Outcome {
 }
 
 async fn database() -> Result<String, Box<dyn std::error::Error>> {
-    // The server trusts everybody; what matters is that it doesn't show.
+    // The server needs no password. The test checks that the output does not contain it.
     Ok(Postgres::fresh_database().await?.replace("postgres@", &format!("postgres:{PASSWORD}@")))
 }
 

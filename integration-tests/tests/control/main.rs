@@ -176,7 +176,7 @@ async fn an_acknowledgement_lost_in_a_failover_is_given_again() {
     person.wants("expand").await;
     a.at(Phase::Expand).await;
     person.settled("expand").await;
-    // As the standby had it: epoch 2 is open, and nobody has acknowledged it.
+    // As the standby had it: epoch 2 is open, and no instance has acknowledged it.
     for lost in [
         "update cutover.epochs set closed_at = null, drained_at = null where epoch = 1",
         "update cutover.acknowledgements set epoch = 1",

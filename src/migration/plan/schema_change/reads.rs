@@ -105,7 +105,7 @@ pub(super) async fn uncounted(
     Ok((!has_statements && !plan.without_read_check).then(|| {
         PlanProblem::warning(
             format!(
-                "whether anybody still reads column {column:?} of {} cannot be told, because the database does not have \
+                "it is not known whether column {column:?} of {} is still read, because the database does not have \
                  pg_stat_statements",
                 plan.table
             ),
