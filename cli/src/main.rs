@@ -92,7 +92,7 @@ async fn each(databases: &[Database], mut arguments: Arguments) -> ExitCode {
         }
         let rest: Vec<&str> = databases[index + 1..].iter().filter_map(|one| one.name.as_deref()).collect();
         if arguments.command.is_change() && !rest.is_empty() {
-            complain(&format!("cutover: stopped; nothing was asked of ledger {}", rest.join(", ")));
+            complain(&format!("cutover: stopped; the command did not run on ledger {}", rest.join(", ")));
             break;
         }
     }

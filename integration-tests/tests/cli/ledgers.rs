@@ -49,7 +49,7 @@ async fn several_ledgers_are_shown_together_and_moved_in_order() -> Outcome {
     // A change stops at the first that fails.
     let moved = said(with(&["set-phase", "status", "verify"])).await;
     assert_eq!(moved.code, 3, "{}{}", moved.out, moved.err);
-    assert!(moved.err.contains("stopped; nothing was asked of ledger us"), "{}", moved.err);
+    assert!(moved.err.contains("stopped; the command did not run on ledger us"), "{}", moved.err);
     done(&eu_url, &["status", "status"], &["desired   verify"]).await;
     done(&us_url, &["status", "status"], &["desired   backfill"]).await;
     // One first, then the rest.
