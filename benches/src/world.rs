@@ -35,7 +35,7 @@ impl Instance {
         Ok(Self { migration, _agent: agent })
     }
 
-    /// Moves to a phase, and pretends that the work on rows on the way there is done: there is no data.
+    /// Moves to a phase, and marks the work on rows on the way there as done, because there is no data.
     pub(crate) async fn go(&self, ledger: &PgPool, target: &str) -> Result<()> {
         let phase = target.split(':').next().unwrap_or(target).parse()?;
         let ask = "update cutover.migrations set desired = $1, new_complete = phase not in ('off', 'expand')";

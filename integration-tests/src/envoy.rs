@@ -288,7 +288,7 @@ fn cluster(folder: &Folder, name: &str) -> Value {
         "connect_timeout": "1s",
         "lb_policy": "ROUND_ROBIN",
         "common_lb_config": {
-            // By default Envoy asks sick instances too when more than half are sick,
+            // By default Envoy also sends requests to unhealthy instances if more than half are unhealthy,
             "healthy_panic_threshold": { "value": 0 },
             // and collects what it found for a second before it acts on it.
             "update_merge_window": "0s",

@@ -387,7 +387,7 @@ fn leaves_nothing_behind(end: &str) -> Outcome {
     }
     assert!(started.len() >= 3, "the victim did not get far: {started:?}");
     if end.starts_with("kill") {
-        // Sessions come and go; what was running a moment ago is all that matters.
+        // Sessions end by themselves, so only those that are running now count.
         started.retain(|(pid, _)| runs(*pid));
         assert!(started.len() > 3, "nothing to kill: {started:?}");
         victim.kill()?;

@@ -97,7 +97,7 @@ async fn migrations_of_one_service_move_independently() -> Outcome {
     for name in &names[1..] {
         at(&of(name)?, Phase::Backfill).await?;
     }
-    // It hears of `expand` too, and no more follows while the pin is held.
+    // It adopts `expand` too, and no further epoch opens while the pin is held.
     at(&first[..1], Phase::Expand).await?;
     Ok(())
 }

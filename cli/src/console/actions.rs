@@ -89,7 +89,12 @@ pub(super) async fn act(shared: &Shared, topic: &Topic, form: &Action) -> Result
                 [] => "No ledger was changed before it.".to_owned(),
                 done => format!("It was done on ledger {}.", done.join(", ")),
             };
-            (status, format!("Ledger {ledger}: {problem}. {before} The action did not run on the ledgers after it."))
+            (
+                status,
+                format!(
+                    "Ledger {ledger}: {problem}. {before} The action did not run on the ledgers after it."
+                ),
+            )
         })?;
         done.extend(database.name.as_deref());
     }

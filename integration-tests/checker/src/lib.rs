@@ -28,7 +28,7 @@
 //! # What it does not find
 //!
 //! - Anomalies across keys: keys are judged one by one.
-//! - A lost write that was overwritten before the key was read. It looks like a write that was not lost.
+//! - A lost write that was overwritten before the key was read. It has the same effect as a write that was not lost.
 //! - A key with very many simultaneous operations, or very many writes of unknown outcome, gets the
 //!   simpler check of [`Verdict::keys_checked_simply`].
 

@@ -57,7 +57,7 @@ impl Database {
         is_first && self.old == Value::Missing && self.new != Value::Missing
     }
 
-    /// Whether the migration is where a build without code for it does no harm, also one that never heard of it.
+    /// Whether a build without code for the migration does no harm now, also one that does not declare it.
     pub(crate) fn needs_no_code(&self) -> bool {
         self.previous == PreviousEpoch::Drained
             && self.at.phase == Phase::Contract
@@ -224,7 +224,7 @@ impl Protocol {
         if !self.has(Rule::WorkWaitsForDrain) {
             view.previous = PreviousEpoch::Drained;
         }
-        // `view` may lie about these two for a rule that is left out.
+        // `view` may have wrong values of these two, for a rule that is left out.
         view.complete = db.complete;
         view.conditions.unrepaired = i64::from(db.behind);
         let facts = SchemaState::new(db.new != Value::Missing, db.old == Value::Missing && !db.foreign);

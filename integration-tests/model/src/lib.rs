@@ -36,7 +36,7 @@ pub struct Protocol {
     pub paused_driver: bool,
     /// A failover to a standby that lagged.
     pub failover: bool,
-    /// Also judges reads of an instance that has not heard from the database since the failover.
+    /// Also judges reads of an instance that has had no answer of the database since the failover.
     pub judges_before_contact: bool,
     /// The rule that is left out.
     pub without: Option<Rule>,

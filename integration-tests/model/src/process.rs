@@ -34,7 +34,7 @@ impl Protocol {
         instance.behind = false;
         instance.unfollowed = false;
         if self.has(Rule::Generation) {
-            // Its pin is no longer valid. A read that cannot return holds up nothing.
+            // Its pin is no longer valid. No move waits for a read that cannot return.
             instance.read = None;
         }
     }

@@ -182,7 +182,7 @@ fn without_any_one_rule_there_is_damage() {
 }
 
 /// A limit of the promise: a read has no fence. After a failover that lost epochs, an instance reads by a lost epoch
-/// until it next hears from the database.
+/// until the database answers it again.
 #[test]
 fn a_read_right_after_a_failover_may_be_stale() {
     let protocol = Protocol { judges_before_contact: true, ..failover(4) };

@@ -155,7 +155,7 @@ async fn a_wait_without_a_driver_says_so_and_ends_in_time() -> Outcome {
         said.out,
         said.err
     );
-    // It was asked for all the same, and so it is without waiting.
+    // The desired phase is set nevertheless, as it is with --no-wait.
     done(url, &["status"], &["desired   expand"]).await;
     done(url, &["expand", "status", "--no-wait"], &["desired phase set to expand"]).await;
     Ok(())

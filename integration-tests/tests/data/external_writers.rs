@@ -1,4 +1,4 @@
-//! What external writers may rely on, and what they may not hold up.
+//! What external writers can rely on, and which moves do not wait for them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -104,7 +104,7 @@ impl fmt::Display for Case {
     }
 }
 
-/// Sessions of the test that hold up the next step.
+/// Sessions of the test that the next step waits for.
 struct Blockers(Vec<PgConnection>);
 
 impl Blockers {
