@@ -23,7 +23,7 @@ impl Problem {
 
 /// A configuration that cannot be used, with every problem in it.
 ///
-/// Every room reports bad settings with this type, so that one start shows all of them.
+/// Every module reports bad settings with this type, so that one start shows all of them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub struct ConfigError {

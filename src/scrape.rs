@@ -6,7 +6,7 @@ use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
-/// The families of one room. They are registered together.
+/// The families of one module. They are registered together.
 #[derive(Default)]
 pub(crate) struct Scraped {
     /// Labels that every series has.

@@ -146,7 +146,7 @@ pub(super) struct Fetches {
     pub(super) last_success: AtomicU64,
 }
 
-/// The metric families of this room.
+/// The metric families of this module.
 pub(super) struct Families {
     tally: Arc<Tally>,
     fetches: Option<Arc<Fetches>>,

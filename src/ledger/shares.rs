@@ -76,9 +76,9 @@ impl Ledger {
         Ok((settled, Some(budget)))
     }
 
-    /// How many connections the server leaves for the pools of so many instances, of the ones that are alive and one more
-    /// without a number, and why so many. Changes nothing.
-    pub(crate) async fn room(
+    /// How many connections the server leaves for the pools of this many instances, with the text that explains the
+    /// number. Without `instances`: for those that are alive and one more. Changes nothing.
+    pub(crate) async fn capacity(
         &self,
         instances: Option<usize>,
         spare: u32,

@@ -80,7 +80,7 @@ async fn ask(check: LedgerCheck, budget: Option<Budget>) -> Result<Vec<Finding>,
     if let Some((size, instances)) = budget
         && pooler.is_none()
     {
-        findings.push(connections(size, &ledger.room(instances, ShareOptions::default().spare).await?));
+        findings.push(connections(size, &ledger.capacity(instances, ShareOptions::default().spare).await?));
     }
     let problem = |text| Finding::new("migrations", Severity::Problem, text);
     findings.extend(incompatible.into_iter().map(problem));

@@ -93,9 +93,9 @@ impl World {
         .await
     }
 
-    pub(crate) async fn go(&self, wish: &str) -> Outcome {
-        self.want(wish).await?;
-        self.settled(wish.split(':').next().unwrap_or(wish)).await
+    pub(crate) async fn go(&self, target: &str) -> Outcome {
+        self.want(target).await?;
+        self.settled(target.split(':').next().unwrap_or(target)).await
     }
 
     /// Waits until this many instances serve.
