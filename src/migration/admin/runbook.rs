@@ -122,6 +122,21 @@ mod tests {
     }
 
     #[test]
+    fn reasons_of_running_work_have_their_section() {
+        for (reason, section) in [
+            ("a desired phase to be set", "No desired phase"),
+            ("a valid desired phase: \"sideways\" is not a phase", "No desired phase"),
+            ("the throttle of the scan: 12 sessions wait for locks; to unblock: wait", "Work on rows"),
+            (
+                "older transactions to end: pid 7, which block `create index … on rows`; to unblock: end them",
+                "Locks",
+            ),
+        ] {
+            assert_eq!(runbook_sections(reason), [section], "{reason}");
+        }
+    }
+
+    #[test]
     fn every_section_is_a_heading_of_the_runbook() {
         let headings: Vec<&str> = RUNBOOK.lines().filter_map(|line| line.strip_prefix("## ")).collect();
         for (_, section) in SECTIONS {
