@@ -30,7 +30,9 @@ async fn a_restart_during_an_outage_begins_with_the_last_state() {
         assert!(flags.decide(&A, &Subject::new()));
         assert!(matches!(flags.switch("a"), Switch::Unknown(_)));
     }
-    assert!(metrics(&again)(r#"cutover_flag_backups_total{result="restored"} 1"#));
+    let restored = metrics(&again);
+    // It is counted after it is in use.
+    until("restored", || restored(r#"cutover_flag_backups_total{result="restored"} 1"#)).await;
 
     // Valid JSON, but not the stored state.
     let kept = std::fs::read_to_string(&path).unwrap();
