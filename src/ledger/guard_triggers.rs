@@ -2,8 +2,8 @@
 
 /// The names of a migration's triggers. Triggers of one kind fire in the order of their names, and the id keeps those of
 /// two migrations of one table apart.
-pub(crate) fn names(id: &str) -> [String; 4] {
-    ["row", "truncate", "nested", "nested_check"].map(|event| format!("\"zzz_cutover_{id}_{event}\""))
+pub(crate) fn names(id: &str) -> [String; 5] {
+    ["row", "truncate", "nested", "nested_check", "key"].map(|event| format!("\"zzz_cutover_{id}_{event}\""))
 }
 
 /// The statements that remove the triggers from the table, which has this quoted name now, and from its partitions.

@@ -83,7 +83,7 @@ impl WriteWatch {
     /// the text that [`is_installed`] looks for.
     pub(crate) fn install(&self, id: &str, partitions: &[String], fingerprint: &str) -> String {
         let (table, body) = (self.table.as_str(), self.body(id));
-        let [on_rows, on_truncate, on_drop, _] = names(id);
+        let [on_rows, on_truncate, on_drop, ..] = names(id);
         let trigger = |table: &str, name: &str, event: &str, level: &str, when: &str, argument: &str| {
             format!(
                 "; drop trigger if exists {name} on {table}; \

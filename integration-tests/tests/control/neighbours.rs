@@ -40,12 +40,16 @@ async fn two_fleets_cannot_migrate_one_column_at_once() {
              from cutover.migrations where fleet = 'desk'",
         )
         .await;
-    assert!(person.ask::<bool>("select count(*) = 1 from pg_trigger where tgname like 'zzz_cutover%'").await);
+    assert!(
+        person.ask::<bool>("select count(*) = 1 from pg_trigger where tgname like 'zzz_cutover%_row'").await
+    );
     // Another column of the same table is free.
     let _code = instance(&url, "third", "code", ["code", "new_code"]).await;
     person.wants("expand").await;
     person.until("select phase = 'expand' from cutover.migrations where fleet = 'third'").await;
-    assert!(person.ask::<bool>("select count(*) = 2 from pg_trigger where tgname like 'zzz_cutover%'").await);
+    assert!(
+        person.ask::<bool>("select count(*) = 2 from pg_trigger where tgname like 'zzz_cutover%_row'").await
+    );
 
     person.0.execute("update cutover.migrations set desired = 'off' where fleet = 'shop'").await.unwrap();
     person

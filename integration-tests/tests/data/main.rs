@@ -18,6 +18,7 @@ mod matrix;
 mod mirror;
 mod mirror_killed;
 mod mirrored_writes;
+mod moved_keys;
 mod partitions;
 mod pauses;
 mod pgbench;

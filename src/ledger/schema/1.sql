@@ -684,13 +684,34 @@ $$;
 create trigger update_guard_phase after insert or update of phase on cutover.migrations
     for each row execute function cutover.update_guard_phase();
 
+-- Called by the guard trigger: the migration's phase. Runs with its owner's rights, so that external writers need none on
+-- the ledger.
+--
+-- Under REPEATABLE READ and SERIALIZABLE the row with the phase is locked; that fails with SQLSTATE 40001 if a move came
+-- after the snapshot. The row lock is released at once, because the way back would otherwise wait for the transaction.
+create function cutover.phase_for_guard(p_migration integer) returns text
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_phase text;
+begin
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+        begin
+            select phase into v_phase from cutover.guard_phases where migration_id = p_migration for share;
+            raise exception using errcode = 'ZC000';
+        exception when sqlstate 'ZC000' then null;
+        end;
+    else
+        select phase into v_phase from cutover.guard_phases where migration_id = p_migration;
+    end if;
+    return coalesce(v_phase, 'off');
+end
+$$;
+
 -- Called by the guard trigger: records once per transaction that an external writer wrote, and returns the migration's
--- phase. Runs with its owner's rights, so that external writers need none on the ledger.
+-- phase. Runs with its owner's rights, too.
 --
 -- The advisory lock is held until the external transaction ends. Copies, scans and the moves after which such writes are
--- refused take it too, so they wait for transactions that began under the earlier rule. Under REPEATABLE READ and
--- SERIALIZABLE the row with the phase is locked; that fails with SQLSTATE 40001 if a move came after the snapshot. The row
--- lock is released at once, because the way back would otherwise wait for the external transaction.
+-- refused take it too, so they wait for transactions that began under the earlier rule.
 create function cutover.record_external_write(p_migration integer, p_copied boolean) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -699,16 +720,7 @@ declare
 begin
     if v_phase is null then
         perform pg_advisory_xact_lock_shared(1129709568, p_migration);
-        if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
-            begin
-                select phase into v_phase from cutover.guard_phases where migration_id = p_migration for share;
-                raise exception using errcode = 'ZC000';
-            exception when sqlstate 'ZC000' then null;
-            end;
-        else
-            select phase into v_phase from cutover.guard_phases where migration_id = p_migration;
-        end if;
-        v_phase := coalesce(v_phase, 'off');
+        v_phase := cutover.phase_for_guard(p_migration);
         perform set_config(v_known, v_phase, true);
         if v_phase <> 'off' then
             insert into cutover.external_write_events (migration_id, application, role, copied)
@@ -730,6 +742,7 @@ declare
     v_type oid;
     v_modifier integer;
     v_default pg_node_tree;
+    v_evaluated text;
 begin
     select a.atttypid, a.atttypmod, d.adbin into v_type, v_modifier, v_default
         from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -747,9 +760,16 @@ begin
     if v_default is null then
         return 'select $1 is null';
     end if;
-    if v_default::text ~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO|ARRAYCOERCEEXPR|COERCETODOMAIN)'
+    -- A value of a domain is checked by the domain's constraints, and by those of the domain below it.
+    with recursive domains (id) as (
+        select found.id[1]::oid
+            from regexp_matches(v_default::text, ':resulttype (\d+)', 'g') as found (id)
+        union select t.typbasetype from domains d join pg_type t on t.oid = d.id where t.typtype = 'd')
+    select concat_ws(' ', v_default::text, string_agg(c.conbin::text, ' ')) into v_evaluated
+        from domains d join pg_constraint c on c.contypid = d.id;
+    if v_evaluated ~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO|ARRAYCOERCEEXPR)'
         or exists (
-            select from regexp_matches(v_default::text, ':(?:funcid|opfuncid) (\d+)', 'g') as called (id)
+            select from regexp_matches(v_evaluated, ':(?:funcid|opfuncid) (\d+)', 'g') as called (id)
                 join pg_proc p on p.oid = called.id[1]::oid
                 where p.provolatile <> 'i' or p.pronamespace <> 'pg_catalog'::regnamespace)
     then
@@ -792,3 +812,4 @@ revoke all on function cutover.record_external_repair(integer, text, jsonb, text
 -- own.
 grant usage on schema cutover to public;
 grant execute on function cutover.record_external_write(integer, boolean) to public;
+grant execute on function cutover.phase_for_guard(integer) to public;

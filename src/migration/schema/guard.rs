@@ -18,7 +18,9 @@
 //! | `switch` | new | its new side is mapped to the old one; an update of the old side alone is mapped to the new one |
 //! | `retire`, `contract` | new | of the old side: is refused with SQLSTATE `ZC003`; of the new side: passes |
 //!
-//! An update of the new side alone is mapped to the old one until `switch`. Whether an update changed a side is compared.
+//! An update of the new side alone is mapped to the old one until `switch`. Whether an update changed a side is compared. If
+//! a side without authority has several columns and an update changes some of them, the others are first computed from the
+//! other side, because they may be behind.
 //! For an insert Postgres does not tell which columns it named. A value that is not what the column's default gives was
 //! named, and is not lost: if only the side without authority was named, its value is mapped. In all other cases authority
 //! decides. A default that calls a function which is not built in, or which gives another value each time, tells nothing.
@@ -30,6 +32,10 @@
 //! What a foreign key does to the old side is never refused.
 //!
 //! A mapping that fails does not fail the external write. The row's key is recorded for repair instead.
+//!
+//! An update of the key can move a row behind the place that a copy has reached. So such an update is mapped like one of the
+//! side with authority, even if it changes neither side, and within a pinned transaction, too. A mapping in Rust cannot run
+//! here; the row's key is recorded for repair then.
 //!
 //! If the mapping is written in Rust, the trigger cannot evaluate it. Then `backfill → verify` waits until no external
 //! write was seen for a while, a scan counts only if none was seen since, and from `ramp` on such writes are refused.
@@ -154,18 +160,21 @@ struct Comparisons {
     /// The side holds a value.
     has_old: String,
     has_new: String,
+    /// An update leaves the key as it was.
+    same_key: String,
+}
+
+/// Whether columns of two rows are identical, by their images, because not every type has an `=`.
+fn same(one: &str, other: &str, columns: &[String]) -> String {
+    format!(
+        "row({})::pg_catalog.record operator(pg_catalog.*=) row({})::pg_catalog.record",
+        listed(one, columns),
+        listed(other, columns)
+    )
 }
 
 impl Comparisons {
-    fn of(old: &[String], new: &[String]) -> Self {
-        // By their images, because not every type has an `=`.
-        let same = |one: &str, other: &str, columns: &[String]| {
-            format!(
-                "row({})::pg_catalog.record operator(pg_catalog.*=) row({})::pg_catalog.record",
-                listed(one, columns),
-                listed(other, columns)
-            )
-        };
+    fn of(old: &[String], new: &[String], key: &[String]) -> Self {
         // An insert named the column if it holds a value that the column's default does not give.
         let names = |variable: &str, columns: &[String]| {
             let looks = columns.iter().map(|column| {
@@ -190,6 +199,7 @@ impl Comparisons {
             names_new: names("named_new", new),
             has_old: has(old),
             has_new: has(new),
+            same_key: same("old", "new", key),
         }
     }
 }
@@ -232,15 +242,29 @@ impl GuardTrigger {
         format!(
             "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
              named_old boolean; named_new boolean; is_named boolean; comparison text; written record; agrees boolean; \
-             is_pinned boolean; \
+             is_pinned boolean; named record; given record; \
              begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {copies}); {after} end "
         )
     }
 
     /// The parts of the function before and after it learns the phase.
     fn on_columns(&self, old: &[String], new: &[String], selects: &Selects) -> (String, String) {
-        let Comparisons { same_old, same_new, agrees, names_old, names_new, has_old, has_new } =
-            Comparisons::of(old, new);
+        let Comparisons { same_old, same_new, agrees, names_old, names_new, has_old, has_new, same_key } =
+            Comparisons::of(old, new, &self.key);
+        let record_moved = self.record_as(
+            "case phase when 'switch' then 'old' else 'new' end",
+            "new",
+            "'its key has changed, so a copy may have missed it'",
+        );
+        // A transaction of an earlier epoch may still be open when a copy begins.
+        let unless_moved = |otherwise: &str| {
+            format!(
+                "if tg_op = 'UPDATE' and {same_old} and {same_new} then \
+                     if phase in ('expand', 'backfill', 'switch') then {record_moved} end if; \
+                 else {otherwise} end if;"
+            )
+        };
+        let not_mirrored = format!("if is_pinned then {NOT_MIRRORED} end if;");
         let map = |columns: &[String], select: &Option<String>| match select {
             Some(select) => {
                 let values: Vec<String> = (0..columns.len()).map(|n| format!("v{n}")).collect();
@@ -250,9 +274,9 @@ impl GuardTrigger {
                     listed("new", columns)
                 )
             }
-            None => format!("if is_pinned then {NOT_MIRRORED} end if;"),
+            None => unless_moved(&not_mirrored),
         };
-        let (forward, mut backward) = (map(new, &selects.forward), map(old, &selects.backward));
+        let (mut forward, mut backward) = (map(new, &selects.forward), map(old, &selects.backward));
         if selects.forward.is_some() {
             // An old value that only has another spelling stays as it is.
             backward = format!(
@@ -260,6 +284,26 @@ impl GuardTrigger {
                  begin {forward} agrees := {agrees}; exception {RAISE} when others then agrees := false; end; \
                  new := written; \
                  if not agrees then {backward} end if;"
+            );
+        } else if selects.backward.is_some() {
+            backward = unless_moved(&backward);
+        }
+        if selects.forward.is_some() && selects.backward.is_some() {
+            // A write of some columns of the side that may be behind: its other columns are brought up to date first.
+            let complete = |columns: &[String], phases: &str, update: &str, map: &str| {
+                let [_, _, ..] = columns else { return map.to_owned() };
+                let kept = columns.iter().map(|column| {
+                    let same = same("old", "named", std::slice::from_ref(column));
+                    format!("if {same} then named.{column} := new.{column}; end if;")
+                });
+                format!(
+                    "if tg_op = 'UPDATE' and {phases} then named := new; new := old; {update} {} new := named; end if; {map}",
+                    kept.collect::<Vec<_>>().join(" ")
+                )
+            };
+            (forward, backward) = (
+                complete(old, "phase = 'switch'", &backward, &forward),
+                complete(new, "phase <> 'switch'", &forward, &backward),
             );
         }
         // An update that moves a row to another partition fires the triggers of an update, and then those of an insert.
@@ -275,10 +319,11 @@ impl GuardTrigger {
         let before = format!(
             "if tg_op = 'INSERT' and {may_move} \
                  and pg_catalog.current_setting('cutover.moved_' || tg_argv[0], true) = {moved} then return new; end if; \
-             <<mapping>> begin if tg_op = 'UPDATE' and {same_old} and {same_new} then exit mapping; end if; \
+             <<mapping>> begin if tg_op = 'UPDATE' and {same_old} and {same_new} and {same_key} then exit mapping; end if; \
              phase := pg_catalog.current_setting('cutover.pin_' || tg_argv[0], true); \
              is_pinned := phase <> '' and pg_catalog.pg_trigger_depth() = 1; \
-             if is_pinned is not true then"
+             if is_pinned and phase = 'on' then is_pinned := false; phase := cutover.phase_for_guard(tg_argv[0]::integer); \
+             elsif is_pinned is not true then"
         );
         // The default of the old column is not null: then an insert that leaves it out looks like one that names it.
         let after = format!(
@@ -292,7 +337,8 @@ impl GuardTrigger {
              end if; \
              if phase in ('retire', 'contract') then exit mapping; end if; \
              if tg_op = 'UPDATE' then \
-                 if phase = 'switch' then maps_forward := {same_new}; else maps_forward := not ({same_old}); end if; \
+                 if phase = 'switch' then maps_forward := {same_new} and not ({same_old}); \
+                 else maps_forward := {same_new} or not ({same_old}); end if; \
              elsif phase = 'switch' then \
                  {names_old} maps_forward := named_old; \
                  if named_old then {names_new} maps_forward := not named_new; end if; \
@@ -300,8 +346,9 @@ impl GuardTrigger {
                  {names_new} maps_forward := not named_new; \
                  if named_new then {names_old} maps_forward := named_old; end if; \
              end if; \
+             given := new; \
              begin if maps_forward then {forward} else {backward} end if; \
-             exception {RAISE} when others then if is_pinned then raise; end if; {record} end; \
+             exception {RAISE} when others then if is_pinned then raise; end if; new := given; {record} end; \
              end; \
              if tg_op = 'UPDATE' and {may_move} then \
                  perform pg_catalog.set_config('cutover.moved_' || tg_argv[0], {moved}, true); end if; \
@@ -446,7 +493,7 @@ impl GuardTrigger {
                  alter table {table} enable always trigger {name}"
             )
         };
-        let [on_rows, on_truncate, on_nested, check_nested] = guard_triggers::names(id);
+        let [on_rows, on_truncate, on_nested, check_nested, on_key] = guard_triggers::names(id);
         let is_unpinned = format!("current_setting('cutover.pin_{id}', true) is distinct from 'on'");
         let is_watched = format!("{is_unpinned} or pg_trigger_depth() > 0");
         let (own, nested) = (format!("'{id}'"), format!("'{id}', 'nested'"));
@@ -456,6 +503,10 @@ impl GuardTrigger {
             Watched::Columns { .. } => {
                 let event = format!("before insert or update on {table} for each row");
                 triggers += &trigger(table, &on_rows, &event, &is_watched, &own);
+                let event = format!("before update of {} on {table} for each row", self.key.join(", "));
+                let is_moved = format!("not ({is_watched}) and not ({})", same("old", "new", &self.key));
+                triggers += &trigger(table, &on_key, &event, &is_moved, &own);
+                on_each_row.push(&on_key);
             }
             Watched::Rows { .. } => {
                 let events = format!("insert or update or delete on {table} for each row");
