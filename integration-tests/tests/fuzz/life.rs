@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use cutover::migration::Phase;
+use cutover::migration::{Agent, Migration, Phase};
 use fastrand::Rng;
 use sqlx::Row as _;
 use tokio::task::JoinSet;
@@ -51,7 +51,7 @@ impl fmt::Display for Report {
 /// Generates and migrates the table of this seed.
 pub(crate) async fn live(seed: u64) -> Report {
     let mut rng = Rng::with_seed(seed);
-    let shape = Shape::random(&mut rng);
+    let shape = Shape::random(seed, &mut rng);
     let mut report = Report { seed, shape: format!("{shape:?}"), ..Report::default() };
     let world = match World::new(shape).await {
         Ok(Some(world)) => Arc::new(world),
@@ -75,10 +75,10 @@ pub(crate) async fn live(seed: u64) -> Report {
 /// The phases to visit, in a random order that the rules allow.
 fn route(rng: &mut Rng) -> Vec<&'static str> {
     let mut route = vec!["expand", "backfill", "verify"];
-    match rng.u8(..5) {
-        0 => route.extend(["off", "expand", "backfill", "verify"]),
-        1 => route.extend(["ramp:50", "verify"]),
-        2 => route.extend(["ramp:50", "switch", "ramp:50", "expand", "backfill", "verify"]),
+    match rng.u8(..6) {
+        0 | 1 => route.extend(["off", "expand", "backfill", "verify"]),
+        2 => route.extend(["ramp:50", "verify"]),
+        3 => route.extend(["ramp:50", "switch", "ramp:50", "expand", "backfill", "verify"]),
         _ => {}
     }
     route.extend(["ramp:50", "switch", "retire"]);
@@ -93,7 +93,9 @@ fn route(rng: &mut Rng) -> Vec<&'static str> {
 
 async fn migrate(world: &Arc<World>, rng: &mut Rng, report: &mut Report) -> Outcome {
     let (agent, migration) = world.instance("a").await?;
-    let second = if rng.u8(..).is_multiple_of(4) { Some(world.instance("b").await?) } else { None };
+    let has_faults = world.shape.has_faults;
+    let has_second = has_faults || rng.u8(..).is_multiple_of(4);
+    let mut second = if has_second { Some(world.instance("b").await?) } else { None };
     let began = Instant::now();
     while migration.current().is_none() {
         if began.elapsed() > STEP {
@@ -111,7 +113,10 @@ async fn migrate(world: &Arc<World>, rng: &mut Rng, report: &mut Report) -> Outc
             };
         }
     }
-    let outcome = visit(world, rng, report).await;
+    let faults = has_faults.then(|| tokio::spawn(cut(Arc::clone(world), rng.u64(..))));
+    // An instance that is killed says nothing. The fleet waits for its lease.
+    let mut killed = second.take_if(|_| has_faults);
+    let outcome = visit(world, rng, report, &mut killed).await;
     world.is_over.store(true, Ordering::Relaxed);
     while let Some(writer) = writers.join_next().await {
         if let Err(error) = writer? {
@@ -122,12 +127,33 @@ async fn migrate(world: &Arc<World>, rng: &mut Rng, report: &mut Report) -> Outc
     if let Some((second, _)) = second {
         second.leave().await?;
     }
+    if let Some(faults) = faults {
+        faults.await??;
+    }
     outcome
 }
 
-async fn visit(world: &World, rng: &mut Rng, report: &mut Report) -> Outcome {
+/// Cuts connections until the migration is over.
+async fn cut(world: Arc<World>, seed: u64) -> Outcome {
+    let mut rng = Rng::with_seed(seed);
+    while !world.is_over.load(Ordering::Relaxed) {
+        sleep(Duration::from_millis(rng.u64(100..800))).await;
+        world.cut().await?;
+    }
+    Ok(())
+}
+
+async fn visit(
+    world: &World,
+    rng: &mut Rng,
+    report: &mut Report,
+    killed: &mut Option<(Agent, Migration)>,
+) -> Outcome {
     sleep(BETWEEN).await;
     for wish in route(rng) {
+        if rng.u8(..).is_multiple_of(4) {
+            *killed = None;
+        }
         if wish == "contract" {
             sqlx::query(
                 "insert into cutover.approvals (migration_id, phase, actor, reason) \
@@ -224,6 +250,9 @@ async fn judge(world: &World, wish: &str) -> Outcome {
             ));
         };
         let values = &world.values;
+        if row.is_unmappable && row.phase <= Phase::Verify && phase >= Phase::Ramp {
+            world.fail(format!("at {wish}: key {key} holds a value that cannot be mapped; {row:?}"));
+        }
         if has_old && row.old_behind && phase < Phase::Retire && old_complete {
             let keeps = values.forward_of(&row.old) == Some(&row.new) && o == Some(&row.old);
             let is_mapped = o.is_some_and(|o| {
@@ -259,5 +288,13 @@ async fn judge(world: &World, wish: &str) -> Outcome {
         }
     }
     *lock(&world.rows) = rows;
+    if world.shape.has_second {
+        let knows_old = phase < Phase::Retire && old_complete;
+        let wrong =
+            world.wrong_seconds(knows_old, has_new && (new_complete || phase >= Phase::Switch)).await?;
+        if wrong > 0 {
+            world.fail(format!("at {wish}: {wrong} rows have lost the value of the second column"));
+        }
+    }
     Ok(())
 }

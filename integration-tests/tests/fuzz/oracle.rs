@@ -40,13 +40,15 @@ pub(crate) struct Values {
     null_new: String,
     pub(crate) default_old: String,
     pub(crate) default_new: String,
+    /// The new side has a second column, whose default is a value.
+    has_second: bool,
 }
 
 impl Values {
     /// Asks the server, apart from the library. `None` if the shape makes no sense.
     pub(crate) async fn load(connection: &mut PgConnection, shape: &Shape) -> Outcome<Option<Self>> {
         let pair = &shape.pair;
-        let mut values = Self::default();
+        let mut values = Self { has_second: shape.has_second, ..Self::default() };
         let mut tx = connection.begin().await?;
         let mut probe =
             format!("create temp table probe (old_c {}, new_c {}) on commit drop; ", pair.old, pair.new);
@@ -144,7 +146,11 @@ impl Values {
             ]
         });
         let found = unmappable.chain(known).find(|(_, known)| *known == image);
-        found.map_or_else(|| format!("unknown image {image}"), |(text, _)| format!("{text:?}"))
+        match found {
+            None => format!("unknown image {image}"),
+            Some((None, _)) => "null".to_owned(),
+            Some((Some(text), _)) => format!("{text:?}"),
+        }
     }
 
     fn by_old(&self, old: &str) -> Pair {
@@ -183,7 +189,8 @@ impl Values {
     pub(crate) fn inserted(&self, phase: Phase, old: &str, new: &str) -> Option<Pair> {
         match phase {
             Phase::Retire | Phase::Contract => {
-                let is_old = self.names_old(old) || (old != self.null_old && new == self.null_new);
+                let leaves_new_out = new == self.null_new && !self.has_second;
+                let is_old = self.names_old(old) || (old != self.null_old && leaves_new_out);
                 (!is_old).then(|| (old.to_owned(), new.to_owned()))
             }
             Phase::Switch if self.names_old(old) && !self.names_new(new) => Some(self.by_old(old)),
@@ -221,6 +228,8 @@ pub(crate) struct Row {
     pub(crate) new_written: bool,
     /// The new side cannot be computed.
     pub(crate) is_unmappable: bool,
+    /// The phase of the last write.
+    pub(crate) phase: Phase,
 }
 
 /// A literal of a type.

@@ -32,7 +32,9 @@ pub(crate) const PREPARE: &str = "create type mood as enum ('low', 'so so', 'Hig
     create domain short_text as text check (length(value) < 40); \
     create domain positive as integer check (value > 0); \
     create domain label as varchar(12) default 'none'; \
-    create type amount as (value numeric, unit text)";
+    create type amount as (value numeric, unit text); \
+    create function strict_code(text) returns integer language plpgsql immutable as $$ begin \
+        if $1 !~ '^ *-?[0-9]+ *$' then raise exception 'no code: %', $1; end if; return $1::integer; end $$";
 
 const TEXTS: &[&str] = &[
     "' PAID '",
@@ -244,6 +246,10 @@ pub(crate) const PAIRS: &[Pair] = &[
     partial(
         pair("numeric", "integer", "old_c::integer", "new_c", &["1", "2.4", "null", "-2.5"]),
         "99999999999",
+    ),
+    partial(
+        pair("text", "integer", "strict_code(old_c)", "new_c::text", &["' 12 '", "'007'", "null", "'-3'"]),
+        "'n/a'",
     ),
     pair(
         "amount",

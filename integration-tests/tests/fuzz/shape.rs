@@ -4,6 +4,34 @@ use fastrand::Rng;
 
 use crate::pairs::{PAIRS, Pair};
 
+/// Settings that must not change what is stored.
+const SETTINGS: [&str; 14] = [
+    "set timezone = 'Pacific/Auckland'",
+    "set timezone = 'America/St_Johns'",
+    "set datestyle = 'German, DMY'",
+    "set datestyle = 'SQL, DMY'",
+    "set intervalstyle = 'iso_8601'",
+    "set intervalstyle = 'sql_standard'",
+    "set bytea_output = 'escape'",
+    "set extra_float_digits = -15",
+    "set array_nulls = off",
+    "set xmloption = 'document'",
+    "set xmlbinary = 'hex'",
+    "set quote_all_identifiers = on",
+    "set default_text_search_config = 'pg_catalog.german'",
+    "set transform_null_equals = on",
+];
+
+/// Some of these settings, without those that change what a writer of these types says itself.
+pub(crate) fn settings_of(pair: &Pair, rng: &mut Rng) -> Vec<&'static str> {
+    let says = |ty: &str| pair.old.contains(ty) || pair.new.contains(ty);
+    let mut chosen: Vec<&str> = (0..3).map(|_| SETTINGS[rng.usize(..SETTINGS.len())]).collect();
+    chosen.retain(|setting| {
+        !(setting.contains("array_nulls") && says("[]") || setting.contains("xmloption") && says("xml"))
+    });
+    chosen
+}
+
 /// How the rows are identified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Key {
@@ -139,11 +167,28 @@ pub(crate) struct Shape {
     /// What the foreign key to `parents` does.
     pub(crate) on_delete: &'static str,
     pub(crate) names_key: bool,
+    /// Settings of the sessions of the service.
+    pub(crate) settings: Vec<&'static str>,
+    /// Connections of the driver's work are cut, and one of two instances is killed.
+    pub(crate) has_faults: bool,
+    /// The service writes one side, and the guard trigger the other one.
+    pub(crate) mirrors: bool,
+    /// A second column moves in the same migration. Nobody writes it, and all its rows have one value.
+    pub(crate) has_second: bool,
 }
 
+/// The value of the second column on both sides.
+pub(crate) const SECOND: [&str; 2] = ["SECOND", "second"];
+
+/// How many seeds the seeds of pairs of types are apart; prime, so that consecutive seeds have different ones.
+const STRIDE: u64 = 37;
+
 impl Shape {
-    pub(crate) fn random(rng: &mut Rng) -> Self {
-        let is_table = rng.u8(..).is_multiple_of(4);
+    /// Consecutive seeds go through all pairs of types, and every fourth one through all flaws.
+    pub(crate) fn random(seed: u64, rng: &mut Rng) -> Self {
+        let of = |number: u64, list: usize| usize::try_from(number % list as u64).unwrap_or(0);
+        let flaw = seed.is_multiple_of(4).then(|| FLAWS[of(seed / 4, FLAWS.len())]);
+        let is_table = rng.u8(..).is_multiple_of(4) && flaw.is_none();
         let key = KEYS[rng.usize(..KEYS.len())];
         let partitions = match (rng.u8(..) % 3, key) {
             (0, Key::Region) => Partitions::Region,
@@ -151,12 +196,11 @@ impl Shape {
             (0, _) => Partitions::Hash,
             _ => Partitions::None,
         };
-        let pair = PAIRS[rng.usize(..PAIRS.len())];
-        let flaw = (rng.u8(..).is_multiple_of(8) && !is_table).then(|| FLAWS[rng.usize(..FLAWS.len())]);
-        let flaw = flaw.filter(|flaw| *flaw != Flaw::Children || partitions == Partitions::None);
+        let partitions = if flaw == Some(Flaw::Children) { Partitions::None } else { partitions };
+        let pair = PAIRS[of(seed.wrapping_mul(STRIDE), PAIRS.len())];
         // A domain with a constraint.
         let rewrites = !is_table && matches!(pair.new, "short_text" | "positive");
-        let flaw = if rewrites { Some(Flaw::Rewrite) } else { flaw };
+        let flaw = if rewrites && flaw.is_none() { Some(Flaw::Rewrite) } else { flaw };
         let own_role = rng.bool() || flaw == Some(Flaw::RowSecurity);
         Self {
             pair,
@@ -172,6 +216,10 @@ impl Shape {
             flaw,
             on_delete: ["cascade", "set null", "no action", "set default"][rng.usize(..4)],
             names_key: rng.bool(),
+            settings: settings_of(&pair, rng),
+            mirrors: rng.u8(..).is_multiple_of(4) && !is_table,
+            has_faults: rng.u8(..).is_multiple_of(4) && flaw.is_none(),
+            has_second: rng.u8(..).is_multiple_of(3) && !is_table && flaw.is_none(),
         }
     }
 
@@ -218,11 +266,13 @@ impl Shape {
             true => format!(" default ({})::{}", self.pair.values[0], self.old_type()),
             false => String::new(),
         };
+        let second =
+            if self.has_second { format!("old_d text default '{}', ", SECOND[0]) } else { String::new() };
         let mut text = format!(
             "create table parents (id integer primary key, name text); \
              insert into parents select g, 'p' from generate_series(0, 99) g; \
              create table subject ({}, parent integer default 0 references parents on delete {}, note text, \
-                 updated_at timestamptz, old_c {}{old_default}{old_more}, primary key ({})){by}; {partitions}",
+                 updated_at timestamptz, {second}old_c {}{old_default}{old_more}, primary key ({})){by}; {partitions}",
             keys.join(", "),
             self.on_delete,
             self.pair.old,

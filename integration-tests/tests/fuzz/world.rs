@@ -21,12 +21,15 @@ use tokio::sync::RwLock;
 use crate::Outcome;
 use crate::oracle::{FIXED, Row, Values, image_of, literal};
 use crate::pairs::PREPARE;
-use crate::shape::{Flaw, Key, Shape};
+use crate::shape::{Flaw, Key, SECOND, Shape};
 
 /// Keys that exist from the beginning, and all keys.
 pub(crate) const ROWS: usize = 120;
 pub(crate) const KEYS: usize = 180;
 pub(crate) const WRITERS: usize = 4;
+
+/// The `application_name` of the sessions of the driver's work.
+const WORK: &str = "work";
 
 pub(crate) struct World {
     pub(crate) shape: Shape,
@@ -34,6 +37,8 @@ pub(crate) struct World {
     pub(crate) url: String,
     /// The service's pool, as its role.
     pub(crate) pool: PgPool,
+    /// For copies, scans and changes of the schema, as the service's role.
+    pub(crate) work: PgPool,
     /// For the judge, as superuser under the fixed settings.
     pub(crate) control: PgPool,
     pub(crate) version: i32,
@@ -52,12 +57,13 @@ pub(crate) struct World {
     pub(crate) damage: Mutex<Vec<String>>,
 }
 
-async fn pool(options: PgConnectOptions, size: u32, settings: &'static str) -> Outcome<PgPool> {
+async fn pool(options: PgConnectOptions, size: u32, settings: String) -> Outcome<PgPool> {
     let pool = PgPoolOptions::new()
         .max_connections(size)
         .after_connect(move |connection, _| {
+            let settings = settings.clone();
             Box::pin(async move {
-                connection.execute(settings).await?;
+                connection.execute(AssertSqlSafe(settings)).await?;
                 Ok(())
             })
         })
@@ -72,7 +78,7 @@ impl World {
         static ROLE: AtomicU32 = AtomicU32::new(1);
         let url = Postgres::fresh_database().await?;
         let admin: PgConnectOptions = url.parse()?;
-        let control = pool(admin.clone(), 4, FIXED).await?;
+        let control = pool(admin.clone(), 4, FIXED.to_owned()).await?;
         control.execute(PREPARE).await?;
         let role = format!("service_{}", ROLE.fetch_add(1, Ordering::Relaxed));
         let mut options = admin.clone();
@@ -96,12 +102,15 @@ impl World {
         let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::integer")
             .fetch_one(&control)
             .await?;
-        let pool = pool(options, 10, "set statement_timeout = '30s'").await?;
+        let settings = format!("set statement_timeout = '30s'; {}", shape.settings.join("; "));
+        let work = pool(options.clone().application_name(WORK), 10, settings.clone()).await?;
+        let pool = pool(options, 10, settings).await?;
         let world = Self {
             shape,
             values,
             url,
             pool,
+            work,
             control,
             version,
             rows: Mutex::default(),
@@ -151,6 +160,7 @@ impl World {
                 old_behind: false,
                 new_written: false,
                 is_unmappable: false,
+                phase: Phase::Off,
             };
             lock(&self.rows).insert(number, row);
             lock(&self.parents).insert(number, parent);
@@ -165,6 +175,11 @@ impl World {
 
     pub(crate) fn key(&self, number: usize) -> String {
         self.shape.key.literals(number).join(", ")
+    }
+
+    /// The rows of a parent.
+    pub(crate) fn rows_of(&self, parent: usize) -> Vec<usize> {
+        lock(&self.parents).iter().filter(|(_, one)| **one == parent).map(|(row, _)| *row).collect()
     }
 
     /// The condition for one row.
@@ -219,10 +234,19 @@ impl World {
             Some(Flaw::Clock) => format!("case when now() is null then null else {} end", pair.forward),
             _ => pair.forward.to_owned(),
         };
-        let mut builder = ColumnMigration::new(self.pool.clone(), "subject")
-            .column("old_c", "new_c", pair.new)
-            .forward(&forward)
-            .backward(pair.backward);
+        let builder = ColumnMigration::new(self.work.clone(), "subject");
+        let mut builder = match self.shape.has_second {
+            false => builder.column("old_c", "new_c", pair.new).forward(&forward).backward(pair.backward),
+            true => builder
+                .new_column("new_c", pair.new, &forward)
+                .new_column("new_d", "text", "lower(old_d)")
+                .old_column("old_c", pair.backward)
+                .old_column("old_d", "upper(new_d)")
+                .expand_sql(&format!("alter table subject alter new_d set default '{}'", SECOND[1])),
+        };
+        if self.shape.mirrors {
+            builder = builder.mirror_writes();
+        }
         if self.shape.new_default {
             let text = self.values.all.first().and_then(|value| value.new_text.as_deref());
             builder = builder.expand_sql(&format!(
@@ -235,7 +259,7 @@ impl World {
 
     fn table_plan(&self) -> Outcome<TableMigration> {
         let pair = &self.shape.pair;
-        let builder = TableMigration::new(self.pool.clone(), "subject", "subject_2")
+        let builder = TableMigration::new(self.work.clone(), "subject", "subject_2")
             .create(&self.shape.create_new())
             .same("parent")
             .without("subject_parent_fkey")
@@ -271,6 +295,28 @@ impl World {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Ends one session of the work or of the ledger, if there is one.
+    pub(crate) async fn cut(&self) -> Outcome {
+        sqlx::query(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+             where datname = current_database() and application_name in ($1, 'cutover-ledger') order by random() limit 1",
+        )
+        .bind(WORK)
+        .execute(&self.control)
+        .await?;
+        Ok(())
+    }
+
+    /// How many rows hold something else in the second column of these sides.
+    pub(crate) async fn wrong_seconds(&self, old: bool, new: bool) -> Outcome<i64> {
+        let differs = |column: &str, value: &str| format!("{column} is distinct from '{value}'");
+        let mut wrong = vec!["false".to_owned()];
+        wrong.extend(old.then(|| differs("old_d", SECOND[0])));
+        wrong.extend(new.then(|| differs("new_d", SECOND[1])));
+        let query = format!("select count(*) from subject where {}", wrong.join(" or "));
+        Ok(sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.control).await?)
     }
 
     /// All rows of one side: the image by the number of the key.

@@ -1,0 +1,119 @@
+//! One statement of an external session, and what may come of it.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use cutover::migration::Phase;
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
+
+use super::{After, Change, Writer};
+use crate::Outcome;
+use crate::oracle::{Row, Value};
+use crate::world::lock;
+
+/// Failures after which a writer repeats its transaction.
+const TRANSIENT: [&str; 6] = ["40001", "40P01", "55P03", "57014", "ZC001", "ZC002"];
+
+impl Writer {
+    /// Runs one statement in a transaction, and measures how long it takes.
+    pub(super) async fn run(
+        &mut self,
+        session: &mut PgConnection,
+        isolation: &str,
+        sql: &str,
+        copy: Option<&str>,
+    ) -> Result<(), sqlx::Error> {
+        let mut statement = format!("begin isolation level {isolation}");
+        let has_snapshot = isolation != "read committed" && self.rng.bool();
+        if has_snapshot {
+            statement += "; select 1 from public.parents limit 1";
+        }
+        session.execute(AssertSqlSafe(statement)).await?;
+        if has_snapshot {
+            self.linger().await;
+        }
+        let began = Instant::now();
+        let outcome = match copy {
+            None => session.execute(AssertSqlSafe(sql)).await.map(|_| ()),
+            Some(line) => copy_in(session, sql, line).await,
+        };
+        let held = began.elapsed();
+        {
+            let mut longest = lock(&self.world.longest_hold);
+            if held > longest.0 {
+                *longest = (held, sql.to_owned());
+            }
+        }
+        if outcome.is_ok() {
+            self.linger().await;
+        }
+        let end = if outcome.is_ok() { "commit" } else { "rollback" };
+        let ended = session.execute(end).await;
+        outcome?;
+        ended?;
+        self.world.writes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "all of it describes one write")]
+    pub(super) async fn settle(
+        &self,
+        number: usize,
+        before: Option<&Row>,
+        phases: &[Phase],
+        change: &Change,
+        what: &str,
+        sql: &str,
+        outcome: Result<(), sqlx::Error>,
+    ) -> Outcome {
+        let mut allowed = Vec::new();
+        let mut is_refusable = false;
+        for phase in phases {
+            match self.after(*phase, before, change) {
+                Some(after) => allowed.push(after),
+                None => is_refusable = true,
+            }
+            // The old column and its guard trigger may be gone already.
+            if let (Phase::Contract, Change::Insert { old: None, new }) = (phase, change) {
+                let values = &self.world.values;
+                let new = new.as_ref().unwrap_or(&values.default_new);
+                let images = Some((values.default_old.clone(), new.clone()));
+                allowed.push(After { phase: *phase, images, is_unmappable: false, knows_new: true });
+            }
+        }
+        let what = format!("{what} in {phases:?} (`{}`)", sql.chars().take(300).collect::<String>());
+        match outcome {
+            Ok(()) => self.judge(number, before, &allowed, &what).await,
+            Err(error) => {
+                let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
+                let is_gone = matches!(&*code, "42703" | "42P01")
+                    && phases.iter().any(|phase| matches!(phase, Phase::Off | Phase::Contract));
+                if !(TRANSIENT.contains(&&*code) || code == "ZC003" && is_refusable || is_gone) {
+                    self.world.fail(format!("{what} failed: {error}"));
+                }
+                self.world.refusals.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// A line of CSV, under settings that every session reads the same way.
+    pub(super) async fn copy_line(&self, keys: &[String], value: &Value) -> Outcome<String> {
+        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+        let mut fields = Vec::new();
+        for key in keys {
+            let text: String = sqlx::query_scalar(AssertSqlSafe(format!("select {key}::text")))
+                .fetch_one(&self.world.control)
+                .await?;
+            fields.push(quoted(&text));
+        }
+        fields.push(value.old_text.as_deref().map(quoted).unwrap_or_default());
+        Ok(format!("{}\n", fields.join(",")))
+    }
+}
+
+async fn copy_in(session: &mut PgConnection, sql: &str, line: &str) -> Result<(), sqlx::Error> {
+    let mut stream = session.copy_in_raw(sql).await?;
+    stream.send(line.as_bytes()).await?;
+    stream.finish().await.map(|_| ())
+}
