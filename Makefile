@@ -1,6 +1,6 @@
 # `make` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo gameday test suites-of-tables other-suites fuzz matrix bench check features documentation packages cargo
+.PHONY: help demo gameday test suites-of-tables other-suites fuzz fuzz-rules matrix bench check features documentation packages cargo
 
 SHELL := /bin/bash
 export CARGO_NET_RETRY ?= 5
@@ -33,6 +33,8 @@ help:
 	@echo '             REQUIRE=1              fail where a server is not installed, instead of skipping its tests'
 	@echo 'make fuzz    random tables migrate for an hour under random writers, and an independent model checks each'
 	@echo '             SECONDS=600            for how long; CUTOVER_FUZZ_SEED=n runs one table again'
+	@echo 'make fuzz-rules     leaves each rule of integration-tests/removed-rules out once: random tables must show the damage'
+	@echo '             RULES="one two"        only these; SECONDS=110: the limit for each'
 	@echo 'make matrix  the suites that query Postgres, on Postgres 13 to 18'
 	@echo '             VERSIONS="13 18"       only these'
 	@echo 'make check   format, lints, dependency rules, minimum Rust version, packages'
@@ -121,6 +123,11 @@ fuzz: export SECONDS := $(if $(filter command line environment,$(origin SECONDS)
 fuzz: cargo
 	$(SERVERS_FOR_TESTS) postgres
 	$(CARGO_TEST) --test fuzz -- --nocapture
+
+fuzz-rules: export SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),110)
+fuzz-rules: cargo
+	$(SERVERS_FOR_TESTS) postgres
+	RULES='$(RULES)' $(CARGO_TEST) --test rules -- --ignored --nocapture
 
 matrix: cargo
 	$(call stage,Postgres $(or $(VERSIONS),13 to 18))
