@@ -22,13 +22,14 @@ const SETTINGS: [&str; 14] = [
     "set transform_null_equals = on",
 ];
 
-/// Some of these settings, without those that change what a writer of these types says itself.
+/// These settings in a random order, without those that change what a writer of these types says itself. Sometimes none.
 pub(crate) fn settings_of(pair: &Pair, rng: &mut Rng) -> Vec<&'static str> {
     let says = |ty: &str| pair.old.contains(ty) || pair.new.contains(ty);
-    let mut chosen: Vec<&str> = (0..3).map(|_| SETTINGS[rng.usize(..SETTINGS.len())]).collect();
+    let mut chosen = if rng.u8(..).is_multiple_of(4) { Vec::new() } else { SETTINGS.to_vec() };
     chosen.retain(|setting| {
         !(setting.contains("array_nulls") && says("[]") || setting.contains("xmloption") && says("xml"))
     });
+    rng.shuffle(&mut chosen);
     chosen
 }
 
@@ -180,14 +181,14 @@ pub(crate) struct Shape {
 /// The value of the second column on both sides.
 pub(crate) const SECOND: [&str; 2] = ["SECOND", "second"];
 
-/// How many seeds the seeds of pairs of types are apart; prime, so that consecutive seeds have different ones.
+/// How far apart the pairs of types of consecutive tables are; prime, so that all have their turn.
 const STRIDE: u64 = 37;
 
 impl Shape {
-    /// Consecutive seeds go through all pairs of types, and every fourth one through all flaws.
+    /// Consecutive seeds go through all pairs of types, and every second one through all flaws: such a table takes a second.
     pub(crate) fn random(seed: u64, rng: &mut Rng) -> Self {
         let of = |number: u64, list: usize| usize::try_from(number % list as u64).unwrap_or(0);
-        let flaw = seed.is_multiple_of(4).then(|| FLAWS[of(seed / 4, FLAWS.len())]);
+        let flaw = seed.is_multiple_of(2).then(|| FLAWS[of(seed / 2, FLAWS.len())]);
         let is_table = rng.u8(..).is_multiple_of(4) && flaw.is_none();
         let key = KEYS[rng.usize(..KEYS.len())];
         let partitions = match (rng.u8(..) % 3, key) {
@@ -197,7 +198,7 @@ impl Shape {
             _ => Partitions::None,
         };
         let partitions = if flaw == Some(Flaw::Children) { Partitions::None } else { partitions };
-        let pair = PAIRS[of(seed.wrapping_mul(STRIDE), PAIRS.len())];
+        let pair = PAIRS[of((seed / 2).wrapping_mul(STRIDE), PAIRS.len())];
         // A domain with a constraint.
         let rewrites = !is_table && matches!(pair.new, "short_text" | "positive");
         let flaw = if rewrites && flaw.is_none() { Some(Flaw::Rewrite) } else { flaw };
