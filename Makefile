@@ -37,7 +37,7 @@ help:
 	@echo '             VERSIONS="13 18"       only these'
 	@echo 'make check   format, lints, dependency rules, minimum Rust version, packages'
 	@echo 'make features       the library with each cargo feature alone, and with none'
-	@echo 'make documentation  documentation, with warnings as errors'
+	@echo 'make documentation  documentation, with warnings as errors, and the guide as a book in target/book'
 	@echo 'make bench   measurements side by side with peers; tables here, numbers in target/bench/*.json'
 	@echo '             ARGS="pin fence"       only these (pin dual columns layers fence flip rollback flags killswitch backfill readyz'
 	@echo '                                    restarts abuse); --quick measures less, --rows 10000000 backfills more,'
@@ -84,6 +84,8 @@ features: cargo
 documentation: cargo
 	$(call stage,documentation)
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps -p cutover -p cutover-macros --all-features
+	$(call stage,the guide as a book)
+	scripts/check-book
 
 # Always the same features, so that nothing is compiled twice.
 CARGO_TEST = cargo test --workspace --all-features
