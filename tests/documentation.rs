@@ -217,7 +217,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 #[test]
 fn dashboards_and_rules_use_metrics_of_the_list() {
     let listed = metrics_in(&read(root().join("docs/metrics.md")));
-    for file in ["grafana/dashboard.json", "grafana/migration.json", "prometheus/rules.yaml"] {
+    for file in ["grafana/deploy.json", "grafana/migration.json", "prometheus/rules.yaml"] {
         let used = metrics_in(&read(root().join("examples/deploy").join(file)));
         let unknown: Vec<&String> = used.difference(&listed).collect();
         assert!(!used.is_empty() && unknown.is_empty(), "{file}: not in docs/metrics.md: {unknown:?}");
