@@ -140,7 +140,7 @@ pictures: cargo
 	$(SERVERS_FOR_TESTS) --require postgres browser
 	$(CARGO_TEST) --test cli -- browser::every_page
 	mkdir -p docs/pictures
-	cp target/console/list.png target/console/migration.png docs/pictures/
+	cp target/console/migration.png docs/pictures/
 
 cargo:
 	@scripts/cargo-is-new-enough

@@ -42,7 +42,7 @@ pub(crate) fn status(reports: &[MigrationReport]) -> String {
         if let Some(ended) = ended(report) {
             let _ = writeln!(text, "  ended     {ended}");
         } else if let Some(why) = no_driver(report) {
-            let _ = writeln!(text, "  driver    none: {why}");
+            let _ = writeln!(text, "  driver    {why}");
         }
         if let Some(work) = &report.work {
             let _ = writeln!(text, "  work      {}", progress(work));

@@ -94,6 +94,14 @@ async function keyboard(name) {
     if (!one.visible) problems.push(`${name}: ${one.tag} "${one.text}" does not show that it has the focus`);
   }
   if (seen.length !== expected) problems.push(`${name}: the Tab key reaches ${seen.length} of ${expected} elements`);
+  const kept = await page.evaluate(() => {
+    const one = document.querySelector("#live summary, #live a");
+    if (!one) return true;
+    one.focus();
+    replace(live.innerHTML);
+    return document.activeElement !== one && document.activeElement.textContent === one.textContent;
+  });
+  if (!kept) problems.push(`${name}: a new state takes the focus away`);
   if (seen[0]?.text !== "Skip to the content") problems.push(`${name}: the first element is not the way past the header`);
 }
 
