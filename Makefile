@@ -1,6 +1,10 @@
 # `make` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo gameday test suites-of-tables other-suites fuzz fuzz-rules matrix bench check features documentation packages cargo
+<<<<<<< HEAD
+.PHONY: help demo gameday test suites-of-tables other-suites fuzz fuzz-rules matrix bench check features documentation pictures packages cargo
+=======
+.PHONY: help demo gameday test suites-of-tables other-suites fuzz matrix bench check features documentation pictures packages cargo
+>>>>>>> h4
 
 SHELL := /bin/bash
 export CARGO_NET_RETRY ?= 5
@@ -39,7 +43,8 @@ help:
 	@echo '             VERSIONS="13 18"       only these'
 	@echo 'make check   format, lints, dependency rules, minimum Rust version, packages'
 	@echo 'make features       the library with each cargo feature alone, and with none'
-	@echo 'make documentation  documentation, with warnings as errors'
+	@echo 'make documentation  documentation, with warnings as errors, and the guide as a book in target/book'
+	@echo 'make pictures  the pictures of the console in docs/pictures, from its test in Chromium'
 	@echo 'make bench   measurements side by side with peers; tables here, numbers in target/bench/*.json'
 	@echo '             ARGS="pin fence"       only these (pin dual columns layers fence flip rollback flags killswitch backfill readyz'
 	@echo '                                    restarts abuse); --quick measures less, --rows 10000000 backfills more,'
@@ -86,6 +91,8 @@ features: cargo
 documentation: cargo
 	$(call stage,documentation)
 	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps -p cutover -p cutover-macros --all-features
+	$(call stage,the guide as a book)
+	scripts/check-book
 
 # Always the same features, so that nothing is compiled twice.
 CARGO_TEST = cargo test --workspace --all-features
@@ -138,6 +145,13 @@ bench: cargo
 	$(SERVERS_FOR_TESTS) postgres unleash envoy
 	$(call stage,measurements)
 	cargo run --release -p cutover-benches -- $(ARGS)
+
+# The pictures of the guide.
+pictures: cargo
+	$(SERVERS_FOR_TESTS) --require postgres browser
+	$(CARGO_TEST) --test cli -- browser::every_page
+	mkdir -p docs/pictures
+	cp target/console/migration.png docs/pictures/
 
 cargo:
 	@scripts/cargo-is-new-enough

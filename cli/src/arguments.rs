@@ -54,6 +54,8 @@ fn exit_statuses(command: &str) -> String {
         .fold("Exit status:".to_owned(), |text, (code, meaning)| format!("{text}\n  {code}  {meaning}"))
 }
 
+/// The heading of the options that every command has.
+const COMMON: &str = "Options of every command";
 const LEDGER: (u8, &str) = (3, "The ledger cannot be used");
 const NOT_DONE: (u8, &str) = (4, "Not done when the wait ended, after --timeout or Ctrl-C");
 
@@ -82,7 +84,7 @@ impl Command {
 #[command(name = "cutover", version, max_term_width = 100)]
 pub(crate) struct Arguments {
     /// The database that holds the ledger, as postgres://user@host/name
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true)]
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, global = true, help_heading = COMMON)]
     pub(crate) database_url: Option<String>,
     /// One of several databases with a ledger, such as shards or regions; repeatable. With them, DATABASE_URL is not used.
     /// A command that changes something goes through them in this order, waits for each, and stops at the first that fails.
@@ -92,20 +94,20 @@ pub(crate) struct Arguments {
         env = "CUTOVER_LEDGERS",
         hide_env_values = true,
         value_name = "NAME=URL",
-        global = true
+        global = true, help_heading = COMMON
     )]
     pub(crate) ledgers: Vec<String>,
     /// Only this one of the ledgers
-    #[arg(long, value_name = "NAME", global = true)]
+    #[arg(long, value_name = "NAME", global = true, help_heading = COMMON)]
     pub(crate) only: Option<String>,
     /// The ledger of the values that are printed, if there are several.
     #[arg(skip)]
     pub(crate) current: Option<String>,
     /// Print JSON. With --ledger, one value for each ledger
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = COMMON)]
     pub(crate) json: bool,
     /// Who does this, for the history. Without it and USER: the database role and the name of this host
-    #[arg(long, env = "USER", hide_env_values = true, global = true)]
+    #[arg(long, env = "USER", hide_env_values = true, global = true, help_heading = COMMON)]
     pub(crate) actor: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -197,7 +199,7 @@ pub(crate) enum Command {
         /// off, expand, backfill, verify, ramp or ramp:PERCENT, switch, retire or contract
         phase: Desired,
         /// Why, for the history
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
     /// Approve the drop of the old side of a migration in `retire`
@@ -205,7 +207,7 @@ pub(crate) enum Command {
         /// The migration: `name` or `fleet/name`
         migration: String,
         /// Why, for the history
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
     /// Pause backfills and scans of a migration on every instance. Running batches end first
@@ -213,7 +215,7 @@ pub(crate) enum Command {
         /// The migration: `name` or `fleet/name`
         migration: String,
         /// Why, for the history
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
     /// Resume backfills and scans of a migration where they stopped
@@ -221,7 +223,7 @@ pub(crate) enum Command {
         /// The migration: `name` or `fleet/name`
         migration: String,
         /// Why, for the history
-        #[arg(long, default_value = "")]
+        #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,
     },
     /// Show rows whose sides are known to differ, with the error and the next attempt to repair them
@@ -232,7 +234,7 @@ pub(crate) enum Command {
         #[arg(long, requires = "migration")]
         retry: bool,
         /// With --retry: why, for the history
-        #[arg(long, default_value = "", requires = "retry")]
+        #[arg(long, default_value = "", hide_default_value = true, requires = "retry")]
         reason: String,
         /// With --retry: show how many rows that would be, and change nothing
         #[arg(long, requires = "retry")]

@@ -17,7 +17,7 @@ pub(crate) struct End {
     #[arg(long)]
     dry_run: bool,
     /// Why, for the history
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
 }
 

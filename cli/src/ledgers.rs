@@ -48,7 +48,7 @@ pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> 
             }
         };
     }
-    let Some(url) = &arguments.database_url else {
+    let Some(url) = arguments.database_url.as_ref().filter(|url| !url.is_empty()) else {
         return Err(
             "no database is given: set DATABASE_URL or --database-url to postgres://user@host/name".into()
         );

@@ -31,7 +31,13 @@ pub(crate) struct Arguments {
     #[arg(long, env = "UNLEASH_URL")]
     unleash_url: Option<String>,
     /// A backend token of the Unleash server
-    #[arg(long, env = "UNLEASH_TOKEN", hide_env_values = true, default_value = "")]
+    #[arg(
+        long,
+        env = "UNLEASH_TOKEN",
+        hide_env_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
     unleash_token: String,
     /// A flag that the build declares; may be repeated
     #[arg(long = "flag", value_name = "FLAG")]

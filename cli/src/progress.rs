@@ -36,8 +36,8 @@ impl Progress {
             self.bar.set_position(work.rows_done.unsigned_abs());
             line += &format!("; {}", text::progress(work));
         }
-        if state.driver.is_none() {
-            line += "; no instance drives it: start an instance that declares this migration";
+        if let Some(why) = text::no_driver(state) {
+            line += &format!("; {why}");
         } else if let Some(waits_for) = &state.waits_for {
             line += &format!("; waits for: {waits_for}");
         }

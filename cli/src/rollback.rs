@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
+use cutover::console::text::reverse_backfill;
 use cutover::ledger::Ledger;
 use cutover::migration::admin::{Actor, AdminError, RollbackReport, RollbackStep, report, rollback};
 use cutover::migration::{Desired, Phase};
@@ -11,7 +12,7 @@ use serde::Serialize;
 use super::arguments::Arguments;
 use super::progress::Progress;
 use super::step::{Step, Wait};
-use super::text::{self, age};
+use super::text;
 use super::{complain, print, say};
 
 #[derive(Serialize)]
@@ -133,13 +134,7 @@ fn way_back(report: &RollbackReport) -> String {
     for step in steps {
         let _ = writeln!(text, "\n{} → {}", step.from, step.to);
         if let Some(work) = &step.work {
-            let rows = work.rows.map_or_else(|| "all rows".into(), text::rows);
-            let done = if work.rows_done > 0 { format!(", {} done", work.rows_done) } else { String::new() };
-            let left = work.seconds_left.map(|left| format!(", about {}", age(left))).unwrap_or_default();
-            let _ = writeln!(
-                text,
-                "  first, the reverse backfill copies {rows} from the new side to the old one{done}{left}"
-            );
+            let _ = writeln!(text, "  {}", reverse_backfill(work));
         }
         let _ = writeln!(text, "  {}", step.effect);
         text.push_str(&text::needs(&step.needs));

@@ -34,7 +34,7 @@ pub(crate) struct Step {
     #[arg(long, value_parser = text::duration, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
     /// Why, for the history
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) reason: String,
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 pub(crate) use cutover::console::text::{
-    NO_MIGRATION, age, event, external_writer, instance, progress, repair, runbook,
+    NO_MIGRATION, age, ended, event, external_writer, instance, no_driver, progress, repair, runbook,
 };
 use cutover::migration::admin::{
     Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, Need, PlanReport, RepairReport,
@@ -41,8 +41,8 @@ pub(crate) fn status(reports: &[MigrationReport]) -> String {
         }
         if let Some(ended) = ended(report) {
             let _ = writeln!(text, "  ended     {ended}");
-        } else if report.driver.is_none() {
-            text.push_str("  driver    none: start an instance that declares this migration\n");
+        } else if let Some(why) = no_driver(report) {
+            let _ = writeln!(text, "  driver    {why}");
         }
         if let Some(work) = &report.work {
             let _ = writeln!(text, "  work      {}", progress(work));
@@ -114,18 +114,6 @@ pub(crate) fn needs(needs: &[Need]) -> String {
     needs.iter().map(line).collect()
 }
 
-/// How the migration ended, and what to do about its code.
-fn ended(report: &MigrationReport) -> Option<String> {
-    let code = match report.ended_as.as_deref()? {
-        "abandoned" => {
-            "builds that declare it use the old side; its `DualWrite` and the code of the new side"
-        }
-        _ => "its `DualWrite` and the code of the old side",
-    };
-    let since = age(report.ended_seconds.unwrap_or(0.0));
-    Some(format!("{}, {since} ago; {code} can be removed", report.ended_as.as_deref()?))
-}
-
 pub(crate) fn differences(found: &[Difference]) -> String {
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
     let rows: Vec<[String; 4]> = found
@@ -160,8 +148,8 @@ fn explain_one(report: &MigrationReport) -> String {
     }
     if let Some(ended) = ended(report) {
         let _ = writeln!(text, "It is {ended}.");
-    } else if report.driver.is_none() {
-        text.push_str("No instance drives it: start an instance that declares this migration.\n");
+    } else if let Some(why) = no_driver(report) {
+        let _ = writeln!(text, "N{}.", &why[1..]);
     }
     for one in &report.instances {
         text.push_str(&not_serving(one, report));

@@ -58,6 +58,19 @@ pub fn manifests() -> Result<PathBuf, KitError> {
     Ok(node.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default())
 }
 
+/// What drives a browser: the folder with `bin/node` and `node_modules`, and the program Chromium.
+///
+/// # Errors
+///
+/// [`KitError::Missing`] if `scripts/servers browser` has not run.
+pub fn browser() -> Result<(PathBuf, PathBuf), KitError> {
+    let node = cached("browser", "puppeteer-core and axe-core", "bin/node")?;
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let chromium = names.into_iter().find_map(|name| program("browser", name).ok());
+    let chromium = chromium.ok_or_else(|| missing("browser", "chromium"))?;
+    Ok((node.ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default(), chromium))
+}
+
 /// The environment variable that names the folder of the Postgres server to test against.
 const POSTGRES_BIN: &str = "TESTKIT_POSTGRES_BIN";
 

@@ -28,7 +28,7 @@ mod wait;
 
 pub use envoy::{Cluster, Endpoint, Envoy, EnvoyOptions};
 pub use error::{KitError, if_installed};
-pub use find::{manifests, specification};
+pub use find::{browser, manifests, specification};
 pub use grpc::{GrpcEnding, GrpcEndings};
 pub use load::{Load, Shot};
 pub use pgbench::PgBench;

@@ -9,17 +9,22 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::details::Details;
+use super::sides::{SideNumbers, SideSource};
 use super::{Database, pages};
-use crate::migration::admin::{AdminError, MigrationReport, PlanReport, report};
+use crate::migration::admin::{AdminError, Details, MigrationReport, PlanReport, details, report};
 
 const POLL: Duration = Duration::from_secs(2);
 /// How often the slow part is read, if no change of the fast part calls for it.
 const SLOW_POLL: Duration = Duration::from_secs(15);
+/// Rows of a table.
+const SHOWN_ROWS: u32 = 20;
 /// Samples of a chart: four minutes.
 const SAMPLES: usize = 120;
 /// How long the list waits for one of several ledgers.
 const LEDGER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Prometheus has a new sample only after each scrape.
+const SIDES_POLL: Duration = Duration::from_secs(5);
 
 /// What a topic shows; `None` before the first read.
 type State = Option<Shown>;
@@ -48,6 +53,8 @@ pub struct Topic {
 #[derive(Clone)]
 pub struct Feed {
     databases: Arc<[Database]>,
+    /// Where the numbers of both sides come from, if they are anywhere.
+    sides: Option<SideSource>,
     /// Only migrations of this fleet are shown.
     fleet: Option<Arc<str>>,
     /// Those that an open page shows; `None` is the list of all migrations.
@@ -57,7 +64,13 @@ pub struct Feed {
 impl Feed {
     /// The migrations of these databases.
     pub fn new(databases: Arc<[Database]>) -> Self {
-        Self { databases, fleet: None, topics: Arc::default() }
+        Self { databases, sides: None, fleet: None, topics: Arc::default() }
+    }
+
+    /// Shows the numbers of both sides from this source, too.
+    #[must_use]
+    pub fn with_sides(self, sides: Option<SideSource>) -> Self {
+        Self { sides, ..self }
     }
 
     /// The migrations of one fleet.
@@ -92,7 +105,7 @@ impl Feed {
         loop {
             let shown = match &topic {
                 None => self.all().await,
-                Some(topic) => reader.read(&self.databases[topic.ledger], &topic.name).await,
+                Some(topic) => reader.read(&self, topic).await,
             };
             let now = shown.unwrap_or_else(|error| {
                 let html = pages::problem(&error.to_string()).into_string().into();
@@ -146,24 +159,38 @@ struct Reader {
     details: Details,
     /// When the details were read, and for which state.
     read: Option<(Instant, String)>,
+    sides: Option<(Instant, Result<SideNumbers, String>)>,
     rates: VecDeque<f64>,
     last_rows: Option<(Instant, i64)>,
 }
 
 impl Reader {
-    async fn read(&mut self, database: &Database, name: &str) -> Result<Shown, AdminError> {
-        let ledger = database.ledger().await?;
+    async fn read(&mut self, feed: &Feed, topic: &Topic) -> Result<Shown, AdminError> {
+        let (ledger, name) = (feed.databases[topic.ledger].ledger().await?, &*topic.name);
         let reports = report(ledger, Some(name)).await?;
         let Some(found) = reports.first() else { return Ok(Shown::default()) };
         let state = state(found);
         let is_due = self.read.as_ref().is_none_or(|(at, seen)| at.elapsed() >= SLOW_POLL || *seen != state);
         if is_due {
-            self.details = Details::read(ledger, name).await?;
+            self.details = details(ledger, name, SHOWN_ROWS).await?;
             self.read = Some((Instant::now(), state));
         }
         self.sample(found);
-        let html = pages::one(found, &self.details, self.rates.make_contiguous()).into_string().into();
+        if let Some(source) = &feed.sides {
+            self.read_sides(source, found).await;
+        }
+        let sides = self.sides.as_ref().map(|(_, sides)| sides);
+        let html = pages::one(found, &self.details, self.rates.make_contiguous(), sides).into_string().into();
         Ok(Shown { html, status: StatusCode::OK, plan: self.details.plan.clone() })
+    }
+
+    /// Reads the numbers of both sides in phases that have two.
+    async fn read_sides(&mut self, source: &SideSource, report: &MigrationReport) {
+        if !pages::has_two_sides(report) {
+            self.sides = None;
+        } else if self.sides.as_ref().is_none_or(|(at, _)| at.elapsed() >= SIDES_POLL) {
+            self.sides = Some((Instant::now(), source(report.name.clone()).await));
+        }
     }
 
     /// Adds the rows per second since the last read.

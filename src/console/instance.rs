@@ -95,7 +95,8 @@ pub async fn with_headers(mut response: Response) -> Response {
         (CONTENT_SECURITY_POLICY, POLICY),
         (CACHE_CONTROL, "no-store"),
         (HeaderName::from_static("x-content-type-options"), "nosniff"),
-        (HeaderName::from_static("referrer-policy"), "no-referrer"),
+        // Not `no-referrer`: a browser then sends the origin `null` with a form.
+        (HeaderName::from_static("referrer-policy"), "same-origin"),
     ] {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }

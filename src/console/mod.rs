@@ -7,11 +7,11 @@
 //! The other items of this module are for the command line, which serves the same pages.
 
 mod database;
-mod details;
 mod feed;
 mod instance;
 #[doc(hidden)]
 pub mod pages;
+mod sides;
 #[doc(hidden)]
 pub mod text;
 
@@ -20,6 +20,8 @@ pub use database::Database;
 #[doc(hidden)]
 pub use feed::{Feed, Shown, Topic, status};
 pub use instance::InstanceConsole;
+#[doc(hidden)]
+pub use sides::{SideCalls, SideNumbers, SideSource};
 
 #[doc(hidden)]
 pub use instance::{SCRIPT, STYLE, with_headers};

@@ -3,10 +3,12 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::details::Details;
+use super::sides::SideNumbers;
 use super::text::{self, age};
 use crate::migration::Phase;
-use crate::migration::admin::{MigrationReport, PlanReport, WorkReport};
+use crate::migration::admin::{
+    BadRow, Details, Difference, MigrationReport, PlanReport, RollbackReport, WorkReport,
+};
 
 /// The address of a migration's page; `name` is `fleet/name`.
 pub fn address(ledger: Option<&str>, name: &str) -> String {
@@ -91,14 +93,20 @@ fn migrations(ledger: Option<&str>, reports: &[MigrationReport]) -> Markup {
 }
 
 /// One migration, without the form.
-pub fn one(report: &MigrationReport, details: &Details, rates: &[f64]) -> Markup {
+pub(super) fn one(
+    report: &MigrationReport,
+    details: &Details,
+    rates: &[f64],
+    sides: Option<&Result<SideNumbers, String>>,
+) -> Markup {
     html! {
         (phases(report))
+        @if let Some(ended) = text::ended(report) { (notice(&format!("The migration is {ended}."))) }
         p {
             "Epoch " (report.epoch) ", in this phase for " (age(report.phase_age_seconds)) ". "
             @match &report.driver {
                 Some(driver) => { "Driven by instance " (driver) "." }
-                None => span.bad { "No instance drives it: start an instance that declares this migration." }
+                None => @if let Some(why) = text::no_driver(report) { span.bad { (why) "." } }
             }
         }
         h2 { "Waits for" }
@@ -111,10 +119,83 @@ pub fn one(report: &MigrationReport, details: &Details, rates: &[f64]) -> Markup
             (progress(work))
             @if rates.len() > 1 { (chart(rates)) }
         }
+        @if has_two_sides(report) {
+            h2 { "Both sides" }
+            (both_sides(sides))
+            (rows_of(&details.differences, &details.bad_rows))
+        }
         h2 { "Instances" }
         (instances(report))
         @if let Some(plan) = &details.plan { (steps(plan)) }
+        @if let Some(way_back) = &details.way_back { (back(way_back)) }
         (rows(details))
+    }
+}
+
+/// Whether requests use both sides in this phase.
+pub(super) fn has_two_sides(report: &MigrationReport) -> bool {
+    report.phase.parse().is_ok_and(|phase: Phase| (Phase::Expand..=Phase::Retire).contains(&phase))
+}
+
+/// How the requests' reads and writes of each side went.
+fn both_sides(sides: Option<&Result<SideNumbers, String>>) -> Markup {
+    let number = |value: f64, scale: f64| {
+        if value.is_finite() { format!("{:.2}", value * scale) } else { "no data".into() }
+    };
+    html! {
+        @match sides {
+            None => p { "Latency of each side and shadow reads are in the service's metrics. `cutover console --prometheus URL` shows them here." },
+            Some(Err(why)) => (problem(why)),
+            Some(Ok(numbers)) => {
+                @if numbers.calls.is_empty() { p { "Prometheus has no call of a repository in the last five minutes." } } @else {
+                    (table("Calls of each side", &["Operation", "Side", "Calls/s", "Failed/s", "Median (ms)", "99th percentile (ms)"],
+                        numbers.calls.iter().map(|one| vec![
+                            one.operation.clone(), one.side.clone(), number(one.rate, 1.0), number(one.failures, 1.0),
+                            number(one.median, 1e3), number(one.p99, 1e3),
+                        ])))
+                }
+                p { (text::shadow_reads(&numbers.shadow_reads)) }
+            }
+        }
+    }
+}
+
+/// Rows that stand against the next phase.
+fn rows_of(differences: &[Difference], bad_rows: &[BadRow]) -> Markup {
+    let shown = |value: &Option<String>| value.clone().unwrap_or_default();
+    html! {
+        h2 { "Rows that differ" }
+        @if differences.is_empty() { p { "The latest scan found none, or there was none." } } @else {
+            (table("Rows that differ", &["Key", "What", "Expected", "Found"], differences.iter().map(|row| vec![
+                row.key.join(", "), row.what.clone(), shown(&row.expected), shown(&row.found),
+            ])))
+        }
+        h2 { "Rows that are set aside" }
+        @if bad_rows.is_empty() { p { "Every row could be mapped." } } @else {
+            (table("Rows that are set aside", &["Key", "Work", "Error"], bad_rows.iter().map(|row| vec![
+                row.key.join(", "), row.kind.clone(), row.error.clone(),
+            ])))
+        }
+    }
+}
+
+/// The steps back, with what each costs.
+fn back(way_back: &RollbackReport) -> Markup {
+    html! {
+        h2 { "Way back" }
+        p { "“Roll back” goes to " code { (way_back.to) } " by these steps." }
+        ol {
+            @for step in &way_back.steps {
+                li {
+                    (step.from) " → " (step.to) ": "
+                    @if let Some(work) = &step.work { (text::reverse_backfill(work)) " " }
+                    (step.effect)
+                    @for need in step.needs.iter().filter(|need| need.holds == Some(false)) {
+                        " " span.bad { "Does not hold yet: " } (need.what) "."
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Values of reports as short texts, for the page and for the command line.
 
 use crate::migration::admin::{
-    Event, ExternalWriteReport, InstanceReport, MigrationReport, RepairReport, WorkReport, runbook_sections,
+    Event, ExternalWriteReport, InstanceReport, MigrationReport, RepairReport, RollbackWork, WorkReport,
+    runbook_sections,
 };
 
 /// What is shown while there is no migration.
@@ -32,6 +33,30 @@ pub fn runbook(waits_for: &str) -> String {
     format!("Runbook (docs/runbook.md): {}", sections.collect::<Vec<_>>().join(", "))
 }
 
+/// What to do if no instance drives the migration. `None` if one does, or if the migration has ended.
+pub fn no_driver(report: &MigrationReport) -> Option<&'static str> {
+    if report.driver.is_some() || report.ended_as.is_some() {
+        return None;
+    }
+    let declares = |one: &InstanceReport| one.lease_seconds > 0.0 && one.range.is_some();
+    Some(match report.instances.iter().any(declares) {
+        true => "no instance drives it yet: one of those that declare it takes over within 15 s",
+        false => "no instance drives it: start an instance that declares this migration",
+    })
+}
+
+/// How the migration ended, and what to do about its code.
+pub fn ended(report: &MigrationReport) -> Option<String> {
+    let code = match report.ended_as.as_deref()? {
+        "abandoned" => {
+            "builds that declare it use the old side; its declaration, its `DualWrite` and the code of the new side"
+        }
+        _ => "its declaration, its `DualWrite` and the code of the old side",
+    };
+    let since = age(report.ended_seconds.unwrap_or(0.0));
+    Some(format!("{}, {since} ago; {code} can be removed", report.ended_as.as_deref()?))
+}
+
 /// A job in a line.
 pub fn progress(work: &WorkReport) -> String {
     let rate = work.rows_done as f64 / work.seconds.max(0.001);
@@ -46,6 +71,33 @@ pub fn progress(work: &WorkReport) -> String {
         "{}: {} of {} rows, {} changed, {} differ, {rate:.0} rows/s, {end}{held}",
         work.kind, work.rows_done, work.rows_total, work.rows_changed, work.differences
     )
+}
+
+/// The shadow reads of the last minutes, by outcome.
+pub fn shadow_reads(outcomes: &[(String, f64)]) -> String {
+    let count = |name: &str| {
+        outcomes.iter().filter(|(outcome, _)| outcome == name).map(|(_, count)| count).sum::<f64>()
+    };
+    let (same, different) = (count("same"), count("different"));
+    if same + different < 0.5 {
+        return "No shadow read was compared in the last five minutes.".into();
+    }
+    let share = 100.0 * same / (same + different);
+    format!(
+        "Shadow reads of the last five minutes: {share:.2} % agree ({same:.0} same, {different:.0} different, {:.0} failed, \
+         {:.0} dropped).",
+        count("error"),
+        count("dropped"),
+    )
+}
+
+/// What a step back costs, as a sentence.
+pub fn reverse_backfill(work: &RollbackWork) -> String {
+    let counted = |rows: i64| format!("{rows} row{}", if rows == 1 { "" } else { "s" });
+    let rows = work.rows.map_or_else(|| "all rows".into(), counted);
+    let done = if work.rows_done > 0 { format!(", {} done", work.rows_done) } else { String::new() };
+    let left = work.seconds_left.map(|left| format!(", about {}", age(left))).unwrap_or_default();
+    format!("First, the reverse backfill copies {rows} from the new side to the old one{done}{left}.")
 }
 
 /// An event of the history as the cells of a table.

@@ -1,15 +1,14 @@
 //! What people read from the ledger. Every function only reads.
 
-use std::collections::HashMap;
-
-use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::{FromRow, PgConnection, PgExecutor, Row};
 
 use super::unprepared;
 
 /// The state of a migration: its phase, what it waits for, its instances and its latest job.
-#[derive(Debug, Clone, Serialize, FromRow)]
+#[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct MigrationReport {
     /// The fleet that it belongs to.
@@ -40,15 +39,43 @@ pub struct MigrationReport {
     /// The instance that drives it.
     pub driver: Option<String>,
     /// The instances of the fleet.
-    #[sqlx(skip)]
     pub instances: Vec<InstanceReport>,
     /// The latest backfill or scan.
-    #[sqlx(skip)]
     pub work: Option<WorkReport>,
 }
 
+impl FromRow<'_, PgRow> for MigrationReport {
+    fn from_row(row: &PgRow) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            fleet: row.try_get("fleet")?,
+            name: row.try_get("name")?,
+            epoch: row.try_get("epoch")?,
+            phase: row.try_get("phase")?,
+            phase_age_seconds: row.try_get("phase_age_seconds")?,
+            desired: row.try_get("desired")?,
+            ended_as: row.try_get("ended_as")?,
+            ended_seconds: row.try_get("ended_seconds")?,
+            waits_for: row.try_get("waits_for")?,
+            waits_seconds: row.try_get("waits_seconds")?,
+            paused_by: row.try_get("paused_by")?,
+            paused_seconds: row.try_get("paused_seconds")?,
+            driver: row.try_get("driver")?,
+            instances: json(row, "instances")?.unwrap_or_default(),
+            work: json(row, "work")?,
+        })
+    }
+}
+
+/// A column with JSON as text.
+fn json<T: DeserializeOwned>(row: &PgRow, column: &str) -> Result<Option<T>, sqlx::Error> {
+    let text: Option<String> = row.try_get(column)?;
+    text.map(|text| serde_json::from_str(&text))
+        .transpose()
+        .map_err(|error| sqlx::Error::ColumnDecode { index: column.to_owned(), source: error.into() })
+}
+
 /// An instance as the ledger knows it.
-#[derive(Debug, Clone, Serialize, FromRow)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct InstanceReport {
     /// Its name.
@@ -74,7 +101,7 @@ pub struct InstanceReport {
 }
 
 /// Progress of a backfill or scan.
-#[derive(Debug, Clone, Serialize, FromRow)]
+#[derive(Debug, Clone, Serialize, Deserialize, FromRow)]
 #[non_exhaustive]
 pub struct WorkReport {
     /// `backfill`, `reverse_backfill` or `scan`.
@@ -105,77 +132,56 @@ impl WorkReport {
     }
 }
 
-/// Reports on one migration, or on all.
-pub(crate) async fn migrations(
-    tx: &mut PgConnection,
-    only: Option<i32>,
-) -> Result<Vec<MigrationReport>, sqlx::Error> {
-    let rows = unprepared::query(
-        "select m.id, m.fleet, m.name, m.epoch, m.phase, m.desired, m.ended_as, m.waits_for, m.paused_by, i.name as driver, \
-                extract(epoch from clock_timestamp() - m.ended_at)::float8 as ended_seconds, \
-                extract(epoch from clock_timestamp() - e.opened_at)::float8 as phase_age_seconds, \
-                extract(epoch from clock_timestamp() - m.waits_since)::float8 as waits_seconds, \
-                extract(epoch from clock_timestamp() - m.paused_at)::float8 as paused_seconds \
-         from cutover.migrations m \
-         join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \
-         left join cutover.instances i on i.id = m.driver and m.driver_until > clock_timestamp() \
-         where $1::integer is null or m.id = $1 order by m.fleet, m.name",
-    )
-    .bind(only)
-    .fetch_all(&mut *tx)
-    .await?;
-    let (mut instances, mut jobs) = (instances(tx, only).await?, jobs(tx, only).await?);
-    let mut reports = Vec::with_capacity(rows.len());
-    for row in &rows {
-        let mut report = MigrationReport::from_row(row)?;
-        let id: i32 = row.try_get("id")?;
-        report.instances = instances.remove(&id).unwrap_or_default();
-        report.work = jobs.remove(&id);
-        reports.push(report);
-    }
-    Ok(reports)
-}
-
-/// The instances of each migration's fleet, by the id of the migration.
-async fn instances(
-    tx: &mut PgConnection,
-    only: Option<i32>,
-) -> Result<HashMap<i32, Vec<InstanceReport>>, sqlx::Error> {
-    let rows = unprepared::query(
-        "select m.id, i.name, i.version, i.admitted, i.refusal, \
+/// The instances of the fleet of migration `m`.
+macro_rules! instances {
+    () => {
+        "select i.name, i.version, i.admitted, i.refusal, \
                 case when a.min_phase = a.max_phase then a.min_phase else a.min_phase || '..=' || a.max_phase end as range, \
                 a.epoch as acknowledged, a.older_open, \
                 extract(epoch from clock_timestamp() - a.waits_since)::float8 as waits_seconds, \
                 extract(epoch from clock_timestamp() - i.seen_at)::float8 as seen_seconds, \
                 extract(epoch from i.lease_until - clock_timestamp())::float8 as lease_seconds \
-         from cutover.migrations m join cutover.instances i on i.fleet = m.fleet \
+         from cutover.instances i \
          left join cutover.acknowledgements a on a.instance_id = i.id and a.migration_id = m.id \
-         where $1::integer is null or m.id = $1 order by i.name, i.id",
-    )
-    .bind(only)
-    .fetch_all(tx)
-    .await?;
-    let mut found: HashMap<i32, Vec<InstanceReport>> = HashMap::new();
-    for row in &rows {
-        found.entry(row.try_get("id")?).or_default().push(InstanceReport::from_row(row)?);
-    }
-    Ok(found)
+         where i.fleet = m.fleet order by i.name, i.id"
+    };
 }
 
-/// The latest job of each migration, by the id of the migration.
-async fn jobs(tx: &mut PgConnection, only: Option<i32>) -> Result<HashMap<i32, WorkReport>, sqlx::Error> {
-    let rows = unprepared::query(
-        "select m.id, j.kind, j.rows_done, rows_total, rows_changed, differences, finished_at is not null as finished, \
-                extract(epoch from clock_timestamp() - finished_at)::float8 as ended_seconds, throttled_by, \
-                extract(epoch from coalesce(finished_at, clock_timestamp()) - started_at)::float8 as seconds \
-         from cutover.migrations m join lateral ( \
-             select * from cutover.jobs j where j.migration_id = m.id order by j.id desc limit 1) j on true \
-         where $1::integer is null or m.id = $1",
-    )
+/// The latest job of migration `m`.
+macro_rules! job {
+    () => {
+        "select j.kind, j.rows_done, j.rows_total, j.rows_changed, j.differences, j.finished_at is not null as finished, \
+                extract(epoch from clock_timestamp() - j.finished_at)::float8 as ended_seconds, j.throttled_by, \
+                extract(epoch from coalesce(j.finished_at, clock_timestamp()) - j.started_at)::float8 as seconds \
+         from cutover.jobs j where j.migration_id = m.id order by j.id desc limit 1"
+    };
+}
+/// Reports on the migrations of this name (`name` or `fleet/name`), or on all.
+///
+/// It is one statement, which needs no transaction, because pages and terminals repeat it every second or two.
+pub(crate) async fn migrations(
+    executor: impl PgExecutor<'_>,
+    only: Option<&str>,
+) -> Result<Vec<MigrationReport>, sqlx::Error> {
+    unprepared::query_as(concat!(
+        "select m.fleet, m.name, m.epoch, m.phase, m.desired, m.ended_as, m.waits_for, m.paused_by, i.name as driver, \
+                extract(epoch from clock_timestamp() - m.ended_at)::float8 as ended_seconds, \
+                extract(epoch from clock_timestamp() - e.opened_at)::float8 as phase_age_seconds, \
+                extract(epoch from clock_timestamp() - m.waits_since)::float8 as waits_seconds, \
+                extract(epoch from clock_timestamp() - m.paused_at)::float8 as paused_seconds, \
+                (select json_agg(r)::text from (",
+        instances!(),
+        ") r) as instances, (select to_json(r)::text from (",
+        job!(),
+        ") r) as work \
+         from cutover.migrations m \
+         join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \
+         left join cutover.instances i on i.id = m.driver and m.driver_until > clock_timestamp() \
+         where $1::text is null or m.name = $1 or m.fleet || '/' || m.name = $1 order by m.fleet, m.name"
+    ))
     .bind(only)
-    .fetch_all(tx)
-    .await?;
-    rows.iter().map(|row| Ok((row.try_get("id")?, WorkReport::from_row(row)?))).collect()
+    .fetch_all(executor)
+    .await
 }
 
 /// The latest job of a migration.
@@ -183,7 +189,9 @@ pub(crate) async fn latest_work(
     tx: &mut PgConnection,
     migration: i32,
 ) -> Result<Option<WorkReport>, sqlx::Error> {
-    Ok(jobs(tx, Some(migration)).await?.remove(&migration))
+    let query =
+        concat!("select w.* from cutover.migrations m join lateral (", job!(), ") w on true where m.id = $1");
+    unprepared::query_as(query).bind(migration).fetch_optional(tx).await
 }
 
 /// A copy of all rows that has ended.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::judge::Observed;
-use crate::http::Http;
+use crate::http::{Http, server_address};
 
 /// A series that has no sample in the window, but one in this time before it, is not new. A gap in the scrapes that is
 /// longer than this makes a counter look as if it had started within the window.
@@ -70,6 +70,28 @@ pub(crate) enum QueryError {
 }
 
 impl Prometheus {
+    /// A server to show numbers of, with series that have these labels.
+    ///
+    /// # Errors
+    ///
+    /// Why the address cannot be used, without its password.
+    pub(crate) fn to_show(url: &str, matchers: Vec<String>, time_limit: Duration) -> Result<Self, String> {
+        let (server, login) = server_address(url)?;
+        let http = Http::new(&server, None, time_limit).map_err(|error| error.to_string())?;
+        let login = login
+            .map_or(Login::None, |(user, password)| Login::Basic { user, password: Secret::Value(password) });
+        Ok(Self {
+            http,
+            server,
+            login,
+            headers: HeaderMap::new(),
+            matchers,
+            label: "version".to_owned(),
+            errors: "5..".to_owned(),
+            stale_after: Duration::from_secs(60),
+        })
+    }
+
     /// What the version did in the last `window`.
     pub(super) async fn observe(&self, version: &str, window: Duration) -> Result<Observed, QueryError> {
         let errors = format!("status=~{}", quoted(&self.errors));
@@ -161,6 +183,15 @@ impl Prometheus {
 
     /// The values of the result, each with its bound if it is a bucket, else with 0.
     pub(crate) async fn query(&self, query: &str) -> Result<Vec<(f64, f64)>, QueryError> {
+        let series = self.vector(query).await?;
+        series.iter().map(value).collect::<Option<_>>().ok_or_else(|| QueryError::Unreachable {
+            server: self.server.clone(),
+            problem: "the result is no instant vector".into(),
+        })
+    }
+
+    /// The series of an instant vector, as Prometheus writes them.
+    pub(crate) async fn vector(&self, query: &str) -> Result<Vec<Value>, QueryError> {
         let unreachable = |problem: String| QueryError::Unreachable { server: self.server.clone(), problem };
         let mut url = self.server.join("api/v1/query").map_err(|error| unreachable(error.to_string()))?;
         url.query_pairs_mut().append_pair("query", query);
@@ -183,11 +214,7 @@ impl Prometheus {
             let all: Vec<_> = warnings.iter().filter_map(Value::as_str).collect();
             return Err(QueryError::Partial { query: query.to_owned(), problem: all.join("; ") });
         }
-        let series = answer["data"]["result"].as_array().into_iter().flatten();
-        series
-            .map(value)
-            .collect::<Option<_>>()
-            .ok_or_else(|| unreachable("the result is no instant vector".into()))
+        Ok(answer["data"]["result"].as_array().cloned().unwrap_or_default())
     }
 }
 
@@ -260,7 +287,7 @@ fn milliseconds(time: Duration) -> String {
     format!("{}ms", time.as_millis())
 }
 
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n"))
 }
 

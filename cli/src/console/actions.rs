@@ -4,7 +4,8 @@ use axum::http::StatusCode;
 use cutover::console::{Topic, status};
 use cutover::migration::Desired;
 use cutover::migration::admin::{
-    Actor, AdminError, PlanReport, approve, pause_work, plan, resume_work, retry_repairs, rollback, set_phase,
+    Actor, AdminError, PlanReport, abandon, approve, pause_work, plan, resume_work, retry_repairs, rollback,
+    set_phase,
 };
 use maud::Markup;
 
@@ -129,6 +130,8 @@ async fn act_on(database: &Database, name: &str, form: &Action, by: Actor<'_>) -
         "resume" => resume_work(ledger, name, by).await,
         "retry-repairs" => retry_repairs(ledger, name, by).await.map(drop),
         "approve" => approve(ledger, name, by).await.map(drop),
+        "abandon" => abandon(ledger, name, false, by, false).await.map(drop),
+        "abandon-and-drop" => abandon(ledger, name, true, by, false).await.map(drop),
         other => {
             return Err((StatusCode::UNPROCESSABLE_ENTITY, format!("there is no action {other:?}")));
         }

@@ -3,6 +3,7 @@
 mod access;
 mod actions;
 mod pages;
+mod sides;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -37,6 +38,12 @@ pub(crate) struct Console {
     /// The access token. Prefer --token-file: other users of this machine can read arguments
     #[arg(long, env = "CUTOVER_CONSOLE_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
     token: Option<String>,
+    /// The Prometheus server that scrapes the service, to show latency of each side and shadow reads
+    #[arg(long, env = "PROMETHEUS_URL", hide_env_values = true, value_name = "URL")]
+    prometheus: Option<String>,
+    /// With --prometheus: a matcher for all series, such as 'service="payments"'; repeatable
+    #[arg(long = "match", value_name = "MATCHER", requires = "prometheus")]
+    matchers: Vec<String>,
     /// Show only: refuse every action
     #[arg(long)]
     read_only: bool,
@@ -65,6 +72,14 @@ pub(crate) async fn run(databases: Vec<Database>, console: &Console, actor: &str
             return ExitCode::from(2);
         }
     };
+    let sides = match console.prometheus.as_deref().map(|url| sides::source(url, console.matchers.clone())) {
+        Some(Err(problem)) => {
+            complain(&format!("cutover: --prometheus: {problem}"));
+            return ExitCode::from(2);
+        }
+        Some(Ok(sides)) => Some(sides),
+        None => None,
+    };
     // One of several may be unreachable. The page shows that.
     if let [only] = &databases[..]
         && let Err(error) = only.ledger().await
@@ -86,7 +101,7 @@ pub(crate) async fn run(databases: Vec<Database>, console: &Console, actor: &str
     let address = listener.local_addr().unwrap_or(console.listen);
     let is_local = address.ip().is_loopback();
     let shared = Arc::new(Shared {
-        feed: Feed::new(Arc::clone(&databases)),
+        feed: Feed::new(Arc::clone(&databases)).with_sides(sides),
         databases,
         access: Access::new(token, is_local),
         csrf: secret(),

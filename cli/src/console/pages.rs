@@ -51,7 +51,7 @@ pub(super) fn login(why: Option<&str>) -> Markup {
             h1 { "Access token" }
             @if let Some(why) = why { (problem(why)) }
             form method="post" action="/login" {
-                label { "Token" input type="password" name="token" required autocomplete="current-password" autofocus; }
+                label { "Token" input type="password" name="token" required autocomplete="current-password"; }
                 button { "Open the console" }
             }
         },
@@ -68,11 +68,13 @@ pub(super) struct FormOf<'a> {
     pub(super) has_other_ledgers: bool,
 }
 
-/// The actions that the state of the migration allows.
+/// All actions. The phase can change while the page is open, so an action that it does not allow is refused when it is asked for.
 pub(super) fn form(of: &FormOf<'_>) -> Markup {
     let FormOf { address, name, now, csrf, actor, has_other_ledgers } = *of;
     let flag = now.desired_from.as_deref().filter(|source| *source != "ledger");
-    let current: Option<Phase> = now.phase.parse().ok();
+    if let Some(how) = &now.ended_as {
+        return notice(&format!("The migration is {how}. There is nothing to change."));
+    }
     html! {
         @if let Some(flag) = flag {
             (notice(&format!("The service takes the desired phase from {flag}. Set it there.")))
@@ -83,13 +85,13 @@ pub(super) fn form(of: &FormOf<'_>) -> Markup {
                 "Action"
                 select name="action" required {
                     @if flag.is_none() { option value="set-phase" { "Set the desired phase" } }
-                    @if flag.is_none() && current != Some(Phase::Contract) {
-                        option value="rollback" { "Roll back: read only the old side" }
-                    }
+                    @if flag.is_none() { option value="rollback" { "Roll back: read only the old side" } }
                     option value="pause" { "Pause backfills and scans" }
                     option value="resume" { "Resume backfills and scans" }
                     option value="retry-repairs" { "Retry all repairs now" }
-                    @if current == Some(Phase::Retire) { option value="approve" { "Approve the drop of the old side" } }
+                    option value="approve" { "In retire: approve the drop of the old side" }
+                    option value="abandon" { "In off: abandon the migration" }
+                    option value="abandon-and-drop" { "In off: abandon it, and drop what expand made" }
                 }
             }
             @if flag.is_none() {

@@ -91,8 +91,7 @@ fn migration(
     if let Some(by) = &report.paused_by {
         lines.push(Line::from(format!("backfills and scans are paused by {by}").yellow()));
     }
-    if report.driver.is_none() && report.ended_as.is_none() {
-        let text = "no instance drives it: start an instance that declares this migration";
+    if let Some(text) = text::no_driver(report) {
         lines.extend(wrapped(text, width, Style::new().yellow()));
     }
     if let Some(work) = &report.work {

@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Series, push};
-use crate::canary::prometheus::{Login, Prometheus, Secret};
-use crate::http::{Http, server_address};
+use crate::canary::prometheus::Prometheus;
 
 /// Prometheus has a new sample only after each scrape.
 const POLL: Duration = Duration::from_secs(5);
@@ -30,10 +29,7 @@ impl Traffic {
     ///
     /// Why the address cannot be used, without its password.
     pub(super) fn new(url: &str, matchers: Vec<String>) -> Result<Self, String> {
-        let (server, login) = server_address(url)?;
-        let http = Http::new(&server, None, TIME_LIMIT).map_err(|error| error.to_string())?;
-        let login = login
-            .map_or(Login::None, |(user, password)| Login::Basic { user, password: Secret::Value(password) });
+        let prometheus = Prometheus::to_show(url, matchers.clone(), TIME_LIMIT)?;
         let all = matchers.join(",");
         let errors = [&matchers[..], &["status=~\"5..\"".to_owned()]].concat().join(",");
         let sample = |what, unit| Sample { what, unit, now: None, series: Series::new() };
@@ -47,16 +43,6 @@ impl Traffic {
                 sample("99th percentile", " ms"),
             ),
         ];
-        let prometheus = Prometheus {
-            http,
-            server,
-            login,
-            headers: Default::default(),
-            matchers,
-            label: "version".to_owned(),
-            errors: "5..".to_owned(),
-            stale_after: Duration::from_secs(60),
-        };
         Ok(Self { prometheus, samples, read: None })
     }
 

@@ -38,8 +38,46 @@ pub(crate) struct View {
     pub(crate) counts: Counts,
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
+    pub(crate) charts: Charts,
     /// Time since the start and event; the newest at the back.
     pub(crate) notes: VecDeque<(Duration, String)>,
+}
+
+/// What happened in each second; the newest at the back.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Charts {
+    pub(crate) requests: VecDeque<u64>,
+    pub(crate) failed: VecDeque<u64>,
+    /// In microseconds.
+    pub(crate) p99: VecDeque<u64>,
+    pub(crate) rows: VecDeque<u64>,
+    /// Requests, failed requests and rows at the end of the latest second.
+    pub(crate) last: (u64, u64, i64),
+}
+
+impl Charts {
+    pub(crate) const SECONDS: usize = 240;
+
+    fn push(series: &mut VecDeque<u64>, value: u64) {
+        series.push_back(value);
+        series.drain(..series.len().saturating_sub(Self::SECONDS));
+    }
+}
+
+impl View {
+    /// Adds the second that has ended to the charts.
+    pub(crate) fn second(&mut self) {
+        let job = self.standing.as_ref().and_then(|standing| standing.job.as_ref());
+        let rows = job.filter(|job| !job.is_finished).map_or(0, |job| job.rows_done);
+        let now = (self.counts.requests, self.counts.failed, rows);
+        let charts = &mut self.charts;
+        Charts::push(&mut charts.requests, now.0.saturating_sub(charts.last.0));
+        Charts::push(&mut charts.failed, now.1.saturating_sub(charts.last.1));
+        Charts::push(&mut charts.p99, (self.p99_ms * 1e3) as u64);
+        // A new job begins at zero.
+        Charts::push(&mut charts.rows, u64::try_from(now.2 - charts.last.2).unwrap_or(0));
+        charts.last = now;
+    }
 }
 
 /// The shared [`View`].

@@ -1,12 +1,25 @@
-//! Draws the board: in place on a terminal, else one line per second.
+//! Draws the board: live on a terminal, else one line per second.
 
 use std::{
-    io::{IsTerminal, Stdout, Write, stdout},
+    collections::VecDeque,
+    io::{IsTerminal, Write, stdout},
     sync::Arc,
     time::Duration,
 };
 
-use crossterm::{cursor, queue, style::Print, terminal};
+use ratatui::{
+    Frame, Terminal,
+    backend::CrosstermBackend,
+    crossterm::{
+        cursor::{Hide, Show},
+        execute,
+        terminal::{EnterAlternateScreen, LeaveAlternateScreen},
+    },
+    layout::{Constraint, Layout, Rect},
+    style::{Style, Stylize},
+    text::Line,
+    widgets::{Paragraph, Sparkline},
+};
 
 use crate::{
     board::{Board, InstanceState, View},
@@ -43,16 +56,31 @@ impl Drop for Screen {
 }
 
 async fn live(board: Arc<Board>) {
-    let mut terminal = Terminal { out: stdout(), drawn: 0 };
+    // Without raw mode, Ctrl-C still is a signal. The demo goes on if the terminal has gone away.
+    let Ok(mut terminal) = Terminal::new(CrosstermBackend::new(stdout())) else { return };
+    let _restored = Restored::new();
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     loop {
         tick.tick().await;
         // The screen draws the notes itself.
         board.take_unprinted();
-        let (width, height) = terminal::size().unwrap_or((80, 24));
-        let lines = draw(&board.view(), usize::from(width), usize::from(height));
-        // The demo goes on if the terminal has gone away.
-        let _ = terminal.show(&lines);
+        let _ = terminal.draw(|frame| draw(&board.view(), frame));
+    }
+}
+
+/// A second screen of the terminal, until it is dropped.
+struct Restored;
+
+impl Restored {
+    fn new() -> Self {
+        let _ = execute!(stdout(), EnterAlternateScreen, Hide);
+        Self
+    }
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        let _ = execute!(stdout(), Show, LeaveAlternateScreen);
     }
 }
 
@@ -70,56 +98,65 @@ async fn lines(board: Arc<Board>) {
     }
 }
 
-/// Draws over its last picture. Shows the cursor again when it is dropped.
-struct Terminal {
-    out: Stdout,
-    drawn: u16,
+pub(crate) fn draw(view: &View, frame: &mut Frame<'_>) {
+    let (above, below) = (above(view), below(view));
+    let height = u16::try_from(above.len()).unwrap_or(u16::MAX);
+    let [top, charts, bottom] =
+        Layout::vertical([Constraint::Length(height), Constraint::Length(4), Constraint::Min(0)])
+            .areas(frame.area());
+    frame.render_widget(Paragraph::new(above), top);
+    draw_charts(view, frame, charts);
+    frame.render_widget(Paragraph::new(below), bottom);
 }
 
-impl Terminal {
-    fn show(&mut self, lines: &[String]) -> std::io::Result<()> {
-        queue!(self.out, cursor::Hide)?;
-        if self.drawn > 0 {
-            queue!(self.out, cursor::MoveToPreviousLine(self.drawn))?;
-        }
-        for line in lines {
-            queue!(self.out, terminal::Clear(terminal::ClearType::CurrentLine), Print(line), Print("\r\n"))?;
-        }
-        queue!(self.out, terminal::Clear(terminal::ClearType::FromCursorDown))?;
-        self.drawn = lines.len() as u16;
-        self.out.flush()
+/// What the migration does.
+fn above(view: &View) -> Vec<Line<'static>> {
+    let standing = view.standing.as_ref();
+    let mut lines =
+        vec![Line::from(format!("{}   {}", view.title, clock(view.elapsed)).bold()), Line::default()];
+    lines.push(Line::from(phase_line(view)));
+    lines.extend(standing.and_then(|standing| standing.job.as_ref()).map(job_line).map(Line::from));
+    lines.push(Line::from(format!("now: {}", view.doing)));
+    let waits_for = standing.and_then(|standing| standing.waits_for.as_deref()).unwrap_or("nothing");
+    lines.push(Line::from(format!("waits for: {waits_for}")));
+    lines.push(Line::default());
+    lines
+}
+
+/// Requests, failures, latency and rows of the last seconds, side by side.
+fn draw_charts(view: &View, frame: &mut Frame<'_>, area: Rect) {
+    let charts = &view.charts;
+    let now = |series: &VecDeque<u64>| series.back().copied().unwrap_or(0);
+    let columns = [
+        (format!("requests {}/s", now(&charts.requests)), &charts.requests, Style::new()),
+        (format!("failed {}/s", now(&charts.failed)), &charts.failed, Style::new().red()),
+        (format!("p99 {:.1} ms", view.p99_ms), &charts.p99, Style::new()),
+        (format!("rows {}/s", now(&charts.rows)), &charts.rows, Style::new().cyan()),
+    ];
+    let areas = Layout::horizontal(columns.iter().map(|_| Constraint::Fill(1))).spacing(2).split(area);
+    for ((title, series, style), area) in columns.into_iter().zip(areas.iter()) {
+        let [above, chart] = Layout::vertical([Constraint::Length(1), Constraint::Length(2)]).areas(*area);
+        frame.render_widget(Paragraph::new(title), above);
+        let latest = series.iter().copied().skip(series.len().saturating_sub(usize::from(chart.width)));
+        frame.render_widget(Sparkline::default().data(latest).style(style), chart);
     }
 }
 
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = queue!(self.out, cursor::Show);
-        let _ = self.out.flush();
-    }
-}
-
-/// The picture, cut to the size of the terminal.
-pub(crate) fn draw(view: &View, width: usize, height: usize) -> Vec<String> {
-    let mut lines = vec![format!("{}   {}", view.title, clock(view.elapsed)), String::new()];
-    lines.push(phase_line(view));
-    lines.extend(view.standing.as_ref().and_then(|standing| standing.job.as_ref()).map(job_line));
-    lines.push(format!("now: {}", view.doing));
-    let waits_for = view.standing.as_ref().and_then(|standing| standing.waits_for.as_deref());
-    lines.push(format!("waits for: {}", waits_for.unwrap_or("nothing")));
-    lines.push(String::new());
-    lines.extend(instance_lines(view));
-    lines.push(String::new());
-    lines.push(format!(
+/// Instances, totals and the latest notes.
+fn below(view: &View) -> Vec<Line<'static>> {
+    let mut lines: Vec<Line<'static>> = instance_lines(view).map(Line::from).collect();
+    lines.push(Line::default());
+    let totals = format!(
         "requests {}   failed {}   p50 {:.1} ms   p99 {:.1} ms",
         view.counts.requests, view.counts.failed, view.p50_ms, view.p99_ms
-    ));
-    lines.extend(view.counts.failures.iter().take(3).map(|(what, times)| format!("  {what}: {times}")));
-    lines.push(String::new());
-    lines.extend(view.notes.iter().map(|(at, text)| format!("{:>7}  {text}", clock(*at))));
-    // Writing to the last line would scroll.
-    lines.truncate(height.saturating_sub(1));
-    let cut = |line: String| line.chars().take(width.saturating_sub(1)).collect();
-    lines.into_iter().map(cut).collect()
+    );
+    let style = if view.counts.failed > 0 { Style::new().red() } else { Style::new() };
+    lines.push(Line::styled(totals, style));
+    let failures = view.counts.failures.iter().take(3);
+    lines.extend(failures.map(|(what, times)| Line::from(format!("  {what}: {times}"))));
+    lines.push(Line::default());
+    lines.extend(view.notes.iter().map(|(at, text)| Line::from(format!("{:>7}  {text}", clock(*at)))));
+    lines
 }
 
 /// The line that is printed every second.
@@ -202,7 +239,23 @@ fn clock(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{board::InstanceLine, ledger::Standing, stats::Counts};
+    use crate::{
+        board::{Charts, InstanceLine},
+        ledger::Standing,
+        stats::Counts,
+    };
+    use ratatui::backend::TestBackend;
+
+    /// The picture as text, without blanks at the ends of lines.
+    fn picture(view: &View, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(view, frame)).unwrap();
+        let buffer = terminal.backend().buffer();
+        let rows = buffer.content().chunks(usize::from(width));
+        let lines =
+            rows.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned());
+        lines.collect::<Vec<_>>().join("\n").trim_end().to_owned()
+    }
 
     fn view() -> View {
         let instance = |name: &str, release, state| InstanceLine {
@@ -243,28 +296,50 @@ mod tests {
             },
             p50_ms: 1.26,
             p99_ms: 9.0,
+            charts: Charts {
+                requests: (0..20).map(|at| 280 + 2 * (at % 10)).collect(),
+                failed: [0; 20].into(),
+                p99: (0..20).map(|at| 4_000 + 500 * (at % 11)).collect(),
+                rows: (0..20).map(|at| 4_000 * (at % 11)).collect(),
+                ..Charts::default()
+            },
             notes: [(Duration::from_secs(60), "expand reached".to_owned())].into(),
         }
     }
 
     #[test]
     fn draws_the_whole_picture() {
-        let expected = "\
-cutover demo   1:15
+        let drawn = picture(&view(), 100, 30);
+        for part in [
+            "cutover demo   1:15",
+            "off > expand > [backfill] > verify > ramp > switch > retire > contract   epoch 5",
+            "backfill [############..................] 400000 of 1000000 rows, 40000 rows/s, 15 s left",
+            "waits for: the backfill to complete the new side",
+            "requests 298/s            failed 0/s               p99 9.0 ms                rows 32000/s",
+            "█",
+            "  two-a        release 2   epoch   5   ready",
+            "  one-c        release 1   epoch   –   draining",
+            "requests 22500   failed 2   p50 1.3 ms   p99 9.0 ms",
+            "  GET order: 503: 2",
+            "   1:00  expand reached",
+        ] {
+            assert!(drawn.contains(part), "{part:?} not in:\n{drawn}");
+        }
+    }
 
-off > expand > [backfill] > verify > ramp > switch > retire > contract   epoch 5
-backfill [############..................] 400000 of 1000000 rows, 40000 rows/s, 15 s left
-now: backfill
-waits for: the backfill to complete the new side
-
-  two-a        release 2   epoch   5   ready
-  one-c        release 1   epoch   –   draining
-
-requests 22500   failed 2   p50 1.3 ms   p99 9.0 ms
-  GET order: 503: 2
-
-   1:00  expand reached";
-        assert_eq!(draw(&view(), 120, 40).join("\n"), expected);
+    #[test]
+    fn charts_show_what_each_second_added() {
+        let mut view = view();
+        view.charts = Charts::default();
+        for (requests, rows) in [(100, 10), (250, 40), (300, 0)] {
+            view.counts.requests = requests;
+            view.standing.as_mut().unwrap().job.as_mut().unwrap().rows_done = rows;
+            view.second();
+        }
+        assert_eq!(view.charts.requests, [100, 150, 50]);
+        assert_eq!(view.charts.rows, [10, 30, 0]);
+        (0..1_000).for_each(|_| view.second());
+        assert_eq!(view.charts.p99.len(), Charts::SECONDS);
     }
 
     /// The README shows the screen; it has to be what the code draws.
@@ -287,16 +362,14 @@ requests 22500   failed 2   p50 1.3 ms   p99 9.0 ms
             notes: [(Duration::from_secs(60), "expand after 0.6 s, epoch 4".to_owned())].into(),
             ..view
         };
-        let picture = draw(&view, 120, 40).join("\n");
+        let picture = picture(&view, 100, 40);
         assert!(include_str!("../../../README.md").contains(&picture), "not in README.md:\n{picture}");
     }
 
     #[test]
-    fn picture_is_cut_to_a_small_terminal() {
-        let lines = draw(&view(), 20, 5);
-        assert_eq!(lines.len(), 4);
-        assert!(lines.iter().all(|line| line.chars().count() < 20), "{lines:?}");
-        assert!(!draw(&View::default(), 80, 24).is_empty());
+    fn a_small_terminal_shows_a_part() {
+        assert!(picture(&view(), 20, 5).contains("cutover demo"));
+        assert!(picture(&View::default(), 1, 1).len() <= 4);
     }
 
     #[test]

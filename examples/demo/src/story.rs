@@ -201,6 +201,9 @@ pub(crate) async fn count(board: Arc<Board>, customers: Arc<Customers>) {
         board.update(|view| {
             view.counts = counts;
             (view.p50_ms, view.p99_ms) = (recent.ms(50.0), recent.ms(99.0));
+            if tick % 5 == 0 {
+                view.second();
+            }
         });
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod browser;
 mod console;
+mod console_load;
 mod endings;
 mod files;
 mod ledgers;

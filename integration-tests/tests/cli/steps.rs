@@ -160,3 +160,28 @@ async fn a_wait_without_a_driver_says_so_and_ends_in_time() -> Outcome {
     done(url, &["expand", "status", "--no-wait"], &["desired phase set to expand"]).await;
     Ok(())
 }
+
+/// What an owner runs for a service whose role may not change the schema.
+#[tokio::test]
+async fn the_statements_of_a_plan_run_as_they_are_shown() -> Outcome {
+    let url = &database().await?;
+    execute(url, "create table orders (id bigint primary key, old_status text)").await?;
+    done(url, &["install"], &[]).await;
+    let plan = ColumnMigration::new(PgPool::connect(url).await?, "orders")
+        .column("old_status", "new_status", "text")
+        .forward("lower(old_status)")
+        .backward("upper(new_status)")
+        .build()?;
+    let _agent = instance(url, "stable", MigrationSpec::new("status", PhaseRange::FULL).plan(plan)).await?;
+    let shown = done(url, &["plan", "status"], &["to unblock: `cutover approve shop/status`"]).await;
+    assert!(!shown.contains(":migration") && !shown.contains("<migration>"), "{shown}");
+    let json: Value = serde_json::from_str(&done(url, &["plan", "status", "--json"], &[]).await)?;
+    for task in ["expand", "contract"] {
+        let steps = json["steps"].as_array().ok_or("steps")?;
+        let step = steps.iter().find(|step| step["task"] == task).ok_or("the step")?;
+        execute(url, step["sql"].as_str().ok_or("statements")?)
+            .await
+            .map_err(|error| format!("{task}: {error}"))?;
+    }
+    Ok(())
+}

@@ -1,6 +1,7 @@
-//! The dashboard of migrations, with data of a running service.
+//! The dashboards, with data of a running service.
 
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use axum::Router;
@@ -9,14 +10,17 @@ use axum::routing::get;
 use cutover::Cutover;
 use cutover::front::Instance;
 use cutover::ledger::Ledger;
-use cutover::migration::{ColumnMigration, DualWrite, Error, MigrationSpec, PhaseRange, PinnedTx, admin};
-use cutover_testkit::{
-    KitError, Postgres, Prometheus, PrometheusOptions, free_port, if_installed, wait_until,
+use cutover::migration::{
+    ColumnMigration, Compared, DualWrite, Error, MigrationSpec, PhaseRange, PinnedTx, Shadow, ShadowOptions,
+    admin,
 };
-use serde_json::Value;
+use cutover_testkit::{
+    KitError, Postgres, Prometheus, PrometheusOptions, free_port, if_installed, program, wait_until,
+};
 use sqlx::{Executor, PgPool};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
-use super::{LIMIT, recipes};
+use super::{LIMIT, is_of_an_instance, queries};
 
 #[cutover::dual_write]
 trait Orders {
@@ -27,6 +31,7 @@ trait Orders {
     async fn status(&self, id: i64) -> Result<String, Error>;
 }
 
+#[derive(Clone)]
 struct Column {
     pool: PgPool,
     set: &'static str,
@@ -41,6 +46,14 @@ impl Orders for Column {
 
     async fn status(&self, id: i64) -> Result<String, Error> {
         Ok(sqlx::query_scalar(self.get).bind(id).fetch_one(&self.pool).await?)
+    }
+}
+
+impl Compared<i64> for Column {
+    type Value = Option<String>;
+
+    async fn read(&self, tx: &mut PinnedTx, id: &i64) -> Result<Self::Value, Error> {
+        Ok(sqlx::query_scalar(self.get).bind(id).fetch_optional(&mut **tx).await?)
     }
 }
 
@@ -60,13 +73,17 @@ async fn load(
         "select new_status from orders where id = $1",
     );
     let migration = instance.migration("status").ok_or("declared")?;
-    let orders = std::sync::Arc::new(DualWrite::new(migration.clone(), old, new));
+    let orders = DualWrite::new(migration.clone(), old, new);
+    let shadow =
+        Shadow::start(orders.clone(), pool.clone(), ShadowOptions { share: 1.0, ..Default::default() })?;
+    let orders = std::sync::Arc::new(orders);
     let app = Router::new().route(
         "/orders/{id}",
         get(move |Path(id): Path<i64>| async move {
             let mut tx = migration.begin(&pool).await?;
             orders.set(&mut tx, id, "paid").await?;
             tx.commit().await?;
+            shadow.observe(id);
             orders.status(id).await
         }),
     );
@@ -87,7 +104,7 @@ async fn load(
 }
 
 #[tokio::test]
-async fn the_dashboard_of_migrations_has_data_of_a_running_service() {
+async fn the_dashboards_have_data_of_a_running_service() {
     let url = Postgres::fresh_database().await.unwrap();
     let pool = PgPool::connect(&url).await.unwrap();
     pool.execute(
@@ -118,17 +135,41 @@ async fn the_dashboard_of_migrations_has_data_of_a_running_service() {
         );
     admin::set_phase(&ledger, "status", "ramp:50".parse().unwrap(), "ann").await.unwrap();
 
-    let dashboard = std::fs::read_to_string(recipes().join("grafana/migration.json")).unwrap();
-    let dashboard: Value = serde_json::from_str(&dashboard).unwrap();
-    let panels = dashboard["panels"].as_array().unwrap();
-    assert!(panels.len() > 10);
-    for panel in panels {
-        let query = panel["targets"][0]["expr"].as_str().unwrap();
-        let query = query.replace("$job", "payments").replace("$migration", "status");
-        let query = query.replace("$__rate_interval", "5s");
+    // The pool of this service is the test's own, so it has no connection share.
+    let has_data = |query: &String| is_of_an_instance(query) && !query.contains("cutover_pool");
+    let of_deploys = queries("deploy").into_iter().filter(has_data);
+    for query in queries("migration").into_iter().chain(of_deploys) {
         let what = format!("series of {query}");
         wait_until(&what, LIMIT, async || Ok::<_, KitError>(!prometheus.query(&query).await?.is_empty()))
             .await
             .unwrap();
     }
+    console_shows_both_sides(&url, &prometheus.url()).await;
+}
+
+/// The page of the migration, in a console that has this Prometheus.
+async fn console_shows_both_sides(url: &str, prometheus: &str) {
+    let mut command = tokio::process::Command::new(program().unwrap());
+    command.args([
+        "console",
+        "--listen",
+        "127.0.0.1:0",
+        "--prometheus",
+        prometheus,
+        "--match",
+        "job=\"payments\"",
+    ]);
+    command.env("DATABASE_URL", url).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut process = command.spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut said).await.unwrap();
+    let address = said.split_whitespace().find(|word| word.starts_with("http://")).unwrap();
+    let address = format!("{address}migrations/payments/status");
+    let parts = ["Calls of each side", "<td>read</td><td>new</td>", "<td>write</td><td>old</td>", "% agree"];
+    wait_until("both sides on the page", LIMIT, async || {
+        let page = reqwest::get(&address).await?.text().await?;
+        Ok::<_, reqwest::Error>(parts.iter().all(|part| page.contains(part)))
+    })
+    .await
+    .unwrap();
 }

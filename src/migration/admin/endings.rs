@@ -78,7 +78,12 @@ pub async fn finish(
     } else if !row.drained {
         reasons.push(in_use(name));
     }
-    if let Some(old) = existing_old_side(&mut tx, &found).await? {
+    // In an earlier phase, nobody should be told to drop it.
+    let old = match found.phase == Phase::Contract.name() {
+        true => existing_old_side(&mut tx, &found).await?,
+        false => None,
+    };
+    if let Some(old) = old {
         let drop =
             drop_statement(&old.table, &old.columns.iter().map(|column| quote(column)).collect::<Vec<_>>());
         reasons.push(format!("the old side still exists; drop it with `{drop}`"));
@@ -213,7 +218,7 @@ pub async fn forget(
     let mut reasons = Vec::new();
     if found.ended_as.is_none() {
         reasons.push(format!(
-            "it is in `{}` and has not ended; end it first with `cutover contract {name}` or `cutover abandon {name}`",
+            "it is in `{}` and has not ended; end it first with `cutover contract {name}` or, in `off`, with `cutover abandon {name}`",
             found.phase,
             name = found.name
         ));

@@ -5,6 +5,8 @@
 
 mod builds;
 mod commands;
+#[cfg(feature = "console")]
+mod details;
 mod endings;
 mod error;
 mod plan;
@@ -15,6 +17,8 @@ mod runbook;
 pub use builds::incompatible_builds;
 pub(crate) use builds::{BuildFindings, examine_builds};
 pub use commands::{Actor, approve, pause_work, resume_work, retry_repairs, set_phase};
+#[cfg(feature = "console")]
+pub(crate) use details::{Details, details};
 pub use endings::{EndReport, abandon, baseline, finish, forget};
 pub use error::AdminError;
 pub use plan::{MigrationFiles, Need, PlanReport, StepReport, migration_files, plan};

@@ -6,6 +6,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::error::{AdminError, find};
+use super::reports::addressed;
 use crate::ledger::outlook::{self, OutlookRow};
 use crate::ledger::{Ledger, plans};
 use crate::migration::catalog::{OldSide, PlanProblem};
@@ -122,6 +123,7 @@ pub(super) async fn plan_of(
         may_be_dropped: sql(Task::Contract).is_some_and(|sql| sql.contains(';')),
     };
     let observed = observed(&row, members)?;
+    let name = format!("{}/{}", row.fleet, row.name);
     let problems = match observed.phase <= Phase::Verify {
         true => {
             row.problems.as_deref().and_then(|found| serde_json::from_str(found).ok()).unwrap_or_default()
@@ -139,10 +141,11 @@ pub(super) async fn plan_of(
             to: next.to_string(),
             needs: needs(from, next, &observed, row.uncopied_age.is_some(), &dependents)
                 .into_iter()
+                .map(|need| Need { waits_for: need.waits_for.map(|text| addressed(&text, &name)), ..need })
                 .filter(|need| sql(Task::Enforce).is_some() || !about_refusals.contains(&need.what))
                 .collect(),
             task: task.map(Task::name),
-            sql: task.and_then(sql).cloned(),
+            sql: task.and_then(sql).map(|sql| with_number(sql, migration)),
         });
         from = next;
     }
@@ -153,7 +156,7 @@ pub(super) async fn plan_of(
         desired: row.desired,
         desired_by: row.desired_by,
         desired_from: row.desired_from,
-        waits_for: row.waits_for,
+        waits_for: row.waits_for.map(|text| addressed(&text, &name)),
         published_by: row.version,
         problems,
         problems_seconds: row.problems_age,
@@ -164,6 +167,19 @@ pub(super) async fn plan_of(
         driver: row.driver,
         steps,
     })
+}
+
+/// Statements as they run. A build publishes them with `:migration` in the place of the number, which the ledger gives.
+fn with_number(sql: &str, migration: i32) -> String {
+    let number = migration.to_string();
+    let mut parts = sql.split(":migration");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // A cast to a type of this name stays.
+        text += if text.ends_with(':') { ":migration" } else { &number };
+        text += part;
+    }
+    text
 }
 
 /// The statements of a migration for a team's own migration files, such as those of `sqlx migrate`.
@@ -333,6 +349,12 @@ mod tests {
             problems: None,
             problems_age: None,
         }
+    }
+
+    #[test]
+    fn statements_get_the_number_of_the_migration() {
+        let sql = "drop trigger \"zzz_:migration_row\"; select cutover.guard_:migration(x::migration)";
+        assert_eq!(with_number(sql, 7), "drop trigger \"zzz_7_row\"; select cutover.guard_7(x::migration)");
     }
 
     #[test]

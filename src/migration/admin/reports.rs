@@ -17,6 +17,11 @@ async fn id_of(tx: &mut PgConnection, name: Option<&str>) -> Result<Option<i32>,
     }
 }
 
+/// A reason with the name of the migration in its commands, so that they can be run as they are.
+pub(super) fn addressed(text: &str, name: &str) -> String {
+    text.replace("<migration>", name)
+}
+
 /// Reports on every migration in the ledger, or on one: `name` or `fleet/name`.
 ///
 /// # Errors
@@ -27,9 +32,16 @@ async fn id_of(tx: &mut PgConnection, name: Option<&str>) -> Result<Option<i32>,
 ///
 /// Safe: it only reads.
 pub async fn report(ledger: &Ledger, only: Option<&str>) -> Result<Vec<MigrationReport>, AdminError> {
-    let mut tx = ledger.begin().await?;
-    let id = id_of(&mut tx, only).await?;
-    Ok(reports::migrations(&mut tx, id).await?)
+    let mut reports = reports::migrations(&*ledger.pool(), only).await?;
+    for report in &mut reports {
+        let name = format!("{}/{}", report.fleet, report.name);
+        report.waits_for = report.waits_for.take().map(|text| addressed(&text, &name));
+    }
+    if let Some(name) = only.filter(|_| reports.len() != 1) {
+        // The error names what there is.
+        find(&mut *ledger.begin().await?, name).await?;
+    }
+    Ok(reports)
 }
 
 /// The differences that the latest scan of a migration (`name` or `fleet/name`) found, up to `limit`. A scan records the

@@ -1,6 +1,7 @@
 //! The way back to reading the old side.
 
 use serde::Serialize;
+use sqlx::PgConnection;
 
 use super::commands::{Actor, record};
 use super::error::{AdminError, find, find_and_lock};
@@ -100,10 +101,7 @@ pub async fn rollback(
     let phase = parse_phase(&found.phase)?;
     refuse_if_gone(&found, phase)?;
     let to = phase.min(Phase::Verify);
-    let plan = plan_of(&mut tx, found.id, to).await?;
-    let copy = reports::latest_copy(&mut tx, found.id).await?;
-    let work = reports::latest_work(&mut tx, found.id).await?;
-    let mut report = report(plan, phase, to, copy.as_ref(), work.as_ref());
+    let mut report = way_back(&mut tx, &found, phase).await?;
     let is_set = report.desired.as_deref().and_then(|text| text.parse().ok()) == Some(Desired::from(to));
     if !dry_run && report.decided_by.is_none() && !is_set && found.ended_as.is_none() {
         let event = format!("rollback: desired phase set to {to}");
@@ -114,6 +112,19 @@ pub async fn rollback(
     }
     tx.commit().await?;
     Ok(report)
+}
+
+/// The way back of a migration that is in this phase, as it is now.
+pub(super) async fn way_back(
+    tx: &mut PgConnection,
+    found: &NamedMigration,
+    phase: Phase,
+) -> Result<RollbackReport, AdminError> {
+    let to = phase.min(Phase::Verify);
+    let plan = plan_of(tx, found.id, to).await?;
+    let copy = reports::latest_copy(tx, found.id).await?;
+    let work = reports::latest_work(tx, found.id).await?;
+    Ok(report(plan, phase, to, copy.as_ref(), work.as_ref()))
 }
 
 fn refuse_if_gone(found: &NamedMigration, phase: Phase) -> Result<(), AdminError> {

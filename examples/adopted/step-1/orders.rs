@@ -1,0 +1,30 @@
+//! The table of orders. `sqlx migrate run` makes it, from the folder `migrations`.
+
+use sqlx::PgPool;
+
+#[derive(Clone)]
+pub(crate) struct Orders {
+    pool: PgPool,
+}
+
+impl Orders {
+    pub(crate) fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    pub(crate) async fn add(&self, status: &str) -> Result<i64, sqlx::Error> {
+        let insert = "insert into orders (old_status) values (upper($1)) returning id";
+        sqlx::query_scalar(insert).bind(status).fetch_one(&self.pool).await
+    }
+
+    pub(crate) async fn set(&self, id: i64, status: &str) -> Result<(), sqlx::Error> {
+        let update = "update orders set old_status = upper($2) where id = $1";
+        sqlx::query(update).bind(id).bind(status).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn status(&self, id: i64) -> Result<String, sqlx::Error> {
+        let select = "select lower(old_status) from orders where id = $1";
+        sqlx::query_scalar(select).bind(id).fetch_one(&self.pool).await
+    }
+}
