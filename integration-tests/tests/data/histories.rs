@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use cutover::migration::{BatchOptions, ColumnMigration, DualWrite, Key, Rows, TableMigration};
+use cutover::migration::{
+    BatchOptions, ColumnMigration, DualWrite, Key, Rows, TableMigration, TableMigrationBuilder,
+};
 use cutover::migration::{Error, PinnedTx};
 use fastrand::Rng;
 use sqlx::Executor;
@@ -36,6 +38,8 @@ struct Sides {
     new: &'static Side,
     /// Half of the writes write one side only, and the guard trigger mirrors them.
     mirrors: bool,
+    /// The description of tables; `None` for columns.
+    tables: Option<fn(TableMigrationBuilder) -> TableMigrationBuilder>,
     /// Rows that only one of them has, in one snapshot.
     apart: &'static str,
 }
@@ -56,6 +60,7 @@ const COLUMNS: Sides = Sides {
         spell: |value| format!("paid{value}"),
     },
     mirrors: false,
+    tables: None,
     apart: "select count(*) from orders where new_status is distinct from lower(trim(old_status))",
 };
 
@@ -71,8 +76,54 @@ const TABLES: Sides = Sides {
         spell: |value| format!("paid{value}"),
     },
     mirrors: false,
+    tables: Some(|plan| plan.create("create table orders_2 (id bigint primary key, status text)")),
     apart: "select count(*) from ((select id, lower(trim(old_status)) from orders except select id, status from orders_2) \
         union all (select id, status from orders_2 except select id, lower(trim(old_status)) from orders)) as apart",
+};
+
+const PARTITIONED: Sides = Sides {
+    tables: Some(|plan| {
+        plan.create("create table orders_2 (id bigint primary key, status text) partition by range (id)")
+            .expand_sql("create table orders_low partition of orders_2 for values from (minvalue) to (7)")
+            .expand_sql("create table orders_high partition of orders_2 default")
+    }),
+    ..TABLES
+};
+
+/// Some of the rows move. A row is deleted for the fleet when it leaves them.
+const SOME_ROWS: Sides = Sides {
+    old: &Side {
+        delete: "update orders set old_status = 'GONE' where id = $1 and old_status like ' PAID%'",
+        get: "select lower(trim(old_status)) from orders where id = $1 and old_status like ' PAID%'",
+        ..*COLUMNS.old
+    },
+    tables: Some(|plan| {
+        plan.create("create table orders_2 (id bigint primary key, status text)")
+            .rows_where("old_status like ' PAID%'")
+            .without("note")
+    }),
+    apart: "select count(*) from ((select id, lower(trim(old_status)) from orders where old_status like ' PAID%' \
+            except select id, status from orders_2) \
+        union all (select id, status from orders_2 \
+            except select id, lower(trim(old_status)) from orders where old_status like ' PAID%')) as apart",
+    ..TABLES
+};
+
+/// A column moves, and rows are there for those that hold something.
+const OWN_TABLE: Sides = Sides {
+    old: &Side {
+        delete: "update orders set old_status = null where id = $1 and old_status is not null",
+        ..*COLUMNS.old
+    },
+    tables: Some(|plan| {
+        plan.create(
+            "create table orders_2 (id bigint primary key references orders on delete cascade, status text)",
+        )
+        .only_columns()
+    }),
+    apart: "select count(*) from orders as o full join orders_2 as n using (id) \
+        where n.status is distinct from lower(trim(o.old_status))",
+    ..TABLES
 };
 
 impl Side {
@@ -116,7 +167,14 @@ impl History {
         self.born += 1;
         let (name, pool) = (format!("i{}", self.born), self.world.pool.clone());
         let batches = BatchOptions { min_rows: 20, max_rows: 50, ..BatchOptions::default() };
-        let instance = if self.sides.apart == COLUMNS.apart {
+        let instance = if let Some(describe) = self.sides.tables {
+            let plan = TableMigration::new(pool, "orders", "orders_2")
+                .without("orders_id_seq")
+                .column("status", "lower(trim(old_status))")
+                .column_back("old_status", "' ' || upper(status) || ' '")
+                .batches(batches);
+            self.world.short_lived(&name, describe(plan).build()?).await?
+        } else {
             let plan = ColumnMigration::new(pool, "orders")
                 .column("old_status", "new_status", "text")
                 .forward("lower(trim(old_status))")
@@ -124,15 +182,6 @@ impl History {
                 .batches(batches);
             let plan = if self.sides.mirrors { plan.mirror_writes() } else { plan };
             self.world.short_lived(&name, plan.build()?).await?
-        } else {
-            let plan = TableMigration::new(pool, "orders", "orders_2")
-                .create("create table orders_2 (id bigint primary key, status text)")
-                .without("orders_id_seq")
-                .column("status", "lower(trim(old_status))")
-                .column_back("old_status", "' ' || upper(status) || ' '")
-                .batches(batches)
-                .build()?;
-            self.world.short_lived(&name, plan).await?
         };
         self.fleet.push(instance);
         Ok(())
@@ -341,4 +390,19 @@ async fn every_read_of_mirrored_columns_returns_the_last_write() -> Outcome {
 #[tokio::test]
 async fn every_read_of_two_tables_returns_the_last_write() -> Outcome {
     histories(TABLES).await
+}
+
+#[tokio::test]
+async fn every_read_of_a_partitioned_table_returns_the_last_write() -> Outcome {
+    histories(PARTITIONED).await
+}
+
+#[tokio::test]
+async fn every_read_of_some_rows_returns_the_last_write() -> Outcome {
+    histories(SOME_ROWS).await
+}
+
+#[tokio::test]
+async fn every_read_of_a_table_of_its_own_returns_the_last_write() -> Outcome {
+    histories(OWN_TABLE).await
 }

@@ -3,7 +3,7 @@
 use super::keyset::Span;
 use super::mapping::MappingCode;
 use super::query::Query;
-use super::sides::{MappedRows, Scope, Sides, cast, columns, differ, zip};
+use super::sides::{MappedRows, Part, Scope, Sides, cast, columns, differ, zip};
 
 impl Scope<'_> {
     /// The rows of a span on which the sides differ, or whose new value is not what `forward` computes from the result of
@@ -29,13 +29,15 @@ impl Scope<'_> {
                             when {different} then 'different' else 'way_back' end as what, \
                             case when not x.has_old then null when {different} then {} else {} end as expected, \
                             case when x.has_new then {} end as found \
-                     from ({}) as x where not x.has_old or not x.has_new or not x.has_trip or {different} or {lost} \
+                     from ({}) as x where (not x.has_old or not x.has_new or not x.has_trip or {different} or {lost}){} \
                      order by {}",
                     self.key.as_text("x"),
                     object(&cast(&f, types)),
                     object(&cast(&t, types)),
                     object(&c),
                     self.compared(span, json),
+                    // A row of the new table that holds nothing is the same as none.
+                    if self.keeps_rows() { " and (x.has_old or x.has_trip)" } else { "" },
                     self.key.names()
                 )
             },
@@ -46,7 +48,7 @@ impl Scope<'_> {
     /// Keys, `forward` of the old side (`f`), the values of the new side (`c`), and `forward` of `backward` of these (`t`),
     /// if that was computed (`has_trip`).
     fn compared(&self, span: &Span, json: &dyn Fn(usize) -> String) -> String {
-        let Sides { old, new, forward, backward } = self.sides;
+        let Sides { old, new, forward, backward, part } = self.sides;
         let (names, within, count) = (self.key.names(), self.key.within(span), forward.columns.len());
         let held =
             zip(&forward.columns, &columns("", 'c', count), |column, name| format!("{column} as {name}"));
@@ -75,10 +77,11 @@ impl Scope<'_> {
         let o = self.relation(forward, old, span, "", 'f', &json(0));
         let n = match sql {
             Some((f, b)) => format!(
-                "(select {names}, {}, {}, true as has_trip \
+                "(select {names}, {}, {}, {} as has_trip \
                  from (select {names}, {held}, {} from {new} where {within}) as back)",
                 columns("", 'c', count).join(", "),
                 values(f, 't'),
+                part.as_ref().map_or_else(|| "true".to_owned(), Part::holds),
                 back(b)
             ),
             None => format!(
@@ -112,9 +115,10 @@ impl Scope<'_> {
                 let typed = cast(&columns("", 'b', backward.columns.len()), &self.old_types);
                 let named = zip(&typed, &backward.columns, |value, name| format!("{value} as {name}"));
                 format!(
-                    "select {} as cutover_key, t.* from (select {}, {named} from {b} as b) as t",
+                    "select {} as cutover_key, t.* from (select {}, {named} from {b} as b) as t where true{}",
                     self.key.as_text("t"),
-                    self.key.names()
+                    self.key.names(),
+                    self.and_moves(&self.sides.old)
                 )
             },
             &[&mapped.backward],

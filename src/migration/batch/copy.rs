@@ -49,7 +49,7 @@ impl Scope<'_> {
     /// Makes the old side of a span what `backward` computes from the new one, where `forward` of the old value is not
     /// the new value. An old value that only has another spelling stays as it is.
     pub(crate) fn copy_back(&self, span: &Span, mapped: &MappedRows) -> Query {
-        let Sides { old, new, forward, backward } = self.sides;
+        let Sides { old, new, forward, backward, .. } = self.sides;
         let (key, targets) = (&self.key, &backward.columns);
         let within = key.within(span);
         if let (true, MappingCode::Sql(f), MappingCode::Sql(b)) =
@@ -71,6 +71,17 @@ impl Scope<'_> {
                     let set = zip(targets, &values, |target, value| format!("{target} = {value}"));
                     let (one, other) = (key.equal("t", "b"), key.equal("t", "o"));
                     return format!("update {old} as t set {set} from {b} as b, {o} as o where {one} and {other} and {changed}");
+                }
+                if self.keeps_rows() {
+                    let set = zip(targets, &values, |target, value| format!("{target} = {value}"));
+                    return format!(
+                        "update {old} as k set {set} from {b} as b join (select * from {new} where {within}) as t on {} \
+                         left join {o} as o on {} where {} and ({} is null or {changed})",
+                        key.equal("t", "b"),
+                        key.equal("o", "b"),
+                        key.equal("k", "b"),
+                        self.first_key_column("o")
+                    );
                 }
                 self.upsert(
                     old,
@@ -106,9 +117,11 @@ impl Scope<'_> {
     pub(crate) fn orphans(&self, table: &str, other: &str, span: &Span) -> Query {
         let (within, equal) = (self.key.within(span), self.key.equal("t", "s"));
         let text = format!(
-            "select {} as key from {table} as t where {within} \
-             and not exists (select 1 from {other} as s where {equal}) for update of t",
-            self.key.as_text("t")
+            "select {} as key from {table} as t where {within}{} \
+             and not exists (select 1 from {other} as s where {equal}{}) for update of t",
+            self.key.as_text("t"),
+            self.and_moves(table),
+            self.and_moves(other)
         );
         Query::new(text)
     }
@@ -116,7 +129,10 @@ impl Scope<'_> {
     pub(crate) fn delete_orphans(&self, table: &str, other: &str, span: &Span) -> Query {
         let (within, equal) = (self.key.within(span), self.key.equal("t", "s"));
         let text = format!(
-            "delete from {table} as t where {within} and not exists (select 1 from {other} as s where {equal})"
+            "{} where {within}{} and not exists (select 1 from {other} as s where {equal}{})",
+            self.take_out(table),
+            self.and_moves(table),
+            self.and_moves(other)
         );
         Query::new(text)
     }

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use super::keyset::Span;
 use super::mapping::Mapping;
 use super::query::Query;
-use super::sides::{MappedRows, Scope};
+use super::sides::{MappedRows, Scope, Sides};
 use crate::migration::phase::Task;
 
 impl Scope<'_> {
@@ -34,11 +34,16 @@ impl Scope<'_> {
     pub(crate) async fn try_out(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         let (span, none) = (Span::Keys(Vec::new()), || Some("[]".to_owned()));
         let mapped = MappedRows { forward: none(), backward: none(), round_trip: none() };
-        for statement in [
+        let mut statements = vec![
             self.copy_forward(&span, &mapped),
             self.copy_back(&span, &mapped),
             self.differences(&span, &mapped),
-        ] {
+        ];
+        if !self.is_one_table() {
+            let Sides { old, new, .. } = self.sides;
+            statements.extend([self.delete_orphans(new, old, &span), self.delete_orphans(old, new, &span)]);
+        }
+        for statement in statements {
             statement.explained().fetch_all(&mut *tx).await?;
         }
         Ok(())

@@ -35,7 +35,7 @@ impl Pass<'_> {
 
     /// Runs the mappings in Rust. A copy sets aside the rows on which they fail.
     async fn map(&self, tx: &mut PgConnection, span: &Span) -> Result<MappedRows, PlanError> {
-        let Sides { old, new, forward, backward } = self.scope.sides;
+        let Sides { old, new, forward, backward, .. } = self.scope.sides;
         let mut mapped = MappedRows::default();
         let copies = self.kind != PassKind::Compare;
         if forward.is_rust() {

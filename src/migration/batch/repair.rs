@@ -63,7 +63,7 @@ async fn copy(
     skip: &str,
 ) -> Result<(), PlanError> {
     tx.execute(AssertSqlSafe(format!("{}{skip}{LOCK_TIMEOUT}", *ROW_WORK_SETTINGS))).await?;
-    let Sides { old, new, forward, backward } = scope.sides;
+    let Sides { old, new, forward, backward, .. } = scope.sides;
     let is_back = repair.side == "old";
     let (from, to) = if is_back { (new, old) } else { (old, new) };
     let span = Span::Keys(vec![key_values(&repair.key, scope.key.columns.len())?]);

@@ -20,6 +20,24 @@ pub(crate) struct Sides {
     pub(crate) forward: Mapping,
     /// Columns of the old side from rows of the new table.
     pub(crate) backward: Mapping,
+    /// `None`: the old side is the whole old table, or columns beside those of the new side.
+    pub(crate) part: Option<Part>,
+}
+
+/// What of the old table is the old side, where that is not the whole table.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    /// The rows that the new table has, as an SQL condition over a row of the old one.
+    pub(crate) condition: String,
+    /// Whether the rows stay, and only lose the columns that `backward` computes.
+    pub(crate) keeps_rows: bool,
+}
+
+impl Part {
+    /// The condition, which is never null. It may end with a comment.
+    pub(crate) fn holds(&self) -> String {
+        format!("({}\n) is true", self.condition)
+    }
 }
 
 /// The JSON that mappings in Rust made of the rows of a span: `forward` of the old rows, `backward` of the new rows, and
@@ -147,7 +165,8 @@ impl Scope<'_> {
             MappingCode::Sql(expressions) => {
                 let values =
                     zip(expressions, &columns("", letter, count), |e, name| format!("({e}) as {name}"));
-                format!("(select {names}, {values} from {from} where {}{lock})", self.key.within(span))
+                let (within, moves) = (self.key.within(span), self.and_moves(from));
+                format!("(select {names}, {values} from {from} where {within}{moves}{lock})")
             }
             MappingCode::Rust(_) => self.recordset(letter, json, self.types(letter)),
         }
@@ -188,9 +207,10 @@ impl Scope<'_> {
     /// The rows of a span with their keys, as a mapping in Rust gets them. `lock` if they are to be copied.
     pub(crate) fn rows(&self, table: &str, span: &Span, lock: bool) -> Query {
         let text = format!(
-            "select {} as cutover_key, t.* from {table} as t where {}{}",
+            "select {} as cutover_key, t.* from {table} as t where {}{}{}",
             self.key.as_text("t"),
             self.key.within(span),
+            self.and_moves(table),
             if lock { " for share" } else { "" }
         );
         Query::new(text)

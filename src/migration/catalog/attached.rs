@@ -16,6 +16,8 @@ pub(crate) struct Counterpart<'a> {
     pub(crate) columns: &'a [(String, String)],
     /// Columns of the old side, in a migration of columns, that no single column of the new side replaces.
     pub(crate) unmatched: &'a [String],
+    /// The columns of the old side; empty if it is a table.
+    pub(crate) moving: &'a [String],
 }
 
 /// Something that is attached to the old side and that the new side lacks.
@@ -61,8 +63,7 @@ impl Counterpart<'_> {
 
     /// Whether something that needs these columns belongs to the old side.
     fn concerns(&self, columns: &[String]) -> bool {
-        !self.is_one_table()
-            || columns.iter().any(|column| self.moved(column).is_some() || self.unmatched.contains(column))
+        self.moving.is_empty() || columns.iter().any(|column| self.moving.contains(column))
     }
 
     fn moved(&self, column: &str) -> Option<&str> {
@@ -228,7 +229,7 @@ fn check(sides: &Counterpart<'_>, constraint: &ConstraintFacts, new: &Attachment
 }
 
 /// What follows the referenced columns of a foreign key: actions, match type, deferrability.
-fn actions(definition: &str) -> &str {
+pub(crate) fn actions(definition: &str) -> &str {
     let rest = definition.split_once(" REFERENCES ").map_or("", |(_, rest)| rest);
     rest.split_once(')').map_or("", |(_, rest)| rest).trim_end_matches(" NOT VALID")
 }
@@ -375,12 +376,13 @@ fn grants(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Opti
 /// Comments and statistics targets.
 fn of_columns(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Vec<Attached> {
     let (mut comments, mut targets) = (Vec::new(), Vec::new());
-    if let (false, Some(comment), None) = (sides.is_one_table(), &old.comment, &new.comment) {
+    if let (true, Some(comment), None) = (sides.moving.is_empty(), &old.comment, &new.comment) {
         comments.push(statement(format!("comment on table {} is {}", sides.new_table, literal(comment))));
     }
     for column in &old.columns {
         // Before `expand` there may be no such column yet.
-        let Some(name) = sides.moved(&column.name) else { continue };
+        let concerned = sides.concerns(std::slice::from_ref(&column.name));
+        let Some(name) = sides.moved(&column.name).filter(|_| concerned) else { continue };
         let other = new.column(name);
         let (table, name) = (sides.new_table, quote(name));
         if let (Some(comment), None) = (&column.comment, other.and_then(|other| other.comment.as_ref())) {
@@ -513,7 +515,8 @@ fn sequences(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> V
         return Vec::new();
     }
     let mut found = Vec::new();
-    for column in old.columns.iter().filter(|column| !column.sequences.is_empty()) {
+    let concerned = |name: &String| sides.concerns(std::slice::from_ref(name));
+    for column in old.columns.iter().filter(|one| !one.sequences.is_empty() && concerned(&one.name)) {
         let other = sides.moved(&column.name).and_then(|name| new.column(name));
         let sequence = &column.sequences[0];
         let what = format!("sequence {sequence} of column {} of {}", quote(&column.name), sides.old_table);

@@ -19,7 +19,8 @@ pub(crate) struct Resolved {
     pub(crate) select: String,
     /// Why the result can change while the row does not, each with a remedy.
     pub(crate) unstable: Vec<(String, String)>,
-    /// Generated columns that the expressions use.
+    /// Columns of the table that the expressions use, and those of them that are generated.
+    pub(crate) uses: Vec<String>,
     pub(crate) generated: Vec<String>,
 }
 
@@ -47,7 +48,10 @@ pub(crate) async fn resolve(
     let view = format!("create temporary view cutover_mapping as select {} from {ROW}", values.join(", "));
     tx.execute(AssertSqlSafe(view)).await?;
     let unstable: Vec<(String, String)> = unprepared::query_as(UNSTABLE).fetch_all(&mut *tx).await?;
-    let generated = unprepared::query_scalar(GENERATED).bind(table).fetch_all(&mut *tx).await?;
+    let used: Vec<(String, bool)> = unprepared::query_as(USED).bind(table).fetch_all(&mut *tx).await?;
+    let generated =
+        used.iter().filter(|(_, is_generated)| *is_generated).map(|(name, _)| name.clone()).collect();
+    let uses = used.into_iter().map(|(name, _)| name).collect();
     tx.execute("set local search_path = pg_catalog").await?;
     let definition: String =
         unprepared::query_scalar("select pg_get_viewdef('pg_temp.cutover_mapping'::regclass)")
@@ -56,7 +60,7 @@ pub(crate) async fn resolve(
     tx.rollback().await?;
     // The last `FROM` is the view's own: the definition ends with it.
     let end = definition.rfind("FROM").unwrap_or(definition.len());
-    Ok(Resolved { select: definition[..end].trim().to_owned(), unstable, generated })
+    Ok(Resolved { select: definition[..end].trim().to_owned(), unstable, uses, generated })
 }
 
 /// A column type as the server sees it.
@@ -117,11 +121,10 @@ union all select 'current_date, current_timestamp, current_user or the like', \
         'compute the value from the row''s columns instead' \
     from tree where text like '%{SQLVALUEFUNCTION %' order by 1";
 
-const GENERATED: &str = "\
-select distinct a.attname::text from pg_rewrite r \
+const USED: &str = "\
+select distinct a.attname::text, a.attgenerated <> '' from pg_rewrite r \
     join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid \
         and d.refclassid = 'pg_class'::regclass and d.refobjid = 'pg_temp.cutover_row'::regclass \
     join pg_attribute t on t.attrelid = d.refobjid and t.attnum = d.refobjsubid \
-    join pg_attribute a on a.attrelid = to_regclass($1) and a.attname = t.attname \
-        and a.attgenerated <> '' and not a.attisdropped \
+    join pg_attribute a on a.attrelid = to_regclass($1) and a.attname = t.attname and not a.attisdropped \
     where r.ev_class = 'pg_temp.cutover_mapping'::regclass order by 1";

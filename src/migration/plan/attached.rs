@@ -25,7 +25,7 @@ pub(crate) async fn before_step(
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    if plan.moves_columns()
+    if !plan.old_columns().is_empty()
         && let Some(facts) = TableFacts::read(connection, plan.old_table()).await?
     {
         for column in plan.old_columns() {
@@ -55,7 +55,9 @@ pub(crate) async fn lacking(
     let columns = counterparts(plan, connection).await?;
     let mut unmatched = plan.old_columns();
     unmatched.retain(|column| !columns.iter().any(|(old, _)| old == column));
-    let sides = Counterpart { old_table, new_table, columns: &columns, unmatched: &unmatched };
+    let moving = plan.old_columns();
+    let sides =
+        Counterpart { old_table, new_table, columns: &columns, unmatched: &unmatched, moving: &moving };
     let found = missing(&sides, &old, other.as_ref().unwrap_or(&old));
     let wanted = found.into_iter().filter(|attached| !plan.changes.waived.contains(&attached.name));
     Ok(wanted.map(|attached| (attached.clone(), problem(plan, &attached))).collect())

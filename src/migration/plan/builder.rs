@@ -6,7 +6,7 @@ use super::changes::{Changes, statement_of};
 use super::description::{Description, Shape};
 use crate::config::{ConfigError, Problem};
 use crate::migration::batch::{
-    BatchOptions, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, Sides, Throttle,
+    BatchOptions, Mapping, MappingCode, NEEDS_FORWARD_ROWS, Outline, Part, Sides, Throttle,
 };
 use crate::migration::catalog::{CopyTriggers, check_name, check_table, quote_table};
 use crate::migration::schema::Index;
@@ -37,6 +37,7 @@ pub(super) struct Described {
     pub(super) new: String,
     pub(super) forward: Mapping,
     pub(super) backward: Mapping,
+    pub(super) part: Option<Part>,
     pub(super) shape: Shape,
 }
 
@@ -228,8 +229,8 @@ impl<S> SqlMigrationBuilder<S> {
             by_files,
             ..
         } = self;
-        let Described { old, new, forward, backward, shape } = sides(self.sides);
-        let sides = Sides { old: quote_table(&old), new: quote_table(&new), forward, backward };
+        let Described { old, new, forward, backward, part, shape } = sides(self.sides);
+        let sides = Sides { old: quote_table(&old), new: quote_table(&new), forward, backward, part };
         let skips_triggers = changes.triggers == CopyTriggers::Skip;
         let outline = Outline { pool, sides, key, batches, throttle, sensitive, skips_triggers };
         Ok(Description { outline, shape, changes, has_guard, mirrors, uses_existing, by_files })

@@ -218,6 +218,7 @@ impl SqlMigrationBuilder<Column> {
                 new: table,
                 forward: Mapping { columns: new, code: forward, is_object: false },
                 backward: Mapping { columns: old, code: backward, is_object: false },
+                part: None,
                 shape: Shape::Columns {
                     types: added.into_iter().map(|[_, new_type, _]| new_type).collect(),
                     not_null,

@@ -4,8 +4,9 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use super::description::{Description, Shape, not_null_check, not_null_steps};
 use super::expand::find_guard;
+use super::inspection::{Found, before_work};
 use crate::ledger::{guard_triggers, sides, unprepared};
-use crate::migration::batch::begin;
+use crate::migration::batch::{begin, walk};
 use crate::migration::catalog::{OldSide, take_over_sequences, unquote};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -26,6 +27,10 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         tx.rollback().await?;
         return Ok(());
     };
+    if plan.moves_some_rows() {
+        tx.rollback().await?;
+        return remove_rows(plan, &table, migration).await;
+    }
     let columns = sides.old.columns;
     let old =
         OldSide { table: table.clone(), columns: columns.iter().map(|column| unquote(column)).collect() };
@@ -65,6 +70,40 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         .chain([plan.drop(&table, &columns)])
         .collect();
     drop_old_side(&plan.outline.pool, &table, migration, &statements.join(";\n")).await
+}
+
+/// Deletes the moved rows from the old table, and then ends the migration.
+async fn remove_rows(plan: &Description, table: &str, migration: &Migration) -> Result<(), PlanError> {
+    let mut tx = begin(&plan.outline.pool, &[Phase::Contract], migration).await?;
+    let referring: Vec<String> = unprepared::query_scalar(
+        "select format('`alter table %s drop constraint %I`', conrelid::regclass, conname) from pg_constraint \
+         where contype = 'f' and confrelid = to_regclass($1) and conparentid = 0 and confdeltype not in ('a', 'r') \
+         order by conrelid::regclass::text, conname",
+    )
+    .bind(table)
+    .fetch_all(&mut *tx)
+    .await?;
+    tx.rollback().await?;
+    if !referring.is_empty() {
+        return Err(PlanError::Refused(format!(
+            "the moved rows are not deleted from {table}, because foreign keys would change or delete rows that refer to \
+             them; to fix: {}",
+            referring.join(", ")
+        )));
+    }
+    let Found { key, old_types, new_types } = before_work(plan, migration).await?;
+    let scope = plan.scope(key, old_types, new_types);
+    let old = (plan.old_table(), &scope.key);
+    let removed = walk(&plan.outline, old, &[Phase::Contract], |span| scope.remove(span), migration).await?;
+    tracing::info!(
+        migration = migration.name(),
+        table,
+        removed,
+        "moved rows were deleted from the old table"
+    );
+    let disarm = plan.has_guard.then(|| guard_triggers::disarm(table, &migration.id().to_string()));
+    let statements: Vec<String> = disarm.into_iter().chain(plan.changes.contract.clone()).collect();
+    drop_old_side(&plan.outline.pool, table, migration, &statements.join(";\n")).await
 }
 
 /// Removes the guard trigger, and then waits for a migration file to drop the old side.

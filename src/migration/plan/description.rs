@@ -2,8 +2,8 @@
 
 use super::changes::Changes;
 use crate::ledger::guard_triggers;
-use crate::migration::batch::{ColumnType, Keyset, Mapping, Outline, Scope};
-use crate::migration::catalog::{OldSide, unquote};
+use crate::migration::batch::{ColumnType, Keyset, Mapping, Outline, Part, Scope};
+use crate::migration::catalog::{OldSide, quote, unquote};
 use crate::migration::phase::Task;
 use crate::migration::schema::GuardTrigger;
 
@@ -45,21 +45,25 @@ impl Description {
         &self.outline.sides.new
     }
 
-    /// The columns of the old side as the catalog has them; empty where the sides are tables.
+    /// The part of the old table that moves; `None` if that is the whole table, or columns to others of the same table.
+    pub(crate) fn part(&self) -> Option<&Part> {
+        self.outline.sides.part.as_ref()
+    }
+
+    /// Whether rows move to another table and the old one stays.
+    pub(crate) fn moves_some_rows(&self) -> bool {
+        self.part().is_some_and(|part| !part.keeps_rows)
+    }
+
+    /// The columns of the old side as the catalog has them; empty where it consists of rows.
     pub(crate) fn old_columns(&self) -> Vec<String> {
-        self.names_if_columns(&self.outline.sides.backward)
+        let are_columns = self.moves_columns() || self.part().is_some_and(|part| part.keeps_rows);
+        names_if(are_columns, &self.outline.sides.backward)
     }
 
-    /// The columns of the new side as the catalog has them; empty where the sides are tables.
+    /// The columns of the new side as the catalog has them; empty where it is a table.
     pub(crate) fn new_columns(&self) -> Vec<String> {
-        self.names_if_columns(&self.outline.sides.forward)
-    }
-
-    fn names_if_columns(&self, mapping: &Mapping) -> Vec<String> {
-        match &self.shape {
-            Shape::Columns { .. } => mapping.columns.iter().map(|column| unquote(column)).collect(),
-            Shape::Table { .. } => Vec::new(),
-        }
+        names_if(self.moves_columns(), &self.outline.sides.forward)
     }
 
     /// Whether both sides are columns of one table.
@@ -121,11 +125,15 @@ impl Description {
 
     /// The statement that drops the old side under the names of the plan.
     fn drop_by_name(&self) -> String {
-        let columns: &[String] = match &self.shape {
-            Shape::Columns { .. } => &self.outline.sides.backward.columns,
-            Shape::Table { .. } => &[],
-        };
-        self.drop(self.old_table(), columns)
+        match self.part() {
+            Some(part) if !part.keeps_rows => {
+                format!("delete from {} where {} and …", self.old_table(), part.holds())
+            }
+            _ => {
+                let columns: Vec<String> = self.old_columns().iter().map(|column| quote(column)).collect();
+                self.drop(self.old_table(), &columns)
+            }
+        }
     }
 
     /// See [`Plan::files`](crate::migration::coordinator::Plan::files).
@@ -168,6 +176,11 @@ impl Description {
         self.changes.describe(self.new_table(), &mut tasks);
         tasks
     }
+}
+
+fn names_if(are_columns: bool, mapping: &Mapping) -> Vec<String> {
+    let columns = mapping.columns.iter().filter(|_| are_columns);
+    columns.map(|column| unquote(column)).collect()
 }
 
 /// The part of a statement that adds columns, also as the only ones of an empty list.

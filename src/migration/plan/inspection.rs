@@ -4,7 +4,8 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::attached::lacking;
 use super::description::{Description, add_columns};
-use super::refusal::refuse;
+use super::partial::{of_part, of_partitions};
+use super::refusal::{not_computed, refuse};
 use super::round_trip::try_mappings;
 use crate::ledger::{describe_error, sides, sql_state, unprepared};
 use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
@@ -148,20 +149,17 @@ async fn claimed_by_others(
     migration: Option<i32>,
     tx: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-    let sides = match plan.moves_columns() {
-        true => plan
-            .old_columns()
-            .into_iter()
-            .chain(plan.new_columns())
-            .map(|name| (plan.old_table(), Some(name)))
-            .collect(),
-        false => vec![(plan.old_table(), None), (plan.new_table(), None)],
+    let each = |table, columns: Vec<String>| match columns.is_empty() {
+        true => vec![(table, None)],
+        false => columns.into_iter().map(|column| (table, Some(column))).collect(),
     };
+    let sides =
+        [each(plan.old_table(), plan.old_columns()), each(plan.new_table(), plan.new_columns())].concat();
     let mut problems = Vec::new();
     for (table, column) in sides {
         let what = column.as_ref().map_or_else(|| table.to_owned(), |column| format!("{table}.{column}"));
         for other in sides::other_users(tx, migration, table, column.as_deref()).await? {
-            let sides::OtherUser { fleet, name, phase, side } = other;
+            let sides::OtherUser { fleet, name, phase, side, .. } = other;
             problems.push(PlanProblem::blocking(
                 format!("{what} is the {side} side of migration {fleet}/{name}, which is in `{phase}`"),
                 format!(
@@ -264,7 +262,9 @@ async fn of_tables(
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let sides = &plan.outline.sides;
     let mut problems = Vec::new();
-    for key in old.foreign_keys.iter().filter(|key| key.has_action) {
+    let moving = plan.old_columns();
+    let moves = |name: &String| moving.is_empty() || moving.contains(name);
+    for key in old.foreign_keys.iter().filter(|key| key.has_action && key.columns.iter().any(moves)) {
         problems.push(PlanProblem::warning(
             format!(
                 "constraint {:?} of {} ({}) changes rows of the old table only, when the referenced row changes",
@@ -275,9 +275,11 @@ async fn of_tables(
     }
     problems.extend(columns_there(&sides.old, &sides.backward.columns, old));
     problems.extend(of_mapping("column", &sides.old, &[], &sides.forward.code, plan.has_guard, tx).await?);
+    problems.extend(of_part(plan, old, key, tx).await?);
     let mut found = TableFacts::read(tx, &sides.new).await?;
     if let (None, Some(create)) = (&found, plan.create()) {
         problems.extend(try_create(&create, tx).await?);
+        make_partitions(plan, tx).await?;
         found = TableFacts::read(tx, &sides.new).await?;
         if found.is_none() {
             return Ok(problems);
@@ -291,10 +293,13 @@ async fn of_tables(
         unprepared::query_scalar(AssertSqlSafe(format!("select exists (select from {})", sides.new)))
             .fetch_one(&mut *tx)
             .await?;
+    let of_partitions = of_partitions(plan, &new, key, tx).await?;
+    let has_key = of_partitions.is_empty();
+    problems.extend(of_partitions);
     problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new));
     problems.extend(columns_there(&sides.new, &sides.forward.columns, &new));
     problems.extend(of_mapping("column_back", &sides.new, &[], &sides.backward.code, false, tx).await?);
-    if let Some(key) = key
+    if let (true, Some(key)) = (has_key, key)
         && let Err(reasons) = keyset::find(tx, &sides.new, &key.plain_names()).await?
     {
         problems.extend(reasons.into_iter().map(|reason| {
@@ -330,6 +335,21 @@ async fn try_create(create: &str, tx: &mut PgConnection) -> Result<Option<PlanPr
     }
 }
 
+/// Makes the partitions of the new table that the plan describes, in the transaction that is rolled back. Other statements
+/// could hold locks on tables in use. Whether the statements work is seen in `expand`.
+async fn make_partitions(plan: &Description, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let is_partition = |statement: &&String| statement.to_lowercase().contains("partition of");
+    for statement in plan.changes.expand.iter().filter(is_partition) {
+        let mut attempt = tx.begin().await?;
+        match attempt.execute(AssertSqlSafe(statement.clone())).await {
+            Ok(_) => attempt.commit().await?,
+            Err(sqlx::Error::Database(_)) => attempt.rollback().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn columns_there(table: &str, columns: &[String], facts: &TableFacts) -> Vec<PlanProblem> {
     let missing = columns.iter().filter(|column| facts.column(&unquote(column)).is_none());
     missing
@@ -340,13 +360,6 @@ fn columns_there(table: &str, columns: &[String], facts: &TableFacts) -> Vec<Pla
             )
         })
         .collect()
-}
-
-fn not_computed(what: &str, error: &sqlx::Error) -> PlanProblem {
-    PlanProblem::blocking(
-        format!("the {what} cannot be used: {}", describe_error(error)),
-        "correct it in the plan",
-    )
 }
 
 /// Problems of a mapping over the rows of `table`.

@@ -29,6 +29,7 @@ mod inspection;
 #[cfg(feature = "lint")]
 mod lint;
 mod new_type;
+mod partial;
 mod recent_look;
 mod refusal;
 mod round_trip;

@@ -56,6 +56,7 @@ async fn trial(
         new: if new.is_some() { NEW } else { OLD }.to_owned(),
         forward: described.forward.clone(),
         backward: described.backward.clone(),
+        part: described.part.clone(),
     };
     let Ok(key) = keyset::find(tx, OLD, &key.plain_names()).await? else { return Ok(Vec::new()) };
     let types = async |table: &str, columns: &[String], tx: &mut PgConnection| {
@@ -71,7 +72,11 @@ async fn trial(
         rows.fetch_all(&mut *tx).await?.iter().map(|row| row.try_get("key")).collect::<Result<_, _>>()?;
     let (mut failed, mut lost) = (Vec::new(), Vec::new());
     one_way(&scope, &keys, tx, &mut failed, &mut lost).await?;
-    Ok(report(plan, &scope, keys.len(), &failed, &lost))
+    let mut problems = report(plan, &scope, keys.len(), &failed, &lost);
+    if new.is_some() {
+        problems.extend(without_partition(plan, &scope, tx).await?);
+    }
+    Ok(problems)
 }
 
 /// Temporary tables like both sides, with some rows of the old one.
@@ -97,7 +102,8 @@ async fn prepare(
         statements.push_str(&like(NEW, plan.new_table()));
     }
     statements.push_str(&format!(
-        "insert into {OLD} ({columns}) overriding system value select {columns} from {table} limit {SAMPLE}"
+        "insert into {OLD} ({columns}) overriding system value select {columns} from {table}{part} limit {SAMPLE}",
+        part = plan.part().map(|part| format!(" where {}", part.holds())).unwrap_or_default(),
     ));
     tx.execute(AssertSqlSafe(statements)).await?;
     Ok(())
@@ -143,7 +149,7 @@ async fn map_and_compare(
     span: &Span,
     tx: &mut PgConnection,
 ) -> Result<(Failed, Vec<KeyText>), sqlx::Error> {
-    let Sides { old, new, forward, backward } = scope.sides;
+    let Sides { old, new, forward, backward, .. } = scope.sides;
     let mut failed = Vec::new();
     let mut run = |mapping: &Mapping, rows: &[sqlx::postgres::PgRow], letter: char| {
         let (json, bad) = scope.run(mapping, rows, letter)?;
@@ -169,6 +175,38 @@ async fn map_and_compare(
     Ok((failed, lost))
 }
 
+/// The rows that no partition of the new table takes.
+async fn without_partition(
+    plan: &Description,
+    scope: &Scope<'_>,
+    tx: &mut PgConnection,
+) -> Result<Option<PlanProblem>, sqlx::Error> {
+    let takes: Option<String> = unprepared::query_scalar(
+        "select string_agg(coalesce(pg_get_partition_constraintdef(p.relid), 'true'), ' or ') \
+         from pg_partition_tree(to_regclass($1)) p join pg_class c on c.oid = p.relid \
+         where p.isleaf and p.parentrelid is not null",
+    )
+    .bind(plan.new_table())
+    .fetch_one(&mut *tx)
+    .await?;
+    let Some(takes) = takes else { return Ok(None) };
+    let query =
+        format!("select {} as key from {NEW} as t where ({takes}) is not true", scope.key.as_text("t"));
+    let rows = unprepared::query(AssertSqlSafe(query)).fetch_all(&mut *tx).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let (key, new): (KeyText, _) = (row.try_get("key")?, plan.new_table());
+    Ok(Some(PlanProblem::blocking(
+        format!(
+            "no partition of {new} takes {} of {SAMPLE} sampled rows, for example the row with key {}",
+            rows.len(),
+            display_key(&key)
+        ),
+        format!(
+            "`create table … partition of {new} …` for these rows, or `create table … partition of {new} default`, as `.expand_sql(…)`"
+        ),
+    )))
+}
+
 fn report(
     plan: &Description,
     scope: &Scope<'_>,
@@ -190,15 +228,16 @@ fn report(
         ));
     }
     if let Some(key) = lost.first() {
-        problems.push(PlanProblem::warning(
-            format!(
-                "`forward` of `backward` gives another value for {} of {tried} sampled rows of {table}, for example {names} \
+        let what = format!(
+            "`forward` of `backward` gives another value for {} of {tried} sampled rows of {table}, for example {names} \
                  = {}",
-                lost.len(),
-                display_key(key)
-            ),
-            "correct the mappings, so that the way back keeps every value; otherwise the scan in `verify` reports these rows",
-        ));
+            lost.len(),
+            display_key(key)
+        );
+        // Of a split or a merge nothing else holds the value any more.
+        let is_blocking = plan.part().is_some() || plan.old_columns().len() + plan.new_columns().len() > 2;
+        let remedy = "correct the mappings, so that the way back keeps every value; otherwise the scan in `verify` reports these rows";
+        problems.push(PlanProblem { is_blocking, ..PlanProblem::warning(what, remedy) });
     }
     problems
 }

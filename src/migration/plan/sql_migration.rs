@@ -63,7 +63,8 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
     }
 
     fn old_side(&self) -> Option<OldSide> {
-        Some(self.description.old_side())
+        // Where some rows move, nothing is dropped.
+        (!self.description.moves_some_rows()).then(|| self.description.old_side())
     }
 
     fn mirrored_columns(&self) -> Option<MirroredColumns> {

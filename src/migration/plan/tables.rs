@@ -8,7 +8,7 @@ use super::changes::statement_of;
 use super::description::Shape;
 use super::sql_migration::SqlMigration;
 use crate::config::{ConfigError, Problem};
-use crate::migration::batch::{MapRows, Mapping, MappingCode};
+use crate::migration::batch::{MapRows, Mapping, MappingCode, Part};
 use crate::migration::catalog::{check_name, quote};
 
 /// Moves the rows of one table into another table of the same database, one to one, by a key that both have.
@@ -40,6 +40,12 @@ use crate::migration::catalog::{check_name, quote};
 /// - The scan tries the way back for every row. So `forward` may use the key and those old columns that `column_back`
 ///   fills.
 ///
+/// # A part of a table
+///
+/// [`rows_where`](SqlMigrationBuilder::rows_where) moves some of the rows, and
+/// [`only_columns`](SqlMigrationBuilder::only_columns) moves columns to a table that has a row for each row which holds
+/// something in them. In both cases the old table stays.
+///
 /// # Writers
 ///
 /// They write the old table first, as [`DualWrite`](super::super::DualWrite) does, and the new one with
@@ -60,6 +66,8 @@ pub struct Table {
     create: Option<String>,
     forward: Direction,
     backward: Direction,
+    condition: Option<String>,
+    only_columns: bool,
 }
 
 /// One direction of the mapping.
@@ -142,6 +150,8 @@ impl SqlMigration<Table> {
             create: None,
             forward: Direction::default(),
             backward: Direction::default(),
+            condition: None,
+            only_columns: false,
         };
         SqlMigrationBuilder::over(pool, table)
     }
@@ -184,6 +194,42 @@ impl SqlMigrationBuilder<Table> {
         self
     }
 
+    /// Moves only the rows that fulfil this SQL condition. The old table stays with its other rows.
+    ///
+    /// A row that comes to fulfil the condition moves to the new table, and one that ceases to leaves it. `contract` deletes
+    /// the moved rows from the old table in batches.
+    ///
+    /// The condition may use the key and columns that `column_back` fills, because a row that comes back has to fulfil it
+    /// again. A column of the old table that no `column_back` fills would be lost, so it is refused, unless
+    /// [`without`](Self::without) names it.
+    ///
+    /// ```
+    /// # use cutover::{ConfigError, migration::TableMigration};
+    /// # fn plan(pool: sqlx::PgPool) -> Result<TableMigration, ConfigError> {
+    /// TableMigration::new(pool, "events", "audit_events")
+    ///     .create("create table audit_events (id bigint primary key, body text)")
+    ///     .rows_where("kind = 'audit'")
+    ///     .same("body")
+    ///     .column_back("kind", "'audit'")
+    ///     .build()
+    /// # }
+    /// ```
+    pub fn rows_where(mut self, condition: &str) -> Self {
+        self.sides.condition = Some(statement_of(condition));
+        self
+    }
+
+    /// Moves the columns that `column_back` fills to a table of their own. The old table stays, and `contract` drops the
+    /// columns.
+    ///
+    /// The new table has a row for each row of the old one that holds something in these columns; with
+    /// [`rows_where`](Self::rows_where), for each row that fulfils that condition. A row of the new table that holds nothing
+    /// is the same as none. Where a row of the new table is deleted, the old columns get their defaults.
+    pub fn only_columns(mut self) -> Self {
+        self.sides.only_columns = true;
+        self
+    }
+
     /// Uses a new table that this plan did not make and that holds rows. Rows that the old table does not have are
     /// deleted.
     ///
@@ -201,20 +247,23 @@ impl SqlMigrationBuilder<Table> {
     /// checked by the preflight and before the first task runs.
     pub fn build(self) -> Result<TableMigration, ConfigError> {
         let problems = self.problems();
-        let description =
-            self.described(problems, |Table { old, new, create, forward, backward }| Described {
-                old,
-                new,
-                forward: forward.mapping(),
-                backward: backward.mapping(),
-                shape: Shape::Table { create },
-            })?;
+        let description = self.described(
+            problems,
+            |Table { old, new, create, forward, backward, condition, only_columns }| {
+                let (forward, backward) = (forward.mapping(), backward.mapping());
+                let holds_something =
+                    || format!("pg_catalog.num_nonnulls({}) > 0", backward.columns.join(", "));
+                let condition = condition.or_else(|| only_columns.then(holds_something));
+                let part = condition.map(|condition| Part { condition, keeps_rows: only_columns });
+                Described { old, new, forward, backward, part, shape: Shape::Table { create } }
+            },
+        )?;
         Ok(SqlMigration::of(description))
     }
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        let Table { old, new, create, forward, backward } = &self.sides;
+        let Table { old, new, create, forward, backward, condition, only_columns } = &self.sides;
         check_tables(&[("old", old), ("new", new)], &mut problems);
         if old == new {
             problems.push(Problem::new("new", format!("{new:?} is the old table: use a ColumnMigration")));
@@ -222,6 +271,14 @@ impl SqlMigrationBuilder<Table> {
         forward.check(["column", "forward_rows"], &self.key, &mut problems);
         backward.check(["column_back", "backward_rows"], &self.key, &mut problems);
         check_directions(forward.in_rust.is_none(), backward.in_rust.is_some(), &mut problems);
+        if condition.as_ref().is_some_and(|condition| condition.trim().is_empty()) {
+            problems.push(Problem::new("rows_where", "is empty: write a condition, or leave it out"));
+        }
+        if condition.is_some() && !only_columns && self.by_files {
+            let problem =
+                "does not work with `rows_where`, because no file can delete rows in batches: leave it out";
+            problems.push(Problem::new("schema_by_files", problem));
+        }
         self.common_problems(create.as_deref(), &mut problems);
         problems
     }

@@ -31,6 +31,10 @@
 //!
 //! What a foreign key does to the old side is never refused.
 //!
+//! Where only a part of a table moves, a write counts if its row is one of the part before or after it. Where columns move
+//! to a table of their own, an update counts if it changes one of them, and a delete is never refused: the row itself is
+//! not part of the old side.
+//!
 //! A mapping that fails does not fail the external write. The row's key is recorded for repair instead.
 //!
 //! An update of the key can move a row behind the place that a copy has reached. So such an update is mapped like one of the
@@ -72,8 +76,9 @@
 
 use sqlx::PgConnection;
 
+use super::guard_conditions::{Comparisons, listed, looks_at_part, same};
 use crate::ledger::{describe_error, guard_triggers, unprepared};
-use crate::migration::batch::{MappingCode, Sides};
+use crate::migration::batch::{MappingCode, Part, Sides};
 use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, quote, resolve};
 
 /// The guard trigger of one migration on the table of its old side. Names are quoted.
@@ -90,8 +95,9 @@ pub(crate) struct GuardTrigger {
 enum Watched {
     /// Columns of both sides in the table.
     Columns { old: Vec<String>, new: Vec<String> },
-    /// All rows, for a table with these columns besides the key.
-    Rows { target: String, columns: Vec<String> },
+    /// The rows of a table, or a part of it that has these columns of the old table. `columns`: those of the target besides
+    /// the key.
+    Rows { target: String, columns: Vec<String>, part: Option<(Part, Vec<String>)> },
 }
 
 /// Both mappings as a `select` over a row that is called `cutover_row`, without its `from`; `None` in Rust. And the tables,
@@ -99,6 +105,8 @@ enum Watched {
 struct Selects {
     forward: Option<String>,
     backward: Option<String>,
+    /// The condition of the part that moves.
+    condition: Option<String>,
     /// The table that has the trigger.
     source: String,
     /// The table that the trigger writes.
@@ -142,68 +150,6 @@ fn written(how: &MappingCode) -> Option<String> {
     }
 }
 
-/// Columns of one row of the trigger, separated by commas.
-fn listed(row: &str, columns: &[String]) -> String {
-    columns.iter().map(|column| format!("{row}.{column}")).collect::<Vec<_>>().join(", ")
-}
-
-/// Conditions and statements about both sides of a row.
-struct Comparisons {
-    /// An update leaves the side as it was.
-    same_old: String,
-    same_new: String,
-    /// The new side of `written` is that of `new`.
-    agrees: String,
-    /// Sets `named_old` and `named_new`: whether an insert named a column of the side.
-    names_old: String,
-    names_new: String,
-    /// The side holds a value.
-    has_old: String,
-    has_new: String,
-    /// An update leaves the key as it was.
-    same_key: String,
-}
-
-/// Whether columns of two rows are identical, by their images, because not every type has an `=`.
-fn same(one: &str, other: &str, columns: &[String]) -> String {
-    format!(
-        "row({})::pg_catalog.record operator(pg_catalog.*=) row({})::pg_catalog.record",
-        listed(one, columns),
-        listed(other, columns)
-    )
-}
-
-impl Comparisons {
-    fn of(old: &[String], new: &[String], key: &[String]) -> Self {
-        // An insert named the column if it holds a value that the column's default does not give.
-        let names = |variable: &str, columns: &[String]| {
-            let looks = columns.iter().map(|column| {
-                let name = column.trim_matches('"');
-                format!(
-                    "if not {variable} and new.{column} is not null then \
-                         comparison := cutover.comparison_with_default(tg_relid, '{name}'); \
-                         if comparison is not null then \
-                             execute comparison into is_named using new.{column}; {variable} := not is_named; end if; \
-                     end if;"
-                )
-            });
-            format!("{variable} := false; {}", looks.collect::<Vec<_>>().join(" "))
-        };
-        // `row(…) is not null` would ask whether every column holds a value.
-        let has = |columns: &[String]| format!("pg_catalog.num_nonnulls({}) > 0", listed("new", columns));
-        Self {
-            same_old: same("old", "new", old),
-            same_new: same("old", "new", new),
-            agrees: same("written", "new", new),
-            names_old: names("named_old", old),
-            names_new: names("named_new", new),
-            has_old: has(old),
-            has_new: has(new),
-            same_key: same("old", "new", key),
-        }
-    }
-}
-
 impl GuardTrigger {
     /// For columns of a table that move to other columns of it. `key`: columns as the catalog names them.
     pub(crate) fn on_columns_of(sides: &Sides, key: &[String]) -> Self {
@@ -213,7 +159,9 @@ impl GuardTrigger {
 
     /// For all rows of a table, which move to another one.
     pub(crate) fn on_table(sides: &Sides, key: &[String]) -> Self {
-        let watched = Watched::Rows { target: sides.new.clone(), columns: sides.forward.columns.clone() };
+        let part = sides.part.clone().map(|part| (part, sides.backward.columns.clone()));
+        let columns = sides.forward.columns.clone();
+        let watched = Watched::Rows { target: sides.new.clone(), columns, part };
         Self::over(watched, sides, key)
     }
 
@@ -224,12 +172,15 @@ impl GuardTrigger {
     }
 
     fn written(&self) -> Selects {
-        let (backward, target) = match &self.watched {
-            Watched::Columns { .. } => (written(&self.backward), String::new()),
-            Watched::Rows { target, .. } => (None, target.clone()),
+        let (backward, condition, target) = match &self.watched {
+            Watched::Columns { .. } => (written(&self.backward), None, String::new()),
+            Watched::Rows { target, part, .. } => {
+                let condition = part.as_ref().map(|(part, _)| format!("select ({}\n) as v0", part.condition));
+                (None, condition, target.clone())
+            }
         };
         let (forward, source) = (written(&self.forward), self.table.clone());
-        Selects { forward, backward, source, target, partitions: Vec::new() }
+        Selects { forward, backward, condition, source, target, partitions: Vec::new() }
     }
 
     /// What the function executes. It gets the migration's id as its argument.
@@ -237,12 +188,15 @@ impl GuardTrigger {
         let copies = selects.forward.is_some();
         let (before, after) = match &self.watched {
             Watched::Columns { old, new } => self.on_columns(old, new, selects),
-            Watched::Rows { columns, .. } => (String::new(), self.on_rows(columns, selects)),
+            Watched::Rows { columns, part, .. } => {
+                let before = looks_at_part(&self.key, part.as_ref(), selects.condition.as_deref());
+                (before, self.on_rows(columns, part.as_ref(), selects))
+            }
         };
         format!(
             "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
              named_old boolean; named_new boolean; is_named boolean; comparison text; written record; agrees boolean; \
-             is_pinned boolean; named record; given record; \
+             is_pinned boolean; named record; given record; moved boolean := true; moves boolean := true; \
              begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {copies}); {after} end "
         )
     }
@@ -360,7 +314,7 @@ impl GuardTrigger {
         (before, after)
     }
 
-    fn on_rows(&self, columns: &[String], selects: &Selects) -> String {
+    fn on_rows(&self, columns: &[String], part: Option<&(Part, Vec<String>)>, selects: &Selects) -> String {
         let target = &selects.target;
         let of = |row: &str| {
             self.key.iter().map(|column| format!("{row}.{column}")).collect::<Vec<_>>().join(", ")
@@ -377,12 +331,12 @@ impl GuardTrigger {
                      delete from {target} as gone where not exists (select from {table} as there where ({there_key}) = ({gone_key})); \
                      return null; end if; \
                  begin \
-                     if tg_op = 'DELETE' or (tg_op = 'UPDATE' and ({old_key}) is distinct from ({new_key})) then \
+                     if tg_op = 'DELETE' or (tg_op = 'UPDATE' and (not moves or ({old_key}) is distinct from ({new_key}))) then \
                          delete from {target} as gone where ({gone_key}) = ({old_key}); \
-                         if not found and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then \
+                         if not found and moved and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then \
                              {record_unseen} end if; \
                      end if; \
-                     if tg_op <> 'DELETE' then \
+                     if tg_op <> 'DELETE' and moves then \
                          insert into {target} ({all}) overriding system value \
                          select {of_row}, {values} from (select new.*) as cutover_row \
                              cross join lateral ({select}) as mapped \
@@ -405,13 +359,18 @@ impl GuardTrigger {
                 record_new = self.record("'new'", "new"),
             )
         });
+        // A row that loses its columns only may be deleted, and its copy with it.
+        let kept = match part {
+            Some((Part { keeps_rows: true, .. }, _)) => " and tg_op not in ('DELETE', 'TRUNCATE')",
+            _ => "",
+        };
         format!(
             "if tg_when = 'BEFORE' then \
-                 if phase in ({refused}) and not cutover.is_foreign_key_action() then {REFUSE} end if; \
+                 if phase in ({refused}){kept} and not cutover.is_foreign_key_action() then {REFUSE} end if; \
                  if tg_op = 'DELETE' then return old; end if; \
                  return new; \
              end if; \
-             if phase in ({refused}) then if tg_nargs > 1 then return null; end if; {REFUSE} end if; \
+             if phase in ({refused}){kept} then if tg_nargs > 1 then return null; end if; {REFUSE} end if; \
              {copy} return null;",
             refused = refused(&self.forward)
         )
@@ -459,7 +418,14 @@ impl GuardTrigger {
                 }
             }
         }
-        if let Watched::Rows { target, .. } = &self.watched {
+        if let Watched::Rows { target, part, .. } = &self.watched {
+            if let Some((part, _)) = part {
+                match resolve(connection, &self.table, &[], std::slice::from_ref(&part.condition)).await {
+                    Ok(Resolved { select, .. }) => selects.condition = Some(select),
+                    Err(error @ sqlx::Error::Database(_)) => return Ok(Err(describe_error(&error))),
+                    Err(error) => return Err(error),
+                }
+            }
             for (table, place) in [(&self.table, &mut selects.source), (target, &mut selects.target)] {
                 let name = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) from pg_class c \
                      join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";

@@ -3,6 +3,7 @@
 mod alter;
 mod ensure_indexes;
 mod guard;
+mod guard_conditions;
 mod index;
 mod index_definition;
 mod partitioned_index;

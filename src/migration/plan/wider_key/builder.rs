@@ -25,8 +25,13 @@ use crate::migration::catalog::{check_name, check_table, quote, quote_table};
 /// # What the table needs
 ///
 /// - A primary key over this one column, of type `integer` or `smallint`, with an identity, a sequence, or neither.
-/// - Nothing else that names the column: no foreign key, no further index, no view, no generated column. `expand` names
-///   each of them with what to do, before the first statement changes anything.
+/// - Nothing else that names the column: no foreign key of its own, no further index, no view, no generated column. `expand`
+///   names each of them with what to do, before the first statement changes anything.
+///
+/// # Foreign keys that refer to the key
+///
+/// Their columns become `bigint` in the same exchange, with their indexes, defaults and `NOT NULL`. Their tables must belong to
+/// the role, and their columns must not be part of another key.
 ///
 /// # What happens to the column
 ///
@@ -56,6 +61,11 @@ pub(super) struct Description {
     /// The second column before the exchange, and after it.
     pub(super) wide: String,
     pub(super) narrow: String,
+}
+
+/// How the names of foreign keys between second columns begin.
+pub(super) fn prefix(id: &str) -> String {
+    format!("cutover_{id}_fk_")
 }
 
 impl WiderKey {
@@ -120,6 +130,7 @@ impl WiderKeyBuilder {
             forward: mapping(&wide, format!("{}::bigint", quote(&column))),
             // The key itself is never written: a `generated always` key cannot be, and the trigger keeps both equal.
             backward: mapping(&wide, quote(&wide)),
+            part: None,
         };
         let key = vec![column.clone()];
         let outline =

@@ -1,0 +1,98 @@
+//! Conditions of the guard trigger over one row. Names are quoted.
+
+use crate::migration::batch::Part;
+
+/// Columns of one row of the trigger, separated by commas.
+pub(super) fn listed(row: &str, columns: &[String]) -> String {
+    columns.iter().map(|column| format!("{row}.{column}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Conditions and statements about both sides of a row.
+pub(super) struct Comparisons {
+    /// An update leaves the side as it was.
+    pub(super) same_old: String,
+    pub(super) same_new: String,
+    /// The new side of `written` is that of `new`.
+    pub(super) agrees: String,
+    /// Sets `named_old` and `named_new`: whether an insert named a column of the side.
+    pub(super) names_old: String,
+    pub(super) names_new: String,
+    /// The side holds a value.
+    pub(super) has_old: String,
+    pub(super) has_new: String,
+    /// An update leaves the key as it was.
+    pub(super) same_key: String,
+}
+
+/// Whether columns of two rows are identical, by their images, because not every type has an `=`.
+pub(super) fn same(one: &str, other: &str, columns: &[String]) -> String {
+    format!(
+        "row({})::pg_catalog.record operator(pg_catalog.*=) row({})::pg_catalog.record",
+        listed(one, columns),
+        listed(other, columns)
+    )
+}
+
+impl Comparisons {
+    pub(super) fn of(old: &[String], new: &[String], key: &[String]) -> Self {
+        // An insert named the column if it holds a value that the column's default does not give.
+        let names = |variable: &str, columns: &[String]| {
+            let looks = columns.iter().map(|column| {
+                let name = column.trim_matches('"');
+                format!(
+                    "if not {variable} and new.{column} is not null then \
+                         comparison := cutover.comparison_with_default(tg_relid, '{name}'); \
+                         if comparison is not null then \
+                             execute comparison into is_named using new.{column}; {variable} := not is_named; end if; \
+                     end if;"
+                )
+            });
+            format!("{variable} := false; {}", looks.collect::<Vec<_>>().join(" "))
+        };
+        // `row(…) is not null` would ask whether every column holds a value.
+        let has = |columns: &[String]| format!("pg_catalog.num_nonnulls({}) > 0", listed("new", columns));
+        Self {
+            same_old: same("old", "new", old),
+            same_new: same("old", "new", new),
+            agrees: same("written", "new", new),
+            names_old: names("named_old", old),
+            names_new: names("named_new", new),
+            has_old: has(old),
+            has_new: has(new),
+            same_key: same("old", "new", key),
+        }
+    }
+}
+
+/// Sets `moved` and `moves`: whether the row was one of the part before the write, and is after it. Other rows pass.
+pub(super) fn looks_at_part(
+    key: &[String],
+    part: Option<&(Part, Vec<String>)>,
+    condition: Option<&str>,
+) -> String {
+    let (Some((part, columns)), Some(condition)) = (part, condition) else {
+        return String::new();
+    };
+    let holds = |row: &str| {
+        format!(
+            "(select mapped.v0 is true from (select {row}.*) as cutover_row cross join lateral ({condition}) as mapped)"
+        )
+    };
+    let pass = "if tg_op = 'DELETE' then return old; end if; return new;";
+    let (passes, unchanged) = match part.keeps_rows {
+        true => {
+            let watched = [key, columns.as_slice()].concat();
+            let same = same("old", "new", &watched);
+            ("tg_op <> 'DELETE' and ", format!("if tg_op = 'UPDATE' and {same} then {pass} end if;"))
+        }
+        false => ("", String::new()),
+    };
+    format!(
+        "if tg_op <> 'TRUNCATE' then {unchanged} moved := false; moves := false; \
+             if tg_op <> 'INSERT' then moved := {was}; end if; \
+             if tg_op <> 'DELETE' then moves := {is}; end if; \
+             if {passes}not moved and not moves then {pass} end if; end if;",
+        was = holds("old"),
+        is = holds("new"),
+    )
+}
