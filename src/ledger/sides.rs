@@ -94,10 +94,12 @@ pub(crate) struct OtherUser {
     pub(crate) phase: String,
     /// The side of that migration, `old` or `new`.
     pub(crate) side: String,
+    /// It adds constraints, and drops nothing.
+    pub(crate) adds_only: bool,
 }
 
 /// The migrations that have not ended and have recorded this table (quoted) and column, or the table as a whole, as one of
-/// their sides. `migration`: the one that asks.
+/// their sides, or whose trigger sets a column from this one. `migration`: the one that asks.
 pub(crate) async fn other_users(
     connection: &mut PgConnection,
     migration: Option<i32>,
@@ -111,16 +113,23 @@ pub(crate) async fn other_users(
         return Ok(Vec::new());
     }
     unprepared::query_as(
-        "select m.fleet, m.name, m.phase, s.side from cutover.sides s \
+        "select m.fleet, m.name, m.phase, s.side, \
+                exists (select from cutover.sides o join pg_attribute i on i.attrelid = o.relation and i.attname = $4 \
+                    where o.migration_id = m.id and o.side = 'old' and o.column_numbers = array[i.attnum]) as adds_only \
+         from cutover.sides s \
          join cutover.migrations m on m.id = s.migration_id and m.ended_at is null \
-         left join pg_attribute a on a.attrelid = s.relation and a.attname = $3 and not a.attisdropped \
-         where s.relation = to_regclass($2)::oid and m.id is distinct from $1 \
-           and (s.column_numbers is null or $3::text is null or a.attnum = any (s.column_numbers)) \
+         left join pg_attribute a on a.attrelid = to_regclass($2)::oid and a.attname = $3 and not a.attisdropped \
+         where m.id is distinct from $1 and case when s.relation = to_regclass($2)::oid \
+             then s.column_numbers is null or $3::text is null or a.attnum = any (s.column_numbers) \
+             else s.side = 'old' and exists (select from pg_trigger t where t.tgrelid = to_regclass($2)::oid \
+                 and t.tgname = format('zzz_cutover_%s_row', m.id) \
+                 and ($3::text is null or a.attnum = any (t.tgattr::int2[]))) end \
          order by m.id",
     )
     .bind(migration)
     .bind(table)
     .bind(column)
+    .bind(TABLE_ITSELF)
     .fetch_all(connection)
     .await
 }

@@ -21,7 +21,7 @@ mod settings;
 mod table;
 mod trial;
 
-pub(super) use attached::{Attached, Counterpart, Step, missing};
+pub(super) use attached::{Attached, Counterpart, Step, actions, missing};
 pub(super) use attachments::Attachments;
 pub(super) use checks::{
     NewColumnPlan, actions_on_old, new_column_problems, new_table_problems, old_column_problems,
@@ -32,6 +32,7 @@ pub(super) use expressions::{Resolved, look_up_type, resolve};
 pub(super) use names::{check_name, check_table, quote, quote_table, unquote};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
+pub(super) use rename::rename_columns;
 pub(super) use sequences::take_over_sequences;
 pub(super) use settings::{MAPPING_SETTINGS, ROW_WORK_SETTINGS, ROW_WORK_SETTINGS_QUERY};
 pub(super) use table::TableFacts;

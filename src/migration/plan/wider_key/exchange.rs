@@ -5,6 +5,8 @@ use sqlx::{AssertSqlSafe, Executor};
 use super::builder::Description;
 use super::found::{Key, find};
 use super::inspection::problems;
+use super::prepared::{Prepared, prepare, unprepare};
+use super::referring::{Referring, mirrored};
 use crate::ledger::{key_mirror, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::quote;
@@ -30,11 +32,11 @@ pub(super) async fn exchange(
     let against = if is_forward { problems(plan, Some(migration.id()), &mut tx).await? } else { Vec::new() };
     tx.rollback().await?;
     let key = found.ok_or_else(|| PlanError::Refused(format!("column {:?} is gone", plan.column)))?;
+    let id = migration.id().to_string();
     if key.is_exchanged() == is_forward {
-        return Ok(());
+        return unprepare(pool, &key, &id, migration).await;
     }
     refuse(&against)?;
-    let id = migration.id().to_string();
     let (table, second) = (&key.table, key.second(plan));
     if !is_forward {
         refuse_large_keys(plan, &key).await?;
@@ -49,7 +51,8 @@ pub(super) async fn exchange(
             return Err(error);
         }
     }
-    let statements = statements(plan, &key, &id, &index)?.join(";\n");
+    let referring = prepare(plan, &key, migration).await?;
+    let statements = statements(plan, &key, &referring, &id, &index)?.join(";\n");
     alter(pool, table, migration, Phase::Switch, &statements).await?;
     tracing::info!(
         migration = migration.name(),
@@ -92,6 +95,7 @@ async fn refuse_large_keys(plan: &Description, key: &Key) -> Result<(), PlanErro
 pub(super) fn statements(
     plan: &Description,
     key: &Key,
+    referring: &[Prepared],
     id: &str,
     index: &str,
 ) -> Result<Vec<String>, PlanError> {
@@ -108,7 +112,15 @@ pub(super) fn statements(
     };
     let (second, aside) = (quote(second), quote(aside));
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let mut statements = vec![format!("lock table {table} in access exclusive mode")];
+    let mut tables = vec![&**table];
+    tables.extend(referring.iter().map(|one| &*one.found.table).filter(|other| other != table));
+    tables.dedup();
+    // The first tables are locked while the others are waited for, so the waits together are as long as one.
+    let mut statements = vec![
+        format!("set local lock_timeout = '{}ms'", 200 / tables.len()),
+        format!("lock table {} in access exclusive mode", tables.join(", ")),
+    ];
+    statements.extend(referring.iter().map(Prepared::drop_key));
     let is_identity = !key.identity.is_empty();
     if let (true, Some(sequence)) = (is_identity, &key.sequence) {
         // The identity's sequence goes with the identity. No session draws from it while the lock is held.
@@ -155,6 +167,10 @@ pub(super) fn statements(
             }
         }
     }
-    statements.push(key_mirror::install(id, table, &column, &aside, range));
+    for one in referring {
+        statements.extend(one.exchange(key.is_exchanged(), id));
+    }
+    let found: Vec<Referring> = referring.iter().map(|one| one.found.clone()).collect();
+    statements.push(key_mirror::install(id, &mirrored(plan, table, &found, !key.is_exchanged()), range));
     Ok(statements)
 }

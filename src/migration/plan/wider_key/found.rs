@@ -2,7 +2,7 @@
 
 use sqlx::{FromRow, PgConnection};
 
-use super::builder::Description;
+use super::builder::{Description, prefix};
 use crate::ledger::unprepared;
 
 /// The table's key as it is now. `None` in a field of the second column: it does not exist.
@@ -26,6 +26,8 @@ pub(super) struct Key {
     pub(super) has_wide: bool,
     pub(super) has_narrow: bool,
     pub(super) is_guarded: bool,
+    /// A foreign key between second columns waits for the exchange.
+    pub(super) is_prepared: bool,
 }
 
 impl Key {
@@ -59,7 +61,9 @@ pub(super) async fn find(
                     as has_narrow, \
                 exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
                     join pg_namespace g on g.oid = p.pronamespace and g.nspname = 'cutover' \
-                    where t.tgrelid = c.oid and p.proname = 'guard_' || $5::text and t.tgenabled = 'A') as is_guarded \
+                    where t.tgrelid = c.oid and p.proname = 'guard_' || $5::text and t.tgenabled = 'A') as is_guarded, \
+                exists (select from pg_constraint k where k.contype = 'f' and k.confrelid = c.oid \
+                    and starts_with(k.conname, $6)) as is_prepared \
          from pg_class c join pg_namespace n on n.oid = c.relnamespace \
          join pg_attribute a on a.attrelid = c.oid and a.attname = $2 and not a.attisdropped \
          left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum \
@@ -75,6 +79,7 @@ pub(super) async fn find(
     .bind(&plan.wide)
     .bind(&plan.narrow)
     .bind(migration.unwrap_or_default().to_string())
+    .bind(prefix(&migration.unwrap_or_default().to_string()))
     .fetch_optional(connection)
     .await
 }

@@ -28,6 +28,9 @@ mod builder;
 mod exchange;
 mod found;
 mod inspection;
+mod named_by;
+mod prepared;
+mod referring;
 mod run;
 
 pub use builder::{WiderKey, WiderKeyBuilder};

@@ -5,8 +5,10 @@ use super::builder::{Description, WiderKey};
 use super::exchange::{exchange, index_name, statements};
 use super::found::{Key, find};
 use super::inspection::problems;
+use super::referring::{self, Referring, mirrored};
+use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{guard_triggers, key_mirror, sides};
-use crate::migration::batch::{ColumnType, PassKind, Scope, begin, keyset, pass};
+use crate::migration::batch::{ColumnType, PassKind, Scope, Span, begin, keyset, pass, walk};
 use crate::migration::catalog::{OldSide, PlanProblem, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
@@ -34,17 +36,21 @@ impl WiderKey {
             has_wide: true,
             has_narrow: false,
             is_guarded: true,
+            is_prepared: false,
         };
         let index = index_name(id, true);
         let mut enforce =
             vec![format!("create unique index concurrently {} on {table} ({wide})", quote(&index))];
         enforce.extend(not_null_steps(table, &wide, id));
-        enforce.extend(statements(plan, &key, id, &index).unwrap_or_default());
+        enforce.extend(statements(plan, &key, &[], id, &index).unwrap_or_default());
         let text = |statements: Vec<String>| -> String {
             statements.iter().map(|one| format!("{one};\n")).collect()
         };
         vec![
-            (Task::Expand, text(vec![add(plan), key_mirror::install(id, table, &column, &wide, None)])),
+            (
+                Task::Expand,
+                text(vec![add(plan), key_mirror::install(id, &mirrored(plan, table, &[], false), None)]),
+            ),
             (Task::Backfill, text(vec![format!("update {table} set {wide} = {column} where …")])),
             (Task::Enforce, text(enforce)),
             (
@@ -61,19 +67,78 @@ impl WiderKey {
         let plan = &*self.0;
         let pool = &plan.outline.pool;
         begin(pool, &[Phase::Off], migration).await?.rollback().await?;
-        let found = problems(plan, Some(migration.id()), &mut *pool.acquire().await?).await?;
-        refuse(&found)?;
+        let mut connection = pool.acquire().await?;
+        refuse(&problems(plan, Some(migration.id()), &mut connection).await?)?;
+        let columns = self.mirrored(migration.id(), &mut connection).await?;
+        drop(connection);
         let id = migration.id().to_string();
-        let (column, wide) = (quote(&plan.column), quote(&plan.wide));
         let record = sides::record(
             &id,
             [&plan.table; 2],
             [std::slice::from_ref(&plan.column), std::slice::from_ref(&plan.wide)],
             true,
         );
-        let statements =
-            [add(plan), key_mirror::install(&id, &plan.table, &column, &wide, None), record].join(";\n");
-        alter(pool, &plan.table, migration, Phase::Off, &statements).await
+        let adds = columns.iter().map(|Mirrored { table, target, .. }| {
+            format!("alter table {table} add column if not exists {target} bigint")
+        });
+        let statements: Vec<String> =
+            adds.chain([key_mirror::install(&id, &columns, None), record]).collect();
+        alter(pool, &plan.table, migration, Phase::Off, &statements.join(";\n")).await
+    }
+
+    /// The foreign keys that refer to the key now.
+    async fn referring(
+        &self,
+        migration: Option<i32>,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<Referring>, sqlx::Error> {
+        match find(&self.0, migration, &mut *connection).await? {
+            Some(key) => referring::find(&self.0, &key, migration, connection).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The columns that a trigger keeps equal before the exchange.
+    async fn mirrored(
+        &self,
+        migration: i32,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<Mirrored>, PlanError> {
+        let plan = &*self.0;
+        let key = find(plan, Some(migration), &mut *connection).await?;
+        let key = key.ok_or_else(|| PlanError::Refused(format!("column {:?} is gone", plan.column)))?;
+        let referring = referring::find(plan, &key, Some(migration), connection).await?;
+        Ok(mirrored(plan, &key.table, &referring, false))
+    }
+
+    /// Copies the columns of foreign keys, or compares them. The key's own pass comes last, because its end is that of the
+    /// task.
+    async fn walk_referring(&self, kind: PassKind, migration: &Migration) -> Result<(), PlanError> {
+        let plan = &*self.0;
+        let mut tx = migration.begin_work(&plan.outline.pool).await?;
+        let mut tables = Vec::new();
+        // The first one is the key's own.
+        for columns in self.mirrored(migration.id(), &mut tx).await?.split_off(1) {
+            let key = keyset::find(&mut tx, &columns.table, &[]).await?;
+            tables.push((key.map_err(|reasons| refused_key(&columns.table, &reasons))?, columns));
+        }
+        tx.rollback().await?;
+        for (key, Mirrored { table, column, target }) in tables {
+            let statement = |span: &Span| {
+                let rows = format!("{} and {target} is distinct from {column}", key.within(span));
+                match kind {
+                    PassKind::Forward => format!("update {table} set {target} = {column} where {rows}"),
+                    _ => format!("select from {table} where {rows}"),
+                }
+            };
+            let found = walk(&plan.outline, (&*table, &key), kind.phases(), statement, migration).await?;
+            if kind == PassKind::Compare && found > 0 {
+                return Err(PlanError::Refused(format!(
+                    "{found} rows of {table} differ in {column} and {target}; to fix: go back to `expand`, and forward again"
+                )));
+            }
+        }
+        Ok(())
     }
 
     async fn pass(&self, kind: PassKind, migration: &Migration) -> Result<(), PlanError> {
@@ -108,12 +173,27 @@ impl WiderKey {
                 migration.name()
             )));
         }
-        let drop = format!(
-            "{};\nalter table {table} drop column if exists {column}",
-            guard_triggers::disarm(&table, &migration.id().to_string())
+        let referring = self.referring(Some(migration.id()), &mut *pool.acquire().await?).await?;
+        let of_key = std::iter::once((table.clone(), column));
+        let drops = of_key.chain(
+            referring
+                .iter()
+                .filter(|one| one.has_narrow)
+                .map(|one| (one.table.clone(), quote(&one.second(true)))),
         );
-        drop_old_side(pool, &table, migration, &drop).await
+        let mut statements = vec![guard_triggers::disarm(&table, &migration.id().to_string())];
+        statements.extend(
+            drops.map(|(table, column)| format!("alter table {table} drop column if exists {column}")),
+        );
+        drop_old_side(pool, &table, migration, &statements.join(";\n")).await
     }
+}
+
+fn refused_key(table: &str, reasons: &[String]) -> PlanError {
+    PlanError::Refused(format!(
+        "{table}: {}; to fix: `alter table {table} add primary key (…)`",
+        reasons.join("; ")
+    ))
 }
 
 fn add(plan: &Description) -> String {
@@ -162,7 +242,9 @@ impl Plan for WiderKey {
         let (Some(key), Some(sides)) = (key, recorded) else { return Ok(SchemaState::new(false, false)) };
         let is_expanded = sides.new.is_there && key.is_guarded;
         let is_exchanged = key.is_exchanged();
-        Ok(SchemaState::new(is_expanded, !sides.old.is_there).with_refusals(is_exchanged, !is_exchanged))
+        let is_ready = !key.is_prepared;
+        Ok(SchemaState::new(is_expanded, !sides.old.is_there)
+            .with_refusals(is_exchanged && is_ready, !is_exchanged && is_ready))
     }
 
     async fn sides_present(
@@ -181,8 +263,14 @@ impl Plan for WiderKey {
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         match task {
             Task::Expand => self.expand(migration).await,
-            Task::Backfill => self.pass(PassKind::Forward, migration).await,
-            Task::Scan => self.pass(PassKind::Compare, migration).await,
+            Task::Backfill => {
+                self.walk_referring(PassKind::Forward, migration).await?;
+                self.pass(PassKind::Forward, migration).await
+            }
+            Task::Scan => {
+                self.walk_referring(PassKind::Compare, migration).await?;
+                self.pass(PassKind::Compare, migration).await
+            }
             // The trigger has kept the old column up to date, and the exchange back has checked that.
             Task::ReverseBackfill => self.pass(PassKind::Back, migration).await,
             Task::Enforce => exchange(&self.0, true, migration).await,
