@@ -343,3 +343,28 @@ async fn what_stands_against_a_change_is_found_before_it() -> Outcome {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_writer_that_breaks_a_foreign_key_is_named_before_it_is_there() -> Outcome {
+    let world = World::new(5).await?;
+    world
+        .pool
+        .execute(
+            "create table customers (id bigint primary key, note text); insert into customers values (1); \
+             alter table orders add customer bigint default 1",
+        )
+        .await?;
+    let plan = change(&world).foreign_key("to_customer", &["customer"], "customers (id)").build()?;
+    let _a = instance(&world, "a", PhaseRange::FULL, plan).await?;
+    world.go("verify").await?;
+    let mut job = PgConnection::connect(&format!("{}?application_name=nightly", world.url)).await?;
+    let seen = "select exists (select from (select application from cutover.external_writes \
+        union all select application from cutover.external_write_events) as seen where application = 'nightly')";
+    for statement in ["insert into orders (customer) values (1), (null)", "update orders set note = 'x'"] {
+        assert_eq!(refusal(&mut job, statement).await, None, "{statement}");
+    }
+    assert!(!is(&world.pool, seen).await?, "nothing was broken");
+    assert_eq!(refusal(&mut job, "update orders set customer = 99 where id = 1").await, None);
+    assert!(is(&world.pool, seen).await?);
+    Ok(())
+}

@@ -97,18 +97,27 @@ impl Addition {
         }
     }
 
+    /// What the constraint demands of a row, as an expression over a row that is called `cutover_row`; `None` where that needs
+    /// other rows of the table, or holds at the end of the transaction only.
+    pub(super) fn expression(&self) -> Option<String> {
+        match self {
+            Addition::Check { expression, .. } => Some(expression.clone()),
+            Addition::ForeignKey(key) if !key.rest.to_lowercase().contains("deferr") => Some(key.demands()),
+            _ => None,
+        }
+    }
+
     /// A condition over the row `new` under which the constraint refuses it, where a writer's row alone tells. `check`: the
     /// expression as a `select … as v0` over the row `cutover_row`, without its `from`.
     pub(super) fn forbids(&self, check: Option<&str>) -> Option<String> {
         match self {
             Addition::NotNull { column } => Some(format!("new.{} is null", quote(column))),
-            Addition::Check { expression, .. } => Some(match check {
+            _ => self.expression().map(|expression| match check {
                 Some(select) => {
                     format!("(select not v0 from ({select} from (select new.*) as cutover_row) as judged)")
                 }
                 None => format!("not ({expression})"),
             }),
-            _ => None,
         }
     }
 
@@ -163,6 +172,25 @@ impl Addition {
 pub(super) const MANY: i64 = 1000;
 
 impl ForeignKey {
+    /// That the row refers to another one, or to none.
+    fn demands(&self) -> String {
+        let own = |column: &String| format!("cutover_row.{}", quote(column));
+        let unset: Vec<String> =
+            self.columns.iter().map(|column| format!("{} is null", own(column))).collect();
+        let equal: Vec<String> = self
+            .columns
+            .iter()
+            .zip(&self.referenced)
+            .map(|(column, other)| format!("referenced.{} = {}", quote(other), own(column)))
+            .collect();
+        format!(
+            "{} or exists (select from {} as referenced where {})",
+            unset.join(" or "),
+            self.table,
+            equal.join(" and ")
+        )
+    }
+
     fn definition(&self) -> String {
         let rest = if self.rest.is_empty() { String::new() } else { format!(" {}", self.rest) };
         format!(

@@ -77,13 +77,10 @@ impl Description {
         let mut is_simple = true;
         let mut conditions = Vec::new();
         for addition in &self.additions {
-            let check = match addition {
-                Addition::Check { .. } => {
-                    is_simple = false;
-                    checks.next().map(String::as_str)
-                }
-                _ => None,
-            };
+            let check = addition.expression().and_then(|_| {
+                is_simple = false;
+                checks.next().map(String::as_str)
+            });
             conditions.extend(addition.forbids(check));
         }
         let forbidden = (!conditions.is_empty()).then(|| conditions.join(" or "));
@@ -106,13 +103,9 @@ impl Description {
         format!("{:?} {:?}", self.additions, self.removal)
     }
 
-    /// The expressions of the checks, in order.
+    /// What checks and foreign keys demand of a row, in order.
     pub(super) fn checks(&self) -> Vec<String> {
-        let check = |addition: &Addition| match addition {
-            Addition::Check { expression, .. } => Some(expression.clone()),
-            _ => None,
-        };
-        self.additions.iter().filter_map(check).collect()
+        self.additions.iter().filter_map(Addition::expression).collect()
     }
 
     /// See [`Plan::sql`](crate::migration::coordinator::Plan::sql).

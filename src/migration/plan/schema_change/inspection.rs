@@ -81,6 +81,15 @@ pub(super) async fn of_schema(
     if problems.is_empty() {
         for addition in &plan.additions {
             problems.extend(of_addition(addition, &table, is_recorded, tx).await?);
+            for column in addition.columns() {
+                let others = sides::other_users(tx, migration, name, Some(column)).await?;
+                problems.extend(
+                    others
+                        .into_iter()
+                        .filter(|other| !other.adds_only)
+                        .map(|other| claimed(other, name, column)),
+                );
+            }
         }
         if let Some(removal) = &plan.removal {
             problems.extend(of_removal(plan, removal, &table, &facts, migration, tx).await?);
@@ -165,6 +174,17 @@ async fn of_addition(
         _ => {}
     }
     Ok(problems)
+}
+
+/// Another migration would drop the column, and the constraint with it.
+fn claimed(other: sides::OtherUser, table: &str, column: &str) -> PlanProblem {
+    let sides::OtherUser { fleet, name, phase, .. } = other;
+    PlanProblem::blocking(
+        format!(
+            "migration {fleet}/{name}, which is in `{phase}`, moves or drops column {column:?} of {table}"
+        ),
+        format!("finish that migration first, or end it in `off` with `cutover abandon {fleet}/{name}`"),
+    )
 }
 
 fn not_usable(addition: &Addition, error: sqlx::Error) -> Result<PlanProblem, sqlx::Error> {

@@ -99,7 +99,11 @@ impl SchemaChange {
             Some(Removal::Column(column)) => (table.name.clone(), vec![column.clone()]),
             None => (table.name.clone(), itself()),
         };
-        let new_columns = if plan.removal == Some(Removal::Table) { Vec::new() } else { itself() };
+        let mut new_columns: Vec<String> =
+            plan.additions.iter().flat_map(|addition| addition.columns()).cloned().collect();
+        if new_columns.is_empty() && plan.removal != Some(Removal::Table) {
+            new_columns = itself();
+        }
         let id = migration.id().to_string();
         let record = sides::record(&id, [&old, &table.name], [&old_columns, &new_columns], false);
         let statements: Vec<String> = watch.into_iter().chain([record]).collect();
