@@ -30,6 +30,7 @@ help:
 	@echo '             ORDERS=file.csv        your own table of orders instead of a generated one'
 	@echo '             COLUMNS=status=state   names of its columns, if they differ'
 	@echo '             BREAK=rule             take one safety rule out (agree, compare or drain), to see that the checker finds the damage'
+	@echo '             SHAPE=key              another shape instead: key, split or columns'
 	@echo '             ARGS="…"               anything else for target/demo/demo (see --help)'
 	@echo 'make gameday scenarios with faults under load on real servers, each checked; report in target/gameday/report.json'
 	@echo '             ARGS="kill failover"   only these (--list names them; --seed N, --rate N, --chaos-seconds N)'
@@ -46,11 +47,16 @@ help:
 	@echo 'make documentation  documentation, with warnings as errors, and the guide as a book in target/book'
 	@echo 'make pictures  the pictures of the console in docs/pictures, from its test in Chromium'
 	@echo 'make bench   measurements side by side with peers; tables here, numbers in target/bench/*.json'
-	@echo '             ARGS="pin fence"       only these (pin dual columns layers fence flip rollback flags killswitch backfill readyz'
+	@echo '             ARGS="pin fence"       only these (pin dual columns layers fence flip rollback flags killswitch backfill shapes readyz'
 	@echo '                                    restarts abuse); --quick measures less, --rows 10000000 backfills more,'
 	@echo '                                    --restarts 100 --rate 4000 for restarts, --readyz-rate 10000'
 
 demo: cargo
+ifdef SHAPE
+	scripts/servers postgres
+	cargo build --profile demo -p demo
+	target/demo/demo shape '$(SHAPE)' $(if $(RATE),--rate '$(RATE)') $(if $(ROWS),--rows '$(ROWS)') $(ARGS)
+else
 	scripts/servers postgres redis unleash envoy
 ifndef BREAK
 	cargo build --profile demo -p payments -p demo
@@ -60,6 +66,7 @@ else
 endif
 	target/demo/demo --bin-dir $(if $(BREAK),target/broken/demo --break '$(BREAK)',target/demo) \
 		$(if $(ORDERS),--orders '$(ORDERS)') $(if $(COLUMNS),--columns '$(COLUMNS)') $(if $(RATE),--rate '$(RATE)') $(if $(ROWS),--rows '$(ROWS)') $(ARGS)
+endif
 
 # The long form: half an hour of chaos among the rest.
 GAMEDAY ?= --chaos-seconds 1800

@@ -17,6 +17,7 @@ mod pin;
 mod proxy;
 mod readyz;
 mod restarts;
+mod shapes;
 mod table;
 mod timing;
 mod world;
@@ -47,6 +48,8 @@ enum Part {
     Killswitch,
     /// Speed of backfill and scan, and their effect on a service's writes.
     Backfill,
+    /// Speed of the copy of each shape, and cost of a write that the guard trigger mirrors.
+    Shapes,
     /// Whether `/readyz` answers while Postgres hangs.
     Readyz,
     /// Latency and failures of rolling restarts under load.
@@ -64,7 +67,7 @@ struct Args {
     /// Measure less, to check that everything works.
     #[arg(long)]
     quick: bool,
-    /// How many rows `backfill` fills.
+    /// How many rows `backfill` and `shapes` fill.
     #[arg(long, default_value_t = 300_000)]
     rows: i64,
     /// Number of restarts in `restarts`.
@@ -111,6 +114,9 @@ async fn main() -> Result<()> {
     }
     if wanted(Part::Backfill) {
         backfill::run(args.quick, args.rows).await?;
+    }
+    if wanted(Part::Shapes) {
+        shapes::run(args.quick, args.rows).await?;
     }
     if wanted(Part::Readyz) {
         readyz::run(args.quick, args.readyz_rate).await?;

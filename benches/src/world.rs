@@ -26,10 +26,15 @@ pub(crate) struct Instance {
 
 impl Instance {
     pub(crate) async fn start(ledger: Ledger, name: String) -> Result<Self> {
+        let spec = MigrationSpec::new("bench", PhaseRange::FULL).soak(Duration::ZERO);
+        Self::with(ledger, name, spec).await
+    }
+
+    /// With migration `bench` as described.
+    pub(crate) async fn with(ledger: Ledger, name: String, spec: MigrationSpec) -> Result<Self> {
         let release = Release::new("bench", "stable")?.with_instance(&name)?;
         let health = Health::new();
         let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
-        let spec = MigrationSpec::new("bench", PhaseRange::FULL).soak(Duration::ZERO);
         let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
         let migration = agent.migration("bench").context("declared")?;
         Ok(Self { migration, _agent: agent })

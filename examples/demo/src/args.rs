@@ -6,6 +6,7 @@ use clap::Parser;
 
 use crate::csv_orders::ColumnName;
 use crate::gameday::GameDay;
+use crate::shape::ShapeArgs;
 
 /// Deploys a payments service twice and migrates its table from beginning to end, under load, and judges every answer
 ///
@@ -53,6 +54,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Inject faults under load on real servers, and judge each scenario
     Gameday(GameDay),
+    /// Migrate another shape under load, forward, half way back, and forward again
+    Shape(ShapeArgs),
 }
 
 /// A safety rule that can be removed from a build of the service.

@@ -2,7 +2,7 @@
 //!
 //! It starts real servers and three instances of a payments service and keeps them under constant load. Meanwhile it deploys
 //! two releases and moves a migration from `off` to `contract`. At the end it judges every answer that any request got.
-//! Begin reading at [`story`]. [`gameday`] is `make gameday`.
+//! Begin reading at [`story`]. [`gameday`] is `make gameday`, and [`shape`] migrates another shape.
 
 mod args;
 mod balancer;
@@ -26,6 +26,7 @@ mod proxy;
 mod report;
 mod screen;
 mod servers;
+mod shape;
 mod stats;
 mod status;
 mod story;
@@ -63,6 +64,7 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let ended = match &args.command {
         Some(Command::Gameday(asked)) => gameday::run(asked.clone()).await,
+        Some(Command::Shape(asked)) => shape::run(asked.clone()).await,
         None => run(args).await,
     };
     ended.unwrap_or_else(|failure| {

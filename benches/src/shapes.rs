@@ -1,0 +1,192 @@
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use cutover::ledger::Ledger;
+use cutover::migration::{ColumnMigration, MigrationSpec, Phase, PhaseRange, TableMigration, Throttle};
+use sqlx::{AssertSqlSafe, Executor, PgPool};
+
+use super::table::Table;
+use super::timing::quantile;
+use super::world::{self, Instance};
+
+/// A copy by the library, and the statement that does the same at once.
+struct Shape {
+    name: &'static str,
+    spec: fn(MigrationSpec, PgPool) -> Result<MigrationSpec>,
+    /// Before the statement, what `expand` has added.
+    prepare: &'static str,
+    statement: &'static str,
+}
+
+const BASE: &str = "create table base (id bigint, kind text, full_name text, at date, primary key (id)); \
+    create unique index base_at on base (id, at); alter table base alter at set not null; \
+    insert into base select g, case when g % 3 = 0 then 'audit' else 'other' end, 'First' || g || ' Last', \
+        date '2026-01-01' + (g % 90)::int from generate_series(1, {rows}) g";
+
+const SHAPES: [Shape; 4] = [
+    Shape {
+        name: "two columns from one",
+        spec: |spec, pool| {
+            let plan = ColumnMigration::new(pool, "base")
+                .new_column("first_name", "text", "split_part(full_name, ' ', 1)")
+                .new_column("last_name", "text", "split_part(full_name, ' ', 2)")
+                .old_column("full_name", "first_name || ' ' || last_name");
+            Ok(spec.plan(plan.throttle(Throttle::off()).mirror_writes().build()?))
+        },
+        prepare: "alter table base add first_name text, add last_name text",
+        statement: "update base set first_name = split_part(full_name, ' ', 1), last_name = split_part(full_name, ' ', 2)",
+    },
+    Shape {
+        name: "a column to a table of its own",
+        spec: |spec, pool| {
+            let plan = TableMigration::new(pool, "base", "names")
+                .create("create table names (id bigint primary key, full_name text)")
+                .only_columns()
+                .same("full_name");
+            Ok(spec.plan(plan.throttle(Throttle::off()).build()?))
+        },
+        prepare: "create table names (id bigint primary key, full_name text)",
+        statement: "insert into names select id, full_name from base where full_name is not null",
+    },
+    Shape {
+        name: "one row in three to another table",
+        spec: |spec, pool| {
+            let plan = TableMigration::new(pool, "base", "audit")
+                .create("create table audit (id bigint primary key, full_name text, at date)")
+                .rows_where("kind = 'audit'")
+                .same("full_name")
+                .same("at")
+                .column_back("kind", "'audit'");
+            Ok(spec.plan(plan.throttle(Throttle::off()).build()?))
+        },
+        prepare: "create table audit (id bigint primary key, full_name text, at date)",
+        statement: "insert into audit select id, full_name, at from base where kind = 'audit'",
+    },
+    Shape {
+        name: "a table to a partitioned one",
+        spec: |spec, pool| {
+            let plan = TableMigration::new(pool, "base", "parts")
+                .create("create table parts (id bigint, at date, kind text, full_name text, primary key (id, at)) partition by range (at)")
+                .expand_sql("create table parts_1 partition of parts for values from (minvalue) to ('2026-02-01')")
+                .expand_sql("create table parts_2 partition of parts default")
+                .key("id")
+                .key("at")
+                .same("kind")
+                .same("full_name");
+            Ok(spec.plan(plan.throttle(Throttle::off()).build()?))
+        },
+        prepare: "create table parts (id bigint, at date, kind text, full_name text, primary key (id, at)) partition by range (at); \
+            create table parts_1 partition of parts for values from (minvalue) to ('2026-02-01'); \
+            create table parts_2 partition of parts default",
+        statement: "insert into parts select id, at, kind, full_name from base",
+    },
+];
+
+/// A database with the table, and an instance with the plan, in `expand`.
+async fn expanded(
+    shape: &Shape,
+    rows: i64,
+    server: &cutover_testkit::Postgres,
+    name: &str,
+) -> Result<(PgPool, Instance)> {
+    let url = server.create_database(name).await?;
+    let pool = PgPool::connect(&url).await?;
+    pool.execute(AssertSqlSafe(BASE.replace("{rows}", &rows.to_string()))).await?;
+    pool.execute("vacuum analyze base").await?;
+    let spec = MigrationSpec::new("bench", PhaseRange::FULL).soak(Duration::ZERO);
+    let spec = (shape.spec)(spec, pool.clone())?;
+    let instance = Instance::with(Ledger::open(url.parse()?).await?, name.into(), spec).await?;
+    pool.execute("update cutover.migrations set desired = 'expand'").await?;
+    instance.at(Phase::Expand).await?;
+    Ok((pool, instance))
+}
+
+pub(crate) async fn run(quick: bool, rows: i64) -> Result<()> {
+    let server = world::server(&[]).await?;
+    let mut table = Table::new("Copies of shapes", &["rows/s", "rows/s of one statement", "ratio"]);
+    for (number, shape) in SHAPES.iter().enumerate() {
+        let (pool, instance) = expanded(shape, rows, &server, &format!("own{number}")).await?;
+        let complete = "select new_complete from cutover.migrations where name = 'bench'";
+        let began = Instant::now();
+        pool.execute("update cutover.migrations set desired = 'backfill'").await?;
+        let filled = async || sqlx::query_scalar::<_, bool>(complete).fetch_one(&pool).await;
+        cutover_testkit::wait_until("the end of the copy", world::LIMIT, filled).await?;
+        let own = rows as f64 / began.elapsed().as_secs_f64();
+        drop(instance);
+        let other = PgPool::connect(&server.create_database(&format!("one{number}")).await?).await?;
+        other.execute(AssertSqlSafe(BASE.replace("{rows}", &rows.to_string()))).await?;
+        other.execute(shape.prepare).await?;
+        other.execute("vacuum analyze base").await?;
+        let began = Instant::now();
+        other.execute(shape.statement).await?;
+        let one = rows as f64 / began.elapsed().as_secs_f64();
+        table.row(shape.name, vec![own, one, own / one]);
+    }
+    table.publish("shapes")?;
+    writes(quick, &server).await
+}
+
+/// One write of a row with two columns on the new side, in a pinned transaction.
+async fn writes(quick: bool, server: &cutover_testkit::Postgres) -> Result<()> {
+    const VARIANTS: [(&str, &[&str], bool); 4] = [
+        ("the old column alone, without trigger", &["update base set full_name = $2 where id = $1"], true),
+        ("the old column, mirrored by the trigger", &["update base set full_name = $2 where id = $1"], false),
+        (
+            "both sides in one statement",
+            &[
+                "update base set full_name = $2, first_name = split_part($2, ' ', 1), last_name = split_part($2, ' ', 2) where id = $1",
+            ],
+            true,
+        ),
+        (
+            "both sides in two statements",
+            &[
+                "update base set full_name = $2 where id = $1",
+                "update base set first_name = split_part($2, ' ', 1), last_name = split_part($2, ' ', 2) where id = $1",
+            ],
+            true,
+        ),
+    ];
+    const ROWS: i64 = 100_000;
+    let (pool, instance) = expanded(&SHAPES[0], ROWS, server, "mirrored").await?;
+    let mut times: [Vec<f64>; 4] = Default::default();
+    let end = Instant::now() + Duration::from_secs(if quick { 2 } else { 20 });
+    while Instant::now() < end {
+        let mut order = [0, 1, 2, 3];
+        fastrand::shuffle(&mut order);
+        for variant in order {
+            let (_, statements, passes) = VARIANTS[variant];
+            let id = fastrand::i64(1..=ROWS);
+            let began = Instant::now();
+            let mut tx = instance.migration.begin(&pool).await?;
+            if passes {
+                // As in a build without `mirror_writes`. Its round trip is not counted.
+                let waited = Instant::now();
+                tx.execute("select set_config('cutover.pin_' || id, 'on', true) from cutover.migrations")
+                    .await?;
+                let waited = waited.elapsed().as_secs_f64() * 1e6;
+                run_all(&mut tx, statements, id).await?;
+                tx.commit().await?;
+                times[variant].push(began.elapsed().as_secs_f64().mul_add(1e6, -waited));
+                continue;
+            }
+            run_all(&mut tx, statements, id).await?;
+            tx.commit().await?;
+            times[variant].push(began.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    let mut table = Table::new("A write of a row whose column is split (µs)", &["p50", "p99", "p50 ratio"]);
+    let alone = quantile(&mut times[0], 0.5);
+    for ((name, ..), times) in VARIANTS.into_iter().zip(&mut times) {
+        let (p50, p99) = (quantile(times, 0.5), quantile(times, 0.99));
+        table.row(name, vec![p50, p99, p50 / alone]);
+    }
+    table.publish("mirrored")
+}
+
+async fn run_all(tx: &mut cutover::migration::PinnedTx, statements: &[&'static str], id: i64) -> Result<()> {
+    for statement in statements {
+        sqlx::query(*statement).bind(id).bind("First Last").execute(&mut **tx).await?;
+    }
+    Ok(())
+}
