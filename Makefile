@@ -25,6 +25,7 @@ help:
 	@echo '             ROWS=100000 RATE=200   size of the table, requests per second'
 	@echo '             ORDERS=file.csv        your own table of orders instead of a generated one'
 	@echo '             COLUMNS=status=state   names of its columns, if they differ'
+	@echo '             SECOND=1               a second migration of the same table after the first'
 	@echo '             BREAK=rule             take one safety rule out (agree, compare or drain), to see the damage being found'
 	@echo '             ARGS="…"               anything else for target/demo/demo (see --help)'
 	@echo 'make gameday bad days: faults under load on real servers, each judged; report in target/gameday/report.json'
@@ -52,7 +53,7 @@ else
 	RUSTFLAGS='$(RUSTFLAGS) --cfg cutover_break="$(BREAK)"' CARGO_TARGET_DIR=target/broken cargo build --profile demo -p payments
 endif
 	target/demo/demo --bin-dir $(if $(BREAK),target/broken/demo --break '$(BREAK)',target/demo) \
-		$(if $(ORDERS),--orders '$(ORDERS)') $(if $(COLUMNS),--columns '$(COLUMNS)') $(if $(RATE),--rate '$(RATE)') $(if $(ROWS),--rows '$(ROWS)') $(ARGS)
+		$(if $(ORDERS),--orders '$(ORDERS)') $(if $(COLUMNS),--columns '$(COLUMNS)') $(if $(RATE),--rate '$(RATE)') $(if $(ROWS),--rows '$(ROWS)') $(if $(SECOND),--second) $(ARGS)
 
 # The long form: half an hour of chaos among the rest.
 GAMEDAY ?= --chaos-seconds 1800
