@@ -1,10 +1,6 @@
 # `make` lists the commands.
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
 .PHONY: help demo gameday test suites-of-tables other-suites fuzz fuzz-rules matrix bench check features documentation pictures packages cargo
-=======
-.PHONY: help demo gameday test suites-of-tables other-suites fuzz matrix bench check features documentation pictures packages cargo
->>>>>>> h4
 
 SHELL := /bin/bash
 export CARGO_NET_RETRY ?= 5
@@ -29,6 +25,7 @@ help:
 	@echo '             ROWS=100000 RATE=200   size of the table, requests per second'
 	@echo '             ORDERS=file.csv        your own table of orders instead of a generated one'
 	@echo '             COLUMNS=status=state   names of its columns, if they differ'
+	@echo '             SECOND=1               a second migration of the same table after the first'
 	@echo '             BREAK=rule             take one safety rule out (agree, compare or drain), to see that the checker finds the damage'
 	@echo '             SHAPE=key              another shape instead: key, split or columns'
 	@echo '             ARGS="…"               anything else for target/demo/demo (see --help)'
@@ -65,7 +62,7 @@ else
 	RUSTFLAGS='$(RUSTFLAGS) --cfg cutover_break="$(BREAK)"' CARGO_TARGET_DIR=target/broken cargo build --profile demo -p payments
 endif
 	target/demo/demo --bin-dir $(if $(BREAK),target/broken/demo --break '$(BREAK)',target/demo) \
-		$(if $(ORDERS),--orders '$(ORDERS)') $(if $(COLUMNS),--columns '$(COLUMNS)') $(if $(RATE),--rate '$(RATE)') $(if $(ROWS),--rows '$(ROWS)') $(ARGS)
+		$(if $(ORDERS),--orders '$(ORDERS)') $(if $(COLUMNS),--columns '$(COLUMNS)') $(if $(RATE),--rate '$(RATE)') $(if $(ROWS),--rows '$(ROWS)') $(if $(SECOND),--second) $(ARGS)
 endif
 
 # The long form: half an hour of chaos among the rest.

@@ -1,8 +1,10 @@
+mod database_error;
 mod redact;
 
 use std::borrow::Cow;
 use std::fmt;
 
+pub(crate) use database_error::{describe_error, describe_source};
 pub(crate) use redact::redact;
 
 /// One setting that cannot be used.

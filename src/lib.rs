@@ -67,6 +67,7 @@ mod scrape;
 #[cfg(feature = "redis")]
 pub mod session;
 pub mod testing;
+mod tls;
 
 pub use config::{ConfigError, Problem};
 pub use cutover_macros::dual_write;

@@ -185,13 +185,7 @@ pub(crate) enum Command {
         drop_new_side: bool,
     },
     /// Move an ended migration to the archive, so that its name can be used again. Prints its history as JSON with --json
-    Forget {
-        /// The migration: `name` or `fleet/name`
-        migration: String,
-        /// Show what would be archived; change nothing
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Forget(end::End),
     /// Set the desired phase and return. The migration moves there, one phase at a time
     SetPhase {
         /// The migration: `name` or `fleet/name`

@@ -37,7 +37,9 @@ pub(crate) async fn run(
         Command::Abandon { end: End { migration, dry_run, reason }, drop_new_side } => {
             abandon(ledger, migration, *drop_new_side, Actor::with_reason(actor, reason), *dry_run).await?
         }
-        Command::Forget { migration, dry_run } => forget(ledger, migration, actor, *dry_run).await?,
+        Command::Forget(End { migration, dry_run, reason }) => {
+            forget(ledger, migration, Actor::with_reason(actor, reason), *dry_run).await?
+        }
         _ => return Ok(None),
     };
     say(arguments, &report, || shown(&report));

@@ -55,6 +55,10 @@ pub(super) fn redis(
     }
     let size = size(environment);
     let url = required("REDIS_URL", &["redis://", "rediss://", "redis+unix://", "unix://"], environment)?;
+    if let Some(problem) = url.strip_prefix("rediss://").and_then(|_| redis_over_tls()) {
+        environment.problem("REDIS_URL", problem);
+        return None;
+    }
     let made = deadpool_redis::Manager::new(url).map_err(|error| error.to_string()).and_then(|manager| {
         deadpool_redis::Pool::builder(manager)
             .max_size(size as usize)
@@ -66,6 +70,22 @@ pub(super) fn redis(
             .map_err(|error| error.to_string())
     });
     made.map_err(|error| environment.problem("REDIS_URL", format!("can't be used: {error}"))).ok()
+}
+
+/// Prepares for `rediss`, or says why this build cannot use it.
+#[cfg(feature = "redis")]
+fn redis_over_tls() -> Option<&'static str> {
+    #[cfg(all(feature = "_rustls", feature = "tls-native"))]
+    // Redis's client then verifies by rustls and does not load root certificates.
+    return Some(
+        "uses TLS, and with `tls-native` beside `tls-ring` or `tls-aws-lc` no certificate would be trusted; \
+         enable only one of these features of crate cutover",
+    );
+    #[cfg(all(feature = "_rustls", not(feature = "tls-native")))]
+    crate::tls::ensure_default_provider();
+    // Without any of the features, the service's own dependency on redis may have TLS; its client says if not.
+    #[cfg(not(all(feature = "_rustls", feature = "tls-native")))]
+    None
 }
 
 fn size(environment: &mut Environment) -> u32 {

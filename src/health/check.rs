@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::component::Criticality;
 use super::one_line::one_line;
-use crate::config::{ConfigError, Problem};
+use crate::config::{ConfigError, Problem, describe_source};
 
 /// The error of a failed probe. Anything that converts into a boxed error works.
 pub type CheckError = Box<dyn Error + Send + Sync>;
@@ -247,14 +247,15 @@ impl fmt::Debug for Check {
 }
 
 fn with_causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
+    let mut text = describe_source(error);
+    let mut last = error;
+    // The text of a database's error is complete; its causes repeat it.
+    while let Some(cause) = last.source().filter(|_| !last.is::<sqlx::Error>()) {
+        let cause_text = describe_source(cause);
         if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
-        source = cause.source();
+        last = cause;
     }
     text
 }

@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Remove one safety rule from the service; the demo then succeeds if the checker finds the damage
     #[arg(long = "break", value_name = "RULE", value_enum)]
     pub(crate) broken: Option<Rule>,
+    /// After the first migration has ended, run a second one of the same table
+    #[arg(long, conflicts_with = "broken")]
+    pub(crate) second: bool,
     /// Seed of the generated orders and requests
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,

@@ -35,11 +35,12 @@ pub(crate) struct Database {
     _lock: PgConnection,
 }
 
-/// The old and the new column.
+/// The old and the new column, and the one of the second migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Old,
     New,
+    Second,
 }
 
 impl Side {
@@ -48,6 +49,16 @@ impl Side {
         match self {
             Self::Old => status::canonical(raw),
             Self::New => raw.unwrap_or("NULL"),
+            Self::Second => status::of_code(raw),
+        }
+    }
+
+    /// The keys and values of all rows.
+    pub(crate) fn query(self) -> &'static str {
+        match self {
+            Self::Old => "select id, old_payment_status from orders",
+            Self::New => "select id, new_payment_status from orders",
+            Self::Second => "select id, payment_code::text from orders",
         }
     }
 }
@@ -165,11 +176,7 @@ impl Database {
             }
             history.last(key, History::ABSENT);
         }
-        let column = match side {
-            Side::Old => "select id, old_payment_status from orders",
-            Side::New => "select id, new_payment_status from orders",
-        };
-        let mut rows = sqlx::query(column).fetch(&self.pool);
+        let mut rows = sqlx::query(side.query()).fetch(&self.pool);
         let mut found = Rows::default();
         let mut untouched = 0;
         while let Some(row) = rows.try_next().await.during("reading the final values")? {

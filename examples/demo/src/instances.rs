@@ -291,7 +291,7 @@ impl Drop for Fleet {
 
 /// Fails if one of the service's programs is missing.
 pub(crate) fn check_programs(bin_dir: &Path) -> Result<()> {
-    let programs = (1..=3).map(|release| bin_dir.join(format!("payments-{release}")));
+    let programs = (1..=4).map(|release| bin_dir.join(format!("payments-{release}")));
     let missing: Vec<String> =
         programs.filter(|program| !program.is_file()).map(|program| program.display().to_string()).collect();
     match missing.is_empty() {

@@ -7,7 +7,7 @@ use crate::{
     customers::Customers,
     database::{Database, Rows, Side},
     dataset::Orders,
-    failure::{During, Result},
+    failure::{During, Failure, Result},
     ledger::Ledger,
 };
 
@@ -25,8 +25,14 @@ pub(crate) async fn all(
     orders: &Orders,
 ) -> Result<Judged> {
     let mut history = customers.recorder.history();
-    let is_new = ledger.standing().await?.is_some_and(|standing| standing.is_new_complete());
-    let side = if is_new { Side::New } else { Side::Old };
+    let is_complete = async |ledger: &Ledger| {
+        Ok::<_, Failure>(ledger.standing().await?.is_some_and(|standing| standing.is_new_complete()))
+    };
+    let side = match (is_complete(ledger).await?, is_complete(&ledger.second()).await?) {
+        (_, true) => Side::Second,
+        (true, false) => Side::New,
+        (false, false) => Side::Old,
+    };
     let rows = database.last_values(side, orders, &mut history).await;
     let rows = rows.during("reading the final values")?;
     // The search is CPU-bound.
@@ -37,11 +43,7 @@ pub(crate) async fn all(
 /// The status of every order in one of the columns, by key.
 pub(crate) async fn values(url: &str, side: Side) -> Result<Vec<(u64, String)>> {
     let mut connection = PgConnection::connect(url).await?;
-    let statement = match side {
-        Side::Old => "select id, old_payment_status from orders",
-        Side::New => "select id, new_payment_status from orders",
-    };
-    let rows: Vec<(i64, Option<String>)> = sqlx::query_as(statement).fetch_all(&mut connection).await?;
+    let rows: Vec<(i64, Option<String>)> = sqlx::query_as(side.query()).fetch_all(&mut connection).await?;
     let value =
         |(id, raw): (i64, Option<String>)| (id.unsigned_abs(), side.meaning(raw.as_deref()).to_owned());
     Ok(rows.into_iter().map(value).collect())

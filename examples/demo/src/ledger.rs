@@ -7,8 +7,9 @@ use sqlx::{PgPool, Row};
 
 use crate::failure::{During, Result};
 
-/// What the payments service calls its migration.
+/// What the payments service calls its migrations.
 pub(crate) const MIGRATION: &str = "payment-status";
+pub(crate) const SECOND_MIGRATION: &str = "payment-code";
 
 /// The eight phases in order.
 pub(crate) const PHASES: [&str; 8] =
@@ -55,15 +56,29 @@ impl Job {
     }
 }
 
-/// A pool of one or two connections beside the service's.
+/// One migration, through a pool of one or two connections beside the service's.
 #[derive(Clone)]
-pub(crate) struct Ledger(pub(crate) PgPool);
+pub(crate) struct Ledger {
+    pool: PgPool,
+    migration: &'static str,
+}
 
 impl Ledger {
+    /// The first migration.
+    pub(crate) fn new(pool: PgPool) -> Self {
+        Self { pool, migration: MIGRATION }
+    }
+
+    /// The second one.
+    pub(crate) fn second(&self) -> Self {
+        Self { pool: self.pool.clone(), migration: SECOND_MIGRATION }
+    }
+
     /// `None` while no instance has declared the migration yet.
     pub(crate) async fn standing(&self) -> Result<Option<Standing>> {
-        let exists: bool =
-            sqlx::query_scalar("select to_regclass('cutover.epochs') is not null").fetch_one(&self.0).await?;
+        let exists: bool = sqlx::query_scalar("select to_regclass('cutover.epochs') is not null")
+            .fetch_one(&self.pool)
+            .await?;
         if !exists {
             return Ok(None);
         }
@@ -73,8 +88,8 @@ impl Ledger {
                  where e.migration_id = m.id and e.epoch < m.epoch and e.drained_at is null) as is_settled
              from cutover.migrations m where m.name = $1",
         )
-        .bind(MIGRATION)
-        .fetch_optional(&self.0)
+        .bind(self.migration)
+        .fetch_optional(&self.pool)
         .await?;
         let Some(row) = row else { return Ok(None) };
         let id: i32 = row.try_get("id")?;
@@ -84,7 +99,7 @@ impl Ledger {
              where a.migration_id = $1 and i.admitted and i.lease_until > clock_timestamp()",
         )
         .bind(id)
-        .fetch_all(&self.0)
+        .fetch_all(&self.pool)
         .await?;
         Ok(Some(Standing {
             phase: row.try_get("phase")?,
@@ -107,9 +122,9 @@ impl Ledger {
     /// Sets the desired phase by SQL, if there is no Unleash.
     pub(crate) async fn set_phase(&self, phase: &str) -> Result<()> {
         sqlx::query("update cutover.migrations set desired = $2, desired_by = 'demo' where name = $1")
-            .bind(MIGRATION)
+            .bind(self.migration)
             .bind(phase)
-            .execute(&self.0)
+            .execute(&self.pool)
             .await
             .during("setting the desired phase")?;
         Ok(())
@@ -122,8 +137,8 @@ impl Ledger {
              select id, 'contract', 'demo', 'both columns were compared' from cutover.migrations where name = $1
              on conflict do nothing",
         )
-        .bind(MIGRATION)
-        .execute(&self.0)
+        .bind(self.migration)
+        .execute(&self.pool)
         .await
         .during("approving contract")?;
         Ok(())
@@ -131,7 +146,7 @@ impl Ledger {
 
     async fn migration(&self) -> Result<i32> {
         let id = sqlx::query_scalar("select id from cutover.migrations where name = $1");
-        Ok(id.bind(MIGRATION).fetch_one(&self.0).await?)
+        Ok(id.bind(self.migration).fetch_one(&self.pool).await?)
     }
 
     async fn jobs(&self, migration: i32) -> Result<Vec<Job>> {
@@ -141,7 +156,7 @@ impl Ledger {
              from cutover.jobs where migration_id = $1 order by id",
         )
         .bind(migration)
-        .fetch_all(&self.0)
+        .fetch_all(&self.pool)
         .await?;
         let job = |row: sqlx::postgres::PgRow| {
             Ok(Job {
@@ -187,9 +202,9 @@ mod tests {
     #[tokio::test]
     async fn state_is_read_from_and_set_in_the_ledger() {
         let url = Postgres::fresh_database().await.unwrap();
-        let ledger = Ledger(PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap());
+        let ledger = Ledger::new(PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap());
         assert_eq!(ledger.standing().await.unwrap(), None);
-        let run = async |sql: &'static str| ledger.0.execute(AssertSqlSafe(sql)).await.unwrap();
+        let run = async |sql: &'static str| ledger.pool.execute(AssertSqlSafe(sql)).await.unwrap();
         run(include_str!("../../../src/ledger/schema/1.sql")).await;
         assert_eq!(ledger.standing().await.unwrap(), None);
         run(ROWS).await;
@@ -217,7 +232,7 @@ mod tests {
         let desired: (String, i64) = sqlx::query_as(
             "select desired, (select count(*) from cutover.approvals) from cutover.migrations",
         )
-        .fetch_one(&ledger.0)
+        .fetch_one(&ledger.pool)
         .await
         .unwrap();
         assert_eq!(desired, ("ramp:25".to_owned(), 1));

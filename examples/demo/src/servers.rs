@@ -101,7 +101,7 @@ impl Servers {
             Some(access) => {
                 Switchboard::Unleash(UnleashAdmin::new(&access.url, access.admin_token.as_str())?)
             }
-            None => Switchboard::Sql(Ledger(database.pool.clone())),
+            None => Switchboard::Sql(Ledger::new(database.pool.clone())),
         };
         let versions = [("postgres", database.server_version.as_str()), ("proxy", proxy_name)];
         Ok(Self {

@@ -22,6 +22,13 @@ pub(crate) fn canonical(raw: Option<&str>) -> &'static str {
     }
 }
 
+/// The canonical word for a value of the second migration's column, as text.
+pub(crate) fn of_code(raw: Option<&str>) -> &'static str {
+    const WORDS: [&str; 8] =
+        ["unknown", "pending", "authorized", "paid", "shipped", "refunded", "failed", "cancelled"];
+    raw.and_then(|text| text.parse().ok()).and_then(|code: usize| WORDS.get(code)).unwrap_or(&"NULL")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ use crate::{
     dataset::Orders,
     deploy,
     failure::{Failure, Result},
+    flags::Switchboard,
     instances::{self, Fleet},
     judge,
     ledger::Ledger,
@@ -44,7 +45,7 @@ impl Story {
         let logs = self.args.report.with_file_name("logs");
         let mut fleet =
             Fleet::new(&self.args.bin_dir, logs, Arc::clone(&self.servers), Arc::clone(&self.board))?;
-        let ledger = Ledger(self.servers.database.pool.clone());
+        let ledger = Ledger::new(self.servers.database.pool.clone());
         let mut watchers = JoinSet::new();
         watchers.spawn(instances::watch(Arc::clone(&self.board)));
         watchers.spawn(walk::watch(ledger.clone(), Arc::clone(&self.board)));
@@ -106,14 +107,51 @@ impl Story {
             reached: Vec::new(),
         };
         let walked = self.migrate(&mut walk, fleet, stats, report).await;
-        report.phases = walk.reached;
+        report.phases.clone_from(&walk.reached);
         if let Ok(jobs) = ledger.finished_backfills().await {
             let last = jobs.last();
             report.rows_backfilled = last.map_or(0, |job| job.rows_done.unsigned_abs());
             report.backfill_rows_per_second = last.map_or(0.0, |job| job.rows_per_second());
         }
         walked?;
-        switchboard.new_flow(100).await
+        switchboard.new_flow(100).await?;
+        if !self.args.second {
+            return Ok(());
+        }
+        walk.ledger = ledger.second();
+        let walked = self.migrate_again(&mut walk, fleet, stats, report).await;
+        report.phases = walk.reached;
+        walked
+    }
+
+    /// A second migration, of the column that the first one has made. Its phases are set in the ledger, not by a flag.
+    async fn migrate_again(
+        &self,
+        walk: &mut Walk,
+        fleet: &mut Fleet,
+        stats: &Stats,
+        report: &mut Report,
+    ) -> Result<()> {
+        stats.enter(Stage::Deploy);
+        report.deploys.push(deploy::roll(fleet, stats, 3, 4).await?);
+        stats.enter(Stage::Migrate);
+        self.board.note("the second migration: from a word to a number");
+        let switchboard = Switchboard::Sql(walk.ledger.clone());
+        for phase in ["expand", "backfill", "verify", "ramp:50", "ramp:100"] {
+            walk.go(&switchboard, phase).await?;
+        }
+        walk.fall_back(&switchboard).await?;
+        for phase in ["ramp:100", "switch", "retire"] {
+            walk.go(&switchboard, phase).await?;
+        }
+        walk.ledger.approve_contract().await?;
+        walk.go(&switchboard, "contract").await?;
+        match self.servers.database.has_column("new_payment_status").await? {
+            true => {
+                Err(Failure::new("the second migration is at contract, and its old column is still there"))
+            }
+            false => Ok(()),
+        }
     }
 
     async fn migrate(

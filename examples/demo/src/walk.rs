@@ -78,11 +78,15 @@ impl Walk {
     }
 }
 
-/// Keeps the ledger's state on the board up to date. Never returns.
+/// Keeps the state of the latest migration on the board up to date. Never returns.
 pub(crate) async fn watch(ledger: Ledger, board: Arc<Board>) {
     loop {
         // If the ledger cannot be read, the board keeps its last state.
-        if let Ok(standing) = ledger.standing().await {
+        let standing = match ledger.second().standing().await {
+            Ok(None) => ledger.standing().await,
+            second => second,
+        };
+        if let Ok(standing) = standing {
             board.update(|view| view.standing = standing);
         }
         tokio::time::sleep(Duration::from_millis(250)).await;

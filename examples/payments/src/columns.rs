@@ -1,7 +1,7 @@
-//! The two columns, behind one trait.
+//! The columns, behind one trait.
 
 use cutover::migration::PinnedTx;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, PgPool, Postgres, Row};
 
 use crate::status::Status;
 use crate::{Error, Flow, Order};
@@ -29,7 +29,7 @@ pub(crate) struct NewColumn(pub(crate) PgPool);
 impl PaymentStatus for OldColumn {
     async fn find(&self, id: i64) -> Result<Option<Order>, Error> {
         let query = "select customer, amount_cents, old_payment_status as status from orders where id = $1";
-        find(&self.0, query, id, Status::from_legacy).await
+        find(&self.0, query, id, |text: Option<String>| Status::from_legacy(text.as_deref())).await
     }
 
     async fn set(&self, tx: &mut PinnedTx, id: i64, status: Status) -> Result<bool, Error> {
@@ -40,13 +40,33 @@ impl PaymentStatus for OldColumn {
 impl PaymentStatus for NewColumn {
     async fn find(&self, id: i64) -> Result<Option<Order>, Error> {
         let query = "select customer, amount_cents, new_payment_status as status from orders where id = $1";
-        find(&self.0, query, id, Status::from_name).await
+        find(&self.0, query, id, |text: Option<String>| Status::from_name(text.as_deref())).await
     }
 
     async fn set(&self, tx: &mut PinnedTx, id: i64, status: Status) -> Result<bool, Error> {
         let done = sqlx::query("update orders set new_payment_status = $2 where id = $1")
             .bind(id)
             .bind(status.name())
+            .execute(&mut **tx)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+}
+
+/// Column `orders.payment_code`: a number.
+#[derive(Debug, Clone)]
+pub(crate) struct CodeColumn(pub(crate) PgPool);
+
+impl PaymentStatus for CodeColumn {
+    async fn find(&self, id: i64) -> Result<Option<Order>, Error> {
+        let query = "select customer, amount_cents, payment_code as status from orders where id = $1";
+        find(&self.0, query, id, Status::from_code).await
+    }
+
+    async fn set(&self, tx: &mut PinnedTx, id: i64, status: Status) -> Result<bool, Error> {
+        let done = sqlx::query("update orders set payment_code = $2 where id = $1")
+            .bind(id)
+            .bind(status.code())
             .execute(&mut **tx)
             .await?;
         Ok(done.rows_affected() == 1)
@@ -63,19 +83,21 @@ pub(crate) async fn set_old(tx: &mut PgConnection, id: i64, status: Status) -> R
     Ok(done.rows_affected() == 1)
 }
 
-async fn find(
+async fn find<T>(
     pool: &PgPool,
     query: &'static str,
     id: i64,
-    read: fn(Option<&str>) -> Status,
-) -> Result<Option<Order>, Error> {
+    read: fn(Option<T>) -> Status,
+) -> Result<Option<Order>, Error>
+where
+    T: for<'r> sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>,
+{
     let Some(row) = sqlx::query(query).bind(id).fetch_optional(pool).await? else { return Ok(None) };
-    let status: Option<String> = row.try_get("status")?;
     Ok(Some(Order {
         id,
         customer: row.try_get("customer")?,
         amount_cents: row.try_get("amount_cents")?,
-        status: read(status.as_deref()),
+        status: read(row.try_get("status")?),
     }))
 }
 

@@ -1,4 +1,4 @@
-//! A payments service as a user of `cutover` would write it, in three releases.
+//! A payments service as a user of `cutover` would write it, in four releases.
 //!
 //! The column `orders.old_payment_status` contains free text from years of different writers. A migration replaces it with
 //! `new_payment_status`, which contains one of seven words. Each release is a binary:
@@ -8,6 +8,7 @@
 //! | `payments-1` | only the old column; does not declare the migration | [`release1`] |
 //! | `payments-2` | both columns | [`release2`] |
 //! | `payments-3` | only the new column | [`release3`] |
+//! | `payments-4` | that column and a number, `payment_code`, to which a second migration moves it | [`release4`] |
 //!
 //! They share what does not change: the routes ([`http`]), the statuses ([`status`]) and the start ([`start`]).
 
@@ -19,6 +20,7 @@ mod pinned;
 pub mod release1;
 pub mod release2;
 pub mod release3;
+pub mod release4;
 pub mod start;
 pub mod status;
 

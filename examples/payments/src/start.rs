@@ -19,6 +19,7 @@ use crate::migration;
 use crate::release1::Release1;
 use crate::release2::Release2;
 use crate::release3::Release3;
+use crate::release4::Release4;
 
 /// An error of the start.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -32,13 +33,15 @@ pub enum Release {
     Two,
     /// Knows only the new column.
     Three,
+    /// Knows the new column and the one of the second migration. The first migration has ended.
+    Four,
 }
 
 impl Release {
-    /// The phases of the migration that this release can run; `None` if it does not declare the migration.
+    /// The phases of the first migration that this release can run; `None` if it does not declare the migration.
     fn range(self) -> Option<PhaseRange> {
         match self {
-            Self::One => None,
+            Self::One | Self::Four => None,
             Self::Two => Some(PhaseRange::FULL),
             Self::Three => Some(migration::new_only()),
         }
@@ -50,6 +53,7 @@ impl Release {
             Self::One => http::router(Release1 { pool }),
             Self::Two => http::router(Release2::new(pool, migration()?)),
             Self::Three => http::router(Release3::new(pool, migration()?)),
+            Self::Four => http::router(Release4::new(pool, instance.migration(migration::SECOND)?)),
         })
     }
 }
@@ -85,8 +89,11 @@ pub async fn run(release: Release) -> Result<(), BoxError> {
             propagation: seconds("PROPAGATION_SECONDS", 5)?,
             ..DrainOptions::default()
         });
+    let soak = seconds("SOAK_SECONDS", 24 * 60 * 60)?;
+    if release == Release::Four {
+        service = service.migration(migration::declare_second(pool.clone(), soak)?);
+    }
     if let Some(range) = release.range() {
-        let soak = seconds("SOAK_SECONDS", 24 * 60 * 60)?;
         service = service.migration_by_flag(migration::declare(pool.clone(), range, soak)?, migration::FLAG);
     }
     let fault = match std::env::var("FAULT") {

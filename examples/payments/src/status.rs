@@ -59,6 +59,34 @@ impl Status {
         }
     }
 
+    /// The number in column `payment_code`.
+    pub fn code(self) -> i16 {
+        match self {
+            Status::Unknown => 0,
+            Status::Pending => 1,
+            Status::Authorized => 2,
+            Status::Paid => 3,
+            Status::Shipped => 4,
+            Status::Refunded => 5,
+            Status::Failed => 6,
+            Status::Cancelled => 7,
+        }
+    }
+
+    /// Parses column `payment_code`.
+    pub fn from_code(code: Option<i16>) -> Self {
+        match code {
+            Some(1) => Status::Pending,
+            Some(2) => Status::Authorized,
+            Some(3) => Status::Paid,
+            Some(4) => Status::Shipped,
+            Some(5) => Status::Refunded,
+            Some(6) => Status::Failed,
+            Some(7) => Status::Cancelled,
+            _ => Status::Unknown,
+        }
+    }
+
     /// Parses column `new_payment_status`.
     pub fn from_name(text: Option<&str>) -> Self {
         match text.unwrap_or_default() {
@@ -88,6 +116,15 @@ pub const FORWARD: &str = "case lower(trim(coalesce(old_payment_status, ''))) \
 /// The old column as an SQL expression over the new one, for the way back.
 pub const BACKWARD: &str = "upper(new_payment_status)";
 
+/// Column `payment_code` as an SQL expression over `new_payment_status`, and back.
+pub const CODE_FORWARD: &str = "case new_payment_status when 'pending' then 1 when 'authorized' then 2 \
+     when 'paid' then 3 when 'shipped' then 4 when 'refunded' then 5 when 'failed' then 6 when 'cancelled' then 7 \
+     else 0 end";
+
+/// Column `new_payment_status` as an SQL expression over `payment_code`, for the way back.
+pub const CODE_BACKWARD: &str = "(array['unknown', 'pending', 'authorized', 'paid', 'shipped', 'refunded', 'failed', \
+     'cancelled'])[1 + coalesce(payment_code, 0)]";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +150,7 @@ mod tests {
             let status = Status::from_name(Some(word));
             assert_eq!(status.name(), word);
             assert_eq!(Status::from_legacy(Some(&status.legacy_name())), status);
+            assert_eq!(Status::from_code(Some(status.code())), status);
         }
     }
 }

@@ -1,12 +1,10 @@
-//! The page "The code of a whole migration": its three releases as processes, from the first deploy to the drop of the old
-//! column.
+//! The page "The code of a whole migration": its releases as processes, moved by its commands, from the first deploy to the
+//! release that no longer has the migration.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
 use std::process::Command;
 use std::time::Duration;
 
-use cutover::ledger::Ledger;
-use cutover::migration::admin;
 use cutover_testkit::{Folder, Postgres, Process, Signal, free_port, wait_until};
 use sqlx::{Executor, PgPool};
 
@@ -85,25 +83,30 @@ impl Release {
     }
 }
 
-/// The migration as a person moves it.
-struct Operator {
-    ledger: Ledger,
+const CHAPTER: &str = include_str!("../../../docs/whole-migration.md");
+
+/// The commands of the chapter: those between two pieces of text belong together.
+fn commands() -> Vec<Vec<&'static str>> {
+    let blocks = CHAPTER.split("```text\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.map(|block| block.lines().filter_map(|line| line.strip_prefix("$ cutover ")).collect()).collect()
 }
 
-impl Operator {
-    async fn go(&self, phase: &str) {
-        admin::set_phase(&self.ledger, "order-status", phase.parse().unwrap(), "ann").await.unwrap();
-        wait_until(&format!("arrival at {phase}"), LIMIT, async || {
-            let report = admin::report(&self.ledger, Some("order-status")).await?;
-            Ok::<_, admin::AdminError>(report.iter().all(|report| report.phase == phase))
-        })
-        .await
-        .unwrap();
+/// Runs a command of the chapter, which waits until its work is done.
+async fn run(url: &str, command: &str) -> String {
+    // Only a reason has blanks.
+    let (words, reason) = command.split_once(" \"").unwrap_or((command, ""));
+    let mut process = tokio::process::Command::new(cutover_testkit::program().unwrap());
+    process.args(words.split(' ')).env("DATABASE_URL", url).env("USER", "ann");
+    if !reason.is_empty() {
+        process.arg(reason.trim_end_matches('"'));
     }
+    let output = tokio::time::timeout(LIMIT, process.output()).await.unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[tokio::test]
-async fn the_first_migration_runs_through_three_releases() {
+async fn the_first_migration_runs_through_its_releases() {
     let url = Postgres::fresh_database().await.unwrap();
     let pool = PgPool::connect(&url).await.unwrap();
     let table = "create table orders (id bigserial primary key, old_status text)";
@@ -120,9 +123,15 @@ async fn the_first_migration_runs_through_three_releases() {
     second.trade(&mut orders).await;
     first.trade(&mut orders).await;
     first.stop().await;
-    let operator = Operator { ledger: Ledger::existing(url.parse().unwrap()).await.unwrap() };
-    for phase in ["expand", "backfill", "verify", "ramp", "switch", "verify", "switch", "retire"] {
-        operator.go(phase).await;
+    let [forward, retire, contract, status, forget] = &*commands() else { panic!("{:?}", commands()) };
+    for command in forward {
+        run(&url, command).await;
+        second.trade(&mut orders).await;
+    }
+    run(&url, "rollback order-status").await;
+    second.trade(&mut orders).await;
+    for command in forward[3..].iter().chain(retire) {
+        run(&url, command).await;
         second.trade(&mut orders).await;
     }
     // Release 1 is not admitted any more.
@@ -138,10 +147,7 @@ async fn the_first_migration_runs_through_three_releases() {
     // A day passes.
     let a_day_ago = "update cutover.epochs set opened_at = opened_at - interval '25 hours'";
     pool.execute(a_day_ago).await.unwrap();
-    admin::approve(&operator.ledger, "order-status", admin::Actor::with_reason("ann", "compared"))
-        .await
-        .unwrap();
-    operator.go("contract").await;
+    run(&url, contract[0]).await;
     let dropped = "select not exists (select from pg_attribute where attrelid = 'orders'::regclass \
         and attname = 'old_status' and not attisdropped)";
     wait_until("the old column to be dropped", LIMIT, async || {
@@ -154,5 +160,29 @@ async fn the_first_migration_runs_through_three_releases() {
     // Release 3 still starts, for example after a crash.
     let again = Release::deploy(env!("CARGO_BIN_EXE_shop_3"), &url).await;
     again.trade(&mut orders).await;
+    let said = run(&url, status[0]).await;
+    assert!(said.contains("can be removed"), "{said}");
+
+    let fourth = Release::deploy(env!("CARGO_BIN_EXE_shop_4"), &url).await;
+    fourth.trade(&mut orders).await;
+    again.trade(&mut orders).await;
     again.stop().await;
+    run(&url, forget[0]).await;
+    fourth.trade(&mut orders).await;
+    fourth.stop().await;
+}
+
+#[tokio::test]
+async fn later_releases_start_in_a_fresh_database() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let pool = PgPool::connect(&url).await.unwrap();
+    let table = CHAPTER.split("```sql\n").nth(2).and_then(|rest| rest.split("```").next()).unwrap();
+    pool.execute(table).await.unwrap();
+    pool.execute("insert into orders (new_status) values ('open')").await.unwrap();
+    let mut orders = Vec::new();
+    for program in [env!("CARGO_BIN_EXE_shop_3"), env!("CARGO_BIN_EXE_shop_4")] {
+        let release = Release::deploy(program, &url).await;
+        release.trade(&mut orders).await;
+        release.stop().await;
+    }
 }

@@ -85,10 +85,21 @@ async fn an_abandoned_migration_leaves_its_table_writable() -> Outcome {
     assert_eq!(one::<String>(url, "select phase from cutover.migrations").await, "off");
     declares.leave().await?;
 
-    let json: Value = serde_json::from_str(&done(url, &["forget", "status", "--json"], &[]).await)?;
-    assert_eq!(json["record"]["history"].as_array().map(|all| all.len() > 2), Some(true), "{json}");
+    let json: Value = serde_json::from_str(
+        &done(url, &["forget", "status", "--reason", "name needed", "--actor", "ada", "--json"], &[]).await,
+    )?;
+    let events = json["record"]["history"].as_array().ok_or("no history")?;
+    let last = events.last().ok_or("an empty history")?;
+    assert!(events.len() > 2, "{json}");
+    assert_eq!(
+        [&last["event"], &last["actor"], &last["reason"]],
+        ["archived", "ada", "name needed"],
+        "{json}"
+    );
     assert_eq!(json["record"]["migration"]["ended_as"], "abandoned");
-    assert_eq!(one::<i64>(url, "select count(*) from cutover.archive where name = 'status'").await, 1);
+    let archived = "select count(*) from cutover.archive where name = 'status' and archived_by = 'ada' \
+        and record->'history'->-1->>'reason' = 'name needed'";
+    assert_eq!(one::<i64>(url, archived).await, 1);
     // The name is free.
     let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(guarded(url).await?);
     let _again = instance(url, "again", spec).await?;

@@ -169,3 +169,39 @@ async fn a_failing_task_keeps_one_steady_reason() {
     person.settled("expand").await;
     person.until("select waits_for is null from cutover.migrations").await;
 }
+
+/// A person has dropped the column, or restored the schema of another time.
+#[tokio::test]
+async fn a_build_is_not_admitted_without_a_side_that_its_phase_uses() {
+    let url = Postgres::fresh_database().await.unwrap();
+    let pool = PgPool::connect(&url).await.unwrap();
+    pool.execute("create table orders (id bigint primary key, old_status text)").await.unwrap();
+    let specs = || {
+        let plan = ColumnMigration::new(pool.clone(), "orders")
+            .column("old_status", "new_status", "text")
+            .forward("lower(old_status)")
+            .backward("upper(new_status)")
+            .without_guard_trigger()
+            .build()
+            .unwrap();
+        vec![MigrationSpec::new(NAME, PhaseRange::FULL).plan(plan).soak(Duration::ZERO)]
+    };
+    let a = Instance::start(&url, "a", specs()).await;
+    a.at(Phase::Off).await;
+    let person = Person::new(&url).await;
+    person.wants("switch").await;
+    person.settled("switch").await;
+    person.0.execute("alter table orders drop old_status").await.unwrap();
+    let b = Instance::start(&url, "b", specs()).await;
+    person
+        .until(
+            "select coalesce(bool_and(refusal like '%the old side does not exist%set-phase payment_status retire%'), false) \
+             from cutover.instances where name = 'b'",
+        )
+        .await;
+    b.ready(false).await;
+    // What the refusal says works, while an instance that was admitted before drives.
+    person.wants("retire").await;
+    b.at(Phase::Retire).await;
+    b.ready(true).await;
+}

@@ -24,6 +24,7 @@ mod partitions;
 mod pauses;
 mod pgbench;
 mod plan_problems;
+mod real_tables;
 mod repairs;
 mod row_security;
 mod rows;

@@ -18,6 +18,7 @@ fn describe(world: &World) -> cutover::migration::ColumnMigrationBuilder {
         .column("old_code", "new_code", "text")
         .forward("lower(trim(old_code))")
         .backward("upper(new_code)")
+        .without("default")
 }
 
 #[tokio::test]

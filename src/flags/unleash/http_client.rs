@@ -7,17 +7,16 @@ use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::rt::TokioExecutor;
-use rustls::{ClientConfig, RootCertStore};
 use unleash_api_client::http::{Method as RequestMethod, Request};
 use unleash_yggdrasil::SUPPORTED_SPEC_VERSION;
 
 use super::backup::LARGEST_STATE;
 use super::options::UnleashOptions;
+use super::secure::{Secured, secured};
 
 /// Without this header, the server repeats every segment in each strategy that uses it.
 const CLIENT_SPEC: HeaderName = HeaderName::from_static("unleash-client-spec");
@@ -31,20 +30,18 @@ pub(super) struct Answer {
 }
 
 pub(super) enum HttpClient {
-    Direct(Client<HttpsConnector<HttpConnector>, Full<Bytes>>),
-    Proxied(Client<HttpsConnector<Tunnel<HttpConnector>>, Full<Bytes>>),
+    Direct(Client<Secured<HttpConnector>, Full<Bytes>>),
+    Proxied(Client<Secured<Tunnel<HttpConnector>>, Full<Bytes>>),
 }
 
 impl HttpClient {
     pub(super) fn new(options: &UnleashOptions, proxy: Option<Uri>, tls: bool) -> std::io::Result<Self> {
-        let builder = HttpsConnectorBuilder::new().with_tls_config(client_config(options, tls)?);
-        let builder = if tls { builder.https_only() } else { builder.https_or_http() }.enable_http1();
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         let client = Client::builder(TokioExecutor::new());
         Ok(match proxy {
-            Some(proxy) => Self::Proxied(client.build(builder.wrap_connector(Tunnel::new(proxy, connector)))),
-            None => Self::Direct(client.build(builder.wrap_connector(connector))),
+            Some(proxy) => Self::Proxied(client.build(secured(options, tls, Tunnel::new(proxy, connector))?)),
+            None => Self::Direct(client.build(secured(options, tls, connector)?)),
         })
     }
 
@@ -63,26 +60,6 @@ impl HttpClient {
         }
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
-}
-
-fn client_config(options: &UnleashOptions, tls: bool) -> std::io::Result<ClientConfig> {
-    use hyper_rustls::ConfigBuilderExt;
-    if let Some(config) = &options.tls {
-        let mut config = ClientConfig::clone(config);
-        // The connector sets the protocols, and refuses a configuration that already does.
-        config.alpn_protocols.clear();
-        return Ok(config);
-    }
-    let builder = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-        .with_safe_default_protocol_versions()
-        .map_err(std::io::Error::other)?;
-    // Plain HTTP checks no certificate, and the machine may have none.
-    let builder = if tls {
-        builder.with_native_roots()?
-    } else {
-        builder.with_root_certificates(RootCertStore::empty())
-    };
-    Ok(builder.with_no_client_auth())
 }
 
 fn converted(request: Request, etag: Option<HeaderValue>) -> Result<http::Request<Full<Bytes>>, String> {

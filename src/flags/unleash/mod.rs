@@ -16,6 +16,7 @@ mod poller;
 mod report;
 #[cfg(test)]
 mod report_tests;
+mod secure;
 mod server;
 mod state;
 #[cfg(test)]

@@ -77,8 +77,9 @@ pub struct UnleashOptions {
     /// which is logged. A parent flag's custom strategies are not evaluated for its children: the engine gives them the
     /// results of the child. Default none.
     pub strategies: HashMap<String, CustomStrategy>,
-    /// The TLS configuration for `https`, for a private certificate authority or a client certificate. Default: the system's
-    /// root certificates and no client certificate.
+    /// The TLS configuration for `https`, for a private certificate authority or a client certificate. It is there with
+    /// feature `tls-ring` or `tls-aws-lc`. Default: the system's root certificates and no client certificate.
+    #[cfg(feature = "_rustls")]
     pub tls: Option<Arc<rustls::ClientConfig>>,
     /// The `http` URL of a proxy that tunnels connections to the server (`CONNECT`). Default none.
     pub proxy: Option<String>,
@@ -110,6 +111,7 @@ impl UnleashOptions {
             backup: None,
             bootstrap: None,
             strategies: HashMap::new(),
+            #[cfg(feature = "_rustls")]
             tls: None,
             proxy: None,
             transport: None,
@@ -123,6 +125,10 @@ impl UnleashOptions {
         let endpoint = Endpoint::parse(&self.url);
         if let Err(text) = endpoint {
             problem("url", text);
+        }
+        #[cfg(not(any(feature = "_rustls", feature = "tls-native")))]
+        if self.transport.is_none() && matches!(&endpoint, Ok(endpoint) if endpoint.tls) {
+            problem("url", crate::tls::WITHOUT);
         }
         let proxy = self.proxy.as_deref().map(proxy_uri).transpose();
         if let Err(text) = proxy {

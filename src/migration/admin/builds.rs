@@ -1,4 +1,4 @@
-use crate::config::ConfigError;
+use crate::config::{ConfigError, describe_error};
 use crate::ledger::{Ledger, LedgerError};
 use crate::migration::coordinator::{Entry, MigrationSpec, check, schema_problem, would_baseline};
 use crate::migration::phase::{Phase, may_join};
@@ -64,6 +64,7 @@ pub(crate) async fn examine_builds(
             Ok(None) => continue,
             Ok(Some(found)) => problems.extend(found.into_iter().flatten()),
             Err(error) => {
+                let error = describe_error(&error);
                 problems.push(format!("the schema of migration {:?} cannot be inspected: {error}", spec.name))
             }
         }
@@ -98,6 +99,7 @@ async fn plan_problems(ledger: &Ledger, spec: &MigrationSpec, id: Option<i32>) -
     let name = &spec.name;
     match found.await {
         Err(error) => {
+            let error = describe_error(&error);
             let problem =
                 format!("the plan of migration {name:?} cannot be checked against the tables: {error}");
             BuildFindings { problems: vec![problem], warnings: Vec::new() }

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::commands::Actor;
 use super::error::{AdminError, find, find_and_lock};
 use crate::ledger::commands::NamedMigration;
+use crate::ledger::history::{self, NewEvent};
 use crate::ledger::migrations::MigrationRow;
 use crate::ledger::plans::side_name;
 use crate::ledger::sides::SideRows;
@@ -197,7 +198,8 @@ pub async fn abandon(
     }
 }
 
-/// Moves everything about an ended migration to table `cutover.archive`, as JSON. Its name can then be used again.
+/// Moves everything about an ended migration to table `cutover.archive`, as JSON. Its name can then be used again. The last
+/// event of the archived history is `archived`, with the actor and the reason.
 ///
 /// # Errors
 ///
@@ -209,9 +211,10 @@ pub async fn abandon(
 pub async fn forget(
     ledger: &Ledger,
     migration: &str,
-    actor: &str,
+    actor: impl Into<Actor<'_>>,
     dry_run: bool,
 ) -> Result<EndReport, AdminError> {
+    let Actor { name: actor, reason } = actor.into();
     let mut tx = ledger.begin().await?;
     let found = find_and_lock(&mut tx, migration).await?;
     fleets::lock_for_move(&mut tx, &found.fleet).await?;
@@ -231,6 +234,8 @@ pub async fn forget(
         ));
     }
     refuse(&found, reasons)?;
+    let (fleet, migration, epoch) = (&found.fleet, &found.name, found.epoch);
+    history::record(&mut tx, &NewEvent { fleet, migration, event: "archived", epoch, actor, reason }).await?;
     let record = endings::record(&mut tx, found.id).await?;
     endings::archive(&mut tx, found.id, actor, &record).await?;
     end(tx, dry_run).await?;

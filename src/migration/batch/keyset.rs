@@ -49,6 +49,20 @@ impl Keyset {
         Self { columns: names.iter().map(column).collect() }
     }
 
+    /// The same key with the wider type of each pair of integer columns, so that a key of either table can be compared with the
+    /// keys of both.
+    pub(crate) fn widened(mut self, other: &Self) -> Self {
+        const WIDTHS: [&str; 3] = ["smallint", "integer", "bigint"];
+        let width = |column: &KeyColumn| WIDTHS.iter().position(|name| *name == column.sql_type);
+        for column in &mut self.columns {
+            let same = other.columns.iter().find(|same| same.name == column.name);
+            if let Some(wider) = same.filter(|same| width(column).is_some() && width(same) > width(column)) {
+                column.sql_type.clone_from(&wider.sql_type);
+            }
+        }
+        self
+    }
+
     /// The names as the catalog has them.
     pub(crate) fn plain_names(&self) -> Vec<String> {
         self.columns.iter().map(|column| unquote(&column.name)).collect()

@@ -29,8 +29,8 @@ use super::table_size;
 use super::throttle::{Throttle, ThrottleState};
 use super::transaction::{BATCH_LIMITS, MAX_FAILURES, PAUSE_POLL, back_off, begin, begin_unpaused};
 use super::vacuum::Vacuum;
-use crate::ledger::external_writes;
 use crate::ledger::jobs::{Claim, Job, KeyText, Progress, Range};
+use crate::ledger::{describe_error, external_writes};
 use crate::migration::catalog::{ROW_WORK_SETTINGS, SKIP_TRIGGERS};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::{Error, Migration, PinnedTx};
@@ -191,7 +191,7 @@ impl Pass<'_> {
                 }
                 Err(PlanError::Operation(Error::Database(error))) if may_concern_a_row(&error) => {
                     if !pace.halve() {
-                        bad_row = Some(error.to_string());
+                        bad_row = Some(describe_error(&error));
                     }
                 }
                 Err(error) => return Err(error),
@@ -290,7 +290,8 @@ impl Pass<'_> {
                 return Err(PlanError::PhaseLeft);
             }
             let number = last.map(|range| range.number);
-            let Some((claim, ends)) = self.job.open_batch(&mut tx, &settings, number, &ahead).await? else {
+            let opened = self.job.open_batch(&mut tx, &settings, number, &ahead).await;
+            let Some((claim, ends)) = opened.map_err(|error| self.not_about_a_row(error))? else {
                 tx.rollback().await?;
                 sleep(PAUSE_POLL).await;
                 continue;
@@ -325,7 +326,8 @@ impl Pass<'_> {
         let end = match end {
             Some(end) => end,
             None => {
-                let mut found = self.batch_end(&range, rows).fetch_plain(&mut tx).await?;
+                let found = self.batch_end(&range, rows).fetch_plain(&mut tx).await;
+                let mut found = found.map_err(|error| self.not_about_a_row(error))?;
                 found.pop().ok_or(sqlx::Error::RowNotFound)?
             }
         };
@@ -348,6 +350,18 @@ impl Pass<'_> {
         self.migration.work().did(self.kind.name(), progress.rows);
         self.migration.work().expects(self.kind.name(), total);
         Ok(Batch::Done { elapsed: began.elapsed(), total })
+    }
+
+    /// An error before any row is looked at. A smaller batch would fail in the same way.
+    fn not_about_a_row(&self, error: sqlx::Error) -> PlanError {
+        if !may_concern_a_row(&error) {
+            return error.into();
+        }
+        PlanError::Refused(format!(
+            "the keys of {} cannot be compared with each other: {}; give the key the same type in both tables",
+            self.scope.tables().join(" and "),
+            describe_error(&error)
+        ))
     }
 
     /// The query for the number of the next rows of a range, and the last key of these rows.

@@ -94,6 +94,58 @@ pub(crate) fn old_column_problems(table: &str, old: &str, facts: &TableFacts) ->
     problems
 }
 
+/// What the role may do with the old column and not with the new one, which it has to read and write from `expand` on.
+/// Privileges on a table hold for a column that is added later; those on columns do not.
+pub(crate) fn privilege_problems(table: &str, old: &str, new: &str, facts: &TableFacts) -> Vec<PlanProblem> {
+    let Some(of_old) = facts.column(old) else { return Vec::new() };
+    let there = facts.column(new);
+    let of_new = there.map_or(&facts.privileges, |column| &column.privileges);
+    let lacks = of_old.privileges.iter().filter(|name| !of_new.contains(name));
+    lacks
+        .map(|name| {
+            let (role, column) = (quote(&facts.role), quote(new));
+            let grant = match there {
+                Some(_) => format!("`grant {name} ({column}) on {table} to {role}`"),
+                None => format!(
+                    "`grant {name} on {table} to {role}`; after `expand`, a grant on column {column} can replace it"
+                ),
+            };
+            PlanProblem::blocking(
+                format!(
+                    "role {role} has the privilege {} on column {} of {table}, and would not have it on column {column}, so \
+                     its statements would fail from `expand` on",
+                    name.to_uppercase(),
+                    quote(old)
+                ),
+                grant,
+            )
+        })
+        .collect()
+}
+
+/// The same for two tables (quoted).
+pub(crate) fn table_privilege_problems(
+    tables: [&str; 2],
+    old: &TableFacts,
+    new: &TableFacts,
+) -> Vec<PlanProblem> {
+    let lacks = old.privileges.iter().filter(|name| !new.privileges.contains(name));
+    lacks
+        .map(|name| {
+            let role = quote(&new.role);
+            PlanProblem::blocking(
+                format!(
+                    "role {role} has the privilege {} on {} and not on {}, so its statements would fail from `expand` on",
+                    name.to_uppercase(),
+                    tables[0],
+                    tables[1]
+                ),
+                format!("`grant {name} on {} to {role}`", tables[1]),
+            )
+        })
+        .collect()
+}
+
 /// How many letters a misspelt name may have wrong.
 const MAX_EDITS: usize = 3;
 
@@ -218,11 +270,12 @@ pub(crate) fn new_column_problems(plan: &NewColumnPlan<'_>, facts: &TableFacts) 
 }
 
 /// Problems of this table as a new side. `has_foreign_rows`: it holds rows, and this migration neither created it nor
-/// may use it.
+/// may use it. `is_made_by_plan`: it does not exist yet, and a statement of the plan makes it.
 pub(crate) fn new_table_problems(
     table: &str,
     facts: &TableFacts,
     has_foreign_rows: bool,
+    is_made_by_plan: bool,
 ) -> Vec<PlanProblem> {
     let mut problems = table_problems(table, facts, false);
     for key in facts.foreign_keys.iter().filter(|key| key.is_to_itself) {
@@ -234,8 +287,12 @@ pub(crate) fn new_table_problems(
                 key.definition
             ),
             format!(
-                "leave it out until the copy has ended: `alter table {table} drop constraint {name}`; then run `alter table \
-                 {table} add constraint {name} {} not valid` and validate it, before `ramp`",
+                "{}; in `verify` run `alter table {table} add constraint {name} {} not valid`, then `alter table {table} \
+                 validate constraint {name}`",
+                match is_made_by_plan {
+                    true => "leave it out of `.create(…)`".to_owned(),
+                    false => format!("leave it out until the copy has ended: `alter table {table} drop constraint {name}`"),
+                },
                 key.definition.trim_end_matches(" NOT VALID")
             ),
         ));

@@ -11,6 +11,7 @@ mod attached;
 mod attachments;
 mod checks;
 mod copy_trial;
+mod defaults;
 mod expressions;
 mod names;
 mod old_side;
@@ -25,9 +26,10 @@ pub(super) use attached::{Attached, Counterpart, Step, actions, missing};
 pub(super) use attachments::Attachments;
 pub(super) use checks::{
     NewColumnPlan, actions_on_old, new_column_problems, new_table_problems, old_column_problems,
-    table_problems, takes_over,
+    privilege_problems, table_privilege_problems, table_problems, takes_over,
 };
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
+pub(super) use defaults::{MovedColumn, missing_defaults};
 pub(super) use expressions::{Resolved, look_up_type, resolve};
 pub(super) use names::{check_name, check_table, quote, quote_table, unquote};
 pub use old_side::OldSide;

@@ -16,6 +16,8 @@ pub(crate) struct TableFacts {
     pub(crate) is_owner: bool,
     /// Whether row security filters what that role reads.
     pub(crate) row_security: bool,
+    /// What the role may do with every column, also one that is added later: of `select`, `insert`, `update`, `delete`.
+    pub(crate) privileges: Vec<String>,
     /// The policies that apply to the role.
     pub(crate) policies: Vec<String>,
     /// Its partitions, or the tables that inherit from it.
@@ -41,6 +43,8 @@ pub(crate) struct ColumnFacts {
     /// The sequence that the column owns.
     pub(crate) sequence: Option<String>,
     pub(crate) in_primary_key: bool,
+    /// What the role may do with it: of `select`, `insert`, `update`.
+    pub(crate) privileges: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -65,6 +69,8 @@ select json_build_object( \
     'kind', c.relkind::text, 'role', current_user::text, \
     'is_owner', pg_has_role(c.relowner, 'usage'), \
     'row_security', row_security_active(c.oid), \
+    'privileges', (select coalesce(json_agg(name), '[]') from unnest('{select,insert,update,delete}'::text[]) as name \
+        where has_table_privilege(c.oid, name)), \
     'policies', (select coalesce(json_agg(p.polname::text order by p.polname), '[]') from pg_policy p \
         where p.polrelid = c.oid and exists (select from unnest(p.polroles) as r (role) \
             where r.role = 0 or pg_has_role(r.role, 'usage'))), \
@@ -79,6 +85,8 @@ select json_build_object( \
                 where d.classid = 'pg_class'::regclass and d.objsubid = 0 and d.refclassid = 'pg_class'::regclass \
                     and d.refobjid = c.oid and d.refobjsubid = a.attnum and d.deptype in ('a', 'i') \
                     and exists (select from pg_class s where s.oid = d.objid and s.relkind = 'S') limit 1), \
+            'privileges', (select coalesce(json_agg(name), '[]') from unnest('{select,insert,update}'::text[]) as name \
+                where has_column_privilege(c.oid, a.attnum, name)), \
             'in_primary_key', exists (select from pg_index i \
                 where i.indrelid = c.oid and i.indisprimary and a.attnum = any (i.indkey::int2[]))) order by a.attnum), '[]') \
         from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), \

@@ -118,16 +118,20 @@ pub(crate) async fn schema_problem(
         return Ok(Some(reason));
     }
     let present = plan.sides_present(entry.map(|entry| entry.id), tx).await?;
-    let (side, missing) = match phase {
+    // The last one is a phase that does not use the side.
+    let (side, missing, other) = match phase {
         // Without either side, the tables may be created later.
-        Phase::Off => ("old", is_new_shape(present)),
-        _ if phase.writes(Side::New) && !present.new => ("new", true),
-        _ => ("old", phase.writes(Side::Old) && !present.old),
+        Phase::Off => ("old", is_new_shape(present), None),
+        _ if phase.writes(Side::New) && !present.new => ("new", true, Some(Phase::Off)),
+        _ => ("old", phase.writes(Side::Old) && !present.old, Some(Phase::Retire)),
     };
+    let move_on = other.map_or_else(String::new, |other| {
+        format!(", or move to a phase that does not use it with `cutover set-phase {name} {other}`")
+    });
     Ok(missing.then(|| {
         format!(
             "migration {name:?} is in `{phase}`, which uses the {side} side, and the {side} side does not exist; to fix: \
-             restore it, or move to a phase that does not use it with `cutover set-phase {name} …`"
+             restore it{move_on}"
         )
     }))
 }

@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use super::store::{MirrorSource, MirrorStore, StoreError};
+use crate::config::describe_source;
 use crate::ledger::repairs::{self, Repair};
 use crate::ledger::{READ_COMMITTED, begin};
 use crate::migration::catalog::ROW_WORK_SETTINGS;
@@ -40,7 +41,7 @@ pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
             match delivered {
                 Ok(()) => done.repaired += 1,
                 Err(error) => {
-                    let error = error.to_string();
+                    let error = describe_source(&*error);
                     tracing::warn!(
                         migration,
                         key = repair.key,

@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::delivery::{deliver_due, from_json, to_json};
 use super::store::{MirrorSource, MirrorStore, StoreError};
+use crate::config::describe_source;
 use crate::ledger::jobs::{Claim, Job, Progress, Range, TableSize};
 use crate::ledger::{READ_COMMITTED, begin, differences, repairs};
 use crate::migration::batch::job::{self, Measured};
@@ -333,5 +334,5 @@ impl<S: MirrorSource, M: MirrorStore> Plan for MirrorMigration<S, M> {
 }
 
 fn refused(error: StoreError) -> PlanError {
-    PlanError::NotNow(format!("the other store failed: {error}"))
+    PlanError::NotNow(format!("the other store failed: {}", describe_source(&*error)))
 }

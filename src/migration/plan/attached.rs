@@ -7,8 +7,8 @@ use super::refusal::refuse;
 use crate::ledger::unprepared;
 use crate::migration::batch::{MappingCode, begin, keyset};
 use crate::migration::catalog::{
-    Attached, Attachments, Counterpart, PlanProblem, ROW_WORK_SETTINGS, Step, TableFacts, actions_on_old,
-    missing, quote, unquote,
+    Attached, Attachments, Counterpart, MovedColumn, PlanProblem, ROW_WORK_SETTINGS, Step, TableFacts,
+    actions_on_old, missing, missing_defaults, quote, unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -58,9 +58,28 @@ pub(crate) async fn lacking(
     let moving = plan.old_columns();
     let sides =
         Counterpart { old_table, new_table, columns: &columns, unmatched: &unmatched, moving: &moving };
-    let found = missing(&sides, &old, other.as_ref().unwrap_or(&old));
+    let mut found = missing(&sides, &old, other.as_ref().unwrap_or(&old));
+    found.extend(missing_defaults(connection, [old_table, new_table], &moved(plan, &columns)).await?);
     let wanted = found.into_iter().filter(|attached| !plan.changes.waived.contains(&attached.name));
     Ok(wanted.map(|attached| (attached.clone(), problem(plan, &attached))).collect())
+}
+
+/// The same columns with what computes the new one from the old one.
+fn moved<'a>(plan: &'a Description, columns: &'a [(String, String)]) -> Vec<MovedColumn<'a>> {
+    let forward = &plan.outline.sides.forward;
+    let mut all = Vec::new();
+    for (old, new) in columns {
+        let expression = match &forward.code {
+            MappingCode::Sql(expressions) => {
+                let number = forward.columns.iter().position(|column| unquote(column) == *new);
+                // The key of a table is not mapped.
+                Some(number.and_then(|number| expressions.get(number)).map_or(&**old, String::as_str))
+            }
+            MappingCode::Rust(_) => None,
+        };
+        all.push(MovedColumn { old, new, forward: expression });
+    }
+    all
 }
 
 /// Columns of the old side, each with the column of the new side that holds the same thing.

@@ -108,7 +108,7 @@ impl<S> SqlMigrationBuilder<S> {
     }
 
     /// Gives the new side what is attached to the old one: indexes, unique, check and foreign key constraints in both
-    /// directions, extended statistics, statistics targets, privileges, comments and sequences.
+    /// directions, defaults, extended statistics, statistics targets, privileges, comments and sequences.
     ///
     /// This happens in `verify`, when the scan has ended, with statements that block no writer. A constraint is added only
     /// if no row violates it, because from then on the server refuses such rows. What cannot be carried over without a
@@ -124,8 +124,8 @@ impl<S> SqlMigrationBuilder<S> {
 
     /// Waives something that is attached to the old side and that the new side does not need; call it once for each.
     ///
-    /// The name is that of the index, constraint, sequence, statistics object or publication, or `privileges`, `comment`,
-    /// `statistics target` or `replica identity`. `cutover plan` and `cutover status` show it.
+    /// The name is that of the index, constraint, sequence, statistics object or publication, or `default`, `privileges`,
+    /// `comment`, `statistics target` or `replica identity`. `cutover plan` and `cutover status` show it.
     pub fn without(mut self, name: &str) -> Self {
         self.changes.waived.push(name.to_owned());
         self

@@ -11,8 +11,8 @@ use crate::ledger::{describe_error, sides, sql_state, unprepared};
 use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
     CopyTrial, NewColumnPlan, PlanProblem, Resolved, TableFacts, insert_without, look_up_type,
-    new_column_problems, new_table_problems, old_column_problems, resolve, table_problems, takes_over,
-    try_copy, unquote,
+    new_column_problems, new_table_problems, old_column_problems, privilege_problems, resolve,
+    table_privilege_problems, table_problems, takes_over, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Migration;
@@ -192,6 +192,11 @@ async fn of_columns(
     for column in &old {
         problems.extend(old_column_problems(table, column, facts));
     }
+    if let Some(first) = old.first() {
+        for column in plan.new_columns() {
+            problems.extend(privilege_problems(table, first, &column, facts));
+        }
+    }
     let mut are_types = true;
     for ((quoted, sql_type), name) in added.iter().zip(plan.new_columns()) {
         let (found, problem) = type_of_new(table, quoted, sql_type, facts, tx).await?;
@@ -277,6 +282,7 @@ async fn of_tables(
     problems.extend(of_mapping("column", &sides.old, &[], &sides.forward.code, plan.has_guard, tx).await?);
     problems.extend(of_part(plan, old, key, tx).await?);
     let mut found = TableFacts::read(tx, &sides.new).await?;
+    let is_made_by_plan = found.is_none();
     if let (None, Some(create)) = (&found, plan.create()) {
         problems.extend(try_create(&create, tx).await?);
         make_partitions(plan, tx).await?;
@@ -289,6 +295,11 @@ async fn of_tables(
         problems.push(missing(&sides.new, tx).await?);
         return Ok(problems);
     };
+    let lacks = table_privilege_problems([&sides.old, &sides.new], old, &new);
+    if !lacks.is_empty() {
+        problems.extend(lacks);
+        return Ok(problems);
+    }
     let has_rows: bool =
         unprepared::query_scalar(AssertSqlSafe(format!("select exists (select from {})", sides.new)))
             .fetch_one(&mut *tx)
@@ -296,7 +307,7 @@ async fn of_tables(
     let of_partitions = of_partitions(plan, &new, key, tx).await?;
     let has_key = of_partitions.is_empty();
     problems.extend(of_partitions);
-    problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new));
+    problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new, is_made_by_plan));
     problems.extend(columns_there(&sides.new, &sides.forward.columns, &new));
     problems.extend(of_mapping("column_back", &sides.new, &[], &sides.backward.code, false, tx).await?);
     if let (true, Some(key)) = (has_key, key)
@@ -478,7 +489,12 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         // The new table must have the key of the old one.
         let wanted = key.as_ref().map_or_else(|| plan.outline.key.clone(), Keyset::plain_names);
         match keyset::find(tx, table, &wanted).await? {
-            Ok(found) => key = key.or(Some(found)),
+            Ok(found) => {
+                key = Some(match key {
+                    Some(key) => Keyset::widened(key, &found),
+                    None => found,
+                });
+            }
             Err(reasons) => problems.extend(
                 reasons
                     .into_iter()

@@ -98,7 +98,7 @@ impl Day {
         let mut fleet = Fleet::new(&args.bin_dir, logs, Arc::clone(&servers), Arc::clone(&board))?;
         fleet.has_gates = true;
         fleet.start_all(2, STABLE, INSTANCES).await?;
-        let ledger = Ledger(servers.database.pool.clone());
+        let ledger = Ledger::new(servers.database.pool.clone());
         let customers = Arc::new(Customers::new(
             servers.proxy.url(),
             Arc::clone(&orders),

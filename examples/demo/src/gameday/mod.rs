@@ -199,6 +199,7 @@ pub(crate) async fn run(asked: GameDay) -> Result<ExitCode> {
         report: asked.report.clone(),
         bin_dir: asked.bin_dir.clone(),
         broken: None,
+        second: false,
         seed,
         own: Default::default(),
         command: None,
