@@ -133,12 +133,14 @@ async fn migrate(world: &Arc<World>, rng: &mut Rng, report: &mut Report) -> Outc
     outcome
 }
 
-/// Cuts connections until the migration is over.
+/// Cuts a connection about every three seconds until the migration is over.
 async fn cut(world: Arc<World>, seed: u64) -> Outcome {
     let mut rng = Rng::with_seed(seed);
     while !world.is_over.load(Ordering::Relaxed) {
-        sleep(Duration::from_millis(rng.u64(100..800))).await;
-        world.cut().await?;
+        sleep(Duration::from_millis(100)).await;
+        if rng.u8(..30) == 0 {
+            world.cut().await?;
+        }
     }
     Ok(())
 }
@@ -187,6 +189,8 @@ async fn visit(
 async fn arrive(world: &World, wish: &str, is_first: bool) -> Outcome<Option<String>> {
     let target: Phase = wish.split(':').next().unwrap_or(wish).parse()?;
     let began = Instant::now();
+    // What a fault stops is retried after growing pauses.
+    let limit = if world.shape.has_faults { STEP * 2 } else { STEP };
     let mut last = None;
     world.corrects.store(false, Ordering::Relaxed);
     loop {
@@ -210,7 +214,7 @@ async fn arrive(world: &World, wish: &str, is_first: bool) -> Outcome<Option<Str
         if !lock(&world.damage).is_empty() {
             return Ok(None);
         }
-        if began.elapsed() > STEP {
+        if began.elapsed() > limit {
             return Err(format!(
                 "{wish} was not reached: in {phase}, waits for {waits_for:?}, before: {last:?}"
             )
