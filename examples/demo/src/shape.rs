@@ -177,7 +177,7 @@ pub(crate) async fn run(args: ShapeArgs) -> Result<ExitCode> {
         writer.run()
     });
     let walk = async {
-        let walked = walk(&ledger, &Ledger(pool.clone())).await;
+        let walked = walk(&ledger, &Ledger::new(pool.clone())).await;
         is_over.store(true, Ordering::Relaxed);
         walked
     };

@@ -1,4 +1,4 @@
-//! The service of the guide's chapter "Your first migration, whole": release 4, which has forgotten the migration.
+//! The service of the page "The code of a whole migration": release 4, which no longer has the migration.
 
 use std::process::ExitCode;
 
