@@ -767,7 +767,7 @@ begin
         union select t.typbasetype from domains d join pg_type t on t.oid = d.id where t.typtype = 'd')
     select concat_ws(' ', v_default::text, string_agg(c.conbin::text, ' ')) into v_evaluated
         from domains d join pg_constraint c on c.contypid = d.id;
-    if v_evaluated ~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO|ARRAYCOERCEEXPR)'
+    if v_evaluated ~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO)'
         or exists (
             select from regexp_matches(v_evaluated, ':(?:funcid|opfuncid) (\d+)', 'g') as called (id)
                 join pg_proc p on p.oid = called.id[1]::oid
