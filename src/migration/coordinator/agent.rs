@@ -146,7 +146,10 @@ impl Agent {
 
 /// What a build would execute, for people to read.
 async fn publish(fleet: &Fleet, migration: i32, spec: &MigrationSpec) -> Result<(), sqlx::Error> {
-    let tasks = spec.plan.as_ref().map(|plan| plan.sql()).unwrap_or_default();
+    let tasks = match &spec.plan {
+        Some(plan) => plan.sql_of_database().await,
+        None => Vec::new(),
+    };
     let files = spec.plan.as_ref().map(|plan| plan.files()).unwrap_or_default();
     let files = files.into_iter().map(|(task, sql)| (plans::file_of(task.name()), sql));
     let tasks: Vec<(String, String)> =

@@ -75,6 +75,12 @@ pub trait Plan: Send + Sync + fmt::Debug {
         Vec::new()
     }
 
+    /// The same, after a look at the database for what the description leaves open, such as the key of a table. As
+    /// [`Plan::sql`] by default.
+    async fn sql_of_database(&self) -> Vec<(Task, String)> {
+        self.sql()
+    }
+
     /// The statements of [`Task::Expand`] and [`Task::Contract`] for a team's own migration files, without those that only
     /// the library can run. None by default.
     fn files(&self) -> Vec<(Task, String)> {

@@ -146,7 +146,12 @@ impl Description {
 
     /// See [`Plan::sql`](crate::migration::coordinator::Plan::sql).
     pub(crate) fn sql(&self) -> Vec<(Task, String)> {
-        let key = if self.outline.key.is_empty() { vec!["key".to_owned()] } else { self.outline.key.clone() };
+        self.sql_with(&self.outline.key)
+    }
+
+    /// The same for a table with this key; empty if it is not known.
+    pub(crate) fn sql_with(&self, key: &[String]) -> Vec<(Task, String)> {
+        let key = if key.is_empty() { vec!["key".to_owned()] } else { key.to_vec() };
         let sides = &self.outline.sides;
         let placeholder = |mapping: &Mapping| vec![ColumnType::unknown(); mapping.columns.len()];
         let new_types = match &self.shape {

@@ -1,8 +1,10 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::PgConnection;
+use tokio::time::timeout;
 
 use super::attached::{before_step, carry_over};
 use super::contract::contract;
@@ -12,12 +14,15 @@ use super::inspection::{Found, before_work, new_shape_doubt, problems, triggers_
 use super::recent_look::RecentLook;
 use super::refusal::refuse;
 use crate::ledger::{sides, unprepared};
-use crate::migration::batch::{PassKind, pass, repair};
+use crate::migration::batch::{PassKind, keyset, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::runtime::{Migration, MirroredColumns};
 use crate::migration::schema::ensure_indexes;
+
+/// How long the look at the key of a table may delay a start.
+const LOOK_AT_KEY: Duration = Duration::from_secs(2);
 
 /// A migration within one Postgres database, ready to run. `S` says which of the two kinds:
 /// [`ColumnMigration`](super::ColumnMigration) or [`TableMigration`](super::TableMigration).
@@ -39,6 +44,19 @@ impl<S> SqlMigration<S> {
         self.description.sql()
     }
 
+    /// The key that the table has, or as much as the description says: nothing depends on what people read.
+    async fn key_now(&self) -> Vec<String> {
+        let outline = &self.description.outline;
+        let found = async {
+            let mut connection = outline.pool.acquire().await?;
+            keyset::find(&mut connection, self.description.old_table(), &outline.key).await
+        };
+        match timeout(LOOK_AT_KEY, found).await {
+            Ok(Ok(Ok(key))) => key.plain_names(),
+            _ => outline.key.clone(),
+        }
+    }
+
     async fn pass(&self, kind: PassKind, migration: &Migration) -> Result<(), PlanError> {
         let Found { key, old_types, new_types } = before_work(&self.description, migration).await?;
         let scope = self.description.scope(key, old_types, new_types);
@@ -56,6 +74,10 @@ impl<S> SqlMigration<S> {
 impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
     fn sql(&self) -> Vec<(Task, String)> {
         self.description.sql()
+    }
+
+    async fn sql_of_database(&self) -> Vec<(Task, String)> {
+        self.description.sql_with(&self.key_now().await)
     }
 
     fn files(&self) -> Vec<(Task, String)> {
