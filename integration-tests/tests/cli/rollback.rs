@@ -61,7 +61,7 @@ async fn a_rollback_reads_the_old_side_again_from_every_phase() -> Outcome {
                 "shop/status goes back from `retire` to `verify`",
                 "retire → switch",
                 "Writes go to both sides again.",
-                "first, the reverse backfill copies 3000 rows from the new side to the old one, about ",
+                "First, the reverse backfill copies 3000 rows from the new side to the old one, about ",
                 "no   the old side is complete",
                 "ramp → verify",
                 "All reads go to the old side.",
