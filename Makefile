@@ -85,6 +85,7 @@ check: cargo
 	$(call stage,packages)
 	scripts/check-packages
 	$(call stage,lints)
+	@scripts/servers --require openssl
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 
 features: cargo
