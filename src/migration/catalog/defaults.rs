@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Connection, FromRow, PgConnection};
 
-use super::attached::{Attached, Step};
+use super::counterpart::{Attached, Step};
 use super::expressions::resolve;
 use super::names::{quote, unquote};
 use crate::ledger::unprepared;

@@ -8,9 +8,11 @@
 //! rolled back.
 
 mod attached;
+mod attached_constraints;
 mod attachments;
 mod checks;
 mod copy_trial;
+mod counterpart;
 mod defaults;
 mod expressions;
 mod names;
@@ -22,13 +24,15 @@ mod settings;
 mod table;
 mod trial;
 
-pub(super) use attached::{Attached, Counterpart, Step, actions, missing};
+pub(super) use attached::missing;
+pub(super) use attached_constraints::actions;
 pub(super) use attachments::Attachments;
 pub(super) use checks::{
     NewColumnPlan, actions_on_old, new_column_problems, new_table_problems, old_column_problems,
     privilege_problems, table_privilege_problems, table_problems, takes_over,
 };
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
+pub(super) use counterpart::{Attached, Counterpart, Step};
 pub(super) use defaults::{MovedColumn, missing_defaults};
 pub(super) use expressions::{Resolved, look_up_type, resolve};
 pub(super) use names::{check_name, check_table, quote, quote_table, unquote};

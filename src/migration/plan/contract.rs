@@ -2,9 +2,9 @@
 
 use sqlx::{AssertSqlSafe, Executor};
 
+use super::before_work::{Found, before_work};
 use super::description::{Description, Shape, not_null_check, not_null_steps};
 use super::expand::find_guard;
-use super::inspection::{Found, before_work};
 use crate::ledger::{guard_triggers, sides, unprepared};
 use crate::migration::batch::{begin, walk};
 use crate::migration::catalog::{OldSide, take_over_sequences, unquote};

@@ -1,28 +1,20 @@
-//! What a plan finds in the database: everything that stands against it, and what work on rows needs to know.
+//! What a plan finds in the database: every problem of it.
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::attached::lacking;
 use super::description::{Description, add_columns};
 use super::partial::{of_part, of_partitions};
-use super::refusal::{not_computed, refuse};
+use super::refusal::not_computed;
 use super::round_trip::try_mappings;
 use crate::ledger::{describe_error, sides, sql_state, unprepared};
-use crate::migration::batch::{ColumnType, Keyset, MappingCode, keyset};
+use crate::migration::batch::{Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
     CopyTrial, NewColumnPlan, PlanProblem, Resolved, TableFacts, insert_without, look_up_type,
     new_column_problems, new_table_problems, old_column_problems, privilege_problems, resolve,
     table_privilege_problems, table_problems, takes_over, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
-use crate::migration::runtime::Migration;
-
-/// What work on rows needs to know.
-pub(crate) struct Found {
-    pub(crate) key: Keyset,
-    pub(crate) old_types: Vec<ColumnType>,
-    pub(crate) new_types: Vec<ColumnType>,
-}
 
 /// Every problem of the plan, found in one transaction that is rolled back. `migration` is known once the migration is
 /// in the ledger.
@@ -172,7 +164,7 @@ async fn claimed_by_others(
     Ok(problems)
 }
 
-async fn missing(table: &str, tx: &mut PgConnection) -> Result<PlanProblem, sqlx::Error> {
+pub(super) async fn missing(table: &str, tx: &mut PgConnection) -> Result<PlanProblem, sqlx::Error> {
     let path: String =
         unprepared::query_scalar("select current_setting('search_path')").fetch_one(tx).await?;
     Ok(PlanProblem::blocking(
@@ -451,70 +443,4 @@ pub(crate) async fn triggers_now(plan: &Description) -> Result<Vec<PlanProblem>,
     }
     tx.rollback().await?;
     Ok(found)
-}
-
-/// Inspects the tables before work on their rows begins.
-pub(crate) async fn before_work(plan: &Description, migration: &Migration) -> Result<Found, PlanError> {
-    let mut tx = migration.begin_work(&plan.outline.pool).await?;
-    let found = inspect(plan, migration.id(), &mut tx).await?;
-    tx.rollback().await?;
-    Ok(found)
-}
-
-async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<Found, PlanError> {
-    let sides = &plan.outline.sides;
-    let recorded = sides::find(tx, id).await?;
-    let (mut problems, mut key, mut types) = (Vec::new(), None, [Vec::new(), Vec::new()]);
-    let both = [(&sides.old, &sides.backward), (&sides.new, &sides.forward)];
-    for (number, (table, mapping)) in both.into_iter().enumerate() {
-        let oid: Option<i64> = unprepared::query_scalar("select to_regclass($1)::oid::bigint")
-            .bind(table)
-            .fetch_one(&mut *tx)
-            .await?;
-        let Some(oid) = oid else {
-            problems.push(missing(table, tx).await?);
-            continue;
-        };
-        let side = recorded.as_ref().map(|sides| if number == 0 { &sides.old } else { &sides.new });
-        if let Some(side) = side.filter(|side| side.relation != oid) {
-            let expanded = side.table.as_deref().filter(|_| side.is_there).unwrap_or("a table that is gone");
-            problems.push(PlanProblem::blocking(
-                format!(
-                    "{table} is another table now than in `expand`, which was {expanded} (oid {})",
-                    side.relation
-                ),
-                "restore the table of that time under its name, or go back to `off` and begin again",
-            ));
-        }
-        // The new table must have the key of the old one.
-        let wanted = key.as_ref().map_or_else(|| plan.outline.key.clone(), Keyset::plain_names);
-        match keyset::find(tx, table, &wanted).await? {
-            Ok(found) => {
-                key = Some(match key {
-                    Some(key) => Keyset::widened(key, &found),
-                    None => found,
-                });
-            }
-            Err(reasons) => problems.extend(
-                reasons
-                    .into_iter()
-                    .map(|reason| PlanProblem::blocking(format!("{table}: {reason}"), "restore the index")),
-            ),
-        }
-        for (column, found) in
-            mapping.columns.iter().zip(ColumnType::load(tx, table, &mapping.columns).await?)
-        {
-            match found {
-                Some(found) => types[number].push(found),
-                None => problems.push(PlanProblem::blocking(
-                    format!("{table}: column {column} does not exist"),
-                    "restore the column, or go back to `off` and begin again",
-                )),
-            }
-        }
-    }
-    refuse(&problems)?;
-    let [old_types, new_types] = types;
-    let key = key.ok_or_else(|| PlanError::Refused(format!("{}: no key was found", sides.old)))?;
-    Ok(Found { key, old_types, new_types })
 }

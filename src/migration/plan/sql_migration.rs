@@ -7,10 +7,11 @@ use sqlx::PgConnection;
 use tokio::time::timeout;
 
 use super::attached::{before_step, carry_over};
+use super::before_work::{Found, before_work};
 use super::contract::contract;
 use super::description::Description;
 use super::expand::{expand, find_guard, rearm};
-use super::inspection::{Found, before_work, new_shape_doubt, problems, triggers_now};
+use super::inspection::{new_shape_doubt, problems, triggers_now};
 use super::recent_look::RecentLook;
 use super::refusal::refuse;
 use crate::ledger::{sides, unprepared};

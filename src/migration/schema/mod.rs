@@ -3,6 +3,7 @@
 mod alter;
 mod ensure_indexes;
 mod guard;
+mod guard_arming;
 mod guard_conditions;
 mod index;
 mod index_definition;

@@ -1,0 +1,85 @@
+//! What work on rows needs to know of the tables, and why it cannot begin.
+
+use sqlx::PgConnection;
+
+use super::description::Description;
+use super::inspection::missing;
+use super::refusal::refuse;
+use crate::ledger::{sides, unprepared};
+use crate::migration::batch::{ColumnType, Keyset, keyset};
+use crate::migration::catalog::PlanProblem;
+use crate::migration::coordinator::PlanError;
+use crate::migration::runtime::Migration;
+
+/// What work on rows needs to know.
+pub(crate) struct Found {
+    pub(crate) key: Keyset,
+    pub(crate) old_types: Vec<ColumnType>,
+    pub(crate) new_types: Vec<ColumnType>,
+}
+
+/// Inspects the tables before work on their rows begins.
+pub(crate) async fn before_work(plan: &Description, migration: &Migration) -> Result<Found, PlanError> {
+    let mut tx = migration.begin_work(&plan.outline.pool).await?;
+    let found = inspect(plan, migration.id(), &mut tx).await?;
+    tx.rollback().await?;
+    Ok(found)
+}
+
+async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<Found, PlanError> {
+    let sides = &plan.outline.sides;
+    let recorded = sides::find(tx, id).await?;
+    let (mut problems, mut key, mut types) = (Vec::new(), None, [Vec::new(), Vec::new()]);
+    let both = [(&sides.old, &sides.backward), (&sides.new, &sides.forward)];
+    for (number, (table, mapping)) in both.into_iter().enumerate() {
+        let oid: Option<i64> = unprepared::query_scalar("select to_regclass($1)::oid::bigint")
+            .bind(table)
+            .fetch_one(&mut *tx)
+            .await?;
+        let Some(oid) = oid else {
+            problems.push(missing(table, tx).await?);
+            continue;
+        };
+        let side = recorded.as_ref().map(|sides| if number == 0 { &sides.old } else { &sides.new });
+        if let Some(side) = side.filter(|side| side.relation != oid) {
+            let expanded = side.table.as_deref().filter(|_| side.is_there).unwrap_or("a table that is gone");
+            problems.push(PlanProblem::blocking(
+                format!(
+                    "{table} is another table now than in `expand`, which was {expanded} (oid {})",
+                    side.relation
+                ),
+                "restore the table of that time under its name, or go back to `off` and begin again",
+            ));
+        }
+        // The new table must have the key of the old one.
+        let wanted = key.as_ref().map_or_else(|| plan.outline.key.clone(), Keyset::plain_names);
+        match keyset::find(tx, table, &wanted).await? {
+            Ok(found) => {
+                key = Some(match key {
+                    Some(key) => Keyset::widened(key, &found),
+                    None => found,
+                });
+            }
+            Err(reasons) => problems.extend(
+                reasons
+                    .into_iter()
+                    .map(|reason| PlanProblem::blocking(format!("{table}: {reason}"), "restore the index")),
+            ),
+        }
+        for (column, found) in
+            mapping.columns.iter().zip(ColumnType::load(tx, table, &mapping.columns).await?)
+        {
+            match found {
+                Some(found) => types[number].push(found),
+                None => problems.push(PlanProblem::blocking(
+                    format!("{table}: column {column} does not exist"),
+                    "restore the column, or go back to `off` and begin again",
+                )),
+            }
+        }
+    }
+    refuse(&problems)?;
+    let [old_types, new_types] = types;
+    let key = key.ok_or_else(|| PlanError::Refused(format!("{}: no key was found", sides.old)))?;
+    Ok(Found { key, old_types, new_types })
+}

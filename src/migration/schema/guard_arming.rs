@@ -1,0 +1,151 @@
+//! Installs the guard trigger, and finds out whether it is installed.
+
+use sqlx::PgConnection;
+
+use super::guard::{GuardTrigger, Selects, Watched};
+use super::guard_conditions::same;
+use crate::ledger::{describe_error, guard_triggers, unprepared};
+use crate::migration::batch::MappingCode;
+use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, resolve};
+
+impl GuardTrigger {
+    /// The statements that install the trigger, with the user's expressions as they are. For people to read.
+    pub(crate) fn arm_as_written(&self, id: &str) -> String {
+        self.arm(id, &self.written(), "")
+    }
+
+    /// The statements that install the trigger, in place of an earlier one of the migration. `added`: the new columns
+    /// and their types, which the table may not have yet.
+    ///
+    /// # Errors
+    ///
+    /// Why the mapping cannot be computed, or the server's error.
+    pub(crate) async fn armed(
+        &self,
+        connection: &mut PgConnection,
+        added: &[(String, String)],
+        migration: i32,
+    ) -> Result<Result<String, String>, sqlx::Error> {
+        let mut selects = self.written();
+        for (how, select) in [(&self.forward, &mut selects.forward), (&self.backward, &mut selects.backward)]
+        {
+            if let (MappingCode::Sql(expressions), Some(select)) = (how, select) {
+                match resolve(connection, &self.table, added, expressions).await {
+                    Ok(Resolved { select: resolved, .. }) => *select = resolved,
+                    Err(error @ sqlx::Error::Database(_)) => return Ok(Err(describe_error(&error))),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if let Watched::Rows { target, part, .. } = &self.watched {
+            if let Some((part, _)) = part {
+                match resolve(connection, &self.table, &[], std::slice::from_ref(&part.condition)).await {
+                    Ok(Resolved { select, .. }) => selects.condition = Some(select),
+                    Err(error @ sqlx::Error::Database(_)) => return Ok(Err(describe_error(&error))),
+                    Err(error) => return Err(error),
+                }
+            }
+            for (table, place) in [(&self.table, &mut selects.source), (target, &mut selects.target)] {
+                let name = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) from pg_class c \
+                     join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
+                let qualified: Option<String> =
+                    unprepared::query_scalar(name).bind(table).fetch_optional(&mut *connection).await?;
+                let Some(qualified) = qualified else {
+                    return Ok(Err(format!("table {table} does not exist")));
+                };
+                *place = qualified;
+            }
+        }
+        let leaves = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) \
+             from pg_partition_tree(to_regclass($1)) p join pg_class c on c.oid = p.relid \
+             join pg_namespace n on n.oid = c.relnamespace where p.isleaf and c.oid <> to_regclass($1) order by c.oid";
+        selects.partitions =
+            unprepared::query_scalar(leaves).bind(&self.table).fetch_all(&mut *connection).await?;
+        let fingerprint: String = unprepared::query_scalar("select md5($1)")
+            .bind(self.body(&self.written()))
+            .fetch_one(connection)
+            .await?;
+        Ok(Ok(self.arm(&migration.to_string(), &selects, &fingerprint)))
+    }
+
+    fn arm(&self, id: &str, selects: &Selects, fingerprint: &str) -> String {
+        let (table, body) = (&self.table, self.body(selects));
+        let trigger = |table: &str, name: &str, event: &str, when: &str, arguments: &str| {
+            format!(
+                "; drop trigger if exists {name} on {table}; \
+                 create trigger {name} {event} when ({when}) \
+                 execute function cutover.guard_{id}({arguments}); \
+                 alter table {table} enable always trigger {name}"
+            )
+        };
+        let [on_rows, on_truncate, on_nested, check_nested, on_key] = guard_triggers::names(id);
+        let is_unpinned = format!("current_setting('cutover.pin_{id}', true) is distinct from 'on'");
+        let is_watched = format!("{is_unpinned} or pg_trigger_depth() > 0");
+        let (own, nested) = (format!("'{id}'"), format!("'{id}', 'nested'"));
+        let mut triggers = String::new();
+        let mut on_each_row = vec![on_rows.as_str()];
+        match &self.watched {
+            Watched::Columns { .. } => {
+                let event = format!("before insert or update on {table} for each row");
+                triggers += &trigger(table, &on_rows, &event, &is_watched, &own);
+                let event = format!("before update of {} on {table} for each row", self.key.join(", "));
+                let is_moved = format!("not ({is_watched}) and not ({})", same("old", "new", &self.key));
+                triggers += &trigger(table, &on_key, &event, &is_moved, &own);
+                on_each_row.push(&on_key);
+            }
+            Watched::Rows { .. } => {
+                let events = format!("insert or update or delete on {table} for each row");
+                let direct = format!("{is_unpinned} and pg_trigger_depth() = 0");
+                triggers += &trigger(table, &on_rows, &format!("after {events}"), &direct, &own);
+                // An AFTER trigger runs when the statement is over. Whether a foreign key made a nested write is known
+                // before.
+                let is_nested = "pg_trigger_depth() > 0";
+                triggers += &trigger(table, &on_nested, &format!("after {events}"), is_nested, &nested);
+                triggers += &trigger(table, &check_nested, &format!("before {events}"), is_nested, &nested);
+                on_each_row.extend([on_nested.as_str(), &check_nested]);
+                for table in std::iter::once(table).chain(&selects.partitions) {
+                    let event = format!("after truncate on {table} for each statement");
+                    triggers += &trigger(table, &on_truncate, &event, &is_watched, &own);
+                }
+            }
+        }
+        // Older servers enable the trigger on the partitioned table only.
+        for (partition, name) in
+            selects.partitions.iter().flat_map(|one| on_each_row.iter().map(move |name| (one, name)))
+        {
+            triggers += &format!("; alter table {partition} enable always trigger {name}");
+        }
+        let settings: Vec<String> =
+            MAPPING_SETTINGS.iter().map(|(name, value)| format!("set {name} = '{value}'")).collect();
+        format!(
+            "create or replace function cutover.guard_{id}() returns trigger language plpgsql security definer \
+             set search_path = pg_catalog, pg_temp {} as $guard$\n-- {fingerprint}\n{body}$guard$; \
+             revoke all on function cutover.guard_{id}() from public{triggers}",
+            settings.join(" ")
+        )
+    }
+
+    /// Whether this very trigger is installed on the table with this oid. A build with another mapping has another one.
+    pub(crate) async fn is_armed(
+        &self,
+        connection: &mut PgConnection,
+        relation: i64,
+        migration: i32,
+    ) -> Result<bool, sqlx::Error> {
+        unprepared::query_scalar(
+            "select exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
+                 join pg_namespace n on n.oid = p.pronamespace and n.nspname = 'cutover' \
+                 where t.tgrelid = $1::oid and p.proname = 'guard_' || $2::text and t.tgenabled = 'A' \
+                   and strpos(p.prosrc, md5($3)) > 0) \
+             and (not $4 or not exists (select from pg_partition_tree($1::oid::regclass) p where p.isleaf \
+                 and not exists (select from pg_trigger t where t.tgrelid = p.relid and t.tgname = $5)))",
+        )
+        .bind(relation)
+        .bind(migration.to_string())
+        .bind(self.body(&self.written()))
+        .bind(matches!(self.watched, Watched::Rows { .. }))
+        .bind(guard_triggers::names(&migration.to_string())[1].trim_matches('"'))
+        .fetch_one(connection)
+        .await
+    }
+}
