@@ -129,7 +129,7 @@ test: check
 suites-of-tables: SUITES = --test data --test fuzz
 other-suites: SUITES = --test '[!df]*' --test 'd[!a]*' --test 'f[!u]*'
 suites-of-tables other-suites:
-	@set -o pipefail; $(CARGO_TEST) --no-fail-fast $(SUITES) 2>&1 | sed -u 's/^/$@: /'
+	@set -o pipefail; RUST_TEST_THREADS=$${RUST_TEST_THREADS:-3} $(CARGO_TEST) --no-fail-fast $(SUITES) 2>&1 | sed -u 's/^/$@: /'
 
 fuzz: export SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),3600)
 fuzz: cargo
