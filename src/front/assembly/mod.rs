@@ -2,7 +2,6 @@ mod settings;
 mod start;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use sqlx::PgPool;
 
@@ -163,7 +162,7 @@ impl Assembly {
             let mut options =
                 crate::flags::UnleashOptions::new(url, token, release.service(), release.instance());
             if self.postgres.is_some() && self.preflight.is_none() {
-                options.backup = Some(Arc::new(self.kept.clone()));
+                options.backup = Some(std::sync::Arc::new(self.kept.clone()));
                 options.fleet = Some(self.kept.polling.clone());
             }
             if let Some(interval) = environment.seconds("UNLEASH_INTERVAL_SECONDS") {
