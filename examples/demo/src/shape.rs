@@ -269,7 +269,12 @@ struct Tally {
 
 impl Tally {
     fn new() -> Result<Self> {
-        Ok(Self { done: 0, refused: 0, wrong: Vec::new(), took: Histogram::new_with_bounds(1, 600_000_000, 3)? })
+        Ok(Self {
+            done: 0,
+            refused: 0,
+            wrong: Vec::new(),
+            took: Histogram::new_with_bounds(1, 600_000_000, 3)?,
+        })
     }
 }
 
