@@ -83,11 +83,7 @@ pub(crate) async fn load(
                 coalesce(m.desired_by, 'ledger') as desired_by, m.waits_for, m.paused_by, \
                 m.ended_as, e.sealed_at is not null as sealed, \
                 p.epoch is null or p.drained_at is not null as drained, p.closed_at is not null as closed, \
-                extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, \
-                (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \
-                    select last_uncopied as seen from cutover.external_writes s where s.migration_id = m.id \
-                    union all select at from cutover.external_write_events w \
-                        where w.migration_id = m.id and not w.copied) as uncopied) as uncopied_age, ",
+                extract(epoch from clock_timestamp() - e.opened_at)::float8 as age, ",
         evidence!(),
         " from cutover.migrations m \
          join cutover.epochs e on e.migration_id = m.id and e.epoch = m.epoch \

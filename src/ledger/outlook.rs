@@ -51,11 +51,7 @@ pub(crate) async fn outlook(tx: &mut PgConnection, migration: i32) -> Result<Out
                 m.ended_as, i.name as driver, p.version, p.tasks::text as tasks, \
                 p.old_table, p.old_columns, p.desired_from, q.problems::text as problems, \
                 extract(epoch from clock_timestamp() - q.seen_at)::float8 as problems_age, \
-                b.closed_at is not null as closed, b.epoch is null or b.drained_at is not null as drained, \
-                (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \
-                    select last_uncopied as seen from cutover.external_writes s where s.migration_id = m.id \
-                    union all select at from cutover.external_write_events w \
-                        where w.migration_id = m.id and not w.copied) as uncopied) as uncopied_age, ",
+                b.closed_at is not null as closed, b.epoch is null or b.drained_at is not null as drained, ",
         evidence!(),
         " from cutover.migrations m \
          left join cutover.epochs b on b.migration_id = m.id and b.epoch = m.epoch - 1 \
