@@ -139,13 +139,7 @@ async fn remove_canary(day: &mut Day) -> Result<()> {
 
 /// The new payment flow is broken in all instances, and its flag is switched off.
 pub(super) async fn flag_off(day: &mut Day) -> Result<()> {
-    let old: Vec<String> = day.fleet.instances.iter().map(|instance| instance.name().to_owned()).collect();
-    day.fleet.environment = vec![("FAULT", Some("new-flow".to_owned()))];
-    day.fleet.start_all(2, crate::proxy::STABLE, old.len()).await?;
-    day.fleet.environment.clear();
-    for name in old {
-        day.fleet.stop(&name).await?;
-    }
+    day.replace_all(&[("FAULT", "new-flow".to_owned())]).await?;
     day.more_load(MORE_LOAD);
     day.fault("20 % of the payments use the new flow, which is broken");
     day.servers.switchboard.new_flow(20).await?;

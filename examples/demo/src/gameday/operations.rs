@@ -9,6 +9,7 @@ use sqlx::Connection;
 use super::{
     day::{Day, INSTANCES},
     steps::found,
+    world::port,
 };
 use crate::{
     failure::{Failure, Result},
@@ -27,14 +28,8 @@ const TOKENS_READ: Duration = Duration::from_secs(100);
 /// How long a phase has to stay although its flag is gone.
 const HELD: Duration = Duration::from_secs(6);
 
-/// The port of a Redis.
-fn port(redis: &Redis) -> Result<u16> {
-    let url = reqwest::Url::parse(&redis.url())?;
-    url.port().ok_or_else(|| Failure::new("the URL of Redis has no port"))
-}
-
 /// Makes a Redis the replica of another one on this host, or of none.
-async fn follow(of: &Redis, primary: Option<u16>) -> Result<()> {
+pub(super) async fn follow(of: &Redis, primary: Option<u16>) -> Result<()> {
     let mut connection = redis::Client::open(of.url())?.get_multiplexed_async_connection().await?;
     let mut command = redis::cmd("REPLICAOF");
     match primary {
@@ -56,8 +51,8 @@ async fn follow(of: &Redis, primary: Option<u16>) -> Result<()> {
 /// The connections to the old primary stay open. It answers every write with READONLY.
 pub(super) async fn redis_demoted(day: &mut Day) -> Result<()> {
     let replica = Redis::start().await?;
-    follow(&replica, Some(port(day.redis()?)?)).await?;
-    let new = port(&replica)?;
+    follow(&replica, Some(port(&day.redis()?.url())?)).await?;
+    let new = port(&replica.url())?;
     day.fault("the primary of Redis becomes a replica, and stays up");
     day.gates.redis.hold();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -130,14 +125,8 @@ pub(super) async fn pooler(day: &mut Day) -> Result<()> {
     };
     let mode = if options.session_mode { "session" } else { "transaction" };
     let pooler = PgBouncer::start_with(day.postgres()?, &options).await?;
-    let old: Vec<String> = day.fleet.instances.iter().map(|instance| instance.name().to_owned()).collect();
     day.step(format!("the instances are replaced by others that connect through PgBouncer in {mode} mode"));
-    day.fleet.environment = vec![("DATABASE_URL", Some(pooler.url("gameday")))];
-    day.fleet.start_all(2, STABLE, old.len()).await?;
-    day.fleet.environment.clear();
-    for name in old {
-        day.fleet.stop(&name).await?;
-    }
+    day.replace_all(&[("DATABASE_URL", pooler.url("gameday"))]).await?;
     for phase in ["ramp:50", "retire", "verify", "retire"] {
         day.go(phase).await?;
     }
@@ -180,16 +169,8 @@ pub(super) async fn start_in_outage(day: &mut Day) -> Result<()> {
 pub(super) async fn token_revoked(day: &mut Day) -> Result<()> {
     let unleash = switchboard(day)?;
     let token = unleash.create_token("gameday").await?;
-    let old: Vec<String> = day.fleet.instances.iter().map(|instance| instance.name().to_owned()).collect();
     day.step("the instances use a token of their own");
-    day.fleet.environment = vec![("UNLEASH_TOKEN", Some(token.clone()))];
-    day.fleet.start_all(2, STABLE, old.len()).await?;
-    day.fleet.environment.clear();
-    let revoked: Vec<String> =
-        day.fleet.instances[old.len()..].iter().map(|instance| instance.name().to_owned()).collect();
-    for name in old {
-        day.fleet.stop(&name).await?;
-    }
+    day.replace_all(&[("UNLEASH_TOKEN", token.clone())]).await?;
     day.go("ramp:50").await?;
     day.step("the token is revoked");
     unleash.revoke_token(&token).await?;
@@ -202,10 +183,7 @@ pub(super) async fn token_revoked(day: &mut Day) -> Result<()> {
     tokio::time::sleep(HELD).await;
     day.still_at("ramp").await?;
     day.step("a deploy with a valid token");
-    day.fleet.start_all(2, STABLE, revoked.len()).await?;
-    for name in revoked {
-        day.fleet.stop(&name).await?;
-    }
+    day.replace_all(&[]).await?;
     let began = Instant::now();
     day.walk.arrive("switch", began).await
 }

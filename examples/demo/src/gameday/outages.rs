@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use cutover_testkit::{Postgres, Prometheus, Proxy, wait_until};
-use deadpool_redis::redis;
 use sqlx::{Connection, Executor, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::{day::Day, steps::found};
+use super::{day::Day, operations::follow, steps::found, world::port};
 use crate::{
     database::Side,
     failure::{During, Failure, Result},
@@ -282,23 +281,13 @@ pub(super) async fn redis_restart(day: &mut Day) -> Result<()> {
 
 pub(super) async fn redis_failover(day: &mut Day) -> Result<()> {
     let replica = cutover_testkit::Redis::start().await?;
-    let port = |url: &str| -> Result<u16> {
-        reqwest::Url::parse(url)?.port().ok_or_else(|| Failure::new("the URL of Redis has no port"))
-    };
-    let (old, new) = (port(&day.redis()?.url())?, port(&replica.url())?);
-    let mut connection = redis::Client::open(replica.url())?.get_multiplexed_async_connection().await?;
-    let follow = redis::cmd("REPLICAOF").arg("127.0.0.1").arg(old).to_owned();
-    let () = follow.query_async(&mut connection).await?;
-    wait_until("the replica to be in sync", BOUND, async || {
-        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut connection.clone()).await?;
-        Ok::<_, Failure>(info.contains("master_link_status:up"))
-    })
-    .await?;
+    follow(&replica, Some(port(&day.redis()?.url())?)).await?;
+    let new = port(&replica.url())?;
     day.fault("failover to a replica of Redis");
     // A planned failover: nothing is written between the last replicated command and the promotion.
     day.gates.redis.hold();
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let () = redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut connection).await?;
+    follow(&replica, None).await?;
     day.redis()?.process().kill().await?;
     day.gates.redis.lead_to(new);
     day.gates.redis.cut();

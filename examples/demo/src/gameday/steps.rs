@@ -13,6 +13,7 @@ use crate::{
     failure::{Failure, Result},
     instances,
     load::Load,
+    proxy::STABLE,
 };
 
 /// Time limit of a recovery: a lease lasts 10 s, and a new process needs some time.
@@ -139,6 +140,20 @@ impl Day {
         };
         self.fleet.remove(name).await?;
         self.fleet.start(release, cluster).await
+    }
+
+    /// Replaces all instances by others of release 2 that have these variables, besides the usual ones.
+    pub(crate) async fn replace_all(&mut self, environment: &[(&'static str, String)]) -> Result<()> {
+        let old: Vec<String> =
+            self.fleet.instances.iter().map(|instance| instance.name().to_owned()).collect();
+        self.fleet.environment =
+            environment.iter().map(|(name, value)| (*name, Some(value.clone()))).collect();
+        self.fleet.start_all(2, STABLE, old.len()).await?;
+        self.fleet.environment.clear();
+        for name in old {
+            self.fleet.stop(&name).await?;
+        }
+        Ok(())
     }
 
     /// Runs a statement outside of the service.

@@ -35,6 +35,12 @@ pub(crate) struct Gates {
     pub(crate) unleash: Proxy,
 }
 
+/// The port of a server's address.
+pub(super) fn port(url: &str) -> Result<u16> {
+    let url = reqwest::Url::parse(url)?;
+    url.port().ok_or_else(|| Failure::new(format!("{url} has no port")))
+}
+
 /// Starts the servers and the gates before them. The last value is the port of Unleash itself.
 pub(super) async fn start(shared: &Shared) -> Result<(Servers, Gates, u16)> {
     let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -42,10 +48,6 @@ pub(super) async fn start(shared: &Shared) -> Result<(Servers, Gates, u16)> {
     let postgres = Postgres::start(PostgresOptions { fsync: true, settings }).await?;
     postgres.create_database("gameday").await?;
     let redis = Redis::start().await?;
-    let port = |url: &str| {
-        let url = reqwest::Url::parse(url)?;
-        url.port().ok_or_else(|| Failure::new(format!("{url} has no port")))
-    };
     let unleash_port = port(&shared.unleash.url())?;
     let gates = Gates {
         postgres: Proxy::start(postgres.port())?,
