@@ -298,7 +298,7 @@ async fn not_modified_is_about_the_state_that_was_polled() {
     let follower = Flags::unleash(options(&url, 1, FleetPolling::new(first, "payments"))).unwrap();
     tokio::time::timeout(LIMIT, follower.ready()).await.unwrap();
     until("a poll of its own", || server.polls.lock().unwrap().contains_key("payments-1")).await;
-    // It learns of this change through the ledger, and of the next one from nobody.
+    // This change reaches it through the ledger, and the next one does not.
     *server.on.lock().unwrap() = true;
     until("the shared change", || follower.decide(&FLAG, &Subject::new())).await;
     *server.is_away.lock().unwrap() = true;

@@ -292,7 +292,7 @@ async fn finish_refuses_while_the_old_side_exists() -> Outcome {
     let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(guarded(url).await?);
     let agent = instance(url, "stable", spec).await?;
     refused(url, &["finish", "status"], 1, &["it is in `off`", "cutover contract status"]).await;
-    // Nobody is told to drop a side that is in use.
+    // The text does not say that a side in use can be dropped.
     let said = run(url, &["finish", "status"]).await.err;
     assert!(!said.contains("drop column"), "{said}");
     for step in ["expand", "backfill", "verify"] {

@@ -104,7 +104,7 @@ async fn a_row_that_moves_behind_the_copy_back_is_copied() -> Outcome {
     Ok(())
 }
 
-/// A key that keeps its value moves nothing, so nothing is mapped and nobody counts as an external writer.
+/// A key that keeps its value moves no row, so no row is mapped and no external write is counted.
 #[tokio::test]
 async fn an_update_that_repeats_the_key_is_no_external_write() -> Outcome {
     let world = world().await?;

@@ -30,7 +30,7 @@ struct Shape {
     plan: fn(TableMigrationBuilder) -> TableMigrationBuilder,
     old: &'static Side,
     new: &'static Side,
-    /// A write of somebody else that does not concern the old side.
+    /// An external write that does not concern the old side.
     unconcerned: Option<&'static str>,
     /// Rows on which the sides differ.
     apart: &'static str,

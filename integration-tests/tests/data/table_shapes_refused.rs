@@ -31,7 +31,7 @@ async fn a_split_that_loses_something_is_refused() -> Outcome {
         plan.create(AUDIT).rows_where("kind = 'audit'").same("body").same("at").column_back("kind", "'audit'")
     };
     assert_eq!(problems(&world, full).await?, [""; 0]);
-    // A column that no mapping fills, and that nobody waives.
+    // A column that no mapping fills and that the plan does not waive.
     let found = problems(&world, |plan| {
         plan.create(AUDIT).rows_where("kind = 'audit'").same("body").column_back("kind", "'audit'")
     })
@@ -144,7 +144,7 @@ async fn external_writes_move_rows_into_a_part_and_out_of_it() -> Outcome {
             assert_eq!(code, expected, "{phase}: {statement}");
             Ok(())
         };
-        // The other rows are nobody's concern.
+        // The migration does not concern the other rows.
         run("update events set body = body || 'x' where id = 3", false).await?;
         run("insert into events values (90, 'other'); delete from events where id = 90", false).await?;
         for (statement, found) in [

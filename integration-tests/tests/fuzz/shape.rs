@@ -174,7 +174,7 @@ pub(crate) struct Shape {
     pub(crate) has_faults: bool,
     /// The service writes one side, and the guard trigger the other one.
     pub(crate) mirrors: bool,
-    /// A second column moves in the same migration. Nobody writes it, and all its rows have one value.
+    /// A second column moves in the same migration. No writer names it, and all its rows have one value.
     pub(crate) has_second: bool,
 }
 

@@ -79,7 +79,7 @@ pub async fn finish(
     } else if !row.drained {
         reasons.push(in_use(name));
     }
-    // In an earlier phase, nobody should be told to drop it.
+    // In an earlier phase, it must not be dropped, so the text does not advise it.
     let old = match found.phase == Phase::Contract.name() {
         true => existing_old_side(&mut tx, &found).await?,
         false => None,

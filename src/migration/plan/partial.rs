@@ -48,7 +48,7 @@ pub(super) async fn of_part(
                  {table}, and a row that comes back does not have it",
                 quote(name)
             ),
-            format!("`.same({name:?})` and the column in the new table, or `.without({name:?})` if nobody needs its values"),
+            format!("`.same({name:?})` and the column in the new table, or `.without({name:?})` if its values are no longer needed"),
         )
     }));
     Ok(problems)
