@@ -30,7 +30,7 @@ impl Progress {
     /// `flag`: where the service takes the desired phase from, if that is not the ledger.
     pub(crate) fn show(&self, state: &Option<MigrationReport>, flag: Option<&str>) {
         let Some(state) = state else { return };
-        let mut line = format!("{} in `{}`", state.name, state.phase);
+        let mut line = format!("{} in `{}`", state.name, text::phase(&state.phase, state.ramp_percent));
         if let Some(work) = state.work.as_ref().filter(|work| !work.finished) {
             self.bar.set_length(work.rows_total.unsigned_abs());
             self.bar.set_position(work.rows_done.unsigned_abs());

@@ -42,6 +42,7 @@ pub(crate) struct Step {
 struct Outcome<'a> {
     migration: &'a str,
     phase: String,
+    ramp_percent: Option<i16>,
     done: bool,
     seconds: f64,
     waits_for: Option<String>,
@@ -129,25 +130,28 @@ pub(crate) async fn run(
     let has_percent = to == Phase::Ramp
         && wanted.is_none_or(|wanted| wanted != desired)
         && (desired.ramp != Percent::ALL || wanted.is_some_and(|wanted| wanted.phase == to));
-    if flag.is_none() && (from != to || has_percent || overruled(&now, to).is_some()) {
+    let is_set = flag.is_none() && (from != to || has_percent || overruled(&now, to).is_some());
+    if is_set {
         set_phase(ledger, name, desired, Actor::with_reason(actor, &step.reason)).await?;
     }
     if step.no_wait {
         say(arguments, &desired.to_string(), || format!("{name}: desired phase set to {desired}\n"));
         return Ok(ExitCode::SUCCESS);
     }
+    let percent = (is_set && to == Phase::Ramp).then(|| desired.ramp.get());
     let progress = Progress::new();
     loop {
         let steps = plan(ledger, name, to).await?;
         let state = report(ledger, Some(name)).await?.pop();
         let mut outcome = Outcome {
             migration: name,
-            done: is_done(to, &steps),
+            done: is_done(to, percent, &steps),
             seconds: wait.seconds(),
             waits_for: steps.waits_for.clone(),
             overruled: overruled(&steps, to).filter(|_| flag.is_none()),
             differences: Vec::new(),
             phase: steps.phase.clone(),
+            ramp_percent: steps.ramp_percent,
         };
         if to == Phase::Verify && steps.phase == to.name() && found_differences(&state, wait.seconds()) {
             outcome.differences = differences(ledger, name, SHOWN_DIFFERENCES).await?;
@@ -205,13 +209,15 @@ fn after_work_of(to: Phase) -> Phase {
     }
 }
 
-fn is_done(to: Phase, steps: &PlanReport) -> bool {
+/// Whether the step to `to` is done. `percent`: the part of the keys that is read from the new side, if that was set.
+fn is_done(to: Phase, percent: Option<u8>, steps: &PlanReport) -> bool {
     match steps.phase.parse::<Phase>() {
         // A later phase requires that this one is done.
         Ok(phase) if phase > to => true,
         Ok(phase) if phase == to => match to {
             Phase::Backfill => steps.new_complete,
             Phase::Verify => steps.scanned,
+            Phase::Ramp => percent.is_none_or(|percent| steps.ramp_percent == Some(percent.into())),
             Phase::Contract => steps.ended_as.as_deref() == Some("finished"),
             _ => true,
         },
@@ -229,7 +235,8 @@ fn found_differences(state: &Option<MigrationReport>, seconds: f64) -> bool {
 }
 
 fn ended(outcome: &Outcome) -> String {
-    let Outcome { migration, phase, done, overruled, differences, .. } = outcome;
+    let Outcome { migration, done, overruled, differences, .. } = outcome;
+    let phase = text::phase(&outcome.phase, outcome.ramp_percent);
     match overruled {
         _ if *done => format!("{migration}: done, in `{phase}`\n"),
         Some(overruled) => format!(

@@ -21,7 +21,7 @@ pub(crate) fn status(reports: &[MigrationReport]) -> String {
             "{}/{}  {} (epoch {}, for {})",
             report.fleet,
             report.name,
-            report.phase,
+            phase(&report.phase, report.ramp_percent),
             report.epoch,
             age(report.phase_age_seconds)
         );
@@ -130,8 +130,14 @@ pub(crate) fn explain(reports: &[MigrationReport]) -> String {
     reports.iter().map(explain_one).collect::<Vec<_>>().join("\n")
 }
 
+/// A phase as `set-phase` takes it, such as `ramp:25`.
+pub(crate) fn phase(phase: &str, ramp_percent: Option<i16>) -> String {
+    ramp_percent.map_or_else(|| phase.to_owned(), |percent| format!("{phase}:{percent}"))
+}
+
 fn explain_one(report: &MigrationReport) -> String {
-    let MigrationReport { fleet, name, phase, epoch, .. } = report;
+    let MigrationReport { fleet, name, epoch, .. } = report;
+    let phase = phase(&report.phase, report.ramp_percent);
     let since = age(report.phase_age_seconds);
     let mut text = format!("{fleet}/{name} has been in `{phase}` (epoch {epoch}) for {since}.\n");
     match &report.desired {
@@ -212,7 +218,7 @@ pub(crate) fn external_writes(writers: &[ExternalWriteReport]) -> String {
     }
     let cells: Vec<[String; 7]> = writers.iter().map(external_writer).collect();
     table(
-        &["migration", "application", "role", "transactions", "not copied", "first seen", "last seen"],
+        &["migration", "application", "role", "transactions", "not mirrored", "first seen", "last seen"],
         &cells,
     )
 }

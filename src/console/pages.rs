@@ -101,6 +101,7 @@ pub(super) fn one(
 ) -> Markup {
     html! {
         (phases(report))
+        @if let Some(percent) = report.ramp_percent { p { (percent) " % of the keys are read from the new side." } }
         @if let Some(ended) = text::ended(report) { (notice(&format!("The migration is {ended}."))) }
         p {
             "Epoch " (report.epoch) ", in this phase for " (age(report.phase_age_seconds)) ". "
@@ -328,7 +329,7 @@ fn rows(details: &Details) -> Markup {
         }
         h2 { "External writers" }
         @if details.external_writes.is_empty() { p { "No external write has been detected." } } @else {
-            (table("External writers", &["Application", "Role", "Transactions", "Not copied", "First seen", "Last seen"],
+            (table("External writers", &["Application", "Role", "Transactions", "Not mirrored", "First seen", "Last seen"],
                 details.external_writes.iter().map(|one| text::external_writer(one)[1..].to_vec())))
         }
         h2 { "History" }

@@ -132,7 +132,7 @@ pub fn external_writer(one: &ExternalWriteReport) -> [String; 7] {
         one.application.clone(),
         one.role.clone(),
         one.transactions.to_string(),
-        one.uncopied.to_string(),
+        one.unmirrored.to_string(),
         one.first_seen.clone(),
         format!("{} ago", age(one.age_seconds)),
     ]

@@ -1,6 +1,6 @@
 //! What the ledger says about the data of a migration.
 
-/// Columns about the migration `m` of a query: `approved`, `scanned`, `uncopied_age`, `unrepaired`,
+/// Columns about the migration `m` of a query: `approved`, `scanned`, `unmirrored_age`, `unrepaired`,
 /// `unrepaired_old` and `given_up`.
 ///
 /// The driver and `cutover plan` both select them, so both go by the same rule. `unrepaired` leaves out rows that were
@@ -13,15 +13,15 @@ macro_rules! evidence {
                  select from cutover.jobs b where b.migration_id = m.id \
                      and b.kind <> 'scan' and (b.finished_at is null or b.finished_at > s.started_at)) \
                  and not exists ( \
-                     select from cutover.external_writes x where x.migration_id = m.id and x.last_uncopied > s.started_at) \
+                     select from cutover.external_writes x where x.migration_id = m.id and x.last_unmirrored > s.started_at) \
                  and not exists (select from cutover.external_write_events w \
-                     where w.migration_id = m.id and not w.copied and w.at > s.started_at) \
+                     where w.migration_id = m.id and not w.mirrored and w.at > s.started_at) \
              from cutover.jobs s where s.migration_id = m.id and s.kind = 'scan' \
                  and s.finished_at is not null order by s.id desc limit 1), false) as scanned, \
          (select extract(epoch from clock_timestamp() - max(seen))::float8 from ( \
-             select last_uncopied as seen from cutover.external_writes s where s.migration_id = m.id \
+             select last_unmirrored as seen from cutover.external_writes s where s.migration_id = m.id \
              union all select at from cutover.external_write_events w \
-                 where w.migration_id = m.id and not w.copied) as uncopied) as uncopied_age, \
+                 where w.migration_id = m.id and not w.mirrored) as unmirrored) as unmirrored_age, \
          (select count(*) from cutover.repairs r where r.migration_id = m.id \
              and (r.error <> '' or r.since < clock_timestamp() - interval '5 s')) as unrepaired, \
          (select count(*) from cutover.repairs r where r.migration_id = m.id and r.side = 'old') as unrepaired_old, \

@@ -9,16 +9,16 @@ use super::unprepared;
 pub(crate) fn count(migration: i32) -> String {
     format!(
         "with seen as (delete from cutover.external_write_events where migration_id = {migration} returning *) \
-         insert into cutover.external_writes as known (migration_id, application, role, transactions, uncopied, \
-                 first_seen, last_seen, last_uncopied) \
-             select migration_id, application, role, count(*), count(*) filter (where not copied), \
-                    min(at), max(at), max(at) filter (where not copied) \
+         insert into cutover.external_writes as known (migration_id, application, role, transactions, unmirrored, \
+                 first_seen, last_seen, last_unmirrored) \
+             select migration_id, application, role, count(*), count(*) filter (where not mirrored), \
+                    min(at), max(at), max(at) filter (where not mirrored) \
              from seen group by migration_id, application, role \
          on conflict (migration_id, application, role) do update \
              set transactions = known.transactions + excluded.transactions, \
-                 uncopied = known.uncopied + excluded.uncopied, \
+                 unmirrored = known.unmirrored + excluded.unmirrored, \
                  last_seen = greatest(known.last_seen, excluded.last_seen), \
-                 last_uncopied = greatest(known.last_uncopied, excluded.last_uncopied)"
+                 last_unmirrored = greatest(known.last_unmirrored, excluded.last_unmirrored)"
     )
 }
 
@@ -122,7 +122,7 @@ pub(crate) async fn disabled_guards(
 /// does not count then.
 pub(crate) async fn record_unseen(tx: &mut PgConnection, migration: i32) -> Result<(), sqlx::Error> {
     unprepared::query(concat!(
-        "insert into cutover.external_write_events (migration_id, application, role, copied) \
+        "insert into cutover.external_write_events (migration_id, application, role, mirrored) \
          select distinct $1::integer, 'unknown, while the guard trigger is disabled', 'unknown', false \
          ",
         from_disabled_guards!(),
@@ -133,17 +133,17 @@ pub(crate) async fn record_unseen(tx: &mut PgConnection, migration: i32) -> Resu
     Ok(())
 }
 
-/// Who wrote what the guard trigger could not copy, in the last seconds, as text.
-pub(crate) async fn uncopied_within(
+/// Who wrote what the guard trigger could not mirror, in the last seconds, as text.
+pub(crate) async fn unmirrored_within(
     tx: &mut PgConnection,
     migration: i32,
     seconds: f64,
 ) -> Result<Vec<String>, sqlx::Error> {
     unprepared::query_scalar(
         "with seen (application, role, at) as ( \
-             select application, role, last_uncopied from cutover.external_writes where migration_id = $1 \
+             select application, role, last_unmirrored from cutover.external_writes where migration_id = $1 \
              union all select application, role, at from cutover.external_write_events \
-                 where migration_id = $1 and not copied) \
+                 where migration_id = $1 and not mirrored) \
          select format('%s (role %s), %s s ago', application, role, \
                 extract(epoch from clock_timestamp() - max(at))::bigint) \
          from seen where at > clock_timestamp() - make_interval(secs => $2) \

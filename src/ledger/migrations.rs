@@ -63,8 +63,8 @@ pub(crate) struct MigrationRow {
     pub(crate) closed: bool,
     /// How long the current epoch has been open.
     pub(crate) age: f64,
-    /// How long ago an external write was seen that the guard trigger could not copy.
-    pub(crate) uncopied_age: Option<f64>,
+    /// How long ago an external write was seen that the guard trigger could not mirror.
+    pub(crate) unmirrored_age: Option<f64>,
     pub(crate) approved: bool,
     pub(crate) scanned: bool,
     pub(crate) unrepaired: i64,

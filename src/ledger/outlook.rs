@@ -12,6 +12,7 @@ pub(crate) struct OutlookRow {
     pub(crate) name: String,
     pub(crate) phase: String,
     pub(crate) epoch: i32,
+    pub(crate) ramp_percent: i16,
     pub(crate) desired: Option<String>,
     pub(crate) desired_by: Option<String>,
     pub(crate) waits_for: Option<String>,
@@ -24,8 +25,8 @@ pub(crate) struct OutlookRow {
     pub(crate) closed: bool,
     /// The previous epoch is drained, or there is none.
     pub(crate) drained: bool,
-    /// Seconds since the guard trigger last saw an external write that it could not copy.
-    pub(crate) uncopied_age: Option<f64>,
+    /// Seconds since the guard trigger last saw an external write that it could not mirror.
+    pub(crate) unmirrored_age: Option<f64>,
     pub(crate) approved: bool,
     pub(crate) scanned: bool,
     pub(crate) unrepaired: i64,
@@ -47,7 +48,7 @@ pub(crate) struct OutlookRow {
 /// runs, else the latest.
 pub(crate) async fn outlook(tx: &mut PgConnection, migration: i32) -> Result<OutlookRow, sqlx::Error> {
     unprepared::query_as(concat!(
-        "select m.fleet, m.name, m.phase, m.epoch, m.desired, m.desired_by, m.waits_for, m.old_complete, m.new_complete, \
+        "select m.fleet, m.name, m.phase, m.epoch, m.ramp_percent, m.desired, m.desired_by, m.waits_for, m.old_complete, m.new_complete, \
                 m.ended_as, i.name as driver, p.version, p.tasks::text as tasks, \
                 p.old_table, p.old_columns, p.desired_from, q.problems::text as problems, \
                 extract(epoch from clock_timestamp() - q.seen_at)::float8 as problems_age, \

@@ -19,6 +19,8 @@ pub struct MigrationReport {
     pub epoch: i32,
     /// The current phase.
     pub phase: String,
+    /// The part of the keys that `ramp` reads from the new side, in percent; `None` in other phases.
+    pub ramp_percent: Option<i16>,
     /// Seconds since the current epoch was opened.
     pub phase_age_seconds: f64,
     /// The phase requested through SQL or the command line.
@@ -51,6 +53,7 @@ impl FromRow<'_, PgRow> for MigrationReport {
             name: row.try_get("name")?,
             epoch: row.try_get("epoch")?,
             phase: row.try_get("phase")?,
+            ramp_percent: row.try_get("ramp_percent")?,
             phase_age_seconds: row.try_get("phase_age_seconds")?,
             desired: row.try_get("desired")?,
             ended_as: row.try_get("ended_as")?,
@@ -164,7 +167,8 @@ pub(crate) async fn migrations(
     only: Option<&str>,
 ) -> Result<Vec<MigrationReport>, sqlx::Error> {
     unprepared::query_as(concat!(
-        "select m.fleet, m.name, m.epoch, m.phase, m.desired, m.ended_as, m.waits_for, m.paused_by, i.name as driver, \
+        "select m.fleet, m.name, m.epoch, m.phase, case m.phase when 'ramp' then m.ramp_percent end as ramp_percent, \
+                m.desired, m.ended_as, m.waits_for, m.paused_by, i.name as driver, \
                 extract(epoch from clock_timestamp() - m.ended_at)::float8 as ended_seconds, \
                 extract(epoch from clock_timestamp() - e.opened_at)::float8 as phase_age_seconds, \
                 extract(epoch from clock_timestamp() - m.waits_since)::float8 as waits_seconds, \
@@ -361,8 +365,8 @@ pub struct ExternalWriteReport {
     pub role: String,
     /// Transactions that wrote.
     pub transactions: i64,
-    /// Those of them whose writes the guard trigger could not copy to the new side.
-    pub uncopied: i64,
+    /// Those of them whose writes the guard trigger could not mirror to the new side.
+    pub unmirrored: i64,
     /// When the first one wrote, as ISO 8601 in the database's time zone.
     pub first_seen: String,
     /// When the last one wrote.
@@ -379,13 +383,13 @@ pub(crate) async fn external_writes(
 ) -> Result<Vec<ExternalWriteReport>, sqlx::Error> {
     unprepared::query_as(
         "select m.fleet, m.name as migration, application, role, \
-                sum(transactions)::bigint as transactions, sum(uncopied)::bigint as uncopied, \
+                sum(transactions)::bigint as transactions, sum(unmirrored)::bigint as unmirrored, \
                 to_char(min(first_seen), 'YYYY-MM-DD\"T\"HH24:MI:SSOF') as first_seen, \
                 to_char(max(last_seen), 'YYYY-MM-DD\"T\"HH24:MI:SSOF') as last_seen, \
                 extract(epoch from clock_timestamp() - max(last_seen))::float8 as age_seconds \
-         from (select migration_id, application, role, transactions, uncopied, first_seen, last_seen \
+         from (select migration_id, application, role, transactions, unmirrored, first_seen, last_seen \
                    from cutover.external_writes \
-               union all select migration_id, application, role, 1, (not copied)::integer, at, at \
+               union all select migration_id, application, role, 1, (not mirrored)::integer, at, at \
                    from cutover.external_write_events) as seen \
          join cutover.migrations m on m.id = seen.migration_id \
          where $1::integer is null or m.id = $1 \

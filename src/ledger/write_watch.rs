@@ -57,7 +57,7 @@ impl WriteWatch {
                          if phase in ('retire', 'contract') then \
                              raise exception using errcode = 'ZC003', \
                                  message = pg_catalog.format('{what} %s is about to be dropped and is no longer written: \
-                                     migration {id} is in `%s`', tg_table_name, phase), \
+                                     migration %s is in `%s`', tg_table_name, cutover.migration_name({id}), phase), \
                                  detail = pg_catalog.format('The write came from application %s, role %s.', \
                                      coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), \
                                      session_user), \

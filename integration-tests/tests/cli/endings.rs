@@ -299,11 +299,11 @@ async fn finish_refuses_while_the_old_side_exists() -> Outcome {
         went(url, &[step, "status"]).await;
     }
     went(url, &["ramp", "status", "--percent", "25"]).await;
-    wait_until("25 percent", Duration::from_secs(20), async || {
-        Ok::<_, std::io::Error>(one::<i16>(url, "select ramp_percent from cutover.migrations").await == 25)
-    })
-    .await?;
+    let percent = "select ramp_percent from cutover.migrations";
+    assert_eq!(one::<i16>(url, percent).await, 25);
+    assert!(went(url, &["status"]).await.out.contains("ramp:25 (epoch"));
     went(url, &["ramp", "status", "--percent", "100"]).await;
+    assert_eq!(one::<i16>(url, percent).await, 100);
     went(url, &["switch", "status"]).await;
     went(url, &["retire", "status"]).await;
     agent.leave().await?;

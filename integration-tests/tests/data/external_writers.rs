@@ -212,7 +212,7 @@ async fn a_disabled_guard_is_named_and_holds_the_way_forward() -> Outcome {
         .until("the disabled trigger to be noticed", async || count(&world, unseen).await.unwrap_or(0) > 0)
         .await?;
     world.ask("ramp").await?;
-    world.waits_for("without external writes that the guard trigger cannot copy").await?;
+    world.waits_for("without external writes that the guard trigger cannot mirror").await?;
     let enable = "do $$ declare name text; begin \
         for name in select tgname from pg_trigger where tgrelid = 'orders'::regclass and not tgisinternal loop \
             execute format('alter table orders enable always trigger %I', name); end loop; end $$";

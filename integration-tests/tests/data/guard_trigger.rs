@@ -36,7 +36,7 @@ fn text(value: &str) -> Option<String> {
 const COPIED: [&str; 5] = ["expand", "backfill", "verify", "ramp:50", "switch"];
 
 #[tokio::test]
-async fn external_writes_are_copied_and_refused_from_retire() -> Outcome {
+async fn external_writes_are_mirrored_and_refused_from_retire() -> Outcome {
     let world = World::new(100).await?;
     let a = world.instance("a", Some(world.describe().build()?)).await?;
     let mut job = external(&world).await?;
@@ -63,7 +63,7 @@ async fn external_writes_are_copied_and_refused_from_retire() -> Outcome {
     let reports = seen(&world).await?;
     assert_eq!(reports.len(), 1, "{reports:?}");
     assert_eq!((reports[0].application.as_str(), reports[0].role.as_str()), ("nightly job", "postgres"));
-    assert_eq!((reports[0].transactions, reports[0].uncopied), (3 * 5 + 1, 0));
+    assert_eq!((reports[0].transactions, reports[0].unmirrored), (3 * 5 + 1, 0));
 
     world.go("retire").await?;
     for statement in [
@@ -73,7 +73,7 @@ async fn external_writes_are_copied_and_refused_from_retire() -> Outcome {
         let error = job.execute(statement).await.expect_err(statement);
         let error = error.as_database_error().ok_or("the database's")?;
         assert_eq!(error.code().as_deref(), Some("ZC003"));
-        assert!(error.message().contains("is in `retire`"), "{error}");
+        assert!(error.message().contains("migration shop/status is in `retire`"), "{error}");
     }
     // A write that leaves the old side alone passes.
     job.execute("update orders set new_status = 'kept', note = 'n' where id = 1").await?;
@@ -153,7 +153,7 @@ async fn with_a_rust_mapping_external_writes_hold_the_migration() -> Outcome {
     job.execute("update orders set old_status = 'STALE' where id = 7").await?;
     world.ask("ramp:50").await?;
     world.waits_for("without external writes").await?;
-    assert_eq!(seen(&world).await?[0].uncopied, 1);
+    assert_eq!(seen(&world).await?[0].unmirrored, 1);
     Ok(())
 }
 
@@ -496,7 +496,7 @@ async fn the_guard_keeps_the_rights_and_tables_of_its_installer() -> Outcome {
 }
 
 #[tokio::test]
-async fn a_scan_counts_only_without_a_later_uncopied_write() -> Outcome {
+async fn a_scan_counts_only_without_a_later_unmirrored_write() -> Outcome {
     let world = World::new(50).await?;
     let lower = map_each(|row: Row| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
     let plan = world.describe().forward_rows(lower).build()?;

@@ -74,13 +74,13 @@ async fn external_writes_reach_both_columns() -> Outcome {
     );
     walk(&world, &bench, &["verify", "ramp:50", "switch"], &apart).await?;
     // The ledger names the external writer, and all of its writes were copied at once.
-    let (who, writes, uncopied): (String, i64, i64) = sqlx::query_as(
-        "select max(application), sum(transactions)::bigint, sum(uncopied)::bigint from cutover.external_writes",
+    let (who, writes, unmirrored): (String, i64, i64) = sqlx::query_as(
+        "select max(application), sum(transactions)::bigint, sum(unmirrored)::bigint from cutover.external_writes",
     )
     .fetch_one(&world.pool)
     .await?;
     println!("{rows} rows, {writes} transactions of a stranger");
-    assert_eq!((who.as_str(), uncopied), ("pgbench", 0));
+    assert_eq!((who.as_str(), unmirrored), ("pgbench", 0));
     assert!(writes > 0);
     Ok(())
 }

@@ -572,6 +572,12 @@ create table cutover.flag_polls (
     state bytea check (octet_length(state) <= 17000000)
 );
 
+-- The name for an error text. Whoever writes the table may call it, without rights on the ledger.
+create function cutover.migration_name(p_migration integer) returns text
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select coalesce(min(fleet || '/' || name), p_migration::text) from cutover.migrations where id = p_migration
+$$;
+
 -- The fence: the first statement of every pinned write transaction.
 --
 -- The shared lock comes first, and the query of the epoch is a separate statement. Under READ COMMITTED it therefore sees
@@ -609,11 +615,13 @@ begin
     end if;
     if not v_found then
         raise exception using errcode = 'ZC002',
-            message = format('epoch %s (%s) of migration %s is not in the ledger', p_epoch, p_phase, p_migration),
+            message = format('epoch %s (%s) of migration %s is not in the ledger', p_epoch, p_phase,
+                cutover.migration_name(p_migration)),
             hint = 'The database was restored, or failed over to an older state. Rejoin the fleet and retry.';
     elsif v_closed is not null then
         raise exception using errcode = 'ZC001',
-            message = format('epoch %s of migration %s is closed', p_epoch, p_migration),
+            message = format('epoch %s of migration %s is closed', p_epoch,
+                cutover.migration_name(p_migration)),
             hint = 'The migration has moved on. Retry at the current epoch.';
     end if;
     -- Two conditions, because one with a query in it is run as a query even if the first half is false.
@@ -624,7 +632,8 @@ begin
                 where s.migration_id = p_migration and s.side = 'old')
         then
             raise exception using errcode = 'ZC004',
-                message = format('the guard trigger of migration %s is missing or disabled', p_migration),
+                message = format('the guard trigger of migration %s is missing or disabled',
+                    cutover.migration_name(p_migration)),
                 detail = 'The service relies on it to write both sides (`mirror_writes`).',
                 hint = format('Enable it: `alter table … enable always trigger "zzz_cutover_%s_row"`.', p_migration);
         end if;
@@ -649,8 +658,8 @@ create table cutover.external_write_events (
     migration_id integer not null references cutover.migrations,
     application text not null,
     role text not null,
-    -- Whether the guard trigger copied the write to the other side.
-    copied boolean not null,
+    -- Whether the guard trigger mirrored the write to the other side.
+    mirrored boolean not null,
     at timestamptz not null default clock_timestamp()
 );
 
@@ -659,10 +668,10 @@ create table cutover.external_writes (
     application text not null,
     role text not null,
     transactions bigint not null default 0,
-    uncopied bigint not null default 0,
+    unmirrored bigint not null default 0,
     first_seen timestamptz not null,
     last_seen timestamptz not null,
-    last_uncopied timestamptz,
+    last_unmirrored timestamptz,
     primary key (migration_id, application, role)
 );
 
@@ -712,7 +721,7 @@ $$;
 --
 -- The advisory lock is held until the external transaction ends. Copies, scans and the moves after which such writes are
 -- refused take it too, so they wait for transactions that began under the earlier rule.
-create function cutover.record_external_write(p_migration integer, p_copied boolean) returns text
+create function cutover.record_external_write(p_migration integer, p_mirrored boolean) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_known text := 'cutover.external_write_' || p_migration;
@@ -723,9 +732,9 @@ begin
         v_phase := cutover.phase_for_guard(p_migration);
         perform set_config(v_known, v_phase, true);
         if v_phase <> 'off' then
-            insert into cutover.external_write_events (migration_id, application, role, copied)
+            insert into cutover.external_write_events (migration_id, application, role, mirrored)
                 values (p_migration, coalesce(nullif(current_setting('application_name'), ''), 'unnamed'),
-                        session_user, p_copied);
+                        session_user, p_mirrored);
         end if;
     end if;
     return v_phase;
@@ -808,8 +817,9 @@ end
 $$;
 revoke all on function cutover.record_external_repair(integer, text, jsonb, text) from public;
 
--- The guard trigger calls this function as whoever writes the table. Every other function and table needs a grant of its
+-- The guard trigger calls these functions as whoever writes the table. Every other function and table needs a grant of its
 -- own.
 grant usage on schema cutover to public;
 grant execute on function cutover.record_external_write(integer, boolean) to public;
 grant execute on function cutover.phase_for_guard(integer) to public;
+grant execute on function cutover.migration_name(integer) to public;

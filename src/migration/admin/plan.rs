@@ -25,6 +25,8 @@ pub struct PlanReport {
     pub name: String,
     /// The current phase.
     pub phase: String,
+    /// The part of the keys that `ramp` reads from the new side, in percent; `None` in other phases.
+    pub ramp_percent: Option<i16>,
     /// The phase requested through SQL or the command line.
     pub desired: Option<String>,
     /// Who requested it.
@@ -139,7 +141,7 @@ pub(super) async fn plan_of(
         steps.push(StepReport {
             from: from.to_string(),
             to: next.to_string(),
-            needs: needs(from, next, &observed, row.uncopied_age.is_some(), &dependents)
+            needs: needs(from, next, &observed, row.unmirrored_age.is_some(), &dependents)
                 .into_iter()
                 .map(|need| Need { waits_for: need.waits_for.map(|text| addressed(&text, &name)), ..need })
                 .filter(|need| sql(Task::Enforce).is_some() || !about_refusals.contains(&need.what))
@@ -152,6 +154,7 @@ pub(super) async fn plan_of(
     Ok(PlanReport {
         fleet: row.fleet,
         name: row.name,
+        ramp_percent: (observed.phase == Phase::Ramp).then_some(row.ramp_percent),
         phase: row.phase,
         desired: row.desired,
         desired_by: row.desired_by,
@@ -257,12 +260,12 @@ fn observed(row: &OutlookRow, members: Vec<Member>) -> Result<Observed, sqlx::Er
 }
 
 /// Whether the ledger alone tells if the requirement holds for a step from `from`, now that the migration is in `current`.
-fn is_known(requirement: Requirement, from: Phase, current: Phase, has_uncopied_writes: bool) -> bool {
+fn is_known(requirement: Requirement, from: Phase, current: Phase, has_unmirrored_writes: bool) -> bool {
     match requirement {
         // A later step is about epochs that do not exist yet.
         Requirement::PreviousEpochDrained => from == current,
         // The build has the length of the quiet period.
-        Requirement::NoUncopiedExternalWrites => !has_uncopied_writes,
+        Requirement::NoUnmirroredExternalWrites => !has_unmirrored_writes,
         // The build knows its schema, its standbys and its soak time; open transactions are seen by their locks.
         Requirement::NewSideExists
         | Requirement::StandbysCaughtUp
@@ -286,7 +289,7 @@ fn needs(
     from: Phase,
     to: Phase,
     observed: &Observed,
-    has_uncopied_writes: bool,
+    has_unmirrored_writes: bool,
     dependents: &Dependents,
 ) -> Vec<Need> {
     requirements(from, to)
@@ -300,7 +303,7 @@ fn needs(
                     waits_for: names.map(|names| names.join(", ")).filter(|text| !text.is_empty()),
                 };
             }
-            if !is_known(requirement, from, observed.phase, has_uncopied_writes) {
+            if !is_known(requirement, from, observed.phase, has_unmirrored_writes) {
                 return Need { what, holds: None, waits_for: None };
             }
             let blockers: Vec<String> =
@@ -326,6 +329,7 @@ mod tests {
             name: "status".into(),
             phase: phase.to_string(),
             epoch: 7,
+            ramp_percent: 100,
             desired: None,
             desired_by: None,
             waits_for: None,
@@ -335,7 +339,7 @@ mod tests {
             driver: None,
             closed: false,
             drained,
-            uncopied_age: None,
+            unmirrored_age: None,
             approved: false,
             scanned: false,
             unrepaired: 2,
@@ -390,9 +394,9 @@ mod tests {
     fn what_only_the_build_knows_is_not_claimed_to_hold() {
         let nothing = Dependents { names: None, may_be_dropped: false };
         let observed = observed(&row(Phase::Verify, true), Vec::new()).expect("a phase");
-        let holds = |has_uncopied_writes| {
-            let needs = needs(Phase::Verify, Phase::Ramp, &observed, has_uncopied_writes, &nothing);
-            let external = Requirement::NoUncopiedExternalWrites.to_string();
+        let holds = |has_unmirrored_writes| {
+            let needs = needs(Phase::Verify, Phase::Ramp, &observed, has_unmirrored_writes, &nothing);
+            let external = Requirement::NoUnmirroredExternalWrites.to_string();
             needs.iter().find(|need| need.what == external).and_then(|need| need.holds)
         };
         assert_eq!(holds(true), None);

@@ -18,7 +18,7 @@ const SECTIONS: [(&str, &str); 33] = [
     ("a scan that maps", "Work on rows"),
     ("the throttle of the", "Work on rows"),
     ("the repair of", "Rows wait for repair"),
-    ("external writes that the guard trigger cannot copy", "External writes"),
+    ("external writes that the guard trigger cannot mirror", "External writes"),
     ("guard trigger", "Guard trigger is disabled"),
     ("transaction of an external writer", "Open external transactions"),
     ("to replay another", "Standby is behind"),

@@ -77,7 +77,7 @@ impl MigrationState {
             }
             _ => Vec::new(),
         };
-        let uncopied_age = row.uncopied_age.map(seconds);
+        let unmirrored_age = row.unmirrored_age.map(seconds);
         Ok(Self {
             id: row.id,
             view: Observed {
@@ -94,7 +94,7 @@ impl MigrationState {
                     enforced: facts.enforced,
                     relaxed: facts.relaxed,
                     approved: row.approved,
-                    quiet_period_left: uncopied_age
+                    quiet_period_left: unmirrored_age
                         .map_or(Duration::ZERO, |age| spec.external_write_quiet_period.saturating_sub(age)),
                     soak_left: spec.soak.saturating_sub(seconds(row.age)),
                     unrepaired: row.unrepaired,

@@ -46,7 +46,7 @@ pub enum Blocker {
     },
     /// No scan has shown that the old side can be rebuilt from the new one.
     NotReversible,
-    /// An external writer wrote what the guard trigger cannot copy; this much of the quiet period is left.
+    /// An external writer wrote what the guard trigger cannot mirror; this much of the quiet period is left.
     ExternalWrites(Duration),
     /// A standby that serves reads has not replayed enough WAL.
     Standby(LaggingStandby),
@@ -115,7 +115,7 @@ impl fmt::Display for Blocker {
             Blocker::NotRelaxed => f.write_str("the constraints of the change to be dropped"),
             Blocker::ExternalWrites(left) => write!(
                 f,
-                "another {} without external writes that the guard trigger cannot copy \
+                "another {} without external writes that the guard trigger cannot mirror \
                  (MigrationSpec::external_write_quiet_period); \
                  to unblock: stop the writers that `cutover external-writes` shows",
                 time_left(*left)

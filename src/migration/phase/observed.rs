@@ -102,7 +102,7 @@ pub struct Conditions {
     pub enforced: bool,
     /// The server refuses nothing of what the change forbids.
     pub relaxed: bool,
-    /// How much longer the table must go without an external write that the guard trigger cannot copy.
+    /// How much longer the table must go without an external write that the guard trigger cannot mirror.
     pub quiet_period_left: Duration,
     /// How much longer `retire` must last before the old side may be dropped.
     pub soak_left: Duration,

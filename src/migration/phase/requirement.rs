@@ -16,8 +16,8 @@ pub enum Requirement {
     NewSideExists,
     /// The side is complete.
     Complete(Side),
-    /// No external writer wrote what the guard trigger cannot copy, for the quiet period.
-    NoUncopiedExternalWrites,
+    /// No external writer wrote what the guard trigger cannot mirror, for the quiet period.
+    NoUnmirroredExternalWrites,
     /// No external writer is in the middle of a transaction. The move itself checks this, under a lock that stops new
     /// ones.
     NoOpenExternalTransaction,
@@ -52,12 +52,12 @@ const fn specific(from: Phase, to: Phase) -> &'static [Requirement] {
     match (from, to) {
         (Phase::Off, Phase::Expand) => &[NewSideExists],
         (Phase::Expand, Phase::Backfill) => &[TablesReady],
-        (Phase::Backfill, Phase::Verify) => &[Complete(Side::New), NoUncopiedExternalWrites, TablesReady],
+        (Phase::Backfill, Phase::Verify) => &[Complete(Side::New), NoUnmirroredExternalWrites, TablesReady],
         (Phase::Verify, Phase::Ramp) => &[
             Complete(Side::New),
             // A row must arrive before it is read.
             NoRepairs,
-            NoUncopiedExternalWrites,
+            NoUnmirroredExternalWrites,
             NoOpenExternalTransaction,
             CleanScan,
             TablesReady,
@@ -102,7 +102,7 @@ impl Requirement {
             Requirement::PhaseSupported => unsupported(observed, to),
             Requirement::NewSideExists => unless(conditions.expanded, Blocker::NotExpanded),
             Requirement::Complete(side) => unless(observed.complete.of(side), Blocker::Incomplete(side)),
-            Requirement::NoUncopiedExternalWrites => {
+            Requirement::NoUnmirroredExternalWrites => {
                 let left = conditions.quiet_period_left;
                 unless(left.is_zero(), Blocker::ExternalWrites(left))
             }
@@ -174,8 +174,8 @@ impl fmt::Display for Requirement {
             Requirement::NewSideExists => "the new side exists, with its guard trigger",
             Requirement::Complete(Side::Old) => "the old side is complete",
             Requirement::Complete(Side::New) => "the new side is complete",
-            Requirement::NoUncopiedExternalWrites => {
-                "no external write that the guard trigger cannot copy, for the quiet period"
+            Requirement::NoUnmirroredExternalWrites => {
+                "no external write that the guard trigger cannot mirror, for the quiet period"
             }
             Requirement::NoOpenExternalTransaction => "no external transaction is open",
             Requirement::NoRepairs => "no row waits for repair",

@@ -114,7 +114,7 @@ pub(super) struct Selects {
 
 const REFUSE: &str = "raise exception using errcode = 'ZC003', \
      message = pg_catalog.format('the old side of %s is no longer written: migration %s is in `%s`', \
-         tg_table_name, tg_argv[0], phase), \
+         tg_table_name, cutover.migration_name(tg_argv[0]::integer), phase), \
      detail = pg_catalog.format('The write came from application %s, role %s.', \
          coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), session_user), \
      hint = 'Write the new side, or write through the service.';";
@@ -122,7 +122,7 @@ const REFUSE: &str = "raise exception using errcode = 'ZC003', \
 /// For a pinned write that relies on a mapping which another build has replaced by one in Rust.
 const NOT_MIRRORED: &str = "raise exception using errcode = 'ZC005', \
      message = pg_catalog.format('a write of %s cannot be mirrored: the guard trigger of migration %s was installed by a \
-         build whose mapping is in Rust', tg_table_name, tg_argv[0]), \
+         build whose mapping is in Rust', tg_table_name, cutover.migration_name(tg_argv[0]::integer)), \
      hint = 'Deploy builds with one mapping, or write both sides.';";
 
 /// Failures that concern the transaction, not the row: it has to be repeated as a whole.

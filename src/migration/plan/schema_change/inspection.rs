@@ -314,7 +314,7 @@ pub(super) async fn before_step(
         return Ok(problems);
     }
     let quiet = plan.quiet_period.as_secs_f64();
-    let writers = external_writes::uncopied_within(connection, migration, quiet).await?;
+    let writers = external_writes::unmirrored_within(connection, migration, quiet).await?;
     if !writers.is_empty() {
         problems.push(PlanProblem::warning(
             format!("writes that the change refuses to stop for {quiet} s: {}", writers.join("; ")),
