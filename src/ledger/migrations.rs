@@ -200,6 +200,15 @@ pub(crate) async fn set_waits_for(
     Ok(())
 }
 
+/// Locks the desired phase until the transaction ends, so that no move is made towards one that a person has replaced.
+pub(crate) async fn lock_desired(tx: &mut PgConnection, migration: i32) -> Result<(), sqlx::Error> {
+    unprepared::query("select id from cutover.migrations where id = $1 for no key update")
+        .bind(migration)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
 /// Locks the migration against an end until the transaction ends. `false`: it has ended.
 ///
 /// The transaction that makes the new side calls it first, so that nothing is made for a migration that was abandoned.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed set-up is a failed test")]
 
 mod deploys;
+mod desired;
 mod finished;
 mod lives;
 mod neighbours;

@@ -210,6 +210,7 @@ impl Reconcile<'_> {
         if decided == Step::Move(Phase::Ramp) {
             epochs::seal(tx, self.fleet, &self.spec.name, !self.spec.standbys.is_empty()).await?;
         }
+        migrations::lock_desired(tx, seen.id).await?;
         let state = MigrationState::load(tx, self.fleet, self.spec, true).await?;
         let aim = self.aim(&state);
         let step = next_step(&state.view, aim.target.phase_from(state.view.phase));
