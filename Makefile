@@ -1,6 +1,6 @@
 # `make` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo gameday test suites-of-tables other-suites fuzz fuzz-rules matrix bench check features documentation pictures packages cargo
+.PHONY: help demo gameday test suites-of-tables other-suites small-demo fuzz fuzz-rules matrix bench check features documentation pictures packages cargo
 
 SHELL := /bin/bash
 export CARGO_NET_RETRY ?= 5
@@ -112,24 +112,35 @@ test: check
 	$(MAKE) --no-print-directory documentation START=$(START)
 	$(call stage,real servers)
 	$(CARGO_TEST) --test '*' --no-run
-	$(MAKE) --no-print-directory -j2 suites-of-tables other-suites
-	$(call stage,Postgres 13 14 and 18)
-	$(WITH_OWN_SERVERS) scripts/matrix --short 13 14 18
-	$(MAKE) --no-print-directory features START=$(START)
-	$(call stage,the demo on a small table)
+	$(MAKE) --no-print-directory -j2 suites-of-tables other-suites START=$(START)
+	$(call stage,features and the demo)
 	cargo build --workspace --all-features --bins
-	$(WITH_OWN_SERVERS) target/debug/demo --plain --rows 20000 --rate 50 --bin-dir target/debug \
-		--report target/debug/demo-report.json
-	$(call stage,a minute of chaos)
-	$(WITH_OWN_SERVERS) target/debug/demo gameday --plain --rows 5000 --rate 50 --bin-dir target/debug \
-		--report target/debug/gameday/report.json --chaos-seconds 60 chaos
+	$(MAKE) --no-print-directory -j2 features small-demo START=$(START)
 	$(call stage,done)
 
 # Two halves at once, because tests wait for their servers a good part of the time.
-suites-of-tables: SUITES = --test data --test fuzz
-other-suites: SUITES = --test '[!df]*' --test 'd[!a]*' --test 'f[!u]*'
-suites-of-tables other-suites:
-	@set -o pipefail; RUST_TEST_THREADS=$${RUST_TEST_THREADS:-3} $(CARGO_TEST) --no-fail-fast $(SUITES) 2>&1 | sed -u 's/^/$@: /'
+SUITES = RUST_TEST_THREADS=$${RUST_TEST_THREADS:-3} $(CARGO_TEST) --no-fail-fast
+PREFIX = 2>&1 | sed -u 's/^/$@: /'
+
+suites-of-tables: .SHELLFLAGS := -o pipefail -c
+suites-of-tables:
+	@$(SUITES) --test data --test fuzz $(PREFIX)
+	$(call stage,Postgres 13 14 and 18)
+	@$(WITH_OWN_SERVERS) scripts/matrix --short 13 14 18 $(PREFIX)
+
+other-suites: .SHELLFLAGS := -o pipefail -c
+other-suites:
+	@$(SUITES) --test '[!df]*' --test 'd[!a]*' --test 'f[!u]*' $(PREFIX)
+
+# The demo on a small table, and a minute of chaos.
+small-demo: .SHELLFLAGS := -o pipefail -c
+small-demo:
+	$(call stage,the demo on a small table)
+	@$(WITH_OWN_SERVERS) target/debug/demo --plain --rows 20000 --rate 50 --bin-dir target/debug \
+		--report target/debug/demo-report.json $(PREFIX)
+	$(call stage,a minute of chaos)
+	@$(WITH_OWN_SERVERS) target/debug/demo gameday --plain --rows 5000 --rate 50 --bin-dir target/debug \
+		--report target/debug/gameday/report.json --chaos-seconds 60 chaos $(PREFIX)
 
 fuzz: export SECONDS := $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),3600)
 fuzz: cargo
