@@ -1,6 +1,6 @@
 //! Reads the ledger once for all viewers, and not at all without one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::charts::Charts;
 use super::sides::{SideNumbers, SideSource};
 use super::{Database, pages};
 use crate::migration::admin::{AdminError, Details, MigrationReport, PlanReport, details, report};
@@ -18,8 +19,6 @@ const POLL: Duration = Duration::from_secs(2);
 const SLOW_POLL: Duration = Duration::from_secs(15);
 /// Rows of a table.
 const SHOWN_ROWS: u32 = 20;
-/// Samples of a chart: four minutes.
-const SAMPLES: usize = 120;
 /// How long the list waits for one of several ledgers.
 const LEDGER_LIMIT: Duration = Duration::from_secs(5);
 
@@ -160,8 +159,7 @@ struct Reader {
     /// When the details were read, and for which state.
     read: Option<(Instant, String)>,
     sides: Option<(Instant, Result<SideNumbers, String>)>,
-    rates: VecDeque<f64>,
-    last_rows: Option<(Instant, i64)>,
+    charts: Charts,
 }
 
 impl Reader {
@@ -173,14 +171,15 @@ impl Reader {
         let is_due = self.read.as_ref().is_none_or(|(at, seen)| at.elapsed() >= SLOW_POLL || *seen != state);
         if is_due {
             self.details = details(ledger, name, SHOWN_ROWS).await?;
+            self.charts.add_writers(&self.details.external_writes);
             self.read = Some((Instant::now(), state));
         }
-        self.sample(found);
+        self.charts.add_rows(found);
         if let Some(source) = &feed.sides {
             self.read_sides(source, found).await;
         }
         let sides = self.sides.as_ref().map(|(_, sides)| sides);
-        let html = pages::one(found, &self.details, self.rates.make_contiguous(), sides).into_string().into();
+        let html = pages::one(found, &self.details, &self.charts, sides).into_string().into();
         Ok(Shown { html, status: StatusCode::OK, plan: self.details.plan.clone() })
     }
 
@@ -191,20 +190,6 @@ impl Reader {
         } else if self.sides.as_ref().is_none_or(|(at, _)| at.elapsed() >= SIDES_POLL) {
             self.sides = Some((Instant::now(), source(report.name.clone()).await));
         }
-    }
-
-    /// Adds the rows per second since the last read.
-    fn sample(&mut self, report: &MigrationReport) {
-        let Some(work) = report.work.as_ref().filter(|work| !work.finished) else {
-            self.last_rows = None;
-            return;
-        };
-        if let Some((at, rows)) = self.last_rows {
-            let done = (work.rows_done - rows).max(0) as f64;
-            self.rates.push_back(done / at.elapsed().as_secs_f64().max(0.001));
-            self.rates.drain(..self.rates.len().saturating_sub(SAMPLES));
-        }
-        self.last_rows = Some((Instant::now(), work.rows_done));
     }
 }
 

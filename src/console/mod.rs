@@ -6,6 +6,7 @@
 //!
 //! The other items of this module are for the command line, which serves the same pages.
 
+mod charts;
 mod database;
 mod feed;
 mod instance;

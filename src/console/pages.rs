@@ -3,6 +3,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::charts::Charts;
 use super::sides::SideNumbers;
 use super::text::{self, age};
 use crate::migration::Phase;
@@ -96,7 +97,7 @@ fn migrations(ledger: Option<&str>, reports: &[MigrationReport]) -> Markup {
 pub(super) fn one(
     report: &MigrationReport,
     details: &Details,
-    rates: &[f64],
+    charts: &Charts,
     sides: Option<&Result<SideNumbers, String>>,
 ) -> Markup {
     html! {
@@ -118,7 +119,7 @@ pub(super) fn one(
         @if let Some(work) = &report.work {
             h2 { "Work on rows" }
             (progress(work))
-            @if rates.len() > 1 { (chart(rates)) }
+            (charts.rows())
         }
         @if has_two_sides(report) {
             h2 { "Both sides" }
@@ -129,7 +130,7 @@ pub(super) fn one(
         (instances(report))
         @if let Some(plan) = &details.plan { (steps(plan)) }
         @if let Some(way_back) = &details.way_back { (back(way_back)) }
-        (rows(details))
+        (rows(details, charts))
     }
 }
 
@@ -253,22 +254,6 @@ fn progress(work: &WorkReport) -> Markup {
     }
 }
 
-/// Rows per second over time.
-fn chart(rates: &[f64]) -> Markup {
-    let most = rates.iter().copied().fold(1.0, f64::max);
-    let points: Vec<String> =
-        rates.iter().enumerate().map(|(at, rate)| format!("{at},{:.2}", 40.0 - rate / most * 38.0)).collect();
-    let label = format!("Rows per second, at most {most:.0}, now {:.0}", rates.last().unwrap_or(&0.0));
-    html! {
-        figure {
-            svg.chart viewBox=(format!("0 0 {} 40", rates.len() - 1)) preserveAspectRatio="none" role="img" aria-label=(label) {
-                polyline points=(points.join(" ")) {}
-            }
-            figcaption { (label) }
-        }
-    }
-}
-
 fn instances(report: &MigrationReport) -> Markup {
     let rows = report.instances.iter().map(|one| {
         let [name, version, range, epoch, lease, state] = text::instance(one, report);
@@ -320,7 +305,7 @@ fn steps(plan: &PlanReport) -> Markup {
     }
 }
 
-fn rows(details: &Details) -> Markup {
+fn rows(details: &Details, charts: &Charts) -> Markup {
     html! {
         h2 { "Rows that wait for repair" }
         @if details.repairs.is_empty() { p { "None." } } @else {
@@ -331,6 +316,7 @@ fn rows(details: &Details) -> Markup {
         @if details.external_writes.is_empty() { p { "No external write has been detected." } } @else {
             (table("External writers", &["Application", "Role", "Transactions", "Not mirrored", "First seen", "Last seen"],
                 details.external_writes.iter().map(|one| text::external_writer(one)[1..].to_vec())))
+            (charts.writers())
         }
         h2 { "History" }
         (table("History", &["At", "Event", "Epoch", "Actor", "Reason"],
