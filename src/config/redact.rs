@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// The ends of names whose values are secret.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 21] = [
     "password",
     "passwd",
     "passphrase",
@@ -17,21 +17,44 @@ const NAMES: [&str; 13] = [
     "private_key",
     "credential",
     "credentials",
+    "secret_key",
+    "secret-key",
+    "secretkey",
+    "access_key",
+    "access-key",
+    "accesskey",
+    "signature",
+    "auth",
 ];
+/// `://`, `@`, and what stands between a name and its value, in a text that is part of a URL.
+const ENCODED_SCHEME_END: &str = "%3a%2f%2f";
+const ENCODED_AT: &str = "%40";
+const ENCODED_ASSIGNMENTS: [&str; 2] = ["%3d", "%3a"];
+/// A private key in the form of PEM is what stands between lines with these words.
+const PEM_BEGIN: &str = "-----begin ";
+const PEM_END: &str = "-----end ";
 /// Headers whose values are secret to the end of the line.
 const HEADERS: [&str; 2] = ["authorization", "cookie"];
 /// Words that are followed by a secret, and words behind them that are none.
 const SCHEMES: [&str; 2] = ["bearer", "basic"];
 const PROSE: [&str; 6] = ["token", "tokens", "auth", "authentication", "login", "access"];
 
-/// Replaces secrets in `text` by `***`: the userinfo of URLs, the values of names such as `password` and `token` in URLs,
-/// JSON, connection strings and `Debug` output, and what follows `Authorization:`, `Bearer` and `Basic`.
+/// Replaces secrets in `text` by `***`: the userinfo of URLs and of addresses without a scheme, the values of names such as
+/// `password` and `token` in URLs, JSON, connection strings, options, SQL and `Debug` output, what follows `Authorization:`,
+/// `Bearer` and `Basic`, and private keys.
 ///
 /// It removes too much rather than too little. A password in a URL can contain any character, so everything between `://`
 /// and the last `@` of a word is removed, and a value without quotes ends only at a blank.
 pub(crate) fn redact(text: &str) -> String {
     let lower = text.to_ascii_lowercase();
-    let mut secrets = [userinfos(&lower), values(&lower), credentials(&lower)].concat();
+    let mut secrets = [
+        userinfos(&lower),
+        bare_userinfos(&lower),
+        values(&lower),
+        credentials(&lower),
+        private_keys(&lower),
+    ]
+    .concat();
     secrets.sort_by_key(|secret| secret.start);
     let (mut clean, mut end) = (String::with_capacity(text.len()), 0);
     for secret in secrets.into_iter().filter(|secret| !secret.is_empty()) {
@@ -55,10 +78,12 @@ fn is_line_end(character: char) -> bool {
 
 /// The parts of URLs between `://` and the last `@`.
 fn userinfos(text: &str) -> Vec<Range<usize>> {
-    let starts = text.match_indices("://").map(|(at, separator)| at + separator.len());
+    let starts = ["://", ENCODED_SCHEME_END].into_iter().flat_map(|separator| text.match_indices(separator));
+    let starts = starts.map(|(at, separator)| at + separator.len());
     let userinfo = |start| {
         let word = until(text, start, |c| c.is_whitespace() || c.is_control());
-        if let Some(at) = text[word.clone()].rfind('@') {
+        let word = &text[word];
+        if let Some(at) = word.rfind('@').into_iter().chain(word.rfind(ENCODED_AT)).max() {
             return Some(start..start + at);
         }
         // A password may contain a blank. `user:pa` is then followed by an `@` later in the line; `host:5432` is not one.
@@ -73,11 +98,39 @@ fn userinfos(text: &str) -> Vec<Range<usize>> {
     starts.filter_map(userinfo).collect()
 }
 
+/// The parts of words like `user:secret@host`, which have no scheme, before the `@`.
+fn bare_userinfos(text: &str) -> Vec<Range<usize>> {
+    let is_end = |c: char| c.is_whitespace() || c.is_control() || "\"'`()[]{}<>,;=".contains(c);
+    let ats = text.match_indices('@').map(|(at, _)| at);
+    let userinfo = |at: usize| {
+        let start = text[..at]
+            .rfind(is_end)
+            .map_or(0, |blank| blank + text[blank..].chars().next().map_or(1, char::len_utf8));
+        let word = &text[start..at];
+        (word.contains(':') && !word.contains("://")).then_some(start..at)
+    };
+    ats.filter_map(userinfo).collect()
+}
+
+/// Private keys in the form of PEM, without the lines around them. One whose end is cut off goes to the end of the text.
+fn private_keys(text: &str) -> Vec<Range<usize>> {
+    let begins = text.match_indices(PEM_BEGIN).map(|(at, mark)| at + mark.len());
+    let key = |begin: usize| {
+        let label = until(text, begin, |c| c == '-');
+        let end = text[label.end..].find(PEM_END).map_or(text.len(), |end| label.end + end);
+        text[label.clone()].contains("private key").then_some(label.end..end)
+    };
+    begins.filter_map(key).collect()
+}
+
 /// The values of names that are secret.
 fn values(text: &str) -> Vec<Range<usize>> {
     let named = NAMES.iter().flat_map(|name| text.match_indices(name));
     let lines = HEADERS.iter().flat_map(|name| text.match_indices(name));
-    let named = named.filter_map(|(at, name)| Some(value(text, behind_name(text, at + name.len())?)));
+    let named = named.filter_map(|(at, name)| {
+        let end = at + name.len();
+        Some(value(text, behind_name(text, end).or_else(|| behind_blank(text, at, end))?))
+    });
     let lines = lines.filter_map(|(at, name)| {
         let start = behind_name(text, at + name.len())?;
         let quoted = value(text, start);
@@ -88,17 +141,34 @@ fn values(text: &str) -> Vec<Range<usize>> {
     named.chain(lines).collect()
 }
 
-/// The start of the value behind a name that ends at `at`, if `=`, `:` or `=>` follows it. The name may be in quotes.
+/// The start of the value behind a name that ends at `at`, if `=`, `:` or `=>` follows it, or a comma that follows a name in
+/// quotes. The name may be in quotes.
 fn behind_name(text: &str, at: usize) -> Option<usize> {
-    let rest = text[at..].trim_start_matches(|c: char| c.is_ascii_digit() || c == '_');
-    let rest = rest.trim_start_matches(['\\', '"', '\'', '`', ']']).trim_start();
-    let rest = rest.strip_prefix("=>").or_else(|| rest.strip_prefix(['=', ':']))?;
+    let name_end = text[at..].trim_start_matches(|c: char| c.is_ascii_digit() || c == '_');
+    let unquoted = name_end.trim_start_matches(['\\', '"', '\'', '`', ']']);
+    let is_quoted = unquoted.len() < name_end.len();
+    let rest = unquoted.trim_start();
+    let encoded = || ENCODED_ASSIGNMENTS.iter().find_map(|assignment| rest.strip_prefix(assignment));
+    let pair = || rest.strip_prefix(',').filter(|_| is_quoted);
+    let assigned = rest.strip_prefix("=>").or_else(|| rest.strip_prefix(['=', ':']));
+    let rest = assigned.or_else(encoded).or_else(pair)?;
     // `token::parse` is a path.
     let is_path = rest.starts_with(':');
     (!is_path).then(|| text.len() - rest.trim_start().len())
 }
 
-/// A value that starts at `at`: to the closing quote, or else to the next blank.
+/// The start of the value behind a name from `start` to `end` and a blank: a word in quotes, as in SQL, or any word behind
+/// a command's option.
+fn behind_blank(text: &str, start: usize, end: usize) -> Option<usize> {
+    let rest = &text[end..];
+    let value = rest.trim_start();
+    let word = text[..start].rfind(char::is_whitespace).map_or(text, |blank| text[blank..].trim_start());
+    let is_option = word.starts_with("--");
+    let is_value = value.len() < rest.len() && (is_option || value.starts_with(['"', '\'']));
+    is_value.then(|| text.len() - value.len())
+}
+
+/// A value that starts at `at`: to the closing quote, or else to the next blank that no backslash precedes.
 fn value(text: &str, at: usize) -> Range<usize> {
     // `Debug` writes `Some("…")`.
     let rest = &text[at..];
@@ -107,7 +177,11 @@ fn value(text: &str, at: usize) -> Range<usize> {
         before.is_empty() || before == "some("
     });
     let Some(quote) = wrapper else {
-        return until(text, at, |c| c.is_whitespace() || c.is_control());
+        let mut end = until(text, at, |c| c.is_whitespace() || c.is_control());
+        while text[end.clone()].ends_with('\\') && text[end.end..].starts_with(' ') {
+            end.end = until(text, end.end + 1, |c| c.is_whitespace() || c.is_control()).end;
+        }
+        return end;
     };
     let escapes = rest[..quote].bytes().rev().take_while(|byte| *byte == b'\\').count();
     let mark = rest.as_bytes()[quote];
@@ -164,6 +238,20 @@ mod tests {
             "DATABASE_PASSWORD=hunter2",
             "x-api-key: hunter2",
             "{'token' => 'hunter2'}",
+            r"host=db password=a\ hunter2 user=me",
+            "[(\"authorization\", \"hunter2\"), (\"accept\", \"*/*\")]",
+            "[(\"x-api-key\", \"hunter2\")]",
+            "AWS_SECRET_ACCESS_KEY=hunter2",
+            "https://s3/x?X-Amz-Signature=hunter2&a=b",
+            "create role app password 'hunter2'",
+            "refused token \"hunter2\"",
+            "cutover --unleash-token hunter2 canary",
+            "could not resolve me:hunter2@db",
+            "next=https%3A%2F%2Fme%3Ahunter2%40db%2Fapp",
+            "query: a%26password%3Dhunter2",
+            "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
+            "key -----BEGIN PRIVATE KEY-----\nhunter2",
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\\nhunter2\\n-----END ENCRYPTED PRIVATE KEY-----",
         ] {
             let clean = redact(text);
             assert!(!clean.contains("hunter2") && !clean.contains("aHVudGVyMg"), "{clean}");
@@ -200,6 +288,10 @@ mod tests {
                 format!("Authorization: Bearer {word}"),
                 format!("sent bearer {word} to it"),
                 format!("Cookie: id={word}; other={word}"),
+                format!("run with --password {word} now"),
+                format!("a?next=x%26password%3D{word} failed"),
+                format!("[(\"x-token\", {blank:?})]"),
+                format!("-----BEGIN PRIVATE KEY-----\n{blank}\n-----END PRIVATE KEY-----"),
             ];
             for text in texts {
                 let clean = redact(&text);
@@ -221,6 +313,10 @@ mod tests {
             "tokenizer::Token::parse failed",
             "pass  redis: ok",
             "the password is empty",
+            "password authentication failed for user \"app\"",
+            "git@host:path and a:b",
+            r#"{"mail":"a@b"}"#,
+            "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----",
         ] {
             assert_eq!(redact(text), text);
         }
