@@ -28,12 +28,16 @@ const MIGRATION_FLOORS: [&[&str]; 8] = [
 ];
 
 /// Words that only the named rooms may have in their code.
-const ABSENCES: [(&str, &[&str]); 4] = [
+const ABSENCES: [(&str, &[&str]); 7] = [
     // Configuration comes from one visible place.
     ("std::env", &["release", "front"]),
     ("env::var", &["release", "front"]),
     // The process belongs to the author of `main`.
     ("process::exit", &[]),
+    // The library's statements have no names; see `ledger::unprepared`.
+    ("sqlx::query(", &["ledger"]),
+    ("sqlx::query_", &["ledger"]),
+    (".prepare_cached(", &[]),
     // Advisory locks have one registry.
     ("0x435", &["ledger"]),
 ];
@@ -214,6 +218,43 @@ fn is_ledger_sql(text: &str) -> bool {
     })
 }
 
+/// Statements that run outside of a transaction and are more than one message: behind a pooler, the messages may reach
+/// different sessions.
+fn split_statements(text: &str) -> Vec<String> {
+    let code = code(text);
+    let calls = ["fetch_one", "fetch_optional", "fetch_all", "execute"];
+    let pools = ["pool", "&pool", "&self.pool", "self.pool()", "&self.pool()", "&*self.pool()"];
+    let mut found = Vec::new();
+    for (call, pool) in calls.iter().flat_map(|call| pools.map(|pool| (call, pool))) {
+        for (at, call) in code.match_indices(&format!("{call}({pool})")) {
+            let start = code[..at].rfind(';').map_or(0, |end| end + 1);
+            if !code[start..at].contains("raw_sql(") {
+                found.push(format!("{}{call}", &code[start..at]));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_statement_outside_of_a_transaction_is_one_message() {
+    let mut found = Vec::new();
+    for (file, text) in files() {
+        let split = split_statements(&text);
+        found.extend(split.iter().map(|one| format!("{}: use `raw_sql` for {one}", file.display())));
+        // A session of its own, for what cannot run in a transaction, and a connection for the service's own statement.
+        let has_session = ["migration/schema/ensure_indexes.rs", "migration/mirror/handle.rs"]
+            .iter()
+            .any(|one| file == Path::new(one));
+        if file.starts_with("migration") && !has_session && code(&text).contains("pool.acquire()") {
+            found.push(format!("{}: use `pool.begin()`", file.display()));
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+    assert_eq!(split_statements("a; unprepared::query(\"x\") .fetch_one(pool).await").len(), 1);
+    assert_eq!(split_statements("a; sqlx::raw_sql(\"x\").fetch_one(pool).await"), [""; 0]);
+}
+
 #[test]
 fn statements_on_the_ledger_are_in_the_ledger() {
     let found: Vec<String> = files()
@@ -321,6 +362,7 @@ fn a_wrong_import_is_found() {
     assert!(wrong("migration/admin/steps.rs", "use crate::migration::dual::DualWrite;"));
     assert!(wrong("pool/guard.rs", "let url = std::env::var(\"DATABASE_URL\");"));
     assert!(wrong("migration/schema/index.rs", "const LOCK: i32 = 0x4356_0000;"));
+    assert!(wrong("migration/mirror/postgres.rs", "let row = sqlx::query(\"select 1\");"));
     assert!(!wrong("front/builder.rs", "let url = std::env::var(\"X\"); use crate::flags::Flags;"));
     assert!(!wrong(
         "migration/plan/column.rs",

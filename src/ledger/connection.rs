@@ -115,17 +115,19 @@ impl Ledger {
     /// Cancel safe: it only reads.
     pub async fn can_install(options: &PgConnectOptions) -> Result<(), LedgerError> {
         let mut connection = connected(options).await?;
+        let mut tx = connection.begin().await?;
         let (may_create, role): (bool, String) = unprepared::query_as(
             "select has_database_privilege(current_database(), 'create'), current_user::text",
         )
-        .fetch_one(&mut connection)
+        .fetch_one(&mut *tx)
         .await?;
-        let found = schema::version(&mut connection).await?.map(|version| version.number);
+        let found = schema::version(&mut tx).await?.map(|version| version.number);
         let owns: Option<bool> = unprepared::query_scalar(
             "select pg_has_role(tableowner, 'usage') from pg_tables where schemaname = 'cutover' and tablename = 'ledger'",
         )
-        .fetch_optional(&mut connection)
+        .fetch_optional(&mut *tx)
         .await?;
+        tx.rollback().await?;
         connection.close().await?;
         match found {
             None if !may_create => Err(LedgerError::NotInstalled { role }),

@@ -24,10 +24,10 @@ pub(crate) fn begin_message(isolation: &str, pins: &[FencePin]) -> String {
     format!("set transaction isolation level {isolation}; select {}; begin", calls.join(", "))
 }
 
-/// The same calls as a statement to prepare. Each migration has four parameters: id, epoch, phase, and whether
+/// The same calls as a statement with parameters. Each migration has four parameters: id, epoch, phase, and whether
 /// its writes are mirrored.
 #[cfg(feature = "deadpool")]
-pub(crate) fn prepared_call(migrations: usize) -> String {
+pub(crate) fn call_with_parameters(migrations: usize) -> String {
     let call =
         |n: usize| format!("cutover.fence(${}, ${}, ${}, ${})", 4 * n + 1, 4 * n + 2, 4 * n + 3, 4 * n + 4);
     let calls: Vec<String> = (0..migrations).map(call).collect();

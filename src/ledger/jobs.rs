@@ -272,13 +272,11 @@ impl Job {
 
     /// Records why the job is throttled. The next batch clears it.
     pub(crate) async fn set_throttled(&self, pool: &PgPool, reason: &str) -> Result<(), sqlx::Error> {
-        unprepared::query(
-            "update cutover.jobs set throttled_by = $2, updated_at = clock_timestamp() where id = $1",
-        )
-        .bind(self.id)
-        .bind(reason)
-        .execute(pool)
-        .await?;
+        let (id, reason) = (self.id, literal::text(reason));
+        let update = format!(
+            "update cutover.jobs set throttled_by = {reason}, updated_at = clock_timestamp() where id = {id}"
+        );
+        sqlx::raw_sql(AssertSqlSafe(update)).execute(pool).await?;
         Ok(())
     }
 

@@ -4,10 +4,9 @@
 //! it writes, until the row has arrived at the other store.
 
 use sqlx::postgres::PgRow;
-use sqlx::{Executor, PgConnection, PgPool, Postgres, Row};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres, Row};
 
-use super::locks;
-use super::unprepared;
+use super::{literal, locks, unprepared};
 
 /// How many characters of an error are kept.
 const ERROR_CHARS: usize = 500;
@@ -244,43 +243,36 @@ pub(crate) async fn is_recorded<'e>(
     migration: i32,
     key: &str,
 ) -> Result<bool, sqlx::Error> {
-    unprepared::query_scalar(
+    let recorded = format!(
         "select exists (select from cutover.repairs \
-             where migration_id = $1 and side = 'new' and key = to_jsonb($2::text))",
-    )
-    .bind(migration)
-    .bind(key)
-    .fetch_one(executor)
-    .await
+             where migration_id = {migration} and side = 'new' and key = to_jsonb({}::text))",
+        literal::text(key)
+    );
+    sqlx::raw_sql(AssertSqlSafe(recorded)).fetch_one(executor).await?.try_get(0)
 }
 
 /// Draws a version that is higher than all versions drawn so far.
 pub(crate) async fn next_version(pool: &PgPool) -> Result<i64, sqlx::Error> {
-    unprepared::query_scalar("select nextval('cutover.repair_versions')").fetch_one(pool).await
+    sqlx::raw_sql("select nextval('cutover.repair_versions')").fetch_one(pool).await?.try_get(0)
 }
 
 /// How many rows have a version up to `last`, and how many of these are not tried again until a person asks for it.
 pub(crate) async fn count_until(pool: &PgPool, migration: i32, last: i64) -> Result<(i64, i64), sqlx::Error> {
-    unprepared::query_as(
+    let count = format!(
         "select count(*), count(*) filter (where dead) from cutover.repairs \
-         where migration_id = $1 and side = 'new' and version <= $2",
-    )
-    .bind(migration)
-    .bind(last)
-    .fetch_one(pool)
-    .await
+         where migration_id = {migration} and side = 'new' and version <= {last}"
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(count)).fetch_one(pool).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
 /// Whether at least `many` rows are due now or later.
 pub(crate) async fn has_at_least(pool: &PgPool, migration: i32, many: i64) -> Result<bool, sqlx::Error> {
-    unprepared::query_scalar(
-        "select count(*) = $2 from (select from cutover.repairs \
-             where migration_id = $1 and not dead limit $2) as recorded",
-    )
-    .bind(migration)
-    .bind(many)
-    .fetch_one(pool)
-    .await
+    let count = format!(
+        "select count(*) = {many} from (select from cutover.repairs \
+             where migration_id = {migration} and not dead limit {many}) as recorded"
+    );
+    sqlx::raw_sql(AssertSqlSafe(count)).fetch_one(pool).await?.try_get(0)
 }
 
 /// The versions of these mirrored keys, without writes that a rollback to a savepoint has undone.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool, Row};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::direction::Direction;
 use crate::fleet::{Fleet, FleetOptions};
 use crate::health::Health;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, literal};
 use crate::migration::admin::{self, MigrationReport};
 use crate::migration::{
     Agent, Desired, DriverOptions, FromLedger, Migration, MigrationSpec, OldSide, Phase, PhaseRange,
@@ -169,16 +169,14 @@ impl TestFleet {
     /// Whether the old side still exists.
     async fn has_old_side(&self) -> Result<bool, String> {
         let Some(old_side) = &self.old_side else { return Ok(false) };
-        sqlx::query_scalar(
-            "select exists (select from pg_attribute where attrelid = to_regclass($1) and not attisdropped \
-                 and (cardinality($2) = 0 or attname = any ($2)))",
-        )
-        .persistent(false)
-        .bind(&old_side.table)
-        .bind(&old_side.columns)
-        .fetch_one(&self.pool)
-        .await
-        .map_err(|error| error.to_string())
+        let columns = literal::texts(&old_side.columns);
+        let exists = format!(
+            "select exists (select from pg_attribute where attrelid = to_regclass({}) and not attisdropped \
+                 and (cardinality({columns}) = 0 or attname = any ({columns})))",
+            literal::text(&old_side.table)
+        );
+        let row = sqlx::raw_sql(AssertSqlSafe(exists)).fetch_one(&self.pool).await;
+        row.and_then(|row| row.try_get(0)).map_err(|error| error.to_string())
     }
 
     /// Leaves the fleet. The database can be dropped afterwards.

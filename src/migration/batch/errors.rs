@@ -1,8 +1,9 @@
 //! What an error of row work means for the batch: retry it, look for the row that causes it, or stop.
 
-use sqlx::PgPool;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgPool, Row};
 
-use crate::ledger::{is_lock_timeout, sql_state, unprepared};
+use crate::ledger::{is_lock_timeout, literal, sql_state};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Error;
 
@@ -43,13 +44,16 @@ pub(crate) async fn explain_row_security(pool: &PgPool, tables: &[&str], error: 
     if !matches!(&error, PlanError::Operation(Error::Database(error)) if is_row_security(error)) {
         return error;
     }
-    let active: Result<Vec<(String, String)>, _> = unprepared::query_as(
-        "select quote_ident(current_user), name from unnest($1::text[]) as wanted (name) \
+    let tables: Vec<String> = tables.iter().map(ToString::to_string).collect();
+    let active = format!(
+        "select quote_ident(current_user), name from unnest({}) as wanted (name) \
          where to_regclass(name) is not null and row_security_active(to_regclass(name)::oid)",
-    )
-    .bind(tables)
-    .fetch_all(pool)
-    .await;
+        literal::texts(&tables)
+    );
+    let active = sqlx::raw_sql(AssertSqlSafe(active)).fetch_all(pool).await;
+    let of_row = |row: &PgRow| Ok::<_, sqlx::Error>((row.try_get(0)?, row.try_get(1)?));
+    let active =
+        active.and_then(|rows| rows.iter().map(of_row).collect::<Result<Vec<(String, String)>, _>>());
     let Ok(active) = active else { return error };
     let Some((role, _)) = active.first() else { return error };
     let names: Vec<&str> = active.iter().map(|(_, name)| &**name).collect();

@@ -9,7 +9,6 @@ use tokio::time::{Instant, sleep};
 use super::governor::Governor;
 use crate::config::Problem;
 use crate::ledger::standbys::{standbys, wal_position};
-use crate::ledger::unprepared;
 
 /// Time between two checks, throttled or not.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -263,7 +262,7 @@ impl Throttle {
 }
 
 async fn read_load(pool: &PgPool) -> Result<Load, sqlx::Error> {
-    let row = unprepared::query(concat!(
+    let row = sqlx::raw_sql(concat!(
         "with standbys as materialized ",
         standbys!(),
         " select s.standby, s.lag, s.hidden, \

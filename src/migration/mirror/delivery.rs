@@ -34,7 +34,7 @@ pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
     store: &M,
 ) -> Result<Repaired, sqlx::Error> {
     let mut done = Repaired::default();
-    let due = repairs::due(&mut *pool.acquire().await?, migration, &["new"]).await?;
+    let due = repairs::due(&mut *pool.begin().await?, migration, &["new"]).await?;
     for due in due.chunks(CONCURRENCY) {
         let deliveries = due.iter().map(|repair| deliver(pool, migration, source, store, repair));
         for (repair, delivered) in due.iter().zip(join_all(deliveries).await) {
@@ -48,8 +48,9 @@ pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
                         error,
                         "row not delivered to the other store"
                     );
-                    let mut connection = pool.acquire().await?;
-                    repairs::fail(&mut *connection, migration, repair, &error, Some(MAX_ATTEMPTS)).await?;
+                    let mut tx = pool.begin().await?;
+                    repairs::fail(&mut *tx, migration, repair, &error, Some(MAX_ATTEMPTS)).await?;
+                    tx.commit().await?;
                     done.failed += 1;
                 }
             }
@@ -75,11 +76,12 @@ async fn deliver<S: MirrorSource, M: MirrorStore>(
     tx.rollback().await?;
     let is_kept = store.put(&key, repair.version, to_json(row.as_ref())?.as_deref()).await?;
     let is_other = !is_kept && from_json(store.get(&key).await?)? != row;
-    let mut connection = pool.acquire().await?;
+    let mut tx = pool.begin().await?;
     if is_other {
         // Usually another writer has delivered a later version, which this record belongs to by now.
-        return Ok(repairs::renew_version(&mut connection, migration, repair).await?);
+        repairs::renew_version(&mut tx, migration, repair).await?;
+    } else {
+        repairs::remove(&mut *tx, migration, repair).await?;
     }
-    repairs::remove(&mut *connection, migration, repair).await?;
-    Ok(())
+    Ok(tx.commit().await?)
 }

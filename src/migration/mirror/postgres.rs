@@ -1,13 +1,14 @@
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use super::store::{MirrorStore, StoreError};
 use crate::config::ConfigError;
-use crate::ledger::unprepared;
+use crate::ledger::literal;
 use crate::migration::catalog::{check_table, quote_table};
 
 /// How many keys one call of `keys` returns.
 const PAGE: i64 = 1_000;
 
+// Each statement is one message without a name, so a pooler in transaction mode may stand before the store.
 /// Rows in a table of another Postgres: `(key text primary key, version bigint, body jsonb)`. A null body marks a deleted
 /// row. Give the pool a short `acquire_timeout`, and the role a `statement_timeout`.
 #[derive(Debug, Clone)]
@@ -42,40 +43,39 @@ impl MirrorStore for PostgresMirror {
             "create table if not exists {} (key text collate \"C\" primary key, version bigint not null, body jsonb)",
             self.table
         );
-        sqlx::query(AssertSqlSafe(create)).execute(&self.pool).await?;
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&self.pool).await?;
         Ok(())
     }
 
     async fn is_prepared(&self) -> Result<bool, StoreError> {
-        let there = unprepared::query_scalar("select to_regclass($1) is not null");
-        Ok(there.bind(&self.table).fetch_one(&self.pool).await?)
+        let there = format!("select to_regclass({}) is not null", literal::text(&self.table));
+        Ok(sqlx::raw_sql(AssertSqlSafe(there)).fetch_one(&self.pool).await?.try_get(0)?)
     }
 
     async fn put(&self, key: &str, version: i64, row: Option<&str>) -> Result<bool, StoreError> {
         let put = format!(
-            "insert into {} as kept (key, version, body) values ($1, $2, $3::text::jsonb) \
+            "insert into {} as kept (key, version, body) values ({}, {version}, {}::jsonb) \
              on conflict (key) do update set version = excluded.version, body = excluded.body \
              where kept.version < excluded.version",
-            self.table
+            self.table,
+            literal::text(key),
+            row.map_or_else(|| "null".to_owned(), literal::text)
         );
-        let put = sqlx::query(AssertSqlSafe(put)).bind(key).bind(version).bind(row);
-        Ok(put.execute(&self.pool).await?.rows_affected() == 1)
+        Ok(sqlx::raw_sql(AssertSqlSafe(put)).execute(&self.pool).await?.rows_affected() == 1)
     }
 
     async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
-        let get = format!("select body::text from {} where key = $1", self.table);
-        let body: Option<Option<String>> =
-            sqlx::query_scalar(AssertSqlSafe(get)).bind(key).fetch_optional(&self.pool).await?;
-        Ok(body.flatten())
+        let get = format!("select body::text from {} where key = {}", self.table, literal::text(key));
+        let row = sqlx::raw_sql(AssertSqlSafe(get)).fetch_optional(&self.pool).await?;
+        Ok(row.map(|row| row.try_get::<Option<String>, _>(0)).transpose()?.flatten())
     }
 
     async fn keys(&self, cursor: Option<&str>) -> Result<(Vec<String>, Option<String>), StoreError> {
-        let keys = format!(
-            "select key from {} where ($1::text is null or key > $1) and body is not null order by key limit $2",
-            self.table
-        );
-        let keys: Vec<String> =
-            sqlx::query_scalar(AssertSqlSafe(keys)).bind(cursor).bind(PAGE).fetch_all(&self.pool).await?;
+        let after = cursor.map(|key| format!("key > {} and ", literal::text(key))).unwrap_or_default();
+        let keys =
+            format!("select key from {} where {after}body is not null order by key limit {PAGE}", self.table);
+        let rows = sqlx::raw_sql(AssertSqlSafe(keys)).fetch_all(&self.pool).await?;
+        let keys = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
         let next = keys.last().filter(|_| keys.len() as i64 == PAGE).cloned();
         Ok((keys, next))
     }

@@ -113,12 +113,13 @@ async fn disarm(
     relation: i64,
     migration: &Migration,
 ) -> Result<(), PlanError> {
-    let mut connection = plan.outline.pool.acquire().await?;
-    let guard = find_guard(plan, &mut connection).await?;
-    if let Some(guard) = guard
-        && guard.is_armed(&mut connection, relation, migration.id()).await?
-    {
-        drop(connection);
+    let mut tx = plan.outline.pool.begin().await?;
+    let is_armed = match find_guard(plan, &mut tx).await? {
+        Some(guard) => guard.is_armed(&mut tx, relation, migration.id()).await?,
+        None => false,
+    };
+    tx.rollback().await?;
+    if is_armed {
         let statement = guard_triggers::disarm(table, &migration.id().to_string());
         alter(&plan.outline.pool, table, migration, Phase::Contract, &statement).await?;
     }

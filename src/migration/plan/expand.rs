@@ -16,13 +16,15 @@ use crate::migration::schema::{GuardTrigger, alter};
 pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
     // Outside of this phase nothing is tried.
     begin(&plan.outline.pool, &[Phase::Off], migration).await?.rollback().await?;
-    let mut connection = plan.outline.pool.acquire().await?;
-    let found = problems(plan, Some(migration.id()), &mut connection).await?;
+    let pool = &plan.outline.pool;
+    let mut tx = pool.begin().await?;
+    let found = problems(plan, Some(migration.id()), &mut tx).await?;
     for problem in found.iter().filter(|problem| !problem.is_blocking) {
         tracing::warn!(migration = migration.name(), %problem, "the plan has a warning");
     }
     refuse(&found)?;
-    let exists = new_side_exists(plan, &mut connection).await?;
+    let exists = new_side_exists(plan, &mut tx).await?;
+    tx.rollback().await?;
     if plan.by_files && !exists {
         let new_side = match &*plan.new_columns() {
             [] => format!("table {}", plan.new_table()),
@@ -43,20 +45,20 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
     let (old, new) = (plan.old_columns(), plan.new_columns());
     let tables = [plan.old_table(), plan.new_table()];
     let record = sides::record(&migration.id().to_string(), tables, [&old, &new], !exists);
-    let pool = &plan.outline.pool;
     if let (Shape::Table { .. }, false) = (&plan.shape, exists) {
         // The trigger names the new table with its schema, which only the server knows. No write is lost in between,
         // because the copy comes later.
         make.push(record.clone());
         alter(pool, plan.new_table(), migration, Phase::Off, &make.join(";\n")).await?;
         make.clear();
-        refuse(&problems(plan, Some(migration.id()), &mut connection).await?)?;
+        refuse(&problems(plan, Some(migration.id()), &mut *pool.begin().await?).await?)?;
     }
-    let arm = match find_guard(plan, &mut connection).await? {
-        Some(guard) => Some(armed(plan, &guard, migration, &mut connection).await?),
+    let mut tx = pool.begin().await?;
+    let arm = match find_guard(plan, &mut tx).await? {
+        Some(guard) => Some(armed(plan, &guard, migration, &mut tx).await?),
         None => None,
     };
-    drop(connection);
+    tx.rollback().await?;
     // In one transaction, so that no write passes between a new column and its trigger.
     let statements: Vec<String> = make.into_iter().chain(arm).chain([record]).collect();
     alter(pool, plan.old_table(), migration, Phase::Off, &statements.join(";\n")).await
@@ -65,14 +67,14 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
 /// Installs the trigger again if another build has installed another one, so that external writes are mapped as this build
 /// maps rows.
 pub(crate) async fn rearm(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
-    let mut connection = plan.outline.pool.acquire().await?;
-    let Some(guard) = find_guard(plan, &mut connection).await? else { return Ok(()) };
-    let relation = sides::find(&mut connection, migration.id()).await?.map_or(0, |sides| sides.old.relation);
-    if guard.is_armed(&mut connection, relation, migration.id()).await? {
+    let mut tx = plan.outline.pool.begin().await?;
+    let Some(guard) = find_guard(plan, &mut tx).await? else { return Ok(()) };
+    let relation = sides::find(&mut tx, migration.id()).await?.map_or(0, |sides| sides.old.relation);
+    if guard.is_armed(&mut tx, relation, migration.id()).await? {
         return Ok(());
     }
-    let arm = armed(plan, &guard, migration, &mut connection).await?;
-    drop(connection);
+    let arm = armed(plan, &guard, migration, &mut tx).await?;
+    tx.rollback().await?;
     tracing::info!(
         migration = migration.name(),
         table = plan.old_table(),

@@ -432,8 +432,7 @@ async fn triggers(
 
 /// The same right before the copy: a trigger may have been added since `expand`.
 pub(crate) async fn triggers_now(plan: &Description) -> Result<Vec<PlanProblem>, PlanError> {
-    let mut connection = plan.outline.pool.acquire().await?;
-    let mut tx = connection.begin().await?;
+    let mut tx = plan.outline.pool.begin().await?;
     let mut found = Vec::new();
     if let (Some(facts), Ok(key)) = (
         TableFacts::read(&mut tx, plan.old_table()).await?,

@@ -49,8 +49,8 @@ impl<S> SqlMigration<S> {
     async fn key_now(&self) -> Vec<String> {
         let outline = &self.description.outline;
         let found = async {
-            let mut connection = outline.pool.acquire().await?;
-            keyset::find(&mut connection, self.description.old_table(), &outline.key).await
+            let mut tx = outline.pool.begin().await?;
+            keyset::find(&mut tx, self.description.old_table(), &outline.key).await
         };
         match timeout(LOOK_AT_KEY, found).await {
             Ok(Ok(Ok(key))) => key.plain_names(),
@@ -102,7 +102,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         ledger: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
         let plan = &*self.description;
-        let mut connection = plan.outline.pool.acquire().await?;
+        let mut connection = plan.outline.pool.begin().await?;
         let mut found = problems(plan, migration, &mut connection).await?;
         // The ledger is in the same database, but a session of the pool may have another search_path.
         for table in [plan.old_table(), plan.new_table()] {
@@ -172,7 +172,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
             return Ok(SidesPresent { old, new });
         }
         // The pool may have another search_path, or the old table may be in a schema that is on neither.
-        let (old, new) = by_name(plan, &mut *plan.outline.pool.acquire().await?).await?;
+        let (old, new) = by_name(plan, &mut *plan.outline.pool.begin().await?).await?;
         let hidden = !plan.moves_columns() && is_in_some_schema(plan.old_table(), connection).await?;
         Ok(SidesPresent { old: old || hidden, new })
     }

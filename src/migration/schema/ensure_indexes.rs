@@ -55,7 +55,9 @@ pub(crate) async fn ensure_indexes(
     let mut session = pool.acquire().await?.detach();
     session.execute(UNLIMITED).await?;
     let mut outcome = Ok(());
-    let tree = Tree::load(&mut session, table).await?;
+    let mut tx = session.begin().await?;
+    let tree = Tree::load(&mut tx, table).await?;
+    tx.rollback().await?;
     for index in missing {
         outcome = match &tree {
             Some(tree) => tree.build(&mut session, pool, index, migration).await,

@@ -10,7 +10,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row};
 use tokio::time::timeout;
 
 use super::alter::locked_by;
@@ -113,7 +113,9 @@ pub(super) async fn build(
         Found::Same => return Ok(()),
         Found::Invalid(name) => {
             // The server continues a build whose instance has died.
-            let builders = locked_by(table, Some("ShareUpdateExclusiveLock"), session).await?;
+            let mut tx = session.begin().await?;
+            let builders = locked_by(table, Some("ShareUpdateExclusiveLock"), &mut tx).await?;
+            tx.rollback().await?;
             if !builders.is_empty() {
                 return Err(PlanError::NotNow(format!(
                     "index {name} is invalid and another session may still be building it: {}",
@@ -138,7 +140,7 @@ pub(super) async fn run(
     statement: &str,
     migration: &Migration,
 ) -> Result<(), PlanError> {
-    let pid: i32 = unprepared::query_scalar("select pg_backend_pid()").fetch_one(&mut *session).await?;
+    let pid: i32 = session.fetch_one("select pg_backend_pid()").await?.try_get(0)?;
     let mut work = pin!(session.execute(AssertSqlSafe(statement)));
     let outcome = loop {
         if let Ok(outcome) = timeout(REPORT_EVERY, &mut work).await {
@@ -163,11 +165,10 @@ pub(super) async fn run(
 
 /// The transactions that this backend waits for.
 async fn blockers(pool: &PgPool, pid: i32) -> Result<Vec<String>, sqlx::Error> {
-    unprepared::query_scalar(
+    let found = format!(
         "select format('pid %s (%s)', pid, coalesce(nullif(application_name, ''), 'unnamed')) \
-         from pg_stat_activity where pid = any (pg_blocking_pids($1)) order by xact_start limit 5",
-    )
-    .bind(pid)
-    .fetch_all(pool)
-    .await
+         from pg_stat_activity where pid = any (pg_blocking_pids({pid})) order by xact_start limit 5"
+    );
+    let rows = sqlx::raw_sql(AssertSqlSafe(found)).fetch_all(pool).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
 }

@@ -4,7 +4,7 @@
 //! (`ON ONLY`), each partition gets an index that is built concurrently, and these are attached. With the last one the
 //! index of the table becomes valid. Partitions that are made later get theirs from the server.
 
-use sqlx::{FromRow, PgConnection, PgPool};
+use sqlx::{Connection, FromRow, PgConnection, PgPool};
 
 use super::alter::alter;
 use super::index::{Found, build, look};
@@ -76,7 +76,10 @@ impl Tree {
             let Some(parent) = parent else { continue };
             let qualified = |node: &Node| format!("{}.{}", node.schema, quote(&node.index(index).name));
             let (child, parent_index) = (qualified(node), qualified(parent));
-            if !is_attached(session, &child).await? {
+            let mut tx = session.begin().await?;
+            let is_attached = is_attached(&mut tx, &child).await?;
+            tx.rollback().await?;
+            if !is_attached {
                 let attach = format!("alter index {parent_index} attach partition {child}");
                 alter(pool, &node.table, migration, phase, &attach).await?;
             }

@@ -22,7 +22,7 @@ pub(super) async fn enforce(plan: &Description, migration: &Migration) -> Result
     let built = plan.built(&mut tx, &table, migration.id()).await?;
     tx.rollback().await?;
     // A constraint that some row violates would refuse every later write of that row.
-    refuse(&violations(plan, &table, None, &mut *plan.pool.acquire().await?).await?)?;
+    refuse(&violations(plan, &table, None, &mut *plan.pool.begin().await?).await?)?;
     let id = migration.id().to_string();
     for (number, (addition, built)) in plan.additions.iter().zip(built).enumerate() {
         if built.is_in_force(addition) {

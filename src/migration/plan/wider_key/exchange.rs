@@ -70,17 +70,16 @@ pub(super) fn index_name(id: &str, is_forward: bool) -> String {
 
 /// The old type cannot hold every key any more.
 async fn refuse_large_keys(plan: &Description, key: &Key) -> Result<(), PlanError> {
-    let mut connection = plan.outline.pool.acquire().await?;
-    connection.execute("set statement_timeout = 0").await?;
+    let mut tx = plan.outline.pool.begin().await?;
+    tx.execute("set local statement_timeout = 0").await?;
     let (column, narrow) = (quote(&plan.column), quote(&plan.narrow));
     let query = format!(
         "select count(*), coalesce(max({column}), 0)::bigint from (select {column} from {} where {narrow} is null \
          limit 1000) as large",
         key.table
     );
-    let found: Result<(i64, i64), _> =
-        unprepared::query_as(AssertSqlSafe(query)).fetch_one(&mut *connection).await;
-    connection.execute("reset statement_timeout").await?;
+    let found: Result<(i64, i64), _> = unprepared::query_as(AssertSqlSafe(query)).fetch_one(&mut *tx).await;
+    tx.rollback().await?;
     match found? {
         (0, _) => Ok(()),
         (count, largest) => Err(PlanError::Refused(format!(

@@ -67,10 +67,10 @@ impl WiderKey {
         let plan = &*self.0;
         let pool = &plan.outline.pool;
         begin(pool, &[Phase::Off], migration).await?.rollback().await?;
-        let mut connection = pool.acquire().await?;
-        refuse(&problems(plan, Some(migration.id()), &mut connection).await?)?;
-        let columns = self.mirrored(migration.id(), &mut connection).await?;
-        drop(connection);
+        let mut tx = pool.begin().await?;
+        refuse(&problems(plan, Some(migration.id()), &mut tx).await?)?;
+        let columns = self.mirrored(migration.id(), &mut tx).await?;
+        tx.rollback().await?;
         let id = migration.id().to_string();
         let record = sides::record(
             &id,
@@ -173,7 +173,7 @@ impl WiderKey {
                 migration.name()
             )));
         }
-        let referring = self.referring(Some(migration.id()), &mut *pool.acquire().await?).await?;
+        let referring = self.referring(Some(migration.id()), &mut *pool.begin().await?).await?;
         let of_key = std::iter::once((table.clone(), column));
         let drops = of_key.chain(
             referring
@@ -215,7 +215,7 @@ impl Plan for WiderKey {
         migration: Option<i32>,
         _: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-        problems(&self.0, migration, &mut *self.0.outline.pool.acquire().await?).await
+        problems(&self.0, migration, &mut *self.0.outline.pool.begin().await?).await
     }
 
     async fn before_step(

@@ -15,19 +15,27 @@ impl FencedPool for Pool {
 
     async fn begin(&self, call: FenceCall) -> Result<DeadpoolTx, Error> {
         let client = self.get().await?;
-        // Preparation costs one round trip per connection.
-        let fence = client.prepare_cached(&fence::prepared_call(call.pins.len())).await?;
-        let arguments: Vec<&(dyn ToSql + Sync)> = call
+        let fence = fence::call_with_parameters(call.pins.len());
+        let arguments: Vec<(&(dyn ToSql + Sync), Type)> = call
             .pins
             .iter()
-            .flat_map(|pin| [&pin.migration as &(dyn ToSql + Sync), &pin.epoch, &pin.phase, &pin.mirrors])
+            .flat_map(|pin| {
+                let migration: &(dyn ToSql + Sync) = &pin.migration;
+                [
+                    (migration, Type::INT4),
+                    (&pin.epoch, Type::INT4),
+                    (&pin.phase, Type::TEXT),
+                    (&pin.mirrors, Type::BOOL),
+                ]
+            })
             .collect();
         let begin = format!("begin isolation level {}", call.isolation.name());
         // From here on a drop rolls back, also if nothing has begun yet.
         let tx = DeadpoolTx { client, open: true };
-        // Both messages are sent before either is answered.
+        // Both messages are sent before either is answered. The fence has no name: behind a pooler in transaction mode, a name
+        // may belong to the statement of another client, which would then run in place of the fence.
         let (begun, passed) =
-            join(tx.client.batch_execute(&begin), tx.client.execute(&fence, &arguments)).await;
+            join(tx.client.batch_execute(&begin), tx.client.query_typed(&fence, &arguments)).await;
         begun?;
         passed?;
         Ok(tx)
