@@ -41,7 +41,7 @@
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `redis` | yes | sessions, a health check and a pool on Redis, also over TLS (`rediss://`) |
+//! | `redis` | yes | sessions, a health check and a pool on Redis: one server, Sentinel or a cluster, also over TLS (`rediss://`) |
 //! | `unleash` | yes | flags and desired phases from Unleash |
 //! | `console` | | a read-only page at `/` of the admin listener that shows the migrations of the service |
 //! | `openfeature` | | flags from any OpenFeature provider |
@@ -62,6 +62,8 @@ pub mod metrics;
 pub mod migration;
 pub mod pool;
 pub mod preflight;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod release;
 mod scrape;
 #[cfg(feature = "redis")]

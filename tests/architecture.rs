@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// A room imports only from floors below its own. Rooms of one floor never import each other.
 const FLOORS: [&[&str]; 6] = [
-    &["config", "release", "scrape", "tls"],
+    &["config", "redis", "release", "scrape", "tls"],
     &["metrics", "health", "ledger", "session"],
     &["fleet", "drain"],
     &["flags", "pool", "migration"],

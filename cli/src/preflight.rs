@@ -24,6 +24,9 @@ pub(crate) struct Arguments {
     /// The largest number of instances at a time: replicas, surge and terminating ones
     #[arg(long)]
     instances: Option<usize>,
+    /// None of the build's own statements has a name, so the pooler need not keep prepared statements
+    #[arg(long, env = "CUTOVER_UNNAMED_STATEMENTS")]
+    unnamed_statements: bool,
     /// Check that this Redis answers
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     redis_url: Option<String>,
@@ -68,6 +71,9 @@ pub(crate) async fn run(arguments: &Arguments, options: PgConnectOptions, json: 
     let specs = arguments.ranges.iter().map(|Range(name, range)| MigrationSpec::new(name, *range)).collect();
     let mut preflight =
         Preflight::new().ledger(options, &arguments.fleet, specs).budget(arguments.pool, arguments.instances);
+    if arguments.unnamed_statements {
+        preflight = preflight.unnamed_statements();
+    }
     if let Some(url) = &arguments.redis_url {
         match deadpool_redis::Config::from_url(url).create_pool(Some(deadpool_redis::Runtime::Tokio1)) {
             Ok(pool) => preflight = preflight.check(cutover::health::Check::redis(&pool)),

@@ -13,7 +13,9 @@ use cutover::{
     migration::{MigrationSpec, PhaseRange},
     release::Release,
 };
-use cutover_testkit::{PgBouncer, Postgres, PostgresOptions, Redis, Signal, wait_until};
+use cutover_testkit::{
+    PgBouncer, Postgres, PostgresOptions, Redis, RedisCluster, RedisSentinel, Signal, wait_until,
+};
 use deadpool_redis::redis::cmd;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::net::TcpListener;
@@ -213,6 +215,47 @@ async fn a_redis_that_was_demoted_alive_fails_the_check() {
     page_with(&format!("{admin}/readyz"), "the server refuses writes because it is a replica").await;
     let () = cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut connection).await.unwrap();
     until_ready(&health, true).await;
+}
+
+#[tokio::test]
+async fn the_check_follows_sentinel_and_a_cluster() {
+    let sentinel = RedisSentinel::start().await.unwrap();
+    let config = deadpool_redis::sentinel::Config::from_urls(
+        vec![sentinel.url()],
+        "primary".to_owned(),
+        deadpool_redis::sentinel::SentinelServerType::Master,
+    );
+    let cluster = RedisCluster::start().await.unwrap();
+    let in_cluster = deadpool_redis::cluster::Config::from_urls(cluster.urls()).create_pool(None).unwrap();
+    let health = Health::new();
+    for check in [
+        Check::redis(config.create_pool(None).unwrap()).named("sentinel"),
+        Check::redis(in_cluster).named("cluster"),
+        // One server of the cluster, as if it were the only one.
+        Check::redis(deadpool_redis::Config::from_url(cluster.urls().remove(1)).create_pool(None).unwrap())
+            .named("node"),
+    ] {
+        health.check(quick(check).criticality(Criticality::Critical)).unwrap();
+    }
+    let admin = admin(&health).await;
+    let url = format!("{admin}/readyz?verbose");
+    page_with(&url, "pass sentinel: ok").await;
+    page_with(&url, "pass cluster: ok").await;
+    let slot = cluster.primaries()[0].command("CLUSTER KEYSLOT cutover:health").await.unwrap();
+    let owner = RedisCluster::first_owner(slot.parse().unwrap());
+    assert_eq!(owner, 0, "the first server has the key of the check, and a replica");
+    page_with(&url, "use a pool of `deadpool_redis::cluster`").await;
+
+    let [first, second] = sentinel.servers();
+    first.process().signal(Signal::STOP).unwrap();
+    cluster.primaries()[0].process().kill().await.unwrap();
+    page_with(&url, "fail sentinel").await;
+    page_with(&url, "fail cluster").await;
+    sentinel.wait_for(second).await.unwrap();
+    page_with(&url, "pass sentinel: ok").await;
+    cluster.wait_for_replica().await.unwrap();
+    page_with(&url, "pass cluster: ok").await;
+    first.process().signal(Signal::CONT).unwrap();
 }
 
 #[tokio::test]

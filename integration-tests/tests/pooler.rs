@@ -11,7 +11,8 @@ use axum::http::Request;
 use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
-use cutover::migration::{MigrationSpec, PhaseRange};
+use cutover::migration::mirror::{MirrorStore, PostgresMirror};
+use cutover::migration::{ColumnMigration, MigrationSpec, PhaseRange};
 use cutover::pool::{ConnectionShare, ShareError, ShareOptions};
 use cutover::release::Release;
 use cutover::{Cutover, Instance};
@@ -49,6 +50,11 @@ impl Pooled {
     }
 
     fn service(&self, instance: &str) -> Cutover {
+        self.shop(instance).migration(MigrationSpec::new("status", PhaseRange::FULL))
+    }
+
+    /// The service without its migration.
+    fn shop(&self, instance: &str) -> Cutover {
         let release = Release::new("shop", "1").unwrap().with_instance(instance).unwrap();
         let pool = PgPoolOptions::new().max_connections(5).acquire_timeout(LIMIT);
         let options: PgConnectOptions = self.pooler.url("pooled").parse().unwrap();
@@ -59,7 +65,22 @@ impl Pooled {
             .admin(address)
             .fleet(FleetOptions { renew_every: Duration::from_millis(500), ..FleetOptions::default() })
             .postgres(pool.connect_lazy_with(options))
-            .migration(MigrationSpec::new("status", PhaseRange::FULL))
+    }
+
+    async fn move_to(&self, phase: &str) -> Outcome {
+        let ask = format!("update cutover.migrations set desired = '{phase}'");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(ask)).execute(&self.direct).await?;
+        wait_until(phase, LIMIT, async || {
+            let state = "select phase = desired and waits_for is null, concat(phase, ' waits for ', waits_for) \
+                         from cutover.migrations";
+            match sqlx::query_as::<_, (bool, String)>(state).fetch_one(&self.direct).await {
+                Ok((true, _)) => Ok(true),
+                Ok((false, state)) => Err(state),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await?;
+        Ok(())
     }
 
     /// The sessions that the pooler has on the server.
@@ -126,13 +147,7 @@ async fn serves_without_a_failed_statement(options: PgBouncerOptions, named_in_h
     let loads = [load(&a, &stop, &counts), load(&b, &stop, &counts)];
     let before = pooled.sessions().await;
     for phase in ["backfill", "off"] {
-        let ask = format!("update cutover.migrations set desired = '{phase}'");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(ask)).execute(&pooled.direct).await?;
-        wait_until(phase, LIMIT, async || {
-            let done = "select phase = desired and waits_for is null from cutover.migrations";
-            sqlx::query_scalar::<_, bool>(done).fetch_one(&pooled.direct).await
-        })
-        .await?;
+        pooled.move_to(phase).await?;
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     let after = pooled.sessions().await;
@@ -146,6 +161,49 @@ async fn serves_without_a_failed_statement(options: PgBouncerOptions, named_in_h
     assert!(before.iter().all(|pid| after.contains(pid)), "a session was ended: {before:?}, then {after:?}");
     drop((a, b, pooled.postgres));
     Ok(())
+}
+
+fn statuses(pool: PgPool) -> Result<MigrationSpec, cutover::ConfigError> {
+    let plan = ColumnMigration::new(pool, "orders")
+        .key("id")
+        .column("old_status", "new_status", "text")
+        .forward("lower(old_status)")
+        .backward("upper(new_status)")
+        .build()?;
+    Ok(MigrationSpec::new("status", PhaseRange::FULL).plan(plan))
+}
+
+/// Another client of the pooler, whose statements have names. It leaves one in every session, and some of its own fail.
+async fn client_with_names(url: String, stop: Arc<AtomicBool>) {
+    let pool = PgPoolOptions::new().max_connections(12).connect(&url).await.unwrap();
+    while !stop.load(Ordering::Relaxed) {
+        let theirs = || sqlx::query("select 'theirs' where $1::text is not null").bind("x").execute(&pool);
+        let _ = futures_util::future::join_all((0..12).map(|_| theirs())).await;
+    }
+}
+
+/// Reads and pinned writes as a service does them that knows about the pooler.
+async fn one_round_without_names(
+    instance: &Instance,
+    deadpool: &deadpool_postgres::Pool,
+    store: &PostgresMirror,
+    (task, round): (i64, i64),
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let (pool, migration) = (instance.postgres()?, instance.migration("status").unwrap());
+    sqlx::raw_sql("select 1").execute(&pool).await?;
+    let mut tx = migration.begin(&pool).await?;
+    let update = sqlx::query("update public.orders set note = 'sqlx' where id = $1");
+    update.persistent(false).bind(task).execute(&mut *tx).await?;
+    tx.commit().await?;
+    let tx = migration.begin(deadpool).await?;
+    tx.batch_execute(&format!("update public.orders set note = 'deadpool' where id = {task}")).await?;
+    tx.commit().await?;
+    let (key, row) = (task.to_string(), format!("{{\"n\": {round}}}"));
+    store.put(&key, round, Some(&row)).await?;
+    match store.get(&key).await? {
+        Some(found) if found == row => Ok(()),
+        found => Err(format!("the store has {found:?} instead of {row}").into()),
+    }
 }
 
 /// A start that waits and says what to set, and a preflight that says the same.
@@ -201,6 +259,62 @@ async fn a_pooler_that_breaks_named_statements_is_refused() -> Outcome {
         let settings = vec!["max_prepared_statements = 0".to_owned()];
         is_refused(PgBouncerOptions { settings, ..keeping_statements() }).await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_names_no_statement_fails_beside_named_ones() -> Outcome {
+    let options = PgBouncerOptions { pool_size: 6, ..PgBouncerOptions::default() };
+    let Some(pooled) = Pooled::start(&options).await else { return Ok(()) };
+    let tables = "create table orders (id bigint generated always as identity primary key, note text, old_status text); \
+                  insert into orders (old_status) select 'S' || g from generate_series(1, 2000) g";
+    sqlx::raw_sql(tables).execute(&pooled.direct).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let other = tokio::spawn(client_with_names(pooled.pooler.url("pooled"), Arc::clone(&stop)));
+    let service = |name| pooled.shop(name).migration(statuses).unnamed_statements();
+    let report = service("preflight").preflight().await;
+    assert!(report.passed && report.to_string().contains("does not keep prepared statements"), "{report}");
+    let instance = Arc::new(service("a").start().await?);
+    let health = page(&instance, "/healthz?verbose").await;
+    assert!(health.contains("a statement of the service that has a name"), "{health}");
+    wait_until("a pin", LIMIT, async || {
+        Ok::<_, sqlx::Error>(instance.migration("status").unwrap().pin().is_ok())
+    })
+    .await?;
+
+    let manager =
+        deadpool_postgres::Manager::new(pooled.pooler.url("pooled").parse()?, tokio_postgres::NoTls);
+    let deadpool = deadpool_postgres::Pool::builder(manager).max_size(5).build()?;
+    let lazy = PgPoolOptions::new().max_connections(5).acquire_timeout(LIMIT);
+    let store = PostgresMirror::new(lazy.connect_lazy(&pooled.pooler.url("pooled"))?, "kept")?;
+    store.prepare().await.unwrap();
+    let mut tasks = JoinSet::new();
+    for task in 1..=4_i64 {
+        let (instance, deadpool, store, stop) =
+            (Arc::clone(&instance), deadpool.clone(), store.clone(), Arc::clone(&stop));
+        tasks.spawn(async move {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                rounds += 1;
+                one_round_without_names(&instance, &deadpool, &store, (task, rounds)).await?;
+            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(rounds)
+        });
+    }
+    let moved = async {
+        for phase in ["verify", "off"] {
+            pooled.move_to(phase).await?;
+        }
+        Outcome::Ok(())
+    };
+    let moved = moved.await;
+    stop.store(true, Ordering::Relaxed);
+    for rounds in tasks.join_all().await {
+        assert!(rounds.unwrap() > 10);
+    }
+    moved?;
+    other.await?;
+    drop((instance, pooled));
     Ok(())
 }
 

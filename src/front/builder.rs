@@ -50,8 +50,9 @@ pub struct Cutover {
     pub(super) fleet: FleetOptions,
     pub(super) driver: DriverOptions,
     pub(super) postgres: Part<PgPool>,
+    pub(super) unnamed_statements: bool,
     #[cfg(feature = "redis")]
-    pub(super) redis: Part<deadpool_redis::Pool>,
+    pub(super) redis: Part<crate::redis::RedisPool>,
     pub(super) flags: Option<Flags>,
     pub(super) declared_flags: Vec<String>,
     pub(super) subject: SubjectOf,
@@ -75,6 +76,7 @@ impl Cutover {
             fleet: FleetOptions::default(),
             driver: DriverOptions::default(),
             postgres: Part::Out,
+            unnamed_statements: false,
             #[cfg(feature = "redis")]
             redis: Part::Out,
             flags: None,
@@ -156,10 +158,23 @@ impl Cutover {
         self
     }
 
-    /// The service's Redis. It is checked for readiness.
+    /// States that none of the service's own statements on Postgres has a name, instead of `CUTOVER_UNNAMED_STATEMENTS`. Without
+    /// it, a service does not start behind a pooler in transaction mode that does not keep prepared statements: there, the name
+    /// of a statement may belong to another client's statement.
+    ///
+    /// With sqlx, a statement has no name if it is a `raw_sql`, or if it is marked `persistent(false)` and runs in a transaction.
+    /// (`statement-cache-capacity=0` does not take the names away.) With tokio-postgres, the methods with `typed` in their name
+    /// send statements without a name. The library's own statements have none.
+    pub fn unnamed_statements(mut self) -> Self {
+        self.unnamed_statements = true;
+        self
+    }
+
+    /// The service's Redis: a pool for one server, for a primary behind Sentinel, or for a cluster; see
+    /// [`RedisPool`](crate::redis::RedisPool). It is checked for readiness.
     #[cfg(feature = "redis")]
-    pub fn redis(mut self, pool: deadpool_redis::Pool) -> Self {
-        self.redis = Part::Own(pool);
+    pub fn redis(mut self, pool: impl Into<crate::redis::RedisPool>) -> Self {
+        self.redis = Part::Own(pool.into());
         self
     }
 

@@ -10,7 +10,7 @@ use crate::Problem;
 
 /// Every variable that is read, here or by [`release`](crate::release). Any other name that begins with `CUTOVER_` is
 /// refused.
-const KNOWN: [&str; 16] = [
+const KNOWN: [&str; 17] = [
     "ADMIN_ADDR",
     "CUTOVER_DRAIN_SECRET",
     "CUTOVER_GRACE_SECONDS",
@@ -19,6 +19,7 @@ const KNOWN: [&str; 16] = [
     "CUTOVER_PREFLIGHT",
     "CUTOVER_PROPAGATION_SECONDS",
     "CUTOVER_REVISION",
+    "CUTOVER_UNNAMED_STATEMENTS",
     "CUTOVER_VERSION",
     "DATABASE_URL",
     "LISTEN_ADDR",
@@ -107,6 +108,11 @@ impl Environment {
             self.problem(name, format!("{text:?} is not {kind}; use for example {example}"));
         }
         value
+    }
+
+    /// Whether a variable is `true`. It is not when it is not set.
+    pub(super) fn switch(&mut self, name: &'static str) -> bool {
+        self.value(name, "true or false", "true").unwrap_or(false)
     }
 
     pub(super) fn seconds(&mut self, name: &'static str) -> Option<Duration> {

@@ -41,7 +41,7 @@ pub struct Instance {
     pub(super) admission: Option<Admission>,
     pub(super) postgres: Option<PgPool>,
     #[cfg(feature = "redis")]
-    pub(super) redis: Option<deadpool_redis::Pool>,
+    pub(super) redis: Option<crate::redis::RedisPool>,
     #[cfg(feature = "redis")]
     pub(super) sessions: Option<crate::session::RedisStore>,
 }
@@ -133,13 +133,15 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`NotConfigured`] if it was started without one.
+    /// [`NotConfigured`] if it was started without one, or with a pool of another kind: then use that pool.
     #[cfg(feature = "redis")]
     pub fn redis(&self) -> Result<deadpool_redis::Pool, NotConfigured> {
-        self.redis.clone().ok_or(NotConfigured { part: "Redis", method: "redis_from_env" })
+        let pool = self.redis.as_ref().and_then(crate::redis::RedisPool::single_server);
+        pool.ok_or(NotConfigured { part: "a pool of one Redis server", method: "redis_from_env" })
     }
 
-    /// Sessions in the service's Redis, for a `SessionManagerLayer` of tower-sessions, with the default options.
+    /// Sessions in the service's Redis, for a `SessionManagerLayer` of tower-sessions. Their keys begin with `session:`, the
+    /// service's name and a colon. The other options have their defaults.
     ///
     /// # Errors
     ///

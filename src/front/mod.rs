@@ -9,6 +9,7 @@
 //! | `ADMIN_ADDR` | address of the listener for probes, metrics and `/drain` | `[::]:9090` |
 //! | `DATABASE_URL` | Postgres, for [`Cutover::postgres_from_env`] | |
 //! | `REDIS_URL` | Redis, for `Cutover::redis_from_env` | |
+//! | `CUTOVER_UNNAMED_STATEMENTS` | `true`: see [`Cutover::unnamed_statements`] | `false` |
 //! | `CUTOVER_POOL_SIZE` | connections of each of these two pools, 1 to 1000; the Postgres pool may get fewer while a deploy shares them | 10 |
 //! | `CUTOVER_GRACE_SECONDS` | the pod's `terminationGracePeriodSeconds` | 30 |
 //! | `CUTOVER_PROPAGATION_SECONDS` | how long endpoints take to propagate | 5 |

@@ -7,6 +7,8 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use super::builder::Part;
 use super::environment::Environment;
+#[cfg(feature = "redis")]
+use crate::redis::RedisPool;
 use crate::pool::{ConnectionShare, MAX_CONNECTIONS, ShareOptions};
 
 /// The default of `CUTOVER_POOL_SIZE`.
@@ -45,9 +47,9 @@ pub(super) fn postgres(part: Part<PgPool>, service: &str, environment: &mut Envi
 
 #[cfg(feature = "redis")]
 pub(super) fn redis(
-    part: Part<deadpool_redis::Pool>,
+    part: Part<RedisPool>,
     environment: &mut Environment,
-) -> Option<deadpool_redis::Pool> {
+) -> Option<RedisPool> {
     match part {
         Part::Out => return None,
         Part::Own(pool) => return Some(pool),
@@ -69,7 +71,7 @@ pub(super) fn redis(
             .build()
             .map_err(|error| error.to_string())
     });
-    made.map_err(|error| environment.problem("REDIS_URL", format!("can't be used: {error}"))).ok()
+    made.map(RedisPool::from).map_err(|error| environment.problem("REDIS_URL", format!("can't be used: {error}"))).ok()
 }
 
 /// Prepares for `rediss`, or says why this build cannot use it.

@@ -1,11 +1,14 @@
 use std::sync::Arc;
 
-use deadpool_redis::Pool;
-use deadpool_redis::redis::aio::MultiplexedConnection;
-use deadpool_redis::redis::{ErrorKind, RedisError, ServerErrorKind, cmd};
+use deadpool_redis::redis::aio::ConnectionLike;
+use deadpool_redis::redis::{RedisError, cmd};
 use tokio::sync::Mutex;
 
 use super::check::{Check, CheckError, ProbeOutcome};
+use crate::redis::{RedisPool, describe, is_missing_privilege};
+
+/// A connection outside of the pool.
+type Connection = Box<dyn ConnectionLike + Send>;
 
 /// The probe's key. It expires on its own, so the check leaves nothing behind.
 const KEY: &str = "cutover:health";
@@ -13,7 +16,8 @@ const KEY: &str = "cutover:health";
 const KEY_TTL_SECONDS: u8 = 60;
 
 impl Check {
-    /// A check named `redis` of the server that `pool` connects to.
+    /// A check named `redis` of the server, the primary or the cluster that `pool` connects to. Of a cluster, it writes to the
+    /// part that has the key.
     ///
     /// The probe writes the key `cutover:health` with a TTL of 60 s, because a primary that was demoted while it was
     /// alive still answers `PING` and reads. With an ACL, the service's user needs `~cutover:health +set`; without it
@@ -21,25 +25,23 @@ impl Check {
     ///
     /// As in [`Check::postgres`], the probe has its own connection outside the pool, and a pool that is used up is a
     /// warning. After a failure the probe connects again, so it follows a changed address.
-    pub fn redis(pool: &Pool) -> Self {
-        let pool = pool.clone();
+    pub fn redis(pool: impl Into<RedisPool>) -> Self {
+        let pool = pool.into();
         let idle = Arc::new(Mutex::new(None));
         Self::new("redis", move || probe(pool.clone(), Arc::clone(&idle)))
     }
 }
 
-async fn probe(
-    pool: Pool,
-    idle: Arc<Mutex<Option<MultiplexedConnection>>>,
-) -> Result<ProbeOutcome, CheckError> {
+async fn probe(pool: RedisPool, idle: Arc<Mutex<Option<Connection>>>) -> Result<ProbeOutcome, CheckError> {
     // Taken out while in use, so a probe that fails or is cancelled drops the connection.
     let kept = idle.lock().await.take();
     let mut connection = match kept {
         Some(connection) => connection,
-        None => deadpool::managed::Manager::create(pool.manager()).await?,
+        None => pool.connect().await.map_err(|error| describe(&error))?,
     };
-    let written =
-        cmd("SET").arg(KEY).arg(1).arg("EX").arg(KEY_TTL_SECONDS).query_async::<()>(&mut connection).await;
+    let mut set = cmd("SET");
+    let set = set.arg(KEY).arg(1).arg("EX").arg(KEY_TTL_SECONDS);
+    let written = connection.req_packed_command(set).await.and_then(|answer| answer.extract_error());
     let refused = written.err().map(refusal).transpose()?;
     *idle.lock().await = Some(connection);
     Ok(refused.unwrap_or_else(|| ProbeOutcome::of_pool(pool.status())))
@@ -47,16 +49,11 @@ async fn probe(
 
 /// A warning for a missing privilege, otherwise the error.
 fn refusal(error: RedisError) -> Result<ProbeOutcome, CheckError> {
-    match error.kind() {
-        ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(ProbeOutcome::Warn(format!(
-            "reachable, but the user may not write the key {KEY}, so a read-only server would go unnoticed; \
-             run: ACL SETUSER <user> ~{KEY} +set"
-        ))),
-        ErrorKind::Server(ServerErrorKind::ReadOnly) => Err(format!(
-            "the server refuses writes because it is a replica ({error}); point the address at the primary, \
-             or promote this server with: REPLICAOF NO ONE"
-        )
-        .into()),
-        _ => Err(error.into()),
+    if !is_missing_privilege(&error) {
+        return Err(describe(&error).into());
     }
+    Ok(ProbeOutcome::Warn(format!(
+        "reachable, but the user may not write the key {KEY}, so a read-only server would go unnoticed; \
+         run: ACL SETUSER <user> ~{KEY} +set"
+    )))
 }

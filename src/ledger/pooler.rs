@@ -3,7 +3,7 @@
 use std::fmt;
 
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 /// A setting that the startup message sets. A pooler opens its sessions by itself, so they don't have it.
 const MARK: &str = "cutover.direct";
@@ -25,14 +25,16 @@ pub(crate) enum Pooler {
 }
 
 impl Pooler {
-    /// Whether the statements of a pool with these options fail: drivers give them a name, unless the options have no
-    /// cache for them.
-    pub(crate) fn breaks_statements(self, options: &PgConnectOptions) -> bool {
-        let is_cached = !options
-            .to_url_lossy()
-            .query_pairs()
-            .any(|(name, value)| name == "statement-cache-capacity" && value == "0");
-        is_cached && self == Self::Transaction { keeps_statements: false }
+    /// Why a service cannot use it, and what to set. `None`: it can. `has_unnamed`: the service states that none of its own
+    /// statements has a name.
+    pub(crate) fn refusal(self, has_unnamed: bool) -> Option<String> {
+        (!has_unnamed && self == Self::Transaction { keeps_statements: false }).then(|| {
+            format!(
+                "{self}. Set max_prepared_statements = 200 (PgBouncer 1.21 or newer), or pool_mode = session, or connect to \
+                 the server directly. Only if none of the service's own statements has a name, set \
+                 CUTOVER_UNNAMED_STATEMENTS=true"
+            )
+        })
     }
 
     /// Whether a client keeps its session, so that notifications reach it.
@@ -53,11 +55,9 @@ impl fmt::Display for Pooler {
                  polling; limit the pooler instead (PgBouncer: max_db_connections)"
             }
             Self::Transaction { keeps_statements: false } => {
-                "connections go through a pooler in transaction mode that does not keep prepared statements, so statements \
-                 fail with \"prepared statement does not exist\"; set max_prepared_statements = 200 (PgBouncer 1.21 or \
-                 newer), or pool_mode = session, or connect to the server directly. A service whose queries are all marked \
-                 persistent(false) has no named statements; statement-cache-capacity=0 in the address says so, but does not \
-                 take the names away by itself"
+                "connections go through a pooler in transaction mode that does not keep prepared statements: a statement of \
+                 the service that has a name fails with \"prepared statement does not exist\", or returns what another \
+                 client's statement of that name finds; connection shares are off, and changes are found by polling"
             }
         })
     }

@@ -18,6 +18,8 @@ pub(super) struct LedgerCheck {
     pub(super) options: PgConnectOptions,
     pub(super) fleet: String,
     pub(super) specs: Vec<MigrationSpec>,
+    /// See [`Preflight::unnamed_statements`](super::Preflight::unnamed_statements).
+    pub(super) unnamed_statements: bool,
 }
 
 impl fmt::Debug for LedgerCheck {
@@ -44,15 +46,12 @@ pub(super) async fn examine(check: LedgerCheck, budget: Option<Budget>) -> Vec<F
 }
 
 async fn ask(check: LedgerCheck, budget: Option<Budget>) -> Result<Vec<Finding>, LedgerError> {
-    let LedgerCheck { options, fleet, specs } = check;
+    let LedgerCheck { options, fleet, specs, unnamed_statements } = check;
     let pooler = pooler_at(&options).await?;
     let mut findings: Vec<Finding> = pooler
-        .map(|pooler| {
-            let severity = match pooler.breaks_statements(&options) {
-                true => Severity::Problem,
-                false => Severity::Warning,
-            };
-            Finding::new("pooler", severity, pooler.to_string())
+        .map(|pooler| match pooler.refusal(unnamed_statements) {
+            Some(refusal) => Finding::new("pooler", Severity::Problem, refusal),
+            None => Finding::new("pooler", Severity::Warning, pooler.to_string()),
         })
         .into_iter()
         .collect();

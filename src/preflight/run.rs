@@ -31,6 +31,7 @@ pub struct Preflight {
     fingerprint: Option<String>,
     checks: Vec<Check>,
     ledger: Option<LedgerCheck>,
+    unnamed_statements: bool,
     budget: Option<Budget>,
     flags: Option<(Option<Flags>, Vec<String>)>,
 }
@@ -70,7 +71,18 @@ impl Preflight {
         fleet: impl Into<String>,
         specs: Vec<MigrationSpec>,
     ) -> Self {
-        self.ledger = Some(LedgerCheck { options, fleet: fleet.into(), specs });
+        let unnamed_statements = self.unnamed_statements;
+        self.ledger = Some(LedgerCheck { options, fleet: fleet.into(), specs, unnamed_statements });
+        self
+    }
+
+    /// States that none of the build's own statements has a name, so that a pooler that does not keep prepared statements is a
+    /// warning and not a problem. See [`Cutover::unnamed_statements`](crate::Cutover::unnamed_statements).
+    pub fn unnamed_statements(mut self) -> Self {
+        self.unnamed_statements = true;
+        if let Some(ledger) = &mut self.ledger {
+            ledger.unnamed_statements = true;
+        }
         self
     }
 

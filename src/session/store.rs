@@ -1,11 +1,9 @@
 //! The session store.
 
 use std::fmt;
-use std::future::Future;
 
 use async_trait::async_trait;
-use deadpool_redis::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, cmd};
-use deadpool_redis::{Connection, Pool};
+use deadpool_redis::redis::cmd;
 use prometheus::{IntCounter, Registry};
 use time::OffsetDateTime;
 use tower_sessions_core::SessionStore;
@@ -15,6 +13,7 @@ use tower_sessions_core::session_store::{Error, Result};
 use super::envelope::{Base, Envelope};
 use super::options::RedisStoreOptions;
 use crate::config::ConfigError;
+use crate::redis::{Client, Failure, RedisPool};
 
 /// Attempts to create a record under a new id.
 const CREATE_ATTEMPTS: usize = 16;
@@ -65,8 +64,10 @@ const COMPARE_AND_SET: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
 /// # Failover
 ///
 /// A connection to a primary that was demoted stays open, and Redis refuses writes on it (`READONLY`). The store then
-/// closes this connection and the idle ones of the pool, and runs the command once more on a new connection. So sessions
-/// work again as soon as the pool's address leads to the new primary.
+/// closes this connection and the idle ones of the pool, and repeats the command on a new connection within the time limit.
+/// So sessions work again as soon as the pool leads to the new primary: by its address, by Sentinel, or by the cluster's
+/// own redirections (see [`RedisPool`]). After a connection broke in the middle of a save, the store reads the record to
+/// find out whether it was saved.
 ///
 /// # Errors and cancel safety
 ///
@@ -74,7 +75,7 @@ const COMPARE_AND_SET: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
 /// record is never half written. Errors do not contain the id of the session, because it is a secret.
 #[derive(Clone)]
 pub struct RedisStore {
-    pool: Pool,
+    pool: RedisPool,
     options: RedisStoreOptions,
     conflicts: IntCounter,
 }
@@ -85,17 +86,21 @@ impl RedisStore {
     /// # Errors
     ///
     /// [`ConfigError`] with every unusable option.
-    pub fn new(pool: Pool, options: RedisStoreOptions) -> std::result::Result<Self, ConfigError> {
+    pub fn new(
+        pool: impl Into<RedisPool>,
+        options: RedisStoreOptions,
+    ) -> std::result::Result<Self, ConfigError> {
         options.check()?;
-        Ok(Self::from_parts(pool, options))
+        Ok(Self::from_parts(pool.into(), options))
     }
 
-    /// A store with the default options, which are always usable.
-    pub(crate) fn with_defaults(pool: Pool) -> Self {
-        Self::from_parts(pool, RedisStoreOptions::default())
+    /// A store for the sessions of one service, whose keys have the service's name. Its options are always usable.
+    pub(crate) fn of_service(pool: RedisPool, service: &str) -> Self {
+        let prefix = format!("session:{service}:");
+        Self::from_parts(pool, RedisStoreOptions { prefix, ..RedisStoreOptions::default() })
     }
 
-    fn from_parts(pool: Pool, options: RedisStoreOptions) -> Self {
+    fn from_parts(pool: RedisPool, options: RedisStoreOptions) -> Self {
         #[expect(clippy::expect_used, reason = "the name is a constant and valid")]
         let conflicts = IntCounter::new(
             "cutover_session_conflicts_total",
@@ -118,35 +123,34 @@ impl RedisStore {
         format!("{}{id}", self.options.prefix)
     }
 
-    async fn within<T>(&self, what: &str, operation: impl Future<Output = Result<T>>) -> Result<T> {
-        let limit = self.options.time_limit;
-        match tokio::time::timeout(limit, operation).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                Err(Error::Backend(format!("{what} a session took longer than the limit of {limit:?}")))
-            }
-        }
-    }
-
     fn client(&self) -> Client<'_> {
-        Client { pool: &self.pool, connection: None }
+        Client::new(&self.pool, self.options.time_limit)
     }
 
-    async fn get(&self, client: &mut Client<'_>, id: &Id) -> Result<Option<Vec<u8>>> {
-        client.ask(cmd("GET").arg(self.key(id))).await
+    async fn get(&self, client: &mut Client<'_>, id: &Id) -> std::result::Result<Option<Vec<u8>>, Failure> {
+        client.repeat(cmd("GET").arg(self.key(id))).await
     }
 
     async fn try_save(&self, record: &Record) -> Result<()> {
+        let failed = |failure| failed("saving", &failure);
         let mut data = record.data.clone();
         let base = Base::take(&mut data);
         let mut client = self.client();
-        // Each failed attempt means that another save succeeded, and the time limit ends the loop.
+        // What a broken connection may or may not have stored.
+        let mut sent = None;
+        // Each failed attempt means that another save succeeded, or that a connection broke, and the time limit ends the loop.
         loop {
-            let Some(before) = self.get(&mut client, &record.id).await? else {
+            let Some(before) = self.get(&mut client, &record.id).await.map_err(failed)? else {
                 return Err(Error::Backend(
                     "the session was deleted or has expired since it was loaded; it is not saved".to_owned(),
                 ));
             };
+            if let Some((stored, conflicts)) = sent.take()
+                && stored == before
+            {
+                self.conflicts.inc_by(conflicts);
+                return Ok(());
+            }
             let mut envelope = Envelope::decode(&before)?;
             let updated =
                 envelope.update(data.clone(), base.as_ref(), record.expiry_date, self.options.on_conflict);
@@ -155,20 +159,17 @@ impl RedisStore {
                     "another request changed the same key of the session; it is not saved".to_owned(),
                 )
             })?;
-            let swapped: bool = client
-                .ask(
-                    cmd("EVAL")
-                        .arg(COMPARE_AND_SET)
-                        .arg(1)
-                        .arg(self.key(&record.id))
-                        .arg(before)
-                        .arg(envelope.encode()?)
-                        .arg(time_to_live(record.expiry_date)),
-                )
-                .await?;
-            if swapped {
-                self.conflicts.inc_by(conflicts);
-                return Ok(());
+            let after = envelope.encode()?;
+            let mut swap = cmd("EVAL");
+            swap.arg(COMPARE_AND_SET).arg(1).arg(self.key(&record.id)).arg(before).arg(&after);
+            match client.ask(swap.arg(time_to_live(record.expiry_date))).await {
+                Ok(true) => {
+                    self.conflicts.inc_by(conflicts);
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(failure) if failure.is_unknown => sent = Some((after, conflicts)),
+                Err(failure) => return Err(failed(failure)),
             }
         }
     }
@@ -180,18 +181,18 @@ impl RedisStore {
         let stored = envelope.encode()?;
         let mut client = self.client();
         for _ in 0..CREATE_ATTEMPTS {
-            let done: Option<String> = client
-                .ask(
-                    cmd("SET")
-                        .arg(self.key(&record.id))
-                        .arg(&stored)
-                        .arg("NX")
-                        .arg("PX")
-                        .arg(time_to_live(record.expiry_date)),
-                )
-                .await?;
-            if done.is_some() {
-                return Base::of(&envelope).put(&mut record.data);
+            let mut set = cmd("SET");
+            set.arg(self.key(&record.id))
+                .arg(&stored)
+                .arg("NX")
+                .arg("PX")
+                .arg(time_to_live(record.expiry_date));
+            match client.ask::<Option<String>>(&set).await {
+                Ok(Some(_)) => return Base::of(&envelope).put(&mut record.data),
+                Ok(None) => {}
+                // It may be stored under this id, which nobody has seen, until it expires.
+                Err(failure) if failure.is_unknown => {}
+                Err(failure) => return Err(failed("creating", &failure)),
             }
             record.id = Id::default();
         }
@@ -202,27 +203,25 @@ impl RedisStore {
 #[async_trait]
 impl SessionStore for RedisStore {
     async fn create(&self, record: &mut Record) -> Result<()> {
-        self.within("creating", self.try_create(record)).await
+        self.try_create(record).await
     }
 
     async fn save(&self, record: &Record) -> Result<()> {
-        self.within("saving", self.try_save(record)).await
+        self.try_save(record).await
     }
 
     async fn load(&self, id: &Id) -> Result<Option<Record>> {
-        let load = async {
-            let Some(stored) = self.get(&mut self.client(), id).await? else {
-                return Ok(None);
-            };
-            let envelope = Envelope::decode(&stored)?;
-            Ok(Some(Record { id: *id, expiry_date: envelope.expires()?, data: envelope.into_data()? }))
+        let stored = self.get(&mut self.client(), id).await;
+        let Some(stored) = stored.map_err(|failure| failed("loading", &failure))? else {
+            return Ok(None);
         };
-        self.within("loading", load).await
+        let envelope = Envelope::decode(&stored)?;
+        Ok(Some(Record { id: *id, expiry_date: envelope.expires()?, data: envelope.into_data()? }))
     }
 
     async fn delete(&self, id: &Id) -> Result<()> {
-        let delete = async { self.client().ask(cmd("DEL").arg(self.key(id))).await };
-        self.within("deleting", delete).await
+        let deleted = self.client().repeat(cmd("DEL").arg(self.key(id))).await;
+        deleted.map_err(|failure| failed("deleting", &failure))
     }
 }
 
@@ -233,60 +232,8 @@ impl fmt::Debug for RedisStore {
     }
 }
 
-/// A connection of the pool, replaced if its server has become a replica.
-struct Client<'a> {
-    pool: &'a Pool,
-    connection: Option<Connection>,
-}
-
-impl Client<'_> {
-    async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T> {
-        match self.send(command).await? {
-            Ok(answer) => Ok(answer),
-            Err(error) if is_read_only(&error) => {
-                tracing::warn!(%error, "Redis refuses writes because it is a replica; reconnecting");
-                self.discard();
-                let answer = self.send(command).await?;
-                if answer.as_ref().is_err_and(is_read_only) {
-                    self.discard();
-                }
-                answer.map_err(backend)
-            }
-            Err(error) => Err(backend(error)),
-        }
-    }
-
-    async fn send<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<std::result::Result<T, RedisError>> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            empty => {
-                let connection = self.pool.get().await;
-                empty.insert(connection.map_err(|error| {
-                    Error::Backend(format!("could not get a connection to Redis: {error}"))
-                })?)
-            }
-        };
-        Ok(command.query_async(connection).await)
-    }
-
-    /// Closes the connection and the idle ones of the pool, which lead to the same server.
-    fn discard(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            drop(Connection::take(connection));
-        }
-        self.pool.retain(|_, _| false);
-    }
-}
-
-/// Whether the server refused a write because it is a replica. Inside a script, versions before 7 report it in the text
-/// only.
-fn is_read_only(error: &RedisError) -> bool {
-    error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
-        || error.detail().is_some_and(|detail| detail.contains("-READONLY"))
-}
-
-fn backend(error: RedisError) -> Error {
-    Error::Backend(format!("Redis: {error}"))
+fn failed(what: &str, failure: &Failure) -> Error {
+    Error::Backend(format!("{what} a session: {failure}"))
 }
 
 /// In milliseconds. Redis refuses zero and values that overflow its clock.

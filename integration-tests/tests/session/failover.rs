@@ -10,14 +10,10 @@ use tower_sessions::{Session, SessionStore};
 use super::builds::{NewCart, OldCart};
 use super::{LIMIT, pool, raw, record};
 
-fn port(redis: &Redis) -> u16 {
-    redis.url().trim_end_matches('/').rsplit(':').next().unwrap().parse().unwrap()
-}
-
 #[tokio::test]
 async fn sessions_survive_a_failover_and_an_outage_is_an_error() {
     let (first, second) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
-    let gate = Proxy::start(port(&first)).unwrap();
+    let gate = Proxy::start(first.port()).unwrap();
     let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
     let pool = config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap();
     let store = RedisStore::new(pool, RedisStoreOptions::default()).unwrap();
@@ -32,7 +28,7 @@ async fn sessions_survive_a_failover_and_an_outage_is_an_error() {
 
     // A replica follows, the primary dies, and the replica is promoted.
     let mut replica = self::pool(&second).get().await.unwrap();
-    let () = cmd("REPLICAOF").arg("127.0.0.1").arg(port(&first)).query_async(&mut replica).await.unwrap();
+    let () = cmd("REPLICAOF").arg("127.0.0.1").arg(first.port()).query_async(&mut replica).await.unwrap();
     wait_until("the replica to be in step", LIMIT, async || {
         let mut replica = self::pool(&second).get().await.unwrap();
         let info: String = cmd("INFO").arg("replication").query_async(&mut replica).await.unwrap();
@@ -47,7 +43,7 @@ async fn sessions_survive_a_failover_and_an_outage_is_an_error() {
         "Redis is away, and that is an error"
     );
     let () = cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut replica).await.unwrap();
-    gate.lead_to(port(&second));
+    gate.lead_to(second.port());
     gate.cut();
 
     // The pool reconnects by itself, and the older build keeps the field of the newer one.
@@ -66,7 +62,7 @@ async fn sessions_survive_a_failover_and_an_outage_is_an_error() {
 
     // A restarted Redis is empty: sessions are gone, and the next login is stored.
     first.restart().await.unwrap();
-    gate.lead_to(port(&first));
+    gate.lead_to(first.port());
     gate.cut();
     wait_until("the store to find Redis again", LIMIT, async || {
         Ok::<_, KitError>(store.load(&id.unwrap()).await.is_ok())
@@ -83,7 +79,7 @@ async fn sessions_survive_a_failover_and_an_outage_is_an_error() {
 #[tokio::test]
 async fn sessions_recover_after_the_primary_was_demoted_alive() {
     let (first, second) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
-    let gate = Proxy::start(port(&first)).unwrap();
+    let gate = Proxy::start(first.port()).unwrap();
     let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
     let store = RedisStore::new(
         config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap(),
@@ -112,19 +108,19 @@ async fn sessions_recover_after_the_primary_was_demoted_alive() {
         let mut connection = self::pool(of).get().await.unwrap();
         let () = cmd("REPLICAOF").arg(host).arg(port).query_async(&mut connection).await.unwrap();
     };
-    replicate(&second, "127.0.0.1", &port(&first).to_string()).await;
+    replicate(&second, "127.0.0.1", &first.port().to_string()).await;
     wait_until("the replica to have the session", LIMIT, async || {
         Ok::<_, KitError>(raw(&second, &made.id).await.is_some())
     })
     .await
     .unwrap();
     replicate(&second, "NO", "ONE").await;
-    replicate(&first, "127.0.0.1", &port(&second).to_string()).await;
+    replicate(&first, "127.0.0.1", &second.port().to_string()).await;
     let error = save(1).await.unwrap_err().to_string();
     assert!(error.to_lowercase().contains("read") && error.contains("replica"), "{error}");
 
     // The address leads to the new primary now; connections to the old one stay open.
-    gate.lead_to(port(&second));
+    gate.lead_to(second.port());
     for value in 2..6 {
         save(value).await.unwrap();
     }

@@ -27,6 +27,7 @@ use tower_sessions::{
 
 mod builds;
 mod failover;
+mod kinds;
 
 const LIMIT: Duration = Duration::from_secs(10);
 

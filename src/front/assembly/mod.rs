@@ -35,9 +35,10 @@ pub(super) struct Assembly {
     drain: Option<Drain>,
     metrics: Option<Metrics>,
     postgres: Option<PgPool>,
+    unnamed_statements: bool,
     share: Option<(String, ShareOptions)>,
     #[cfg(feature = "redis")]
-    redis: Option<deadpool_redis::Pool>,
+    redis: Option<crate::redis::RedisPool>,
     flags: Option<(Flags, FlagSource)>,
     #[cfg(feature = "unleash")]
     kept: crate::front::kept::InLedger,
@@ -71,6 +72,8 @@ impl Assembly {
             Some(made) => (Some(made.pool), made.share),
             None => (None, None),
         };
+        let unnamed_statements =
+            builder.unnamed_statements || environment.switch("CUTOVER_UNNAMED_STATEMENTS");
         #[cfg(feature = "redis")]
         let redis = pools::redis(builder.redis, &mut environment);
         let problems = &mut environment.problems;
@@ -125,6 +128,7 @@ impl Assembly {
             drain,
             metrics,
             postgres,
+            unnamed_statements,
             share,
             #[cfg(feature = "redis")]
             redis,
@@ -235,6 +239,9 @@ impl Assembly {
             let fleet = self.fleet.name.unwrap_or(self.service);
             let specs = self.specs.into_iter().map(|(spec, _)| spec).collect();
             preflight = preflight.ledger((*pool.connect_options()).clone(), fleet, specs);
+            if self.unnamed_statements {
+                preflight = preflight.unnamed_statements();
+            }
             if let Some((_, options)) = &self.share {
                 preflight = preflight.budget(options.max_connections, None);
             }

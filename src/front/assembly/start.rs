@@ -64,7 +64,8 @@ impl Assembly {
             move |_| async move { flags.close().await }
         });
         #[cfg(feature = "redis")]
-        let sessions = self.redis.clone().map(crate::session::RedisStore::with_defaults);
+        let sessions =
+            self.redis.clone().map(|redis| crate::session::RedisStore::of_service(redis, release.service()));
         #[cfg(feature = "redis")]
         if let Some(sessions) = &sessions
             && let Err(error) = sessions.register(metrics.registry())
@@ -108,11 +109,9 @@ impl Assembly {
             let options = (*pool.connect_options()).clone().application_name(&name);
             let open = async || {
                 let ledger = Ledger::open(options.clone()).await?;
-                match ledger.pooler() {
-                    Some(pooler) if pooler.breaks_statements(&pool.connect_options()) => {
-                        Err(ShareError::Pooler { reason: pooler.to_string() })
-                    }
-                    _ => Ok(ledger),
+                match ledger.pooler().and_then(|pooler| pooler.refusal(self.unnamed_statements)) {
+                    Some(reason) => Err(ShareError::Pooler { reason }),
+                    None => Ok(ledger),
                 }
             };
             let ledger = retry.until_done("the ledger", open).await?;
