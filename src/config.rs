@@ -1,9 +1,12 @@
+mod address;
 mod database_error;
 mod redact;
 
 use std::borrow::Cow;
 use std::fmt;
 
+pub use address::postgres_options;
+pub(crate) use address::{address_problem, without_scheme};
 pub(crate) use database_error::{describe_error, describe_source};
 pub(crate) use redact::redact;
 

@@ -71,6 +71,8 @@ pub mod session;
 pub mod testing;
 mod tls;
 
+#[doc(hidden)]
+pub use config::postgres_options;
 pub use config::{ConfigError, Problem};
 pub use cutover_macros::dual_write;
 pub use front::{Cutover, Instance, StartError};

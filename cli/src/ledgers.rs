@@ -2,6 +2,7 @@
 
 pub(crate) use cutover::console::Database;
 use cutover::migration::admin::AdminError;
+use cutover::postgres_options;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::arguments::Arguments;
@@ -14,8 +15,8 @@ fn named_url(text: &str) -> Result<(String, PgConnectOptions), String> {
                     and `.`"
             .into());
     }
-    let options = connect_options(url).map_err(|problem| {
-        format!("the URL of {name:?} cannot be used ({problem}); it looks like postgres://user@host/name")
+    let options = postgres_options(url).map_err(|problem| {
+        format!("the URL of {name:?} {problem}; it looks like postgres://user@host/name")
     })?;
     Ok((name.to_owned(), options))
 }
@@ -53,20 +54,10 @@ pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> 
             "no database is given: set DATABASE_URL or --database-url to postgres://user@host/name".into()
         );
     };
-    match connect_options(url) {
+    match postgres_options(url) {
         Ok(options) => Ok(vec![Database::new(None, options.application_name(NAME))]),
-        Err(problem) => Err(format!(
-            "the database URL cannot be used ({problem}); it looks like postgres://user@host/name"
-        )),
+        Err(problem) => Err(format!("the database URL {problem}; it looks like postgres://user@host/name")),
     }
-}
-
-fn connect_options(url: &str) -> Result<PgConnectOptions, String> {
-    // The parser accepts any scheme.
-    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
-        return Err("it begins with neither postgres:// nor postgresql://".into());
-    }
-    url.parse().map_err(|error: sqlx::Error| error.to_string())
 }
 
 /// The exit status of an error: whether the ledger could be used.

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgPoolOptions;
 
 use super::builder::Part;
 use super::environment::Environment;
+use crate::config::postgres_options;
+#[cfg(feature = "redis")]
+use crate::config::{address_problem, without_scheme};
+use crate::pool::{ConnectionShare, MAX_CONNECTIONS, ShareOptions};
 #[cfg(feature = "redis")]
 use crate::redis::RedisPool;
-use crate::pool::{ConnectionShare, MAX_CONNECTIONS, ShareOptions};
 
 /// The default of `CUTOVER_POOL_SIZE`.
 const SIZE: u32 = 10;
@@ -31,11 +34,9 @@ pub(super) fn postgres(part: Part<PgPool>, service: &str, environment: &mut Envi
         Part::FromEnvironment => {}
     }
     let size = size(environment);
-    let options = required("DATABASE_URL", &["postgres://", "postgresql://"], environment)?
-        .parse::<PgConnectOptions>()
-        // Not the address itself, which may contain a password.
-        .map_err(|error| environment.problem("DATABASE_URL", format!("could not be parsed: {error}")))
-        .ok()?;
+    let options = required("DATABASE_URL", "postgres://", environment)?;
+    let options = postgres_options(&options);
+    let options = options.map_err(|problem| environment.problem("DATABASE_URL", problem)).ok()?;
     let pool = PgPoolOptions::new().max_connections(size).acquire_timeout(WAIT).max_lifetime(LIFETIME);
     let name = ConnectionShare::new_name(service);
     let pool = pool.connect_lazy_with(options.application_name(&name));
@@ -46,17 +47,18 @@ pub(super) fn postgres(part: Part<PgPool>, service: &str, environment: &mut Envi
 }
 
 #[cfg(feature = "redis")]
-pub(super) fn redis(
-    part: Part<RedisPool>,
-    environment: &mut Environment,
-) -> Option<RedisPool> {
+pub(super) fn redis(part: Part<RedisPool>, environment: &mut Environment) -> Option<RedisPool> {
     match part {
         Part::Out => return None,
         Part::Own(pool) => return Some(pool),
         Part::FromEnvironment => {}
     }
     let size = size(environment);
-    let url = required("REDIS_URL", &["redis://", "rediss://", "redis+unix://", "unix://"], environment)?;
+    let url = required("REDIS_URL", "redis://", environment)?;
+    if let Some(problem) = redis_problem(&url) {
+        environment.problem("REDIS_URL", problem);
+        return None;
+    }
     if let Some(problem) = url.strip_prefix("rediss://").and_then(|_| redis_over_tls()) {
         environment.problem("REDIS_URL", problem);
         return None;
@@ -71,7 +73,9 @@ pub(super) fn redis(
             .build()
             .map_err(|error| error.to_string())
     });
-    made.map(RedisPool::from).map_err(|error| environment.problem("REDIS_URL", format!("can't be used: {error}"))).ok()
+    made.map(RedisPool::from)
+        .map_err(|error| environment.problem("REDIS_URL", format!("can't be used: {error}")))
+        .ok()
 }
 
 /// Prepares for `rediss`, or says why this build cannot use it.
@@ -104,58 +108,51 @@ fn size(environment: &mut Environment) -> u32 {
     SIZE
 }
 
-fn required(name: &'static str, schemes: &[&str], environment: &mut Environment) -> Option<String> {
+fn required(name: &'static str, scheme: &str, environment: &mut Environment) -> Option<String> {
     let problems = environment.problems.len();
-    let Some(url) = environment.text(name) else {
-        if environment.problems.len() == problems {
-            environment.problem(name, format!("is not set; use for example {}host", schemes[0]));
-        }
-        return None;
-    };
-    let Some(rest) = schemes.iter().find_map(|scheme| url.strip_prefix(scheme)) else {
-        environment.problem(name, format!("has to begin with {}", schemes.join(" or ")));
-        return None;
-    };
-    match address_problem(rest) {
-        None => Some(url),
-        Some(problem) => {
-            environment.problem(name, problem);
-            None
-        }
+    let url = environment.text(name);
+    if url.is_none() && environment.problems.len() == problems {
+        environment.problem(name, format!("is not set; use for example {scheme}host"));
     }
+    url
 }
 
-/// What is wrong with an address, without any part of it: a password with `/`, `?` or `#` ends the host too early, and
-/// the rest of it would be logged as part of a path.
-fn address_problem(rest: &str) -> Option<&'static str> {
-    let (authority, after) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    let (path, query) = after.split_once('?').unwrap_or((after, ""));
-    let before_at = query.split_once('@').map(|(before, _)| before);
-    if path.contains('@') || before_at.is_some_and(|before| !before.contains('=')) {
-        return Some("has a user or password with / ? or #; write %2F, %3F or %23 instead");
+/// What is wrong with an address of Redis, without any part of it.
+#[cfg(feature = "redis")]
+fn redis_problem(url: &str) -> Option<String> {
+    const SEVERAL: &str = "for Sentinel or a cluster, make a pool of `deadpool_redis::sentinel` or `deadpool_redis::cluster`, \
+                           and pass it to `Cutover::redis` instead of `redis_from_env`";
+    match without_scheme(url, &["redis://", "rediss://", "redis+unix://", "unix://"]) {
+        Ok(rest) => match address_problem(rest)? {
+            problem if rest.contains(',') => Some(format!("{problem}; {SEVERAL}")),
+            problem => Some(problem.to_owned()),
+        },
+        Err(problem) if url.contains("sentinel") || url.contains("cluster") => {
+            Some(format!("{problem}; {SEVERAL}"))
+        }
+        Err(problem) => Some(problem),
     }
-    if authority.rsplit('@').next().is_some_and(|host| host.contains(',')) {
-        return Some("names several hosts; use one, such as a DNS name that follows the primary");
-    }
-    None
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[cfg(feature = "redis")]
     #[test]
-    fn an_address_that_would_be_misread_is_refused() {
-        for good in
-            ["u:p@db/x", "db", "/var/run/redis.sock", "db/x?user=me@server", "u:p%2Fq@[::1]:5432/x?a=b"]
-        {
-            assert_eq!(address_problem(good), None, "{good}");
+    fn sentinels_and_clusters_are_refused_with_what_to_use() {
+        for url in [
+            "redis://:hunter2@a:26379,b:26379/primary",
+            "redis+sentinel://:hunter2@a:26379/primary",
+            "redis-cluster://:hunter2@a",
+        ] {
+            let problem = redis_problem(url).unwrap();
+            assert!(problem.contains("`Cutover::redis`") && !problem.contains("hunter2"), "{url}: {problem}");
         }
-        for password in ["12/34", "12?34", "12#34", "a/b?c"] {
-            let problem = address_problem(&format!("u:{password}@db/x")).unwrap();
-            assert!(problem.contains("%2F") && !problem.contains("12"), "{password}: {problem}");
-        }
-        assert!(address_problem("u:p@db1,db2/x").unwrap().contains("several hosts"));
+        assert_eq!(redis_problem("redis://:p%2Fq@[::1]:6379/0"), None);
+        assert_eq!(redis_problem("unix:///run/redis.sock"), None);
+        let problem = redis_problem("redis://:hun/ter2@cache").unwrap();
+        assert!(problem.contains("%2F") && !problem.contains("ter2"), "{problem}");
     }
 
     #[test]

@@ -1,0 +1,166 @@
+//! TLS to a real Postgres: whom the library trusts, and what it says when it trusts nobody.
+#![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
+
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use cutover::health::Check;
+use cutover::preflight::{Preflight, Severity};
+use cutover_testkit::{Folder, Postgres, PostgresOptions, wait_until};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection, PgConnection, PgPool};
+
+fn openssl(folder: &Path, arguments: &str) {
+    let done = Command::new("openssl").current_dir(folder).args(arguments.split(' ')).output().unwrap();
+    assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// A private certificate authority of this name.
+fn authority(folder: &Path, name: &str) {
+    let key = format!("-nodes -keyout {name}.key -out {name}.pem");
+    openssl(folder, &format!("req -x509 -newkey rsa:2048 {key} -subj /CN={name} -days 2"));
+}
+
+/// A certificate of `authority` for a subject and an alternative name. A number of days below zero makes an expired one.
+fn certificate(folder: &Path, name: &str, authority: &str, (subject, alternative): (&str, &str), days: i32) {
+    let key = format!("-nodes -keyout {name}.key -out {name}.csr");
+    let names = format!("-subj /CN={subject} -addext subjectAltName={alternative}");
+    openssl(folder, &format!("req -newkey rsa:2048 {key} {names}"));
+    let signer = format!("-CA {authority}.pem -CAkey {authority}.key -CAcreateserial");
+    openssl(
+        folder,
+        &format!("x509 -req -in {name}.csr {signer} -days {days} -copy_extensions copy -out {name}.pem"),
+    );
+}
+
+/// A Postgres whose certificate can be replaced while it runs.
+struct Server {
+    postgres: Postgres,
+    admin: PgPool,
+    folder: Folder,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let folder = Folder::new("tls").unwrap();
+        authority(folder.path(), "ca");
+        authority(folder.path(), "other");
+        let certificates: [(&str, (&str, &str), i32); 4] = [
+            ("good", ("localhost", "IP:127.0.0.1"), 2),
+            ("expired", ("localhost", "IP:127.0.0.1"), -1),
+            ("elsewhere", ("elsewhere", "DNS:elsewhere.test"), 2),
+            ("client", ("postgres", "DNS:client.test"), 2),
+        ];
+        for (name, subject, days) in certificates {
+            certificate(folder.path(), name, "ca", subject, days);
+        }
+        certificate(folder.path(), "stranger", "other", ("postgres", "DNS:client.test"), 2);
+        let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+        let admin = PgPool::connect(&postgres.admin_url()).await.unwrap();
+        Self { postgres, admin, folder }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Gives the server this certificate, and `ca` to check clients with.
+    async fn present(&self, name: &str) {
+        let data: String = sqlx::query_scalar("show data_directory").fetch_one(&self.admin).await.unwrap();
+        let owner = std::fs::metadata(&data).unwrap();
+        for (from, to) in [
+            (format!("{name}.pem"), "server.crt"),
+            (format!("{name}.key"), "server.key"),
+            ("ca.pem".into(), "ca.crt"),
+        ] {
+            let to = Path::new(&data).join(to);
+            std::fs::copy(self.file(&from), &to).unwrap();
+            chown(&to, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        for setting in ["ssl_ca_file = 'ca.crt'", "ssl = on"] {
+            let set = format!("alter system set {setting}");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(&self.admin).await.unwrap();
+        }
+        self.reload().await;
+    }
+
+    /// Returns when new connections find what has changed.
+    async fn reload(&self) {
+        let loaded = async || {
+            let mut session =
+                PgConnection::connect(&format!("{}?sslmode=disable", self.postgres.admin_url())).await?;
+            sqlx::query_scalar::<_, String>("select pg_conf_load_time()::text").fetch_one(&mut session).await
+        };
+        let before = loaded().await.unwrap();
+        sqlx::raw_sql("select pg_reload_conf()").execute(&self.admin).await.unwrap();
+        let reloaded = async || Ok::<_, sqlx::Error>(loaded().await? != before);
+        wait_until("a reload", Duration::from_secs(10), reloaded).await.unwrap();
+    }
+
+    /// What the check says with these parameters of the address; `None` if it passes.
+    async fn problem(&self, parameters: &str) -> Option<String> {
+        let url = format!("{}?{parameters}", self.postgres.admin_url());
+        let options = match cutover::postgres_options(&url) {
+            Ok(options) => options,
+            Err(problem) => return Some(problem),
+        };
+        let pool = PgPoolOptions::new().connect_lazy_with(options);
+        let report = Preflight::new().check(Check::postgres(&pool)).run().await;
+        report.of(Severity::Problem).next().and_then(|finding| finding.text.clone())
+    }
+
+    async fn refuses(&self, parameters: &str, reason: &str) {
+        let problem = self.problem(parameters).await.unwrap_or_default();
+        assert!(problem.contains(reason), "{parameters}: {problem}");
+    }
+}
+
+#[tokio::test]
+async fn each_reason_not_to_trust_a_server_is_named() {
+    let server = Server::start().await;
+    let (ca, other) = (server.file("ca.pem"), server.file("other.pem"));
+    let full = format!("sslmode=verify-full&sslrootcert={}", ca.display());
+    server.refuses("sslmode=require", "server does not support TLS").await;
+
+    server.present("good").await;
+    assert_eq!(server.problem(&full).await, None);
+    let wrong = format!("sslmode=verify-full&sslrootcert={}", other.display());
+    server.refuses(&wrong, "set sslrootcert to the file of the authority").await;
+    server.refuses("sslmode=verify-full", "set sslrootcert to the file of the authority").await;
+    let missing = format!("sslmode=verify-full&sslrootcert={}", server.file("missing.pem").display());
+    server.refuses(&missing, "missing.pem").await;
+
+    server.present("expired").await;
+    server.refuses(&full, "the server's certificate has expired").await;
+    server.present("elsewhere").await;
+    server.refuses(&full, "the server's certificate is for another name").await;
+    assert_eq!(server.problem(&full.replace("verify-full", "verify-ca")).await, None);
+    // A rotated certificate needs no restart.
+    server.present("good").await;
+    assert_eq!(server.problem(&full).await, None);
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_presented() {
+    let server = Server::start().await;
+    server.present("good").await;
+    let file: String = sqlx::query_scalar("show hba_file").fetch_one(&server.admin).await.unwrap();
+    std::fs::write(&file, "hostssl all all all cert\nhost all all all trust\n").unwrap();
+    server.reload().await;
+    let full = format!("sslmode=verify-full&sslrootcert={}", server.file("ca.pem").display());
+    let with = |name: &str| {
+        let (certificate, key) = (server.file(&format!("{name}.pem")), server.file(&format!("{name}.key")));
+        format!("{full}&sslcert={}&sslkey={}", certificate.display(), key.display())
+    };
+    assert_eq!(server.problem(&with("client")).await, None);
+    server.refuses(&full, "requires a valid client certificate").await;
+    // With TLS 1.3 the server checks the certificate after the client has finished, and often resets the connection before the
+    // client has read the reason.
+    let refused = server.problem(&with("stranger")).await.unwrap();
+    assert!(
+        ["unknown ca", "UnknownCA", "reset by peer"].iter().any(|reason| refused.contains(reason)),
+        "{refused}"
+    );
+}
