@@ -38,8 +38,7 @@ async fn waits(
     end: impl AsyncFnOnce(),
 ) -> (Instance, String) {
     let watching = async {
-        let text =
-            tokio::time::timeout(LIMIT, waits_with(admin, reason)).await.expect("a page with the reason");
+        let text = tokio::time::timeout(LIMIT, waits_with(admin, reason)).await.unwrap();
         assert_eq!(page(admin, "/livez").await.unwrap().0, 200);
         end().await;
         text

@@ -63,19 +63,28 @@ pub(super) fn redis(part: Part<RedisPool>, environment: &mut Environment) -> Opt
         environment.problem("REDIS_URL", problem);
         return None;
     }
-    let made = deadpool_redis::Manager::new(url).map_err(|error| error.to_string()).and_then(|manager| {
-        deadpool_redis::Pool::builder(manager)
-            .max_size(size as usize)
-            .wait_timeout(Some(WAIT))
-            .create_timeout(Some(WAIT))
-            .recycle_timeout(Some(WAIT))
-            .runtime(deadpool_redis::Runtime::Tokio1)
-            .build()
-            .map_err(|error| error.to_string())
-    });
-    made.map(RedisPool::from)
+    redis_pool(&url, size, LIFETIME)
+        .map(RedisPool::from)
         .map_err(|error| environment.problem("REDIS_URL", format!("can't be used: {error}")))
         .ok()
+}
+
+#[cfg(feature = "redis")]
+fn redis_pool(url: &str, size: u32, lifetime: Duration) -> Result<deadpool_redis::Pool, String> {
+    let manager = deadpool_redis::Manager::new(url).map_err(|error| error.to_string())?;
+    let is_young = move |age: Duration| match age < lifetime {
+        true => Ok(()),
+        false => Err(deadpool_redis::HookError::message("the connection has reached its lifetime")),
+    };
+    deadpool_redis::Pool::builder(manager)
+        .max_size(size as usize)
+        .wait_timeout(Some(WAIT))
+        .create_timeout(Some(WAIT))
+        .recycle_timeout(Some(WAIT))
+        .pre_recycle(deadpool_redis::Hook::sync_fn(move |_, metrics| is_young(metrics.age())))
+        .runtime(deadpool_redis::Runtime::Tokio1)
+        .build()
+        .map_err(|error| error.to_string())
 }
 
 /// Prepares for `rediss`, or says why this build cannot use it.
@@ -153,6 +162,51 @@ mod tests {
         assert_eq!(redis_problem("unix:///run/redis.sock"), None);
         let problem = redis_problem("redis://:hun/ter2@cache").unwrap();
         assert!(problem.contains("%2F") && !problem.contains("ter2"), "{problem}");
+    }
+
+    /// Answers what a pool sends to test a connection. Returns the address and the number of connections so far.
+    #[cfg(feature = "redis")]
+    async fn redis_that_counts() -> (String, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}/", listener.local_addr().unwrap());
+        let count = std::sync::Arc::new(AtomicUsize::new(0));
+        let counted = std::sync::Arc::clone(&count);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut bytes = [0; 4096];
+                    while let Ok(length @ 1..) = client.read(&mut bytes).await {
+                        let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+                        for command in text.split('*').skip(1) {
+                            let last = command.trim_end().lines().last().unwrap_or_default();
+                            let answer = match command.contains("PING") {
+                                true => format!("${}\r\n{last}\r\n", last.len()),
+                                false => "+OK\r\n".to_owned(),
+                            };
+                            client.write_all(answer.as_bytes()).await.unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        (url, count)
+    }
+
+    #[cfg(feature = "redis")]
+    #[tokio::test]
+    async fn a_connection_to_redis_is_replaced_after_its_lifetime() {
+        for (lifetime, connections) in [(LIFETIME, 1), (Duration::ZERO, 3)] {
+            let (url, count) = redis_that_counts().await;
+            let pool = redis_pool(&url, 1, lifetime).unwrap();
+            for _ in 0..3 {
+                drop(pool.get().await.unwrap());
+            }
+            assert_eq!(count.load(std::sync::atomic::Ordering::Relaxed), connections);
+        }
     }
 
     #[test]

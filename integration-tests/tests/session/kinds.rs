@@ -35,7 +35,7 @@ async fn create(store: &RedisStore) -> Id {
 }
 
 async fn set(store: &RedisStore, id: Id, value: u64) -> Result<(), tower_sessions::session_store::Error> {
-    let mut record = store.load(&id).await?.expect("the session is there");
+    let mut record = store.load(&id).await?.unwrap();
     record.data.insert("n".into(), json!(value));
     store.save(&record).await
 }
