@@ -45,7 +45,7 @@ help:
 	@echo 'make pictures  the pictures of the console in docs/pictures, from its test in Chromium'
 	@echo 'make bench   measurements side by side with peers; tables here, numbers in target/bench/*.json'
 	@echo '             ARGS="pin fence"       only these (pin dual columns layers fence flip rollback flags killswitch backfill shapes readyz'
-	@echo '                                    restarts abuse); --quick measures less, --rows 10000000 backfills more,'
+	@echo '                                    restarts abuse); --quick measures less, --rows 30000000 backfills more,'
 	@echo '                                    --restarts 100 --rate 4000 for restarts, --readyz-rate 10000'
 
 demo: cargo

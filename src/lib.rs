@@ -41,8 +41,8 @@
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `redis` | yes | sessions, a health check and a pool on Redis: one server, Sentinel or a cluster, also over TLS (`rediss://`) |
-//! | `unleash` | yes | flags and desired phases from Unleash |
+//! | `redis` | | sessions, a health check and a pool on Redis: one server, Sentinel or a cluster, also over TLS (`rediss://`) |
+//! | `unleash` | | flags and desired phases from Unleash |
 //! | `console` | | a read-only page at `/` of the admin listener that shows the migrations of the service |
 //! | `openfeature` | | flags from any OpenFeature provider |
 //! | `deadpool` | | fenced transactions and connection shares on `deadpool-postgres` |

@@ -109,7 +109,7 @@ pub(crate) async fn flip(quick: bool) -> Result<()> {
         "Agreement on a new phase (ms since its epoch began), and load of the fleet at rest",
         &["acked p50", "acked p90", "closed p50", "drained p50", "tx/s/instance", "WAL B/s/inst."],
     );
-    let (sizes, flips, rest) = if quick { (vec![3, 100], 4, 3) } else { (vec![3, 100, 1_000], 10, 10) };
+    let (sizes, flips, rest) = if quick { (vec![3, 100], 4, 3) } else { (vec![3, 100, 1_000], 5, 10) };
     for count in sizes {
         let many = Many::start(count).await?;
         let mut times: [Vec<f64>; 3] = Default::default();

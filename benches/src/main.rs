@@ -12,6 +12,7 @@ mod dual;
 mod fence;
 mod flags;
 mod fleet;
+mod foreground;
 mod layers;
 mod pin;
 mod proxy;
@@ -67,11 +68,14 @@ struct Args {
     /// Measure less, to check that everything works.
     #[arg(long)]
     quick: bool,
-    /// How many rows `backfill` and `shapes` fill.
-    #[arg(long, default_value_t = 300_000)]
+    /// Rows of the largest table that `backfill` fills.
+    #[arg(long, default_value_t = 10_000_000)]
     rows: i64,
+    /// Rows of the tables that `shapes` fills.
+    #[arg(long, default_value_t = 300_000)]
+    shape_rows: i64,
     /// Number of restarts in `restarts`.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 10)]
     restarts: usize,
     /// Requests per second in `restarts`.
     #[arg(long, default_value_t = 4_000)]
@@ -116,7 +120,7 @@ async fn main() -> Result<()> {
         backfill::run(args.quick, args.rows).await?;
     }
     if wanted(Part::Shapes) {
-        shapes::run(args.quick, args.rows).await?;
+        shapes::run(args.quick, if args.quick { 20_000 } else { args.shape_rows }).await?;
     }
     if wanted(Part::Readyz) {
         readyz::run(args.quick, args.readyz_rate).await?;

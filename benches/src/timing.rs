@@ -27,7 +27,7 @@ pub(crate) fn repeat<'a, T>(name: &'static str, work: impl Fn() -> T + Sync + 'a
 pub(crate) fn compare(title: &'static str, works: &[Work<'_>], quick: bool) -> Table {
     // Short enough that many rounds are undisturbed on a busy machine.
     const TIMES: u32 = 10_000;
-    let rounds = if quick { 11 } else { 101 };
+    let rounds = if quick { 11 } else { 51 };
     let mut one = vec![Vec::new(); works.len()];
     let mut two = one.clone();
     for _ in 0..rounds {

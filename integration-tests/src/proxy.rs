@@ -1,7 +1,7 @@
-//! A TCP proxy that injects network faults: stalls, lost packets, closed connections, delay.
+//! A TCP proxy that injects network faults (stalls, lost packets, closed connections, delay) and counts round trips.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -30,6 +30,7 @@ pub struct Proxy {
     port: u16,
     upstream: Arc<AtomicU16>,
     state: watch::Sender<State>,
+    round_trips: Arc<AtomicU64>,
     _tasks: JoinSet<()>,
 }
 
@@ -48,9 +49,9 @@ impl Proxy {
         let (port, listener) = listener.map_err(doing)?;
         let upstream = Arc::new(AtomicU16::new(upstream));
         let state = watch::Sender::new(State { is_open: true, losses: 0, cuts: 0, delay: Duration::ZERO });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, upstream.clone(), state.clone()));
-        Ok(Self { port, upstream, state, _tasks: tasks })
+        let (mut tasks, round_trips) = (JoinSet::new(), Arc::default());
+        tasks.spawn(accept(listener, upstream.clone(), state.clone(), Arc::clone(&round_trips)));
+        Ok(Self { port, upstream, state, round_trips, _tasks: tasks })
     }
 
     /// The port that it listens on.
@@ -87,22 +88,34 @@ impl Proxy {
         self.state.send_modify(|state| state.delay = delay);
     }
 
+    /// How often the clients have sent something after an answer, on all connections. With a [delay](Self::slow), messages
+    /// that a client sends without waiting for the answer in between count once.
+    pub fn round_trips(&self) -> u64 {
+        self.round_trips.load(Ordering::SeqCst)
+    }
+
     /// Forwards new connections to port `upstream` from now on.
     pub fn lead_to(&self, upstream: u16) {
         self.upstream.store(upstream, Ordering::SeqCst);
     }
 }
 
-async fn accept(listener: TcpListener, upstream: Arc<AtomicU16>, state: watch::Sender<State>) {
+async fn accept(
+    listener: TcpListener,
+    upstream: Arc<AtomicU16>,
+    state: watch::Sender<State>,
+    round_trips: Arc<AtomicU64>,
+) {
     let mut connections = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
         while connections.try_join_next().is_some() {}
-        let (upstream, mut state) = (upstream.clone(), state.subscribe());
+        let (upstream, mut state, turns) =
+            (upstream.clone(), state.subscribe(), Turns::new(Arc::clone(&round_trips)));
         connections.spawn(async move {
             let State { losses, cuts, .. } = *state.borrow();
             let mut cut = state.clone();
             tokio::select! {
-                () = connect(client, &upstream, &mut state, losses) => {}
+                () = connect(client, &upstream, &mut state, losses, turns) => {}
                 _ = cut.wait_for(|state| state.cuts > cuts) => {}
             }
         });
@@ -114,6 +127,7 @@ async fn connect(
     upstream: &AtomicU16,
     state: &mut watch::Receiver<State>,
     losses_at_start: u64,
+    turns: Turns,
 ) {
     let _ = state.wait_for(|state| state.is_open).await;
     let Ok(server) = TcpStream::connect(("127.0.0.1", upstream.load(Ordering::SeqCst))).await else {
@@ -122,9 +136,31 @@ async fn connect(
     let (_, _) = (client.set_nodelay(true), server.set_nodelay(true));
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     tokio::join!(
-        carry(from_client, to_server, state.clone(), losses_at_start),
-        carry(from_server, to_client, state.clone(), losses_at_start)
+        carry(from_client, to_server, state.clone(), losses_at_start, || turns.client_sent(), || ()),
+        carry(from_server, to_client, state.clone(), losses_at_start, || (), || turns.server_answers())
     );
+}
+
+/// Who sent last on a connection.
+struct Turns {
+    is_answered: AtomicBool,
+    round_trips: Arc<AtomicU64>,
+}
+
+impl Turns {
+    fn new(round_trips: Arc<AtomicU64>) -> Self {
+        Self { is_answered: AtomicBool::new(true), round_trips }
+    }
+
+    fn client_sent(&self) {
+        if self.is_answered.swap(false, Ordering::SeqCst) {
+            self.round_trips.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn server_answers(&self) {
+        self.is_answered.store(true, Ordering::SeqCst);
+    }
 }
 
 async fn carry(
@@ -132,10 +168,15 @@ async fn carry(
     mut to: OwnedWriteHalf,
     mut state: watch::Receiver<State>,
     losses_at_start: u64,
+    arrived: impl Fn(),
+    leaves: impl Fn(),
 ) {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or(0);
+        if read > 0 {
+            arrived();
+        }
         // The end of a connection is held back too.
         let Ok(now) =
             state.wait_for(|state| state.is_open || state.losses > losses_at_start).await.map(|state| *state)
@@ -148,6 +189,7 @@ async fn carry(
         if !now.delay.is_zero() {
             tokio::time::sleep(now.delay).await;
         }
+        leaves();
         if read == 0 || to.write_all(&buffer[..read]).await.is_err() {
             let _ = to.shutdown().await;
             return;

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
@@ -17,8 +16,8 @@ use tower_service::Service;
 
 use super::decisions::Decisions;
 use super::handle::Flags;
-use super::scope;
-use super::spare::{Spare, Spares};
+use super::scope::{self, Scope};
+use super::spare::Spares;
 use super::subject::Subject;
 
 /// Makes [`Decisions`] for every request.
@@ -50,7 +49,8 @@ use super::subject::Subject;
 #[derive(Clone)]
 pub struct FlagsLayer<E = fn(&Parts) -> Subject> {
     flags: Flags,
-    subject: E,
+    /// `None`: subjects have no fields.
+    subject: Option<E>,
     extends: bool,
     spares: Spares,
 }
@@ -58,7 +58,8 @@ pub struct FlagsLayer<E = fn(&Parts) -> Subject> {
 impl FlagsLayer {
     /// Decisions about a subject without any fields.
     pub fn new(flags: Flags) -> Self {
-        Self { flags, subject: |_| Subject::new(), extends: false, spares: Spares::default() }
+        let spares = Spares::new(&flags);
+        Self { flags, subject: None, extends: false, spares }
     }
 }
 
@@ -68,7 +69,7 @@ impl<E> FlagsLayer<E> {
     where
         F: Fn(&Parts) -> Subject,
     {
-        FlagsLayer { flags: self.flags, subject, extends: self.extends, spares: self.spares }
+        FlagsLayer { flags: self.flags, subject: Some(subject), extends: self.extends, spares: self.spares }
     }
 
     /// Also puts the decisions into the request's extensions, for a service that answers in another task. This costs
@@ -114,20 +115,24 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         if scope::is_set() || request.extensions().get::<Decisions>().is_some() {
-            return FlagsFuture { inner: self.inner.call(request), decisions: None, spare: None };
+            return FlagsFuture { inner: self.inner.call(request), scope: Scope::None };
         }
-        let (mut head, body) = request.into_parts();
-        let subject = (self.layer.subject)(&head);
-        let spare = Arc::clone(self.layer.spares.mine());
-        let decisions = spare.take(&self.layer.flags, subject);
-        if self.layer.extends {
-            head.extensions.insert(decisions.clone());
+        let mut subject = Subject::new();
+        if let Some(subject_of) = &self.layer.subject {
+            let (head, body) = request.into_parts();
+            subject = subject_of(&head);
+            request = Request::from_parts(head, body);
         }
-        let mut decisions = Some(decisions);
-        let inner = scope::within(&mut decisions, || self.inner.call(Request::from_parts(head, body)));
-        FlagsFuture { inner, decisions, spare: Some(spare) }
+        let mut scope = Scope::new(self.layer.spares.mine(), subject);
+        if self.layer.extends
+            && let Some(decisions) = scope.decisions()
+        {
+            request.extensions_mut().insert(decisions);
+        }
+        let inner = scope::within(&mut scope, || self.inner.call(request));
+        FlagsFuture { inner, scope }
     }
 }
 
@@ -136,9 +141,7 @@ pin_project! {
     pub struct FlagsFuture<F> {
         #[pin]
         inner: F,
-        // `None`: the request has decisions of an outer layer.
-        decisions: Option<Decisions>,
-        spare: Option<Arc<Spare>>,
+        scope: Scope,
     }
 }
 
@@ -147,13 +150,11 @@ impl<F: Future> Future for FlagsFuture<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        if this.decisions.is_none() {
+        if this.scope.is_none() {
             return this.inner.poll(cx);
         }
-        let output = ready!(scope::within(this.decisions, || this.inner.poll(cx)));
-        if let (Some(decisions), Some(spare)) = (this.decisions.take(), this.spare.take()) {
-            spare.keep(decisions);
-        }
+        let output = ready!(scope::within(this.scope, || this.inner.poll(cx)));
+        this.scope.end();
         Poll::Ready(output)
     }
 }

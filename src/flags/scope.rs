@@ -1,14 +1,65 @@
 //! The decisions of the request that the current thread works on.
 
 use std::cell::RefCell;
-use std::mem::swap;
+use std::mem::{replace, swap};
+use std::sync::Arc;
 
 use http::Extensions;
 
 use super::decisions::Decisions;
+use super::spare::Spare;
+use super::subject::Subject;
 
 thread_local! {
-    static CURRENT: RefCell<Option<Decisions>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Scope> = const { RefCell::new(Scope::None) };
+}
+
+/// The decisions of a request in a [`FlagsLayer`](super::FlagsLayer).
+///
+/// They are made when they are first asked for. Most requests of most services decide nothing, and pay only for the
+/// possibility.
+pub(super) enum Scope {
+    /// There are none here: outside of a layer, or the request has those of an outer one.
+    None,
+    Unused {
+        spare: Arc<Spare>,
+        subject: Subject,
+    },
+    Used {
+        spare: Arc<Spare>,
+        decisions: Decisions,
+    },
+}
+
+impl Scope {
+    pub(super) fn new(spare: &Arc<Spare>, subject: Subject) -> Self {
+        Self::Unused { spare: Arc::clone(spare), subject }
+    }
+
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// The decisions, which are made now if they were not before.
+    pub(super) fn decisions(&mut self) -> Option<Decisions> {
+        if let Self::Unused { .. } = self
+            && let Self::Unused { spare, subject } = replace(self, Self::None)
+        {
+            let decisions = spare.take(subject);
+            *self = Self::Used { spare, decisions };
+        }
+        match self {
+            Self::Used { decisions, .. } => Some(decisions.clone()),
+            _ => None,
+        }
+    }
+
+    /// Keeps the decisions for a later request.
+    pub(super) fn end(&mut self) {
+        if let Self::Used { spare, decisions } = replace(self, Self::None) {
+            spare.keep(decisions);
+        }
+    }
 }
 
 impl Decisions {
@@ -39,17 +90,17 @@ impl Decisions {
 /// The decisions that the innermost [`within`] on this thread has set.
 fn current() -> Option<Decisions> {
     // A thread that is exiting has no thread-local storage any more.
-    CURRENT.try_with(|current| current.borrow().clone()).unwrap_or_default()
+    CURRENT.try_with(|current| current.borrow_mut().decisions()).unwrap_or_default()
 }
 
 /// Whether there are current decisions.
 pub(super) fn is_set() -> bool {
-    CURRENT.try_with(|current| current.borrow().is_some()).unwrap_or_default()
+    CURRENT.try_with(|current| !current.borrow().is_none()).unwrap_or_default()
 }
 
 /// Runs code with these decisions as the current ones. They are back in their place afterwards, also if the code panics.
-pub(super) fn within<T>(decisions: &mut Option<Decisions>, code: impl FnOnce() -> T) -> T {
-    struct Swapped<'a>(&'a mut Option<Decisions>);
+pub(super) fn within<T>(scope: &mut Scope, code: impl FnOnce() -> T) -> T {
+    struct Swapped<'a>(&'a mut Scope);
 
     impl Drop for Swapped<'_> {
         fn drop(&mut self) {
@@ -57,11 +108,11 @@ pub(super) fn within<T>(decisions: &mut Option<Decisions>, code: impl FnOnce() -
         }
     }
 
-    swap_current(decisions);
-    let _swapped = Swapped(decisions);
+    swap_current(scope);
+    let _swapped = Swapped(scope);
     code()
 }
 
-fn swap_current(decisions: &mut Option<Decisions>) {
-    let _ = CURRENT.try_with(|current| swap(&mut *current.borrow_mut(), decisions));
+fn swap_current(scope: &mut Scope) {
+    let _ = CURRENT.try_with(|current| swap(&mut *current.borrow_mut(), scope));
 }

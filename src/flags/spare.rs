@@ -17,17 +17,19 @@ const KEPT: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Spares(Arc<[Arc<Spare>; SHARDS]>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
-pub(super) struct Spare(Mutex<Vec<Decisions>>);
-
-impl Default for Spares {
-    fn default() -> Self {
-        Self(Arc::new(std::array::from_fn(|_| Arc::default())))
-    }
+pub(super) struct Spare {
+    flags: Flags,
+    kept: Mutex<Vec<Decisions>>,
 }
 
 impl Spares {
+    pub(super) fn new(flags: &Flags) -> Self {
+        let spare = |_| Arc::new(Spare { flags: flags.clone(), kept: Mutex::default() });
+        Self(Arc::new(std::array::from_fn(spare)))
+    }
+
     /// Those of the calling thread.
     pub(super) fn mine(&self) -> &Arc<Spare> {
         &self.0[shard()]
@@ -36,21 +38,21 @@ impl Spares {
 
 impl Spare {
     /// Decisions about this subject.
-    pub(super) fn take(&self, flags: &Flags, subject: Subject) -> Decisions {
+    pub(super) fn take(&self, subject: Subject) -> Decisions {
         // No wait for the lock, in either function: an allocation is cheaper.
-        match self.0.try_lock().ok().and_then(|mut spare| spare.pop()) {
+        match self.kept.try_lock().ok().and_then(|mut kept| kept.pop()) {
             Some(decisions) => decisions.about(subject),
-            None => Decisions::new(flags.clone(), subject),
+            None => Decisions::new(self.flags.clone(), subject),
         }
     }
 
     /// Keeps decisions that nothing else uses. Their subject and answers are dropped.
     pub(super) fn keep(&self, mut decisions: Decisions) {
         if decisions.clear()
-            && let Ok(mut spare) = self.0.try_lock()
-            && spare.len() < KEPT
+            && let Ok(mut kept) = self.kept.try_lock()
+            && kept.len() < KEPT
         {
-            spare.push(decisions);
+            kept.push(decisions);
         }
     }
 }

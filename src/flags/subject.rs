@@ -1,6 +1,8 @@
 //! The subject of a decision.
 
-use std::{collections::HashMap, fmt, net::IpAddr};
+use std::{collections::HashMap, fmt, net::IpAddr, sync::LazyLock};
+
+static NO_PROPERTIES: LazyLock<HashMap<String, String>> = LazyLock::new(HashMap::new);
 
 /// The subject of a decision: rollouts are sticky by it, and constraints compare its fields.
 ///
@@ -10,7 +12,13 @@ use std::{collections::HashMap, fmt, net::IpAddr};
 /// A session id grants access to the session, so do not use the value of the cookie; a hash of it is as sticky. `Debug`
 /// shows neither the user, nor the session, nor the values of properties.
 #[derive(Default)]
-pub struct Subject {
+pub struct Subject(
+    /// In a box, because the layer moves the subject of every request several times, and most have no field.
+    Option<Box<Fields>>,
+);
+
+#[derive(Default)]
+struct Fields {
     user: Option<String>,
     session: Option<String>,
     address: Option<String>,
@@ -23,24 +31,28 @@ impl Subject {
         Self::default()
     }
 
+    fn fields_mut(&mut self) -> &mut Fields {
+        self.0.get_or_insert_default()
+    }
+
     /// Sets the id of the user.
     #[must_use]
     pub fn user(mut self, id: impl Into<String>) -> Self {
-        self.user = Some(id.into());
+        self.fields_mut().user = Some(id.into());
         self
     }
 
     /// Sets the id of the session.
     #[must_use]
     pub fn session(mut self, id: impl Into<String>) -> Self {
-        self.session = Some(id.into());
+        self.fields_mut().session = Some(id.into());
         self
     }
 
     /// Sets the client's address.
     #[must_use]
     pub fn remote_address(mut self, address: IpAddr) -> Self {
-        self.address = Some(address.to_string());
+        self.fields_mut().address = Some(address.to_string());
         self
     }
 
@@ -50,43 +62,43 @@ impl Subject {
     /// those fields of Unleash's context.
     #[must_use]
     pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.properties.insert(name.into(), value.into());
+        self.fields_mut().properties.insert(name.into(), value.into());
         self
     }
 
     /// The user's id.
     pub fn user_id(&self) -> Option<&str> {
-        self.user.as_deref()
+        self.0.as_ref()?.user.as_deref()
     }
 
     /// The session's id.
     pub fn session_id(&self) -> Option<&str> {
-        self.session.as_deref()
+        self.0.as_ref()?.session.as_deref()
     }
 
     /// The value of a property.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.properties.get(name).map(String::as_str)
+        self.properties().get(name).map(String::as_str)
     }
 
     /// The client's address.
     pub fn address(&self) -> Option<&str> {
-        self.address.as_deref()
+        self.0.as_ref()?.address.as_deref()
     }
 
     /// All properties.
     pub fn properties(&self) -> &HashMap<String, String> {
-        &self.properties
+        self.0.as_ref().map_or(&*NO_PROPERTIES, |fields| &fields.properties)
     }
 }
 
 impl fmt::Debug for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subject")
-            .field("user", &self.user.is_some())
-            .field("session", &self.session.is_some())
-            .field("remote_address", &self.address)
-            .field("properties", &self.properties.len())
+            .field("user", &self.user_id().is_some())
+            .field("session", &self.session_id().is_some())
+            .field("remote_address", &self.address())
+            .field("properties", &self.properties().len())
             .finish()
     }
 }

@@ -26,6 +26,7 @@ mod pgbench;
 mod plan_problems;
 mod real_tables;
 mod repairs;
+mod round_trips;
 mod row_security;
 mod rows;
 mod same_row;

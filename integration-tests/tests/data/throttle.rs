@@ -1,12 +1,15 @@
 //! Passes that pause while other work would suffer.
 
+use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use cutover::ledger::Ledger;
-use cutover::migration::Throttle;
 use cutover::migration::admin::report;
-use cutover_testkit::{Postgres, PostgresOptions};
+use cutover::migration::{BatchOptions, ColumnMigration, Error, Throttle};
+use cutover_testkit::{Postgres, PostgresOptions, Proxy};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::world::{Outcome, World};
@@ -109,5 +112,74 @@ async fn standby_lag_throttles_a_pass() -> Outcome {
     reader.execute("select pg_wal_replay_resume()").await?;
     world.filled().await?;
     assert_eq!(copied(&world).await?, 1_000);
+    Ok(())
+}
+
+/// Takes 80 times as long while a batch is under way, so that a busy machine makes no difference.
+const WRITE: &str = "select pg_sleep(case when exists (select from pg_stat_activity \
+    where application_name = 'rows' and xact_start is not null) then 0.4 else 0.005 end)";
+
+const ROWS: i64 = 20_000;
+
+/// The share of the time in which work on rows runs, in percent, if writes of the service hold it back.
+async fn share(world: &World) -> Option<u32> {
+    let why = held(world).await?;
+    why.strip_prefix("the service's writes: ")?;
+    why.split_once("it works ")?.1.split_once(" %")?.0.parse().ok()
+}
+
+#[tokio::test]
+async fn slower_writes_of_the_service_hold_passes_back() -> Outcome {
+    let world = World::new(ROWS).await?;
+    // Batches take at least 40 ms on any machine.
+    let proxy = Proxy::start(Postgres::shared().await?.port())?;
+    proxy.slow(Duration::from_millis(5));
+    let rows = PgConnectOptions::from_str(&world.url)?.port(proxy.port()).application_name("rows");
+    let plan =
+        ColumnMigration::new(PgPoolOptions::new().max_connections(3).connect_lazy_with(rows), "orders")
+            .key("id")
+            .column("old_status", "new_status", "text")
+            .forward("lower(trim(old_status))")
+            .backward("format(' %s ', upper(new_status))")
+            .batches(BatchOptions { min_rows: 200, max_rows: 200, ..BatchOptions::default() })
+            .build()?;
+    let a = world.instance("a", Some(plan)).await?;
+    let written = Arc::new(AtomicU64::new(0));
+    for (phase, kind) in [("backfill", "backfill"), ("verify", "scan")] {
+        let stop = Arc::new(AtomicBool::new(false));
+        let writers: Vec<_> = (0..6)
+            .map(|_| {
+                let (pool, migration) = (world.pool.clone(), a.migration.clone());
+                let (stop, written) = (Arc::clone(&stop), Arc::clone(&written));
+                tokio::spawn(async move {
+                    while !stop.load(Ordering::Relaxed) {
+                        let mut tx = migration.begin(&pool).await?;
+                        tx.execute(WRITE).await?;
+                        tx.commit().await?;
+                        written.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok::<_, Error>(())
+                })
+            })
+            .collect();
+        // Fewer are no foreground, and the writers stop between the two passes.
+        let before = written.load(Ordering::Relaxed);
+        world.until("writes", async || written.load(Ordering::Relaxed) > before + 100).await?;
+        world.ask(phase).await?;
+        // With one batch in twenty moments, more than one write in a hundred is slow.
+        let is_low = async || share(&world).await.is_some_and(|share| share <= 5);
+        world.until(&format!("a {kind} that works 5 % of the time"), is_low).await?;
+        let done = "select rows_done from cutover.jobs where kind = $1";
+        let done: i64 = sqlx::query_scalar(done).bind(kind).fetch_one(&world.pool).await?;
+        assert!(done < ROWS, "the {kind} ended first");
+        stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            writer.await??;
+        }
+        // Without the service's writes the rest takes seconds.
+        let ended = "select finished_at is not null from cutover.jobs where kind = $1";
+        let ask = async || sqlx::query_scalar(ended).bind(kind).fetch_one(&world.pool).await.unwrap_or(false);
+        world.until(&format!("the end of the {kind}"), ask).await?;
+    }
     Ok(())
 }

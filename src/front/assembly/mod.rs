@@ -154,7 +154,6 @@ impl Assembly {
         assembly
     }
 
-    #[cfg_attr(not(feature = "unleash"), expect(unused_variables, reason = "only Unleash has an address"))]
     fn take_flags(&self, own: Option<Flags>, environment: &mut Environment) -> Option<(Flags, FlagSource)> {
         if let Some(flags) = own {
             return Some((flags, FlagSource::Outside));
@@ -185,6 +184,14 @@ impl Assembly {
                     None
                 }
             };
+        }
+        // The service may have a client of its own, but then it declares no flags here.
+        #[cfg(not(feature = "unleash"))]
+        if !self.declared_flags.is_empty() && environment.text("UNLEASH_URL").is_some() {
+            let problem = "is set, but this build has no client of Unleash, so every flag would have its default; \
+                compile `cutover` with the cargo feature `unleash`, or unset the variable";
+            environment.problem("UNLEASH_URL", problem);
+            return None;
         }
         tracing::info!(service = self.service, "no flag server is configured; every flag has its default");
         let none: [(&str, crate::flags::FixedFlag); 0] = [];

@@ -1,17 +1,22 @@
 //! How much of the time a pass works, so that the service's own writes stay about as fast as without it.
 //!
-//! The control law grows slowly and gives way quickly:
+//! The control law begins low, grows slowly and gives way quickly:
 //!
 //! - The *quiet value* is the 99th percentile of the service's pinned transactions while the pass rests: at its beginning,
-//!   and then for two seconds in every 30. All instances rest in the same seconds by their clocks.
+//!   and then for two seconds in every 30. All instances rest in the same seconds by their clocks. What ends in the first
+//!   half second does not count, because it may have waited for a batch.
+//! - After the first quiet value, the pass works for a tenth of the time. The same applies when a foreground appears
+//!   later.
 //! - Between these, each window of a second or more ends with a decision. If the 99th percentile of the window is above
 //!   the quiet value times the ratio, the pass halves the share of the time in which it works. If it is within the lower
-//!   half of what the ratio allows, the share grows by a tenth. In between, the share stays.
+//!   half of what the ratio allows, the share grows: it doubles until it was too high for the first time, and from then on
+//!   it grows by a tenth. In between, the share stays.
 //! - After a batch, the pass rests for as long as the share says.
 //!
-//! If a window of five seconds has fewer than 50 transactions, there is no foreground to protect, and the share doubles.
+//! If a window of five seconds has fewer than 50 transactions, there is no foreground to protect, and the pass does not
+//! rest.
 //!
-//! The first second of work is free, so a pass over a small table never rests.
+//! The first quarter of a second of work is free, so a pass over a small table never rests.
 
 use std::time::Duration;
 
@@ -26,10 +31,15 @@ const LONGEST_WINDOW: Duration = Duration::from_secs(5);
 /// How often, and for how long, a pass rests to measure the quiet value.
 const QUIET_EVERY: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(2);
+/// The part of that in which transactions end that began beside a batch.
+const SETTLE: Duration = Duration::from_millis(500);
 /// A pass never works less than this, so that it ends.
 const MIN_SHARE: f64 = 0.05;
+/// The share with which a pass begins beside a foreground. Its effect is not known yet, and a window at a share that is
+/// too high has enough slow transactions to move the 99th percentile of a minute.
+const FIRST_SHARE: f64 = 0.1;
 /// How long a pass works before it rests for the first time.
-const FREE_WORK: Duration = Duration::from_secs(1);
+const FREE_WORK: Duration = Duration::from_millis(250);
 /// A tenth of the share, but at least this.
 const MIN_GROWTH: f64 = 0.01;
 
@@ -40,6 +50,8 @@ pub(super) struct Governor {
     /// What is left of the work that is free.
     free: Duration,
     share: f64,
+    /// Whether the share has not been too high yet, so that it doubles.
+    probes: bool,
     quiet: Option<Duration>,
     /// When an attempt to measure the first quiet value may be repeated.
     next_attempt: Duration,
@@ -47,12 +59,16 @@ pub(super) struct Governor {
     busy: Option<Duration>,
     /// Whether the last measurement had too few transactions.
     is_idle: bool,
+    /// How many transactions the service has had, and when that number last changed.
+    seen: (u64, Option<Duration>),
     /// What is measured now, since when, and the counts at that time.
     window: Option<(Window, Duration, WriteCounts)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Window {
+    /// The first part of a rest, which is not measured.
+    Settling,
     Quiet,
     Busy,
 }
@@ -63,17 +79,27 @@ impl Governor {
             ratio,
             free: FREE_WORK,
             share: 1.0,
+            probes: true,
             quiet: None,
             next_attempt: Duration::ZERO,
             busy: None,
             is_idle: false,
+            seen: (0, None),
             window: None,
         }
+    }
+
+    /// Whether the service has written a short time ago. Even one write can wait for a batch.
+    pub(super) fn has_seen_writes(&self, now: Duration) -> bool {
+        self.seen.1.is_some_and(|last| now.saturating_sub(last) < 2 * LONGEST_WINDOW)
     }
 
     /// How long to rest after a batch that took this long. `now` is the time by the wall clock, since any moment that all
     /// instances agree on. `writes` are the counts of the service's transactions.
     pub(super) fn rest(&mut self, now: Duration, batch: Duration, writes: WriteCounts) -> Duration {
+        if writes.total() != self.seen.0 {
+            self.seen = (writes.total(), Some(now));
+        }
         if !self.free.is_zero() {
             self.free = self.free.saturating_sub(batch);
             return Duration::ZERO;
@@ -86,17 +112,22 @@ impl Governor {
         // Without a foreground there is nothing to measure.
         let has_foreground = writes.total() >= MIN_WRITES && !self.is_idle;
         let is_due = if self.quiet.is_none() { now >= self.next_attempt } else { into_period < QUIET };
-        let wanted = if has_foreground && is_due { Window::Quiet } else { Window::Busy };
+        let wanted = if has_foreground && is_due { Window::Settling } else { Window::Busy };
         match &self.window {
             Some((Window::Busy, since, before)) => {
                 let (length, window) = (now.saturating_sub(*since), writes.since(before));
-                if wanted == Window::Quiet {
-                    self.window = Some((Window::Quiet, now, writes));
+                if wanted == Window::Settling {
+                    self.window = Some((wanted, now, writes));
                 } else if length >= LONGEST_WINDOW
                     || (length >= SHORTEST_WINDOW && window.total() >= ENOUGH_WRITES)
                 {
                     self.decide(&window);
                     self.window = Some((Window::Busy, now, writes));
+                }
+            }
+            Some((Window::Settling, since, _)) => {
+                if now.saturating_sub(*since) >= SETTLE {
+                    self.window = Some((Window::Quiet, *since, writes));
                 }
             }
             Some((Window::Quiet, since, before)) => {
@@ -109,34 +140,51 @@ impl Governor {
             None => self.window = Some((wanted, now, writes)),
         }
         match &self.window {
+            Some((Window::Settling, since, _)) => (*since + SETTLE).saturating_sub(now),
             Some((Window::Quiet, since, _)) => (*since + QUIET).saturating_sub(now),
             _ => batch.mul_f64((1.0 - self.share) / self.share),
         }
     }
 
     fn decide(&mut self, window: &WriteCounts) {
-        self.is_idle = window.total() < MIN_WRITES;
+        let was_idle = std::mem::replace(&mut self.is_idle, window.total() < MIN_WRITES);
         self.busy = (!self.is_idle).then(|| window.p99());
+        if self.is_idle {
+            self.share = 1.0;
+            return;
+        }
+        if was_idle {
+            return self.begin_low();
+        }
         let above = match (self.busy, self.quiet) {
             (Some(busy), Some(quiet)) => busy.as_secs_f64() / quiet.as_secs_f64() - 1.0,
             _ => 0.0,
         };
-        let share = if self.is_idle {
-            self.share * 2.0
-        } else if above > self.ratio - 1.0 {
+        let share = if above > self.ratio - 1.0 {
+            self.probes = false;
             self.share / 2.0
         } else if above > (self.ratio - 1.0) / 2.0 {
             self.share
+        } else if self.probes {
+            self.share * 2.0
         } else {
             self.share + (self.share / 10.0).max(MIN_GROWTH)
         };
         self.share = share.clamp(MIN_SHARE, 1.0);
     }
 
+    /// A foreground has appeared.
+    fn begin_low(&mut self) {
+        (self.share, self.probes) = (self.share.min(FIRST_SHARE), true);
+    }
+
     fn set_quiet(&mut self, now: Duration, window: &WriteCounts) {
         if window.total() < MIN_WRITES {
             self.next_attempt = now + QUIET_EVERY;
             return;
+        }
+        if self.quiet.is_none() {
+            self.begin_low();
         }
         // Half of the new value, because one window is noisy.
         let new = window.p99();
@@ -168,14 +216,63 @@ mod tests {
     }
 
     #[test]
-    fn the_first_second_of_work_is_free() {
+    fn the_first_quarter_of_a_second_of_work_is_free() {
         let mut service = Service::new(1_000.0, 4.0);
         service.pass(Duration::from_secs(5), 1.0);
-        let (mut governor, batch) = (Governor::new(1.2), Duration::from_millis(250));
-        for _ in 0..4 {
+        let (mut governor, batch) = (Governor::new(1.2), Duration::from_millis(50));
+        for _ in 0..5 {
             assert_eq!(governor.rest(service.now, batch, service.times.counts()), Duration::ZERO);
         }
-        assert_eq!(governor.rest(service.now, batch, service.times.counts()), QUIET);
+        assert_eq!(governor.rest(service.now, batch, service.times.counts()), SETTLE);
+    }
+
+    #[test]
+    fn a_pass_beside_a_foreground_begins_low() {
+        let mut service = Service::new(1_000.0, 40.0);
+        service.pass(Duration::from_secs(5), 1.0);
+        let (mut governor, before) = (governor(), service.times.counts());
+        service.work(&mut governor, 60);
+        // At the first share of 0.1 writes take five times as long as without the pass.
+        let p99 = service.times.counts().since(&before).p99();
+        assert!(p99 < Duration::from_millis(20).mul_f64(1.09), "{p99:?}");
+    }
+
+    #[test]
+    fn a_single_write_is_seen_for_some_time() {
+        let (mut governor, mut service) = (governor(), Service::new(0.0, 1.0));
+        let sees = |governor: &mut Governor, service: &Service| {
+            governor.rest(service.now, Duration::ZERO, service.times.counts());
+            governor.has_seen_writes(service.now)
+        };
+        assert!(!sees(&mut governor, &service));
+        service.times.record(Duration::from_millis(4));
+        assert!(sees(&mut governor, &service));
+        service.now += LONGEST_WINDOW;
+        assert!(sees(&mut governor, &service));
+        service.now += LONGEST_WINDOW;
+        assert!(!sees(&mut governor, &service));
+    }
+
+    #[test]
+    fn writes_that_began_beside_a_batch_are_not_quiet() {
+        let (mut governor, mut service) = (governor(), Service::new(1_000.0, 1.0));
+        service.pass(Duration::from_secs(1), 1.0);
+        let batch = Duration::from_millis(50);
+        assert_eq!(governor.rest(service.now, batch, service.times.counts()), SETTLE);
+        service.pass(SETTLE, 100.0);
+        assert_eq!(governor.rest(service.now, Duration::ZERO, service.times.counts()), QUIET - SETTLE);
+        service.pass(QUIET - SETTLE, 1.0);
+        governor.rest(service.now, Duration::ZERO, service.times.counts());
+        assert!(governor.quiet.is_some_and(|quiet| quiet < Duration::from_millis(5)), "{:?}", governor.quiet);
+    }
+
+    #[test]
+    fn a_share_without_effect_doubles() {
+        let mut service = Service::new(1_000.0, 1.0);
+        service.pass(Duration::from_secs(5), 1.0);
+        let mut governor = governor();
+        service.work(&mut governor, 10);
+        assert!(governor.share >= 1.0, "{}", governor.share);
     }
 
     /// A service whose writes take 4 ms, and `slowdown` times as long while batches of 50 ms run.
@@ -210,7 +307,7 @@ mod tests {
                 self.worked += batch;
                 let mut rest = governor.rest(self.now, batch, self.times.counts());
                 while !rest.is_zero() {
-                    let is_quiet = matches!(governor.window, Some((Window::Quiet, ..)));
+                    let is_quiet = matches!(governor.window, Some((Window::Settling | Window::Quiet, ..)));
                     self.pass(rest, if is_quiet { 1.0 } else { load });
                     rest = governor.rest(self.now, Duration::ZERO, self.times.counts());
                 }
@@ -264,9 +361,9 @@ mod tests {
         service.pass(Duration::from_secs(1), 1.0);
         let mut governor = governor();
         let batch = Duration::from_millis(50);
-        assert_eq!(governor.rest(service.now, batch, service.times.counts()), QUIET);
+        assert_eq!(governor.rest(service.now, batch, service.times.counts()), SETTLE);
         service.now -= Duration::from_secs(3_600);
-        assert_eq!(governor.rest(service.now, batch, service.times.counts()), QUIET);
+        assert_eq!(governor.rest(service.now, batch, service.times.counts()), SETTLE);
     }
 
     #[test]

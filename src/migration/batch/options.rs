@@ -12,8 +12,8 @@ pub struct BatchOptions {
     pub target: Duration,
     /// The fewest rows in a batch. Default 500.
     pub min_rows: u32,
-    /// The most rows in a batch. A batch that writes also has at most `min_rows` rows or every 256th row of the table,
-    /// whichever is more. Default 20,000.
+    /// The most rows in a batch. While this instance has pinned transactions, a batch that writes also has at most
+    /// `min_rows` rows or every 256th row of the table, whichever is more. Default 20,000.
     pub max_rows: u32,
     /// Into how many key ranges the rows are cut. All instances together run at most one batch per range at a time. No
     /// range is shorter than `max_rows`. Default 4.

@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use super::options::BatchOptions;
 
-/// A batch that writes has at most one in this many rows of the table. A request that wants one of these rows waits for
-/// the batch, so this bounds the share of such requests, whatever the size of the table.
+/// Beside a service that writes, a batch that writes has at most one in this many rows of the table. A request that wants
+/// one of these rows waits for the batch, so this bounds the share of such requests, whatever the size of the table.
 const SHARE: i64 = 256;
 
 /// Chooses the number of rows of the next batch so that it takes about as long as the target.
@@ -29,6 +29,11 @@ impl Pace {
     pub(crate) fn limit_to_share(&mut self, total: i64) {
         let share = u32::try_from(total / SHARE).unwrap_or(u32::MAX);
         self.most = share.clamp(self.options.min_rows, self.options.max_rows);
+    }
+
+    /// Limits batches only by their options.
+    pub(crate) fn lift_limit(&mut self) {
+        self.most = self.options.max_rows;
     }
 
     /// Adapts to the duration of the last batch: at most to half or to double the rows.
@@ -109,6 +114,9 @@ mod tests {
             assert!(pace.rows() <= most, "{total}");
             (0..20).for_each(|_| pace.record(Duration::ZERO));
             assert_eq!(pace.rows(), most, "{total}");
+            pace.lift_limit();
+            (0..20).for_each(|_| pace.record(Duration::ZERO));
+            assert_eq!(pace.rows(), 20_000, "{total}");
         }
     }
 }

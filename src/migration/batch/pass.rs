@@ -173,12 +173,14 @@ impl Pass<'_> {
             self.wait_for_throttle(&mut throttle).await?;
             match self.batch(pace.rows(), &mut range, bad_row.take()).await {
                 Ok(Batch::Done { elapsed, total }) => {
-                    if self.kind != PassKind::Compare {
+                    failures = 0;
+                    self.rest(elapsed).await;
+                    if self.kind == PassKind::Compare || !self.is_beside_writes() {
+                        pace.lift_limit();
+                    } else {
                         pace.limit_to_share(total);
                     }
                     pace.record(elapsed);
-                    failures = 0;
-                    self.rest(elapsed).await;
                     self.wait_for_vacuum(&mut vacuum).await?;
                 }
                 Ok(Batch::Taken) => sleep(RANGES_TAKEN).await,
@@ -199,14 +201,18 @@ impl Pass<'_> {
         }
     }
 
+    /// Whether the service writes meanwhile. Without a governor, this is not known.
+    fn is_beside_writes(&self) -> bool {
+        self.governor.as_ref().is_none_or(|governor| lock(governor).has_seen_writes(wall_clock()))
+    }
+
     /// Pauses after a batch, so that the service's writes stay fast, outside of any transaction. Returns when the
     /// migration leaves the epoch.
     async fn rest(&self, mut batch: Duration) {
         let Some(governor) = &self.governor else { return };
         loop {
             let writes = self.migration.write_times().counts();
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let rest = lock(governor).rest(now, batch, writes);
+            let rest = lock(governor).rest(wall_clock(), batch, writes);
             if rest.is_zero() {
                 return;
             }
@@ -374,6 +380,11 @@ impl Pass<'_> {
     fn written(&self) -> &str {
         if self.kind == PassKind::Back { &self.scope.sides.old } else { &self.scope.sides.new }
     }
+}
+
+/// The time since a moment that all instances agree on.
+fn wall_clock() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn lock(governor: &Mutex<Governor>) -> MutexGuard<'_, Governor> {
