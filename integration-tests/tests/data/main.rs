@@ -39,5 +39,6 @@ mod table_shapes_refused;
 mod throttle;
 mod values;
 mod wider_key;
+mod wider_key_odd;
 mod without_data;
 mod world;
