@@ -41,4 +41,5 @@ mod values;
 mod wider_key;
 mod wider_key_odd;
 mod without_data;
+mod without_data_odd;
 mod world;
