@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -118,7 +118,7 @@ impl<P: Plan> Plan for Interrupted<P> {
             let before = self.cuts().await?;
             match plan.run(task, migration).await {
                 Err(_) if self.cuts().await? > before => {
-                    let mut continued = self.continued.lock().expect("no panic");
+                    let mut continued = self.continued.lock().unwrap_or_else(PoisonError::into_inner);
                     *continued.entry(task.name()).or_default() += 1;
                 }
                 outcome => return outcome,
@@ -219,7 +219,7 @@ async fn a_key_moves_although_each_statement_is_cut() -> Outcome {
         .fetch_one(&world.pool)
         .await?;
     assert_eq!(there, 500 + kept.len() as i64);
-    let continued = continued.lock().expect("no panic").clone();
+    let continued = continued.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for task in [Task::Expand, Task::Backfill, Task::Enforce, Task::Relax, Task::Contract] {
         let times = continued.get(task.name()).copied().unwrap_or_default();
         assert!(times >= 2, "{} was cut {times} times: {continued:?}", task.name());
@@ -263,7 +263,7 @@ async fn cut_at_each(partitioned: &str, change: Change, tasks: &[Task]) -> Outco
     let retire = picture(&calm.pool, &["shop"]).await?;
     let (_a, continued) = instance(&world, |pool| describe(pool, change), &[]).await?;
     walk(&world, &before, &retire).await?;
-    let continued = continued.lock().expect("no panic").clone();
+    let continued = continued.lock().unwrap_or_else(PoisonError::into_inner).clone();
     for task in tasks {
         assert!(continued.contains_key(task.name()), "{}: {continued:?}", task.name());
     }
