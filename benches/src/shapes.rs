@@ -2,7 +2,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use cutover::ledger::Ledger;
-use cutover::migration::{ColumnMigration, MigrationSpec, Phase, PhaseRange, TableMigration, Throttle};
+use cutover::migration::{
+    ColumnMigration, MigrationSpec, Phase, PhaseRange, TableMigration, Throttle, WiderKey,
+};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use super::table::Table;
@@ -21,9 +23,11 @@ struct Shape {
 const BASE: &str = "create table base (id bigint, kind text, full_name text, at date, primary key (id)); \
     create unique index base_at on base (id, at); alter table base alter at set not null; \
     insert into base select g, case when g % 3 = 0 then 'audit' else 'other' end, 'First' || g || ' Last', \
-        date '2026-01-01' + (g % 90)::int from generate_series(1, {rows}) g";
+        date '2026-01-01' + (g % 90)::int from generate_series(1, {rows}) g; \
+    create table keys (id integer primary key, full_name text); \
+    insert into keys select id, full_name from base";
 
-const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 5] = [
     Shape {
         name: "two columns from one",
         spec: |spec, pool| {
@@ -80,6 +84,12 @@ const SHAPES: [Shape; 4] = [
             create table parts_2 partition of parts default",
         statement: "insert into parts select id, at, kind, full_name from base",
     },
+    Shape {
+        name: "a key to bigint",
+        spec: |spec, pool| Ok(spec.plan(WiderKey::new(pool, "keys", "id").throttle(Throttle::off()).build()?)),
+        prepare: "alter table keys add id_bigint bigint",
+        statement: "update keys set id_bigint = id",
+    },
 ];
 
 /// A database with the table, and an instance with the plan, in `expand`.
@@ -92,7 +102,7 @@ async fn expanded(
     let url = server.create_database(name).await?;
     let pool = PgPool::connect(&url).await?;
     pool.execute(AssertSqlSafe(BASE.replace("{rows}", &rows.to_string()))).await?;
-    pool.execute("vacuum analyze base").await?;
+    pool.execute("vacuum analyze").await?;
     let spec = MigrationSpec::new("bench", PhaseRange::FULL).soak(Duration::ZERO);
     let spec = (shape.spec)(spec, pool.clone())?;
     let instance = Instance::with(Ledger::open(url.parse()?).await?, name.into(), spec).await?;
@@ -116,7 +126,7 @@ pub(crate) async fn run(quick: bool, rows: i64) -> Result<()> {
         let other = PgPool::connect(&server.create_database(&format!("one{number}")).await?).await?;
         other.execute(AssertSqlSafe(BASE.replace("{rows}", &rows.to_string()))).await?;
         other.execute(shape.prepare).await?;
-        other.execute("vacuum analyze base").await?;
+        other.execute("vacuum analyze").await?;
         let began = Instant::now();
         other.execute(shape.statement).await?;
         let one = rows as f64 / began.elapsed().as_secs_f64();

@@ -20,7 +20,9 @@ pub(crate) async fn run(
 ) -> Result<ExitCode, AdminError> {
     let Some(files) = migration_files(ledger, migration).await? else {
         complain(&format!(
-            "cutover: no build has published a plan of {migration:?}; start a build that declares it with a plan"
+            "cutover: no build has published statements of {migration:?} for files; start a build that declares it with a \
+             ColumnMigration or a TableMigration. What a WiderKey or a SchemaChange does needs locks and retries that a file \
+             cannot have, so the library does it: `cutover plan {migration}` shows the statements"
         ));
         return Ok(ExitCode::from(1));
     };

@@ -2,7 +2,10 @@
 //!
 //! It has the names and the function of a guard trigger, so that whatever looks for guard triggers finds it.
 
+use sqlx::PgConnection;
+
 use super::guard_triggers::names;
+use super::unprepared;
 
 /// Two columns of a table that are kept equal. Names are quoted.
 #[derive(Debug, Clone)]
@@ -10,11 +13,13 @@ pub(crate) struct Mirrored {
     pub(crate) table: String,
     pub(crate) column: String,
     pub(crate) target: String,
+    /// The values that `target` can hold; others leave it null. `None`: all of them.
+    pub(crate) range: Option<(i64, i64)>,
 }
 
 /// The statements that install the trigger on these tables in place of an earlier one of the migration: each write sets
-/// `target` from `column`. `range`: the values that the targets can hold; others leave them null.
-pub(crate) fn install(id: &str, columns: &[Mirrored], range: Option<(i64, i64)>) -> String {
+/// `target` from `column`. The trigger's arguments name the targets, for [`targets`].
+pub(crate) fn install(id: &str, columns: &[Mirrored]) -> String {
     let [on_rows, ..] = names(id);
     let mut tables: Vec<&str> = Vec::new();
     for one in columns {
@@ -26,7 +31,7 @@ pub(crate) fn install(id: &str, columns: &[Mirrored], range: Option<(i64, i64)>)
     for (number, table) in tables.iter().enumerate() {
         let of_table = || columns.iter().filter(|one| one.table == **table);
         let sets: String = of_table()
-            .map(|Mirrored { column, target, .. }| match range {
+            .map(|Mirrored { column, target, range, .. }| match range {
                 None => format!("new.{target} := new.{column}; "),
                 Some((min, max)) => format!(
                     "new.{target} := case when new.{column} between {min} and {max} then new.{column} end; "
@@ -34,11 +39,13 @@ pub(crate) fn install(id: &str, columns: &[Mirrored], range: Option<(i64, i64)>)
             })
             .collect();
         let watched: Vec<&str> = of_table().map(|one| &*one.column).collect();
+        let targets: String =
+            of_table().map(|one| format!(", '{}'", unquoted(&one.target).replace('\'', "''"))).collect();
         cases += &format!("when '{number}' then {sets}");
         triggers += &format!(
             "; drop trigger if exists {on_rows} on {table}; \
              create trigger {on_rows} before insert or update of {} on {table} for each row \
-             execute function cutover.guard_{id}('{number}'); \
+             execute function cutover.guard_{id}('{number}'{targets}); \
              alter table {table} enable always trigger {on_rows}",
             watched.join(", ")
         );
@@ -48,4 +55,28 @@ pub(crate) fn install(id: &str, columns: &[Mirrored], range: Option<(i64, i64)>)
          set search_path = pg_catalog, pg_temp as $guard$ begin case tg_argv[0] {cases} end case; return new; end $guard$; \
          revoke all on function cutover.guard_{id}() from public{triggers}"
     )
+}
+
+/// The name without its quotes, with which it is quoted always.
+fn unquoted(name: &str) -> String {
+    name.get(1..name.len().saturating_sub(1)).unwrap_or_default().replace("\"\"", "\"")
+}
+
+/// The columns that the migration's triggers set, which `expand` has added: each with its table, both quoted.
+pub(crate) async fn targets(
+    connection: &mut PgConnection,
+    migration: i32,
+) -> Result<Vec<(String, String)>, sqlx::Error> {
+    // Arguments end in a zero byte, and the first one is the number of the table.
+    unprepared::query_as(
+        "select format('%I.%I', n.nspname, c.relname), format('\"%s\"', replace(a.attname, '\"', '\"\"')) \
+         from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
+         cross join lateral unnest(string_to_array(encode(t.tgargs, 'escape'), '\\000')) with ordinality as argument (name, n) \
+         join pg_attribute a on a.attrelid = c.oid and not a.attisdropped and argument.n > 1 \
+             and a.attname = convert_from(decode(argument.name, 'escape'), 'UTF8') \
+         where t.tgname = format('zzz_cutover_%s_row', $1) and t.tgnargs > 1 order by c.oid, argument.n",
+    )
+    .bind(migration)
+    .fetch_all(connection)
+    .await
 }

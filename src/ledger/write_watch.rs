@@ -71,10 +71,14 @@ impl WriteWatch {
             }
         };
         let forbids = self.forbidden.as_ref().map_or(String::new(), |forbidden| {
-            format!("if {forbidden} then perform cutover.record_external_write({id}, false); end if; ")
+            // The constraint would refuse a row for which its expression fails, but not before it is there.
+            format!(
+                "begin is_forbidden := {forbidden}; exception when others then is_forbidden := true; end; \
+                 if is_forbidden then perform cutover.record_external_write({id}, false); end if; "
+            )
         });
         format!(
-            "#variable_conflict use_column\ndeclare phase text; comparison text; is_default boolean; \
+            "#variable_conflict use_column\ndeclare phase text; comparison text; is_default boolean; is_forbidden boolean; \
              begin {drops}{forbids}return new; end"
         )
     }

@@ -13,7 +13,9 @@ use crate::ledger::history::{self, NewEvent};
 use crate::ledger::migrations::MigrationRow;
 use crate::ledger::plans::side_name;
 use crate::ledger::sides::SideRows;
-use crate::ledger::{Ledger, endings, fleets, guard_triggers, is_lock_timeout, migrations, outlook, sides};
+use crate::ledger::{
+    Ledger, endings, fleets, guard_triggers, is_lock_timeout, key_mirror, migrations, outlook, sides,
+};
 use crate::migration::catalog::{OldSide, quote, unquote};
 use crate::migration::phase::Phase;
 
@@ -177,7 +179,8 @@ pub async fn abandon(
         refuse(&found, reasons)?;
         let mut report = EndReport::of(&found, "abandoned", dry_run);
         if let Some(sides) = sides::find(&mut tx, found.id).await? {
-            (report.statements, report.left) = removal(found.id, &sides, drop_new_side);
+            let second = key_mirror::targets(&mut tx, found.id).await?;
+            (report.statements, report.left) = removal(found.id, &sides, &second, drop_new_side);
         }
         endings::abandon(&mut tx, found.id, actor, reason).await?;
         if !dry_run {
@@ -302,8 +305,14 @@ fn drop_statement(table: &str, columns: &[String]) -> String {
     }
 }
 
-/// The statements that remove what `expand` made, and those that are left to a person.
-fn removal(id: i32, sides: &SideRows, drop_new_side: bool) -> (Vec<String>, Vec<String>) {
+/// The statements that remove what `expand` made, and those that are left to a person. `second`: columns of any table that a
+/// trigger has kept equal to a key.
+fn removal(
+    id: i32,
+    sides: &SideRows,
+    second: &[(String, String)],
+    drop_new_side: bool,
+) -> (Vec<String>, Vec<String>) {
     let mut statements = Vec::new();
     if let Some(table) = &sides.old.table
         && !sides.old.is_index
@@ -312,11 +321,15 @@ fn removal(id: i32, sides: &SideRows, drop_new_side: bool) -> (Vec<String>, Vec<
     }
     let new = sides.new.table.as_ref().filter(|_| sides.new.made && sides.new.is_there);
     let Some(table) = new else { return (statements, Vec::new()) };
-    let drop = drop_statement(table, &sides.new.columns);
+    let mut drops = vec![drop_statement(table, &sides.new.columns)];
+    let others = second.iter().filter(|(other, column)| {
+        other != table || !sides.new.columns.iter().any(|one| unquote(one) == unquote(column))
+    });
+    drops.extend(others.map(|(table, column)| drop_statement(table, std::slice::from_ref(column))));
     if drop_new_side {
-        statements.push(drop);
+        statements.extend(drops);
         (statements, Vec::new())
     } else {
-        (statements, vec![drop])
+        (statements, drops)
     }
 }

@@ -44,7 +44,8 @@ pub(crate) fn table_problems(table: &str, facts: &TableFacts, is_guarded: bool) 
     problems
 }
 
-fn row_security(table: &str, facts: &TableFacts) -> PlanProblem {
+/// Row security hides rows from a role that copies or checks them.
+pub(crate) fn row_security(table: &str, facts: &TableFacts) -> PlanProblem {
     let role = quote(&facts.role);
     let policies = match &*facts.policies {
         [] => "no policy, so it sees no row".to_owned(),

@@ -1,6 +1,6 @@
 //! The two sides as attachments see them, and what an attachment is.
 
-use super::names::{quote, unquote};
+use super::names::{fit_name, quote, split_table};
 use super::rename::rename_columns;
 
 /// The two sides, as far as attachments are concerned.
@@ -91,13 +91,13 @@ impl Counterpart<'_> {
         };
         let renamed = pairs.iter().fold(old.to_owned(), |name, (old, new)| name.replacen(&**old, new, 1));
         let name = if renamed == old { format!("{old}_new") } else { renamed };
-        name.chars().take(63).collect()
+        fit_name(name)
     }
 }
 
 /// A table's name without its schema.
 pub(super) fn base(table: &str) -> String {
-    unquote(table.rsplit('.').next().unwrap_or(table))
+    split_table(table).1
 }
 
 pub(super) fn list(columns: &[String]) -> String {

@@ -29,13 +29,13 @@ pub(super) use attached_constraints::actions;
 pub(super) use attachments::Attachments;
 pub(super) use checks::{
     NewColumnPlan, actions_on_old, new_column_problems, new_table_problems, old_column_problems,
-    privilege_problems, table_privilege_problems, table_problems, takes_over,
+    privilege_problems, row_security, table_privilege_problems, table_problems, takes_over,
 };
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
 pub(super) use counterpart::{Attached, Counterpart, Step};
 pub(super) use defaults::{MovedColumn, missing_defaults};
 pub(super) use expressions::{Resolved, look_up_type, resolve};
-pub(super) use names::{check_name, check_table, quote, quote_table, unquote};
+pub(super) use names::{beside, check_name, check_table, fit_name, quote, quote_table, split_table, unquote};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
 pub(super) use rename::rename_columns;

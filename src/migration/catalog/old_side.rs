@@ -38,6 +38,29 @@ impl OldSide {
     }
 }
 
+impl OldSide {
+    /// Defaults of other columns that draw from a sequence which is dropped with the old side, because a column of it owns the
+    /// sequence.
+    pub(crate) async fn users_of_sequences(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<String>, sqlx::Error> {
+        let query = unprepared::query_scalar(OF_SEQUENCES).bind(&self.table).bind(&self.columns);
+        query.fetch_all(connection).await
+    }
+}
+
+const OF_SEQUENCES: &str = "with moved as (select attrelid, attnum from pg_attribute \
+        where attrelid = to_regclass($1) and (cardinality($2::text[]) = 0 or attname = any ($2)) and not attisdropped) \
+    select distinct pg_describe_object(d.classid, d.objid, d.objsubid) as name \
+    from moved join pg_depend o on o.classid = 'pg_class'::regclass and o.refclassid = 'pg_class'::regclass \
+        and o.refobjid = moved.attrelid and o.refobjsubid = moved.attnum and o.deptype in ('a', 'i') \
+    join pg_class s on s.oid = o.objid and s.relkind = 'S' \
+    join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = s.oid and d.deptype = 'n' \
+    left join pg_attrdef f on d.classid = 'pg_attrdef'::regclass and f.oid = d.objid \
+    where not exists (select from moved m where m.attrelid = f.adrelid and m.attnum = f.adnum) \
+    order by name";
+
 /// In Postgres 13 and 14 a generated column depends on the column itself, as a column of the same table; later its default
 /// does.
 const OF_COLUMNS: &str = "with moved as (select attrelid, attnum from pg_attribute \

@@ -2,6 +2,7 @@
 
 use sqlx::{FromRow, PgConnection};
 
+use super::names::split_table;
 use crate::ledger::unprepared;
 
 #[derive(Debug, FromRow)]
@@ -65,7 +66,7 @@ pub(crate) async fn take_over_sequences(
             continue;
         }
         if moved != sequence {
-            let schema = moved.split_once('.').map_or("", |(schema, _)| schema);
+            let schema = split_table(&moved).0.unwrap_or_default();
             statements.push(format!("alter sequence {sequence} owned by none"));
             statements.push(format!("alter sequence {sequence} set schema {schema}"));
         }

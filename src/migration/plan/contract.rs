@@ -94,7 +94,15 @@ async fn remove_rows(plan: &Description, table: &str, migration: &Migration) -> 
     let Found { key, old_types, new_types } = before_work(plan, migration).await?;
     let scope = plan.scope(key, old_types, new_types);
     let old = (plan.old_table(), &scope.key);
-    let removed = walk(&plan.outline, old, &[Phase::Contract], |span| scope.remove(span), migration).await?;
+    let removed = walk(
+        &plan.outline,
+        "the delete of rows that have moved",
+        old,
+        &[Phase::Contract],
+        |span| scope.remove(span),
+        migration,
+    )
+    .await?;
     tracing::info!(
         migration = migration.name(),
         table,

@@ -29,7 +29,18 @@ pub(crate) async fn alter(
     phase: Phase,
     statement: &str,
 ) -> Result<(), PlanError> {
-    alter_or_drop(pool, table, migration, phase, false, statement).await
+    alter_or_drop(pool, &[table], migration, phase, false, statement).await
+}
+
+/// The same for a statement that changes several tables.
+pub(crate) async fn alter_all(
+    pool: &PgPool,
+    tables: &[&str],
+    migration: &Migration,
+    phase: Phase,
+    statement: &str,
+) -> Result<(), PlanError> {
+    alter_or_drop(pool, tables, migration, phase, false, statement).await
 }
 
 /// Drops the old side and records in the same transaction that the migration is finished. Does nothing if that was recorded
@@ -40,18 +51,19 @@ pub(crate) async fn drop_old_side(
     migration: &Migration,
     statement: &str,
 ) -> Result<(), PlanError> {
-    alter_or_drop(pool, table, migration, Phase::Contract, true, statement).await
+    alter_or_drop(pool, &[table], migration, Phase::Contract, true, statement).await
 }
 
 async fn alter_or_drop(
     pool: &PgPool,
-    table: &str,
+    tables: &[&str],
     migration: &Migration,
     phase: Phase,
     drops_old_side: bool,
     statement: &str,
 ) -> Result<(), PlanError> {
     let mut backoff = BACKOFF.0;
+    let table = &*tables.join(", ");
     for _ in 0..ATTEMPTS {
         let mut tx = begin(pool, &[phase], migration).await?;
         tx.execute(LOCK_TIMEOUT).await?;
@@ -73,7 +85,11 @@ async fn alter_or_drop(
         backoff = (backoff * 2).min(BACKOFF.1);
     }
     let mut tx = begin(pool, &[phase], migration).await?;
-    let holders = locked_by(table, None, &mut tx).await?;
+    let mut holders = Vec::new();
+    for table in tables {
+        holders.extend(locked_by(table, None, &mut tx).await?);
+    }
+    holders.dedup();
     tx.rollback().await?;
     Err(PlanError::NotNow(format!(
         "could not acquire the lock on table {table} within 200 ms in {ATTEMPTS} attempts; to unblock: end the \

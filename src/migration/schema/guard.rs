@@ -76,7 +76,7 @@
 
 use super::guard_conditions::{Comparisons, listed, looks_at_part, same};
 use crate::migration::batch::{MappingCode, Part, Sides};
-use crate::migration::catalog::quote;
+use crate::migration::catalog::{quote, split_table};
 
 /// The guard trigger of one migration on the table of its old side. Names are quoted.
 #[derive(Debug, Clone)]
@@ -265,7 +265,7 @@ impl GuardTrigger {
             listed("new", old),
             listed("new", new)
         );
-        let name = self.table.rsplit('.').next().unwrap_or(&self.table).trim_matches('"');
+        let name = split_table(&self.table).1.replace('\'', "''");
         let may_move = format!("tg_table_name <> '{name}'");
         let before = format!(
             "if tg_op = 'INSERT' and {may_move} \

@@ -192,11 +192,16 @@ impl ForeignKey {
     }
 
     fn definition(&self) -> String {
+        self.definition_to(&self.table)
+    }
+
+    /// The same with a reference to another table.
+    pub(super) fn definition_to(&self, table: &str) -> String {
         let rest = if self.rest.is_empty() { String::new() } else { format!(" {}", self.rest) };
         format!(
             "foreign key ({}) references {} ({}){rest}",
             list(&self.columns),
-            self.table,
+            table,
             list(&self.referenced)
         )
     }

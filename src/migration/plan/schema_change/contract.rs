@@ -2,6 +2,7 @@
 
 use super::description::{Description, Removal};
 use super::enforce::found;
+use super::inspection::all_dependents;
 use crate::ledger::{guard_triggers, sides};
 use crate::migration::batch::begin;
 use crate::migration::catalog::{OldSide, unquote};
@@ -33,7 +34,7 @@ pub(super) async fn contract(plan: &Description, migration: &Migration) -> Resul
         let column = old.columns.first();
         let columns = old.columns.iter().map(|column| unquote(column)).collect();
         let old_side = OldSide { table: dropped.clone(), columns };
-        let dependents = old_side.dependents(&mut tx).await?.unwrap_or_default();
+        let dependents = all_dependents(&old_side, &mut tx).await?;
         if !dependents.is_empty() {
             return Err(PlanError::Refused(format!(
                 "{} cannot be dropped because other objects depend on it: {}; to fix: drop them",

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use super::addition::Addition;
 use crate::ledger::guard_triggers;
 use crate::ledger::write_watch::{Dropped, WriteWatch};
-use crate::migration::catalog::{OldSide, quote};
+use crate::migration::catalog::{OldSide, beside, quote};
 use crate::migration::phase::Task;
 
 /// The id of a migration in statements that are only shown.
@@ -46,10 +46,7 @@ impl Description {
 
     /// The index's quoted name, with the schema of the table if that is named with one.
     pub(super) fn index(&self, name: &str) -> String {
-        match self.table.split_once("\".\"") {
-            Some((schema, _)) => format!("{schema}\".{}", quote(name)),
-            None => quote(name),
-        }
+        beside(&self.table, name)
     }
 
     /// The statement that drops it, under its present name. `None`: nothing is dropped, or an index, which is dropped

@@ -8,7 +8,7 @@ use super::found::{Built, Table};
 use super::rows::violations;
 use crate::ledger::{unprepared, write_watch};
 use crate::migration::batch::begin;
-use crate::migration::catalog::{quote, resolve};
+use crate::migration::catalog::{beside, quote, resolve};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::plan::refusal::refuse;
@@ -121,7 +121,7 @@ pub(super) async fn relax(plan: &Description, migration: &Migration) -> Result<(
         let name = addition.name(&id, number);
         match addition {
             Addition::Unique { .. } => {
-                let index = in_schema_of(&table.name, &name);
+                let index = beside(&table.name, &name);
                 drop_index(&plan.pool, &table.name, &index, phase, migration).await?;
             }
             _ => {
@@ -142,12 +142,6 @@ pub(super) async fn relax(plan: &Description, migration: &Migration) -> Result<(
         );
     }
     Ok(())
-}
-
-/// The quoted name with the schema of the table, whose name carries it.
-fn in_schema_of(table: &str, name: &str) -> String {
-    let schema = table.rsplit_once('.').map(|(schema, _)| schema);
-    schema.map_or_else(|| quote(name), |schema| format!("{schema}.{}", quote(name)))
 }
 
 pub(super) async fn found(

@@ -9,6 +9,7 @@ use super::description::{Description, Removal};
 use super::found::Table;
 use super::reads;
 use super::rows::violations;
+use super::trial::{REFERENCED, is_in_partition_key, may_refer, try_on_twin};
 use crate::ledger::{describe_error, external_writes, sides, unprepared};
 use crate::migration::catalog::{OldSide, PlanProblem, TableFacts, insert_without, resolve, unquote};
 use crate::migration::phase::Phase;
@@ -130,7 +131,11 @@ async fn of_addition(
     }
     match addition {
         Addition::Check { expression, .. } => {
-            if let Err(error) = resolve(tx, &table.name, &[], std::slice::from_ref(expression)).await {
+            let tried = match resolve(tx, &table.name, &[], std::slice::from_ref(expression)).await {
+                Ok(_) => try_on_twin(&table.name, &format!("check ({expression}\n)"), None, tx).await?,
+                Err(error) => Some(error),
+            };
+            if let Some(error) = tried {
                 problems.push(not_usable(addition, error)?);
             }
         }
@@ -169,6 +174,12 @@ async fn of_addition(
                     format!("table {} has no unique constraint over ({columns})", key.table),
                     format!("`alter table {} add unique ({columns})`, or name other columns", key.table),
                 ));
+            } else if let Some(problem) = may_refer(addition, key, tx).await? {
+                problems.push(problem);
+            } else if let Some(error) =
+                try_on_twin(&table.name, &key.definition_to(REFERENCED), Some(&key.table), tx).await?
+            {
+                problems.push(not_usable(addition, error)?);
             }
         }
         _ => {}
@@ -233,6 +244,14 @@ async fn of_removal(
                 ),
                 "give the table another primary key first",
             )),
+            Some(_) if is_in_partition_key(table, column, tx).await? => problems.push(PlanProblem::blocking(
+                format!("column {column:?} of {name} is part of the partition key"),
+                "move the rows with a TableMigration to a table that is partitioned by other columns",
+            )),
+            Some(_) if !facts.parents.is_empty() => problems.push(PlanProblem::blocking(
+                format!("column {column:?} of {name} may be inherited from {}", facts.parents.join(", ")),
+                "describe the change for the table that it is inherited from",
+            )),
             Some(_) => problems.extend(insert_without(tx, name, facts, std::slice::from_ref(column)).await?),
         },
         Removal::Index(index) => problems.extend(of_index(&plan.index(index), table, tx).await?),
@@ -287,9 +306,19 @@ async fn of_index(
     })
 }
 
+/// Everything that would prevent the drop.
+pub(super) async fn all_dependents(
+    old_side: &OldSide,
+    tx: &mut PgConnection,
+) -> Result<Vec<String>, sqlx::Error> {
+    let mut found = old_side.dependents(&mut *tx).await?.unwrap_or_default();
+    found.extend(old_side.users_of_sequences(tx).await?);
+    Ok(found)
+}
+
 /// What depends on the object that is dropped.
 async fn dependents(old_side: &OldSide, tx: &mut PgConnection) -> Result<Option<PlanProblem>, sqlx::Error> {
-    let dependents = old_side.dependents(tx).await?.unwrap_or_default();
+    let dependents = all_dependents(old_side, tx).await?;
     let what = match old_side.columns.first() {
         Some(column) => format!("column {column:?} of {}", old_side.table),
         None => old_side.table.clone(),

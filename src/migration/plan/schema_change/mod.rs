@@ -56,6 +56,7 @@ mod inspection;
 mod reads;
 mod rows;
 mod run;
+mod trial;
 
 pub use builder::SchemaChangeBuilder;
 pub use run::SchemaChange;

@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use super::description::{Description, Removal};
 use super::found::Table;
 use crate::ledger::{read_counts, unprepared};
-use crate::migration::catalog::PlanProblem;
+use crate::migration::catalog::{PlanProblem, split_table};
 
 /// The server's count of reads of what the change drops. `None` if it does not count them.
 async fn count(
@@ -48,7 +48,7 @@ async fn count(
                    and query ~* ('\\m' || $1 || '\\M') and query ~* ('\\m' || $2 || '\\M') \
                    and query !~* '^\\s*(alter|create|drop|comment|grant|revoke|do|explain|insert into cutover)\\M'"
             );
-            let bare = table.name.rsplit('.').next().unwrap_or_default().trim_matches('"');
+            let bare = split_table(&table.name).1;
             let found = unprepared::query_scalar(AssertSqlSafe(query))
                 .bind(bare)
                 .bind(column)

@@ -5,6 +5,7 @@ use sqlx::PgPool;
 use crate::config::{ConfigError, Problem};
 use crate::migration::batch::{BatchOptions, Mapping, MappingCode, Outline, Sides, Throttle};
 use crate::migration::catalog::{check_name, check_table, quote, quote_table};
+use crate::migration::plan::recent_look::RecentLook;
 
 /// Makes an `integer` primary key a `bigint`, under its own name and under load.
 ///
@@ -61,6 +62,7 @@ pub(super) struct Description {
     /// The second column before the exchange, and after it.
     pub(super) wide: String,
     pub(super) narrow: String,
+    pub(super) recent_look: RecentLook,
 }
 
 /// How the names of foreign keys between second columns begin.
@@ -135,6 +137,7 @@ impl WiderKeyBuilder {
         let key = vec![column.clone()];
         let outline =
             Outline { pool, sides, key, batches, throttle, skips_triggers: false, sensitive: false };
-        Ok(WiderKey(Arc::new(Description { outline, table, column, wide, narrow })))
+        let recent_look = RecentLook::default();
+        Ok(WiderKey(Arc::new(Description { outline, table, column, wide, narrow, recent_look })))
     }
 }

@@ -3,6 +3,7 @@
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::builder::Description;
+use super::carried::carried;
 use super::found::{Key, find};
 use super::inspection::problems;
 use super::prepared::{Prepared, prepare, unprepare};
@@ -15,10 +16,7 @@ use crate::migration::phase::Phase;
 use crate::migration::plan::description::{not_null_check, not_null_steps};
 use crate::migration::plan::refusal::refuse;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{Index, alter, ensure_indexes};
-
-/// The values that `integer` can hold, and `smallint`.
-const INTEGER: (i64, i64) = (-2_147_483_648, 2_147_483_647);
+use crate::migration::schema::{Index, alter, alter_all, ensure_indexes};
 
 /// Makes the second column the key.
 pub(super) async fn exchange(
@@ -30,8 +28,9 @@ pub(super) async fn exchange(
     let mut tx = begin(pool, &[Phase::Switch], migration).await?;
     let found = find(plan, Some(migration.id()), &mut tx).await?;
     let against = if is_forward { problems(plan, Some(migration.id()), &mut tx).await? } else { Vec::new() };
-    tx.rollback().await?;
     let key = found.ok_or_else(|| PlanError::Refused(format!("column {:?} is gone", plan.column)))?;
+    let carried = carried(key.relation, &plan.column, &mut tx).await?;
+    tx.rollback().await?;
     let id = migration.id().to_string();
     if key.is_exchanged() == is_forward {
         return unprepare(pool, &key, &id, migration).await;
@@ -42,7 +41,7 @@ pub(super) async fn exchange(
         refuse_large_keys(plan, &key).await?;
     }
     let index = index_name(&id, is_forward);
-    let build = Index::new(&index, true, &format!("({})", quote(second)));
+    let build = Index::new(&index, true, &key.index_on(plan, second));
     ensure_indexes(pool, table, &[build], migration).await?;
     for statement in not_null_steps(table, &quote(second), &id) {
         if let Err(error) = alter(pool, table, migration, Phase::Switch, &statement).await {
@@ -52,8 +51,11 @@ pub(super) async fn exchange(
         }
     }
     let referring = prepare(plan, &key, migration).await?;
-    let statements = statements(plan, &key, &referring, &id, &index)?.join(";\n");
-    alter(pool, table, migration, Phase::Switch, &statements).await?;
+    let mut statements = statements(plan, &key, &referring, &id, &index)?;
+    statements.extend(carried);
+    statements.extend(referring.iter().flat_map(|one| one.carried.clone()));
+    let statements = statements.join(";\n");
+    alter_all(pool, &tables_of(table, &referring), migration, Phase::Switch, &statements).await?;
     tracing::info!(
         migration = migration.name(),
         table,
@@ -90,6 +92,23 @@ async fn refuse_large_keys(plan: &Description, key: &Key) -> Result<(), PlanErro
     }
 }
 
+/// The tables that the exchange changes, the key's own first.
+fn tables_of<'a>(table: &'a str, referring: &'a [Prepared]) -> Vec<&'a str> {
+    let mut tables = vec![table];
+    tables.extend(referring.iter().map(|one| &*one.found.table).filter(|other| *other != table));
+    tables.dedup();
+    tables
+}
+
+/// The statements that lock all these tables. The first ones are locked while the others are waited for, so the waits together
+/// are as long as one.
+pub(super) fn lock(tables: &[&str]) -> Vec<String> {
+    vec![
+        format!("set local lock_timeout = '{}ms'", 200 / tables.len().max(1)),
+        format!("lock table {} in access exclusive mode", tables.join(", ")),
+    ]
+}
+
 /// The statements of the exchange, for one transaction. All of them are short.
 pub(super) fn statements(
     plan: &Description,
@@ -105,20 +124,13 @@ pub(super) fn statements(
              ({column})`"
         )));
     };
-    let (second, aside, new_type, range) = match key.is_exchanged() {
-        false => (&plan.wide, &plan.narrow, "bigint", Some(INTEGER)),
-        true => (&plan.narrow, &plan.wide, "integer", None),
+    let (second, aside) = match key.is_exchanged() {
+        false => (&plan.wide, &plan.narrow),
+        true => (&plan.narrow, &plan.wide),
     };
     let (second, aside) = (quote(second), quote(aside));
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let mut tables = vec![&**table];
-    tables.extend(referring.iter().map(|one| &*one.found.table).filter(|other| other != table));
-    tables.dedup();
-    // The first tables are locked while the others are waited for, so the waits together are as long as one.
-    let mut statements = vec![
-        format!("set local lock_timeout = '{}ms'", 200 / tables.len()),
-        format!("lock table {} in access exclusive mode", tables.join(", ")),
-    ];
+    let mut statements = lock(&tables_of(table, referring));
     statements.extend(referring.iter().map(Prepared::drop_key));
     let is_identity = !key.identity.is_empty();
     if let (true, Some(sequence)) = (is_identity, &key.sequence) {
@@ -143,12 +155,11 @@ pub(super) fn statements(
         format!("alter table {table} alter column {aside} drop not null"),
     ]);
     match (is_identity, &key.sequence, &key.default) {
-        (true, Some(_), _) => {
+        (true, Some(sequence), _) => {
             let always = if key.identity == "a" { "always" } else { "by default" };
-            let (increment, cache) = (key.increment.unwrap_or(1), key.cache.unwrap_or(1));
+            let options = key.counting.options(sequence, &key.key_type, &key.second_type);
             statements.push(format!(
-                "alter table {table} alter column {column} add generated {always} as identity \
-                 (increment by {increment} cache {cache})"
+                "alter table {table} alter column {column} add generated {always} as identity ({options})"
             ));
             statements.push(format!(
                 "select setval(pg_get_serial_sequence({}, {}), current_setting('cutover.key_last')::bigint, \
@@ -159,7 +170,10 @@ pub(super) fn statements(
         }
         (_, sequence, default) => {
             if let Some(sequence) = sequence {
-                statements.push(format!("alter sequence {sequence} as {new_type} owned by {table}.{column}"));
+                statements.push(format!(
+                    "alter sequence {sequence} as {} owned by {table}.{column}",
+                    key.second_type
+                ));
             }
             if let Some(default) = default {
                 statements.push(format!("alter table {table} alter column {column} set default {default}"));
@@ -170,6 +184,7 @@ pub(super) fn statements(
         statements.extend(one.exchange(key.is_exchanged(), id));
     }
     let found: Vec<Referring> = referring.iter().map(|one| one.found.clone()).collect();
-    statements.push(key_mirror::install(id, &mirrored(plan, table, &found, !key.is_exchanged()), range));
+    statements
+        .push(key_mirror::install(id, &mirrored(plan, (table, &key.key_type), &found, !key.is_exchanged())));
     Ok(statements)
 }

@@ -4,6 +4,7 @@ use sqlx::{FromRow, PgConnection};
 
 use super::builder::{Description, prefix};
 use crate::ledger::unprepared;
+use crate::migration::catalog::{quote, rename_columns};
 
 /// The table's key as it is now. `None` in a field of the second column: it does not exist.
 #[derive(Debug, Clone, FromRow)]
@@ -19,8 +20,13 @@ pub(super) struct Key {
     pub(super) identity: String,
     /// The sequence that the key owns, with its schema, and how it counts.
     pub(super) sequence: Option<String>,
-    pub(super) increment: Option<i64>,
-    pub(super) cache: Option<i64>,
+    #[sqlx(flatten)]
+    pub(super) counting: Counting,
+    /// The type of the column that becomes the key with the next exchange.
+    pub(super) second_type: String,
+    /// The definition of the primary key's index after `USING`.
+    pub(super) index: Option<String>,
+    pub(super) is_deferrable: bool,
     /// The key's default, as SQL; `None` for an identity.
     pub(super) default: Option<String>,
     pub(super) has_wide: bool,
@@ -28,6 +34,46 @@ pub(super) struct Key {
     pub(super) is_guarded: bool,
     /// A foreign key between second columns waits for the exchange.
     pub(super) is_prepared: bool,
+}
+
+/// How the key's sequence counts.
+#[derive(Debug, Clone, Default, FromRow)]
+pub(super) struct Counting {
+    seqincrement: Option<i64>,
+    seqmin: Option<i64>,
+    seqmax: Option<i64>,
+    seqstart: Option<i64>,
+    seqcache: Option<i64>,
+    seqcycle: Option<bool>,
+}
+
+/// The values that a type can hold.
+pub(super) fn range(sql_type: &str) -> (i64, i64) {
+    match sql_type {
+        "smallint" => (i16::MIN.into(), i16::MAX.into()),
+        "integer" => (i32::MIN.into(), i32::MAX.into()),
+        _ => (i64::MIN, i64::MAX),
+    }
+}
+
+impl Counting {
+    /// The options of an identity that counts on in a column of another type. As with `ALTER SEQUENCE … AS`, a bound that was
+    /// that of the old type becomes that of the new one.
+    pub(super) fn options(&self, sequence: &str, from: &str, to: &str) -> String {
+        let (old, new) = (range(from), range(to));
+        let bound = |value: Option<i64>, old: i64, new: i64| match value {
+            Some(value) if value != old => value,
+            _ => new,
+        };
+        let (min, max) = (bound(self.seqmin, old.0, new.0), bound(self.seqmax, old.1, new.1));
+        let cycle = if self.seqcycle == Some(true) { " cycle" } else { "" };
+        format!(
+            "sequence name {sequence} increment by {} minvalue {min} maxvalue {max} start with {} cache {}{cycle}",
+            self.seqincrement.unwrap_or(1),
+            self.seqstart.unwrap_or(1),
+            self.seqcache.unwrap_or(1)
+        )
+    }
 }
 
 impl Key {
@@ -42,6 +88,14 @@ impl Key {
     }
 }
 
+impl Key {
+    /// The primary key's index with the second column in the place of the key, as what follows `ON table`.
+    pub(super) fn index_on(&self, plan: &Description, second: &str) -> String {
+        let on = self.index.clone().unwrap_or_else(|| format!("btree ({})", quote(&plan.column)));
+        format!("using {}", rename_columns(&on, |column| (*column == plan.column).then(|| quote(second))))
+    }
+}
+
 /// `None` if the table or the column does not exist. `migration`: the id, by which the trigger is recognized.
 pub(super) async fn find(
     plan: &Description,
@@ -49,11 +103,14 @@ pub(super) async fn find(
     connection: &mut PgConnection,
 ) -> Result<Option<Key>, sqlx::Error> {
     unprepared::query_as(
-        "select c.oid::bigint as relation, format('%I.%I', n.nspname, c.relname) as \"table\", \
+        "select c.oid::bigint as relation, coalesce(k.condeferrable, false) as is_deferrable, \
+                split_part(pg_get_indexdef(k.conindid), ' USING ', 2) as \"index\", \
+                coalesce((select format_type(w.atttypid, w.atttypmod) from pg_attribute w where w.attrelid = c.oid \
+                    and w.attname = $4 and not w.attisdropped and a.atttypid = 'bigint'::regtype), 'bigint') as second_type, format('%I.%I', n.nspname, c.relname) as \"table\", \
                 format_type(a.atttypid, a.atttypmod) as key_type, a.attidentity::text as identity, \
-                (select k.conname::text from pg_constraint k where k.conrelid = c.oid and k.contype = 'p' \
-                    and k.conkey = array[a.attnum]) as \"constraint\", \
-                case when s.oid is not null then format('%I.%I', sn.nspname, s.relname) end as sequence, q.seqincrement as increment, q.seqcache as cache, \
+                k.conname::text as \"constraint\", \
+                case when s.oid is not null then format('%I.%I', sn.nspname, s.relname) end as sequence, \
+                q.seqincrement, q.seqmin, q.seqmax, q.seqstart, q.seqcache, q.seqcycle, \
                 case when a.attidentity = '' then pg_get_expr(d.adbin, d.adrelid) end as \"default\", \
                 exists (select from pg_attribute w where w.attrelid = c.oid and w.attname = $3 and not w.attisdropped) \
                     as has_wide, \
@@ -66,6 +123,7 @@ pub(super) async fn find(
                     and starts_with(k.conname, $6)) as is_prepared \
          from pg_class c join pg_namespace n on n.oid = c.relnamespace \
          join pg_attribute a on a.attrelid = c.oid and a.attname = $2 and not a.attisdropped \
+         left join pg_constraint k on k.conrelid = c.oid and k.contype = 'p' and k.conkey = array[a.attnum] \
          left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum \
          left join pg_depend o on o.classid = 'pg_class'::regclass and o.refclassid = 'pg_class'::regclass \
              and o.refobjid = c.oid and o.refobjsubid = a.attnum and o.deptype in ('a', 'i') \

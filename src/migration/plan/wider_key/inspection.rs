@@ -3,11 +3,11 @@
 use sqlx::PgConnection;
 
 use super::builder::Description;
-use super::found::find;
+use super::found::{Key, find};
 use super::named_by::{claimed, named_by};
 use super::referring;
-use crate::ledger::sides;
-use crate::migration::catalog::{PlanProblem, TableFacts, quote};
+use crate::ledger::{sides, unprepared};
+use crate::migration::catalog::{PlanProblem, TableFacts, quote, row_security};
 
 /// Everything at once. Also asked before the exchange, because an object that names the key may have been added since.
 pub(super) async fn problems(
@@ -44,6 +44,21 @@ pub(super) async fn problems(
             ),
         ));
     }
+    if facts.row_security {
+        problems.push(row_security(table, &facts));
+    }
+    if let (Some(constraint), true) = (&key.constraint, key.is_deferrable) {
+        let (constraint, index) = (quote(constraint), quote(&format!("{}_now", plan.column)));
+        // The unique index that is built beside the key checks at once.
+        problems.push(PlanProblem::blocking(
+            format!("primary key {constraint} of {table} is deferrable, and the migration cannot defer its check"),
+            format!(
+                "`create unique index {index} on {table} ({column}); alter table {table} drop constraint {constraint}, add \
+                 constraint {constraint} primary key using index {index}`; with `concurrently` the index is built without a \
+                 lock, as a statement of its own"
+            ),
+        ));
+    }
     if key.constraint.is_none() {
         problems.push(PlanProblem::blocking(
             format!("column {column} of {table} is not the primary key by itself"),
@@ -65,12 +80,51 @@ pub(super) async fn problems(
             ));
         }
     }
-    for other in sides::other_users(connection, migration, table, Some(&plan.column)).await? {
+    // Each of them names its rows by the key.
+    let mut others = sides::other_users(connection, migration, table, None).await?;
+    others.dedup_by(|one, other| (&one.fleet, &one.name) == (&other.fleet, &other.name));
+    for other in others {
         problems.push(claimed(other, table, &plan.column));
     }
-    let named = named_by(&plan.table, &plan.column, key.relation, connection).await?;
-    problems.extend(named.into_iter().map(|(_, problem)| problem));
+    problems.extend(ending_sequences(plan, &key, connection).await?);
+    // A foreign key may need a constraint that is named after it.
     let referring = referring::find(plan, &key, migration, connection).await?;
     problems.extend(referring::problems(plan, &referring, (migration, is_recorded), connection).await?);
+    let named = named_by(&plan.table, &plan.column, key.relation, connection).await?;
+    problems.extend(named.into_iter().map(|(_, problem)| problem));
     Ok(problems)
+}
+
+/// Sequences that the key draws from and that end where the old type ends, also after the exchange.
+async fn ending_sequences(
+    plan: &Description,
+    key: &Key,
+    connection: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let found: Vec<(String, i64)> = unprepared::query_as(
+        "select format('%I.%I', n.nspname, s.relname), q.seqmax from pg_attrdef f \
+         join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum and a.attname = $2 \
+         join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid and d.refclassid = 'pg_class'::regclass \
+         join pg_class s on s.oid = d.refobjid and s.relkind = 'S' join pg_namespace n on n.oid = s.relnamespace \
+         join pg_sequence q on q.seqrelid = s.oid \
+         where f.adrelid = $1::oid and q.seqincrement > 0 and q.seqmax <= 2147483647 \
+           and (q.seqtypid = 'bigint'::regtype or format('%I.%I', n.nspname, s.relname) is distinct from $3)",
+    )
+    .bind(key.relation)
+    .bind(&plan.column)
+    .bind(&key.sequence)
+    .fetch_all(connection)
+    .await?;
+    let problem = |(sequence, end): (String, i64)| {
+        PlanProblem::blocking(
+            format!(
+                "sequence {sequence}, from which column {} of {} takes its values, ends at {end}, and the migration \
+                 does not change that",
+                quote(&plan.column),
+                key.table
+            ),
+            format!("`alter sequence {sequence} as bigint no maxvalue`"),
+        )
+    };
+    Ok(found.into_iter().map(problem).collect())
 }

@@ -25,6 +25,7 @@
 //! names them.
 
 mod builder;
+mod carried;
 mod exchange;
 mod found;
 mod inspection;

@@ -3,11 +3,12 @@
 use sqlx::PgPool;
 
 use super::builder::{Description, prefix};
+use super::carried::carried;
 use super::found::Key;
 use super::referring::{Referring, find};
 use crate::ledger::unprepared;
 use crate::migration::batch::begin;
-use crate::migration::catalog::{Attachments, actions, quote, rename_columns};
+use crate::migration::catalog::{Attachments, actions, beside, fit_name, quote, rename_columns};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::plan::description::{not_null_check, not_null_steps};
@@ -22,6 +23,8 @@ pub(super) struct Prepared {
     moves_column: bool,
     /// Indexes of the column, each with its counterpart.
     indexes: Vec<(String, String)>,
+    /// The statements that restore what does not follow the names.
+    pub(super) carried: Vec<String>,
 }
 
 /// Builds indexes on the second columns, makes them `NOT NULL`, and adds the foreign keys between them. Nothing of this
@@ -45,7 +48,16 @@ pub(super) async fn prepare(
             false => Vec::new(),
         };
         prepare_key(pool, (key, key.second(plan)), &one, &id, migration).await?;
-        prepared.push(Prepared { found: one, moves_column: !is_known, indexes });
+        let carried = match is_known {
+            true => Vec::new(),
+            false => {
+                let mut tx = begin(pool, &[Phase::Switch], migration).await?;
+                let statements = carried(one.relation, &one.column, &mut tx).await?;
+                tx.rollback().await?;
+                statements
+            }
+        };
+        prepared.push(Prepared { found: one, moves_column: !is_known, indexes, carried });
     }
     Ok(prepared)
 }
@@ -72,7 +84,7 @@ async fn prepare_column(
         }
         let on = index.definition.split_once(" USING ").map_or("", |(_, on)| on);
         let on = rename_columns(on, |column| (*column == one.column).then(|| quote(&second)));
-        let counterpart: String = format!("cutover_{id}_{}", index.name).chars().take(63).collect();
+        let counterpart = fit_name(format!("cutover_{id}_{}", index.name));
         let build = Index::new(&counterpart, index.is_unique, &format!("using {on}"));
         ensure_indexes(pool, table, &[build], migration).await?;
         pairs.push((index.name, counterpart));
@@ -107,13 +119,15 @@ async fn prepare_key(
     .await?;
     tx.rollback().await?;
     if found.is_none() {
+        let second = one.second(key.is_exchanged());
         let add = format!(
             "alter table {table} add constraint {} foreign key ({}) references {} ({}){} not valid",
             quote(&name),
-            quote(&one.second(key.is_exchanged())),
+            quote(&second),
             key.table,
             quote(second_key),
-            actions(&one.definition)
+            rename_columns(actions(&one.definition), |column| (*column == one.column)
+                .then(|| quote(&second)))
         );
         alter(pool, table, migration, Phase::Switch, &add).await?;
     }
@@ -175,10 +189,9 @@ impl Prepared {
             if let Some(default) = &one.default {
                 statements.push(format!("{alter} alter column {column} set default {default}"));
             }
-            let schema = one.table.split_once('.').map_or("", |(schema, _)| schema);
             for (index, counterpart) in &self.indexes {
                 let rename = |from: &str, to: &str| {
-                    format!("alter index {schema}.{} rename to {}", quote(from), quote(to))
+                    format!("alter index {} rename to {}", beside(&one.table, from), quote(to))
                 };
                 let aside = format!("cutover_{id}_aside");
                 statements.extend([

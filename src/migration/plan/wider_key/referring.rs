@@ -3,11 +3,11 @@
 use sqlx::{FromRow, PgConnection};
 
 use super::builder::{Description, prefix};
-use super::found::Key;
+use super::found::{Key, range};
 use super::named_by::{claimed, named_by};
 use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{sides, unprepared};
-use crate::migration::catalog::{PlanProblem, quote};
+use crate::migration::catalog::{PlanProblem, TableFacts, fit_name, quote, row_security};
 
 /// A foreign key that refers to the key as it is now.
 #[derive(Debug, Clone, FromRow)]
@@ -53,24 +53,32 @@ impl Referring {
 
     /// The foreign key between the second columns, before it takes the place of this one.
     pub(super) fn prepared(&self, id: &str) -> String {
-        format!("{}{}", prefix(id), self.constraint).chars().take(63).collect()
+        fit_name(format!("{}{}", prefix(id), self.constraint))
     }
 }
 
-/// The columns that a trigger keeps equal, the key's own first, before the exchange or after it.
+/// The columns that a trigger keeps equal, the key's own first, before the exchange or after it. `key_type`: the key's
+/// present type.
 pub(super) fn mirrored(
     plan: &Description,
-    table: &str,
+    (table, key_type): (&str, &str),
     referring: &[Referring],
     is_exchanged: bool,
 ) -> Vec<Mirrored> {
     let key = if is_exchanged { &plan.narrow } else { &plan.wide };
-    let mut found =
-        vec![Mirrored { table: table.to_owned(), column: quote(&plan.column), target: quote(key) }];
+    // Until the exchange, the columns have the types that the second ones have from then on.
+    let range = |sql_type: &str| is_exchanged.then(|| range(sql_type));
+    let mut found = vec![Mirrored {
+        table: table.to_owned(),
+        column: quote(&plan.column),
+        target: quote(key),
+        range: range(key_type),
+    }];
     for one in referring.iter().filter(|one| one.moves()) {
         let (column, target) = (quote(&one.column), quote(&one.second(is_exchanged)));
         if !found.iter().any(|known| known.table == one.table && known.column == column) {
-            found.push(Mirrored { table: one.table.clone(), column, target });
+            let range = range(&one.column_type);
+            found.push(Mirrored { table: one.table.clone(), column, target, range });
         }
     }
     found
@@ -188,6 +196,11 @@ pub(super) async fn problems(
         }
         for other in sides::other_users(connection, migration, table, Some(column)).await? {
             problems.push(claimed(other, table, column));
+        }
+        if let Some(facts) =
+            TableFacts::read(&mut *connection, table).await?.filter(|facts| facts.row_security)
+        {
+            problems.push(row_security(table, &facts));
         }
         let named = named_by(table, column, one.relation, connection).await?;
         problems.extend(

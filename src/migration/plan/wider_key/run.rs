@@ -2,10 +2,10 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use super::builder::{Description, WiderKey};
-use super::exchange::{exchange, index_name, statements};
-use super::found::{Key, find};
+use super::exchange::{exchange, index_name, lock, statements};
+use super::found::{Counting, Key, find};
 use super::inspection::problems;
-use super::referring::{self, Referring, mirrored};
+use super::referring::{self, mirrored};
 use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{guard_triggers, key_mirror, sides};
 use crate::migration::batch::{ColumnType, PassKind, Scope, Span, begin, keyset, pass, walk};
@@ -15,7 +15,7 @@ use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::plan::description::not_null_steps;
 use crate::migration::plan::refusal::refuse;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{alter, drop_old_side};
+use crate::migration::schema::{alter_all, drop_old_side};
 
 impl WiderKey {
     /// The statements of each task, for people to read. `:migration` is the migration's id.
@@ -30,8 +30,10 @@ impl WiderKey {
             constraint: Some("primary_key".into()),
             identity: String::new(),
             sequence: None,
-            increment: None,
-            cache: None,
+            counting: Counting::default(),
+            second_type: "bigint".into(),
+            index: None,
+            is_deferrable: false,
             default: None,
             has_wide: true,
             has_narrow: false,
@@ -49,7 +51,10 @@ impl WiderKey {
         vec![
             (
                 Task::Expand,
-                text(vec![add(plan), key_mirror::install(id, &mirrored(plan, table, &[], false), None)]),
+                text(vec![
+                    add(plan),
+                    key_mirror::install(id, &mirrored(plan, (table, "integer"), &[], false)),
+                ]),
             ),
             (Task::Backfill, text(vec![format!("update {table} set {wide} = {column} where …")])),
             (Task::Enforce, text(enforce)),
@@ -81,21 +86,14 @@ impl WiderKey {
         let adds = columns.iter().map(|Mirrored { table, target, .. }| {
             format!("alter table {table} add column if not exists {target} bigint")
         });
-        let statements: Vec<String> =
-            adds.chain([key_mirror::install(&id, &columns, None), record]).collect();
-        alter(pool, &plan.table, migration, Phase::Off, &statements.join(";\n")).await
-    }
-
-    /// The foreign keys that refer to the key now.
-    async fn referring(
-        &self,
-        migration: Option<i32>,
-        connection: &mut PgConnection,
-    ) -> Result<Vec<Referring>, sqlx::Error> {
-        match find(&self.0, migration, &mut *connection).await? {
-            Some(key) => referring::find(&self.0, &key, migration, connection).await,
-            None => Ok(Vec::new()),
-        }
+        let mut tables: Vec<&str> = columns.iter().map(|one| &*one.table).collect();
+        tables.dedup();
+        let statements: Vec<String> = lock(&tables)
+            .into_iter()
+            .chain(adds)
+            .chain([key_mirror::install(&id, &columns), record])
+            .collect();
+        alter_all(pool, &tables, migration, Phase::Off, &statements.join(";\n")).await
     }
 
     /// The columns that a trigger keeps equal before the exchange.
@@ -108,7 +106,7 @@ impl WiderKey {
         let key = find(plan, Some(migration), &mut *connection).await?;
         let key = key.ok_or_else(|| PlanError::Refused(format!("column {:?} is gone", plan.column)))?;
         let referring = referring::find(plan, &key, Some(migration), connection).await?;
-        Ok(mirrored(plan, &key.table, &referring, false))
+        Ok(mirrored(plan, (&key.table, &key.key_type), &referring, false))
     }
 
     /// Copies the columns of foreign keys, or compares them. The key's own pass comes last, because its end is that of the
@@ -123,7 +121,7 @@ impl WiderKey {
             tables.push((key.map_err(|reasons| refused_key(&columns.table, &reasons))?, columns));
         }
         tx.rollback().await?;
-        for (key, Mirrored { table, column, target }) in tables {
+        for (key, Mirrored { table, column, target, .. }) in tables {
             let statement = |span: &Span| {
                 let rows = format!("{} and {target} is distinct from {column}", key.within(span));
                 match kind {
@@ -131,7 +129,12 @@ impl WiderKey {
                     _ => format!("select from {table} where {rows}"),
                 }
             };
-            let found = walk(&plan.outline, (&*table, &key), kind.phases(), statement, migration).await?;
+            let what = match kind {
+                PassKind::Forward => format!("a copy of column {column} of {table}"),
+                _ => format!("a comparison of column {column} of {table}"),
+            };
+            let found =
+                walk(&plan.outline, &what, (&*table, &key), kind.phases(), statement, migration).await?;
             if kind == PassKind::Compare && found > 0 {
                 return Err(PlanError::Refused(format!(
                     "{found} rows of {table} differ in {column} and {target}; to fix: go back to `expand`, and forward again"
@@ -173,18 +176,11 @@ impl WiderKey {
                 migration.name()
             )));
         }
-        let referring = self.referring(Some(migration.id()), &mut *pool.begin().await?).await?;
-        let of_key = std::iter::once((table.clone(), column));
-        let drops = of_key.chain(
-            referring
-                .iter()
-                .filter(|one| one.has_narrow)
-                .map(|one| (one.table.clone(), quote(&one.second(true)))),
-        );
+        let drop =
+            |(table, column): (String, String)| format!("alter table {table} drop column if exists {column}");
+        let targets = key_mirror::targets(&mut *pool.begin().await?, migration.id()).await?;
         let mut statements = vec![guard_triggers::disarm(&table, &migration.id().to_string())];
-        statements.extend(
-            drops.map(|(table, column)| format!("alter table {table} drop column if exists {column}")),
-        );
+        statements.extend(std::iter::once((table.clone(), column)).chain(targets).map(drop));
         drop_old_side(pool, &table, migration, &statements.join(";\n")).await
     }
 }
@@ -226,10 +222,15 @@ impl Plan for WiderKey {
         connection: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
         // An object that names the key may have been added. The exchange looks again.
-        if phase != Phase::Ramp || !is_move {
+        if phase != Phase::Ramp {
             return Ok(Vec::new());
         }
-        problems(&self.0, Some(migration), connection).await
+        if let Some(found) = self.0.recent_look.found(migration, phase, is_move) {
+            return Ok(found);
+        }
+        let found = problems(&self.0, Some(migration), connection).await?;
+        self.0.recent_look.record(migration, phase, &found);
+        Ok(found)
     }
 
     async fn schema_state(
