@@ -118,21 +118,6 @@ pub(crate) async fn disabled_guards(
     .await
 }
 
-/// Records that external writes may go unseen, if a guard trigger of the migration is disabled. A scan that ended before
-/// does not count then.
-pub(crate) async fn record_unseen(tx: &mut PgConnection, migration: i32) -> Result<(), sqlx::Error> {
-    unprepared::query(concat!(
-        "insert into cutover.external_write_events (migration_id, application, role, mirrored) \
-         select distinct $1::integer, 'unknown, while the guard trigger is disabled', 'unknown', false \
-         ",
-        from_disabled_guards!(),
-    ))
-    .bind(migration)
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
 /// Who wrote what the guard trigger could not mirror, in the last seconds, as text.
 pub(crate) async fn unmirrored_within(
     tx: &mut PgConnection,

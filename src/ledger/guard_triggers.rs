@@ -1,9 +1,12 @@
 //! The names of a migration's guard triggers, and the statements that remove them.
 
+/// How all names begin. Triggers of other names that come later fire later.
+pub(crate) const PREFIX: &str = "zzz_cutover_";
+
 /// The names of a migration's triggers. Triggers of one kind fire in the order of their names, and the id keeps those of
 /// two migrations of one table apart.
 pub(crate) fn names(id: &str) -> [String; 5] {
-    ["row", "truncate", "nested", "nested_check", "key"].map(|event| format!("\"zzz_cutover_{id}_{event}\""))
+    ["row", "truncate", "nested", "nested_check", "key"].map(|event| format!("\"{PREFIX}{id}_{event}\""))
 }
 
 /// The statements that remove the triggers from the table, which has this quoted name now, and from its partitions.

@@ -24,6 +24,7 @@ pub(crate) mod flag_polls;
 #[cfg(feature = "unleash")]
 pub(crate) mod flag_states;
 pub(crate) mod fleets;
+pub(crate) mod guard_looks;
 pub(crate) mod guard_triggers;
 pub(crate) mod history;
 pub(crate) mod instances;

@@ -80,6 +80,7 @@ mod tests {
             "sides",
             "read_counts",
             "guard_phases",
+            "guard_looks",
             "instances",
             "acknowledgements",
             "connection_shares",

@@ -234,6 +234,8 @@ async fn a_disabled_guard_is_named_and_holds_the_way_forward() -> Outcome {
     for statement in statements {
         job.execute(sqlx::AssertSqlSafe(statement)).await?;
     }
+    world.waits_for("rows may have been written past the guard trigger").await?;
+    world.go("verify").await?;
     world.go("retire").await?;
     Ok(())
 }

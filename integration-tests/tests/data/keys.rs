@@ -148,3 +148,91 @@ async fn a_table_without_a_usable_key_is_refused() -> Outcome {
     }
     Ok(())
 }
+
+/// The statement of the refusal, when it is run, gives the table a key by which the migration goes through.
+#[tokio::test]
+async fn the_statement_for_a_missing_key_works() -> Outcome {
+    for (create, key) in [
+        ("create table t1 (note text, k int, a text)", &[][..]),
+        ("create table t2 (k int unique, a text)", &[]),
+        (
+            "create table t3 (k int, n int not null, a text, unique (k, n)); alter table t3 alter a set default 'x'",
+            &[],
+        ),
+        ("create table t4 (k text not null, a text); create unique index on t4 (k text_pattern_ops)", &[]),
+        ("create table t5 (k int, n int, a text, primary key (k, n) deferrable)", &[]),
+        (
+            "create table t6 (k int not null, n int not null, a text); create unique index on t6 (k, n desc)",
+            &[],
+        ),
+        ("create table t7 (\"the \"\"key\"\"\" int, a text)", &[]),
+        ("create table t8 (k int primary key, a text)", &["nobody"]),
+        ("create table t9 (k int, a text)", &["nobody"]),
+        (
+            "create table ta (k int, a text) partition by hash (k); create table ta_0 partition of ta default",
+            &[],
+        ),
+        ("create table tb (same int, a text default 'same')", &[]),
+    ] {
+        let create = create
+            .replace("partition of ta default", "partition of ta for values with (modulus 1, remainder 0)");
+        let world = World::new(0).await?;
+        world.pool.execute(AssertSqlSafe(create.clone())).await?;
+        let table = create.split_whitespace().nth(2).ok_or("a name")?;
+        let columns = if create.contains("same int") { "same" } else { "" };
+        fill(&world, table, columns).await?;
+        let describe = |key: &[&str]| {
+            let builder =
+                ColumnMigration::new(world.pool.clone(), table).column("a", "b", "text").without("default");
+            key.iter()
+                .fold(builder, |builder, column| builder.key(column))
+                .forward("lower(a)")
+                .backward("upper(b)")
+                .build()
+        };
+        let mut ledger = world.pool.acquire().await?;
+        let found: Vec<_> = describe(key)?
+            .problems(None, &mut ledger)
+            .await?
+            .into_iter()
+            .filter(|one| one.is_blocking)
+            .collect();
+        assert_eq!(found.len(), 1, "{create}: {found:?}");
+        let remedy = &found[0].remedy;
+        let left_out = remedy.contains("leave `.key(…)` out");
+        for statement in remedy.split('`').skip(1).step_by(2).filter(|text| !text.starts_with('.')) {
+            world
+                .pool
+                .execute(AssertSqlSafe(statement))
+                .await
+                .map_err(|error| format!("{statement}: {error}"))?;
+        }
+        let plan = describe(if left_out { &[] } else { key })?;
+        let left = plan.problems(None, &mut ledger).await?;
+        assert!(left.iter().all(|problem| !problem.is_blocking), "{create}: {remedy}: {left:?}");
+        let _a = world.instance_of("a", plan).await?;
+        world.go("retire").await?;
+    }
+    Ok(())
+}
+
+/// Three rows that differ in every column without a default, or in none if `same` names a column.
+async fn fill(world: &World, table: &str, same: &str) -> Outcome {
+    let columns: Vec<String> = sqlx::query_scalar(
+        "select quote_ident(attname) from pg_attribute where attrelid = $1::regclass and attnum > 0 and not atthasdef",
+    )
+    .bind(table)
+    .fetch_all(&world.pool)
+    .await?;
+    let value = if same.is_empty() { "g::text" } else { "'1'" };
+    let types: Vec<String> = columns.iter().map(|_| value.to_owned()).collect();
+    let insert = format!(
+        "do $$ declare g int; begin for g in 1..3 loop \
+             execute format('insert into {table} ({}) values ({})', {}); end loop; end $$",
+        columns.join(", "),
+        columns.iter().map(|_| "%L").collect::<Vec<_>>().join(", "),
+        types.join(", ")
+    );
+    world.pool.execute(AssertSqlSafe(insert)).await?;
+    Ok(())
+}

@@ -53,8 +53,19 @@ async fn indexes_are_built_by_partition_and_attached() -> Outcome {
 /// The server makes an insert of such an update.
 #[tokio::test]
 async fn a_row_that_moves_to_another_partition_keeps_its_values() -> Outcome {
+    rows_move(VISITS.to_owned()).await
+}
+
+#[tokio::test]
+async fn a_partition_may_have_the_name_of_its_table() -> Outcome {
+    let namesake =
+        VISITS.replace("create table visits_a", "create schema archive; create table archive.visits");
+    rows_move(namesake).await
+}
+
+async fn rows_move(setup: String) -> Outcome {
     let world = World::new(0).await?;
-    world.pool.execute(VISITS).await?;
+    world.pool.execute(AssertSqlSafe(setup)).await?;
     let _a = world.instance("a", Some(describe(&world).build()?)).await?;
     // A stale new side, and an old side that holds what its default gives.
     world.go("verify").await?;
@@ -76,6 +87,33 @@ async fn a_row_that_moves_to_another_partition_keeps_its_values() -> Outcome {
         // In `expand` the new side is stale, and a copy might miss the row in its new place.
         let new = if phase == "expand" { Some("old".to_owned()) } else { before.1 };
         assert_eq!(row().fetch_one(&world.pool).await?, (before.0, new), "{phase}");
+    }
+    // An external insert of such an old value would be refused.
+    let moved = "update visits set region = 'b' where id = 30 returning old_code, new_code";
+    let row: (String, String) = sqlx::query_as(moved).fetch_one(&world.pool).await?;
+    assert_eq!(row, (" V30".to_owned(), "v30".to_owned()));
+    Ok(())
+}
+
+/// An insert takes the default of the table that it names.
+#[tokio::test]
+async fn defaults_of_partitions_do_not_hide_what_an_insert_named() -> Outcome {
+    let world = World::new(0).await?;
+    world.pool.execute(VISITS).await?;
+    world
+        .pool
+        .execute("alter table visits_a alter old_code drop default; alter table visits_b1 alter old_code set default 'B'")
+        .await?;
+    let _a = world.instance("a", Some(describe(&world).build()?)).await?;
+    world.go("verify").await?;
+    for (id, (table, region)) in
+        (100..).zip([("visits", "a"), ("visits_a", "a"), ("visits", "b"), ("visits_b", "b")])
+    {
+        let insert = format!("insert into {table} (region, id, new_code) values ('{region}', {id}, 'paid')");
+        world.pool.execute(AssertSqlSafe(insert)).await?;
+        let row = format!("select old_code, new_code from visits where id = {id}");
+        let row: (String, String) = sqlx::query_as(AssertSqlSafe(row)).fetch_one(&world.pool).await?;
+        assert_eq!(row, ("PAID".to_owned(), "paid".to_owned()), "{table} {region}");
     }
     Ok(())
 }

@@ -76,9 +76,9 @@ pub(crate) async fn live(seed: u64) -> Report {
 fn route(rng: &mut Rng) -> Vec<&'static str> {
     let mut route = vec!["expand", "backfill", "verify"];
     match rng.u8(..6) {
-        0 | 1 => route.extend(["off", "expand", "backfill", "verify"]),
-        2 => route.extend(["ramp:50", "verify"]),
-        3 => route.extend(["ramp:50", "switch", "ramp:50", "expand", "backfill", "verify"]),
+        0..=2 => route.extend(["off", "expand", "backfill", "verify"]),
+        3 => route.extend(["ramp:50", "verify"]),
+        4 => route.extend(["ramp:50", "switch", "ramp:50", "expand", "backfill", "verify"]),
         _ => {}
     }
     route.extend(["ramp:50", "switch", "retire"]);
@@ -152,7 +152,13 @@ async fn visit(
     killed: &mut Option<(Agent, Migration)>,
 ) -> Outcome {
     sleep(BETWEEN).await;
+    let mut last = "off";
     for wish in route(rng) {
+        if (last, wish) == ("retire", "switch") {
+            world.is_turning.store(true, Ordering::Relaxed);
+            sleep(BETWEEN).await;
+        }
+        last = wish;
         if rng.u8(..).is_multiple_of(4) {
             *killed = None;
         }
@@ -168,7 +174,13 @@ async fn visit(
             .bind(wish)
             .execute(&world.control)
             .await?;
-        if let Some(refusal) = arrive(world, wish, report.phases == 0).await? {
+        let disturbs = wish == "backfill" && rng.bool();
+        let (arrived, disturbed) = tokio::join!(arrive(world, wish, report.phases == 0), async {
+            if disturbs { world.disturb_a_copy().await } else { Ok(()) }
+        });
+        disturbed?;
+        world.is_turning.store(false, Ordering::Relaxed);
+        if let Some(refusal) = arrived? {
             report.refusal = Some(refusal);
             return Ok(());
         }
@@ -207,9 +219,11 @@ async fn arrive(world: &World, wish: &str, is_first: bool) -> Outcome<Option<Str
         if is_first && let Some(reason) = waits_for.as_deref().filter(|reason| reason.contains("to fix: ")) {
             return Ok(Some(reason.to_owned()));
         }
-        // Values that cannot be mapped hold the migration with a reason, and then they are corrected.
+        // Values that cannot be mapped hold the migration with a reason, and then they are corrected. A copy has to name
+        // their keys.
         if began.elapsed() > Duration::from_secs(2) && waits_for.is_some() {
-            world.corrects.store(true, Ordering::Relaxed);
+            let is_named = phase != Phase::Backfill || world.has_bad_rows().await?;
+            world.corrects.store(is_named, Ordering::Relaxed);
         }
         if !lock(&world.damage).is_empty() {
             return Ok(None);

@@ -54,6 +54,14 @@ const TEXTS: &[&str] = &[
 pub(crate) const PAIRS: &[Pair] = &[
     pair("text", "text", "lower(trim(old_c))", "upper(new_c)", TEXTS),
     pair("text collate \"C\"", "text", "old_c", "new_c", TEXTS),
+    // A pattern with a backslash.
+    pair(
+        "text",
+        "varchar",
+        r"regexp_replace(old_c, '\s+', '_', 'g')",
+        "new_c",
+        &["'a  b'", "E'\\tx'", "'s s'", "'a_b'", "null"],
+    ),
     pair("varchar(40)", "text", "lower(old_c)", "upper(new_c)", &["'Ab'", "' x '", "''", "null", "E'\\t'"]),
     pair("char(10)", "varchar(10)", "old_c", "new_c", &["'ab'", "'ab  '", "''", "null", "' a'"]),
     pair("text", "char(12)", "lower(old_c)", "upper(new_c)", &["'ab'", "'AB'", "''", "null"]),
@@ -247,8 +255,23 @@ pub(crate) const PAIRS: &[Pair] = &[
         pair("numeric", "integer", "old_c::integer", "new_c", &["1", "2.4", "null", "-2.5"]),
         "99999999999",
     ),
+    // The function raises an error of its own, which no list of classes has.
     partial(
         pair("text", "integer", "strict_code(old_c)", "new_c::text", &["' 12 '", "'007'", "null", "'-3'"]),
+        "'n/a'",
+    ),
+    partial(
+        pair(
+            "varchar(9)",
+            "bigint",
+            "strict_code(old_c)",
+            "new_c::text",
+            &["' 12 '", "'007'", "null", "'-3'"],
+        ),
+        "'n/a'",
+    ),
+    partial(
+        pair("text", "numeric", "strict_code(old_c)", "new_c::text", &["' 12 '", "'007'", "null", "'-3'"]),
         "'n/a'",
     ),
     pair(

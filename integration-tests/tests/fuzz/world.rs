@@ -17,6 +17,7 @@ use cutover_testkit::Postgres;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row as _};
 use tokio::sync::RwLock;
+use tokio::time::sleep;
 
 use crate::Outcome;
 use crate::oracle::{FIXED, Row, Values, image_of, literal};
@@ -27,6 +28,9 @@ use crate::shape::{Flaw, Key, SECOND, Shape};
 pub(crate) const ROWS: usize = 120;
 pub(crate) const KEYS: usize = 180;
 pub(crate) const WRITERS: usize = 4;
+
+/// For how long a copy is disturbed.
+const COPY: Duration = Duration::from_millis(500);
 
 /// The `application_name` of the sessions of the driver's work.
 const WORK: &str = "work";
@@ -51,6 +55,10 @@ pub(crate) struct World {
     pub(crate) is_over: AtomicBool,
     /// Values that cannot be mapped are to be corrected.
     pub(crate) corrects: AtomicBool,
+    /// A copy forward has begun.
+    pub(crate) is_copying: AtomicBool,
+    /// The migration is about to leave `retire` for `switch`, where the old side is copied from the new one.
+    pub(crate) is_turning: AtomicBool,
     pub(crate) writes: AtomicU64,
     pub(crate) refusals: AtomicU64,
     pub(crate) longest_hold: Mutex<(Duration, String)>,
@@ -118,6 +126,8 @@ impl World {
             quiet: RwLock::default(),
             is_over: AtomicBool::new(false),
             corrects: AtomicBool::new(false),
+            is_copying: AtomicBool::new(false),
+            is_turning: AtomicBool::new(false),
             writes: AtomicU64::new(0),
             refusals: AtomicU64::new(0),
             longest_hold: Mutex::default(),
@@ -295,6 +305,32 @@ impl World {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether a copy has set rows aside.
+    pub(crate) async fn has_bad_rows(&self) -> Outcome<bool> {
+        let query = "select exists (select from cutover.bad_rows)";
+        Ok(sqlx::query_scalar(query).fetch_one(&self.control).await?)
+    }
+
+    /// While a copy runs, writers keep their transactions open, and rows move behind the copy, which waits for a row in the
+    /// middle of the table.
+    pub(crate) async fn disturb_a_copy(&self) -> Outcome {
+        self.is_copying.store(true, Ordering::Relaxed);
+        let mut tx = self.control.begin().await?;
+        if !self.shape.is_table {
+            let query = format!(
+                "set local lock_timeout = '1s'; select from subject order by {} offset {} limit 1 for update",
+                self.shape.key.names(),
+                ROWS / 2
+            );
+            // A writer may have the row.
+            tx.execute(AssertSqlSafe(query)).await.ok();
+        }
+        sleep(COPY).await;
+        self.is_copying.store(false, Ordering::Relaxed);
+        tx.rollback().await?;
+        Ok(())
     }
 
     /// Ends one session of the work or of the ledger, if there is one.

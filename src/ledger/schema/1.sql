@@ -682,6 +682,16 @@ create table cutover.guard_phases (
     phase text not null
 );
 
+-- What the catalog said about the guard triggers of a migration when the driver looked last, and when rows may have been
+-- written past them.
+create table cutover.guard_looks (
+    migration_id integer primary key references cutover.migrations on delete cascade,
+    seen jsonb not null,
+    unseen_writes_at timestamptz,
+    -- What happened then.
+    unseen_writes_by text
+);
+
 create function cutover.update_guard_phase() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -745,6 +755,8 @@ $$;
 -- Null: not known, because the default may give another value each time, or because it calls a function that is not
 -- built in. Such a function must not run with the rights of the trigger's owner. For the same reason the values are
 -- compared in the base type of a domain.
+--
+-- A row of a partition may have the default of the partition, or that of a table above it which the insert named.
 create function cutover.comparison_with_default(p_table oid, p_column name) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -752,6 +764,9 @@ declare
     v_modifier integer;
     v_default pg_node_tree;
     v_evaluated text;
+    v_above oid;
+    v_comparison text;
+    v_comparison_above text;
 begin
     select a.atttypid, a.atttypmod, d.adbin into v_type, v_modifier, v_default
         from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -766,26 +781,38 @@ begin
         select typbasetype, coalesce(v_default, typdefaultbin), greatest(v_modifier, typtypmod)
             into v_type, v_default, v_modifier from pg_type where oid = v_type;
     end loop;
+    select i.inhparent into v_above from pg_class c join pg_inherits i on i.inhrelid = c.oid
+        where c.oid = p_table and c.relispartition;
+    if found then
+        v_comparison_above := cutover.comparison_with_default(v_above, p_column);
+        if v_comparison_above is null then
+            return null;
+        end if;
+    end if;
     if v_default is null then
-        return 'select $1 is null';
+        return coalesce(v_comparison_above, 'select $1 is null');
     end if;
     -- A value of a domain is checked by the domain's constraints, and by those of the domain below it.
     with recursive domains (id) as (
         select found.id[1]::oid
-            from regexp_matches(v_default::text, ':resulttype (\d+)', 'g') as found (id)
+            from regexp_matches(v_default::text, ':resulttype ([0-9]+)', 'g') as found (id)
         union select t.typbasetype from domains d join pg_type t on t.oid = d.id where t.typtype = 'd')
     select concat_ws(' ', v_default::text, string_agg(c.conbin::text, ' ')) into v_evaluated
         from domains d join pg_constraint c on c.contypid = d.id;
-    if v_evaluated ~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO)'
+    if v_evaluated ~ '[{](SQLVALUEFUNCTION|NEXTVALUEEXPR|COERCEVIAIO)'
         or exists (
-            select from regexp_matches(v_evaluated, ':(?:funcid|opfuncid) (\d+)', 'g') as called (id)
+            select from regexp_matches(v_evaluated, ':(?:funcid|opfuncid) ([0-9]+)', 'g') as called (id)
                 join pg_proc p on p.oid = called.id[1]::oid
                 where p.provolatile <> 'i' or p.pronamespace <> 'pg_catalog'::regnamespace)
     then
         return null;
     end if;
-    return format('select row($1::%1$s)::record operator(pg_catalog.*=) row((%2$s)::%1$s)::record',
+    v_comparison := format('select row($1::%1$s)::record operator(pg_catalog.*=) row((%2$s)::%1$s)::record',
         format_type(v_type, v_modifier), pg_get_expr(v_default, p_table));
+    if v_comparison <> v_comparison_above then
+        v_comparison := format('%s or (%s)', v_comparison, v_comparison_above);
+    end if;
+    return v_comparison;
 end
 $$;
 
@@ -797,7 +824,7 @@ declare
     v_context text;
 begin
     get diagnostics v_context = pg_context;
-    return v_context ~ '^([^\n"]*[^\n"]* cutover\.[^\n]*\n)+[^\n"]*"(DELETE FROM|UPDATE) (ONLY )?"[^\n]* OPERATOR\(pg_catalog\.';
+    return v_context ~ E'^([^\n"]*[^\n"]* cutover[.][^\n]*\n)+[^\n"]*"(DELETE FROM|UPDATE) (ONLY )?"[^\n]* OPERATOR[(]pg_catalog[.]';
 end
 $$;
 

@@ -1,7 +1,7 @@
 //! Which section of the runbook belongs to what a migration waits for.
 
 /// A part of the text, and the heading in `docs/runbook.md`. The first that matches counts.
-const SECTIONS: [(&str, &str); 33] = [
+const SECTIONS: [(&str, &str); 35] = [
     ("a desired phase to be set", "No desired phase"),
     ("a valid desired phase", "No desired phase"),
     ("no instance drives it", "No instance drives it"),
@@ -19,6 +19,8 @@ const SECTIONS: [(&str, &str); 33] = [
     ("the throttle of the", "Work on rows"),
     ("the repair of", "Rows wait for repair"),
     ("external writes that the guard trigger cannot mirror", "External writes"),
+    ("fires after the guard trigger", "Tables are not ready"),
+    ("rewrites every", "Tables are not ready"),
     ("guard trigger", "Guard trigger is disabled"),
     ("transaction of an external writer", "Open external transactions"),
     ("to replay another", "Standby is behind"),

@@ -248,8 +248,10 @@ pub(crate) async fn find(
     let same = |candidate: &Candidate| {
         candidate.names.len() == named.len() && named.iter().all(|name| candidate.names.contains(name))
     };
-    if let Some(candidate) = candidates.into_iter().find(same) {
-        return Ok(candidate.problems());
+    let (mut usable, mut unusable): (Vec<_>, Vec<_>) =
+        candidates.into_iter().filter(same).map(Candidate::problems).partition(Result::is_ok);
+    if let Some(first) = usable.drain(..).chain(unusable.drain(..)).next() {
+        return Ok(first);
     }
     let mut problems = Vec::new();
     for name in named {
@@ -300,9 +302,8 @@ async fn candidates(connection: &mut PgConnection, table: &str) -> Result<Vec<Ca
         }
         let Some(candidate) = candidates.last_mut() else { continue };
         let name: String = row.try_get("name")?;
-        // A name in the catalog can contain quotes.
         let column = KeyColumn {
-            name: quote(&name.replace('"', "\"\"")),
+            name: quote(&name),
             sql_type: row.try_get("type")?,
             collation: row.try_get("collation")?,
         };

@@ -19,6 +19,18 @@ pub(crate) struct NewColumnPlan<'a> {
 /// Problems of any migration of this table, whose rows a guard trigger watches if `is_guarded`.
 pub(crate) fn table_problems(table: &str, facts: &TableFacts, is_guarded: bool) -> Vec<PlanProblem> {
     let mut problems = Vec::new();
+    if !facts.is_table() {
+        let kind = match &*facts.kind {
+            "v" => "a view",
+            "m" => "a materialized view",
+            "f" => "a foreign table",
+            _ => "not a table",
+        };
+        problems.push(PlanProblem::blocking(
+            format!("{table} is {kind}, which can have neither a guard trigger nor a key"),
+            "name the table that holds the rows in the plan",
+        ));
+    }
     if facts.row_security {
         problems.push(row_security(table, facts));
     }
@@ -81,14 +93,16 @@ pub(crate) fn old_column_problems(table: &str, old: &str, facts: &TableFacts) ->
     for trigger in facts.triggers.iter().filter(|trigger| mentions(&trigger.body, old)) {
         problems.push(PlanProblem::warning(
             format!(
-                "trigger {} of {table} may depend on column {}: its function {} names the column",
+                "trigger {} of {} may depend on column {}: its function {} names the column",
                 quote(&trigger.name),
+                trigger.table,
                 quote(old),
                 trigger.function
             ),
             format!(
-                "change the function before `contract`, or drop it: `drop trigger {} on {table}`",
-                quote(&trigger.name)
+                "change the function before `contract`, or drop it: `drop trigger {} on {}`",
+                quote(&trigger.name),
+                trigger.table
             ),
         ));
     }

@@ -87,14 +87,20 @@ pub(crate) async fn try_copy(
             !is_decided,
         ),
         Err(error) => return Err(error),
-        Ok(changed) if changed.is_empty() => (
+        Ok(Changed { missed, of, .. }) if missed > 0 => (
+            format!(
+                "a copy fires the triggers {fired_names} of {table}, which keep it from {missed} of {of} rows"
+            ),
+            true,
+        ),
+        Ok(Changed { columns, .. }) if columns.is_empty() => (
             format!(
                 "a copy fires the triggers {fired_names} of {table}, which change no other column of the rows"
             ),
             false,
         ),
-        Ok(changed) => {
-            let columns: Vec<String> = changed
+        Ok(Changed { columns, .. }) => {
+            let columns: Vec<String> = columns
                 .iter()
                 .map(|(column, count, of)| format!("{} in {count} of {of} rows", quote(column)))
                 .collect();
@@ -139,14 +145,22 @@ async fn may_skip(
     }
 }
 
-/// The other columns that differ after the copy, each with how many rows of how many.
+/// What triggers made of the copy.
+struct Changed {
+    /// The other columns that differ after it, each with how many rows of how many.
+    columns: Vec<(String, i64, i64)>,
+    /// How many rows it has not reached, of how many.
+    missed: i64,
+    of: i64,
+}
+
 async fn changed(
     tx: &mut PgConnection,
     trial: &CopyTrial<'_>,
     facts: &TableFacts,
     fired: &[(String, String)],
     new_names: &[String],
-) -> Result<Vec<(String, i64, i64)>, sqlx::Error> {
+) -> Result<Changed, sqlx::Error> {
     let CopyTrial { table, key, new, values, .. } = trial;
     let columns = facts.stored_columns();
     let create: String = fired.iter().map(|(_, create)| format!("{create}; ")).collect();
@@ -168,12 +182,19 @@ async fn changed(
     tx.execute(AssertSqlSafe(format!(
         "{}create temporary table cutover_trial (like {table} including defaults including generated) on commit drop; \
          {add}insert into cutover_trial ({columns}) overriding system value select {columns} from {table} limit {SAMPLE}; \
-         {reset}; create temporary table cutover_before on commit drop as select * from cutover_trial; {create}{copy}",
+         {reset}; create temporary table cutover_before on commit drop as select * from cutover_trial; \
+         create temporary table cutover_places on commit drop as select ctid as place from cutover_trial; {create}{copy}",
         *ROW_WORK_SETTINGS
     )))
     .await?;
     let equal: Vec<String> = key.iter().map(|name| format!("t.{0} = b.{0}", quote(name))).collect();
-    unprepared::query_as(AssertSqlSafe(format!(
+    // An updated row is in another place.
+    let (missed, of) = unprepared::query_as(
+        "select count(*), (select count(*) from cutover_places) from cutover_trial t join cutover_places p on p.place = t.ctid",
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    let columns = unprepared::query_as(AssertSqlSafe(format!(
         "select e.key, count(*), (select count(*) from cutover_before) \
          from cutover_before b join cutover_trial t on {} \
              cross join lateral jsonb_each(to_jsonb(b.*) - $1::text[]) as e \
@@ -182,5 +203,6 @@ async fn changed(
     )))
     .bind(new_names)
     .fetch_all(tx)
-    .await
+    .await?;
+    Ok(Changed { columns, missed, of })
 }

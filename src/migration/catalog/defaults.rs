@@ -29,7 +29,7 @@ const READ: &str = "\
 select pg_get_expr(d.adbin, d.adrelid) as expression, format_type(a.atttypid, a.atttypmod) as sql_type \
     from pg_attribute a join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum \
     where a.attrelid = to_regclass($1) and a.attname = $2 and a.attgenerated = '' \
-        and pg_get_expr(d.adbin, d.adrelid) !~ '^(nextval\\(|NULL::)'";
+        and pg_get_expr(d.adbin, d.adrelid) !~ '^(nextval[(]|NULL::)'";
 
 /// The defaults that the new side lacks. Both tables are quoted, the columns are as the catalog names them.
 pub(crate) async fn missing_defaults(

@@ -38,6 +38,8 @@ pub(crate) async fn resolve(
     expressions: &[String],
 ) -> Result<Resolved, sqlx::Error> {
     let mut tx = connection.begin().await?;
+    // Decides about backslashes in the expressions, and in the view's definition. See `MAPPING_SETTINGS`.
+    tx.execute("set local standard_conforming_strings = on").await?;
     tx.execute(AssertSqlSafe(format!("create temporary table {ROW} (like {table}) on commit drop"))).await?;
     for (column, sql_type) in added {
         let add = format!("alter table {ROW} add column if not exists {column} {sql_type}");
@@ -104,7 +106,7 @@ pub(crate) async fn look_up_type(
 const UNSTABLE: &str = "\
 with tree as (select ev_action::text as text from pg_rewrite where ev_class = 'pg_temp.cutover_mapping'::regclass), \
      called as (select distinct m[1]::oid as oid from tree, \
-         regexp_matches(text, ':(?:funcid|opfuncid) (\\d+)', 'g') as m) \
+         regexp_matches(text, ':(?:funcid|opfuncid) ([0-9]+)', 'g') as m) \
 select p.oid::regprocedure::text, case when n.nspname = 'pg_catalog' \
         then 'compute the value from the row''s columns instead' \
         else format('`alter function %s immutable` if its result follows from its arguments', p.oid::regprocedure) end \

@@ -15,6 +15,7 @@ mod copy_trial;
 mod counterpart;
 mod defaults;
 mod expressions;
+mod interference;
 mod names;
 mod old_side;
 mod problem;
@@ -35,11 +36,14 @@ pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
 pub(super) use counterpart::{Attached, Counterpart, Step};
 pub(super) use defaults::{MovedColumn, missing_defaults};
 pub(super) use expressions::{Resolved, look_up_type, resolve};
+pub(super) use interference::{late_triggers, rules};
 pub(super) use names::{beside, check_name, check_table, fit_name, quote, quote_table, split_table, unquote};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
 pub(super) use rename::rename_columns;
 pub(super) use sequences::take_over_sequences;
-pub(super) use settings::{MAPPING_SETTINGS, ROW_WORK_SETTINGS, ROW_WORK_SETTINGS_QUERY};
+pub(super) use settings::{
+    MAPPING_SETTINGS, ROW_WORK_SETTINGS, ROW_WORK_SETTINGS_QUERY, TIME_ZONE_ABBREVIATIONS,
+};
 pub(super) use table::TableFacts;
 pub(super) use trial::insert_without;

@@ -2,11 +2,15 @@
 
 use std::sync::LazyLock;
 
+/// Whether `EST` is a time of New York or of Sydney. To set this the server reads a file, which takes longer than the rest of a
+/// call of the guard trigger.
+pub(crate) const TIME_ZONE_ABBREVIATIONS: &str = "timezone_abbreviations";
+
 /// The settings under which every mapping is evaluated, by batches, scans, repairs and the guard trigger alike. A session's
 /// own settings would otherwise decide what `at::date` or `payload::text` gives.
 ///
 /// `search_path` is not among them: expressions may use unqualified names.
-pub(crate) const MAPPING_SETTINGS: [(&str, &str); 13] = [
+pub(crate) const MAPPING_SETTINGS: [(&str, &str); 15] = [
     ("timezone", "UTC"),
     ("datestyle", "ISO, MDY"),
     ("intervalstyle", "postgres"),
@@ -21,6 +25,9 @@ pub(crate) const MAPPING_SETTINGS: [(&str, &str); 13] = [
     ("lc_monetary", "C"),
     ("lc_numeric", "C"),
     ("lc_time", "C"),
+    // The guard trigger's function is parsed in the session of the writer.
+    ("standard_conforming_strings", "on"),
+    (TIME_ZONE_ABBREVIATIONS, "Default"),
 ];
 
 /// With this setting a row-level security policy that would hide rows is an error. Without it, copies and comparisons

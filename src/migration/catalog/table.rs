@@ -26,8 +26,10 @@ pub(crate) struct TableFacts {
     pub(crate) parents: Vec<String>,
     pub(crate) columns: Vec<ColumnFacts>,
     pub(crate) foreign_keys: Vec<ForeignKey>,
-    /// Triggers of the users' own.
+    /// Triggers of the users' own, on its partitions too.
     pub(crate) triggers: Vec<Trigger>,
+    /// Rules that replace or accompany writes, and are enabled.
+    pub(crate) rules: Vec<Rule>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -59,9 +61,20 @@ pub(crate) struct ForeignKey {
 
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Trigger {
+    /// The table, or one of its partitions, quoted.
+    pub(crate) table: String,
     pub(crate) name: String,
+    /// Whether it is enabled, and may change a row that is inserted or updated.
+    pub(crate) may_change_rows: bool,
     pub(crate) function: String,
     pub(crate) body: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Rule {
+    pub(crate) name: String,
+    /// `INSERT`, `UPDATE` or `DELETE`.
+    pub(crate) event: String,
 }
 
 const READ: &str = "\
@@ -97,9 +110,16 @@ select json_build_object( \
                 where a.attrelid = f.conrelid and a.attnum = any (f.conkey))) order by f.conname), '[]') \
         from pg_constraint f where f.conrelid = c.oid and f.contype = 'f'), \
     'triggers', (select coalesce(json_agg(json_build_object( \
-            'name', t.tgname, 'function', p.oid::regprocedure::text, 'body', p.prosrc) order by t.tgname), '[]') \
+            'table', case when t.tgrelid = c.oid then $1 else t.tgrelid::regclass::text end, 'name', t.tgname, 'function', p.oid::regprocedure::text, 'body', p.prosrc, \
+            'may_change_rows', t.tgenabled <> 'D' and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0) \
+            order by t.tgrelid <> c.oid, t.tgname, t.tgrelid::regclass::text), '[]') \
         from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
-        where t.tgrelid = c.oid and not t.tgisinternal and n.nspname <> 'cutover'))::text \
+        where (t.tgrelid = c.oid or t.tgrelid in (select relid from pg_partition_tree(c.oid)) \
+                and (t.tgparentid = 0 or current_setting('server_version_num')::integer < 150000)) \
+            and not t.tgisinternal and n.nspname <> 'cutover'), \
+    'rules', (select coalesce(json_agg(json_build_object('name', r.rulename, \
+            'event', case r.ev_type when '2' then 'UPDATE' when '3' then 'INSERT' else 'DELETE' end) order by r.rulename), '[]') \
+        from pg_rewrite r where r.ev_class = c.oid and r.ev_type <> '1' and r.ev_enabled <> 'D'))::text \
 from pg_class c where c.oid = to_regclass($1)";
 
 impl TableFacts {
@@ -115,6 +135,11 @@ impl TableFacts {
     pub(crate) fn stored_columns(&self) -> String {
         let stored = self.columns.iter().filter(|column| !column.is_generated);
         stored.map(|column| quote(&column.name)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether it is a table with rows of its own, or a partitioned one.
+    pub(crate) fn is_table(&self) -> bool {
+        ["r", "p"].contains(&&*self.kind)
     }
 
     pub(crate) fn column(&self, name: &str) -> Option<&ColumnFacts> {

@@ -46,7 +46,7 @@ async fn refusal(
         .columns
         .iter()
         .filter(|column| !column.is_generated && !left_out.contains(&column.name))
-        .map(|column| quote(&column.name.replace('"', "\"\"")))
+        .map(|column| quote(&column.name))
         .collect();
     let columns = columns.join(", ");
     let insert = format!(

@@ -16,7 +16,8 @@ use super::state::MigrationState;
 use crate::ledger::blockers::{self, BlockingSession};
 use crate::ledger::epochs::Move;
 use crate::ledger::{
-    Ledger, endings, epochs, external_writes, fleets, instances, is_lock_timeout, migrations, notifications,
+    Ledger, endings, epochs, external_writes, fleets, guard_looks, instances, is_lock_timeout, migrations,
+    notifications,
 };
 use crate::migration::phase::{
     Phase, PreviousEpoch, Requirement, Side, Step, Target, Task, needed_work, next_step, requirements,
@@ -75,8 +76,8 @@ impl Reconcile<'_> {
         let mut tx = self.ledger.begin().await?;
         instances::remove_expired(&mut tx, self.fleet).await?;
         let state = MigrationState::load(&mut tx, self.fleet, self.spec, false).await?;
-        if !state.has_ended && state.view.phase.writes(Side::Old) && state.view.phase != Phase::Off {
-            external_writes::record_unseen(&mut tx, state.id).await?;
+        if !state.has_ended {
+            look_at_guard(&mut tx, state.id, state.view.phase).await?;
         }
         tx.commit().await?;
         if state.has_ended {
@@ -207,6 +208,7 @@ impl Reconcile<'_> {
         {
             return Err(Refusal::ExternalWriters);
         }
+        look_at_guard(tx, seen.id, seen.view.phase).await?;
         if decided == Step::Move(Phase::Ramp) {
             epochs::seal(tx, self.fleet, &self.spec.name, !self.spec.standbys.is_empty()).await?;
         }
@@ -374,6 +376,14 @@ fn blocked_by(session: &BlockingSession) -> String {
         "a transaction that blocks the move, open for {} s (pid {}, {:?})",
         session.age, session.pid, session.application
     )
+}
+
+/// Looks for rows that may have been written past the guard trigger, while both sides are written.
+async fn look_at_guard(tx: &mut PgConnection, migration: i32, phase: Phase) -> Result<(), sqlx::Error> {
+    if phase == Phase::Off || !phase.writes(Side::Old) {
+        return Ok(());
+    }
+    guard_looks::look(tx, migration, phase >= Phase::Verify).await
 }
 
 /// Whether external transactions must end before the step.

@@ -4,11 +4,11 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::description::Description;
 use super::refusal::refuse;
-use crate::ledger::unprepared;
+use crate::ledger::{guard_looks, unprepared};
 use crate::migration::batch::{MappingCode, begin, keyset};
 use crate::migration::catalog::{
     Attached, Attachments, Counterpart, MovedColumn, PlanProblem, ROW_WORK_SETTINGS, Step, TableFacts,
-    actions_on_old, missing, missing_defaults, quote, unquote,
+    actions_on_old, late_triggers, missing, missing_defaults, quote, rules, unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -19,23 +19,47 @@ use crate::migration::schema::{Index, alter, ensure_indexes};
 pub(crate) async fn before_step(
     plan: &Description,
     phase: Phase,
+    migration: i32,
     connection: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     if !(Phase::Expand..=Phase::Switch).contains(&phase) {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
-    if !plan.old_columns().is_empty()
-        && let Some(facts) = TableFacts::read(connection, plan.old_table()).await?
-    {
+    if let Some(facts) = TableFacts::read(connection, plan.old_table()).await? {
+        found.extend(interference(plan, &facts));
         for column in plan.old_columns() {
             found.extend(actions_on_old(plan.old_table(), &column, &facts));
         }
+    }
+    // Before `switch` another scan is needed then.
+    if plan.has_guard
+        && phase == Phase::Switch
+        && let Some((what, at)) = guard_looks::unseen_writes(connection, migration).await?
+    {
+        found.push(PlanProblem::blocking(
+            format!("rows may have been written past the guard trigger: at {at} UTC, {what}"),
+            "go back to `verify`, where a scan compares all rows, and forward again",
+        ));
     }
     if phase == Phase::Verify {
         found.extend(lacking(plan, connection).await?.into_iter().map(|(_, problem)| problem));
     }
     Ok(found)
+}
+
+/// What others have made of the old table that keeps writes from its rows, or from the guard trigger. It can be made at any
+/// time.
+pub(crate) fn interference(plan: &Description, facts: &TableFacts) -> Vec<PlanProblem> {
+    let table = plan.old_table();
+    if !plan.moves_columns() {
+        return rules(table, facts, &["INSERT", "UPDATE", "DELETE"]);
+    }
+    let mut found = rules(table, facts, &["UPDATE"]);
+    if plan.has_guard {
+        found.extend(late_triggers(facts));
+    }
+    found
 }
 
 /// What the new side lacks, each as a warning.

@@ -3,8 +3,7 @@
 use sqlx::PgConnection;
 
 use super::description::Description;
-use super::inspection::missing;
-use super::refusal::refuse;
+use super::refusal::{missing, refuse};
 use crate::ledger::{sides, unprepared};
 use crate::migration::batch::{ColumnType, Keyset, keyset};
 use crate::migration::catalog::PlanProblem;
@@ -36,11 +35,17 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
             .bind(table)
             .fetch_one(&mut *tx)
             .await?;
+        let side = recorded.as_ref().map(|sides| if number == 0 { &sides.old } else { &sides.new });
         let Some(oid) = oid else {
-            problems.push(missing(table, tx).await?);
+            problems.push(match side.filter(|side| side.is_there).and_then(|side| side.table.as_deref()) {
+                Some(name) => PlanProblem::blocking(
+                    format!("table {table} is {name} now, or the search_path has changed"),
+                    format!("give it its name and schema back, or name it {name} in the plan"),
+                ),
+                None => missing(table, tx).await?,
+            });
             continue;
         };
-        let side = recorded.as_ref().map(|sides| if number == 0 { &sides.old } else { &sides.new });
         if let Some(side) = side.filter(|side| side.relation != oid) {
             let expanded = side.table.as_deref().filter(|_| side.is_there).unwrap_or("a table that is gone");
             problems.push(PlanProblem::blocking(

@@ -2,17 +2,17 @@
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use super::attached::lacking;
+use super::attached::{interference, lacking};
 use super::description::{Description, add_columns};
-use super::partial::{of_part, of_partitions};
-use super::refusal::not_computed;
+use super::key_remedy::unusable_key;
+use super::refusal::{missing, no_temporary_tables, not_computed, of_mapping};
 use super::round_trip::try_mappings;
-use crate::ledger::{describe_error, sides, sql_state, unprepared};
+use super::two_tables::of_tables;
+use crate::ledger::{describe_error, sides, unprepared};
 use crate::migration::batch::{Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
-    CopyTrial, NewColumnPlan, PlanProblem, Resolved, TableFacts, insert_without, look_up_type,
-    new_column_problems, new_table_problems, old_column_problems, privilege_problems, resolve,
-    table_privilege_problems, table_problems, takes_over, try_copy, unquote,
+    CopyTrial, NewColumnPlan, PlanProblem, TableFacts, insert_without, look_up_type, new_column_problems,
+    old_column_problems, privilege_problems, table_problems, takes_over, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
 
@@ -25,7 +25,11 @@ pub(crate) async fn problems(
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let mut tx = connection.begin().await?;
     // What is tried here must neither wait for others for long nor make them wait.
-    tx.execute("set local lock_timeout = '200ms'; set local statement_timeout = '10s'").await?;
+    tx.execute(
+        "set local lock_timeout = '200ms'; set local statement_timeout = '10s'; \
+         set local standard_conforming_strings = on",
+    )
+    .await?;
     let known = sides::find(&mut tx, migration).await?;
     let Some(facts) = TableFacts::read(&mut tx, plan.old_table()).await? else {
         let missing = missing(plan.old_table(), &mut tx).await?;
@@ -33,14 +37,19 @@ pub(crate) async fn problems(
         return Ok(vec![missing]);
     };
     let mut problems = table_problems(plan.old_table(), &facts, plan.has_guard);
+    let cannot_try = no_temporary_tables(&mut tx).await?;
+    let ends_here = !facts.is_table() || cannot_try.is_some();
+    problems.extend(cannot_try);
+    if ends_here {
+        tx.rollback().await?;
+        return Ok(problems);
+    }
+    problems.extend(interference(plan, &facts));
     problems.extend(claimed_by_others(plan, migration, &mut tx).await?);
     let key = match keyset::find(&mut tx, plan.old_table(), &plan.outline.key).await? {
         Ok(key) => Some(key),
         Err(reasons) => {
-            let table = plan.old_table();
-            problems.extend(reasons.into_iter().map(|reason| {
-                PlanProblem::blocking(format!("{table}: {reason}"), format!("`alter table {table} add primary key (…)`, or name the columns of another unique index with `.key(…)`"))
-            }));
+            problems.push(unusable_key(&mut tx, plan.old_table(), &plan.outline.key, &reasons).await?);
             None
         }
     };
@@ -164,15 +173,6 @@ async fn claimed_by_others(
     Ok(problems)
 }
 
-pub(super) async fn missing(table: &str, tx: &mut PgConnection) -> Result<PlanProblem, sqlx::Error> {
-    let path: String =
-        unprepared::query_scalar("select current_setting('search_path')").fetch_one(tx).await?;
-    Ok(PlanProblem::blocking(
-        format!("table {table} does not exist, or is not on the search_path ({path})"),
-        "create it, or name it with its schema",
-    ))
-}
-
 async fn of_columns(
     plan: &Description,
     facts: &TableFacts,
@@ -248,162 +248,6 @@ async fn type_of_new(
         )
     });
     Ok((Some(found.name), problem))
-}
-
-async fn of_tables(
-    plan: &Description,
-    old: &TableFacts,
-    key: Option<&Keyset>,
-    may_use_new: bool,
-    tx: &mut PgConnection,
-) -> Result<Vec<PlanProblem>, sqlx::Error> {
-    let sides = &plan.outline.sides;
-    let mut problems = Vec::new();
-    let moving = plan.old_columns();
-    let moves = |name: &String| moving.is_empty() || moving.contains(name);
-    for key in old.foreign_keys.iter().filter(|key| key.has_action && key.columns.iter().any(moves)) {
-        problems.push(PlanProblem::warning(
-            format!(
-                "constraint {:?} of {} ({}) changes rows of the old table only, when the referenced row changes",
-                key.name, sides.old, key.definition
-            ),
-            format!("give {} the same constraint: `alter table {} add {} not valid`", sides.new, sides.new, key.definition),
-        ));
-    }
-    problems.extend(columns_there(&sides.old, &sides.backward.columns, old));
-    problems.extend(of_mapping("column", &sides.old, &[], &sides.forward.code, plan.has_guard, tx).await?);
-    problems.extend(of_part(plan, old, key, tx).await?);
-    let mut found = TableFacts::read(tx, &sides.new).await?;
-    let is_made_by_plan = found.is_none();
-    if let (None, Some(create)) = (&found, plan.create()) {
-        problems.extend(try_create(&create, tx).await?);
-        make_partitions(plan, tx).await?;
-        found = TableFacts::read(tx, &sides.new).await?;
-        if found.is_none() {
-            return Ok(problems);
-        }
-    }
-    let Some(new) = found else {
-        problems.push(missing(&sides.new, tx).await?);
-        return Ok(problems);
-    };
-    let lacks = table_privilege_problems([&sides.old, &sides.new], old, &new);
-    if !lacks.is_empty() {
-        problems.extend(lacks);
-        return Ok(problems);
-    }
-    let has_rows: bool =
-        unprepared::query_scalar(AssertSqlSafe(format!("select exists (select from {})", sides.new)))
-            .fetch_one(&mut *tx)
-            .await?;
-    let of_partitions = of_partitions(plan, &new, key, tx).await?;
-    let has_key = of_partitions.is_empty();
-    problems.extend(of_partitions);
-    problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new, is_made_by_plan));
-    problems.extend(columns_there(&sides.new, &sides.forward.columns, &new));
-    problems.extend(of_mapping("column_back", &sides.new, &[], &sides.backward.code, false, tx).await?);
-    if let (true, Some(key)) = (has_key, key)
-        && let Err(reasons) = keyset::find(tx, &sides.new, &key.plain_names()).await?
-    {
-        problems.extend(reasons.into_iter().map(|reason| {
-            PlanProblem::blocking(
-                format!("{}: {reason}", sides.new),
-                format!("`alter table {} add primary key ({})`", sides.new, key.names()),
-            )
-        }));
-    }
-    problems.extend(lacking(plan, tx).await?.into_iter().map(|(_, problem)| problem));
-    let is_refused = problems.iter().any(|problem| problem.is_blocking);
-    if let (false, Some(key)) = (is_refused, key) {
-        problems.extend(try_mappings(plan, old, Some(&new), key, tx).await?);
-    }
-    Ok(problems)
-}
-
-/// Creates the new table, in the transaction that is rolled back, so that everything about it is known before `expand`.
-async fn try_create(create: &str, tx: &mut PgConnection) -> Result<Option<PlanProblem>, sqlx::Error> {
-    let mut trial = tx.begin().await?;
-    match trial.execute(AssertSqlSafe(create)).await {
-        Ok(_) => trial.commit().await.map(|()| None),
-        Err(error @ sqlx::Error::Database(_)) => {
-            trial.rollback().await?;
-            // Another role may run it, another instance may be running it, or a lock was not granted at once.
-            let may_work = ["42501", "42P07", "23505", "55P03"];
-            if sql_state(&error).is_some_and(|state| may_work.contains(&&*state)) {
-                return Ok(None);
-            }
-            Ok(Some(not_computed(&format!("statement `{create}`"), &error)))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Makes the partitions of the new table that the plan describes, in the transaction that is rolled back. Other statements
-/// could hold locks on tables in use. Whether the statements work is seen in `expand`.
-async fn make_partitions(plan: &Description, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let is_partition = |statement: &&String| statement.to_lowercase().contains("partition of");
-    for statement in plan.changes.expand.iter().filter(is_partition) {
-        let mut attempt = tx.begin().await?;
-        match attempt.execute(AssertSqlSafe(statement.clone())).await {
-            Ok(_) => attempt.commit().await?,
-            Err(sqlx::Error::Database(_)) => attempt.rollback().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn columns_there(table: &str, columns: &[String], facts: &TableFacts) -> Vec<PlanProblem> {
-    let missing = columns.iter().filter(|column| facts.column(&unquote(column)).is_none());
-    missing
-        .map(|column| {
-            PlanProblem::blocking(
-                format!("{table}: column {column} does not exist"),
-                format!("`alter table {table} add column {column} …`, or name another column"),
-            )
-        })
-        .collect()
-}
-
-/// Problems of a mapping over the rows of `table`.
-async fn of_mapping(
-    field: &str,
-    table: &str,
-    added: &[(String, String)],
-    how: &MappingCode,
-    is_guarded: bool,
-    tx: &mut PgConnection,
-) -> Result<Vec<PlanProblem>, sqlx::Error> {
-    let MappingCode::Sql(expressions) = how else { return Ok(Vec::new()) };
-    let Resolved { unstable, generated, .. } = match resolve(tx, table, added, expressions).await {
-        Ok(resolved) => resolved,
-        Err(error @ sqlx::Error::Database(_)) => {
-            let shown = expressions.join(", ");
-            return Ok(vec![not_computed(&format!("mapping `{field}` (`{shown}`)"), &error)]);
-        }
-        Err(error) => return Err(error),
-    };
-    let mut problems: Vec<PlanProblem> = unstable
-        .into_iter()
-        .map(|(function, remedy)| {
-            PlanProblem::blocking(
-                format!("mapping `{field}` calls {function}, whose result changes while the row does not"),
-                remedy,
-            )
-        })
-        .collect();
-    if is_guarded {
-        problems.extend(generated.into_iter().map(|column| {
-            PlanProblem::blocking(
-                format!(
-                    "mapping `{field}` uses the generated column {column}, which has no value yet when the guard \
-                     trigger sees an external write"
-                ),
-                "write the column's expression instead, or use `.without_guard_trigger()`",
-            )
-        }));
-    }
-    Ok(problems)
 }
 
 /// What the table's own triggers do to the rows that a copy of a column writes.

@@ -27,6 +27,7 @@ mod contract;
 mod description;
 mod expand;
 mod inspection;
+mod key_remedy;
 #[cfg(feature = "lint")]
 mod lint;
 mod new_type;
@@ -37,6 +38,7 @@ mod round_trip;
 mod schema_change;
 mod sql_migration;
 mod tables;
+mod two_tables;
 mod wider_key;
 
 pub use builder::SqlMigrationBuilder;

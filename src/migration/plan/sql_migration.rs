@@ -134,7 +134,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         if let Some(found) = self.recent_look.found(migration, phase, is_move) {
             return Ok(found);
         }
-        let found = before_step(&self.description, phase, connection).await?;
+        let found = before_step(&self.description, phase, migration, connection).await?;
         self.recent_look.record(migration, phase, &found);
         Ok(found)
     }

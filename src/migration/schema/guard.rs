@@ -72,11 +72,12 @@
 //!
 //! The trigger fires after all others, by its name, so it sees what they made of the row. It is enabled with `ENABLE
 //! ALWAYS`, so it also fires with `session_replication_role = replica`. Each partition has its own trigger for `TRUNCATE`.
-//! While a trigger is disabled, the moves that external writers could spoil wait for it.
+//! While a trigger is disabled, the moves that external writers could spoil wait for it. `ledger/guard_looks.rs` says how
+//! rows that came past it are noticed.
 
 use super::guard_conditions::{Comparisons, listed, looks_at_part, same};
 use crate::migration::batch::{MappingCode, Part, Sides};
-use crate::migration::catalog::{quote, split_table};
+use crate::migration::catalog::quote;
 
 /// The guard trigger of one migration on the table of its old side. Names are quoted.
 #[derive(Debug, Clone)]
@@ -108,6 +109,8 @@ pub(super) struct Selects {
     pub(super) source: String,
     /// The table that the trigger writes.
     pub(super) target: String,
+    /// The table that has the trigger is partitioned.
+    pub(super) is_partitioned: bool,
     /// The partitions that hold rows.
     pub(super) partitions: Vec<String>,
 }
@@ -177,7 +180,8 @@ impl GuardTrigger {
             }
         };
         let (forward, source) = (written(&self.forward), self.table.clone());
-        Selects { forward, backward, condition, source, target, partitions: Vec::new() }
+        let (is_partitioned, partitions) = (false, Vec::new());
+        Selects { forward, backward, condition, source, target, is_partitioned, partitions }
     }
 
     /// What the function executes. It gets the migration's id as its argument.
@@ -265,8 +269,7 @@ impl GuardTrigger {
             listed("new", old),
             listed("new", new)
         );
-        let name = split_table(&self.table).1.replace('\'', "''");
-        let may_move = format!("tg_table_name <> '{name}'");
+        let may_move = selects.is_partitioned;
         let before = format!(
             "if tg_op = 'INSERT' and {may_move} \
                  and pg_catalog.current_setting('cutover.moved_' || tg_argv[0], true) = {moved} then return new; end if; \

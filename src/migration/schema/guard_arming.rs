@@ -6,7 +6,7 @@ use super::guard::{GuardTrigger, Selects, Watched};
 use super::guard_conditions::same;
 use crate::ledger::{describe_error, guard_triggers, unprepared};
 use crate::migration::batch::MappingCode;
-use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, resolve};
+use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, TIME_ZONE_ABBREVIATIONS, resolve};
 
 impl GuardTrigger {
     /// The statements that install the trigger, with the user's expressions as they are. For people to read.
@@ -56,6 +56,10 @@ impl GuardTrigger {
                 *place = qualified;
             }
         }
+        let is_partitioned =
+            "select coalesce((select relkind = 'p' from pg_class where oid = to_regclass($1)), false)";
+        selects.is_partitioned =
+            unprepared::query_scalar(is_partitioned).bind(&self.table).fetch_one(&mut *connection).await?;
         let leaves = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) \
              from pg_partition_tree(to_regclass($1)) p join pg_class c on c.oid = p.relid \
              join pg_namespace n on n.oid = c.relnamespace where p.isleaf and c.oid <> to_regclass($1) order by c.oid";
@@ -115,8 +119,15 @@ impl GuardTrigger {
         {
             triggers += &format!("; alter table {partition} enable always trigger {name}");
         }
-        let settings: Vec<String> =
-            MAPPING_SETTINGS.iter().map(|(name, value)| format!("set {name} = '{value}'")).collect();
+        let has_zones = [&selects.forward, &selects.backward, &selects.condition]
+            .into_iter()
+            .flatten()
+            .any(|select| select.contains("with time zone"));
+        let settings: Vec<String> = MAPPING_SETTINGS
+            .iter()
+            .filter(|(name, _)| *name != TIME_ZONE_ABBREVIATIONS || has_zones)
+            .map(|(name, value)| format!("set {name} = '{value}'"))
+            .collect();
         format!(
             "create or replace function cutover.guard_{id}() returns trigger language plpgsql security definer \
              set search_path = pg_catalog, pg_temp {} as $guard$\n-- {fingerprint}\n{body}$guard$; \

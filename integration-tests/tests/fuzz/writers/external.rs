@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 use super::{After, Change, Writer};
 use crate::Outcome;
 use crate::oracle::{Row, literal};
-use crate::shape::settings_of;
+use crate::shape::{Partitions, settings_of};
 use crate::world::{WRITERS, lock};
 
 const ISOLATIONS: [&str; 4] = ["read committed", "read committed", "repeatable read", "serializable"];
@@ -54,9 +54,15 @@ impl Writer {
         wrong.filter(|_| self.world.corrects.load(Ordering::Relaxed)).map(|(number, _)| *number)
     }
 
+    /// Whether values that cannot be mapped may be written in this phase.
+    fn may_be_unmappable(&self, phase: Phase) -> bool {
+        self.world.values.unmappable.is_some() && (Phase::Expand..=Phase::Verify).contains(&phase)
+    }
+
     async fn external_write(&mut self, session: &mut PgConnection) -> Outcome {
         let world = Arc::clone(&self.world);
         let number = self.to_correct().unwrap_or_else(|| self.own());
+        let number = if world.is_turning.load(Ordering::Relaxed) { self.without_row() } else { number };
         let (first, _) = world.phase().await?;
         let before = lock(&world.rows).get(&number).cloned();
         let is_table = world.shape.is_table;
@@ -89,6 +95,20 @@ impl Writer {
             }
             // What such a row's old side holds depends on the copy back.
             Some(row) if row.old_behind && first < Phase::Retire => return Ok(()),
+            Some(row) if !is_table && world.is_copying.load(Ordering::Relaxed) && self.rng.bool() => {
+                return self.move_key(session, number, row.clone(), first).await;
+            }
+            // A move to another partition, of a row whose old side nobody may write.
+            Some(row)
+                if first >= Phase::Retire
+                    && world.shape.partitions != Partitions::None
+                    && self.rng.u8(..).is_multiple_of(3) =>
+            {
+                return self.move_key(session, number, row.clone(), first).await;
+            }
+            Some(_) if self.may_be_unmappable(first) && self.rng.u8(..).is_multiple_of(8) => {
+                return self.write_unmappable(session, number).await;
+            }
             Some(row) => match self.rng.u8(..9) {
                 0 if knows_new && row.new_written && world.shape.pair.unmappable.is_none() => (
                     "update new",
@@ -127,12 +147,6 @@ impl Writer {
                     if is_table { Change::Update { old: None, new: None } } else { Change::Nothing },
                 ),
                 6 => return self.move_key(session, number, row.clone(), first).await,
-                7 if world.values.unmappable.is_some()
-                    && (Phase::Expand..=Phase::Verify).contains(&first)
-                    && self.rng.bool() =>
-                {
-                    return self.write_unmappable(session, number).await;
-                }
                 7 if world.shape.on_delete == "cascade" && (!is_table || first < Phase::Switch) => {
                     return self.delete_parent(session, number).await;
                 }
@@ -143,7 +157,7 @@ impl Writer {
                 ),
             },
             None => match self.rng.u8(..6) {
-                0 if knows_new => (
+                choice if knows_new && (choice == 0 || world.is_turning.load(Ordering::Relaxed)) => (
                     "insert new",
                     format!("insert into public.subject ({names}, new_c) {overriding} values ({key}, {new})"),
                     Change::Insert { old: None, new: Some(value.new.clone()) },
@@ -198,7 +212,7 @@ impl Writer {
         before: Row,
         first: Phase,
     ) -> Outcome {
-        let to = self.own();
+        let to = self.without_row();
         let world = Arc::clone(&self.world);
         if lock(&world.rows).contains_key(&to) || world.shape.key == crate::shape::Key::IdentityAlways {
             return Ok(());

@@ -5,6 +5,7 @@ mod pinned;
 mod session;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cutover::migration::Phase;
@@ -52,6 +53,18 @@ impl Writer {
         all[self.rng.usize(..all.len())].clone()
     }
 
+    /// A key without a row, if one of ten has none.
+    fn without_row(&mut self) -> usize {
+        let mut number = self.own();
+        for _ in 0..10 {
+            if !lock(&self.world.rows).contains_key(&number) {
+                break;
+            }
+            number = self.own();
+        }
+        number
+    }
+
     fn own(&mut self) -> usize {
         self.rng.usize(..KEYS / WRITERS) * WRITERS + self.number
     }
@@ -68,9 +81,12 @@ impl Writer {
         sleep(Duration::from_millis(self.rng.u64(1..12))).await;
     }
 
-    /// As a rule returns at once, sometimes after a moment, and now and then after most of a second.
+    /// As a rule returns at once, sometimes after a moment, and now and then after most of a second; more often after half a
+    /// second while open transactions matter.
     async fn linger(&mut self) {
-        let most = [0, 0, 0, 0, 0, 60, 200, 800][self.rng.usize(..8)];
+        let is_moment = [&self.world.is_copying, &self.world.is_turning];
+        let lasts = is_moment.iter().any(|moment| moment.load(Ordering::Relaxed)) && self.rng.bool();
+        let most = if lasts { 500 } else { [0, 0, 0, 0, 0, 60, 200, 800][self.rng.usize(..8)] };
         if most > 0 {
             sleep(Duration::from_millis(self.rng.u64(most / 4..most))).await;
         }

@@ -45,8 +45,8 @@ async fn count(
             let query = format!(
                 "select coalesce(sum(calls), 0)::bigint from {view} \
                  where dbid = (select oid from pg_database where datname = current_database()) \
-                   and query ~* ('\\m' || $1 || '\\M') and query ~* ('\\m' || $2 || '\\M') \
-                   and query !~* '^\\s*(alter|create|drop|comment|grant|revoke|do|explain|insert into cutover)\\M'"
+                   and query ~* (E'\\\\m' || $1 || E'\\\\M') and query ~* (E'\\\\m' || $2 || E'\\\\M') \
+                   and query !~* E'^\\\\s*(alter|create|drop|comment|grant|revoke|do|explain|insert into cutover)\\\\M'"
             );
             let bare = split_table(&table.name).1;
             let found = unprepared::query_scalar(AssertSqlSafe(query))

@@ -13,6 +13,7 @@ use crate::migration::catalog::{OldSide, PlanProblem, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::plan::description::not_null_steps;
+use crate::migration::plan::key_remedy::unusable_key;
 use crate::migration::plan::refusal::refuse;
 use crate::migration::runtime::Migration;
 use crate::migration::schema::{alter_all, drop_old_side};
@@ -117,8 +118,14 @@ impl WiderKey {
         let mut tables = Vec::new();
         // The first one is the key's own.
         for columns in self.mirrored(migration.id(), &mut tx).await?.split_off(1) {
-            let key = keyset::find(&mut tx, &columns.table, &[]).await?;
-            tables.push((key.map_err(|reasons| refused_key(&columns.table, &reasons))?, columns));
+            let key = match keyset::find(&mut tx, &columns.table, &[]).await? {
+                Ok(key) => key,
+                Err(reasons) => {
+                    refuse(&[unusable_key(&mut tx, &columns.table, &[], &reasons).await?])?;
+                    continue;
+                }
+            };
+            tables.push((key, columns));
         }
         tx.rollback().await?;
         for (key, Mirrored { table, column, target, .. }) in tables {
@@ -183,13 +190,6 @@ impl WiderKey {
         statements.extend(std::iter::once((table.clone(), column)).chain(targets).map(drop));
         drop_old_side(pool, &table, migration, &statements.join(";\n")).await
     }
-}
-
-fn refused_key(table: &str, reasons: &[String]) -> PlanError {
-    PlanError::Refused(format!(
-        "{table}: {}; to fix: `alter table {table} add primary key (…)`",
-        reasons.join("; ")
-    ))
 }
 
 fn add(plan: &Description) -> String {

@@ -1,0 +1,106 @@
+//! Table `guard_looks`: whether rows may have been written past the guard trigger.
+//!
+//! A trigger does not see what is written while it is disabled, rows of a table that becomes a partition, what
+//! `alter table … type … using` makes of the rows, or what a trigger that fires later makes of them. Each of these changes rows of the catalog, even if it is undone in the same
+//! transaction. The driver remembers their versions (`xmin`).
+
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use super::{guard_triggers, unprepared};
+
+/// `$1`: the migration. `$2`: whether a scan may have passed rows already.
+///
+/// `now`: per table with guard triggers, the versions of these triggers and of the columns of both sides, and the table's
+/// file. A statement that rewrites a column's values changes both the column and the file. `vacuum full` changes the file
+/// only, and `set default` the column only. A partition that was created as one has no row that came past its triggers: they
+/// are as old as its row type.
+const LOOK: &str = "\
+with guards as (select t.tgrelid as relation, bool_or(t.tgenabled <> 'A') as is_disabled, \
+        string_agg(t.xmin::text, ' ' order by t.tgname) as triggers, bool_and(t.xmin = y.xmin) as is_as_old_as_table, \
+        bool_or(t.tgname like '%row' and t.tgtype & 2 <> 0) and exists (select from pg_trigger l \
+            join pg_proc lp on lp.oid = l.tgfoid join pg_namespace ln on ln.oid = lp.pronamespace \
+            where l.tgrelid = t.tgrelid and not l.tgisinternal and l.tgenabled <> 'D' and ln.nspname <> 'cutover' \
+                and l.tgtype & 3 = 3 and l.tgtype & 20 <> 0 and l.tgname > $3::name) as is_early, \
+        max(c.relfilenode) as file \
+    from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
+    join pg_class c on c.oid = t.tgrelid left join pg_type y on y.oid = c.reltype \
+    where n.nspname = 'cutover' and p.proname = 'guard_' || $1::integer group by t.tgrelid), \
+moving as (select a.attname as name from cutover.sides s join pg_attribute a on a.attrelid = s.relation \
+        and a.attnum = any (s.column_numbers) and not a.attisdropped where s.migration_id = $1), \
+now as (select g.*, (select string_agg(a.xmin::text, ' ' order by a.attnum) from pg_attribute a \
+        where a.attrelid = g.relation and a.attnum > 0 and not a.attisdropped \
+            and (a.attname in (select name from moving) or not exists (select from moving))) as columns from guards g), \
+known as (select seen from cutover.guard_looks where migration_id = $1), \
+unseen as (select format(case when n.is_disabled then 'the guard trigger of %1$s was disabled' \
+            when n.is_early then 'another trigger of %1$s fired after the guard trigger' \
+            when old.seen is null then 'table %1$s was attached as a partition' \
+            when old.seen ->> 0 <> n.triggers then 'the guard trigger of %1$s was disabled or replaced' \
+            else 'columns of %1$s were rewritten' end, n.relation::regclass) as what, n.is_disabled \
+    from now n left join known k on true cross join lateral (select k.seen -> n.relation::text as seen) as old \
+    where n.is_disabled or n.is_early or k.seen is not null and $2 and ( \
+        old.seen is null and not n.is_as_old_as_table or old.seen ->> 0 <> n.triggers \
+        or old.seen ->> 1 <> n.columns and old.seen ->> 2 <> n.file::text) \
+    order by 1 limit 1), \
+recorded as (insert into cutover.external_write_events (migration_id, application, role, mirrored) \
+    select $1, case when is_disabled then 'unknown, while the guard trigger is disabled' else 'unknown: ' || what end, \
+        'unknown', false from unseen), \
+looked as (select coalesce(jsonb_object_agg(n.relation::text, jsonb_build_array(n.triggers, n.columns, n.file::text)), '{}') as seen \
+    from now n) \
+insert into cutover.guard_looks as l (migration_id, seen, unseen_writes_at, unseen_writes_by) \
+    select $1, seen, (select clock_timestamp() from unseen), (select what from unseen) from looked \
+    on conflict (migration_id) do update set seen = excluded.seen, \
+        unseen_writes_at = coalesce(excluded.unseen_writes_at, l.unseen_writes_at), \
+        unseen_writes_by = coalesce(excluded.unseen_writes_by, l.unseen_writes_by) \
+    where l.seen <> excluded.seen or excluded.unseen_writes_at is not null \
+    returning exists (select from now n join known k on k.seen -> n.relation::text ->> 1 <> n.columns)";
+
+/// Looks at the guard triggers of a migration. If rows may have been written past them since the last look, this is recorded as
+/// an external write that was not mirrored, and a scan that began before does not count.
+///
+/// `is_compared`: a scan may have passed rows already.
+pub(crate) async fn look(
+    tx: &mut PgConnection,
+    migration: i32,
+    is_compared: bool,
+) -> Result<(), sqlx::Error> {
+    let are_columns_changed: Option<bool> = unprepared::query_scalar(LOOK)
+        .bind(migration)
+        .bind(is_compared)
+        .bind(guard_triggers::PREFIX)
+        .fetch_optional(&mut *tx)
+        .await?;
+    if are_columns_changed == Some(true) {
+        recompile(tx, migration).await?;
+    }
+    Ok(())
+}
+
+/// Makes each session compile the function of the guard trigger again. A session that has called it before a column got
+/// another type would fail on each further write.
+async fn recompile(tx: &mut PgConnection, migration: i32) -> Result<(), sqlx::Error> {
+    let mut attempt = tx.begin().await?;
+    // To set what is set already is a change of the function all the same.
+    let statement = format!("alter function cutover.guard_{migration}() volatile");
+    match attempt.execute(AssertSqlSafe(statement)).await {
+        Ok(_) => attempt.commit().await,
+        // Another role may own it.
+        Err(sqlx::Error::Database(_)) => attempt.rollback().await,
+        Err(error) => Err(error),
+    }
+}
+
+/// How rows may have been written past the guard trigger since the last copy or scan began, and when (UTC).
+pub(crate) async fn unseen_writes(
+    connection: &mut PgConnection,
+    migration: i32,
+) -> Result<Option<(String, String)>, sqlx::Error> {
+    unprepared::query_as(
+        "select unseen_writes_by, to_char(unseen_writes_at at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS') \
+         from cutover.guard_looks where migration_id = $1 and unseen_writes_at > \
+             coalesce((select max(started_at) from cutover.jobs where migration_id = $1 and finished_at is not null), \
+                 '-infinity')",
+    )
+    .bind(migration)
+    .fetch_optional(connection)
+    .await
+}

@@ -1,0 +1,126 @@
+//! Problems of a plan that moves rows to another table.
+
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use super::attached::lacking;
+use super::description::Description;
+use super::key_remedy::unusable_key;
+use super::partial::{of_part, of_partitions};
+use super::refusal::{missing, not_computed, of_mapping};
+use super::round_trip::try_mappings;
+use crate::ledger::{sql_state, unprepared};
+use crate::migration::batch::{Keyset, keyset};
+use crate::migration::catalog::{
+    PlanProblem, TableFacts, new_table_problems, rules, table_privilege_problems, unquote,
+};
+
+pub(super) async fn of_tables(
+    plan: &Description,
+    old: &TableFacts,
+    key: Option<&Keyset>,
+    may_use_new: bool,
+    tx: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let sides = &plan.outline.sides;
+    let mut problems = Vec::new();
+    let moving = plan.old_columns();
+    let moves = |name: &String| moving.is_empty() || moving.contains(name);
+    for key in old.foreign_keys.iter().filter(|key| key.has_action && key.columns.iter().any(moves)) {
+        problems.push(PlanProblem::warning(
+            format!(
+                "constraint {:?} of {} ({}) changes rows of the old table only, when the referenced row changes",
+                key.name, sides.old, key.definition
+            ),
+            format!("give {} the same constraint: `alter table {} add {} not valid`", sides.new, sides.new, key.definition),
+        ));
+    }
+    problems.extend(columns_there(&sides.old, &sides.backward.columns, old));
+    problems.extend(of_mapping("column", &sides.old, &[], &sides.forward.code, plan.has_guard, tx).await?);
+    problems.extend(of_part(plan, old, key, tx).await?);
+    let mut found = TableFacts::read(tx, &sides.new).await?;
+    let is_made_by_plan = found.is_none();
+    if let (None, Some(create)) = (&found, plan.create()) {
+        problems.extend(try_create(&create, tx).await?);
+        make_partitions(plan, tx).await?;
+        found = TableFacts::read(tx, &sides.new).await?;
+        if found.is_none() {
+            return Ok(problems);
+        }
+    }
+    let Some(new) = found else {
+        problems.push(missing(&sides.new, tx).await?);
+        return Ok(problems);
+    };
+    let lacks = table_privilege_problems([&sides.old, &sides.new], old, &new);
+    if !lacks.is_empty() {
+        problems.extend(lacks);
+        return Ok(problems);
+    }
+    let has_rows: bool =
+        unprepared::query_scalar(AssertSqlSafe(format!("select exists (select from {})", sides.new)))
+            .fetch_one(&mut *tx)
+            .await?;
+    let of_partitions = of_partitions(plan, &new, key, tx).await?;
+    let has_key = of_partitions.is_empty();
+    problems.extend(of_partitions);
+    problems.extend(rules(&sides.new, &new, &["INSERT", "UPDATE", "DELETE"]));
+    problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new, is_made_by_plan));
+    problems.extend(columns_there(&sides.new, &sides.forward.columns, &new));
+    problems.extend(of_mapping("column_back", &sides.new, &[], &sides.backward.code, false, tx).await?);
+    if let (true, Some(key)) = (has_key, key)
+        && let Err(reasons) = keyset::find(tx, &sides.new, &key.plain_names()).await?
+    {
+        problems.push(unusable_key(tx, &sides.new, &key.plain_names(), &reasons).await?);
+    }
+    problems.extend(lacking(plan, tx).await?.into_iter().map(|(_, problem)| problem));
+    let is_refused = problems.iter().any(|problem| problem.is_blocking);
+    if let (false, Some(key)) = (is_refused, key) {
+        problems.extend(try_mappings(plan, old, Some(&new), key, tx).await?);
+    }
+    Ok(problems)
+}
+
+/// Creates the new table, in the transaction that is rolled back, so that everything about it is known before `expand`.
+async fn try_create(create: &str, tx: &mut PgConnection) -> Result<Option<PlanProblem>, sqlx::Error> {
+    let mut trial = tx.begin().await?;
+    match trial.execute(AssertSqlSafe(create)).await {
+        Ok(_) => trial.commit().await.map(|()| None),
+        Err(error @ sqlx::Error::Database(_)) => {
+            trial.rollback().await?;
+            // Another role may run it, another instance may be running it, or a lock was not granted at once.
+            let may_work = ["42501", "42P07", "23505", "55P03"];
+            if sql_state(&error).is_some_and(|state| may_work.contains(&&*state)) {
+                return Ok(None);
+            }
+            Ok(Some(not_computed(&format!("statement `{create}`"), &error)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the partitions of the new table that the plan describes, in the transaction that is rolled back. Other statements
+/// could hold locks on tables in use. Whether the statements work is seen in `expand`.
+async fn make_partitions(plan: &Description, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let is_partition = |statement: &&String| statement.to_lowercase().contains("partition of");
+    for statement in plan.changes.expand.iter().filter(is_partition) {
+        let mut attempt = tx.begin().await?;
+        match attempt.execute(AssertSqlSafe(statement.clone())).await {
+            Ok(_) => attempt.commit().await?,
+            Err(sqlx::Error::Database(_)) => attempt.rollback().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn columns_there(table: &str, columns: &[String], facts: &TableFacts) -> Vec<PlanProblem> {
+    let missing = columns.iter().filter(|column| facts.column(&unquote(column)).is_none());
+    missing
+        .map(|column| {
+            PlanProblem::blocking(
+                format!("{table}: column {column} does not exist"),
+                format!("`alter table {table} add column {column} …`, or name another column"),
+            )
+        })
+        .collect()
+}
