@@ -16,7 +16,7 @@ fn named_url(text: &str) -> Result<(String, PgConnectOptions), String> {
             .into());
     }
     let options = postgres_options(url).map_err(|problem| {
-        format!("the URL of {name:?} {problem}; it looks like postgres://user@host/name")
+        format!("the URL of {name:?} cannot be used: it {problem}; it looks like postgres://user@host/name")
     })?;
     Ok((name.to_owned(), options))
 }
@@ -56,7 +56,9 @@ pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> 
     };
     match postgres_options(url) {
         Ok(options) => Ok(vec![Database::new(None, options.application_name(NAME))]),
-        Err(problem) => Err(format!("the database URL {problem}; it looks like postgres://user@host/name")),
+        Err(problem) => Err(format!(
+            "the database URL cannot be used: it {problem}; it looks like postgres://user@host/name"
+        )),
     }
 }
 
