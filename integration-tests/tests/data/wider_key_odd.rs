@@ -373,6 +373,8 @@ async fn an_exchange_that_is_not_wanted_leaves_nothing() -> Outcome {
         async |query: &'static str| sqlx::query_scalar(query).fetch_one(&world.pool).await.unwrap_or(false);
     world.until("the foreign keys", async || is(prepared).await).await?;
     world.ask("ramp:50").await?;
+    // The exchange is not attempted any more.
+    world.waits_for("drop constraint if exists").await?;
     holds.rollback().await?;
     world.go("ramp:50").await?;
     assert_eq!(picture(&world.pool, &["public"]).await?, before);

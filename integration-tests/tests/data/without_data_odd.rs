@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use cutover::migration::{Plan, SchemaChange, SchemaChangeBuilder};
+use cutover::fleet::FleetOptions;
+use cutover::migration::{MigrationSpec, PhaseRange, Plan, SchemaChange, SchemaChangeBuilder};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -147,7 +148,10 @@ async fn a_check_that_fails_refuses_no_write_before_switch() -> Outcome {
         .quiet_period(Duration::from_millis(200))
         .check("large", "100 / total > 1")
         .build()?;
-    let _a = world.instance_of("a", plan).await?;
+    let spec = MigrationSpec::new("status", PhaseRange::FULL)
+        .plan(plan)
+        .external_write_quiet_period(Duration::from_millis(200));
+    let _a = world.join(vec![spec], "a", FleetOptions::default()).await?;
     world.go("expand").await?;
     world.pool.execute("update orders set total = 0 where id = 1").await?;
     let seen = "select exists (select from cutover.external_writes) \
