@@ -143,3 +143,17 @@ async fn a_role_without_temporary_tables_is_told_what_to_grant() -> Outcome {
     assert_eq!(refusals(&world, &plan).await?, []);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_type_that_rewrites_the_table_is_refused() -> Outcome {
+    let world = World::new(1).await?;
+    world.pool.execute("create domain short as text check (length(value) < 20)").await?;
+    let plan = ColumnMigration::new(world.pool.clone(), "orders")
+        .column("old_status", "new_status", "short")
+        .forward("lower(trim(old_status))")
+        .backward("upper(new_status)")
+        .build()?;
+    let found = refusals(&world, &plan).await?;
+    assert!(found.len() == 1 && found[0].problem.contains("would rewrite \"orders\""), "{found:?}");
+    Ok(())
+}
