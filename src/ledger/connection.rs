@@ -273,11 +273,17 @@ async fn ensure(
     let row = tx
         .fetch_one(
             "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \
-             current_user::text as role",
+             current_user::text as role, quote_ident(session_user) as login, \
+             quote_ident(current_database()) as database, current_setting('transaction_read_only')::boolean as read_only, \
+             (select source from pg_settings where name = 'default_transaction_read_only') as source",
         )
         .await?;
     check_server(row.try_get("server")?, row.try_get("standby")?)?;
     let role: String = row.try_get("role")?;
+    if row.try_get("read_only")? {
+        let (login, database, source) = (row.try_get("login")?, row.try_get("database")?, row.try_get("source")?);
+        return Err(LedgerError::ReadOnlySession { role, remedy: writable(source, login, database) });
+    }
     let found = schema::version(&mut tx).await.map_err(|error| no_rights(error, &role))?;
     let needs = schema::needed(next);
     match found {
@@ -309,6 +315,22 @@ fn check_server(version: i32, is_standby: bool) -> Result<(), LedgerError> {
         return Err(LedgerError::ServerTooOld(version / 10_000));
     }
     if is_standby { Err(LedgerError::ReadOnly) } else { Ok(()) }
+}
+
+/// How to make transactions writable, if `default_transaction_read_only` has this source in `pg_settings`. Names are quoted.
+fn writable(source: &str, login: &str, database: &str) -> String {
+    let setting = "reset default_transaction_read_only";
+    match source {
+        "user" => format!("alter role {login} {setting}"),
+        "database" => format!("alter database {database} {setting}"),
+        "database user" => format!("alter role {login} in database {database} {setting}"),
+        "configuration file" => {
+            "remove default_transaction_read_only from the server's configuration (`alter system` with `reset`), and \
+             run: select pg_reload_conf()"
+                .to_owned()
+        }
+        _ => "remove default_transaction_read_only from the options of the connection".to_owned(),
+    }
 }
 
 fn no_rights(error: sqlx::Error, role: &str) -> LedgerError {

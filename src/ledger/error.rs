@@ -89,6 +89,14 @@ pub enum LedgerError {
     /// The connection leads to a standby.
     #[error("the ledger's database is a read-only standby; hint: connect to the primary")]
     ReadOnly,
+    /// Transactions of the role are read-only by a setting.
+    #[error("transactions of role {role:?} are read-only; hint: {remedy}")]
+    ReadOnlySession {
+        /// The role that was refused.
+        role: String,
+        /// What ends that, as a statement.
+        remedy: String,
+    },
     /// The server is too old.
     #[error("the server is PostgreSQL {0}; hint: use version 13 or newer")]
     ServerTooOld(i32),

@@ -66,7 +66,7 @@ const ROWS: &str = "\
         select id, 'backfill', '{1}', 'e' from cutover.migrations where name in ('m', 'payment_status'); \
     insert into cutover.plan_problems (migration_id, problems) \
         select id, '[]' from cutover.migrations where name in ('m', 'payment_status'); \
-    insert into cutover.external_write_events (migration_id, application, role, copied) \
+    insert into cutover.external_write_events (migration_id, application, role, mirrored) \
         select id, 'psql', 'me', true from cutover.migrations where name = 'm'; \
     insert into cutover.external_writes (migration_id, application, role, first_seen, last_seen) \
         select id, 'psql', 'me', now(), now() from cutover.migrations where fleet = 'f'";

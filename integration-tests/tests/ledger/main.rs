@@ -130,6 +130,31 @@ async fn a_standby_is_refused() -> Outcome {
 }
 
 #[tokio::test]
+async fn a_read_only_role_is_refused_with_what_ends_it() -> Outcome {
+    let url = Postgres::fresh_database().await?;
+    let owner = "Read \"only\"";
+    let database: String = ask(&url, "select quote_ident(current_database())").await?;
+    let role = format!("\"{}\"", owner.replace('"', "\"\""));
+    execute(&url, &format!("create role {role} login superuser")).await?;
+    let app = as_role(&url, "Read%20%22only%22");
+    for setting in [
+        format!("alter role {role} set"),
+        format!("alter database {database} set"),
+        format!("alter role {role} in database {database} set"),
+    ] {
+        execute(&url, &format!("{setting} default_transaction_read_only = on")).await?;
+        let error = open(&app).await.expect_err(&setting);
+        let LedgerError::ReadOnlySession { remedy, .. } = &error else { panic!("{setting}: {error}") };
+        execute(&url, &format!("set transaction read write; {remedy}")).await?;
+        open(&app).await?;
+    }
+    let by_options = format!("{app}?options[default_transaction_read_only]=on");
+    let error = open(&by_options).await.expect_err("refused").to_string();
+    assert!(error.contains("remove default_transaction_read_only from the options of the connection"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn bad_options_and_names_are_refused_with_valid_ones() -> Outcome {
     let url = Postgres::fresh_database().await?;
     let health = Health::new();
