@@ -74,7 +74,9 @@ async fn a_backfill_keeps_concurrent_writes_and_deletes() -> Outcome {
     assert!(world.row(1500).await.is_err(), "the deleted row came back");
     assert_eq!(differing(&world).await?, 0);
     let (_, done, changed, ended) = job(&world, "backfill").await?;
-    assert_eq!((done, changed, ended), (2_999, 2_998, true));
+    // The deleted row was counted if it was in the batch that waited.
+    assert!((2_999..=3_000).contains(&done), "{done}");
+    assert_eq!((changed, ended), (2_998, true));
     Ok(())
 }
 
