@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 pub use address::postgres_options;
+#[cfg(feature = "redis")]
 pub(crate) use address::{address_problem, without_scheme};
 pub(crate) use database_error::{describe_error, describe_source};
 pub(crate) use redact::redact;

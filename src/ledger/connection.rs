@@ -281,7 +281,8 @@ async fn ensure(
     check_server(row.try_get("server")?, row.try_get("standby")?)?;
     let role: String = row.try_get("role")?;
     if row.try_get("read_only")? {
-        let (login, database, source) = (row.try_get("login")?, row.try_get("database")?, row.try_get("source")?);
+        let (login, database, source) =
+            (row.try_get("login")?, row.try_get("database")?, row.try_get("source")?);
         return Err(LedgerError::ReadOnlySession { role, remedy: writable(source, login, database) });
     }
     let found = schema::version(&mut tx).await.map_err(|error| no_rights(error, &role))?;

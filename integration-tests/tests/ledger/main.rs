@@ -150,7 +150,10 @@ async fn a_read_only_role_is_refused_with_what_ends_it() -> Outcome {
     }
     let by_options = format!("{app}?options[default_transaction_read_only]=on");
     let error = open(&by_options).await.expect_err("refused").to_string();
-    assert!(error.contains("remove default_transaction_read_only from the options of the connection"), "{error}");
+    assert!(
+        error.contains("remove default_transaction_read_only from the options of the connection"),
+        "{error}"
+    );
     Ok(())
 }
 
