@@ -42,7 +42,8 @@ pub struct PinnedTx<T: FencedTransaction = SqlxTx> {
     pub(crate) unfinished: u32,
     /// The pins of these writes, the outermost first. Empty if there is only one pin.
     writing: Vec<usize>,
-    began: Instant,
+    /// `None`: the library's own work, which is not measured as a write of the service.
+    began: Option<Instant>,
     // Declared last, so dropped last: the operation counts until the rollback has been queued.
     first: Held<Migration>,
     others: Vec<Held<Migration>>,
@@ -80,7 +81,7 @@ impl<T: FencedTransaction> PinnedTx<T> {
         first: &Migration,
         others: &[Migration],
     ) -> Result<Self, Error> {
-        let began = Instant::now();
+        let began = (mirroring != Mirroring::Never).then(Instant::now);
         let enter = |migration: &Migration| Held::enter(migration.clone()).ok_or(Error::NotInFleet);
         let first = enter(first)?;
         let others = others.iter().map(enter).collect::<Result<Vec<_>, Error>>()?;
@@ -199,8 +200,11 @@ impl<T: FencedTransaction> PinnedTx<T> {
             return Err(Error::Unfinished);
         }
         tx.commit(Ending(())).await?;
-        let took = began.elapsed();
-        std::iter::once(&first).chain(&others).for_each(|pin| pin.gate_owner().write_times().record(took));
+        if let Some(took) = began.map(|began| began.elapsed()) {
+            std::iter::once(&first)
+                .chain(&others)
+                .for_each(|pin| pin.gate_owner().write_times().record(took));
+        }
         Ok(())
     }
 
