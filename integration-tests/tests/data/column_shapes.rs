@@ -284,12 +284,7 @@ async fn walks_under_load(shape: Shape) -> Outcome {
     }
     world.approve().await?;
     world.go("contract").await?;
-    let removable = "select ended_as is not null from cutover.migrations where name = 'status'";
-    world
-        .until("the end", async || {
-            sqlx::query_scalar(removable).fetch_one(&world.pool).await.unwrap_or(false)
-        })
-        .await?;
+    world.ended().await?;
     stop[0].store(true, Ordering::Relaxed);
     let mut done = 0;
     while let Some(ended) = clients.join_next().await {

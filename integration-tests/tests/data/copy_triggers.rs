@@ -1,7 +1,7 @@
 //! The table's own triggers, which a copy fires: what they change is known before `expand`, and a person decides.
 
 use crate::world::{Outcome, World};
-use cutover::migration::{ColumnMigrationBuilder, Plan, PlanProblem};
+use cutover::migration::ColumnMigrationBuilder;
 use sqlx::{AssertSqlSafe, Executor};
 
 /// `touched` counts the updates of a row.
@@ -20,11 +20,6 @@ async fn touch(world: &World, returns_early: bool) -> Outcome {
     Ok(())
 }
 
-async fn problems(world: &World, plan: &impl Plan) -> Outcome<Vec<PlanProblem>> {
-    let mut ledger = world.pool.acquire().await?;
-    Ok(plan.problems(None, &mut ledger).await?)
-}
-
 /// How many rows a whole copy has touched.
 async fn touched(world: &World, plan: ColumnMigrationBuilder) -> Outcome<i64> {
     let _a = world.instance("a", Some(plan.build()?)).await?;
@@ -38,7 +33,7 @@ async fn triggers_that_change_other_columns_are_refused() -> Outcome {
     let world = World::new(5).await?;
     touch(&world, false).await?;
     let plan = world.describe().build()?;
-    let found = problems(&world, &plan).await?;
+    let found = world.problems(&plan).await?;
     assert!(found[0].is_blocking && found[0].problem.contains("\"touch\""), "{found:?}");
     assert!(found[0].problem.contains("change \"touched\" in 5 of 5 rows"), "{found:?}");
     let a = world.instance("a", Some(plan)).await?;
@@ -54,7 +49,7 @@ async fn triggers_that_change_other_columns_are_refused() -> Outcome {
 async fn a_trigger_that_checks_the_setting_leaves_copied_rows_alone() -> Outcome {
     let world = World::new(5).await?;
     touch(&world, true).await?;
-    let found = problems(&world, &world.describe().build()?).await?;
+    let found = world.problems(&world.describe().build()?).await?;
     assert!(found.len() == 1 && !found[0].is_blocking, "{found:?}");
     assert!(found[0].problem.contains("\"touch\" of \"orders\", which change no other column"), "{found:?}");
     assert_eq!(touched(&world, world.describe()).await?, 0);
@@ -70,7 +65,7 @@ async fn a_copy_that_skips_triggers_leaves_other_columns_alone() -> Outcome {
     let world = World::new(5).await?;
     touch(&world, false).await?;
     let plan = || world.describe().skip_triggers();
-    assert_eq!(problems(&world, &plan().build()?).await?, []);
+    assert_eq!(world.problems(&plan().build()?).await?, []);
     assert_eq!(touched(&world, plan()).await?, 0);
     Ok(())
 }

@@ -12,7 +12,6 @@ use cutover::migration::{
     Migration, MigrationSpec, Phase, PhaseRange, Plan, PlanError, PlanProblem, SchemaChange,
     SchemaChangeBuilder, SchemaState, SidesPresent, Task, WiderKey,
 };
-use cutover_testkit::wait_until;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
@@ -170,11 +169,7 @@ async fn walk(world: &World, before: &[String], retire: &[String]) -> Outcome {
     }
     world.approve().await?;
     world.go_within("contract", LONG).await?;
-    let ended = "select ended_as is not null from cutover.migrations where name = 'status'";
-    wait_until("the end", LONG, async || {
-        sqlx::query_scalar::<_, bool>(ended).fetch_one(&world.pool).await.map_err(|error| error.to_string())
-    })
-    .await?;
+    world.ended_within(LONG).await?;
     let left = "select array(select tgname::text from pg_trigger where tgname like 'zzz_cutover%') \
         || array(select conname::text from pg_constraint where conname like 'cutover%') \
         || array(select relname::text from pg_class where relname like 'cutover%' and relkind in ('i', 'I')) \

@@ -1,16 +1,10 @@
 //! Rules and triggers that keep writes from the rows of a table, or from the guard trigger.
 
-use cutover::migration::{ColumnMigration, Plan, PlanProblem, TableMigration};
+use cutover::migration::{ColumnMigration, Plan, TableMigration};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use crate::world::{Outcome, World};
-
-async fn refusals(world: &World, plan: &impl Plan) -> Outcome<Vec<PlanProblem>> {
-    let mut ledger = world.pool.acquire().await?;
-    let found = plan.problems(None, &mut ledger).await?;
-    Ok(found.into_iter().filter(|problem| problem.is_blocking).collect())
-}
 
 fn columns(world: &World) -> Outcome<ColumnMigration> {
     Ok(world.describe().build()?)
@@ -33,11 +27,11 @@ async fn is_refused_and_corrected<P: Plan + 'static>(
 ) -> Outcome {
     let world = World::new(3).await?;
     world.pool.execute(make).await?;
-    let found = refusals(&world, &plan(&world)?).await?;
+    let found = world.refusals(&plan(&world)?).await?;
     assert!(found.len() == 1 && found[0].problem.contains(words), "{make}: {found:?}");
     let statement = found[0].remedy.split('`').nth(1).ok_or("no statement")?;
     world.pool.execute(AssertSqlSafe(statement)).await?;
-    assert_eq!(refusals(&world, &plan(&world)?).await?, [], "{statement}");
+    assert_eq!(world.refusals(&plan(&world)?).await?, [], "{statement}");
     let _a = world.instance_of("a", plan(&world)?).await?;
     world.go("retire").await
 }
@@ -88,11 +82,11 @@ async fn a_trigger_that_keeps_the_copy_from_rows_is_refused() -> Outcome {
         )
         .await?;
     for plan in [columns(&world)?, world.describe().let_triggers_fire().build()?] {
-        let found = refusals(&world, &plan).await?;
+        let found = world.refusals(&plan).await?;
         assert!(found.len() == 1 && found[0].problem.contains("keep it from 1 of 5 rows"), "{found:?}");
     }
     let plan = world.describe().skip_triggers().build()?;
-    assert_eq!(refusals(&world, &plan).await?, []);
+    assert_eq!(world.refusals(&plan).await?, []);
     let _a = world.instance("a", Some(plan)).await?;
     world.go("switch").await
 }
@@ -101,7 +95,7 @@ async fn a_trigger_that_keeps_the_copy_from_rows_is_refused() -> Outcome {
 async fn a_view_is_refused_by_its_kind() -> Outcome {
     let world = World::new(1).await?;
     world.pool.execute("alter table orders rename to base; create view orders as select * from base").await?;
-    let found = refusals(&world, &columns(&world)?).await?;
+    let found = world.refusals(&columns(&world)?).await?;
     assert!(found.len() == 1 && found[0].problem.contains("\"orders\" is a view"), "{found:?}");
     Ok(())
 }
@@ -136,11 +130,11 @@ async fn a_role_without_temporary_tables_is_told_what_to_grant() -> Outcome {
         .forward("lower(trim(old_status))")
         .backward("upper(new_status)")
         .build()?;
-    let found = refusals(&world, &plan).await?;
+    let found = world.refusals(&plan).await?;
     assert!(found.len() == 1 && found[0].problem.contains("may not create temporary tables"), "{found:?}");
     let grant = found[0].remedy.split('`').nth(1).ok_or("no statement")?;
     world.pool.execute(AssertSqlSafe(grant)).await?;
-    assert_eq!(refusals(&world, &plan).await?, []);
+    assert_eq!(world.refusals(&plan).await?, []);
     Ok(())
 }
 
@@ -153,7 +147,7 @@ async fn a_type_that_rewrites_the_table_is_refused() -> Outcome {
         .forward("lower(trim(old_status))")
         .backward("upper(new_status)")
         .build()?;
-    let found = refusals(&world, &plan).await?;
+    let found = world.refusals(&plan).await?;
     assert!(found.len() == 1 && found[0].problem.contains("would rewrite \"orders\""), "{found:?}");
     Ok(())
 }

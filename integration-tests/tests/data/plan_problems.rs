@@ -20,11 +20,6 @@ struct New {
     new_status: Option<String>,
 }
 
-async fn problems(world: &World, plan: &impl Plan) -> Outcome<Vec<PlanProblem>> {
-    let mut ledger = world.pool.acquire().await?;
-    Ok(plan.problems(None, &mut ledger).await?)
-}
-
 fn describe(pool: &PgPool) -> ColumnMigrationBuilder {
     ColumnMigration::new(pool.clone(), "orders")
         .column("old_status", "new_status", "text")
@@ -44,14 +39,13 @@ async fn remedied(setup: &str, words: &[&str]) -> Outcome {
     let world = World::new(3).await?;
     world.pool.execute(AssertSqlSafe(setup)).await?;
     let plan = describe(&world.pool).build()?;
-    let found: Vec<_> =
-        problems(&world, &plan).await?.into_iter().filter(|problem| problem.is_blocking).collect();
+    let found = world.refusals(&plan).await?;
     assert_eq!(found.len(), 1, "{setup}: {found:?}");
     for word in words {
         assert!(found[0].problem.contains(word), "{setup}: {word} is not in {}", found[0]);
     }
     apply(&world, &found[0].remedy).await?;
-    let left = problems(&world, &plan).await?;
+    let left = world.problems(&plan).await?;
     assert!(left.iter().all(|problem| !problem.is_blocking), "{setup}: {left:?}");
     Ok(())
 }
@@ -59,7 +53,7 @@ async fn remedied(setup: &str, words: &[&str]) -> Outcome {
 #[tokio::test]
 async fn a_table_as_the_plan_assumes_it_has_no_problem() -> Outcome {
     let world = World::new(3).await?;
-    assert_eq!(problems(&world, &describe(&world.pool).build()?).await?, []);
+    assert_eq!(world.problems(&describe(&world.pool).build()?).await?, []);
     // Another required column, a foreign key and a unique value are no obstacle to an insert without the old column.
     world
         .pool
@@ -70,7 +64,7 @@ async fn a_table_as_the_plan_assumes_it_has_no_problem() -> Outcome {
              update orders set customer = 1",
         )
         .await?;
-    assert_eq!(problems(&world, &describe(&world.pool).build()?).await?, []);
+    assert_eq!(world.problems(&describe(&world.pool).build()?).await?, []);
     assert!(!world.has_column("new_status").await, "a trial left something behind");
     Ok(())
 }
@@ -102,7 +96,7 @@ async fn a_trigger_that_requires_the_old_column_is_named() -> Outcome {
              create trigger required before insert on orders for each row execute function required()",
         )
         .await?;
-    let found = problems(&world, &describe(&world.pool).build()?).await?;
+    let found = world.problems(&describe(&world.pool).build()?).await?;
     assert!(
         found.iter().any(|one| one.is_blocking && one.problem.contains("a status is required")),
         "{found:?}"
@@ -132,12 +126,12 @@ async fn generated_old_columns_and_foreign_key_actions_are_refused() -> Outcome 
 async fn a_new_column_that_others_made_is_refused() -> Outcome {
     let world = World::new(3).await?;
     let plan = || ColumnMigration::new(world.pool.clone(), "orders").forward("old_status").backward("note");
-    let found = problems(&world, &plan().column("old_status", "note", "text").build()?).await?;
+    let found = world.problems(&plan().column("old_status", "note", "text").build()?).await?;
     assert!(found[0].problem.contains("\"note\" of \"orders\" exists and was not added"), "{found:?}");
     let taken = plan().column("old_status", "note", "text").use_existing_column().build()?;
-    assert_eq!(problems(&world, &taken).await?, []);
+    assert_eq!(world.problems(&taken).await?, []);
     let other = plan().column("old_status", "note", "character varying(20)").use_existing_column().build()?;
-    let found = problems(&world, &other).await?;
+    let found = world.problems(&other).await?;
     assert!(found[0].problem.contains("type text instead of character varying(20)"), "{found:?}");
     // What the migration made itself is its own.
     let a = world.instance("a", None).await?;
@@ -160,7 +154,7 @@ async fn identity_serial_and_primary_keys_are_refused() -> Outcome {
             .forward(old)
             .backward("big")
             .build()?;
-        let found = problems(&world, &plan).await?;
+        let found = world.problems(&plan).await?;
         assert!(found.iter().any(|one| one.is_blocking && one.problem.contains(words)), "{old}: {found:?}");
     }
     Ok(())
@@ -184,7 +178,7 @@ async fn a_mapping_that_does_not_follow_from_the_row_is_refused() -> Outcome {
         ("tidy(old_status)", "alter function tidy(text) immutable"),
         ("old_status + nothing", "column \"nothing\" does not exist"),
     ] {
-        let found = problems(&world, &describe(&world.pool).forward(forward).build()?).await?;
+        let found = world.problems(&describe(&world.pool).forward(forward).build()?).await?;
         assert_eq!(found.len(), 1, "{forward}: {found:?}");
         assert!(found[0].is_blocking && found[0].to_string().contains(word), "{forward}: {found:?}");
         assert!(!found[0].to_string().contains("at line"), "{found:?}");
@@ -194,7 +188,7 @@ async fn a_mapping_that_does_not_follow_from_the_row_is_refused() -> Outcome {
         "to_char(old_status::timestamptz, 'YYYY')",
         "(select max(x) from unnest(array[old_status]) x)",
     ] {
-        let found = problems(&world, &describe(&world.pool).forward(forward).build()?).await?;
+        let found = world.problems(&describe(&world.pool).forward(forward).build()?).await?;
         assert!(found.iter().all(|one| !one.is_blocking), "{forward}: {found:?}");
     }
     Ok(())
@@ -215,13 +209,13 @@ async fn row_security_of_the_role_is_refused_with_its_policies() -> Outcome {
     let url = world.url.replace("postgres@", &format!("{role}@"));
     let pool = PgPoolOptions::new().max_connections(2).connect(&url).await?;
     let plan = describe(&pool).build()?;
-    let found = problems(&world, &plan).await?;
+    let found = world.problems(&plan).await?;
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].problem.contains(&role) && found[0].problem.contains("by_tenant"), "{found:?}");
     apply(&world, &found[0].remedy).await?;
-    assert_eq!(problems(&world, &plan).await?, []);
+    assert_eq!(world.problems(&plan).await?, []);
     // A role that bypasses it is not concerned.
-    assert_eq!(problems(&world, &describe(&world.pool).build()?).await?, []);
+    assert_eq!(world.problems(&describe(&world.pool).build()?).await?, []);
     Ok(())
 }
 
@@ -229,7 +223,7 @@ async fn row_security_of_the_role_is_refused_with_its_policies() -> Outcome {
 async fn children_and_partitions_are_named() -> Outcome {
     let world = World::new(3).await?;
     world.pool.execute("create table archive () inherits (orders)").await?;
-    let found = problems(&world, &describe(&world.pool).build()?).await?;
+    let found = world.problems(&describe(&world.pool).build()?).await?;
     assert!(found[0].is_blocking && found[0].problem.contains("archive"), "{found:?}");
     world
         .pool
@@ -244,16 +238,16 @@ async fn children_and_partitions_are_named() -> Outcome {
             .forward("old_status")
             .backward("new_status")
     };
-    assert_eq!(problems(&world, &plan("visits").index("by_new", "(new_status)").build()?).await?, []);
+    assert_eq!(world.problems(&plan("visits").index("by_new", "(new_status)").build()?).await?, []);
     for wrong in [
         plan("visits").unique_index("by_new", "(new_status)"),
         plan("visits").index("by_new", "(no_such_column)"),
         plan("visits").index("by_new", "using gin (new_status)"),
     ] {
-        let found = problems(&world, &wrong.build()?).await?;
+        let found = world.problems(&wrong.build()?).await?;
         assert!(found.iter().any(|one| one.is_blocking), "{found:?}");
     }
-    let found = problems(&world, &plan("visits_1").build()?).await?;
+    let found = world.problems(&plan("visits_1").build()?).await?;
     assert!(found[0].problem.contains("is a partition or child of visits"), "{found:?}");
     Ok(())
 }
@@ -265,7 +259,7 @@ async fn a_table_that_two_search_paths_resolve_differently_is_named() -> Outcome
     let options =
         world.url.parse::<sqlx::postgres::PgConnectOptions>()?.options([("search_path", "app, public")]);
     let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await?;
-    let found = problems(&world, &describe(&pool).build()?).await?;
+    let found = world.problems(&describe(&pool).build()?).await?;
     assert!(found[0].problem.contains("app.orders for the pool and public.orders"), "{found:?}");
     // The migration follows the pool's table.
     let _a: Fleet = world.instance("a", Some(describe(&pool).build()?)).await?;
@@ -289,7 +283,7 @@ async fn sampled_rows_show_values_that_mappings_lose() -> Outcome {
         }))
         .forward_rows(map_each(|row: Old| Ok::<_, String>(row.old_status)))
         .build()?;
-    let found = problems(&world, &plan).await?;
+    let found = world.problems(&plan).await?;
     let lost = found.iter().find(|one| one.problem.contains("of `backward`")).ok_or("nothing found")?;
     assert!(lost.problem.contains("50 of 50 sampled rows") && !lost.problem.contains("LEGACY"), "{lost}");
     let plan = ColumnMigration::new(world.pool.clone(), "orders")
@@ -297,14 +291,14 @@ async fn sampled_rows_show_values_that_mappings_lose() -> Outcome {
         .forward("note::smallint")
         .backward("number::text")
         .build()?;
-    assert_eq!(problems(&world, &plan).await?, []);
+    assert_eq!(world.problems(&plan).await?, []);
     world
         .pool
         .execute(
             "update orders set note = 'secret' where id = 7; update orders set note = '007' where id = 8",
         )
         .await?;
-    let found = problems(&world, &plan).await?;
+    let found = world.problems(&plan).await?;
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(
         found[0]
@@ -334,7 +328,7 @@ async fn the_steps_ahead_show_what_stands_against_the_plan() -> Outcome {
     let found = shown().await?;
     assert!(found.iter().any(|one| one.is_blocking && one.problem.contains("NOT NULL")), "{found:?}");
     assert!(found.iter().any(|one| !one.is_blocking && one.problem.contains("by_status")), "{found:?}");
-    assert_eq!(found, problems(&world, &describe(&world.pool).build()?).await?);
+    assert_eq!(found, world.problems(&describe(&world.pool).build()?).await?);
     Ok(())
 }
 

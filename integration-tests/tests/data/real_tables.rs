@@ -12,15 +12,6 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use crate::world::{Outcome, World};
 
-async fn problems(world: &World, plan: &impl Plan) -> Outcome<Vec<PlanProblem>> {
-    let mut ledger = world.pool.acquire().await?;
-    Ok(plan.problems(None, &mut ledger).await?)
-}
-
-async fn refusals(world: &World, plan: &impl Plan) -> Outcome<Vec<PlanProblem>> {
-    Ok(problems(world, plan).await?.into_iter().filter(|problem| problem.is_blocking).collect())
-}
-
 /// Runs the statements of a text, which stand between backticks.
 async fn run_statements(world: &World, text: &str) -> Outcome {
     for statement in text.split('`').skip(1).step_by(2).filter(|text| !text.starts_with('.')) {
@@ -64,7 +55,7 @@ async fn columns_of_types_without_equality_migrate() -> Outcome {
             .forward("old_place")
             .backward("new_place")
             .build()?;
-        assert_eq!(refusals(&world, &plan).await?, [], "{sql_type}");
+        assert_eq!(world.refusals(&plan).await?, [], "{sql_type}");
         let _a = world.instance("a", Some(plan)).await?;
         let set = async |column: &str, value: &str, ids: &str| {
             let update = format!("update visits set {column} = '{value}' where id in ({ids})");
@@ -118,7 +109,7 @@ async fn a_self_reference_of_the_new_table_is_found_first() -> Outcome {
         "create table visits_2 (id bigint primary key, parent bigint references visits_2, code text)";
     // The statement of the plan would make it.
     let plan = to_table(&world, create).same("parent").build()?;
-    let found = refusals(&world, &plan).await?;
+    let found = world.refusals(&plan).await?;
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(
         found[0].problem.contains("\"visits_2_parent_fkey\"") && found[0].remedy.contains("`.create(…)`")
@@ -127,13 +118,13 @@ async fn a_self_reference_of_the_new_table_is_found_first() -> Outcome {
     world.pool.execute(create).await?;
     let batches = BatchOptions { min_rows: 10, max_rows: 10, ..BatchOptions::default() };
     let plan = to_table(&world, create).same("parent").batches(batches).build()?;
-    let found = refusals(&world, &plan).await?;
+    let found = world.refusals(&plan).await?;
     assert_eq!(found.len(), 1, "{found:?}");
     let statements = found[0].remedy.split('`').skip(1).step_by(2);
     let statements: Vec<&str> = statements.filter(|text| text.contains(' ')).collect();
     let [drop, add, validate] = *statements else { return Err(found[0].remedy.clone().into()) };
     world.pool.execute(AssertSqlSafe(drop)).await?;
-    assert_eq!(refusals(&world, &plan).await?, []);
+    assert_eq!(world.refusals(&plan).await?, []);
     let _a = world.instance_of("a", plan).await?;
     world.go("verify").await?;
     world.pool.execute(AssertSqlSafe(add)).await?;
@@ -218,7 +209,7 @@ async fn a_logical_consumer_far_behind_holds_nothing() -> Outcome {
 async fn errors_of_the_server_have_sqlstate_and_hint() -> Outcome {
     let world = World::new(3).await?;
     let misspelt = describe(&world.pool).forward("lower(old_statuss)").build()?;
-    let found = refusals(&world, &misspelt).await?;
+    let found = world.refusals(&misspelt).await?;
     assert_eq!(found.len(), 1, "{found:?}");
     let text = found[0].to_string();
     for part in ["SQLSTATE 42703", "hint: ", "old_status"] {
@@ -249,7 +240,7 @@ async fn a_role_with_rights_on_columns_is_told_what_to_grant() -> Outcome {
     let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await?;
     let plan = describe(&pool).use_existing_column().without_guard_trigger().build()?;
     let lacks = async || -> Outcome<Vec<PlanProblem>> {
-        let found = refusals(&world, &plan).await?;
+        let found = world.refusals(&plan).await?;
         Ok(found.into_iter().filter(|one| one.problem.contains("privilege")).collect())
     };
     let found = lacks().await?;
@@ -270,13 +261,13 @@ async fn a_role_with_rights_on_columns_is_told_what_to_grant() -> Outcome {
         .column_back("old_status", "upper(status)")
         .without_guard_trigger()
         .build()?;
-    let found = refusals(&world, &plan).await?;
+    let found = world.refusals(&plan).await?;
     let found: Vec<_> = found.iter().filter(|one| one.problem.contains("privilege")).collect();
     assert_eq!(found.len(), 2, "{found:?}");
     for problem in found {
         run_statements(&world, &problem.remedy).await?;
     }
-    let found = refusals(&world, &plan).await?;
+    let found = world.refusals(&plan).await?;
     assert!(found.iter().all(|one| !one.problem.contains("privilege")), "{found:?}");
     Ok(())
 }
@@ -296,7 +287,7 @@ async fn a_default_is_carried_over_or_holds_ramp() -> Outcome {
         let set = format!("alter table orders alter old_status set default {default}");
         world.pool.execute(AssertSqlSafe(set)).await?;
         let plan = describe(&world.pool).forward(forward).backward("new_status");
-        let found = problems(&world, &plan.clone().build()?).await?;
+        let found = world.problems(&plan.clone().build()?).await?;
         assert!(found.iter().any(|one| one.problem.contains("the default of column")), "{found:?}");
         let plan = if expected.is_some() { plan.carry_over() } else { plan };
         let _a = world.instance("a", Some(plan.build()?)).await?;
@@ -374,7 +365,7 @@ async fn the_statement_of_each_refusal_works() -> Outcome {
         let world = World::new(3).await?;
         world.pool.execute(AssertSqlSafe(setup)).await?;
         let plan = describe(&world.pool).build()?;
-        let mut found = refusals(&world, &plan).await?;
+        let mut found = world.refusals(&plan).await?;
         assert!(found.iter().any(|one| one.problem.contains(word)), "{setup}: {found:?}");
         // One remedy may solve several: a column of another type that is dropped was not added by the migration either.
         for _ in 0..3 {
@@ -384,7 +375,7 @@ async fn the_statement_of_each_refusal_works() -> Outcome {
             let statement = statements.first().ok_or_else(|| first.to_string())?;
             let ran = world.pool.execute(AssertSqlSafe(*statement)).await;
             ran.map_err(|error| format!("{setup}: {statement}: {error}"))?;
-            found = refusals(&world, &plan).await?;
+            found = world.refusals(&plan).await?;
         }
         assert_eq!(found, [], "{setup}");
         let _a = world.instance("a", Some(plan)).await?;

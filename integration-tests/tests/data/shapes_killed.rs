@@ -134,10 +134,7 @@ async fn killed_all_the_way(shape: &str) -> Outcome {
     world.approve().await?;
     world.ask("contract").await?;
     kill_driver(&world, &folder, &mut running, shape).await?;
-    let ended = "select ended_as is not null from cutover.migrations where name = 'status'";
-    world
-        .until("the end", async || sqlx::query_scalar(ended).fetch_one(&world.pool).await.unwrap_or(false))
-        .await?;
+    world.ended().await?;
     is_over.store(true, Ordering::SeqCst);
     let (kept, _) = writer.await??;
     let there: i64 = sqlx::query_scalar("select count(*) from shop.nodes").fetch_one(&world.pool).await?;

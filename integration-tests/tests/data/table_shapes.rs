@@ -334,10 +334,7 @@ async fn walk(
     }
     world.approve().await?;
     world.go("contract").await?;
-    let ended = "select ended_as is not null from cutover.migrations where name = 'status'";
-    world
-        .until("the end", async || sqlx::query_scalar(ended).fetch_one(&world.pool).await.unwrap_or(false))
-        .await?;
+    world.ended().await?;
     Ok(())
 }
 

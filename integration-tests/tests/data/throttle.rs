@@ -190,21 +190,9 @@ async fn a_copy_alone_is_not_held_back_by_its_own_batches() -> Outcome {
     let world = World::new(100_000).await?;
     // On any machine, batches grow up to 20,000 rows.
     let batches = BatchOptions { target: Duration::from_secs(30), ..BatchOptions::default() };
-    let plan = ColumnMigration::new(world.pool.clone(), "orders")
-        .key("id")
-        .column("old_status", "new_status", "text")
-        .forward("lower(trim(old_status))")
-        .backward("format(' %s ', upper(new_status))")
-        .batches(batches)
-        .build()?;
-    let _a = world.instance("a", Some(plan)).await?;
+    let _a = world.instance("a", Some(world.describe().batches(batches).build()?)).await?;
     world.go("backfill").await?;
-    let done = "select exists (select from cutover.jobs where kind = 'backfill' and finished_at is not null)";
-    world
-        .until("the end of the copy", async || {
-            sqlx::query_scalar(done).fetch_one(&world.pool).await.unwrap_or(false)
-        })
-        .await?;
+    world.filled().await?;
     // Each batch is a transaction. With 500 rows each there are 200.
     let transactions = "select count(distinct xmin::text) from orders";
     let transactions: i64 = sqlx::query_scalar(transactions).fetch_one(&world.pool).await?;

@@ -109,9 +109,7 @@ async fn an_odd_key_keeps_all_that_it_has() -> Outcome {
     }
     world.approve().await?;
     world.go("contract").await?;
-    let ended = "select ended_as is not null from cutover.migrations where name = 'status'";
-    let is_ended = async || sqlx::query_scalar(ended).fetch_one(&world.pool).await.unwrap_or(false);
-    world.until("the end", is_ended).await?;
+    world.ended().await?;
     assert_eq!(picture(&world.pool, &schemas).await?, wide(&before));
     let left = "select count(*) from pg_attribute where attname ~ '_(old|bigint)$' and not attisdropped \
         and attrelid in ('shop.nodes'::regclass, '\"my.shop\".\"Order.Lines\"'::regclass)";

@@ -137,8 +137,7 @@ async fn constraints_are_in_force_from_switch_and_go_back() -> Outcome {
     );
     world.approve().await?;
     world.go("contract").await?;
-    let ended = "select ended_as is not null from cutover.migrations where name = 'status'";
-    world.until("the end", async || is(&world.pool, ended).await.unwrap_or(false)).await?;
+    world.ended().await?;
     for (statement, state) in VIOLATE {
         let state = if state == "23514" && statement.contains("null, 1, null") { "23502" } else { state };
         assert_eq!(refusal(&mut job, statement).await.as_deref(), Some(state), "{statement}");
@@ -295,8 +294,7 @@ async fn partitioned_tables_get_their_constraints() -> Outcome {
     }
     world.approve().await?;
     world.go("contract").await?;
-    let ended = "select ended_as is not null from cutover.migrations where name = 'status'";
-    world.until("the end", async || is(&world.pool, ended).await.unwrap_or(false)).await?;
+    world.ended().await?;
     assert!(is(&world.pool, "select bool_and(attnotnull) from pg_attribute where attrelid in ('parts'::regclass, 'parts_1'::regclass) and attname = 'note'").await?);
     assert!(
         is(&world.pool, "select bool_and(convalidated) from pg_constraint where conname = 'parts_customer'")

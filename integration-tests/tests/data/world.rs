@@ -9,7 +9,7 @@ use cutover::fleet::{Fleet as Membership, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
 use cutover::migration::PhaseRange;
-use cutover::migration::{Agent, DriverOptions, Migration, MigrationSpec, Plan};
+use cutover::migration::{Agent, DriverOptions, Migration, MigrationSpec, Plan, PlanProblem};
 use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder};
 use cutover::release::Release;
 use cutover_testkit::{KitError, Postgres, wait_until};
@@ -203,6 +203,28 @@ impl World {
         let complete = "select new_complete from cutover.migrations where name = 'status'";
         let ask = async || sqlx::query_scalar(complete).fetch_one(&self.pool).await.unwrap_or(false);
         Ok(self.until("the end of the backfill", ask).await?)
+    }
+
+    /// Waits until the migration has ended.
+    pub(crate) async fn ended(&self) -> Outcome {
+        self.ended_within(SOON).await
+    }
+
+    pub(crate) async fn ended_within(&self, limit: Duration) -> Outcome {
+        let ended = "select ended_as is not null from cutover.migrations where name = 'status'";
+        let ask = async || sqlx::query_scalar::<_, bool>(ended).fetch_one(&self.pool).await;
+        Ok(wait_until("the end of the migration", limit, ask).await?)
+    }
+
+    /// What a plan says before it is declared.
+    pub(crate) async fn problems(&self, plan: &impl Plan) -> Outcome<Vec<PlanProblem>> {
+        let mut ledger = self.pool.acquire().await?;
+        Ok(plan.problems(None, &mut ledger).await?)
+    }
+
+    /// Those of its problems that hold `expand`.
+    pub(crate) async fn refusals(&self, plan: &impl Plan) -> Outcome<Vec<PlanProblem>> {
+        Ok(self.problems(plan).await?.into_iter().filter(|problem| problem.is_blocking).collect())
     }
 
     pub(crate) async fn until(&self, what: &str, ask: impl AsyncFn() -> bool) -> Result<(), KitError> {

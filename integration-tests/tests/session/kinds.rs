@@ -62,6 +62,14 @@ fn requests(store: &RedisStore, ids: Vec<Id>) -> (Arc<AtomicBool>, Vec<JoinHandl
     (stop, tasks)
 }
 
+/// Waits until the session has been set twice more.
+async fn goes_on(store: &RedisStore, id: Id) {
+    let at = get(store, id).await.unwrap_or_default();
+    wait_until("two more requests", LIMIT, async || Ok::<_, KitError>(get(store, id).await > Some(at + 1)))
+        .await
+        .unwrap();
+}
+
 async fn sessions_per_owner(store: &RedisStore, any: &Redis) -> [Id; 3] {
     let mut found = [None; 3];
     while found.iter().any(Option::is_none) {
@@ -112,12 +120,7 @@ async fn no_request_fails_when_sentinel_changes_the_primary() {
     // Connections to the former primary stay open, and it refuses writes from here on.
     first.command(&format!("REPLICAOF 127.0.0.1 {}", second.port())).await.unwrap();
     for id in ids {
-        let at = get(&store, id).await.unwrap_or_default();
-        wait_until("two more requests", LIMIT, async || {
-            Ok::<_, KitError>(get(&store, id).await > Some(at + 1))
-        })
-        .await
-        .unwrap();
+        goes_on(&store, id).await;
     }
     stop.store(true, Ordering::Relaxed);
     for (task, id) in tasks.into_iter().zip(ids) {
@@ -141,22 +144,12 @@ async fn sessions_survive_the_move_of_a_cluster_slot() {
     assert_eq!(moved, "OK");
     // The first server answers ASK now.
     set(&store, id, 0).await.unwrap();
-    let at = get(&store, id).await;
-    wait_until("two more requests", LIMIT, async || {
-        Ok::<_, KitError>(get(&store, id).await > at.map(|at| at + 1))
-    })
-    .await
-    .unwrap();
+    goes_on(&store, id).await;
     for server in [to, from] {
         server.command(&format!("CLUSTER SETSLOT {slot} NODE {}", ids[1])).await.unwrap();
     }
     // And MOVED.
-    let at = get(&store, id).await;
-    wait_until("two more requests", LIMIT, async || {
-        Ok::<_, KitError>(get(&store, id).await > at.map(|at| at + 1))
-    })
-    .await
-    .unwrap();
+    goes_on(&store, id).await;
     stop.store(true, Ordering::Relaxed);
     let last = tasks.into_iter().next().unwrap().await.unwrap();
     assert_eq!(get(&store, id).await, Some(last));
@@ -171,12 +164,7 @@ async fn no_request_fails_when_a_cluster_replica_takes_over() {
     let (stop, tasks) = requests(&store, ids.to_vec());
     cluster.replica().command("CLUSTER FAILOVER").await.unwrap();
     cluster.wait_for_replica().await.unwrap();
-    let at = get(&store, ids[0]).await.unwrap_or_default();
-    wait_until("two more requests", LIMIT, async || {
-        Ok::<_, KitError>(get(&store, ids[0]).await > Some(at + 1))
-    })
-    .await
-    .unwrap();
+    goes_on(&store, ids[0]).await;
     stop.store(true, Ordering::Relaxed);
     for (task, id) in tasks.into_iter().zip(ids) {
         let last = task.await.unwrap();
