@@ -7,7 +7,7 @@ use std::fmt;
 
 pub use address::postgres_options;
 #[cfg(feature = "redis")]
-pub(crate) use address::{address_problem, without_scheme};
+pub(crate) use address::{AddressProblem, address_problem, without_scheme};
 pub(crate) use database_error::{describe_error, describe_source};
 pub(crate) use redact::redact;
 

@@ -1,5 +1,6 @@
 //! Addresses of servers that hold secrets.
 
+use std::fmt;
 use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
@@ -34,8 +35,15 @@ const PARAMETERS: [&str; 18] = [
 pub fn postgres_options(url: &str) -> Result<PgConnectOptions, String> {
     let schemes = ["postgres://", "postgresql://"];
     let rest = without_scheme(url, &schemes)?;
-    if let Some(problem) = address_problem(rest) {
-        return Err(format!("{problem}{}", several_hosts_help(problem)));
+    match address_problem(rest) {
+        Some(problem @ AddressProblem::SeveralHosts) => {
+            return Err(format!(
+                "{problem}; use one name or address that leads to the primary, such as that of a proxy or a service, \
+                 and leave target_session_attrs out: a server that is read-only is refused in any case"
+            ));
+        }
+        Some(problem) => return Err(problem.to_string()),
+        None => {}
     }
     let (url, unknown) = known_parameters(url)?;
     missing_file(&url)?;
@@ -56,26 +64,29 @@ pub(crate) fn without_scheme<'a>(url: &'a str, schemes: &[&str]) -> Result<&'a s
     rest.ok_or_else(|| format!("has to begin with {}", schemes.join(" or ")))
 }
 
-const SEVERAL_HOSTS: &str = "names several hosts";
+/// What is wrong with an address. The text has no part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AddressProblem {
+    /// A password with `/`, `?` or `#` ends the host too early, and the rest of it would be logged as part of a path.
+    Unencoded,
+    SeveralHosts,
+}
 
-fn several_hosts_help(problem: &str) -> &'static str {
-    match problem == SEVERAL_HOSTS {
-        true => {
-            "; use one name or address that leads to the primary, such as that of a proxy or a service, \
-             and leave target_session_attrs out: a server that is read-only is refused in any case"
-        }
-        false => "",
+impl fmt::Display for AddressProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unencoded => "has a user or password with / ? or #; write %2F, %3F or %23 instead",
+            Self::SeveralHosts => "names several hosts",
+        })
     }
 }
 
-/// What is wrong with an address, without any part of it: a password with `/`, `?` or `#` ends the host too early, and
-/// the rest of it would be logged as part of a path.
-pub(crate) fn address_problem(rest: &str) -> Option<&'static str> {
+pub(crate) fn address_problem(rest: &str) -> Option<AddressProblem> {
     let (authority, after) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     let (path, query) = after.split_once('?').unwrap_or((after, ""));
     let before_at = query.split_once('@').map(|(before, _)| before);
     if path.contains('@') || before_at.is_some_and(|before| !before.contains('=')) {
-        return Some("has a user or password with / ? or #; write %2F, %3F or %23 instead");
+        return Some(AddressProblem::Unencoded);
     }
     let parameters = query.split('&').filter_map(|pair| pair.split_once('='));
     let hosts =
@@ -87,7 +98,7 @@ pub(crate) fn address_problem(rest: &str) -> Option<&'static str> {
         .chain(hosts)
         .any(|host| host.contains(',') || host.contains("%2C"))
     {
-        return Some(SEVERAL_HOSTS);
+        return Some(AddressProblem::SeveralHosts);
     }
     None
 }
@@ -140,11 +151,11 @@ mod tests {
             assert_eq!(address_problem(good), None, "{good}");
         }
         for password in ["12/34", "12?34", "12#34", "a/b?c"] {
-            let problem = address_problem(&format!("u:{password}@db/x")).unwrap();
+            let problem = address_problem(&format!("u:{password}@db/x")).unwrap().to_string();
             assert!(problem.contains("%2F") && !problem.contains("12"), "{password}: {problem}");
         }
         for hosts in ["u:p@db1,db2/x", "u:p@db1:1,db2:2/x", "db/x?host=a,b", "/x?host=a%2Cb", "/x?port=1,2"] {
-            assert_eq!(address_problem(hosts), Some(SEVERAL_HOSTS), "{hosts}");
+            assert_eq!(address_problem(hosts), Some(AddressProblem::SeveralHosts), "{hosts}");
         }
     }
 

@@ -9,7 +9,7 @@ use super::builder::Part;
 use super::environment::Environment;
 use crate::config::postgres_options;
 #[cfg(feature = "redis")]
-use crate::config::{address_problem, without_scheme};
+use crate::config::{AddressProblem, address_problem, without_scheme};
 use crate::pool::{ConnectionShare, MAX_CONNECTIONS, ShareOptions};
 #[cfg(feature = "redis")]
 use crate::redis::RedisPool;
@@ -133,8 +133,8 @@ fn redis_problem(url: &str) -> Option<String> {
                            and pass it to `Cutover::redis` instead of `redis_from_env`";
     match without_scheme(url, &["redis://", "rediss://", "redis+unix://", "unix://"]) {
         Ok(rest) => match address_problem(rest)? {
-            problem if rest.contains(',') => Some(format!("{problem}; {SEVERAL}")),
-            problem => Some(problem.to_owned()),
+            problem @ AddressProblem::SeveralHosts => Some(format!("{problem}; {SEVERAL}")),
+            problem => Some(problem.to_string()),
         },
         Err(problem) if url.contains("sentinel") || url.contains("cluster") => {
             Some(format!("{problem}; {SEVERAL}"))

@@ -1,14 +1,10 @@
 use std::sync::Arc;
 
-use deadpool_redis::redis::aio::ConnectionLike;
 use deadpool_redis::redis::{RedisError, cmd};
 use tokio::sync::Mutex;
 
 use super::check::{Check, CheckError, ProbeOutcome};
-use crate::redis::{RedisPool, describe, is_missing_privilege};
-
-/// A connection outside of the pool.
-type Connection = Box<dyn ConnectionLike + Send>;
+use crate::redis::{AnyConnection, RedisPool, describe, is_missing_privilege};
 
 /// The probe's key. It expires on its own, so the check leaves nothing behind.
 const KEY: &str = "cutover:health";
@@ -32,7 +28,7 @@ impl Check {
     }
 }
 
-async fn probe(pool: RedisPool, idle: Arc<Mutex<Option<Connection>>>) -> Result<ProbeOutcome, CheckError> {
+async fn probe(pool: RedisPool, idle: Arc<Mutex<Option<AnyConnection>>>) -> Result<ProbeOutcome, CheckError> {
     // Taken out while in use, so a probe that fails or is cancelled drops the connection.
     let kept = idle.lock().await.take();
     let mut connection = match kept {

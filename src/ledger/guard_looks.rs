@@ -14,13 +14,15 @@ use super::{guard_triggers, unprepared};
 /// file. A statement that rewrites a column's values changes both the column and the file. `vacuum full` changes the file
 /// only, and `set default` the column only. A partition that was created as one has no row that came past its triggers: they
 /// are as old as its row type.
-const LOOK: &str = "\
+const LOOK: &str = concat!(
+    "\
 with guards as (select t.tgrelid as relation, bool_or(t.tgenabled <> 'A') as is_disabled, \
         string_agg(t.xmin::text, ' ' order by t.tgname) as triggers, bool_and(t.xmin = y.xmin) as is_as_old_as_table, \
         bool_or(t.tgname like '%row' and t.tgtype & 2 <> 0) and exists (select from pg_trigger l \
             join pg_proc lp on lp.oid = l.tgfoid join pg_namespace ln on ln.oid = lp.pronamespace \
-            where l.tgrelid = t.tgrelid and not l.tgisinternal and l.tgenabled <> 'D' and ln.nspname <> 'cutover' \
-                and l.tgtype & 3 = 3 and l.tgtype & 20 <> 0 and l.tgname > $3::name) as is_early, \
+            where l.tgrelid = t.tgrelid and not l.tgisinternal and ln.nspname <> 'cutover' and ",
+    guard_triggers::may_change_rows!("l"),
+    " and l.tgname > $3::name) as is_early, \
         max(c.relfilenode) as file \
     from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
     join pg_class c on c.oid = t.tgrelid left join pg_type y on y.oid = c.reltype \
@@ -52,7 +54,8 @@ insert into cutover.guard_looks as l (migration_id, seen, unseen_writes_at, unse
         unseen_writes_at = coalesce(excluded.unseen_writes_at, l.unseen_writes_at), \
         unseen_writes_by = coalesce(excluded.unseen_writes_by, l.unseen_writes_by) \
     where l.seen <> excluded.seen or excluded.unseen_writes_at is not null \
-    returning exists (select from now n join known k on k.seen -> n.relation::text ->> 1 <> n.columns)";
+    returning exists (select from now n join known k on k.seen -> n.relation::text ->> 1 <> n.columns)"
+);
 
 /// Looks at the guard triggers of a migration. If rows may have been written past them since the last look, this is recorded as
 /// an external write that was not mirrored, and a scan that began before does not count.

@@ -3,6 +3,22 @@
 /// How all names begin. Triggers of other names that come later fire later.
 pub(crate) const PREFIX: &str = "zzz_cutover_";
 
+/// Whether the trigger with this alias of `pg_trigger` is enabled, and may change a row that is inserted or updated.
+macro_rules! may_change_rows {
+    ($alias:literal) => {
+        concat!(
+            "(",
+            $alias,
+            ".tgenabled <> 'D' and ",
+            $alias,
+            ".tgtype & 3 = 3 and ",
+            $alias,
+            ".tgtype & 20 <> 0)"
+        )
+    };
+}
+pub(crate) use may_change_rows;
+
 /// The names of a migration's triggers. Triggers of one kind fire in the order of their names, and the id keeps those of
 /// two migrations of one table apart.
 pub(crate) fn names(id: &str) -> [String; 5] {

@@ -4,7 +4,7 @@
 
 use sqlx::PgConnection;
 
-use super::guard_triggers::names;
+use super::guard_triggers::{PREFIX, names};
 use super::unprepared;
 
 /// Two columns of a table that are kept equal. Names are quoted.
@@ -74,9 +74,9 @@ pub(crate) async fn targets(
          cross join lateral unnest(string_to_array(encode(t.tgargs, 'escape'), '\\000')) with ordinality as argument (name, n) \
          join pg_attribute a on a.attrelid = c.oid and not a.attisdropped and argument.n > 1 \
              and a.attname = convert_from(decode(argument.name, 'escape'), 'UTF8') \
-         where t.tgname = format('zzz_cutover_%s_row', $1) and t.tgnargs > 1 order by c.oid, argument.n",
+         where t.tgname = $1 and t.tgnargs > 1 order by c.oid, argument.n",
     )
-    .bind(migration)
+    .bind(format!("{PREFIX}{migration}_row"))
     .fetch_all(connection)
     .await
 }

@@ -18,8 +18,6 @@ pub(super) struct LedgerCheck {
     pub(super) options: PgConnectOptions,
     pub(super) fleet: String,
     pub(super) specs: Vec<MigrationSpec>,
-    /// See [`Preflight::unnamed_statements`](super::Preflight::unnamed_statements).
-    pub(super) unnamed_statements: bool,
 }
 
 impl fmt::Debug for LedgerCheck {
@@ -32,10 +30,11 @@ impl fmt::Debug for LedgerCheck {
 /// The limit of each pool, and the number of instances if it is known.
 pub(super) type Budget = (u32, Option<usize>);
 
-/// Whether the ledger can be used, and whether this build fits into the fleet.
-pub(super) async fn examine(check: LedgerCheck, budget: Option<Budget>) -> Vec<Finding> {
+/// Whether the ledger can be used, and whether this build fits into the fleet. `has_unnamed`: see
+/// [`Preflight::unnamed_statements`](super::Preflight::unnamed_statements).
+pub(super) async fn examine(check: LedgerCheck, has_unnamed: bool, budget: Option<Budget>) -> Vec<Finding> {
     let problem = |text: String| vec![Finding::new("ledger", Severity::Problem, text)];
-    match timeout(LEDGER_LIMIT, ask(check, budget)).await {
+    match timeout(LEDGER_LIMIT, ask(check, has_unnamed, budget)).await {
         Ok(Ok(findings)) => findings,
         Ok(Err(error)) => problem(error.to_string()),
         Err(_) => problem(format!(
@@ -45,11 +44,15 @@ pub(super) async fn examine(check: LedgerCheck, budget: Option<Budget>) -> Vec<F
     }
 }
 
-async fn ask(check: LedgerCheck, budget: Option<Budget>) -> Result<Vec<Finding>, LedgerError> {
-    let LedgerCheck { options, fleet, specs, unnamed_statements } = check;
+async fn ask(
+    check: LedgerCheck,
+    has_unnamed: bool,
+    budget: Option<Budget>,
+) -> Result<Vec<Finding>, LedgerError> {
+    let LedgerCheck { options, fleet, specs } = check;
     let pooler = pooler_at(&options).await?;
     let mut findings: Vec<Finding> = pooler
-        .map(|pooler| match pooler.refusal(unnamed_statements) {
+        .map(|pooler| match pooler.refusal(has_unnamed) {
             Some(refusal) => Finding::new("pooler", Severity::Problem, refusal),
             None => Finding::new("pooler", Severity::Warning, pooler.to_string()),
         })

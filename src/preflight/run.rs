@@ -71,8 +71,7 @@ impl Preflight {
         fleet: impl Into<String>,
         specs: Vec<MigrationSpec>,
     ) -> Self {
-        let unnamed_statements = self.unnamed_statements;
-        self.ledger = Some(LedgerCheck { options, fleet: fleet.into(), specs, unnamed_statements });
+        self.ledger = Some(LedgerCheck { options, fleet: fleet.into(), specs });
         self
     }
 
@@ -80,9 +79,6 @@ impl Preflight {
     /// warning and not a problem. See [`Cutover::unnamed_statements`](crate::Cutover::unnamed_statements).
     pub fn unnamed_statements(mut self) -> Self {
         self.unnamed_statements = true;
-        if let Some(ledger) = &mut self.ledger {
-            ledger.unnamed_statements = true;
-        }
         self
     }
 
@@ -115,7 +111,7 @@ impl Preflight {
         let checks = async { join_all(self.checks.iter().map(probe)).await };
         let ledger = async {
             match self.ledger {
-                Some(check) => ledger::examine(check, self.budget).await,
+                Some(check) => ledger::examine(check, self.unnamed_statements, self.budget).await,
                 None => Vec::new(),
             }
         };

@@ -14,5 +14,6 @@ mod pool;
 mod refusal;
 
 pub(crate) use client::{Client, Failure};
+pub(crate) use pool::AnyConnection;
 pub use pool::RedisPool;
 pub(crate) use refusal::{describe, is_missing_privilege};

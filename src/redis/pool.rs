@@ -13,7 +13,7 @@ use deadpool_redis::redis::aio::ConnectionLike;
 use super::refusal::describe;
 
 /// A connection of any kind of pool.
-pub(super) type AnyConnection = Box<dyn ConnectionLike + Send>;
+pub(crate) type AnyConnection = Box<dyn ConnectionLike + Send>;
 
 /// A pool of connections to Redis, of any of the kinds that `deadpool-redis` has.
 ///
@@ -57,7 +57,7 @@ impl RedisPool {
     }
 
     /// A connection outside of the pool.
-    pub(crate) async fn connect(&self) -> Result<Box<dyn ConnectionLike + Send>, RedisError> {
+    pub(crate) async fn connect(&self) -> Result<AnyConnection, RedisError> {
         self.0.connect().await
     }
 

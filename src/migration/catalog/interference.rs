@@ -1,12 +1,9 @@
 //! What stands between a statement and the rows that it writes: rules, and triggers that fire after the guard trigger. Pure.
 
-use super::names::quote;
+use super::names::{fit_name, quote};
 use super::problem::PlanProblem;
 use super::table::TableFacts;
 use crate::ledger::guard_triggers;
-
-/// How long a name may be, in bytes.
-const NAME: usize = 63;
 
 /// Rules for these events: a copy of rows, and the service, would not write what they say.
 pub(crate) fn rules(table: &str, facts: &TableFacts, events: &[&str]) -> Vec<PlanProblem> {
@@ -31,10 +28,7 @@ pub(crate) fn late_triggers(facts: &TableFacts) -> Vec<PlanProblem> {
     let late = facts.triggers.iter().filter(|trigger| trigger.may_change_rows && late(&trigger.name));
     late.map(|trigger| {
         let (table, name) = (&trigger.table, quote(&trigger.name));
-        let mut earlier = format!("a_{}", trigger.name);
-        while earlier.len() > NAME {
-            earlier.pop();
-        }
+        let earlier = fit_name(format!("a_{}", trigger.name));
         PlanProblem::blocking(
             format!(
                 "trigger {name} of {table} fires after the guard trigger, because its name comes later, so what it makes of \

@@ -3,6 +3,7 @@ use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
 use super::names::quote;
+use crate::ledger::guard_triggers::may_change_rows;
 use crate::ledger::unprepared;
 
 /// One table as the catalog describes it, read by one statement.
@@ -77,7 +78,8 @@ pub(crate) struct Rule {
     pub(crate) event: String,
 }
 
-const READ: &str = "\
+const READ: &str = concat!(
+    "\
 select json_build_object( \
     'kind', c.relkind::text, 'role', current_user::text, \
     'is_owner', pg_has_role(c.relowner, 'usage'), \
@@ -111,7 +113,9 @@ select json_build_object( \
         from pg_constraint f where f.conrelid = c.oid and f.contype = 'f'), \
     'triggers', (select coalesce(json_agg(json_build_object( \
             'table', case when t.tgrelid = c.oid then $1 else t.tgrelid::regclass::text end, 'name', t.tgname, 'function', p.oid::regprocedure::text, 'body', p.prosrc, \
-            'may_change_rows', t.tgenabled <> 'D' and t.tgtype & 3 = 3 and t.tgtype & 20 <> 0) \
+            'may_change_rows', ",
+    may_change_rows!("t"),
+    ") \
             order by t.tgrelid <> c.oid, t.tgname, t.tgrelid::regclass::text), '[]') \
         from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
         where (t.tgrelid = c.oid or t.tgrelid in (select relid from pg_partition_tree(c.oid)) \
@@ -120,7 +124,8 @@ select json_build_object( \
     'rules', (select coalesce(json_agg(json_build_object('name', r.rulename, \
             'event', case r.ev_type when '2' then 'UPDATE' when '3' then 'INSERT' else 'DELETE' end) order by r.rulename), '[]') \
         from pg_rewrite r where r.ev_class = c.oid and r.ev_type <> '1' and r.ev_enabled <> 'D'))::text \
-from pg_class c where c.oid = to_regclass($1)";
+from pg_class c where c.oid = to_regclass($1)"
+);
 
 impl TableFacts {
     /// Reads a table (quoted). `None` if there is none of that name on the session's `search_path`.
