@@ -1,4 +1,4 @@
-//! TLS to a real Postgres: whom the library trusts, and what it says when it trusts nobody.
+//! TLS to a real Postgres: which certificates the library accepts, and what it says about others.
 #![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
 
 use std::os::unix::fs::{MetadataExt, chown};
@@ -56,7 +56,7 @@ impl Server {
         for (name, subject, days) in certificates {
             certificate(folder.path(), name, "ca", subject, days);
         }
-        certificate(folder.path(), "stranger", "other", ("postgres", "DNS:client.test"), 2);
+        certificate(folder.path(), "foreign", "other", ("postgres", "DNS:client.test"), 2);
         let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
         let admin = PgPool::connect(&postgres.admin_url()).await.unwrap();
         Self { postgres, admin, folder }
@@ -158,7 +158,7 @@ async fn a_client_certificate_is_presented() {
     server.refuses(&full, "requires a valid client certificate").await;
     // With TLS 1.3 the server checks the certificate after the client has finished, and often resets the connection before the
     // client has read the reason.
-    let refused = server.problem(&with("stranger")).await.unwrap();
+    let refused = server.problem(&with("foreign")).await.unwrap();
     assert!(
         ["unknown ca", "UnknownCA", "reset by peer"].iter().any(|reason| refused.contains(reason)),
         "{refused}"

@@ -190,7 +190,7 @@ impl RedisStore {
             match client.ask::<Option<String>>(&set).await {
                 Ok(Some(_)) => return Base::of(&envelope).put(&mut record.data),
                 Ok(None) => {}
-                // It may be stored under this id, which nobody has seen, until it expires.
+                // It may be stored under this id, which was never returned, until it expires.
                 Err(failure) if failure.is_unknown => {}
                 Err(failure) => return Err(failed("creating", &failure)),
             }

@@ -73,7 +73,7 @@ async fn external_writes_reach_both_columns() -> Outcome {
         "select id, new_payment_status from orders",
     );
     walk(&world, &bench, &["verify", "ramp:50", "switch"], &apart).await?;
-    // The ledger names the external writer, and all of its writes were copied at once.
+    // The ledger names the external writer, and all of its writes were mirrored at once.
     let (who, writes, unmirrored): (String, i64, i64) = sqlx::query_as(
         "select max(application), sum(transactions)::bigint, sum(unmirrored)::bigint from cutover.external_writes",
     )

@@ -572,7 +572,7 @@ create table cutover.flag_polls (
     state bytea check (octet_length(state) <= 17000000)
 );
 
--- The name for an error text. Whoever writes the table may call it, without rights on the ledger.
+-- The name for an error text. A role that writes the table may call it without rights on the ledger.
 create function cutover.migration_name(p_migration integer) returns text
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select coalesce(min(fleet || '/' || name), p_migration::text) from cutover.migrations where id = p_migration
@@ -844,8 +844,8 @@ end
 $$;
 revoke all on function cutover.record_external_repair(integer, text, jsonb, text) from public;
 
--- The guard trigger calls these functions as whoever writes the table. Every other function and table needs a grant of its
--- own.
+-- The guard trigger calls these functions with the role that writes the table. Every other function and table needs a
+-- grant of its own.
 grant usage on schema cutover to public;
 grant execute on function cutover.record_external_write(integer, boolean) to public;
 grant execute on function cutover.phase_for_guard(integer) to public;

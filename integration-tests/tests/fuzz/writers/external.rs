@@ -98,7 +98,7 @@ impl Writer {
             Some(row) if !is_table && world.is_copying.load(Ordering::Relaxed) && self.rng.bool() => {
                 return self.move_key(session, number, row.clone(), first).await;
             }
-            // A move to another partition, of a row whose old side nobody may write.
+            // A move to another partition, of a row whose old side must not be written.
             Some(row)
                 if first >= Phase::Retire
                     && world.shape.partitions != Partitions::None

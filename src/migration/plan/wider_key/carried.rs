@@ -14,7 +14,7 @@ pub(super) async fn carried(
     unprepared::query_scalar(CARRIED).bind(relation).bind(column).fetch_all(connection).await
 }
 
-/// Rights on a sequence of an identity are granted anew, because the exchange creates it anew. Another sequence stays the same
+/// Rights on a sequence of an identity are granted again, because the exchange creates it again. Another sequence stays the same
 /// one. Indexes of the column are replaced too.
 const CARRIED: &str = "with moved as (select a.*, c.relowner, format('%I.%I', n.nspname, c.relname) as \"table\", n.nspname \
         from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace \
