@@ -112,7 +112,8 @@ test: check
 	$(MAKE) --no-print-directory documentation START=$(START)
 	$(call stage,real servers)
 	$(CARGO_TEST) --test '*' --no-run
-	$(MAKE) --no-print-directory -j2 suites-of-tables other-suites START=$(START)
+	@rm -rf target/suites target/matrix && mkdir -p target/suites
+	$(MAKE) --no-print-directory -j2 suites-of-tables other-suites START=$(START) || { scripts/failed-tests; exit 1; }
 	$(call stage,features and the demo)
 	cargo build --workspace --all-features --bins
 	$(MAKE) --no-print-directory -j2 features small-demo START=$(START)
@@ -121,16 +122,20 @@ test: check
 # Two halves at once, because tests wait for their servers a good part of the time.
 SUITES = RUST_TEST_THREADS=$${RUST_TEST_THREADS:-3} $(CARGO_TEST) --no-fail-fast
 PREFIX = 2>&1 | sed -u 's/^/$@: /'
+# Kept, so that `make test` ends with the tests that failed.
+LOG = 2>&1 | tee target/suites/$@.log $(PREFIX)
 
 suites-of-tables: .SHELLFLAGS := -o pipefail -c
 suites-of-tables:
-	@$(SUITES) --test data --test fuzz $(PREFIX)
+	@mkdir -p target/suites
+	@$(SUITES) --test data --test fuzz $(LOG)
 	$(call stage,Postgres 13 14 and 18)
 	@$(WITH_OWN_SERVERS) scripts/matrix --short 13 14 18 $(PREFIX)
 
 other-suites: .SHELLFLAGS := -o pipefail -c
 other-suites:
-	@$(SUITES) --test '[!df]*' --test 'd[!a]*' --test 'f[!u]*' $(PREFIX)
+	@mkdir -p target/suites
+	@$(SUITES) --test '[!df]*' --test 'd[!a]*' --test 'f[!u]*' $(LOG)
 
 # The demo on a small table, and a minute of chaos.
 small-demo: .SHELLFLAGS := -o pipefail -c
