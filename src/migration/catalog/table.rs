@@ -1,6 +1,6 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use sqlx::PgConnection;
+use sqlx::{Executor, PgConnection};
 
 use super::names::quote;
 use crate::ledger::guard_triggers::may_change_rows;
@@ -153,12 +153,17 @@ impl TableFacts {
 }
 
 /// Runs a query of one JSON text about a table (quoted). `None` if there is no such table.
+///
+/// It turns off just-in-time compilation for the transaction: the planner takes these queries for expensive ones, and their
+/// compilation would take a hundred times as long as the queries.
 pub(super) async fn read_json<T: DeserializeOwned>(
     connection: &mut PgConnection,
     query: &'static str,
     table: &str,
 ) -> Result<Option<T>, sqlx::Error> {
-    let json: Option<String> = unprepared::query_scalar(query).bind(table).fetch_optional(connection).await?;
+    connection.execute("set local jit = off").await?;
+    let json: Option<String> =
+        unprepared::query_scalar(query).bind(table).fetch_optional(&mut *connection).await?;
     let Some(json) = json else { return Ok(None) };
     serde_json::from_str(&json).map(Some).map_err(|error| sqlx::Error::Decode(error.into()))
 }
