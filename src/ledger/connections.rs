@@ -131,11 +131,13 @@ impl Connections {
         let mut connection = PgConnection::connect_with(&self.options).await?;
         let is_busy: bool = connection.fetch_one(AssertSqlSafe(self.busy())).await?.try_get(0)?;
         if !is_busy {
+            let end_idle = self.end_idle();
+            // First, so that nothing new begins on a session that ends.
+            self.pool.store(Arc::new(pool(&self.options, self.is_direct.then_some(&self.sessions))));
             if self.is_direct {
                 // The server has answered, and the answers were lost.
-                connection.execute(AssertSqlSafe(self.end_idle())).await?;
+                connection.execute(AssertSqlSafe(end_idle)).await?;
             }
-            self.pool.store(Arc::new(pool(&self.options, self.is_direct.then_some(&self.sessions))));
         }
         connection.close().await?;
         Ok(!is_busy)
