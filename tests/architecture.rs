@@ -246,9 +246,11 @@ fn a_statement_outside_of_a_transaction_is_one_message() {
         let has_session = ["migration/schema/ensure_indexes.rs", "migration/mirror/handle.rs"]
             .iter()
             .any(|one| file == Path::new(one));
-        if file.starts_with("migration") && !has_session && code(&text).contains("pool.acquire()") {
-            found.push(format!("{}: use `pool.begin()`", file.display()));
-        }
+        // Transactions without a time limit.
+        let mut unlimited = vec!["pool.begin()", "pool().begin()"];
+        unlimited.extend((!has_session).then_some("pool.acquire()"));
+        unlimited.retain(|call| file.starts_with("migration") && code(&text).contains(call));
+        found.extend(unlimited.iter().map(|call| format!("{}: `{call}`: use `begin_work`", file.display())));
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
     assert_eq!(split_statements("a; unprepared::query(\"x\") .fetch_one(pool).await").len(), 1);

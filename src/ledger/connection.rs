@@ -11,7 +11,7 @@ use super::error::LedgerError;
 use super::notifications::{Notifications, Subscription};
 use super::pooler::{self, Pooler};
 use super::schema::{self, SCHEMA_VERSION, Step};
-use super::transaction::{READ_COMMITTED, begin};
+use super::transaction::{WORK, begin};
 use super::unprepared;
 
 /// How long a first connection may take.
@@ -269,7 +269,7 @@ async fn ensure(
     next: Option<Step>,
 ) -> Result<(), LedgerError> {
     // READ COMMITTED sees what another process has installed while this one waited for it.
-    let mut tx = connection.begin_with(READ_COMMITTED).await?;
+    let mut tx = connection.begin_with(WORK).await?;
     let row = tx
         .fetch_one(
             "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \

@@ -61,4 +61,4 @@ pub use schema::SCHEMA_VERSION;
 pub use schema::Step;
 pub(crate) use shares::{ShareBudget, ShareRequest};
 pub(crate) use sqlstate::{describe_error, is_lock_timeout, sql_state};
-pub(crate) use transaction::{READ_COMMITTED, begin};
+pub(crate) use transaction::{WORK, begin, begin_work};

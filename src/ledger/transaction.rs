@@ -1,8 +1,17 @@
 use sqlx::SqlSafeStr;
 use sqlx::postgres::{PgPool, PgTransaction};
 
-/// Begins a transaction in which each statement sees what has been committed, whatever the role's default level is.
-pub(crate) const READ_COMMITTED: &str = "begin isolation level read committed";
+/// How a transaction of the library begins that the fence does not begin. Each of its statements sees what has been committed,
+/// whatever the role's default level is. If the process is paused or cut off in the middle, the server ends the transaction after
+/// this time, and its locks and its snapshot with it. Otherwise they would stay until the server finds the connection dead, which
+/// takes hours.
+pub(crate) const WORK: &str =
+    "begin isolation level read committed; set local idle_in_transaction_session_timeout = '10s'";
+
+/// Begins a transaction of the library's own work, without a fence.
+pub(crate) async fn begin_work(pool: &PgPool) -> Result<PgTransaction<'static>, sqlx::Error> {
+    begin(pool, WORK).await
+}
 
 /// Begins a transaction in a task of its own. If this future is dropped between the `begin` and its answer, the task rolls
 /// the transaction back. `sqlx` alone would return the connection to the pool inside the transaction, and the connection's next

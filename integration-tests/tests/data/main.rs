@@ -44,6 +44,7 @@ mod table_shapes_refused;
 mod throttle;
 mod unseen_writes;
 mod values;
+mod vanished;
 mod wider_key;
 mod wider_key_odd;
 mod without_data;

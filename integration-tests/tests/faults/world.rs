@@ -73,7 +73,10 @@ impl World {
 
     async fn standing(&self) -> String {
         sqlx::query_scalar(
-            "select format('%s %s, waits for %s', epoch, phase, waits_for) from cutover.migrations",
+            "select format('%s %s, waits for %s; in transactions: %s', epoch, phase, waits_for, \
+                 (select string_agg(format('%s, %s since %s: %s', application_name, state, xact_start, query), '; ') \
+                  from pg_stat_activity where datname = current_database() and xact_start is not null \
+                      and pid <> pg_backend_pid() and backend_type = 'client backend')) from cutover.migrations",
         )
         .fetch_one(&self.pool)
         .await

@@ -11,7 +11,7 @@ use super::mapping::Mapping;
 use super::pass::Pass;
 use super::sides::{MappedRows, Sides};
 use crate::ledger::jobs::{KeyText, Progress};
-use crate::ledger::{self, bad_rows, differences};
+use crate::ledger::{bad_rows, begin_work, differences};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Error;
 
@@ -168,7 +168,7 @@ impl Pass<'_> {
             let keys: Vec<String> = keys.iter().map(|key| display_key(key)).collect();
             format!("{what}, {names} in [{}]", keys.join(", "))
         };
-        let mut tx = ledger::begin(&self.outline.pool, ledger::READ_COMMITTED).await?;
+        let mut tx = begin_work(&self.outline.pool).await?;
         let found = findings(&mut tx, &self.job, describe).await?;
         tx.rollback().await?;
         let Some((count, found)) = found else { return Ok(()) };

@@ -5,7 +5,7 @@ use tokio::time::{Instant, sleep};
 
 use super::table_size;
 use crate::ledger::jobs::TableSize;
-use crate::ledger::{READ_COMMITTED, begin, unprepared};
+use crate::ledger::{begin_work, unprepared};
 
 /// How often the statistics are read.
 const POLL: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ impl Vacuum {
     /// pass does not create as many.
     pub(crate) async fn wait(&mut self, pool: &PgPool, table: &str) -> Result<(), sqlx::Error> {
         while self.checked.elapsed() >= POLL && !self.patience.is_zero() {
-            let mut tx = begin(pool, READ_COMMITTED).await?;
+            let mut tx = begin_work(pool).await?;
             let size = table_size::estimate(&mut tx, table).await?;
             let must_wait = has_too_many_dead_rows(&size) && is_autovacuum_on(&mut tx).await?;
             tx.rollback().await?;

@@ -5,8 +5,8 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use super::store::{MirrorSource, MirrorStore, StoreError};
 use crate::config::describe_source;
+use crate::ledger::begin_work;
 use crate::ledger::repairs::{self, Repair};
-use crate::ledger::{READ_COMMITTED, begin};
 use crate::migration::catalog::ROW_WORK_SETTINGS;
 use crate::migration::dual::Repaired;
 
@@ -34,7 +34,7 @@ pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
     store: &M,
 ) -> Result<Repaired, sqlx::Error> {
     let mut done = Repaired::default();
-    let due = repairs::due(&mut *pool.begin().await?, migration, &["new"]).await?;
+    let due = repairs::due(&mut *begin_work(pool).await?, migration, &["new"]).await?;
     for due in due.chunks(CONCURRENCY) {
         let deliveries = due.iter().map(|repair| deliver(pool, migration, source, store, repair));
         for (repair, delivered) in due.iter().zip(join_all(deliveries).await) {
@@ -48,7 +48,7 @@ pub(crate) async fn deliver_due<S: MirrorSource, M: MirrorStore>(
                         error,
                         "row not delivered to the other store"
                     );
-                    let mut tx = pool.begin().await?;
+                    let mut tx = begin_work(pool).await?;
                     repairs::fail(&mut *tx, migration, repair, &error, Some(MAX_ATTEMPTS)).await?;
                     tx.commit().await?;
                     done.failed += 1;
@@ -69,14 +69,14 @@ async fn deliver<S: MirrorSource, M: MirrorStore>(
     repair: &Repair,
 ) -> Result<(), StoreError> {
     let key: String = serde_json::from_str(&repair.key)?;
-    let mut tx = begin(pool, READ_COMMITTED).await?;
+    let mut tx = begin_work(pool).await?;
     // A row that a policy hides would be deleted from the store.
     tx.execute(AssertSqlSafe(&**ROW_WORK_SETTINGS)).await?;
     let row = source.read(&mut tx, &key).await?;
     tx.rollback().await?;
     let is_kept = store.put(&key, repair.version, to_json(row.as_ref())?.as_deref()).await?;
     let is_other = !is_kept && from_json(store.get(&key).await?)? != row;
-    let mut tx = pool.begin().await?;
+    let mut tx = begin_work(pool).await?;
     if is_other {
         // Usually another writer has delivered a later version, which this record belongs to by now.
         repairs::renew_version(&mut tx, migration, repair).await?;

@@ -13,7 +13,7 @@ use super::delivery::{deliver_due, from_json, to_json};
 use super::store::{MirrorSource, MirrorStore, StoreError};
 use crate::config::describe_source;
 use crate::ledger::jobs::{Claim, Job, Progress, Range, TableSize};
-use crate::ledger::{READ_COMMITTED, begin, differences, repairs};
+use crate::ledger::{begin_work, differences, repairs};
 use crate::migration::batch::job::{self, Measured};
 use crate::migration::batch::{BATCH_LIMITS, MAX_FAILURES, PassKind, back_off, begin_unpaused, is_transient};
 use crate::migration::coordinator::{Plan, PlanError};
@@ -127,7 +127,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
                 Err(error) => return Err(error),
             }
         }
-        let mut tx = begin(self.pool(), READ_COMMITTED).await?;
+        let mut tx = begin_work(self.pool()).await?;
         let found =
             job::findings(&mut tx, &job, |what, keys| format!("{what}: {}", keys.concat().join(", ")))
                 .await?;

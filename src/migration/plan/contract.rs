@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Executor};
 use super::before_work::{Found, before_work};
 use super::description::{Description, Shape, not_null_check, not_null_steps};
 use super::expand::find_guard;
-use crate::ledger::{guard_triggers, sides, unprepared};
+use crate::ledger::{begin_work, guard_triggers, sides, unprepared};
 use crate::migration::batch::{begin, walk};
 use crate::migration::catalog::{OldSide, take_over_sequences, unquote};
 use crate::migration::coordinator::PlanError;
@@ -121,7 +121,7 @@ async fn disarm(
     relation: i64,
     migration: &Migration,
 ) -> Result<(), PlanError> {
-    let mut tx = plan.outline.pool.begin().await?;
+    let mut tx = begin_work(&plan.outline.pool).await?;
     let is_armed = match find_guard(plan, &mut tx).await? {
         Some(guard) => guard.is_armed(&mut tx, relation, migration.id()).await?,
         None => false,

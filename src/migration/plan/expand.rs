@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use super::description::{Description, Shape};
 use super::inspection::problems;
 use super::refusal::refuse;
-use crate::ledger::{sides, unprepared};
+use crate::ledger::{begin_work, sides, unprepared};
 use crate::migration::batch::{begin, keyset};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -17,7 +17,7 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
     // Outside of this phase nothing is tried.
     begin(&plan.outline.pool, &[Phase::Off], migration).await?.rollback().await?;
     let pool = &plan.outline.pool;
-    let mut tx = pool.begin().await?;
+    let mut tx = begin_work(pool).await?;
     let found = problems(plan, Some(migration.id()), &mut tx).await?;
     for problem in found.iter().filter(|problem| !problem.is_blocking) {
         tracing::warn!(migration = migration.name(), %problem, "the plan has a warning");
@@ -51,9 +51,9 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
         make.push(record.clone());
         alter(pool, plan.new_table(), migration, Phase::Off, &make.join(";\n")).await?;
         make.clear();
-        refuse(&problems(plan, Some(migration.id()), &mut *pool.begin().await?).await?)?;
+        refuse(&problems(plan, Some(migration.id()), &mut *begin_work(pool).await?).await?)?;
     }
-    let mut tx = pool.begin().await?;
+    let mut tx = begin_work(pool).await?;
     let arm = match find_guard(plan, &mut tx).await? {
         Some(guard) => Some(armed(plan, &guard, migration, &mut tx).await?),
         None => None,
@@ -67,7 +67,7 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
 /// Installs the trigger again if another build has installed another one, so that external writes are mapped as this build
 /// maps rows.
 pub(crate) async fn rearm(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
-    let mut tx = plan.outline.pool.begin().await?;
+    let mut tx = begin_work(&plan.outline.pool).await?;
     let Some(guard) = find_guard(plan, &mut tx).await? else { return Ok(()) };
     let relation = sides::find(&mut tx, migration.id()).await?.map_or(0, |sides| sides.old.relation);
     if guard.is_armed(&mut tx, relation, migration.id()).await? {

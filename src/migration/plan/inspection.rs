@@ -8,7 +8,7 @@ use super::key_remedy::unusable_key;
 use super::refusal::{missing, no_temporary_tables, not_computed, of_mapping};
 use super::round_trip::try_mappings;
 use super::two_tables::of_tables;
-use crate::ledger::{describe_error, sides, unprepared};
+use crate::ledger::{begin_work, describe_error, sides, unprepared};
 use crate::migration::batch::{Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
     CopyTrial, NewColumnPlan, PlanProblem, TableFacts, insert_without, look_up_type, new_column_problems,
@@ -79,7 +79,7 @@ pub(crate) async fn new_shape_doubt(plan: &Description) -> Result<Option<PlanPro
     if !plan.uses_existing {
         return Ok(None);
     }
-    let mut tx = plan.outline.pool.begin().await?;
+    let mut tx = begin_work(&plan.outline.pool).await?;
     let Some(facts) = TableFacts::read(&mut tx, plan.new_table()).await? else { return Ok(None) };
     // A policy that hides rows is an error.
     tx.execute("set local row_security = off").await?;
@@ -276,7 +276,7 @@ async fn triggers(
 
 /// The same right before the copy: a trigger may have been added since `expand`.
 pub(crate) async fn triggers_now(plan: &Description) -> Result<Vec<PlanProblem>, PlanError> {
-    let mut tx = plan.outline.pool.begin().await?;
+    let mut tx = begin_work(&plan.outline.pool).await?;
     let mut found = Vec::new();
     if let (Some(facts), Ok(key)) = (
         TableFacts::read(&mut tx, plan.old_table()).await?,

@@ -14,7 +14,7 @@ use super::expand::{expand, find_guard, rearm};
 use super::inspection::{new_shape_doubt, problems, triggers_now};
 use super::recent_look::RecentLook;
 use super::refusal::refuse;
-use crate::ledger::{sides, unprepared};
+use crate::ledger::{begin_work, sides, unprepared};
 use crate::migration::batch::{PassKind, keyset, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
@@ -49,7 +49,7 @@ impl<S> SqlMigration<S> {
     async fn key_now(&self) -> Vec<String> {
         let outline = &self.description.outline;
         let found = async {
-            let mut tx = outline.pool.begin().await?;
+            let mut tx = begin_work(&outline.pool).await?;
             keyset::find(&mut tx, self.description.old_table(), &outline.key).await
         };
         match timeout(LOOK_AT_KEY, found).await {
@@ -102,7 +102,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         ledger: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
         let plan = &*self.description;
-        let mut connection = plan.outline.pool.begin().await?;
+        let mut connection = begin_work(&plan.outline.pool).await?;
         let mut found = problems(plan, migration, &mut connection).await?;
         // The ledger is in the same database, but a session of the pool may have another search_path.
         for table in [plan.old_table(), plan.new_table()] {
@@ -172,7 +172,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
             return Ok(SidesPresent { old, new });
         }
         // The pool may have another search_path, or the old table may be in a schema that is on neither.
-        let (old, new) = by_name(plan, &mut *plan.outline.pool.begin().await?).await?;
+        let (old, new) = by_name(plan, &mut *begin_work(&plan.outline.pool).await?).await?;
         let hidden = !plan.moves_columns() && is_in_some_schema(plan.old_table(), connection).await?;
         Ok(SidesPresent { old: old || hidden, new })
     }

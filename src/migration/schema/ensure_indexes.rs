@@ -4,8 +4,7 @@ use super::alter::alter;
 use super::index::{Found, build, look, run};
 use super::index_definition::Index;
 use super::partitioned_index::Tree;
-use crate::ledger::locks;
-use crate::ledger::{READ_COMMITTED, unprepared};
+use crate::ledger::{WORK, locks, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -18,6 +17,11 @@ const ENDS_WITH_CLIENT: &str = "select set_config(name, '1s', false) from pg_set
     where name = 'client_connection_check_interval'";
 /// Behind a pooler another client gets the session next.
 const LIMITED: &str = "reset statement_timeout; reset lock_timeout";
+
+/// The keeper of the lock is idle during the build. If its client is gone without a word, the server finds out in half a minute.
+const KEEP: &str = "select set_config(name, value, true) from pg_settings join (values \
+    ('idle_in_transaction_session_timeout', '0'), ('transaction_timeout', '0'), \
+    ('tcp_keepalives_idle', '15'), ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '3')) as kept (name, value) using (name)";
 
 /// Builds the indexes that do not exist or are invalid.
 pub(crate) async fn ensure_indexes(
@@ -38,8 +42,8 @@ pub(crate) async fn ensure_indexes(
     // A transaction holds the lock, because behind a pooler a session's lock would stay with the next client. The
     // transaction has no snapshot that the build would wait for, and takes no other lock.
     let mut keeper = pool.acquire().await?.detach();
-    let mut keeper = keeper.begin_with(READ_COMMITTED).await?;
-    keeper.execute("set local idle_in_transaction_session_timeout = 0").await?;
+    let mut keeper = keeper.begin_with(WORK).await?;
+    keeper.execute(KEEP).await?;
     let is_mine: bool = unprepared::query_scalar("select pg_try_advisory_xact_lock($1, $2)")
         .bind(locks::INDEX_BUILD)
         .bind(migration.id())
@@ -55,7 +59,7 @@ pub(crate) async fn ensure_indexes(
     let mut session = pool.acquire().await?.detach();
     session.execute(UNLIMITED).await?;
     let mut outcome = Ok(());
-    let mut tx = session.begin().await?;
+    let mut tx = session.begin_with(WORK).await?;
     let tree = Tree::load(&mut tx, table).await?;
     tx.rollback().await?;
     for index in missing {

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::alter::locked_by;
 use super::index_definition::Index;
-use crate::ledger::{describe_error, sql_state, unprepared};
+use crate::ledger::{WORK, describe_error, sql_state, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::quote;
 use crate::migration::coordinator::PlanError;
@@ -113,7 +113,7 @@ pub(super) async fn build(
         Found::Same => return Ok(()),
         Found::Invalid(name) => {
             // The server continues a build whose instance has died.
-            let mut tx = session.begin().await?;
+            let mut tx = session.begin_with(WORK).await?;
             let builders = locked_by(table, Some("ShareUpdateExclusiveLock"), &mut tx).await?;
             tx.rollback().await?;
             if !builders.is_empty() {

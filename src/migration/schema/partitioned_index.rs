@@ -9,7 +9,7 @@ use sqlx::{Connection, FromRow, PgConnection, PgPool};
 use super::alter::alter;
 use super::index::{Found, build, look};
 use super::index_definition::Index;
-use crate::ledger::unprepared;
+use crate::ledger::{WORK, unprepared};
 use crate::migration::catalog::quote;
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -76,7 +76,7 @@ impl Tree {
             let Some(parent) = parent else { continue };
             let qualified = |node: &Node| format!("{}.{}", node.schema, quote(&node.index(index).name));
             let (child, parent_index) = (qualified(node), qualified(parent));
-            let mut tx = session.begin().await?;
+            let mut tx = session.begin_with(WORK).await?;
             let is_attached = is_attached(&mut tx, &child).await?;
             tx.rollback().await?;
             if !is_attached {

@@ -6,7 +6,7 @@ use super::addition::{Addition, ForeignKey};
 use super::description::Description;
 use super::found::{Built, Table};
 use super::rows::violations;
-use crate::ledger::{unprepared, write_watch};
+use crate::ledger::{begin_work, unprepared, write_watch};
 use crate::migration::batch::begin;
 use crate::migration::catalog::{beside, quote, resolve};
 use crate::migration::coordinator::PlanError;
@@ -22,7 +22,7 @@ pub(super) async fn enforce(plan: &Description, migration: &Migration) -> Result
     let built = plan.built(&mut tx, &table, migration.id()).await?;
     tx.rollback().await?;
     // A constraint that some row violates would refuse every later write of that row.
-    refuse(&violations(plan, &table, None, &mut *plan.pool.begin().await?).await?)?;
+    refuse(&violations(plan, &table, None, &mut *begin_work(&plan.pool).await?).await?)?;
     let id = migration.id().to_string();
     for (number, (addition, built)) in plan.additions.iter().zip(built).enumerate() {
         if built.is_in_force(addition) {

@@ -9,7 +9,7 @@ use super::enforce::{enforce, found, is_watching, relax, watch};
 use super::inspection::{before_step, of_schema, problems};
 use super::rows::violations;
 use crate::ledger::jobs::TableSize;
-use crate::ledger::{external_writes, sides};
+use crate::ledger::{begin_work, external_writes, sides};
 use crate::migration::batch::job::{self, Measured};
 use crate::migration::batch::{PassKind, begin, begin_unpaused};
 use crate::migration::catalog::{OldSide, PlanProblem, quote};
@@ -91,7 +91,7 @@ impl SchemaChange {
         let quoted = column.map(quote);
         let watch = watch(plan, &table, quoted.as_deref(), migration.id(), &mut tx).await?;
         tx.rollback().await?;
-        refuse(&violations(plan, &table, None, &mut *plan.pool.begin().await?).await?)?;
+        refuse(&violations(plan, &table, None, &mut *begin_work(&plan.pool).await?).await?)?;
         let itself = || vec![sides::TABLE_ITSELF.to_owned()];
         let (old, old_columns) = match &plan.removal {
             Some(Removal::Index(index)) => (plan.index(index), Vec::new()),
@@ -122,7 +122,7 @@ impl SchemaChange {
         let table = found(plan, migration, &mut tx).await?;
         tx.rollback().await?;
         // Outside of the fence, because a check of a large table takes long and changes nothing.
-        refuse(&violations(plan, &table, None, &mut *plan.pool.begin().await?).await?)?;
+        refuse(&violations(plan, &table, None, &mut *begin_work(&plan.pool).await?).await?)?;
         let mut tx = begin_unpaused(&plan.pool, kind, migration, "").await?;
         if tx.epoch() != epoch {
             return Err(PlanError::PhaseLeft);
@@ -172,7 +172,7 @@ impl Plan for SchemaChange {
         _: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
         let plan = &*self.description;
-        problems(plan, migration, &mut *plan.pool.begin().await?).await
+        problems(plan, migration, &mut *begin_work(&plan.pool).await?).await
     }
 
     async fn before_step(

@@ -8,7 +8,7 @@ use super::found::{Key, find};
 use super::inspection::problems;
 use super::prepared::{Prepared, prepare, unprepare};
 use super::referring::{Referring, mirrored};
-use crate::ledger::{key_mirror, unprepared};
+use crate::ledger::{begin_work, key_mirror, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::quote;
 use crate::migration::coordinator::PlanError;
@@ -72,7 +72,7 @@ pub(super) fn index_name(id: &str, is_forward: bool) -> String {
 
 /// The old type cannot hold every key any more.
 async fn refuse_large_keys(plan: &Description, key: &Key) -> Result<(), PlanError> {
-    let mut tx = plan.outline.pool.begin().await?;
+    let mut tx = begin_work(&plan.outline.pool).await?;
     tx.execute("set local statement_timeout = 0").await?;
     let (column, narrow) = (quote(&plan.column), quote(&plan.narrow));
     let query = format!(

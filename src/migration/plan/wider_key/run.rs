@@ -7,7 +7,7 @@ use super::found::{Counting, Key, find};
 use super::inspection::problems;
 use super::referring::{self, mirrored};
 use crate::ledger::key_mirror::Mirrored;
-use crate::ledger::{guard_triggers, key_mirror, sides};
+use crate::ledger::{begin_work, guard_triggers, key_mirror, sides};
 use crate::migration::batch::{ColumnType, PassKind, Scope, Span, begin, keyset, pass, walk};
 use crate::migration::catalog::{OldSide, PlanProblem, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
@@ -73,7 +73,7 @@ impl WiderKey {
         let plan = &*self.0;
         let pool = &plan.outline.pool;
         begin(pool, &[Phase::Off], migration).await?.rollback().await?;
-        let mut tx = pool.begin().await?;
+        let mut tx = begin_work(pool).await?;
         refuse(&problems(plan, Some(migration.id()), &mut tx).await?)?;
         let columns = self.mirrored(migration.id(), &mut tx).await?;
         tx.rollback().await?;
@@ -185,7 +185,7 @@ impl WiderKey {
         }
         let drop =
             |(table, column): (String, String)| format!("alter table {table} drop column if exists {column}");
-        let targets = key_mirror::targets(&mut *pool.begin().await?, migration.id()).await?;
+        let targets = key_mirror::targets(&mut *begin_work(pool).await?, migration.id()).await?;
         let mut statements = vec![guard_triggers::disarm(&table, &migration.id().to_string())];
         statements.extend(std::iter::once((table.clone(), column)).chain(targets).map(drop));
         drop_old_side(pool, &table, migration, &statements.join(";\n")).await
@@ -211,7 +211,7 @@ impl Plan for WiderKey {
         migration: Option<i32>,
         _: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-        problems(&self.0, migration, &mut *self.0.outline.pool.begin().await?).await
+        problems(&self.0, migration, &mut *begin_work(&self.0.outline.pool).await?).await
     }
 
     async fn before_step(
