@@ -95,7 +95,8 @@ features: cargo
 
 documentation: cargo
 	$(call stage,documentation)
-	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps -p cutover -p cutover-macros --all-features
+	@# Of all packages: for some, their dependencies would be compiled again with fewer features.
+	RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace --lib --all-features
 	$(call stage,the guide as a book)
 	scripts/check-book
 
