@@ -130,8 +130,8 @@ suites-of-tables: .SHELLFLAGS := -o pipefail -c
 suites-of-tables:
 	@mkdir -p target/suites
 	@$(SUITES) --test data --test fuzz $(LOG)
-	$(call stage,Postgres 13 14 and 18)
-	@$(WITH_OWN_SERVERS) scripts/matrix --short 13 14 18 $(PREFIX)
+	$(call stage,Postgres 13 and 18)
+	@$(WITH_OWN_SERVERS) scripts/matrix --short 13 18 $(PREFIX)
 
 other-suites: .SHELLFLAGS := -o pipefail -c
 other-suites:
