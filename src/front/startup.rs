@@ -31,11 +31,11 @@ pub(super) struct Retry<'a> {
 }
 
 impl Retry<'_> {
-    pub(super) async fn until_done<T>(
-        &self,
-        what: &str,
-        step: impl AsyncFn() -> Result<T, ShareError>,
-    ) -> Result<T, ConfigError> {
+    /// `step` is no `AsyncFn`, because the compiler cannot know that the future of one can be sent.
+    pub(super) async fn until_done<T, F>(&self, what: &str, step: impl Fn() -> F) -> Result<T, ConfigError>
+    where
+        F: Future<Output = Result<T, ShareError>> + Send,
+    {
         let mut pause = FIRST_PAUSE;
         self.signal.fail(format!("waiting for {what}"));
         loop {

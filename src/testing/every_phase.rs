@@ -168,7 +168,7 @@ impl EveryPhase {
 
 /// Calls the code under test.
 async fn call<K, E: Into<Box<dyn StdError + Send + Sync>>>(
-    exercise: impl AsyncFn(&Visit<K>) -> Result<K, E>,
+    exercise: &impl AsyncFn(&Visit<K>) -> Result<K, E>,
     visit: &Visit<K>,
     limit: Duration,
 ) -> Result<K, String> {

@@ -107,7 +107,7 @@ impl Assembly {
             let retry = Retry { signal: starting };
             let name = format!("cutover {}", release.instance());
             let options = (*pool.connect_options()).clone().application_name(&name);
-            let open = async || {
+            let open = || async {
                 let ledger = Ledger::open(options.clone()).await?;
                 match ledger.pooler().and_then(|pooler| pooler.refusal(self.unnamed_statements)) {
                     Some(reason) => Err(ShareError::Pooler { reason }),
@@ -119,7 +119,7 @@ impl Assembly {
             self.console.attach(ledger.clone(), options.clone());
             #[cfg(feature = "unleash")]
             self.kept.opened(&ledger, release.service());
-            let join = async || {
+            let join = || async {
                 let options = self.fleet.clone();
                 Ok(Fleet::join(ledger.clone(), release, options, &self.health).await?)
             };
@@ -129,7 +129,7 @@ impl Assembly {
                 self.health.signal("pooler", Criticality::Degrades).warn(pooler.to_string());
             } else if let Some((name, options)) = &self.share {
                 joined.share = Some(name.clone());
-                let lease = async || {
+                let lease = || async {
                     let share = ConnectionShare::lease_as(fleet, name.clone(), options).await?;
                     share.attach(pool.clone()).await
                 };
@@ -139,7 +139,7 @@ impl Assembly {
             }
             let specs: Vec<MigrationSpec> =
                 self.specs.iter().map(|spec| desired_by(spec, flags, source, metrics)).collect();
-            let start = async || {
+            let start = || async {
                 let (specs, options) = (specs.clone(), self.driver.clone());
                 Ok(Agent::start(fleet.clone(), specs, options, &self.health).await?)
             };
