@@ -1,5 +1,6 @@
 mod address;
 mod database_error;
+mod known;
 mod redact;
 
 use std::borrow::Cow;
@@ -9,6 +10,9 @@ pub use address::postgres_options;
 #[cfg(feature = "redis")]
 pub(crate) use address::{AddressProblem, address_problem, without_scheme};
 pub(crate) use database_error::{describe_error, describe_source};
+#[cfg(feature = "redis")]
+pub(crate) use known::remember_encoded;
+pub(crate) use known::{remember, remember_password};
 pub(crate) use redact::redact;
 
 /// One setting that cannot be used.

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
 
+use super::known::remember_password;
+
 /// The parameters of an address that the driver knows, apart from `options[…]`.
 const PARAMETERS: [&str; 18] = [
     "application_name",
@@ -25,6 +27,36 @@ const PARAMETERS: [&str; 18] = [
     "sslrootcert",
     "statement-cache-capacity",
     "user",
+];
+
+/// Parameters of other clients. A name that is in neither list may be a part of a password with `&`, so it is not shown.
+const OF_OTHER_CLIENTS: [&str; 26] = [
+    "channel_binding",
+    "client_encoding",
+    "connect_timeout",
+    "connection_limit",
+    "fallback_application_name",
+    "gssencmode",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "load_balance_hosts",
+    "passfile",
+    "pgbouncer",
+    "pool_timeout",
+    "require_auth",
+    "requirepeer",
+    "schema",
+    "socket_timeout",
+    "sslcompression",
+    "sslcrl",
+    "sslnegotiation",
+    "sslpassword",
+    "sslsni",
+    "statement_cache_size",
+    "target_session_attrs",
+    "tcp_user_timeout",
 ];
 
 /// The connect options of an address of Postgres, or what is wrong with it. Neither the problem nor a log line holds any part
@@ -49,6 +81,7 @@ pub fn postgres_options(url: &str) -> Result<PgConnectOptions, String> {
     missing_file(&url)?;
     let options =
         PgConnectOptions::from_str(&url).map_err(|error| format!("could not be parsed: {error}"))?;
+    remember_password(&options);
     if !unknown.is_empty() {
         tracing::warn!(
             parameters = unknown.join(", "),
@@ -120,13 +153,17 @@ fn missing_file(url: &str) -> Result<(), String> {
 fn known_parameters(url: &str) -> Result<(String, Vec<String>), String> {
     let Some((address, query)) = url.split_once('?') else { return Ok((url.to_owned(), Vec::new())) };
     let (mut known, mut unknown) = (Vec::new(), Vec::new());
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let name = pair.split('=').next().unwrap_or_default();
+    for (position, pair) in (1..).zip(query.split('&').filter(|pair| !pair.is_empty())) {
+        let Some((name, _)) = pair.split_once('=') else {
+            return Err("has a parameter without a value; write & in a value as %26".to_owned());
+        };
         let is_option = name.starts_with("options[") || name.to_ascii_lowercase().starts_with("options%5b");
         if PARAMETERS.contains(&name) || is_option {
             known.push(pair);
-        } else if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {
+        } else if OF_OTHER_CLIENTS.contains(&name) {
             unknown.push(name.to_owned());
+        } else if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte)) {
+            unknown.push(format!("number {position}"));
         } else {
             return Err("has a parameter whose name is not made of letters, digits, - and _; \
                         write & in a value as %26, and # as %23"
@@ -190,6 +227,10 @@ mod tests {
         let (known, unknown) = known_parameters(url).unwrap();
         assert_eq!(known, "postgres://db/app?sslmode=require&options[a.b]=c");
         assert_eq!(unknown, ["sslpassword", "connect_timeout"]);
+        let (_, unknown) = known_parameters("postgres://db/app?password=a&hunter2=b").unwrap();
+        assert_eq!(unknown, ["number 2"]);
+        let problem = postgres_options("postgres://db/app?password=a&hunter2").unwrap_err();
+        assert!(problem.contains("%26") && !problem.contains("hunter2"), "{problem}");
         assert_eq!(known_parameters("postgres://db/app?x=1").unwrap().0, "postgres://db/app");
         let problem = postgres_options("postgres://db/app?password=a&hun ter2=x").unwrap_err();
         assert!(problem.contains("%26") && !problem.contains("ter2"), "{problem}");

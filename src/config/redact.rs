@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::known;
+
 /// The ends of names whose values are secret.
 const NAMES: [&str; 21] = [
     "password",
@@ -41,7 +43,7 @@ const PROSE: [&str; 6] = ["token", "tokens", "auth", "authentication", "login", 
 
 /// Replaces secrets in `text` by `***`: the userinfo of URLs and of addresses without a scheme, the values of names such as
 /// `password` and `token` in URLs, JSON, connection strings, options, SQL and `Debug` output, what follows `Authorization:`,
-/// `Bearer` and `Basic`, and private keys.
+/// `Bearer` and `Basic`, private keys, and the secrets of this process that are [known](known::remember).
 ///
 /// It removes too much rather than too little. A password in a URL can contain any character, so everything between `://`
 /// and the last `@` of a word is removed, and a value without quotes ends only at a blank.
@@ -53,6 +55,7 @@ pub(crate) fn redact(text: &str) -> String {
         values(&lower),
         credentials(&lower),
         private_keys(&lower),
+        known::find(&lower),
     ]
     .concat();
     secrets.sort_by_key(|secret| secret.start);

@@ -2,6 +2,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
+use crate::config::remember;
 use crate::{ConfigError, Problem};
 
 /// The shortest accepted secret, in bytes. The endpoint does not limit the rate of guesses.
@@ -27,7 +28,9 @@ impl DrainSecret {
             let problem = "holds a character that is not visible ASCII, which a header can't carry";
             problems.push(Problem::new("drain.secret", problem));
         }
-        ConfigError::check(problems).map(|()| Self(text.into()))
+        ConfigError::check(problems)?;
+        remember(text);
+        Ok(Self(text.into()))
     }
 
     /// Compares in a time that depends on neither the secret nor how much of it is right.

@@ -105,7 +105,8 @@ impl Environment {
         let text = self.text(name)?;
         let value = text.parse().ok();
         if value.is_none() {
-            self.problem(name, format!("{text:?} is not {kind}; use for example {example}"));
+            let text = shown(&text);
+            self.problem(name, format!("{text} is not {kind}; use for example {example}"));
         }
         value
     }
@@ -128,7 +129,8 @@ impl Environment {
             Some("1" | "true" | "text") => Some(Output::Text),
             Some("json") => Some(Output::Json),
             Some(other) => {
-                self.problem("CUTOVER_PREFLIGHT", format!("{other:?} is not valid; use 1, json or 0"));
+                let other = shown(other);
+                self.problem("CUTOVER_PREFLIGHT", format!("{other} is not valid; use 1, json or 0"));
                 Some(Output::Text)
             }
         }
@@ -172,6 +174,11 @@ impl Environment {
             text
         })
     }
+}
+
+/// A value that cannot be used. An address may hold a password, in whichever variable it is.
+pub(super) fn shown(value: &str) -> String {
+    if value.contains("://") { "an address".to_owned() } else { format!("{value:?}") }
 }
 
 fn is_ours(name: &str) -> bool {

@@ -43,6 +43,8 @@ mod instance;
 #[cfg(feature = "unleash")]
 mod kept;
 mod pools;
+#[cfg(test)]
+mod secret_tests;
 mod spans;
 mod start;
 mod startup;

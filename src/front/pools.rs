@@ -6,10 +6,10 @@ use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 
 use super::builder::Part;
-use super::environment::Environment;
+use super::environment::{Environment, shown};
 use crate::config::postgres_options;
 #[cfg(feature = "redis")]
-use crate::config::{AddressProblem, address_problem, without_scheme};
+use crate::config::{AddressProblem, address_problem, remember_encoded, without_scheme};
 use crate::pool::{ConnectionShare, MAX_CONNECTIONS, ShareOptions};
 #[cfg(feature = "redis")]
 use crate::redis::RedisPool;
@@ -55,6 +55,9 @@ pub(super) fn redis(part: Part<RedisPool>, environment: &mut Environment) -> Opt
     }
     let size = size(environment);
     let url = required("REDIS_URL", "redis://", environment)?;
+    if let Some(password) = redis_password(&url) {
+        remember_encoded(password);
+    }
     if let Some(problem) = redis_problem(&url) {
         environment.problem("REDIS_URL", problem);
         return None;
@@ -110,7 +113,8 @@ fn size(environment: &mut Environment) -> u32 {
         Ok(size) if (1..=MAX_CONNECTIONS).contains(&size) => return size,
         Ok(_) => environment.problem(NAME, format!("{text} is out of range; use 1 to {MAX_CONNECTIONS}")),
         Err(_) => {
-            let problem = format!("{text:?} is not a number of connections; use 1 to {MAX_CONNECTIONS}");
+            let problem =
+                format!("{} is not a number of connections; use 1 to {MAX_CONNECTIONS}", shown(&text));
             environment.problem(NAME, problem);
         }
     }
@@ -124,6 +128,12 @@ fn required(name: &'static str, scheme: &str, environment: &mut Environment) -> 
         environment.problem(name, format!("is not set; use for example {scheme}host"));
     }
     url
+}
+
+#[cfg(feature = "redis")]
+fn redis_password(url: &str) -> Option<&str> {
+    let (userinfo, _) = url.split_once("://")?.1.rsplit_once('@')?;
+    userinfo.split_once(':').map(|(_, password)| password)
 }
 
 /// What is wrong with an address of Redis, without any part of it.

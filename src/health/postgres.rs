@@ -4,6 +4,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::sync::Mutex;
 
 use super::check::{Check, CheckError, ProbeOutcome};
+use crate::config::remember_password;
 
 impl Check {
     /// A check named `postgres` of the server that `pool` connects to.
@@ -27,6 +28,7 @@ async fn probe(pool: PgPool, idle: Arc<Mutex<Option<PgConnection>>>) -> Result<P
         Some(connection) => connection,
         None => {
             let options = pool.connect_options();
+            remember_password(&options);
             let options = (*options).clone().application_name("cutover-health");
             PgConnection::connect_with(&options).await?
         }

@@ -13,6 +13,7 @@ use super::pooler::{self, Pooler};
 use super::schema::{self, SCHEMA_VERSION, Step};
 use super::transaction::{WORK, begin};
 use super::unprepared;
+use crate::config::remember_password;
 
 /// How long a first connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -301,6 +302,7 @@ async fn ensure(
 }
 
 async fn connected(options: &PgConnectOptions) -> Result<PgConnection, LedgerError> {
+    remember_password(options);
     within_limit(PgConnection::connect_with(options)).await
 }
 

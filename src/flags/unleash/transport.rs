@@ -12,6 +12,7 @@ use unleash_api_client::http::{Method, Request, Response, Transport, TransportRe
 
 use super::backup::LARGEST_STATE;
 use super::http_client::{Answer, HttpClient};
+use crate::config::{redact, remember};
 use crate::flags::error::{FetchError, FetchErrorKind};
 
 /// The longest `Retry-After` that is honoured. A change of a flag that switches a feature off must not arrive later.
@@ -56,6 +57,7 @@ impl From<FetchError> for NoState {
 
 impl Checked {
     pub(super) fn new(carrier: Carrier, token: &str, time_limit: Duration) -> Self {
+        remember(token);
         let token = token.to_owned();
         Self { carrier, token, time_limit, etag: Mutex::default(), connection: OnceLock::new() }
     }
@@ -120,14 +122,21 @@ impl Checked {
     /// The beginning of an answer, on one line and without the token.
     fn excerpt(&self, body: &Bytes) -> String {
         const MAX_CHARS: usize = 200;
-        let text = String::from_utf8_lossy(body.get(..4 * MAX_CHARS).unwrap_or(body)).into_owned();
-        let line = self.without_token(&text).split_whitespace().collect::<Vec<_>>().join(" ");
+        const SEARCHED: usize = 16 << 10;
+        let shown = body.get(..SEARCHED).unwrap_or(body);
+        let clean = self.without_token(&String::from_utf8_lossy(shown));
+        let mut words: Vec<&str> = clean.split_whitespace().collect();
+        if shown.len() < body.len() {
+            // It may be the beginning of a token, which was not found.
+            words.pop();
+        }
+        let line = words.join(" ");
         let line: String = line.chars().take(MAX_CHARS).collect();
         if line.is_empty() { line } else { format!(": {line}") }
     }
 
     fn without_token(&self, text: &str) -> String {
-        text.replace(&self.token, "***")
+        redact(&text.replace(&self.token, "***"))
     }
 }
 

@@ -12,6 +12,8 @@ use super::environment::{Environment, Output};
 use super::instance::SubjectOf;
 use super::{Cutover, pools};
 use crate::Problem;
+#[cfg(feature = "unleash")]
+use crate::config::remember;
 use crate::drain::Drain;
 use crate::flags::Flags;
 use crate::fleet::FleetOptions;
@@ -154,6 +156,11 @@ impl Assembly {
         assembly
     }
 
+    #[cfg(test)]
+    pub(super) fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
     fn take_flags(&self, own: Option<Flags>, environment: &mut Environment) -> Option<(Flags, FlagSource)> {
         if let Some(flags) = own {
             return Some((flags, FlagSource::Outside));
@@ -162,6 +169,7 @@ impl Assembly {
         if let Some(url) = environment.text("UNLEASH_URL") {
             let release = self.release.as_ref()?;
             let token = environment.text("UNLEASH_TOKEN").unwrap_or_default();
+            remember(&token);
             let mut options =
                 crate::flags::UnleashOptions::new(url, token, release.service(), release.instance());
             if self.postgres.is_some() && self.preflight.is_none() {
