@@ -54,7 +54,11 @@ impl HttpClient {
         let (head, body) = answer.map_err(|error| causes(&error))?.into_parts();
         let body = Limited::new(body, LARGEST_STATE).collect().await;
         let mut body = body.map_err(|error| causes(&*error))?.to_bytes();
-        if head.headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding == "gzip") {
+        if head
+            .headers
+            .get(header::CONTENT_ENCODING)
+            .is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"gzip"))
+        {
             let read = tokio::task::spawn_blocking(move || gunzip(&body)).await;
             body = read.map_err(|error| error.to_string())?.map_err(|error| format!("gzip: {error}"))?;
         }

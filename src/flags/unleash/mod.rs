@@ -8,6 +8,8 @@ mod custom;
 mod definition;
 mod fleet;
 mod fleet_polling;
+#[cfg(test)]
+mod hostile_tests;
 mod http_client;
 mod options;
 #[cfg(test)]
@@ -18,6 +20,7 @@ mod report;
 mod report_tests;
 mod secure;
 mod server;
+mod shape;
 mod state;
 #[cfg(test)]
 mod test_server;

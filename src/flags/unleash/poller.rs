@@ -113,6 +113,7 @@ impl Task {
 
     async fn poll(&self) {
         let mut failures = 0;
+        let mut logged = None;
         // What the server means by "not modified", whatever has been loaded since from the ledger.
         let mut polled = None;
         loop {
@@ -135,8 +136,9 @@ impl Task {
                     }
                 }
                 Err((error, retry_after)) => {
-                    // Only the first of a row is logged; the gauge of the last success shows the rest.
-                    if failures == 0 {
+                    // Only the first of a kind in a row is logged; the gauge of the last success shows the rest.
+                    if failures == 0 || logged != Some(error.kind) {
+                        logged = Some(error.kind);
                         tracing::warn!(%error, "could not fetch flags; the last known state applies");
                     }
                     self.unleash.freshness.failed(error);

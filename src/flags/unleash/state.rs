@@ -15,6 +15,7 @@ use unleash_yggdrasil::{EngineState, UpdateMessage};
 use super::custom::{CustomStrategies, Registered};
 use super::definition::{Definition, definitions};
 use super::options::UnleashOptions;
+use super::shape;
 use crate::flags::counters::Fetches;
 use crate::flags::error::FetchError;
 use crate::flags::flag::{PayloadKind, Variant};
@@ -70,6 +71,7 @@ impl Loaded {
 
     /// Reads a state. This compiles every strategy, so it does not belong on a thread that serves requests.
     pub(super) fn read(body: Bytes, strategies: &Registered) -> Result<Self, String> {
+        shape::check(&body)?;
         // Holds either all flags or the events that lead to them.
         let state: UpdateMessage = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let engine = EngineState::default();

@@ -116,6 +116,10 @@ impl Server {
         }
     }
 
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
     pub(super) fn reply(&self, reply: Reply) {
         *self.reply.lock().unwrap() = reply;
     }

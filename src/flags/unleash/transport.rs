@@ -102,7 +102,8 @@ impl Checked {
 
     /// Whether an answer to a poll contains a state.
     fn check(&self, url: &str, answer: &Answer, knows_state: bool) -> Result<(), NoState> {
-        let text = || format!("{url} answered {}{}", answer.status, self.excerpt(&answer.body));
+        let to = self.redirect(answer);
+        let text = || format!("{url} answered {}{to}{}", answer.status, self.excerpt(&answer.body));
         let error = match answer.status {
             StatusCode::OK => return Ok(()),
             StatusCode::NOT_MODIFIED if knows_state => return Err(NoState::Unchanged),
@@ -117,6 +118,15 @@ impl Checked {
         };
         let retry_after = answer.headers.get(header::RETRY_AFTER).and_then(retry_after);
         Err(NoState::Failed { error, retry_after })
+    }
+
+    /// Where an answer leads to. It is not followed: another server must not get the token.
+    fn redirect(&self, answer: &Answer) -> String {
+        let to = answer.headers.get(header::LOCATION).filter(|_| answer.status.is_redirection());
+        let Some(to) = to.and_then(|to| to.to_str().ok()) else { return String::new() };
+        // Without what may be a secret.
+        let place = to.split(['?', '#']).next().unwrap_or_default();
+        format!(", and leads to {}; use the URL of the server itself", self.without_token(place))
     }
 
     /// The beginning of an answer, on one line and without the token.

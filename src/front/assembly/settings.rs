@@ -99,10 +99,11 @@ pub(super) fn cutover_config_info(metrics: &Metrics, fingerprint: &str) -> Resul
 pub(super) fn freshness(flags: Flags) -> Check {
     Check::new("flags", move || {
         let fresh = flags.is_fresh();
+        let reason = flags.last_fetch_error().map(|error| format!(": {error}")).unwrap_or_default();
         async move {
             Ok::<_, std::convert::Infallible>(match fresh {
                 true => ProbeOutcome::Pass,
-                false => ProbeOutcome::Warn("the flag server was not reached lately".into()),
+                false => ProbeOutcome::Warn(format!("the flag server was not reached lately{reason}")),
             })
         }
     })
