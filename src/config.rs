@@ -2,6 +2,7 @@ mod address;
 mod database_error;
 mod known;
 mod redact;
+mod tls_error;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,6 +15,12 @@ pub(crate) use database_error::{describe_error, describe_source};
 pub(crate) use known::remember_encoded;
 pub(crate) use known::{remember, remember_password};
 pub(crate) use redact::redact;
+#[cfg(feature = "redis")]
+pub(crate) use tls_error::REDIS;
+#[cfg(feature = "unleash")]
+pub(crate) use tls_error::UNLEASH;
+#[cfg(any(feature = "redis", feature = "unleash"))]
+pub(crate) use tls_error::tls_advice;
 
 /// One setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]

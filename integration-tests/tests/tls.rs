@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use cutover::health::Check;
 use cutover::preflight::{Preflight, Severity};
-use cutover_testkit::{Folder, Postgres, PostgresOptions, wait_until};
+use cutover_testkit::{Folder, Postgres, PostgresOptions, Redis, free_port, wait_until};
+use deadpool_redis::redis::{Client, ClientTlsConfig, TlsCertificates};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgPool};
 
@@ -35,6 +36,24 @@ fn certificate(folder: &Path, name: &str, authority: &str, (subject, alternative
     );
 }
 
+/// Certificates of servers and clients, and the authorities `ca` and `other`, in a new folder.
+fn certificates() -> Folder {
+    let folder = Folder::new("tls").unwrap();
+    authority(folder.path(), "ca");
+    authority(folder.path(), "other");
+    let certificates: [(&str, (&str, &str), i32); 4] = [
+        ("good", ("localhost", "IP:127.0.0.1"), 2),
+        ("expired", ("localhost", "IP:127.0.0.1"), -1),
+        ("elsewhere", ("elsewhere", "DNS:elsewhere.test"), 2),
+        ("client", ("postgres", "DNS:client.test"), 2),
+    ];
+    for (name, subject, days) in certificates {
+        certificate(folder.path(), name, "ca", subject, days);
+    }
+    certificate(folder.path(), "foreign", "other", ("postgres", "DNS:client.test"), 2);
+    folder
+}
+
 /// A Postgres whose certificate can be replaced while it runs.
 struct Server {
     postgres: Postgres,
@@ -44,19 +63,7 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
-        let folder = Folder::new("tls").unwrap();
-        authority(folder.path(), "ca");
-        authority(folder.path(), "other");
-        let certificates: [(&str, (&str, &str), i32); 4] = [
-            ("good", ("localhost", "IP:127.0.0.1"), 2),
-            ("expired", ("localhost", "IP:127.0.0.1"), -1),
-            ("elsewhere", ("elsewhere", "DNS:elsewhere.test"), 2),
-            ("client", ("postgres", "DNS:client.test"), 2),
-        ];
-        for (name, subject, days) in certificates {
-            certificate(folder.path(), name, "ca", subject, days);
-        }
-        certificate(folder.path(), "foreign", "other", ("postgres", "DNS:client.test"), 2);
+        let folder = certificates();
         let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
         let admin = PgPool::connect(&postgres.admin_url()).await.unwrap();
         Self { postgres, admin, folder }
@@ -163,4 +170,88 @@ async fn a_client_certificate_is_presented() {
         ["unknown ca", "UnknownCA", "reset by peer"].iter().any(|reason| refused.contains(reason)),
         "{refused}"
     );
+}
+
+/// A Redis whose certificate can be replaced while it runs.
+struct SecureRedis {
+    redis: Redis,
+    port: u16,
+    folder: Folder,
+}
+
+impl SecureRedis {
+    async fn start() -> Self {
+        let (folder, port) = (certificates(), free_port().unwrap());
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let arguments = [
+            "--tls-port".to_owned(),
+            port.to_string(),
+            "--tls-cert-file".to_owned(),
+            file("good.pem"),
+            "--tls-key-file".to_owned(),
+            file("good.key"),
+            "--tls-ca-cert-file".to_owned(),
+            file("ca.pem"),
+            "--tls-auth-clients".to_owned(),
+            "no".to_owned(),
+        ];
+        let arguments: Vec<&str> = arguments.map(|argument| &*argument.leak()).to_vec();
+        let redis = Redis::start_with(arguments.leak()).await.unwrap();
+        // Two of the features choose a library each, and then none is the default of the process.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self { redis, port, folder }
+    }
+
+    fn read(&self, file: &str) -> Vec<u8> {
+        std::fs::read(self.folder.path().join(file)).unwrap()
+    }
+
+    async fn set(&self, setting: &str) {
+        self.redis.command(&format!("CONFIG SET {setting}")).await.unwrap();
+    }
+
+    /// Gives the server this certificate.
+    async fn present(&self, name: &str) {
+        let file = |end| self.folder.path().join(format!("{name}.{end}")).display().to_string();
+        self.set(&format!("tls-cert-file {} tls-key-file {}", file("pem"), file("key"))).await;
+    }
+
+    /// What the check says to a client with this authority and certificate; `None` if it passes.
+    async fn problem(&self, authority: &str, client: Option<&str>) -> Option<String> {
+        let pem = |name: &str| (self.read(&format!("{name}.pem")), self.read(&format!("{name}.key")));
+        let client_tls =
+            client.map(pem).map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+        let certificates = TlsCertificates { client_tls, root_cert: Some(self.read(authority)) };
+        let url = format!("rediss://127.0.0.1:{}/", self.port);
+        let client = Client::build_with_tls(url, certificates).unwrap();
+        let manager = deadpool_redis::Manager::new(client.get_connection_info().clone()).unwrap();
+        let pool = deadpool_redis::Pool::builder(manager).build().unwrap();
+        let report = Preflight::new().check(Check::redis(&pool)).run().await;
+        report.of(Severity::Problem).next().and_then(|finding| finding.text.clone())
+    }
+
+    async fn refuses(&self, authority: &str, client: Option<&str>, reasons: &[&str]) {
+        let problem = self.problem(authority, client).await.unwrap_or_default();
+        assert!(reasons.iter().any(|reason| problem.contains(reason)), "{authority} {client:?}: {problem}");
+    }
+}
+
+#[tokio::test]
+async fn each_reason_not_to_trust_a_redis_is_named() {
+    let server = SecureRedis::start().await;
+    assert_eq!(server.problem("ca.pem", None).await, None);
+    server.refuses("other.pem", None, &["add the authority's certificate to those of the system"]).await;
+    server.present("expired").await;
+    server.refuses("ca.pem", None, &["the server's certificate has expired"]).await;
+    server.present("elsewhere").await;
+    server.refuses("ca.pem", None, &["the server's certificate is for another name; use the name"]).await;
+    server.present("good").await;
+    assert_eq!(server.problem("ca.pem", None).await, None);
+
+    server.set("tls-auth-clients yes").await;
+    assert_eq!(server.problem("ca.pem", Some("client")).await, None);
+    // The server may reset the connection before the client has read the reason.
+    server.refuses("ca.pem", None, &["requires a client certificate; pass a pool", "reset by peer"]).await;
+    let refused = ["does not accept the client certificate", "reset by peer"];
+    server.refuses("ca.pem", Some("foreign"), &refused).await;
 }

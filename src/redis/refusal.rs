@@ -2,6 +2,8 @@
 
 use deadpool_redis::redis::{ErrorKind, RedisError};
 
+use crate::config::{REDIS, tls_advice};
+
 /// What becomes of a command that a server refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outlook {
@@ -95,7 +97,11 @@ pub(crate) fn describe(error: &RedisError) -> String {
         (None, ErrorKind::MasterNameNotFoundBySentinel) => {
             format!("no Sentinel knows a primary of this name; see: SENTINEL MASTERS ({error})")
         }
-        (None, _) => error.to_string(),
+        (None, _) => {
+            let text = error.to_string();
+            let advice = tls_advice(&text, &REDIS);
+            advice.map_or_else(|| text.clone(), |advice| format!("{advice} ({text})"))
+        }
     }
 }
 

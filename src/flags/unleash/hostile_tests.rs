@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use super::UnleashOptions;
 use super::backup::LARGEST_STATE;
 use super::shape::LONGEST;
-use super::test_server::{A, Reply, Server, features, start, until};
+use super::test_server::{A, LIMIT, Reply, Server, features, start, until};
 use crate::flags::{FetchErrorKind, Flag, Flags, Subject, Switch, SwitchProblem};
 
 fn on() -> Reply {
@@ -38,7 +39,9 @@ async fn refused(server: &Server, flags: &Flags, reply: Reply, part: &str) {
 #[tokio::test]
 async fn a_compressed_answer_is_limited_by_its_real_size() {
     let server = Server::start(on()).await;
-    let flags = start(&server).await;
+    let patient = |time| UnleashOptions { time_limit: time, stale_after: 4 * time, ..server.options() };
+    let flags = Flags::unleash(patient(LIMIT / 2)).unwrap();
+    tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     let blanks = vec![b' '; 1 << 20];
     for _ in 0..256 {
@@ -94,7 +97,7 @@ async fn an_answer_that_drips_ends_at_the_time_limit() {
         }
     });
     let server = Server::start(on()).await;
-    let options = super::UnleashOptions { url: format!("http://{address}"), ..server.options() };
+    let options = UnleashOptions { url: format!("http://{address}"), ..server.options() };
     let limit = options.time_limit;
     let begun = Instant::now();
     let flags = Flags::unleash(options).unwrap();
