@@ -126,6 +126,18 @@ impl Prometheus {
         Ok(())
     }
 
+    /// As [`restart`](Self::restart), without its data, as in a container without a volume.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start), and [`KitError::Io`].
+    pub async fn restart_empty(&self) -> Result<(), KitError> {
+        self.process().kill().await?;
+        let data = self.folder.path().join("data");
+        std::fs::remove_dir_all(data).map_err(KitError::io("remove the data of Prometheus"))?;
+        self.restart().await
+    }
+
     /// Replaces the targets. Prometheus reads them within about a second.
     ///
     /// # Errors

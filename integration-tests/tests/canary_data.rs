@@ -117,6 +117,25 @@ async fn an_outage_of_prometheus_does_not_fail_a_canary() {
     assert!(!marker.path().join("failed").exists(), "--on-fail ran without evidence: {out}{err}");
 }
 
+/// Its counters begin with all failures that the canary ever had.
+#[tokio::test]
+async fn a_prometheus_without_its_data_does_not_fail_a_canary() {
+    let (fine, stable) = (Page::start("canary", &["1"], 0).await, Page::start("stable", &["1"], 0).await);
+    fine.failed.store(5_000, Ordering::SeqCst);
+    let Some(prometheus) = start(&[&fine, &stable], PrometheusOptions::default()).await else { return };
+    let url = prometheus.url();
+    until_status(&url, &["--worse", "3"], 0).await;
+    let watching = tokio::spawn(async move {
+        let arguments = ["--watch", "15s", "--every", "500ms", "--window", "10s", "--patience", "5s"];
+        canary(&url, &[&arguments[..], &["--error-limit", "15", "--worse", "3"]].concat()).await
+    });
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    prometheus.restart_empty().await.unwrap();
+    let (code, out, err) = watching.await.unwrap();
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(!out.contains("FAIL"), "{out}{err}");
+}
+
 #[tokio::test]
 async fn failures_and_undecided_measurements_have_limits() {
     let (slow, stable) = (Page::start("canary", &["1"], 5).await, Page::start("stable", &["1"], 0).await);
