@@ -51,7 +51,7 @@ pub(crate) async fn record(
          returning a.migration_id, a.epoch",
         epochs.join(", ")
     );
-    ledger.ask(statement).await?.iter().map(Acknowledged::from_row).collect()
+    ledger.ask(statement).await
 }
 
 /// Records how many operations at older epochs the acknowledgement waits for.

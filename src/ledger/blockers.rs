@@ -1,8 +1,8 @@
 //! Which sessions a session waits for.
 
-use sqlx::{FromRow, PgConnection, Row};
+use sqlx::{FromRow, PgConnection};
 
-use super::Ledger;
+use super::{Ledger, unprepared};
 
 /// A session that holds, or waits in front for, a lock that another session waits for.
 #[derive(Debug, FromRow)]
@@ -16,7 +16,7 @@ pub(crate) struct BlockingSession {
 /// Sets `lock_timeout` for the transaction and returns the process id of its backend.
 pub(crate) async fn limit_lock_wait(tx: &mut PgConnection, milliseconds: u32) -> Result<i32, sqlx::Error> {
     let statement = format!("set local lock_timeout = {milliseconds}; select pg_backend_pid()");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).fetch_one(tx).await?.try_get(0)
+    unprepared::ask_scalar(tx, statement).await
 }
 
 /// The sessions that the backend `pid` waits for at this moment, oldest transaction first.
@@ -26,5 +26,5 @@ pub(crate) async fn of(ledger: &Ledger, pid: i32) -> Result<Vec<BlockingSession>
                 coalesce(extract(epoch from clock_timestamp() - xact_start)::bigint, 0) as age \
          from pg_stat_activity where pid = any (pg_blocking_pids({pid})) order by age desc limit 5"
     );
-    ledger.ask(statement).await?.iter().map(BlockingSession::from_row).collect()
+    ledger.ask(statement).await
 }

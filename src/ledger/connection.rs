@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgRow};
-use sqlx::{Connection, Executor, PgConnection, PgTransaction, Row};
+use sqlx::{Connection, Executor, FromRow, PgConnection, PgTransaction, Row};
 use tokio::time::{sleep, timeout};
 
 use super::connections::Connections;
@@ -196,7 +196,10 @@ impl Ledger {
     }
 
     /// See [`Connections::ask`].
-    pub(crate) async fn ask(&self, statement: String) -> Result<Vec<PgRow>, sqlx::Error> {
+    pub(crate) async fn ask<T>(&self, statement: String) -> Result<Vec<T>, sqlx::Error>
+    where
+        T: for<'r> FromRow<'r, PgRow>,
+    {
         self.inner.connections.ask(statement).await
     }
 

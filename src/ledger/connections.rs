@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection, Row};
 use tokio::time::timeout;
+
+use super::unprepared;
 
 /// The ledger's own connections to its database: at most four, and one more for a moment if they do not answer.
 pub(crate) struct Connections {
@@ -89,12 +91,13 @@ impl Connections {
         Self { options, is_direct, pool, sessions, is_replacing: AtomicBool::new(false) }
     }
 
-    /// Runs one statement as a single message: one round trip, where a transaction takes four. It needs no transaction, also
-    /// behind a pooler.
-    ///
-    /// The text contains its values, so these must be numbers or names of the library.
-    pub(crate) async fn ask(&self, statement: String) -> Result<Vec<PgRow>, sqlx::Error> {
-        sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&*self.pool()).await
+    /// Runs one statement as a single message ([`unprepared::ask`]): one round trip, where a transaction takes four. It needs
+    /// no transaction, also behind a pooler.
+    pub(crate) async fn ask<T>(&self, statement: String) -> Result<Vec<T>, sqlx::Error>
+    where
+        T: for<'r> FromRow<'r, PgRow>,
+    {
+        unprepared::ask(&*self.pool(), statement).await
     }
 
     pub(crate) fn pool(&self) -> Arc<PgPool> {

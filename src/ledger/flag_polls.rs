@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use sqlx::Row;
+use sqlx::FromRow;
 
 use super::connection::Ledger;
 use super::{notifications, unprepared};
@@ -13,6 +13,7 @@ use super::{notifications, unprepared};
 const KEPT_DAYS: i32 = 7;
 
 /// What the ledger knows of a fleet's flags.
+#[derive(FromRow)]
 pub(crate) struct SharedState {
     /// The lease of an instance that polls has not ended.
     pub(crate) is_led: bool,
@@ -20,10 +21,17 @@ pub(crate) struct SharedState {
     pub(crate) is_leader: bool,
     /// Increases with every change of the state.
     pub(crate) version: i64,
-    /// The time since the flag server last answered.
-    pub(crate) age: Duration,
+    /// The seconds since the flag server last answered.
+    age: f64,
     /// `None` if there is none, or if the caller knows this version.
     pub(crate) state: Option<Vec<u8>>,
+}
+
+impl SharedState {
+    /// The time since the flag server last answered.
+    pub(crate) fn age(&self) -> Duration {
+        Duration::try_from_secs_f64(self.age.max(0.0)).unwrap_or(Duration::MAX)
+    }
 }
 
 /// Reads the fleet's flags. `None`: no instance has polled for this fleet yet.
@@ -39,16 +47,7 @@ pub(crate) async fn read(
                 case when version <> {known_version} then state end as state \
          from cutover.flag_polls where key = {key}"
     );
-    let rows = ledger.ask(statement).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let age: f64 = row.try_get("age")?;
-    Ok(Some(SharedState {
-        is_led: row.try_get("is_led")?,
-        is_leader: row.try_get("is_leader")?,
-        version: row.try_get("version")?,
-        age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or(Duration::MAX),
-        state: row.try_get("state")?,
-    }))
+    Ok(ledger.ask(statement).await?.pop())
 }
 
 /// Takes over the polling if no other instance has it.
@@ -65,7 +64,7 @@ pub(crate) async fn lead(
          where p.leader_until <= clock_timestamp() returning key",
         lease = lease.as_secs_f64()
     );
-    Ok(ledger.ask(statement).await?.len() == 1)
+    Ok(ledger.ask::<()>(statement).await?.len() == 1)
 }
 
 /// An answer of the flag server.
@@ -91,7 +90,7 @@ pub(crate) async fn renew(
         age = age.as_secs_f64(),
         lease = lease.as_secs_f64()
     );
-    Ok(ledger.ask(statement).await?.len() == 1)
+    Ok(ledger.ask::<()>(statement).await?.len() == 1)
 }
 
 /// Publishes a new state, notifies `channel` and renews the lease. `None`: another instance polls now. Otherwise the

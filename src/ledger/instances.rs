@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
 use super::{Ledger, unprepared};
 
@@ -49,11 +49,10 @@ pub(crate) async fn renew(ledger: &Ledger, instance: i64, lease: Duration) -> Re
     let statement = format!(
         "update cutover.instances set seen_at = clock_timestamp(), \
                 lease_until = clock_timestamp() + make_interval(secs => {}) \
-         where id = {instance} and lease_until > clock_timestamp()",
+         where id = {instance} and lease_until > clock_timestamp() returning id",
         lease.as_secs_f64()
     );
-    let renewed = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&*ledger.pool()).await?;
-    Ok(renewed.rows_affected() == 1)
+    Ok(ledger.ask::<()>(statement).await?.len() == 1)
 }
 
 /// Records whether the instance is admitted, and why not. `false`: its lease has ended.

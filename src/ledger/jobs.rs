@@ -4,7 +4,7 @@
 //! where another one stopped.
 
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgPool, Row};
 
 use super::{literal, unprepared};
 
@@ -24,11 +24,13 @@ pub(crate) struct Job {
 }
 
 /// A key range, locked until the end of the transaction.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, FromRow)]
 pub(crate) struct Range {
     pub(crate) number: i16,
     /// The last key that is done.
+    #[sqlx(rename = "checkpoint")]
     pub(crate) from: Option<KeyText>,
+    #[sqlx(rename = "upper_bound")]
     pub(crate) to: KeyText,
 }
 
@@ -72,8 +74,7 @@ pub(crate) async fn is_paused(
 ) -> Result<bool, sqlx::Error> {
     let statement =
         format!("{settings}select paused_at is not null from cutover.migrations where id = {migration}");
-    let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(tx).await?;
-    rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+    unprepared::ask_scalar(tx, statement).await
 }
 
 /// Locks the migration's row and returns whether the old and the new side are complete. `None` if the migration has
@@ -173,8 +174,8 @@ impl Job {
     ///
     /// The lock is the claim. It ends with the transaction, so no lease has to expire after a worker has died.
     pub(crate) async fn claim(&self, tx: &mut PgConnection, last: Option<i16>) -> Result<Claim, sqlx::Error> {
-        let rows = sqlx::raw_sql(AssertSqlSafe(self.claim_query(last))).fetch_all(&mut *tx).await?;
-        self.claimed(tx, rows.first()).await
+        let range = unprepared::ask(&mut *tx, self.claim_query(last)).await?.pop();
+        self.claimed(tx, range).await
     }
 
     /// Runs `settings` as [`is_paused`] does, and claims a range as [`Job::claim`] does. `None` if the migration is
@@ -191,13 +192,15 @@ impl Job {
             self.migration,
             self.claim_query(last)
         );
+        // Rows of several statements, each with columns of its own.
         let mut rows =
             sqlx::raw_sql(AssertSqlSafe(message)).fetch_all(&mut *tx).await?.into_iter().peekable();
         if rows.next().ok_or(sqlx::Error::RowNotFound)?.try_get(0)? {
             return Ok(None);
         }
         let range = rows.next_if(|row| row.try_column("upper_bound").is_ok());
-        Ok(Some((self.claimed(tx, range.as_ref()).await?, rows.collect())))
+        let range = range.map(|row| Range::from_row(&row)).transpose()?;
+        Ok(Some((self.claimed(tx, range).await?, rows.collect())))
     }
 
     fn claim_query(&self, last: Option<i16>) -> String {
@@ -210,13 +213,9 @@ impl Job {
     }
 
     /// What the answer to [`Job::claim_query`] means.
-    async fn claimed(&self, tx: &mut PgConnection, row: Option<&PgRow>) -> Result<Claim, sqlx::Error> {
-        if let Some(row) = row {
-            return Ok(Claim::Range(Range {
-                number: row.try_get("number")?,
-                from: row.try_get("checkpoint")?,
-                to: row.try_get("upper_bound")?,
-            }));
+    async fn claimed(&self, tx: &mut PgConnection, range: Option<Range>) -> Result<Claim, sqlx::Error> {
+        if let Some(range) = range {
+            return Ok(Claim::Range(range));
         }
         let is_unfinished: bool = unprepared::query_scalar(
             "select exists (select from cutover.job_ranges where job_id = $1 and finished_at is null)",
@@ -237,8 +236,7 @@ impl Job {
         progress: &Progress,
     ) -> Result<i64, sqlx::Error> {
         let statements = self.advance_statements(range, done, progress);
-        let rows = sqlx::raw_sql(AssertSqlSafe(statements)).fetch_all(tx).await?;
-        rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)
+        unprepared::ask_scalar(tx, statements).await
     }
 
     /// The statements of [`Job::advance`]. They return one row, the number of rows in all.
@@ -255,8 +253,7 @@ impl Job {
 
     /// Adds to the counts.
     pub(crate) async fn add(&self, tx: &mut PgConnection, progress: &Progress) -> Result<(), sqlx::Error> {
-        sqlx::raw_sql(AssertSqlSafe(self.add_statement(progress))).execute(tx).await?;
-        Ok(())
+        unprepared::ask_one(tx, self.add_statement(progress)).await
     }
 
     fn add_statement(&self, progress: &Progress) -> String {
@@ -276,7 +273,7 @@ impl Job {
         let update = format!(
             "update cutover.jobs set throttled_by = {reason}, updated_at = clock_timestamp() where id = {id}"
         );
-        sqlx::raw_sql(AssertSqlSafe(update)).execute(pool).await?;
+        unprepared::ask::<()>(pool, update).await?;
         Ok(())
     }
 

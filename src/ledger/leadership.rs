@@ -46,7 +46,7 @@ pub(crate) async fn acquire(
         has_plan = has_plan,
         lease = lease.as_secs_f64()
     );
-    Ok(ledger.ask(statement).await?.len() == 1)
+    Ok(ledger.ask::<()>(statement).await?.len() == 1)
 }
 
 /// Records what the migration waits for if no instance drives it because none has its plan.
@@ -67,7 +67,7 @@ pub(crate) async fn report_missing_plan(
         migration = migration,
         reason = MISSING_PLAN
     );
-    ledger.ask(statement).await?;
+    ledger.ask::<()>(statement).await?;
     Ok(())
 }
 

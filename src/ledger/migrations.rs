@@ -148,7 +148,7 @@ pub(crate) async fn with_ids(
     }
     let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
     let query = followed(instance, &format!("m.id in ({})", ids.join(", ")));
-    ledger.ask(query).await?.iter().map(FollowedRow::from_row).collect()
+    ledger.ask(query).await
 }
 
 /// The kind of the unfinished job at the migration's current epoch.
@@ -158,8 +158,7 @@ pub(crate) async fn open_job(ledger: &Ledger, migration: i32) -> Result<Option<S
          join cutover.migrations m on m.id = j.migration_id and m.epoch = j.epoch \
          where m.id = {migration} and j.finished_at is null"
     );
-    let rows = ledger.ask(statement).await?;
-    let kinds: Vec<(String,)> = rows.iter().map(FromRow::from_row).collect::<Result<_, _>>()?;
+    let kinds: Vec<(String,)> = ledger.ask(statement).await?;
     Ok(kinds.into_iter().next().map(|(kind,)| kind))
 }
 

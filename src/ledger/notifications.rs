@@ -196,7 +196,7 @@ impl Listener {
     /// Sends a notification to itself.
     async fn call(&self) -> Result<(), sqlx::Error> {
         // The channel's name needs no quoting.
-        self.ledger()?.ask(format!("notify {}", self.own)).await?;
+        self.ledger()?.ask::<()>(format!("notify {}", self.own)).await?;
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! it writes, until the row has arrived at the other store.
 
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres, Row};
+use sqlx::{Executor, PgConnection, PgPool, Postgres, Row};
 
 use super::{literal, locks, unprepared};
 
@@ -248,12 +248,12 @@ pub(crate) async fn is_recorded<'e>(
              where migration_id = {migration} and side = 'new' and key = to_jsonb({}::text))",
         literal::text(key)
     );
-    sqlx::raw_sql(AssertSqlSafe(recorded)).fetch_one(executor).await?.try_get(0)
+    unprepared::ask_scalar(executor, recorded).await
 }
 
 /// Draws a version that is higher than all versions drawn so far.
 pub(crate) async fn next_version(pool: &PgPool) -> Result<i64, sqlx::Error> {
-    sqlx::raw_sql("select nextval('cutover.repair_versions')").fetch_one(pool).await?.try_get(0)
+    unprepared::ask_scalar(pool, "select nextval('cutover.repair_versions')").await
 }
 
 /// How many rows have a version up to `last`, and how many of these are not tried again until a person asks for it.
@@ -262,8 +262,7 @@ pub(crate) async fn count_until(pool: &PgPool, migration: i32, last: i64) -> Res
         "select count(*), count(*) filter (where dead) from cutover.repairs \
          where migration_id = {migration} and side = 'new' and version <= {last}"
     );
-    let row = sqlx::raw_sql(AssertSqlSafe(count)).fetch_one(pool).await?;
-    Ok((row.try_get(0)?, row.try_get(1)?))
+    unprepared::ask_one(pool, count).await
 }
 
 /// Whether at least `many` rows are due now or later.
@@ -272,7 +271,7 @@ pub(crate) async fn has_at_least(pool: &PgPool, migration: i32, many: i64) -> Re
         "select count(*) = {many} from (select from cutover.repairs \
              where migration_id = {migration} and not dead limit {many}) as recorded"
     );
-    sqlx::raw_sql(AssertSqlSafe(count)).fetch_one(pool).await?.try_get(0)
+    unprepared::ask_scalar(pool, count).await
 }
 
 /// The versions of these mirrored keys, without writes that a rollback to a savepoint has undone.

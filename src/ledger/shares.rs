@@ -1,6 +1,6 @@
 //! Connection shares: who holds how many, and what the server allows.
 
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{FromRow, Row};
 
 use super::connection::Ledger;
 use super::error::LedgerError;
@@ -44,6 +44,17 @@ pub(crate) struct ShareBudget {
     pub(crate) reckoning: String,
 }
 
+/// What `settle_share` returns. Only the first two are set if there was nothing to decide.
+#[derive(FromRow)]
+struct Answer {
+    granted: i64,
+    target: i64,
+    instances: Option<i64>,
+    needed: Option<i64>,
+    connections: Option<i64>,
+    reckoning: Option<String>,
+}
+
 impl Ledger {
     /// Renews the share of an instance whose pool holds so many connections.
     ///
@@ -62,16 +73,14 @@ impl Ledger {
              select * from cutover.settle_share({name}, {fleet}, {min_connections}, {max_connections}, {spare}, {BESIDE}, \
              {lease_seconds}, {holding})"
         );
-        let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&*self.pool()).await?;
-        let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-        let settled =
-            Settled { granted: count(row.try_get("granted")?), target: count(row.try_get("target")?) };
-        let Some(instances) = row.try_get::<Option<i64>, _>("instances")? else { return Ok((settled, None)) };
+        let answer: Answer = unprepared::ask_one(&*self.pool(), statement).await?;
+        let settled = Settled { granted: count(answer.granted), target: count(answer.target) };
+        let Some(instances) = answer.instances else { return Ok((settled, None)) };
         let budget = ShareBudget {
             instances: usize::try_from(instances).unwrap_or(0),
-            needed: count(row.try_get("needed")?),
-            connections: count(row.try_get("connections")?),
-            reckoning: row.try_get("reckoning")?,
+            needed: count(answer.needed.unwrap_or(0)),
+            connections: count(answer.connections.unwrap_or(0)),
+            reckoning: answer.reckoning.unwrap_or_default(),
         };
         Ok((settled, Some(budget)))
     }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::PgPool;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::direction::Direction;
 use crate::fleet::{Fleet, FleetOptions};
 use crate::health::Health;
-use crate::ledger::{Ledger, literal};
+use crate::ledger::{Ledger, literal, unprepared};
 use crate::migration::admin::{self, MigrationReport};
 use crate::migration::{
     Agent, Desired, DriverOptions, FromLedger, Migration, MigrationSpec, OldSide, Phase, PhaseRange,
@@ -175,8 +175,7 @@ impl TestFleet {
                  and (cardinality({columns}) = 0 or attname = any ({columns})))",
             literal::text(&old_side.table)
         );
-        let row = sqlx::raw_sql(AssertSqlSafe(exists)).fetch_one(&self.pool).await;
-        row.and_then(|row| row.try_get(0)).map_err(|error| error.to_string())
+        unprepared::ask_scalar(&self.pool, exists).await.map_err(|error| error.to_string())
     }
 
     /// Leaves the fleet. The database can be dropped afterwards.

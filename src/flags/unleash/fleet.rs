@@ -154,7 +154,7 @@ impl Fleet {
             if row.is_led && row.is_leader {
                 return Ok(Role::Leader);
             }
-            let as_of = asked.checked_sub(row.age);
+            let as_of = asked.checked_sub(row.age());
             if let Err(error) = self.offer_shared(row, as_of).await {
                 tracing::warn!(error, "could not read the fleet's flags in the ledger");
             }

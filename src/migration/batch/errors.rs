@@ -1,9 +1,8 @@
 //! What an error of row work means for the batch: retry it, look for the row that causes it, or stop.
 
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::PgPool;
 
-use crate::ledger::{is_lock_timeout, literal, sql_state};
+use crate::ledger::{is_lock_timeout, literal, sql_state, unprepared};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Error;
 
@@ -50,10 +49,7 @@ pub(crate) async fn explain_row_security(pool: &PgPool, tables: &[&str], error: 
          where to_regclass(name) is not null and row_security_active(to_regclass(name)::oid)",
         literal::texts(&tables)
     );
-    let active = sqlx::raw_sql(AssertSqlSafe(active)).fetch_all(pool).await;
-    let of_row = |row: &PgRow| Ok::<_, sqlx::Error>((row.try_get(0)?, row.try_get(1)?));
-    let active =
-        active.and_then(|rows| rows.iter().map(of_row).collect::<Result<Vec<(String, String)>, _>>());
+    let active: Result<Vec<(String, String)>, _> = unprepared::ask(pool, active).await;
     let Ok(active) = active else { return error };
     let Some((role, _)) = active.first() else { return error };
     let names: Vec<&str> = active.iter().map(|(_, name)| &**name).collect();

@@ -3,12 +3,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::Registry;
-use sqlx::{PgPool, Row};
+use sqlx::{FromRow, PgPool};
 use tokio::time::{Instant, sleep};
 
 use super::governor::Governor;
 use crate::config::Problem;
 use crate::ledger::standbys::{standbys, wal_position};
+use crate::ledger::unprepared;
 
 /// Time between two checks, throttled or not.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -194,12 +195,14 @@ pub(crate) struct ThrottleState {
 }
 
 /// The load of the database.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, FromRow)]
 struct Load {
     standby: Option<String>,
     lag: Option<i64>,
     hidden: i64,
     waits: i64,
+    /// Since midnight, in UTC.
+    #[sqlx(try_from = "i32")]
     minute: u32,
 }
 
@@ -264,7 +267,7 @@ impl Throttle {
 }
 
 async fn read_load(pool: &PgPool) -> Result<Load, sqlx::Error> {
-    let row = sqlx::raw_sql(concat!(
+    let load = concat!(
         "with standbys as materialized ",
         standbys!(),
         " select s.standby, s.lag, s.hidden, \
@@ -278,16 +281,8 @@ async fn read_load(pool: &PgPool) -> Result<Load, sqlx::Error> {
         ", min(replay_lsn))::bigint as lag, \
                    count(*) filter (where state is null) as hidden \
                from standbys) s"
-    ))
-    .fetch_one(pool)
-    .await?;
-    Ok(Load {
-        standby: row.try_get("standby")?,
-        lag: row.try_get("lag")?,
-        hidden: row.try_get("hidden")?,
-        waits: row.try_get("waits")?,
-        minute: u32::try_from(row.try_get::<i32, _>("minute")?).unwrap_or(0),
-    })
+    );
+    unprepared::ask_one(pool, load).await
 }
 
 /// Minutes since midnight of a text such as 22:00.

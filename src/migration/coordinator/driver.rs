@@ -124,7 +124,7 @@ impl Driver {
                 in_time(limit, leadership::acquire(ledger, id, migration.id(), has_plan, limit)).await;
             migration.work().set_driver(matches!(is_driver, Ok(true)));
             if is_driver? {
-                let count = ledger.ask(external_writes::count(migration.id()));
+                let count = ledger.ask::<()>(external_writes::count(migration.id()));
                 if let Err(error) = in_time(limit, count).await {
                     tracing::warn!(%error, migration = spec.name, "could not count external writes");
                 }

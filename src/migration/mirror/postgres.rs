@@ -1,8 +1,8 @@
-use sqlx::{AssertSqlSafe, PgPool, Row};
+use sqlx::PgPool;
 
 use super::store::{MirrorStore, StoreError};
 use crate::config::ConfigError;
-use crate::ledger::literal;
+use crate::ledger::{literal, unprepared};
 use crate::migration::catalog::{check_table, quote_table};
 
 /// How many keys one call of `keys` returns.
@@ -43,39 +43,39 @@ impl MirrorStore for PostgresMirror {
             "create table if not exists {} (key text collate \"C\" primary key, version bigint not null, body jsonb)",
             self.table
         );
-        sqlx::raw_sql(AssertSqlSafe(create)).execute(&self.pool).await?;
+        unprepared::ask::<()>(&self.pool, create).await?;
         Ok(())
     }
 
     async fn is_prepared(&self) -> Result<bool, StoreError> {
         let there = format!("select to_regclass({}) is not null", literal::text(&self.table));
-        Ok(sqlx::raw_sql(AssertSqlSafe(there)).fetch_one(&self.pool).await?.try_get(0)?)
+        Ok(unprepared::ask_scalar(&self.pool, there).await?)
     }
 
     async fn put(&self, key: &str, version: i64, row: Option<&str>) -> Result<bool, StoreError> {
         let put = format!(
             "insert into {} as kept (key, version, body) values ({}, {version}, {}::jsonb) \
              on conflict (key) do update set version = excluded.version, body = excluded.body \
-             where kept.version < excluded.version",
+             where kept.version < excluded.version returning key",
             self.table,
             literal::text(key),
             row.map_or_else(|| "null".to_owned(), literal::text)
         );
-        Ok(sqlx::raw_sql(AssertSqlSafe(put)).execute(&self.pool).await?.rows_affected() == 1)
+        Ok(unprepared::ask::<()>(&self.pool, put).await?.len() == 1)
     }
 
     async fn get(&self, key: &str) -> Result<Option<String>, StoreError> {
         let get = format!("select body::text from {} where key = {}", self.table, literal::text(key));
-        let row = sqlx::raw_sql(AssertSqlSafe(get)).fetch_optional(&self.pool).await?;
-        Ok(row.map(|row| row.try_get::<Option<String>, _>(0)).transpose()?.flatten())
+        let rows: Vec<(Option<String>,)> = unprepared::ask(&self.pool, get).await?;
+        Ok(rows.into_iter().next().and_then(|(body,)| body))
     }
 
     async fn keys(&self, cursor: Option<&str>) -> Result<(Vec<String>, Option<String>), StoreError> {
         let after = cursor.map(|key| format!("key > {} and ", literal::text(key))).unwrap_or_default();
         let keys =
             format!("select key from {} where {after}body is not null order by key limit {PAGE}", self.table);
-        let rows = sqlx::raw_sql(AssertSqlSafe(keys)).fetch_all(&self.pool).await?;
-        let keys = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+        let rows: Vec<(String,)> = unprepared::ask(&self.pool, keys).await?;
+        let keys: Vec<String> = rows.into_iter().map(|(key,)| key).collect();
         let next = keys.last().filter(|_| keys.len() as i64 == PAGE).cloned();
         Ok((keys, next))
     }

@@ -169,6 +169,6 @@ async fn blockers(pool: &PgPool, pid: i32) -> Result<Vec<String>, sqlx::Error> {
         "select format('pid %s (%s)', pid, coalesce(nullif(application_name, ''), 'unnamed')) \
          from pg_stat_activity where pid = any (pg_blocking_pids({pid})) order by xact_start limit 5"
     );
-    let rows = sqlx::raw_sql(AssertSqlSafe(found)).fetch_all(pool).await?;
-    rows.iter().map(|row| row.try_get(0)).collect()
+    let found: Vec<(String,)> = unprepared::ask(pool, found).await?;
+    Ok(found.into_iter().map(|(session,)| session).collect())
 }
