@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum::response::{IntoResponse, Response};
@@ -16,7 +16,7 @@ use tower_service::Service;
 
 use super::decisions::Decisions;
 use super::handle::Flags;
-use super::scope::{self, Scope};
+use super::scope::{self, Entered, Scope};
 use super::spare::Spares;
 use super::subject::Subject;
 
@@ -131,7 +131,9 @@ where
         {
             request.extensions_mut().insert(decisions);
         }
-        let inner = scope::within(&mut scope, || self.inner.call(request));
+        let entered = Entered::new(&mut scope);
+        let inner = self.inner.call(request);
+        drop(entered);
         FlagsFuture { inner, scope }
     }
 }
@@ -153,9 +155,13 @@ impl<F: Future> Future for FlagsFuture<F> {
         if this.scope.is_none() {
             return this.inner.poll(cx);
         }
-        let output = ready!(scope::within(this.scope, || this.inner.poll(cx)));
-        this.scope.end();
-        Poll::Ready(output)
+        let entered = Entered::new(this.scope);
+        let polled = this.inner.poll(cx);
+        drop(entered);
+        if polled.is_ready() {
+            this.scope.end();
+        }
+        polled
     }
 }
 

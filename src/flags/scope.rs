@@ -87,32 +87,39 @@ impl Decisions {
     }
 }
 
-/// The decisions that the innermost [`within`] on this thread has set.
+/// The decisions that the innermost [`Entered`] on this thread has set.
 fn current() -> Option<Decisions> {
     // A thread that is exiting has no thread-local storage any more.
     CURRENT.try_with(|current| current.borrow_mut().decisions()).unwrap_or_default()
 }
 
 /// Whether there are current decisions.
+#[inline]
 pub(super) fn is_set() -> bool {
     CURRENT.try_with(|current| !current.borrow().is_none()).unwrap_or_default()
 }
 
-/// Runs code with these decisions as the current ones. They are back in their place afterwards, also if the code panics.
-pub(super) fn within<T>(scope: &mut Scope, code: impl FnOnce() -> T) -> T {
-    struct Swapped<'a>(&'a mut Scope);
+/// These decisions are the current ones until this is dropped. Then they are back in their place.
+///
+/// The code between is not a closure, because a closure copies the request that it captures.
+pub(super) struct Entered<'a>(&'a mut Scope);
 
-    impl Drop for Swapped<'_> {
-        fn drop(&mut self) {
-            swap_current(self.0);
-        }
+impl<'a> Entered<'a> {
+    #[inline]
+    pub(super) fn new(scope: &'a mut Scope) -> Self {
+        exchange(scope);
+        Self(scope)
     }
-
-    swap_current(scope);
-    let _swapped = Swapped(scope);
-    code()
 }
 
-fn swap_current(scope: &mut Scope) {
+impl Drop for Entered<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        exchange(self.0);
+    }
+}
+
+#[inline]
+fn exchange(scope: &mut Scope) {
     let _ = CURRENT.try_with(|current| swap(&mut *current.borrow_mut(), scope));
 }

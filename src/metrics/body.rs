@@ -1,7 +1,7 @@
 use std::fmt;
 use std::io::IoSlice;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use ::http::header::CONTENT_LENGTH;
 use ::http::{Response, StatusCode};
@@ -71,31 +71,32 @@ impl<B: Body> Body for MetricsBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
-        let frame = match this.ticket {
-            Some(ticket) => ready!(ticket.run(|| this.inner.as_mut().poll_frame(cx))),
-            None => ready!(this.inner.poll_frame(cx)),
-        };
-        if let Some(ticket) = this.ticket {
-            match &frame {
-                None => ticket.completed(this.status.at_end(None)),
-                Some(Err(_)) => ticket.aborted(Abort::BodyError),
-                Some(Ok(frame)) => {
-                    if let Some(data) = frame.data_ref() {
-                        if let Some(left) = this.left {
-                            *left = left.saturating_sub(u64::try_from(data.remaining()).unwrap_or(u64::MAX));
-                        }
-                        if let Status::Web(web) = this.status {
-                            read(web, data);
-                        }
+        let Some(ticket) = this.ticket else { return this.inner.poll_frame(cx) };
+        ticket.runs();
+        let polled = this.inner.as_mut().poll_frame(cx);
+        ticket.ran();
+        match &polled {
+            Poll::Pending => ticket.goes_on(),
+            Poll::Ready(None) => ticket.completed(this.status.at_end(None)),
+            Poll::Ready(Some(Err(_))) => ticket.aborted(Abort::BodyError),
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    if let Some(left) = this.left {
+                        *left = left.saturating_sub(u64::try_from(data.remaining()).unwrap_or(u64::MAX));
                     }
-                    // Trailers are the end; a server does not ask for more.
-                    if let Some(trailers) = frame.trailers_ref() {
-                        ticket.completed(this.status.at_end(Some(trailers)));
+                    if let Status::Web(web) = this.status {
+                        read(web, data);
                     }
+                }
+                // Trailers are the end; a server does not ask for more.
+                if let Some(trailers) = frame.trailers_ref() {
+                    ticket.completed(this.status.at_end(Some(trailers)));
+                } else if *this.left != Some(0) && !this.inner.is_end_stream() {
+                    ticket.goes_on();
                 }
             }
         }
-        Poll::Ready(frame)
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

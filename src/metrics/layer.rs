@@ -109,9 +109,12 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let trace = TraceId::of(request.headers());
+        let keeps_trace = self.place.http.keeps_exemplars();
+        let trace = if keeps_trace { TraceId::of(request.headers()) } else { None };
         let mut ticket = Ticket::new(self.place.shard(&request), method_index(request.method()), trace);
-        let inner = ticket.run(|| self.inner.call(request));
+        ticket.runs();
+        let inner = self.inner.call(request);
+        ticket.ran();
         ResponseFuture { inner, ticket: Some(ticket) }
     }
 }
@@ -140,15 +143,14 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let polled = match this.ticket {
-            Some(ticket) => ticket.run(|| this.inner.poll(cx)),
-            None => this.inner.poll(cx),
-        };
+        this.ticket.iter_mut().for_each(Ticket::runs);
+        let polled = this.inner.poll(cx);
+        this.ticket.iter_mut().for_each(Ticket::ran);
         let result = ready!(polled);
-        let ticket = this.ticket.take();
+        let mut ticket = this.ticket.take();
         Poll::Ready(match result {
             Ok(response) => {
-                ticket.iter().for_each(Ticket::first_byte);
+                ticket.iter_mut().for_each(Ticket::first_byte);
                 let ending = Ending::of(&response, ticket.as_ref().is_some_and(Ticket::is_head));
                 Ok(response.map(|body| MetricsBody::new(body, ending, ticket)))
             }

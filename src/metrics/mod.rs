@@ -6,8 +6,9 @@
 //! the end of its response body, under the route that matched, and a series starts at zero, so that an empty result is not
 //! mistaken for a healthy one.
 //!
-//! **Differences from other metrics layers.** The duration is the time to the end of the body, not to the head. Every ending
-//! is counted, with these values in the usual labels:
+//! **Differences from other metrics layers.** The duration is the time to the end of the body, not to the head. A body that is
+//! complete when the server first asks for it ends with the head. Every ending is counted, with these values in the usual
+//! labels:
 //!
 //! | ending | `status` | also counted in `http_requests_aborted_total{reason}` |
 //! |---|---|---|
@@ -56,5 +57,7 @@ pub use prometheus;
 pub use registry::{Metrics, MetricsError};
 pub(crate) use series::{Durations, Snapshot, shard_count, thread_number};
 
+#[cfg(test)]
+mod end_tests;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 use std::fmt::{self, Write as _};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ::http::HeaderMap;
 use ::http::header::ACCEPT;
@@ -90,8 +90,10 @@ fn write_family(page: &mut String, family: &MetricFamily, exemplars: &Exemplars)
 }
 
 fn write_exemplar(page: &mut String, exemplar: &Exemplar) -> fmt::Result {
-    let Exemplar { trace, duration, at } = exemplar;
-    write!(page, " # {{trace_id=\"{trace}\"}} {}", duration.as_secs_f64())?;
+    let Exemplar { trace, nanos, at } = exemplar;
+    write!(page, " # {{trace_id=\"{trace}\"}} {}", Duration::from_nanos(*nanos).as_secs_f64())?;
+    // The wall clock is read here, and not by each request.
+    let at = SystemTime::now().checked_sub(at.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
     match at.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(since) => write!(page, " {:.3}", since.as_secs_f64()),
         Err(_) => Ok(()),

@@ -169,7 +169,8 @@ impl Metrics {
 
     /// `GET /metrics` for the admin listener, in the text format of Prometheus, or in OpenMetrics if the client prefers it, as
     /// Prometheus does. Only OpenMetrics has exemplars: the last request of each bucket of
-    /// `http_request_duration_seconds` that came with a sampled `traceparent`.
+    /// `http_request_duration_seconds` that came with a sampled `traceparent`. Requests are looked at for their traces from the
+    /// first page in OpenMetrics on.
     pub fn router(&self) -> Router {
         let metrics = self.clone();
         let page = move |headers: HeaderMap| async move { metrics.exposition(&headers) };
@@ -179,6 +180,7 @@ impl Metrics {
     fn exposition(&self, headers: &HeaderMap) -> Response {
         let families = self.registry.gather();
         let (kind, page) = if openmetrics::is_preferred(headers) {
+            self.http.keep_exemplars();
             let page = openmetrics::encode(&families, &Exemplars::of(&self.http));
             (openmetrics::CONTENT_TYPE, page.map_err(|error| error.to_string()))
         } else {

@@ -4,7 +4,7 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use super::bounds::{Bounds, MAX_BOUNDS};
@@ -34,8 +34,9 @@ pub(crate) fn thread_number() -> usize {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Exemplar {
     pub(super) trace: TraceId,
-    pub(super) duration: Duration,
-    pub(super) at: SystemTime,
+    pub(super) nanos: u64,
+    /// When the request ended.
+    pub(super) at: Instant,
 }
 
 type Exemplars = [Mutex<Option<Exemplar>>; BUCKETS];
@@ -53,21 +54,25 @@ pub(crate) struct Durations {
 impl Durations {
     /// Counts a duration without an example request. `bounds` are the same in every call.
     pub(crate) fn count(&self, bounds: &Bounds, duration: Duration) {
-        self.record(bounds, duration, None);
+        self.record(bounds, u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), None);
     }
 
-    /// `bounds` are the same in every call.
-    pub(super) fn record(&self, bounds: &Bounds, duration: Duration, trace: Option<TraceId>) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    /// `bounds` are the same in every call. `example`: the trace of the request, and when it ended.
+    #[inline]
+    pub(super) fn record(&self, bounds: &Bounds, nanos: u64, example: Option<(TraceId, Instant)>) {
         let bucket = bounds.bucket(nanos);
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.nanos.fetch_add(nanos, Relaxed);
-        if let Some(trace) = trace {
-            let slot = &self.exemplars.get_or_init(Box::default)[bucket];
-            // No wait for the lock: any request of the bucket is a good example.
-            if let Ok(mut slot) = slot.try_lock() {
-                *slot = Some(Exemplar { trace, duration, at: SystemTime::now() });
-            }
+        if let Some((trace, at)) = example {
+            self.exemplify(bucket, Exemplar { trace, nanos, at });
+        }
+    }
+
+    fn exemplify(&self, bucket: usize, exemplar: Exemplar) {
+        let slot = &self.exemplars.get_or_init(Box::default)[bucket];
+        // No wait for the lock: any request of the bucket is a good example.
+        if let Ok(mut slot) = slot.try_lock() {
+            *slot = Some(exemplar);
         }
     }
 }

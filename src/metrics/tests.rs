@@ -1,7 +1,7 @@
 use std::convert::Infallible;
 use std::future::{pending, ready};
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use axum::Router;
@@ -18,11 +18,11 @@ use tower_service::Service;
 use super::{Metrics, MetricsBody};
 use crate::release::Release;
 
-fn metrics() -> Metrics {
+pub(super) fn metrics() -> Metrics {
     Metrics::new(&Release::new("payments", "canary").unwrap()).unwrap()
 }
 
-async fn exposition(metrics: &Metrics) -> String {
+pub(super) async fn exposition(metrics: &Metrics) -> String {
     let request = Request::get("/metrics").body(Body::empty()).unwrap();
     let response = metrics.router().oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
@@ -55,7 +55,7 @@ enum Head {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Tail {
+pub(super) enum Tail {
     Ends,
     Fails,
     Never,
@@ -69,9 +69,9 @@ enum Reader {
     Leaves,
 }
 
-type Frames = std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Bytes>, &'static str>> + Send>>;
+pub(super) type Frames = Pin<Box<dyn futures_util::Stream<Item = Result<Frame<Bytes>, &'static str>> + Send>>;
 
-fn body(tail: Tail) -> StreamBody<Frames> {
+pub(super) fn body(tail: Tail) -> StreamBody<Frames> {
     let first = stream::iter([Ok(Frame::data(Bytes::from_static(b"data")))]);
     let rest: Frames = match tail {
         Tail::Ends => Box::pin(stream::empty()),
@@ -315,13 +315,18 @@ async fn the_bucket_of_a_sampled_trace_shows_it() {
         .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
         .body(Body::empty())
         .unwrap();
+    let page = async || {
+        let request =
+            Request::get("/metrics").header("accept", "application/openmetrics-text; version=1.0.0");
+        let response = metrics.router().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let kind = response.headers()["content-type"].to_str().unwrap();
+        assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    };
+    // Requests are looked at for their traces once a page has shown that the reader wants them.
+    assert!(!page().await.contains("trace_id"));
     app.oneshot(request).await.unwrap();
-    let request = Request::get("/metrics").header("accept", "application/openmetrics-text; version=1.0.0");
-    let response = metrics.router().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-    let kind = response.headers()["content-type"].to_str().unwrap();
-    assert!(kind.starts_with("application/openmetrics-text; version=1.0.0"), "{kind}");
-    let page = response.into_body().collect().await.unwrap().to_bytes();
-    let page = std::str::from_utf8(&page).unwrap();
+    let page = page().await;
     let traced: Vec<_> = page.lines().filter(|line| line.contains("trace_id")).collect();
     assert_eq!(traced.len(), 1, "{page}");
     assert!(traced[0].starts_with(

@@ -4,6 +4,9 @@ use ::http::{HeaderMap, HeaderName};
 
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
+/// Where the flags are.
+const FLAGS: std::ops::Range<usize> = 53..55;
+
 /// The trace that a request belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TraceId(NonZeroU128);
@@ -13,14 +16,14 @@ impl TraceId {
     /// them. Format: W3C Trace Context, section 3.2.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(&TRACEPARENT)?.as_bytes();
+        // First, because most traces are not sampled. Later versions have the flags in the same place.
+        if hex(value.get(FLAGS)?)? & 1 == 0 {
+            return None;
+        }
         let (version, rest) = value.split_first_chunk::<2>()?;
         let (trace, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<32>()?;
         let (parent, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<16>()?;
-        let (flags, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<2>()?;
-        // First, because most traces are not sampled.
-        if hex(flags)? & 1 == 0 {
-            return None;
-        }
+        let (_, rest) = rest.strip_prefix(b"-")?.split_first_chunk::<2>()?;
         // A later version may append fields; version ff is forbidden, and 00 has no more fields.
         let version = hex(version)?;
         let whole = rest.is_empty() || (version != 0 && rest.starts_with(b"-"));
