@@ -57,15 +57,61 @@ insert into cutover.guard_looks as l (migration_id, seen, unseen_writes_at, unse
     returning exists (select from now n join known k on k.seen -> n.relation::text ->> 1 <> n.columns)"
 );
 
+/// `$1`: the migration.
+///
+/// Everything that [`LOOK`] reads, in one number. To plan this takes a fifth of the time that it takes to plan that query. The
+/// versions of rows of `pg_proc` are not part of it: a look before a move reads them.
+const SIGNATURE: &str = concat!(
+    "select hashtextextended(concat( \
+        (select string_agg(concat_ws(' ', oid, xmin, tgrelid), ',' order by oid) \
+            from pg_trigger where tgrelid = any (g.relations)), ';', \
+        (select string_agg(concat_ws(' ', attrelid, attnum, xmin), ',' order by attrelid, attnum) \
+            from pg_attribute where attrelid = any (g.relations) and attnum > 0), ';', \
+        (select string_agg(concat_ws(' ', oid, relfilenode), ',' order by oid) \
+            from pg_class where oid = any (g.relations)), ';', \
+        (select string_agg(concat_ws(' ', side, xmin), ',' order by side) \
+            from cutover.sides where migration_id = $1), ';', \
+        (select xmin from cutover.guard_looks where migration_id = $1)), 0) \
+     from (select array(select distinct tgrelid from pg_trigger where starts_with(tgname::text, '",
+    guard_triggers::prefix!(),
+    "' || $1 || '_')) as relations) g"
+);
+
+/// What the last look saw, if it found nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    migration: i32,
+    is_compared: bool,
+    signature: i64,
+}
+
+/// Does the same as [`look`], unless the last look found nothing and the catalog is still the same. The driver calls this in
+/// each step.
+pub(crate) async fn look_again(
+    tx: &mut PgConnection,
+    migration: i32,
+    is_compared: bool,
+    last: &mut Option<Seen>,
+) -> Result<(), sqlx::Error> {
+    // Before the look: what changes in between is another signature the next time.
+    let signature = unprepared::query_scalar(SIGNATURE).bind(migration).fetch_one(&mut *tx).await?;
+    let seen = Some(Seen { migration, is_compared, signature });
+    if *last != seen {
+        let found_nothing = look(tx, migration, is_compared).await?;
+        *last = seen.filter(|_| found_nothing);
+    }
+    Ok(())
+}
+
 /// Looks at the guard triggers of a migration. If rows may have been written past them since the last look, this is recorded as
 /// an external write that was not mirrored, and a scan that began before does not count.
 ///
-/// `is_compared`: a scan may have passed rows already.
+/// `is_compared`: a scan may have passed rows already. Returns whether there was nothing to record.
 pub(crate) async fn look(
     tx: &mut PgConnection,
     migration: i32,
     is_compared: bool,
-) -> Result<(), sqlx::Error> {
+) -> Result<bool, sqlx::Error> {
     let are_columns_changed: Option<bool> = unprepared::query_scalar(LOOK)
         .bind(migration)
         .bind(is_compared)
@@ -75,7 +121,7 @@ pub(crate) async fn look(
     if are_columns_changed == Some(true) {
         recompile(tx, migration).await?;
     }
-    Ok(())
+    Ok(are_columns_changed.is_none())
 }
 
 /// Makes each session compile the function of the guard trigger again. A session that has called it before a column got

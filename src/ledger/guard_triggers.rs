@@ -1,7 +1,15 @@
 //! The names of a migration's guard triggers, and the statements that remove them.
 
+/// [`PREFIX`], for a statement.
+macro_rules! prefix {
+    () => {
+        "zzz_cutover_"
+    };
+}
+pub(crate) use prefix;
+
 /// How all names begin. Triggers of other names that come later fire later.
-pub(crate) const PREFIX: &str = "zzz_cutover_";
+pub(crate) const PREFIX: &str = prefix!();
 
 /// Whether the trigger with this alias of `pg_trigger` is enabled, and may change a row that is inserted or updated.
 macro_rules! may_change_rows {

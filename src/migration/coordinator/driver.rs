@@ -12,7 +12,7 @@ use super::retry::{LONGEST, Retry};
 use super::spec::MigrationSpec;
 use super::work::Work;
 use crate::fleet::{Fleet, Membership};
-use crate::ledger::{LedgerError, external_writes, leadership, migrations, retention};
+use crate::ledger::{LedgerError, external_writes, guard_looks, leadership, migrations, retention};
 use crate::migration::phase::{PreviousEpoch, Task, needed_work};
 use crate::migration::runtime::Migration;
 
@@ -41,6 +41,7 @@ struct Driven {
     migration: Migration,
     work: Work,
     look: Look,
+    guard_seen: Option<guard_looks::Seen>,
     /// Failed reconcile steps, and when the next one is due.
     retry: Retry,
     due: Instant,
@@ -57,6 +58,7 @@ impl Driver {
             migration: migration.clone(),
             work: Work::default(),
             look: Look::default(),
+            guard_seen: None,
             retry: Retry::default(),
             due: Instant::now(),
         };
@@ -202,12 +204,13 @@ impl Driven {
     /// Returns the pause before the next step.
     async fn step(&mut self, fleet: &Fleet, options: &DriverOptions) -> Result<Duration, sqlx::Error> {
         let waits_for = self.work.waits_for(&self.migration);
-        let reconcile = Reconcile {
+        let mut reconcile = Reconcile {
             ledger: fleet.ledger(),
             fleet: fleet.name(),
             spec: &self.spec,
             options,
             work_waits_for: waits_for.as_deref(),
+            guard_seen: &mut self.guard_seen,
         };
         match reconcile.step().await? {
             Outcome::Moved => Ok(Duration::ZERO),

@@ -63,6 +63,8 @@ pub(crate) struct Reconcile<'a> {
     pub(crate) options: &'a DriverOptions,
     /// What the task that the phase needs waits for, or why it failed.
     pub(crate) work_waits_for: Option<&'a str>,
+    /// What the last look at the guard triggers saw.
+    pub(crate) guard_seen: &'a mut Option<guard_looks::Seen>,
 }
 
 /// The desired phase, and who desires it.
@@ -72,12 +74,12 @@ struct Aim {
 }
 
 impl Reconcile<'_> {
-    pub(crate) async fn step(&self) -> Result<Outcome, sqlx::Error> {
+    pub(crate) async fn step(&mut self) -> Result<Outcome, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         instances::remove_expired(&mut tx, self.fleet).await?;
         let state = MigrationState::load(&mut tx, self.fleet, self.spec, false).await?;
-        if !state.has_ended {
-            look_at_guard(&mut tx, state.id, state.view.phase).await?;
+        if let Some(is_compared) = is_compared(state.view.phase).filter(|_| !state.has_ended) {
+            guard_looks::look_again(&mut tx, state.id, is_compared, self.guard_seen).await?;
         }
         tx.commit().await?;
         if state.has_ended {
@@ -208,7 +210,9 @@ impl Reconcile<'_> {
         {
             return Err(Refusal::ExternalWriters);
         }
-        look_at_guard(tx, seen.id, seen.view.phase).await?;
+        if let Some(is_compared) = is_compared(seen.view.phase) {
+            guard_looks::look(tx, seen.id, is_compared).await?;
+        }
         if decided == Step::Move(Phase::Ramp) {
             epochs::seal(tx, self.fleet, &self.spec.name, !self.spec.standbys.is_empty()).await?;
         }
@@ -378,12 +382,9 @@ fn blocked_by(session: &BlockingSession) -> String {
     )
 }
 
-/// Looks for rows that may have been written past the guard trigger, while both sides are written.
-async fn look_at_guard(tx: &mut PgConnection, migration: i32, phase: Phase) -> Result<(), sqlx::Error> {
-    if phase == Phase::Off || !phase.writes(Side::Old) {
-        return Ok(());
-    }
-    guard_looks::look(tx, migration, phase >= Phase::Verify).await
+/// Whether a scan may have passed rows already; `None` if no rows can be written past the guard trigger.
+fn is_compared(phase: Phase) -> Option<bool> {
+    (phase != Phase::Off && phase.writes(Side::Old)).then_some(phase >= Phase::Verify)
 }
 
 /// Whether external transactions must end before the step.
