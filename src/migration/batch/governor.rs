@@ -59,7 +59,7 @@ pub(super) struct Governor {
     busy: Option<Duration>,
     /// Whether the last measurement had too few transactions.
     is_idle: bool,
-    /// How many transactions the service has had, and when that number last changed.
+    /// How many transactions the service has had, and when that number last changed during the pass.
     seen: (u64, Option<Duration>),
     /// What is measured now, since when, and the counts at that time.
     window: Option<(Window, Duration, WriteCounts)>,
@@ -74,7 +74,8 @@ enum Window {
 }
 
 impl Governor {
-    pub(super) fn new(ratio: f64) -> Self {
+    /// `writes` are the counts of the service's transactions at the beginning of the pass.
+    pub(super) fn new(ratio: f64, writes: &WriteCounts) -> Self {
         Self {
             ratio,
             free: FREE_WORK,
@@ -84,7 +85,7 @@ impl Governor {
             next_attempt: Duration::ZERO,
             busy: None,
             is_idle: false,
-            seen: (0, None),
+            seen: (writes.total(), None),
             window: None,
         }
     }
@@ -212,14 +213,15 @@ mod tests {
 
     /// One that has used up its free work.
     fn governor() -> Governor {
-        Governor { free: Duration::ZERO, ..Governor::new(1.2) }
+        Governor { free: Duration::ZERO, ..Governor::new(1.2, &WriteTimes::new().counts()) }
     }
 
     #[test]
     fn the_first_quarter_of_a_second_of_work_is_free() {
         let mut service = Service::new(1_000.0, 4.0);
         service.pass(Duration::from_secs(5), 1.0);
-        let (mut governor, batch) = (Governor::new(1.2), Duration::from_millis(50));
+        let mut governor = Governor::new(1.2, &service.times.counts());
+        let batch = Duration::from_millis(50);
         for _ in 0..5 {
             assert_eq!(governor.rest(service.now, batch, service.times.counts()), Duration::ZERO);
         }
@@ -251,6 +253,18 @@ mod tests {
         assert!(sees(&mut governor, &service));
         service.now += LONGEST_WINDOW;
         assert!(!sees(&mut governor, &service));
+    }
+
+    #[test]
+    fn writes_from_before_the_pass_are_not_beside_it() {
+        let mut service = Service::new(1_000.0, 1.0);
+        service.pass(Duration::from_secs(5), 1.0);
+        let mut governor = Governor::new(1.2, &service.times.counts());
+        governor.rest(service.now, Duration::ZERO, service.times.counts());
+        assert!(!governor.has_seen_writes(service.now));
+        service.times.record(Duration::from_millis(4));
+        governor.rest(service.now, Duration::ZERO, service.times.counts());
+        assert!(governor.has_seen_writes(service.now));
     }
 
     #[test]

@@ -97,7 +97,7 @@ async fn run_pass(
     let job = job::open(&mut tx, migration.id(), epoch, kind, Some(&since), measure).await?;
     tx.commit().await?;
     let Some(job) = job else { return Ok(()) };
-    let governor = outline.throttle.governor().map(Mutex::new);
+    let governor = outline.throttle.governor(&migration.write_times().counts()).map(Mutex::new);
     let pass = Pass { outline, scope, kind, migration, job, governor };
     pass.retry_bad_rows().await?;
     try_join_all((0..outline.batches.workers).map(|_| pass.work())).await?;

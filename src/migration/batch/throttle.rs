@@ -10,6 +10,7 @@ use super::governor::Governor;
 use crate::config::Problem;
 use crate::ledger::standbys::{standbys, wal_position};
 use crate::ledger::unprepared;
+use crate::migration::runtime::WriteCounts;
 
 /// Time between two checks, throttled or not.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -130,8 +131,9 @@ impl Throttle {
         self
     }
 
-    pub(super) fn governor(&self) -> Option<Governor> {
-        self.ratio.map(Governor::new)
+    /// The governor of a pass that begins now, after these writes of the service.
+    pub(super) fn governor(&self, writes: &WriteCounts) -> Option<Governor> {
+        self.ratio.map(|ratio| Governor::new(ratio, writes))
     }
 
     pub(crate) fn check(&self, problems: &mut Vec<Problem>) {
