@@ -95,6 +95,11 @@ impl Governor {
         self.seen.1.is_some_and(|last| now.saturating_sub(last) < 2 * LONGEST_WINDOW)
     }
 
+    /// The 99th percentile of the service's writes without the pass, once it is known.
+    pub(super) fn quiet(&self) -> Option<Duration> {
+        self.quiet
+    }
+
     /// How long to rest after a batch that took this long. `now` is the time by the wall clock, since any moment that all
     /// instances agree on. `writes` are the counts of the service's transactions.
     pub(super) fn rest(&mut self, now: Duration, batch: Duration, writes: WriteCounts) -> Duration {

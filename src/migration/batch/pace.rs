@@ -10,6 +10,7 @@ const SHARE: i64 = 256;
 #[derive(Debug)]
 pub(crate) struct Pace {
     options: BatchOptions,
+    target: Duration,
     rows: u32,
     most: u32,
     /// The next this many rows contain one that fails.
@@ -18,22 +19,25 @@ pub(crate) struct Pace {
 
 impl Pace {
     pub(crate) fn new(options: &BatchOptions) -> Self {
-        Self { options: options.clone(), rows: options.min_rows, most: options.max_rows, suspects: None }
+        let BatchOptions { target, min_rows, max_rows, .. } = *options;
+        Self { options: options.clone(), target, rows: min_rows, most: max_rows, suspects: None }
     }
 
     pub(crate) fn rows(&self) -> u32 {
         self.suspects.map_or(self.rows, |suspects| suspects.div_ceil(2))
     }
 
-    /// Limits batches to a share of a table with this many rows.
-    pub(crate) fn limit_to_share(&mut self, total: i64) {
+    /// Limits batches to a share of a table with this many rows, and to the time that a slow write of the service takes
+    /// without a pass. A write that waits for a row of a batch then takes about twice that time, whatever the target is.
+    pub(crate) fn limit_beside_writes(&mut self, total: i64, slow_write: Option<Duration>) {
         let share = u32::try_from(total / SHARE).unwrap_or(u32::MAX);
         self.most = share.clamp(self.options.min_rows, self.options.max_rows);
+        self.target = slow_write.map_or(self.options.target, |time| time.min(self.options.target));
     }
 
     /// Limits batches only by their options.
     pub(crate) fn lift_limit(&mut self) {
-        self.most = self.options.max_rows;
+        (self.most, self.target) = (self.options.max_rows, self.options.target);
     }
 
     /// Adapts to the duration of the last batch: at most to half or to double the rows.
@@ -43,7 +47,7 @@ impl Pace {
             self.suspects = Some(suspects - suspects.div_ceil(2)).filter(|left| *left > 0);
             return;
         }
-        let factor = self.options.target.as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
+        let factor = self.target.as_secs_f64() / elapsed.as_secs_f64().max(1e-6);
         let rows = f64::from(self.rows) * factor.clamp(0.5, 2.0);
         self.rows = (rows as u32).clamp(self.options.min_rows, self.most);
     }
@@ -73,6 +77,23 @@ mod tests {
             pace.record(Duration::from_secs_f64(f64::from(pace.rows()) / 40_000.0));
         }
         assert!((2_900..=3_100).contains(&pace.rows()), "{}", pace.rows());
+    }
+
+    #[test]
+    fn a_batch_beside_writes_takes_as_long_as_a_slow_write() {
+        let mut pace = Pace::new(&BatchOptions::default());
+        let batches = |pace: &mut Pace| {
+            (0..20).for_each(|_| pace.record(Duration::from_secs_f64(f64::from(pace.rows()) / 100_000.0)));
+            pace.rows()
+        };
+        assert!((7_400..=7_600).contains(&batches(&mut pace)));
+        for (slow, rows) in [(20, 1_950..=2_050), (1, 500..=500), (500, 7_400..=7_600)] {
+            pace.limit_beside_writes(100_000_000, Some(Duration::from_millis(slow)));
+            let found = batches(&mut pace);
+            assert!(rows.contains(&found), "{slow} ms: {found}");
+        }
+        pace.lift_limit();
+        assert!((7_400..=7_600).contains(&batches(&mut pace)));
     }
 
     #[test]
@@ -109,7 +130,7 @@ mod tests {
         }
         assert_eq!(pace.rows(), 20_000);
         for (total, most) in [(10, 500), (300_000, 1_171), (100_000_000, 20_000)] {
-            pace.limit_to_share(total);
+            pace.limit_beside_writes(total, None);
             pace.record(Duration::ZERO);
             assert!(pace.rows() <= most, "{total}");
             (0..20).for_each(|_| pace.record(Duration::ZERO));

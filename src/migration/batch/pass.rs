@@ -178,7 +178,8 @@ impl Pass<'_> {
                     if self.kind == PassKind::Compare || !self.is_beside_writes() {
                         pace.lift_limit();
                     } else {
-                        pace.limit_to_share(total);
+                        let governor = self.governor.as_ref();
+                        pace.limit_beside_writes(total, governor.and_then(|governor| lock(governor).quiet()));
                     }
                     pace.record(elapsed);
                     self.wait_for_vacuum(&mut vacuum).await?;
