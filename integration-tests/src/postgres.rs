@@ -76,7 +76,9 @@ impl Postgres {
     pub async fn shared() -> Result<&'static Self, KitError> {
         static SHARED: OnceCell<Postgres> = OnceCell::const_new();
         let options = PostgresOptions {
-            settings: vec![("max_connections".to_owned(), "300".to_owned())],
+            settings: [("max_connections", "300"), ("max_prepared_transactions", "20")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
             ..PostgresOptions::default()
         };
         SHARED.get_or_try_init(|| Self::start(options)).await

@@ -2,6 +2,7 @@
 
 use sqlx::{FromRow, PgConnection};
 
+use super::blockers::{OpenTransaction, open_transaction, owner_of_lock};
 use super::{locks, notifications, unprepared};
 
 /// A move to the next epoch, with everything that changes in the same transaction.
@@ -160,36 +161,36 @@ pub(crate) async fn unseal(tx: &mut PgConnection, migration: i32, epoch: i32) ->
 /// A transaction that holds an epoch's lock.
 #[derive(Debug, FromRow)]
 pub(crate) struct Holder {
-    pub(crate) pid: i32,
-    pub(crate) application: String,
-    /// Seconds since it began.
-    pub(crate) age: i64,
+    #[sqlx(flatten)]
+    pub(crate) transaction: OpenTransaction,
     /// Its backend was terminated just now.
     pub(crate) terminated: bool,
 }
 
 /// The transactions of an epoch, oldest first. Terminates the backends of those that are at least `limit` seconds old,
-/// where this role may. The epoch must not be the current one.
+/// where this role may. A prepared transaction has no backend, and only a person knows how it has to end. The epoch must not
+/// be the current one.
 pub(crate) async fn terminate_holders(
     tx: &mut PgConnection,
     migration: i32,
     epoch: i32,
     limit: i64,
 ) -> Result<Vec<Holder>, sqlx::Error> {
-    unprepared::query_as(
-        "with holder as ( \
-             select a.pid, coalesce(a.application_name, '') as application, \
-                    coalesce(extract(epoch from clock_timestamp() - a.xact_start)::bigint, 0) as age, \
-                    pg_has_role(a.usesysid, 'usage') or pg_has_role('pg_signal_backend', 'usage') as may_terminate \
-             from pg_locks l join pg_stat_activity a on a.pid = l.pid \
-             where l.locktype = 'advisory' and l.classid::bigint = $1 and l.objid::bigint = $2 \
+    unprepared::query_as(concat!(
+        "with holder as (select ",
+        open_transaction!(),
+        ", a.pid is not null and (pg_has_role(a.usesysid, 'usage') or pg_has_role('pg_signal_backend', 'usage')) \
+                 as may_terminate \
+             from pg_locks l",
+        owner_of_lock!(),
+        " where l.locktype = 'advisory' and l.classid::bigint = $1 and l.objid::bigint = $2 \
                and l.objsubid = 2 and l.granted and l.mode = 'ShareLock' \
                and l.database = (select oid from pg_database where datname = current_database()) \
                and exists (select from cutover.migrations m where m.id = $3 and m.epoch > $2)) \
-         select pid, application, age, \
+         select pid, application, gid, owner, age, \
                 case when may_terminate and age >= $4 then pg_terminate_backend(pid) else false end as terminated \
          from holder order by age desc",
-    )
+    ))
     .bind(i64::from(locks::EPOCH + migration))
     .bind(i64::from(epoch))
     .bind(migration)

@@ -72,7 +72,7 @@ pub enum LedgerError {
     /// The ledger could not be upgraded, because a lock on its tables was not granted in time.
     #[error(
         "could not upgrade schema `cutover`: open transactions hold locks on its tables; hint: end transactions that have \
-         been open for long (see pg_stat_activity) and try again"
+         been open for long (see pg_stat_activity and pg_prepared_xacts) and try again"
     )]
     Busy,
     /// A newer library installed a ledger that this one cannot work with.

@@ -2,8 +2,8 @@
 
 use sqlx::PgConnection;
 
-use super::locks;
-use super::unprepared;
+use super::blockers::{OpenTransaction, open_transaction, owner_of_lock};
+use super::{locks, unprepared};
 
 /// The statement that adds the recorded events to the counts.
 pub(crate) fn count(migration: i32) -> String {
@@ -25,13 +25,24 @@ pub(crate) fn count(migration: i32) -> String {
 /// If a transaction has been open for longer than this, the lock is not requested: later writers would queue behind the request.
 const LONG: &str = "1 second";
 
-/// Transactions that hold the lock `$1`, `$2`, prepared ones included.
+/// Transactions that hold the lock `$1`, `$2`.
 macro_rules! holders {
     () => {
-        " from pg_locks l left join pg_stat_activity a on a.pid = l.pid \
-         where l.locktype = 'advisory' and l.classid::bigint = $1 and l.objid::bigint = $2 and l.objsubid = 2 \
+        concat!(
+            " from pg_locks l",
+            owner_of_lock!(),
+            " where l.locktype = 'advisory' and l.classid::bigint = $1 and l.objid::bigint = $2 and l.objsubid = 2 \
            and l.granted and l.mode = 'ShareLock' \
-           and l.database = (select oid from pg_database where datname = current_database())"
+               and l.database = (select oid from pg_database where datname = current_database())"
+        )
+    };
+}
+
+/// Its number, which stays the same when it is prepared, and when the server restarts after that. It has one before it has the
+/// lock: `cutover.record_external_write` sees to that.
+macro_rules! number {
+    () => {
+        "coalesce(a.backend_xid::text, p.transaction::text, l.virtualtransaction)"
     };
 }
 
@@ -70,7 +81,7 @@ pub(crate) struct OpenWriters {
 /// external writes are recorded with a time after `since`.
 pub(crate) async fn open_now(tx: &mut PgConnection, migration: i32) -> Result<OpenWriters, sqlx::Error> {
     let since = unprepared::query_scalar("select clock_timestamp()::text").fetch_one(&mut *tx).await?;
-    let transactions = unprepared::query_scalar(concat!("select l.virtualtransaction", holders!()))
+    let transactions = unprepared::query_scalar(concat!("select ", number!(), holders!()))
         .bind(i64::from(locks::EXTERNAL_WRITERS))
         .bind(i64::from(migration))
         .fetch_all(tx)
@@ -145,17 +156,18 @@ async fn named(
     migration: i32,
     only: Option<&[String]>,
 ) -> Result<Vec<String>, sqlx::Error> {
-    unprepared::query_scalar(concat!(
-        "select case when a.pid is null then 'a prepared transaction of an external writer (see pg_prepared_xacts)' \
-             else format('a transaction of an external writer, open for %s s (pid %s, %s)', \
-                 coalesce(extract(epoch from clock_timestamp() - a.xact_start)::bigint, 0), a.pid, \
-                 coalesce(nullif(a.application_name, ''), 'unnamed')) end",
+    let found: Vec<OpenTransaction> = unprepared::query_as(concat!(
+        "select ",
+        open_transaction!(),
         holders!(),
-        " and ($3::text[] is null or l.virtualtransaction = any ($3)) order by a.xact_start limit 5"
+        " and ($3::text[] is null or ",
+        number!(),
+        " = any ($3)) order by age desc limit 5"
     ))
     .bind(i64::from(locks::EXTERNAL_WRITERS))
     .bind(i64::from(migration))
     .bind(only)
     .fetch_all(tx)
-    .await
+    .await?;
+    Ok(found.iter().map(|transaction| transaction.named("of an external writer")).collect())
 }

@@ -13,11 +13,14 @@ use super::{guard_triggers, unprepared};
 /// `now`: per table with guard triggers, the versions of these triggers and of the columns of both sides, and the table's
 /// file. A statement that rewrites a column's values changes both the column and the file. `vacuum full` changes the file
 /// only, and `set default` the column only. A partition that was created as one has no row that came past its triggers: they
-/// are as old as its row type.
+/// are as old as its row type, and so are its columns, whose defaults the next command of the transaction sets. If a table is
+/// attached as a partition, each of its columns changes, and not before the command after its creation.
 const LOOK: &str = concat!(
     "\
 with guards as (select t.tgrelid as relation, bool_or(t.tgenabled <> 'A') as is_disabled, \
-        string_agg(t.xmin::text, ' ' order by t.tgname) as triggers, bool_and(t.xmin = y.xmin) as is_as_old_as_table, \
+        string_agg(t.xmin::text, ' ' order by t.tgname) as triggers, bool_and(t.xmin = y.xmin) and exists ( \
+            select from pg_attribute a where a.attrelid = t.tgrelid and a.attnum > 0 and a.xmin = any (array_agg(y.xmin)) \
+                and a.cmin::text::bigint <= min(y.cmin::text::bigint) + 1) as is_created_as_partition, \
         bool_or(t.tgname like '%row' and t.tgtype & 2 <> 0) and exists (select from pg_trigger l \
             join pg_proc lp on lp.oid = l.tgfoid join pg_namespace ln on ln.oid = lp.pronamespace \
             where l.tgrelid = t.tgrelid and not l.tgisinternal and ln.nspname <> 'cutover' and ",
@@ -40,7 +43,7 @@ unseen as (select format(case when n.is_disabled then 'the guard trigger of %1$s
             else 'columns of %1$s were rewritten' end, n.relation::regclass) as what, n.is_disabled \
     from now n left join known k on true cross join lateral (select k.seen -> n.relation::text as seen) as old \
     where n.is_disabled or n.is_early or k.seen is not null and $2 and ( \
-        old.seen is null and not n.is_as_old_as_table or old.seen ->> 0 <> n.triggers \
+        old.seen is null and not n.is_created_as_partition or old.seen ->> 0 <> n.triggers \
         or old.seen ->> 1 <> n.columns and old.seen ->> 2 <> n.file::text) \
     order by 1 limit 1), \
 recorded as (insert into cutover.external_write_events (migration_id, application, role, mirrored) \

@@ -26,6 +26,7 @@ mod partitions;
 mod pauses;
 mod pgbench;
 mod plan_problems;
+mod prepared_transactions;
 mod real_tables;
 mod repairs;
 mod round_trips;

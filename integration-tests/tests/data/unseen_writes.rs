@@ -63,6 +63,26 @@ async fn rows_of_an_attached_partition_hold_a_move() -> Outcome {
     is_found(&world, "switch", 150).await
 }
 
+/// The catalog's rows about it are as old as those of a partition that was created as one.
+#[tokio::test]
+async fn rows_of_a_partition_made_in_one_transaction_hold_a_move() -> Outcome {
+    let (world, _a) = in_phase("ramp", PARTITIONED).await?;
+    let sql = "begin; create table orders_late (id bigint not null, note text, old_status text, new_status text); \
+        insert into orders_late (id, old_status) values (150, ' L '); \
+        alter table orders attach partition orders_late for values from (100) to (200); commit";
+    external(&world, sql).await?;
+    is_found(&world, "switch", 150).await
+}
+
+#[tokio::test]
+async fn rows_of_a_partition_that_was_away_hold_a_move() -> Outcome {
+    let (world, _a) = in_phase("ramp", PARTITIONED).await?;
+    external(&world, "alter table orders detach partition orders_low").await?;
+    external(&world, "update orders_low set old_status = ' Away ' where id = 9").await?;
+    external(&world, "alter table orders attach partition orders_low for values from (0) to (100)").await?;
+    is_found(&world, "switch", 9).await
+}
+
 #[tokio::test]
 async fn rewritten_values_hold_a_move() -> Outcome {
     let (world, _a) = in_phase("switch", "select").await?;
@@ -104,6 +124,10 @@ async fn maintenance_of_a_table_holds_no_move() -> Outcome {
         .await?;
     external(&world, "create table orders_high partition of orders for values from (100) to (200)").await?;
     external(&world, "insert into orders (id, old_status) values (150, ' High ')").await?;
+    let all_with_defaults = "begin; create table orders_top partition of orders \
+        (id default 250, note default 'n', old_status default 'o', new_status default 'o') for values from (200) to (300); \
+        insert into orders values (250, default, ' Top ', 'top'); commit";
+    external(&world, all_with_defaults).await?;
     world.go("switch").await?;
     external(&world, "alter table orders_low set unlogged").await?;
     external(&world, "cluster orders_low using orders_low_pkey").await?;

@@ -730,7 +730,8 @@ $$;
 -- phase. Runs with its owner's rights, too.
 --
 -- The advisory lock is held until the external transaction ends. Copies, scans and the moves after which such writes are
--- refused take it too, so they wait for transactions that began under the earlier rule.
+-- refused take it too, so they wait for transactions that began under the earlier rule. The transaction gets its id before
+-- the lock: the id is what names it after `prepare transaction` and a restart of the server.
 create function cutover.record_external_write(p_migration integer, p_mirrored boolean) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -738,6 +739,7 @@ declare
     v_phase text := nullif(current_setting(v_known, true), '');
 begin
     if v_phase is null then
+        perform pg_current_xact_id();
         perform pg_advisory_xact_lock_shared(1129709568, p_migration);
         v_phase := cutover.phase_for_guard(p_migration);
         perform set_config(v_known, v_phase, true);

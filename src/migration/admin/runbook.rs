@@ -1,14 +1,14 @@
 //! Which section of the runbook belongs to what a migration waits for.
 
 /// A part of the text, and the heading in `docs/runbook.md`. The first that matches counts.
-const SECTIONS: [(&str, &str); 35] = [
+const SECTIONS: [(&str, &str); 36] = [
     ("a desired phase to be set", "No desired phase"),
     ("a valid desired phase", "No desired phase"),
     ("no instance drives it", "No instance drives it"),
     ("an instance with the plan", "No instance drives it"),
     ("to acknowledge epoch", "Instance at an older epoch"),
     ("the last transactions of epoch", "Transactions of an older epoch"),
-    ("a transaction of closed epoch", "Transactions of an older epoch"),
+    ("transaction of closed epoch", "Transactions of an older epoch"),
     ("to stop: its build", "Build does not support the phase"),
     ("the new side to exist", "New side does not exist"),
     ("paused by", "Work is paused"),
@@ -27,7 +27,8 @@ const SECTIONS: [(&str, &str); 35] = [
     ("which is not connected", "Standby is behind"),
     ("could not acquire the lock", "Locks"),
     ("older transactions to end", "Locks"),
-    ("a transaction that blocks", "Locks"),
+    ("transaction that blocks", "Locks"),
+    ("to be unlocked", "Locks"),
     ("a lock in schema", "Locks"),
     ("the constraints of the change", "Locks"),
     ("approval to drop", "Approval"),

@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 
-use crate::ledger::{is_lock_timeout, literal, sql_state, unprepared};
+use crate::ledger::{blockers, is_lock_timeout, literal, sql_state, unprepared};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Error;
 
@@ -57,6 +57,23 @@ pub(crate) async fn explain_row_security(pool: &PgPool, tables: &[&str], error: 
         "row-level security on {names} can hide rows from role {role}, so a copy or comparison could miss them. Run \
          `alter role {role} bypassrls`, or make {role} the owner and run `alter table … no force row level security`",
         names = names.join(" and ")
+    ))
+}
+
+/// Replaces a lock timeout by an error that names the transactions on the tables. Other errors stay as they are.
+pub(crate) async fn explain_lock_timeout(pool: &PgPool, tables: &[&str], error: PlanError) -> PlanError {
+    if !matches!(&error, PlanError::Operation(Error::Database(error)) if is_lock_timeout(error)) {
+        return error;
+    }
+    let found = async {
+        let mut connection = pool.acquire().await?;
+        blockers::on_tables(tables, &["RowShareLock", "RowExclusiveLock"], &mut connection).await
+    };
+    let Ok(holders) = found.await else { return error };
+    PlanError::NotNow(format!(
+        "rows of {} to be unlocked; to unblock: end the transactions that lock rows: {}",
+        tables.join(" and "),
+        blockers::listed(&holders)
     ))
 }
 

@@ -13,7 +13,7 @@ use super::admission::{self, NewShape};
 use super::options::DriverOptions;
 use super::spec::MigrationSpec;
 use super::state::MigrationState;
-use crate::ledger::blockers::{self, BlockingSession};
+use crate::ledger::blockers::{self, OpenTransaction};
 use crate::ledger::epochs::Move;
 use crate::ledger::{
     Ledger, endings, epochs, external_writes, fleets, guard_looks, instances, is_lock_timeout, migrations,
@@ -43,7 +43,7 @@ enum Attempt {
     /// It was made, or the state has changed and the next step decides again.
     Done,
     /// A lock was not granted in time, because of these sessions or of external writers.
-    Blocked(Vec<BlockingSession>),
+    Blocked(Vec<OpenTransaction>),
 }
 
 /// What the transaction of an attempt has changed.
@@ -171,7 +171,7 @@ impl Reconcile<'_> {
         &self,
         state: &MigrationState,
         step: &Step,
-        sessions: &[BlockingSession],
+        sessions: &[OpenTransaction],
     ) -> Result<Vec<String>, sqlx::Error> {
         let mut reasons = Vec::new();
         if waits_for_external_writers(state.view.phase, step) {
@@ -184,7 +184,7 @@ impl Reconcile<'_> {
             reasons = self.terminate_holders(state.id, state.view.epoch - 1).await?;
         }
         if reasons.is_empty() {
-            reasons = sessions.iter().map(blocked_by).collect();
+            reasons = sessions.iter().map(|session| session.named("that blocks the move")).collect();
         }
         if reasons.is_empty() {
             reasons.push("a lock in schema `cutover`".to_owned());
@@ -290,7 +290,7 @@ impl Reconcile<'_> {
         let holders = epochs::terminate_holders(&mut tx, migration, epoch, limit).await?;
         tx.commit().await?;
         for holder in holders.iter().filter(|holder| holder.terminated) {
-            let (pid, application, age) = (holder.pid, &holder.application, holder.age);
+            let OpenTransaction { pid, application, age, .. } = &holder.transaction;
             let migration = &self.spec.name;
             tracing::warn!(
                 migration,
@@ -301,13 +301,8 @@ impl Reconcile<'_> {
                 "terminated a transaction of a closed epoch"
             );
         }
-        let named = |holder: &epochs::Holder| {
-            format!(
-                "a transaction of closed epoch {epoch}, open for {} s (pid {}, {:?})",
-                holder.age, holder.pid, holder.application
-            )
-        };
-        Ok(holders.iter().map(named).collect())
+        let of = format!("of closed epoch {epoch}");
+        Ok(holders.iter().map(|holder| holder.transaction.named(&of)).collect())
     }
 
     /// The desired phase is reached. Only the percentage of `ramp` may still differ.
@@ -373,13 +368,6 @@ impl From<sqlx::Error> for Refusal {
     fn from(error: sqlx::Error) -> Self {
         Self::Database(error)
     }
-}
-
-fn blocked_by(session: &BlockingSession) -> String {
-    format!(
-        "a transaction that blocks the move, open for {} s (pid {}, {:?})",
-        session.age, session.pid, session.application
-    )
 }
 
 /// Whether a scan may have passed rows already; `None` if no rows can be written past the guard trigger.

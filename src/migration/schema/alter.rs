@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tokio::time::sleep;
 
-use crate::ledger::{describe_error, endings, is_lock_timeout, migrations, sql_state, unprepared};
+use crate::ledger::{blockers, describe_error, endings, is_lock_timeout, migrations, sql_state};
 use crate::migration::batch::begin;
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -85,16 +85,12 @@ async fn alter_or_drop(
         backoff = (backoff * 2).min(BACKOFF.1);
     }
     let mut tx = begin(pool, &[phase], migration).await?;
-    let mut holders = Vec::new();
-    for table in tables {
-        holders.extend(locked_by(table, None, &mut tx).await?);
-    }
-    holders.dedup();
+    let holders = blockers::on_tables(tables, &[], &mut tx).await?;
     tx.rollback().await?;
     Err(PlanError::NotNow(format!(
         "could not acquire the lock on table {table} within 200 ms in {ATTEMPTS} attempts; to unblock: end the \
          transactions on the table ({}); the statement is `{statement}`",
-        if holders.is_empty() { "none is left".to_owned() } else { holders.join(", ") }
+        blockers::listed(&holders)
     )))
 }
 
@@ -108,24 +104,4 @@ fn refusal(error: sqlx::Error, table: &str, statement: &str) -> PlanError {
         Some(_) => PlanError::Refused(format!("`{statement}` failed: {reason}")),
         None => error.into(),
     }
-}
-
-/// The transactions that hold a lock on the table, of this mode or any, the oldest first.
-pub(crate) async fn locked_by(
-    table: &str,
-    mode: Option<&str>,
-    connection: &mut PgConnection,
-) -> Result<Vec<String>, sqlx::Error> {
-    unprepared::query_scalar(
-        "select format('pid %s (%s) for %s s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'), \
-                extract(epoch from clock_timestamp() - a.xact_start)::bigint) \
-         from pg_locks l join pg_stat_activity a on a.pid = l.pid \
-         where l.relation = to_regclass($1) and l.granted and ($2::text is null or l.mode = $2) \
-           and l.database = (select oid from pg_database where datname = current_database()) \
-         group by a.pid, a.application_name, a.xact_start order by a.xact_start limit 5",
-    )
-    .bind(table)
-    .bind(mode)
-    .fetch_all(connection)
-    .await
 }

@@ -13,9 +13,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row};
 use tokio::time::timeout;
 
-use super::alter::locked_by;
 use super::index_definition::Index;
-use crate::ledger::{WORK, describe_error, sql_state, unprepared};
+use crate::ledger::{WORK, blockers, describe_error, sql_state, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::quote;
 use crate::migration::coordinator::PlanError;
@@ -114,12 +113,12 @@ pub(super) async fn build(
         Found::Invalid(name) => {
             // The server continues a build whose instance has died.
             let mut tx = session.begin_with(WORK).await?;
-            let builders = locked_by(table, Some("ShareUpdateExclusiveLock"), &mut tx).await?;
+            let builders = blockers::on_tables(&[table], &["ShareUpdateExclusiveLock"], &mut tx).await?;
             tx.rollback().await?;
             if !builders.is_empty() {
                 return Err(PlanError::NotNow(format!(
                     "index {name} is invalid and another session may still be building it: {}",
-                    builders.join(", ")
+                    blockers::listed(&builders)
                 )));
             }
             tracing::info!(index = name, "dropping the invalid index of a build that did not finish");
@@ -147,12 +146,12 @@ pub(super) async fn run(
             break outcome;
         }
         // A failed look at them must not end the build.
-        let others = blockers(pool, pid).await.unwrap_or_default();
+        let others = blockers::of_build(pool, pid).await.unwrap_or_default();
         let note = match others.is_empty() {
             true => String::new(),
             false => format!(
                 "older transactions to end: {}, which block `{statement}`; to unblock: end them",
-                others.join(", ")
+                blockers::listed(&others)
             ),
         };
         if migration.note(&note) && !note.is_empty() {
@@ -161,14 +160,4 @@ pub(super) async fn run(
     };
     migration.note("");
     outcome.map(|_| ()).map_err(|error| failed(statement, &error))
-}
-
-/// The transactions that this backend waits for.
-async fn blockers(pool: &PgPool, pid: i32) -> Result<Vec<String>, sqlx::Error> {
-    let found = format!(
-        "select format('pid %s (%s)', pid, coalesce(nullif(application_name, ''), 'unnamed')) \
-         from pg_stat_activity where pid = any (pg_blocking_pids({pid})) order by xact_start limit 5"
-    );
-    let found: Vec<(String,)> = unprepared::ask(pool, found).await?;
-    Ok(found.into_iter().map(|(session,)| session).collect())
 }
