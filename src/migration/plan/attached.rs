@@ -2,9 +2,10 @@
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
+use super::before_work::renamed;
 use super::description::Description;
 use super::refusal::refuse;
-use crate::ledger::{guard_looks, unprepared};
+use crate::ledger::{guard_looks, sides, unprepared};
 use crate::migration::batch::{MappingCode, begin, keyset};
 use crate::migration::catalog::{
     Attached, Attachments, Counterpart, MovedColumn, PlanProblem, ROW_WORK_SETTINGS, Step, TableFacts,
@@ -26,6 +27,9 @@ pub(crate) async fn before_step(
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
+    if let Some(recorded) = sides::find(connection, migration).await? {
+        found.extend(renamed(plan, &recorded));
+    }
     if let Some(facts) = TableFacts::read(connection, plan.old_table()).await? {
         found.extend(interference(plan, &facts));
         for column in plan.old_columns() {

@@ -4,9 +4,10 @@ use sqlx::PgConnection;
 
 use super::description::Description;
 use super::refusal::{missing, refuse};
-use crate::ledger::{sides, unprepared};
+use crate::ledger::sides::{self, SideRows};
+use crate::ledger::unprepared;
 use crate::migration::batch::{ColumnType, Keyset, keyset};
-use crate::migration::catalog::PlanProblem;
+use crate::migration::catalog::{PlanProblem, quote, unquote};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Migration;
 
@@ -25,10 +26,47 @@ pub(crate) async fn before_work(plan: &Description, migration: &Migration) -> Re
     Ok(found)
 }
 
+/// Columns of the sides that others have renamed or dropped since `expand`.
+pub(super) fn renamed(plan: &Description, recorded: &SideRows) -> Vec<PlanProblem> {
+    let mut problems = Vec::new();
+    for (names, side) in [(plan.old_columns(), &recorded.old), (plan.new_columns(), &recorded.new)] {
+        let Some(table) = side.table.as_ref().filter(|_| plan.moves_columns()) else {
+            continue;
+        };
+        let present: Vec<String> = side.columns.iter().map(|column| unquote(column)).collect();
+        let gone: Vec<&String> = names.iter().filter(|name| !present.contains(name)).collect();
+        let other: Vec<&String> = present.iter().filter(|name| !names.contains(name)).collect();
+        let what = |now: &str| {
+            let gone: Vec<String> = gone.iter().map(|name| quote(name)).collect();
+            format!("column {} of {table} {now} since `expand`, so writes are not mirrored", gone.join(", "))
+        };
+        problems.extend(match (&*gone, &*other) {
+            ([], _) => None,
+            ([name], [now]) => Some(PlanProblem::blocking(
+                what(&format!("has been renamed to {}", quote(now))),
+                format!("`alter table {table} rename column {} to {}`", quote(now), quote(name)),
+            )),
+            (_, []) => Some(PlanProblem::blocking(
+                what("has been dropped"),
+                "restore the column, or go back to `off` and begin again",
+            )),
+            (_, others) => {
+                let others: Vec<String> = others.iter().map(|name| quote(name)).collect();
+                let now = format!("has another name ({})", others.join(", "));
+                Some(PlanProblem::blocking(what(&now), "give the columns their names back"))
+            }
+        });
+    }
+    problems
+}
+
 async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<Found, PlanError> {
     let sides = &plan.outline.sides;
     let recorded = sides::find(tx, id).await?;
     let (mut problems, mut key, mut types) = (Vec::new(), None, [Vec::new(), Vec::new()]);
+    if let Some(recorded) = &recorded {
+        refuse(&renamed(plan, recorded))?;
+    }
     let both = [(&sides.old, &sides.backward), (&sides.new, &sides.forward)];
     for (number, (table, mapping)) in both.into_iter().enumerate() {
         let oid: Option<i64> = unprepared::query_scalar("select to_regclass($1)::oid::bigint")

@@ -35,7 +35,8 @@
 //! to a table of their own, an update counts if it changes one of them, and a delete is never refused: the row itself is
 //! not part of the old side.
 //!
-//! A mapping that fails does not fail the external write. The row's key is recorded for repair instead.
+//! A mapping that fails does not fail the external write. The row's key is recorded for repair instead. The same happens while a
+//! column has another name.
 //!
 //! An update of the key can move a row behind the place that a copy has reached. So such an update is mapped like one of the
 //! side with authority, even if it changes neither side, and within a pinned transaction, too. A mapping in Rust cannot run
@@ -75,7 +76,7 @@
 //! While a trigger is disabled, the moves that external writers could spoil wait for it. `ledger/guard_looks.rs` says how
 //! rows that came past it are noticed.
 
-use super::guard_conditions::{Comparisons, listed, looks_at_part, same};
+use super::guard_conditions::{Comparisons, listed, looks_at_part, pass_if_renamed, same};
 use crate::migration::batch::{MappingCode, Part, Sides};
 use crate::migration::catalog::quote;
 
@@ -270,8 +271,11 @@ impl GuardTrigger {
             listed("new", new)
         );
         let may_move = selects.is_partitioned;
+        let pass_if_renamed = pass_if_renamed(&[old, new, &self.key].concat(), |side| {
+            self.record_as(side, "new", "'a column of the migration has another name or is gone'")
+        });
         let before = format!(
-            "if tg_op = 'INSERT' and {may_move} \
+            "{pass_if_renamed} if tg_op = 'INSERT' and {may_move} \
                  and pg_catalog.current_setting('cutover.moved_' || tg_argv[0], true) = {moved} then return new; end if; \
              <<mapping>> begin if tg_op = 'UPDATE' and {same_old} and {same_new} and {same_key} then exit mapping; end if; \
              phase := pg_catalog.current_setting('cutover.pin_' || tg_argv[0], true); \
@@ -324,14 +328,14 @@ impl GuardTrigger {
         let sets: Vec<String> =
             columns.iter().map(|column| format!("{column} = excluded.{column}")).collect();
         let values: Vec<String> = (0..columns.len()).map(|n| format!("v{n}")).collect();
-        let (old_key, new_key, gone_key) = (of("old"), of("new"), of("gone"));
+        let (old_key, gone_key) = (of("old"), of("gone"));
         let copy = selects.forward.as_ref().map_or_else(String::new, |select| {
             format!(
                 "if tg_op = 'TRUNCATE' then \
                      delete from {target} as gone where not exists (select from {table} as there where ({there_key}) = ({gone_key})); \
                      return null; end if; \
                  begin \
-                     if tg_op = 'DELETE' or (tg_op = 'UPDATE' and (not moves or ({old_key}) is distinct from ({new_key}))) then \
+                     if tg_op = 'DELETE' or (tg_op = 'UPDATE' and (not moves or not {same_key})) then \
                          delete from {target} as gone where ({gone_key}) = ({old_key}); \
                          if not found and moved and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then \
                              {record_unseen} end if; \
@@ -348,6 +352,7 @@ impl GuardTrigger {
                 of_row = of("cutover_row"),
                 values = values.join(", "),
                 sets = sets.join(", "),
+                same_key = same("old", "new", &self.key),
                 table = selects.source,
                 there_key = of("there"),
                 record_unseen = self.record_as(

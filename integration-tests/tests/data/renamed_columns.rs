@@ -1,0 +1,52 @@
+//! Somebody renames or drops a column while it moves: no external write fails, none is lost, and the next step waits.
+
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+
+use crate::world::{Outcome, World};
+
+async fn external(world: &World, sql: &str) -> Outcome {
+    let mut session = PgConnection::connect(&world.url).await?;
+    session.execute(AssertSqlSafe(sql)).await.map_err(|error| format!("{sql}: {error}"))?;
+    Ok(session.close().await?)
+}
+
+#[tokio::test]
+async fn external_writes_pass_while_a_column_has_another_name() -> Outcome {
+    for (phase, next, column, write, row) in [
+        ("expand", "ramp", "old_status", "away = ' Away '", [" Away ", "away"]),
+        ("ramp", "switch", "new_status", "old_status = ' Away '", [" Away ", "away"]),
+        ("switch", "retire", "old_status", "new_status = 'away'", ["AWAY", "away"]),
+        ("switch", "retire", "new_status", "away = 'away'", ["AWAY", "away"]),
+    ] {
+        let world = World::new(20).await?;
+        let _a = world.brief("a", world.describe().build()?).await?;
+        world.go(phase).await?;
+        external(&world, &format!("alter table orders rename {column} to away")).await?;
+        external(&world, &format!("update orders set {write} where id = 3")).await?;
+        external(&world, "insert into orders (note) values ('neither')").await?;
+        world.ask(next).await?;
+        world
+            .waits_for(&format!("column \"{column}\" of public.orders has been renamed to \"away\""))
+            .await?;
+        let query = "select waits_for from cutover.migrations where name = 'status'";
+        let reason: String = sqlx::query_scalar(query).fetch_one(&world.pool).await?;
+        let statement =
+            reason.split('`').find(|text| text.starts_with("alter table")).ok_or(reason.clone())?;
+        external(&world, statement).await?;
+        world.go(next).await?;
+        let expected = (Some(row[0].to_owned()), Some(row[1].to_owned()));
+        assert_eq!(world.row(3).await?, expected, "{phase}: {column}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn external_writes_pass_when_a_column_was_dropped() -> Outcome {
+    let world = World::new(20).await?;
+    let _a = world.brief("a", world.describe().build()?).await?;
+    world.go("ramp").await?;
+    external(&world, "alter table orders drop new_status").await?;
+    external(&world, "update orders set old_status = ' Away ' where id = 3").await?;
+    world.ask("switch").await?;
+    world.waits_for("column \"new_status\" of public.orders has been dropped").await
+}
