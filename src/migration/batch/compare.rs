@@ -21,7 +21,10 @@ impl Scope<'_> {
             format!("({})::text", parts.collect::<Vec<_>>().join(" || "))
         };
         let types = &self.new_types;
-        let (different, lost) = (differ(&c, &f, types), differ(&c, &t, types));
+        let (mut different, lost) = (differ(&c, &f, types), differ(&c, &t, types));
+        if !self.is_one_table() && self.key.identical("o", "n").is_some() {
+            different = format!("(not x.same_key or {different})");
+        }
         self.query(
             |json| {
                 format!(
@@ -94,9 +97,13 @@ impl Scope<'_> {
             ),
         };
         let listed = |relation, letter| columns(relation, letter, count).join(", ");
+        let (old_key, new_key) = (self.first_key_column("o"), self.first_key_column("n"));
+        let same_key = self.key.identical("o", "n").map_or_else(String::new, |same| {
+            format!(", ({old_key} is null or {new_key} is null or {same}) as same_key")
+        });
         format!(
             "select {names}, {}, {}, {}, {} is not null as has_old, {} is not null as has_new, \
-                    n.has_trip is not false as has_trip \
+                    n.has_trip is not false as has_trip{same_key} \
              from {o} as o full join {n} as n using ({names})",
             listed("o.", 'f'),
             listed("n.", 'c'),

@@ -35,9 +35,10 @@ impl Scope<'_> {
                     targets,
                     &values,
                     &format!(
-                        "{source} as o left join (select * from {new} where {within}) as t on {} where {} is null or {changed}",
+                        "{source} as o left join (select * from {new} where {within}) as t on {} where {} is null or {changed}{}",
                         key.equal("t", "o"),
-                        self.first_key_column("t")
+                        self.first_key_column("t"),
+                        self.or_keys_differ("t", "o")
                     ),
                     "o",
                 )
@@ -89,10 +90,11 @@ impl Scope<'_> {
                     &values,
                     &format!(
                         "{b} as b join (select * from {new} where {within}) as t on {} left join {o} as o on {} \
-                         where {} is null or {changed}",
+                         where {} is null or {changed}{}",
                         key.equal("t", "b"),
                         key.equal("o", "b"),
-                        self.first_key_column("o")
+                        self.first_key_column("o"),
+                        self.or_keys_differ("t", "o")
                     ),
                     "b",
                 )
@@ -104,12 +106,18 @@ impl Scope<'_> {
     fn upsert(&self, into: &str, targets: &[String], values: &[String], from: &str, keyed: &str) -> String {
         let (names, values, targets_text) = (self.key.names(), values.join(", "), targets.join(", "));
         let keys = self.key.columns.iter().map(|column| column.name.clone()).collect::<Vec<_>>();
-        let set = zip(targets, &of("excluded", targets), |target, value| format!("{target} = {value}"));
+        // A key that is equal and not identical was written differently. Others must not be set: one may be an identity.
+        let set = [targets, &self.key.weak()].concat();
+        let set = zip(&set, &of("excluded", &set), |target, value| format!("{target} = {value}"));
         format!(
             "insert into {into} ({names}, {targets_text}) overriding system value select {}, {values} from {from} \
              on conflict ({names}) do update set {set}",
             of(keyed, &keys).join(", ")
         )
+    }
+
+    fn or_keys_differ(&self, one: &str, other: &str) -> String {
+        self.key.identical(one, other).map(|same| format!(" or not {same}")).unwrap_or_default()
     }
 
     /// Locks and returns the rows of `table` that are not in `other`. [`Scope::delete_orphans`] is a statement of its own,

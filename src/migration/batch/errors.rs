@@ -66,8 +66,9 @@ pub(crate) async fn explain_lock_timeout(pool: &PgPool, tables: &[&str], error: 
         return error;
     }
     let found = async {
-        let mut connection = pool.acquire().await?;
-        blockers::on_tables(tables, &["RowShareLock", "RowExclusiveLock"], &mut connection).await
+        let mut tx = pool.begin().await?;
+        let found = blockers::on_tables(tables, &["RowShareLock", "RowExclusiveLock"], &mut tx).await?;
+        tx.rollback().await.map(|()| found)
     };
     let Ok(holders) = found.await else { return error };
     PlanError::NotNow(format!(

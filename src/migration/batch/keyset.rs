@@ -24,6 +24,11 @@ pub(crate) struct KeyColumn {
     pub(crate) sql_type: String,
     /// Set if the index has another collation than the column.
     collation: Option<String>,
+    /// Equal values may have several images, such as `1.0` and `1.00`.
+    is_weak: bool,
+    /// The schema (quoted) of the operators that the index orders by, if it is not that of the built-in ones. An operator
+    /// without a schema could be another one, with another order: that of `text` for `citext`.
+    operators: Option<String>,
 }
 
 /// The columns of a unique index, in its order.
@@ -44,18 +49,24 @@ pub(crate) enum Span {
 impl Keyset {
     /// A key whose types are not known, for statements that are shown and not run.
     pub(crate) fn named(names: &[String]) -> Self {
-        let column =
-            |name: &String| KeyColumn { name: quote(name), sql_type: String::new(), collation: None };
+        let column = |name: &String| KeyColumn {
+            name: quote(name),
+            sql_type: String::new(),
+            collation: None,
+            is_weak: false,
+            operators: None,
+        };
         Self { columns: names.iter().map(column).collect() }
     }
 
     /// The same key with the wider type of each pair of integer columns, so that a key of either table can be compared with the
-    /// keys of both.
+    /// keys of both. Where the types differ, images cannot be compared.
     pub(crate) fn widened(mut self, other: &Self) -> Self {
         const WIDTHS: [&str; 3] = ["smallint", "integer", "bigint"];
         let width = |column: &KeyColumn| WIDTHS.iter().position(|name| *name == column.sql_type);
         for column in &mut self.columns {
             let same = other.columns.iter().find(|same| same.name == column.name);
+            column.is_weak &= same.is_some_and(|same| same.sql_type == column.sql_type);
             if let Some(wider) = same.filter(|same| width(column).is_some() && width(same) > width(column)) {
                 column.sql_type.clone_from(&wider.sql_type);
             }
@@ -89,6 +100,20 @@ impl Keyset {
         pairs.collect::<Vec<_>>().join(" and ")
     }
 
+    /// The columns of which equal values may have several images.
+    pub(super) fn weak(&self) -> Vec<String> {
+        self.columns.iter().filter(|column| column.is_weak).map(|column| column.name.clone()).collect()
+    }
+
+    /// The condition that equal keys of two relations are also identical. `None`: they always are.
+    pub(super) fn identical(&self, one: &str, other: &str) -> Option<String> {
+        let of = |relation: &str| {
+            self.weak().iter().map(|name| format!("{relation}.{name}")).collect::<Vec<_>>().join(", ")
+        };
+        let compared = || format!("pg_catalog.record_image_eq(row({}), row({}))", of(one), of(other));
+        (!self.weak().is_empty()).then(compared)
+    }
+
     /// `"a" bigint, "b" text`
     pub(crate) fn declared(&self) -> String {
         self.list(|_, column| format!("{} {}", column.name, column.sql_type))
@@ -101,10 +126,21 @@ impl Keyset {
     /// `name`: that of the key in a statement that is shown without values.
     fn compared(&self, operator: &str, key: &KeyText, name: &str) -> String {
         if let [only] = &*self.columns {
-            return format!("{} {operator} {}", only.collated(), only.value(key.first(), name));
+            return only.compared(operator, &only.value(key.first(), name));
         }
         let value = |n: usize, column: &KeyColumn| column.value(key.get(n), &format!("{name}_{}", n + 1));
-        format!("({}) {operator} ({})", self.ordered(""), self.list(value))
+        if self.columns.iter().all(|column| column.operators.is_none()) {
+            return format!("({}) {operator} ({})", self.ordered(""), self.list(value));
+        }
+        // A comparison of rows has one schema for all of its operators.
+        let (mut equal, mut each) = (String::new(), Vec::new());
+        for (n, column) in self.columns.iter().enumerate() {
+            let is_last = n + 1 == self.columns.len();
+            let strictly = if is_last { operator } else { operator.trim_end_matches('=') };
+            each.push(format!("({equal}{})", column.compared(strictly, &value(n, column))));
+            equal += &format!("{} and ", column.compared("=", &value(n, column)));
+        }
+        format!("({})", each.join(" or "))
     }
 
     /// The condition for the rows of a span.
@@ -189,6 +225,13 @@ impl KeyColumn {
         match &self.collation {
             Some(collation) => format!("{} collate {collation}", self.name),
             None => self.name.clone(),
+        }
+    }
+
+    fn compared(&self, operator: &str, value: &str) -> String {
+        match &self.operators {
+            Some(schema) => format!("{} operator({schema}.{operator}) {value}", self.collated()),
+            None => format!("{} {operator} {value}", self.collated()),
         }
     }
 
@@ -279,13 +322,21 @@ async fn candidates(connection: &mut PgConnection, table: &str) -> Result<Vec<Ca
         "select i.indexrelid::bigint as index, i.indisprimary as is_primary, a.attname::text as name, \
                 format_type(a.atttypid, a.atttypmod) as type, a.attnotnull as not_null, \
                 i.indoption[n] & 1 = 1 as descending, c.opcdefault as usual_order, \
+                (select quote_ident(s.nspname) from pg_amop o join pg_operator p on p.oid = o.amopopr \
+                    join pg_namespace s on s.oid = p.oprnamespace where o.amopfamily = c.opcfamily and o.amopstrategy = 1 \
+                        and o.amoplefttype = c.opcintype and o.amoprighttype = c.opcintype \
+                        and s.nspname <> 'pg_catalog') as operators, \
+                not (t.typnamespace = 'pg_catalog'::regnamespace and (t.typname = any (array['bool', 'bytea', 'date', 'int2', \
+                        'int4', 'int8', 'timestamp', 'timestamptz', 'uuid']) \
+                    or t.typname in ('text', 'varchar') and coalesce((select l.collisdeterministic from pg_collation l \
+                        where l.oid = i.indcollation[n]), false))) as is_weak, \
                 case when i.indcollation[n] <> a.attcollation then \
                     (select quote_ident(s.nspname) || '.' || quote_ident(l.collname) from pg_collation l \
                      join pg_namespace s on s.oid = l.collnamespace where l.oid = i.indcollation[n]) end as collation \
          from pg_index i \
          cross join lateral generate_series(0, i.indnkeyatts - 1) as n \
          join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[n] \
-         join pg_opclass c on c.oid = i.indclass[n] \
+         join pg_type t on t.oid = a.atttypid join pg_opclass c on c.oid = i.indclass[n] \
          where i.indrelid = to_regclass($1) and i.indisunique and i.indisvalid and i.indimmediate \
            and i.indpred is null and i.indexprs is null \
          order by i.indexrelid, n",
@@ -306,6 +357,8 @@ async fn candidates(connection: &mut PgConnection, table: &str) -> Result<Vec<Ca
             name: quote(&name),
             sql_type: row.try_get("type")?,
             collation: row.try_get("collation")?,
+            is_weak: row.try_get("is_weak")?,
+            operators: row.try_get("operators")?,
         };
         if !row.try_get::<bool, _>("not_null")? {
             candidate.problems.push(format!("key column {} can be null", column.name));
