@@ -72,6 +72,12 @@ pub(crate) struct TypeFacts {
     pub(crate) name: String,
     /// Whether adding a column of this type rewrites the table.
     pub(crate) rewrites: bool,
+    /// The type under the domain, if it is one.
+    pub(crate) base: String,
+    /// Of the domain and the domains below it: checks, in which the value is called `VALUE`; whether one forbids null; the default.
+    pub(crate) checks: Vec<String>,
+    pub(crate) not_null: bool,
+    pub(crate) default: Option<String>,
 }
 
 /// Looks a type up, by adding a column of it to an empty table. Everything is rolled back.
@@ -90,15 +96,22 @@ pub(crate) async fn look_up_type(
     let before: i64 = unprepared::query_scalar(file).fetch_one(&mut *tx).await?;
     tx.execute(AssertSqlSafe(format!("alter table {ROW} add column v0 {sql_type}"))).await?;
     let after: i64 = unprepared::query_scalar(file).fetch_one(&mut *tx).await?;
-    let name = unprepared::query_scalar(
-        "select format_type(atttypid, atttypmod) from pg_attribute \
-         where attrelid = 'pg_temp.cutover_row'::regclass and attnum = 1",
-    )
-    .fetch_one(&mut *tx)
-    .await?;
+    let (name, base, checks, not_null, default) = unprepared::query_as(TYPE).fetch_one(&mut *tx).await?;
     tx.rollback().await?;
-    Ok(TypeFacts { name, rewrites: before != after })
+    Ok(TypeFacts { name, rewrites: before != after, base, checks, not_null, default })
 }
+
+const TYPE: &str = "\
+with recursive types (level, oid, modifier) as ( \
+    select 0, atttypid, atttypmod from pg_attribute where attrelid = 'pg_temp.cutover_row'::regclass and attnum = 1 \
+    union all select level + 1, t.typbasetype, greatest(types.modifier, t.typtypmod) from types join pg_type t using (oid) \
+        where t.typtype = 'd') \
+select (select format_type(oid, modifier) from types where level = 0), \
+    (select format_type(oid, modifier) from types order by level desc limit 1), \
+    (select coalesce(array_agg(replace(pg_get_constraintdef(c.oid), ' NOT VALID', '') order by level, c.conname), '{}') \
+        from types join pg_constraint c on c.contypid = types.oid and c.contype = 'c'), \
+    (select bool_or(t.typnotnull) from types join pg_type t using (oid)), \
+    (select t.typdefault from types join pg_type t using (oid) where t.typdefault is not null order by level limit 1)";
 
 /// Functions in the view's parse tree whose result does not follow from their arguments. The dependencies of a view do
 /// not name built-in functions, so the tree itself is searched. A stable function depends on settings, which are fixed,

@@ -35,7 +35,7 @@ pub(super) use checks::{
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
 pub(super) use counterpart::{Attached, Counterpart, Step};
 pub(super) use defaults::{MovedColumn, missing_defaults};
-pub(super) use expressions::{Resolved, look_up_type, resolve};
+pub(super) use expressions::{Resolved, TypeFacts, look_up_type, resolve};
 pub(super) use interference::{late_triggers, rules};
 pub(super) use names::{beside, check_name, check_table, fit_name, quote, quote_table, split_table, unquote};
 pub use old_side::OldSide;

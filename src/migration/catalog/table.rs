@@ -13,6 +13,8 @@ pub(crate) struct TableFacts {
     pub(crate) kind: String,
     /// The role that reads it here.
     pub(crate) role: String,
+    /// The owner, quoted.
+    pub(crate) owner: String,
     /// Whether that role has the owner's rights.
     pub(crate) is_owner: bool,
     /// Whether row security filters what that role reads.
@@ -82,7 +84,7 @@ const READ: &str = concat!(
     "\
 select json_build_object( \
     'kind', c.relkind::text, 'role', current_user::text, \
-    'is_owner', pg_has_role(c.relowner, 'usage'), \
+    'owner', quote_ident(pg_get_userbyid(c.relowner)), 'is_owner', pg_has_role(c.relowner, 'usage'), \
     'row_security', row_security_active(c.oid), \
     'privileges', (select coalesce(json_agg(name), '[]') from unnest('{select,insert,update,delete}'::text[]) as name \
         where has_table_privilege(c.oid, name)), \

@@ -6,64 +6,129 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use super::names::quote;
 use super::problem::PlanProblem;
 use super::table::TableFacts;
-use crate::ledger::describe_error;
+use crate::ledger::{describe_error, unprepared};
 
 /// A duplicate of a key: every other check has passed by then.
 const DUPLICATES: [&str; 2] = ["23505", "23P01"];
 
-/// Inserts a copy of some row without these columns, as the service will from `retire` on. Rolled back in any case.
+/// How many rows of a table are tried, and of each of its partitions.
+const SAMPLE: (u32, u32) = (200, 20);
+/// The server cannot pass over duplicates: the table has a rule, or a key that is checked at the end of the transaction.
+const NO_CONFLICTS: [&str; 2] = ["0A000", "55000"];
+
+/// The partitions that hold rows here. No more than these, so that the statement does not become too long.
+const PARTITIONS: &str = "\
+select format('%I.%I', n.nspname, c.relname) from pg_partition_tree(to_regclass($1)) p join pg_class c on c.oid = p.relid \
+    join pg_namespace n on n.oid = c.relnamespace where p.isleaf and c.relkind = 'r' and c.oid <> to_regclass($1) \
+    order by c.oid limit 500";
+
+/// Inserts copies of some rows without these columns, as the service will from `retire` on. Rolled back in any case.
 ///
-/// A refusal counts only if the same insert with the columns is not refused in the same way. In an empty table nothing
-/// can be tried, and no problem is reported.
+/// Each partition has constraints of its own. A refusal counts only if the same insert with the columns is not refused in
+/// the same way. In an empty table nothing can be tried, and no problem is reported.
 pub(crate) async fn insert_without(
     connection: &mut PgConnection,
     table: &str,
     facts: &TableFacts,
     columns: &[String],
 ) -> Result<Option<PlanProblem>, sqlx::Error> {
-    let Some(without) = refusal(connection, table, facts, columns).await? else { return Ok(None) };
-    let with = refusal(connection, table, facts, &[]).await?;
+    let partitions: Vec<String> =
+        unprepared::query_scalar(PARTITIONS).bind(table).fetch_all(&mut *connection).await?;
+    let trial = Trial { table, facts, partitions: &partitions };
+    let Some(without) = trial.refusal(connection, columns).await? else { return Ok(None) };
+    let with = trial.refusal(connection, &[]).await?;
     if with.as_ref().and_then(identity) == identity(&without) {
         return Ok(None);
     }
     let names: Vec<String> = columns.iter().map(|column| quote(column)).collect();
     let (column, reason) = (names.join(", "), describe_error(&without));
+    let changed = trial.to_be_changed(connection, &without, columns).await?;
     Ok(Some(PlanProblem::blocking(
         format!(
             "an insert into {table} without column {column} fails, as every insert would from `retire` on: {reason}"
         ),
-        remedy(&without, table, &column),
+        remedy(&without, &changed, &column),
     )))
 }
 
-async fn refusal(
+struct Trial<'a> {
+    table: &'a str,
+    facts: &'a TableFacts,
+    partitions: &'a [String],
+}
+
+impl Trial<'_> {
+    async fn refusal(
+        &self,
+        connection: &mut PgConnection,
+        left_out: &[String],
+    ) -> Result<Option<sqlx::Error>, sqlx::Error> {
+        let stored = self.facts.columns.iter().filter(|column| !column.is_generated);
+        let columns: Vec<String> = stored
+            .filter(|column| !left_out.contains(&column.name))
+            .map(|column| quote(&column.name))
+            .collect();
+        let (table, columns) = (self.table, columns.join(", "));
+        let rows = |from: &String| format!("(select {columns} from {from} limit {})", SAMPLE.1);
+        let source = match self.partitions {
+            [] => format!("(select {columns} from {table} limit {})", SAMPLE.0),
+            some => some.iter().map(rows).collect::<Vec<_>>().join(" union all "),
+        };
+        let insert = |source: &str, end: &str| {
+            format!(
+                "insert into {table} ({columns}) overriding system value select {columns} from ({source}) as sampled{end}"
+            )
+        };
+        let found = attempt(connection, insert(&source, " on conflict do nothing")).await?;
+        match found.as_ref().and_then(of_postgres) {
+            Some(error) if NO_CONFLICTS.contains(&error.code()) => {}
+            _ => return Ok(found),
+        }
+        let one = format!("select {columns} from {table} limit 1");
+        let found = attempt(connection, insert(&one, "")).await?;
+        Ok(found.filter(|error| !of_postgres(error).is_some_and(|error| DUPLICATES.contains(&error.code()))))
+    }
+
+    /// The table whose constraint refused the insert (quoted): a partition, if the whole table does not have it.
+    async fn to_be_changed(
+        &self,
+        connection: &mut PgConnection,
+        error: &sqlx::Error,
+        left_out: &[String],
+    ) -> Result<String, sqlx::Error> {
+        let Some((error, partition)) = of_postgres(error).and_then(|error| Some((error, error.table()?)))
+        else {
+            return Ok(self.table.to_owned());
+        };
+        let is_of_table = match error.constraint() {
+            Some(name) => unprepared::query_scalar(
+                "select exists (select from pg_constraint where conrelid = to_regclass($1) and conname = $2)",
+            )
+            .bind(self.table)
+            .bind(name)
+            .fetch_one(connection)
+            .await?,
+            None => left_out.iter().all(|name| self.facts.column(name).is_some_and(|column| column.not_null)),
+        };
+        Ok(match (is_of_table || self.partitions.is_empty(), error.schema()) {
+            (false, Some(schema)) => format!("{}.{}", quote(schema), quote(partition)),
+            _ => self.table.to_owned(),
+        })
+    }
+}
+
+/// Runs a statement and undoes it. Returns the server's refusal.
+async fn attempt(
     connection: &mut PgConnection,
-    table: &str,
-    facts: &TableFacts,
-    left_out: &[String],
+    statement: String,
 ) -> Result<Option<sqlx::Error>, sqlx::Error> {
-    let columns: Vec<String> = facts
-        .columns
-        .iter()
-        .filter(|column| !column.is_generated && !left_out.contains(&column.name))
-        .map(|column| quote(&column.name))
-        .collect();
-    let columns = columns.join(", ");
-    let insert = format!(
-        "insert into {table} ({columns}) overriding system value select {columns} from {table} limit 1"
-    );
     let mut tx = connection.begin().await?;
-    let outcome = tx.execute(AssertSqlSafe(insert)).await;
+    let outcome = tx.execute(AssertSqlSafe(statement)).await;
     tx.rollback().await?;
     match outcome {
-        Err(sqlx::Error::Database(error))
-            if error.code().is_some_and(|code| DUPLICATES.contains(&&*code)) =>
-        {
-            Ok(None)
-        }
+        Ok(_) => Ok(None),
         Err(error @ sqlx::Error::Database(_)) => Ok(Some(error)),
         Err(error) => Err(error),
-        Ok(_) => Ok(None),
     }
 }
 

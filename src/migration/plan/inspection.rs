@@ -11,8 +11,9 @@ use super::two_tables::of_tables;
 use crate::ledger::{begin_work, describe_error, sides, unprepared};
 use crate::migration::batch::{Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
-    CopyTrial, NewColumnPlan, PlanProblem, TableFacts, insert_without, look_up_type, new_column_problems,
-    old_column_problems, privilege_problems, table_problems, takes_over, try_copy, unquote,
+    CopyTrial, NewColumnPlan, PlanProblem, TableFacts, TypeFacts, insert_without, look_up_type,
+    new_column_problems, old_column_problems, privilege_problems, rename_columns, table_problems, takes_over,
+    try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
 
@@ -240,14 +241,30 @@ async fn type_of_new(
                  with a default that is computed for each row",
                 found.name
             ),
-            format!(
-                "use the type under the domain, and give the column the same check with \
-                 `.expand_sql(\"alter table {} add check (…) not valid\")`",
-                table.replace('"', "")
-            ),
+            without_domain(table, column, &found),
         )
     });
     Ok((Some(found.name), problem))
+}
+
+/// What gives a column (quoted) the meaning of a domain without its type.
+fn without_domain(table: &str, column: &str, found: &TypeFacts) -> String {
+    let value = |name: &str| (name == "VALUE").then(|| column.to_owned());
+    let checks = found.checks.iter();
+    let mut statements: Vec<String> = checks
+        .map(|check| format!("`alter table {table} add {} not valid`", rename_columns(check, value)))
+        .collect();
+    if let Some(default) = &found.default {
+        statements.push(format!("`alter table {table} alter column {column} set default {default}`"));
+    }
+    let mut remedy = format!("describe it with type {}", found.base);
+    if !statements.is_empty() {
+        remedy += &format!(" and, each as `.expand_sql(…)`: {}", statements.join(", "));
+    }
+    if found.not_null {
+        remedy += "; and use `.not_null()`";
+    }
+    remedy
 }
 
 /// What the table's own triggers do to the rows that a copy of a column writes.

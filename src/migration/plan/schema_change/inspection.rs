@@ -11,7 +11,7 @@ use super::reads;
 use super::rows::violations;
 use super::trial::{REFERENCED, is_in_partition_key, may_refer, try_on_twin};
 use crate::ledger::{describe_error, external_writes, sides, unprepared};
-use crate::migration::catalog::{OldSide, PlanProblem, TableFacts, insert_without, resolve, unquote};
+use crate::migration::catalog::{OldSide, PlanProblem, TableFacts, insert_without, quote, resolve, unquote};
 use crate::migration::phase::Phase;
 
 /// How long the preflight checks rows.
@@ -59,7 +59,11 @@ pub(super) async fn of_schema(
     if !facts.is_owner {
         problems.push(PlanProblem::blocking(
             format!("role {} may not change {name}, because it is not the owner", facts.role),
-            format!("`grant <owner of {name}> to {}`, or let the owner's role run the migration", facts.role),
+            format!(
+                "`grant {} to {}`, or let the owner's role run the migration",
+                facts.owner,
+                quote(&facts.role)
+            ),
         ));
     }
     if facts.row_security {
@@ -68,7 +72,7 @@ pub(super) async fn of_schema(
                 "row-level security of {name} can hide rows that violate a constraint from role {}",
                 facts.role
             ),
-            format!("`alter role {} bypassrls`", facts.role),
+            format!("`alter role {} bypassrls`", quote(&facts.role)),
         ));
     }
     for addition in &plan.additions {

@@ -180,8 +180,10 @@ pub(super) async fn problems(
         }
         for (name, exists) in [("bigint", one.has_wide), ("old", one.has_narrow)] {
             if exists && !is_recorded {
-                let name = quote(&format!("{column}_{name}"));
-                let remedy = format!("`alter table {table} rename column {name} to …`");
+                let name = format!("{column}_{name}");
+                let other = quote(&fit_name(format!("{name}_before")));
+                let name = quote(&name);
+                let remedy = format!("`alter table {table} rename column {name} to {other}`");
                 refuse(
                     format!("has a table with a column {name}, and the migration needs the name"),
                     &remedy,
