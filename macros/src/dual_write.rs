@@ -190,7 +190,7 @@ fn method(
         (Mark::Read { key }, None) => {
             let key = key_of(key);
             quote! {
-                let __reading = ::cutover::migration::DualWrite::read(self, #key)?;
+                let __reading = ::cutover::migration::DualWrite::read_by(self, || #key)?;
                 let __value = match __reading.side() {
                     ::cutover::migration::Reads::Old(__side) => #old?,
                     ::cutover::migration::Reads::New(__side) => #new?,

@@ -144,6 +144,13 @@ impl<O, N, B> DualWrite<O, N, B> {
     /// [`Error::NotInFleet`].
     #[inline]
     pub fn read(&self, key: Key) -> Result<Reading<'_, O, N>, Error> {
+        self.read_by(|| key)
+    }
+
+    /// As [`DualWrite::read`]. The key's hash is needed only while reads are split, so it is computed only then.
+    #[doc(hidden)]
+    #[inline]
+    pub fn read_by(&self, key: impl FnOnce() -> Key) -> Result<Reading<'_, O, N>, Error> {
         let pin = self.migration.pin()?;
         Ok(Reading::new(self.side(key, pin.phase(), pin.ramp()), pin))
     }
@@ -160,12 +167,12 @@ impl<O, N, B> DualWrite<O, N, B> {
         key: Key,
     ) -> Result<Reads<'_, O, N>, Error> {
         let pin = tx.pin_of(&self.migration)?;
-        Ok(self.side(key, pin.phase(), pin.ramp()))
+        Ok(self.side(|| key, pin.phase(), pin.ramp()))
     }
 
     #[inline]
-    fn side(&self, key: Key, phase: Phase, ramp: Percent) -> Reads<'_, O, N> {
-        match key.side(phase, ramp, self.seed) {
+    fn side(&self, key: impl FnOnce() -> Key, phase: Phase, ramp: Percent) -> Reads<'_, O, N> {
+        match Key::side_by(key, phase, ramp, self.seed) {
             Side::Old => Reads::Old(&self.old),
             Side::New => Reads::New(&self.new),
         }

@@ -86,6 +86,7 @@ impl Phase {
     }
 
     /// Whether this phase writes `side`.
+    #[inline]
     pub const fn writes(self, side: Side) -> bool {
         match side {
             Side::Old => (self as u8) < Phase::Retire as u8,
@@ -94,6 +95,7 @@ impl Phase {
     }
 
     /// Where this phase reads from.
+    #[inline]
     pub const fn reads(self) -> ReadSource {
         match self {
             Phase::Off | Phase::Expand | Phase::Backfill | Phase::Verify => ReadSource::From(Side::Old),
@@ -128,6 +130,7 @@ impl Phase {
     }
 
     /// The phase at this position in the line, from 0.
+    #[inline]
     pub fn from_index(index: u8) -> Option<Phase> {
         Self::ALL.get(usize::from(index)).copied()
     }

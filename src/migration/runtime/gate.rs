@@ -21,18 +21,22 @@ impl Word {
         Word(u64::from(epoch.unsigned_abs()) << 32 | (generation % GENERATIONS) << 12 | ramp << 4 | phase)
     }
 
+    #[inline]
     pub(crate) fn phase(self) -> Option<Phase> {
         Phase::from_index((self.0 & 15) as u8)
     }
 
+    #[inline]
     pub(crate) fn ramp(self) -> Percent {
         Percent::new((self.0 >> 4) as u8).unwrap_or(Percent::ALL)
     }
 
+    #[inline]
     pub(crate) fn generation(self) -> u64 {
         (self.0 >> 12) % GENERATIONS
     }
 
+    #[inline]
     pub(crate) fn epoch(self) -> i32 {
         (self.0 >> 32) as i32
     }
@@ -40,6 +44,7 @@ impl Word {
     /// The index of its counter: two for the epochs, because at most two adjacent ones are in use, and two for the
     /// generations. An operation that was pinned before the gate was last shut does not hold any more and is not waited for.
     /// It may hang on a dead connection.
+    #[inline]
     fn counter(self) -> usize {
         (self.0 >> 32 & 1 | self.generation() << 1 & 2) as usize
     }
@@ -76,11 +81,13 @@ impl Gate {
         }
     }
 
+    #[inline]
     fn word(&self) -> Word {
         Word(self.word.load(Ordering::Acquire))
     }
 
     /// The epoch and phase at which operations enter; `None` while the gate is shut.
+    #[inline]
     pub(crate) fn current(&self) -> Option<(i32, Phase)> {
         let word = self.word();
         word.phase().map(|phase| (word.epoch(), phase))

@@ -30,10 +30,16 @@ impl Key {
     /// The side from which a phase reads this key.
     #[inline]
     pub(crate) fn side(self, phase: Phase, ramp: Percent, seed: u64) -> Side {
+        Self::side_by(|| self, phase, ramp, seed)
+    }
+
+    /// The side from which a phase reads the key that `key` computes. It is computed only while reads are split.
+    #[inline]
+    pub(crate) fn side_by(key: impl FnOnce() -> Self, phase: Phase, ramp: Percent, seed: u64) -> Side {
         match phase.reads() {
             ReadSource::From(side) => side,
             ReadSource::Split => {
-                let bucket = self.0.map_or(99, |hash| mix(hash ^ seed) % 100);
+                let bucket = key().0.map_or(99, |hash| mix(hash ^ seed) % 100);
                 if bucket < u64::from(ramp.get()) { Side::New } else { Side::Old }
             }
         }
@@ -41,7 +47,7 @@ impl Key {
 }
 
 /// FNV-1a, 64 bits (Fowler, Noll, Vo; RFC 9923). Unlike with most hashers, the hash of an integer does not depend on the
-/// platform. Inlined, so that no hash is computed outside of `ramp`, where the key is not used.
+/// platform.
 struct Fnv(u64);
 
 impl Fnv {
@@ -161,6 +167,19 @@ mod tests {
                 let expected = phase > Phase::Ramp || (phase == Phase::Ramp && ramp == 100);
                 assert_eq!(none == Side::New, expected, "{phase} {ramp}");
             }
+        }
+    }
+
+    #[test]
+    fn a_key_is_computed_only_while_reads_are_split() {
+        for phase in Phase::ALL {
+            let mut computed = 0;
+            let key = || {
+                computed += 1;
+                Key::of(&1_i64)
+            };
+            Key::side_by(key, phase, percent(50), 7);
+            assert_eq!(computed, i32::from(phase == Phase::Ramp), "{phase}");
         }
     }
 

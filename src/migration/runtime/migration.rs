@@ -160,6 +160,7 @@ impl Migration {
 
     /// The epoch and phase at which operations begin at this moment; `None` while this instance is not in the fleet. This is
     /// for display: an operation takes a pin.
+    #[inline]
     pub fn current(&self) -> Option<(i32, Phase)> {
         self.inner.gate.current()
     }
@@ -171,7 +172,11 @@ impl Migration {
     /// [`Error::NotInFleet`] while this instance has no lease or has not been admitted.
     #[inline]
     pub fn pin(&self) -> Result<Pin<'_>, Error> {
-        Pin::enter(&self.inner.gate).ok_or(Error::NotInFleet)
+        // Not `ok_or`, which makes an error for each pin and drops it.
+        match Pin::enter(&self.inner.gate) {
+            Some(pin) => Ok(pin),
+            None => Err(Error::NotInFleet),
+        }
     }
 
     /// Runs a read under a pin, and returns its value only if this instance was in the fleet all the time.

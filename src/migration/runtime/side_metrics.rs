@@ -126,6 +126,7 @@ impl<'a> CallTimer<'a> {
 }
 
 impl Running<'_> {
+    #[inline(never)]
     fn record(&self, failure: Option<fn(&Calls) -> &AtomicU64>) {
         let calls = self.side.calls(self.call);
         calls.durations.count(&self.side.bounds, self.since.elapsed());
@@ -136,6 +137,7 @@ impl Running<'_> {
 }
 
 impl Drop for CallTimer<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(running) = self.0.take() {
             running.record(Some(|calls| &calls.dropped));
