@@ -2,7 +2,7 @@
 
 use sqlx::PgPool;
 
-use crate::ledger::{blockers, is_lock_timeout, literal, sql_state, unprepared};
+use crate::ledger::{begin_work, blockers, is_lock_timeout, literal, sql_state, unprepared};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Error;
 
@@ -66,7 +66,7 @@ pub(crate) async fn explain_lock_timeout(pool: &PgPool, tables: &[&str], error: 
         return error;
     }
     let found = async {
-        let mut tx = pool.begin().await?;
+        let mut tx = begin_work(pool).await?;
         let found = blockers::on_tables(tables, &["RowShareLock", "RowExclusiveLock"], &mut tx).await?;
         tx.rollback().await.map(|()| found)
     };
