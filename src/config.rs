@@ -11,10 +11,11 @@ pub use address::postgres_options;
 #[cfg(feature = "redis")]
 pub(crate) use address::{AddressProblem, address_problem, without_scheme};
 pub(crate) use database_error::{describe_error, describe_source};
+pub use known::remember;
 #[cfg(feature = "redis")]
 pub(crate) use known::remember_encoded;
-pub(crate) use known::{remember, remember_password};
-pub(crate) use redact::redact;
+pub(crate) use known::remember_password;
+pub use redact::redact;
 #[cfg(feature = "redis")]
 pub(crate) use tls_error::REDIS;
 #[cfg(feature = "unleash")]

@@ -74,6 +74,8 @@ mod tls;
 #[doc(hidden)]
 pub use config::postgres_options;
 pub use config::{ConfigError, Problem};
+#[doc(hidden)]
+pub use config::{redact, remember};
 pub use cutover_macros::dual_write;
 pub use front::{Cutover, Instance, StartError};
 

@@ -32,10 +32,10 @@ use sqlx::postgres::PgConnectOptions;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let parsed = Arguments::from_arg_matches(&arguments::command().get_matches());
-    let arguments = match parsed {
+    let matches = arguments::command().try_get_matches();
+    let arguments = match matches.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
-        Err(error) => error.exit(),
+        Err(error) => return misused(&error),
     };
     match arguments.command {
         Command::Canary(canary) => return canary::run(*canary, arguments.json).await,
@@ -67,6 +67,19 @@ async fn main() -> ExitCode {
         }
         _ => each(&databases, arguments).await,
     }
+}
+
+/// Prints help, or what is wrong with the arguments. An argument in the wrong place may be an address with a password.
+fn misused(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    // The usage names options and no values.
+    let clean = |line| if str::starts_with(line, "Usage:") { line.to_owned() } else { cutover::redact(line) };
+    let lines: Vec<String> = text.lines().map(clean).collect();
+    if !error.use_stderr() || text.lines().eq(&lines) {
+        error.exit();
+    }
+    let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// Runs the command on each ledger. One that changes something stops at the first ledger that fails.
@@ -105,7 +118,8 @@ fn failed(arguments: &Arguments, error: &AdminError) {
         None => complain(&format!("cutover: {error}")),
         Some(ledger) => {
             if arguments.json {
-                let value = serde_json::json!({"ledger": ledger, "error": error.to_string()});
+                let value =
+                    serde_json::json!({"ledger": ledger, "error": cutover::redact(&error.to_string())});
                 print(&format!("{value:#}\n"));
             }
             complain(&format!("cutover: ledger {ledger}: {error}"));
@@ -301,7 +315,7 @@ fn print(text: &str) -> bool {
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
 
-/// Writes a line to standard error, if that is open.
+/// Writes a line to standard error, if that is open, without secrets.
 fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", cutover::redact(line));
 }

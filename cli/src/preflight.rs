@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "REDIS_URL", hide_env_values = true)]
     redis_url: Option<String>,
     /// Check that this Unleash server has the flags
-    #[arg(long, env = "UNLEASH_URL")]
+    #[arg(long, env = "UNLEASH_URL", hide_env_values = true)]
     unleash_url: Option<String>,
     /// A backend token of the Unleash server
     #[arg(

@@ -47,7 +47,7 @@ const PROSE: [&str; 6] = ["token", "tokens", "auth", "authentication", "login", 
 ///
 /// It removes too much rather than too little. A password in a URL can contain any character, so everything between `://`
 /// and the last `@` of a word is removed, and a value without quotes ends only at a blank.
-pub(crate) fn redact(text: &str) -> String {
+pub fn redact(text: &str) -> String {
     let lower = text.to_ascii_lowercase();
     let mut secrets = [
         userinfos(&lower),

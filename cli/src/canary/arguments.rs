@@ -257,6 +257,7 @@ impl Canary {
                 "--unleash-url: remove the user from the URL; Unleash takes --unleash-admin-token".into()
             );
         }
+        cutover::remember(token);
         Ok(Some(Flag {
             name: name.clone(),
             server,

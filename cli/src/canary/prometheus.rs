@@ -206,13 +206,16 @@ impl Prometheus {
         let answer: Value = serde_json::from_slice(&body)
             .map_err(|_| unreachable(format!("the response ({status}) is not one of Prometheus")))?;
         if answer["status"] != "success" {
-            let problem = answer["error"].as_str().map_or_else(|| status.to_string(), str::to_owned);
+            let problem = answer["error"].as_str().map_or_else(|| status.to_string(), cutover::redact);
             return Err(QueryError::Refused { query: query.to_owned(), problem });
         }
         // What Thanos and remote storage set when they could not read all of it. Hints on the query are in `infos`.
         if let Some(warnings) = answer["warnings"].as_array().filter(|warnings| !warnings.is_empty()) {
             let all: Vec<_> = warnings.iter().filter_map(Value::as_str).collect();
-            return Err(QueryError::Partial { query: query.to_owned(), problem: all.join("; ") });
+            return Err(QueryError::Partial {
+                query: query.to_owned(),
+                problem: cutover::redact(&all.join("; ")),
+            });
         }
         Ok(answer["data"]["result"].as_array().cloned().unwrap_or_default())
     }
@@ -236,12 +239,14 @@ impl Login {
 
 impl Secret {
     fn read(&self) -> Result<String, String> {
-        match self {
+        let secret = match self {
             Self::Value(secret) => Ok(secret.clone()),
             Self::File(path) => std::fs::read_to_string(path)
                 .map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
                 .map_err(|error| format!("cannot read {}: {error}", path.display())),
-        }
+        };
+        // A gateway may quote it in its answer.
+        secret.inspect(|secret| cutover::remember(secret))
     }
 }
 

@@ -9,6 +9,7 @@ mod endings;
 mod files;
 mod ledgers;
 mod rollback;
+mod secrets;
 mod steps;
 mod waits;
 
