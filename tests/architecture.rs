@@ -6,8 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A room imports only from floors below its own. Rooms of one floor never import each other.
-const FLOORS: [&[&str]; 6] = [
-    &["config", "redis", "release", "scrape", "tls"],
+const FLOORS: [&[&str]; 7] = [
+    &["config"],
+    &["redis", "release", "scrape", "tls"],
     &["metrics", "health", "ledger", "session"],
     &["fleet", "drain"],
     &["flags", "pool", "migration"],
