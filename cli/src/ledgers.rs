@@ -11,12 +11,14 @@ use crate::arguments::Arguments;
 fn named_url(text: &str) -> Result<(String, PgConnectOptions), String> {
     let (name, url) = text.split_once('=').unwrap_or_default();
     if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-        return Err("write NAME=URL, for example eu=postgres://user@host/name; the name has letters, digits, `-`, `_` \
+        return Err(
+            "write NAME=URL, for example eu=postgres://host/name; the name has letters, digits, `-`, `_` \
                     and `.`"
-            .into());
+                .into(),
+        );
     }
     let options = postgres_options(url).map_err(|problem| {
-        format!("the URL of {name:?} cannot be used: it {problem}; it looks like postgres://user@host/name")
+        format!("the URL of {name:?} cannot be used: it {problem}; it looks like postgres://host/name")
     })?;
     Ok((name.to_owned(), options))
 }
@@ -50,15 +52,13 @@ pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> 
         };
     }
     let Some(url) = arguments.database_url.as_ref().filter(|url| !url.is_empty()) else {
-        return Err(
-            "no database is given: set DATABASE_URL or --database-url to postgres://user@host/name".into()
-        );
+        return Err("no database is given: set DATABASE_URL or --database-url to postgres://host/name".into());
     };
     match postgres_options(url) {
         Ok(options) => Ok(vec![Database::new(None, options.application_name(NAME))]),
-        Err(problem) => Err(format!(
-            "the database URL cannot be used: it {problem}; it looks like postgres://user@host/name"
-        )),
+        Err(problem) => {
+            Err(format!("the database URL cannot be used: it {problem}; it looks like postgres://host/name"))
+        }
     }
 }
 

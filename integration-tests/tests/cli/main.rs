@@ -288,9 +288,9 @@ async fn an_unusable_ledger_is_reported() -> Outcome {
     bare.env_remove("DATABASE_URL");
     let said = Said::from(bare.output()?);
     assert!(said.code == 2 && said.err.contains("DATABASE_URL"), "{}", said.err);
-    refused(&format!("postgres://me:{PASSWORD}@host:port/x"), &["status"], 2, &["postgres://user@host/name"])
+    refused(&format!("postgres://me:{PASSWORD}@host:port/x"), &["status"], 2, &["postgres://host/name"])
         .await;
-    refused(&format!("mysql://me:{PASSWORD}@host/x"), &["status"], 2, &["postgres://user@host/name"]).await;
+    refused(&format!("mysql://me:{PASSWORD}@host/x"), &["status"], 2, &["postgres://host/name"]).await;
     let nobody = format!("postgres://me:{PASSWORD}@127.0.0.1:{}/x", free_port()?);
     refused(&nobody, &["status"], 3, &["refused"]).await;
 
