@@ -1,8 +1,8 @@
 //! Table `guard_looks`: whether rows may have been written past the guard trigger.
 //!
-//! A trigger does not see what is written while it is disabled, rows of a table that becomes a partition, what
-//! `alter table … type … using` makes of the rows, or what a trigger that fires later makes of them. Each of these changes rows of the catalog, even if it is undone in the same
-//! transaction. The driver remembers their versions (`xmin`).
+//! A trigger does not see what is written while it is disabled, rows of a table that becomes or ceases to be a partition, what
+//! `alter table … type … using` makes of the rows, or what a trigger that fires later makes of them. Each of these changes rows
+//! of the catalog, even if it is undone in the same transaction. The driver remembers their versions (`xmin`).
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -36,7 +36,13 @@ now as (select g.*, (select string_agg(a.xmin::text, ' ' order by a.attnum) from
         where a.attrelid = g.relation and a.attnum > 0 and not a.attisdropped \
             and (a.attname in (select name from moving) or not exists (select from moving))) as columns from guards g), \
 known as (select seen from cutover.guard_looks where migration_id = $1), \
-unseen as (select format(case when n.is_disabled then 'the guard trigger of %1$s was disabled' \
+taken_away as (select format('partition %s was detached or dropped', known_as.oid::regclass) as what, false as is_disabled \
+    from known k cross join lateral (select key::oid as oid from jsonb_object_keys(k.seen) as key) as known_as \
+    where $2 and not exists (select from now n where n.relation = known_as.oid) \
+        and exists (select from now n join cutover.sides o on o.relation = n.relation and o.side = 'old' \
+            join cutover.sides s on s.migration_id = o.migration_id and s.side = 'new' and s.relation <> o.relation \
+            where o.migration_id = $1)), \
+unseen as (select * from taken_away union all (select format(case when n.is_disabled then 'the guard trigger of %1$s was disabled' \
             when n.is_early then 'another trigger of %1$s fired after the guard trigger' \
             when old.seen is null then 'table %1$s was attached as a partition' \
             when old.seen ->> 0 <> n.triggers then 'the guard trigger of %1$s was disabled or replaced' \
@@ -45,7 +51,7 @@ unseen as (select format(case when n.is_disabled then 'the guard trigger of %1$s
     where n.is_disabled or n.is_early or k.seen is not null and $2 and ( \
         old.seen is null and not n.is_created_as_partition or old.seen ->> 0 <> n.triggers \
         or old.seen ->> 1 <> n.columns and old.seen ->> 2 <> n.file::text) \
-    order by 1 limit 1), \
+    order by 1 limit 1) limit 1), \
 recorded as (insert into cutover.external_write_events (migration_id, application, role, mirrored) \
     select $1, case when is_disabled then 'unknown, while the guard trigger is disabled' else 'unknown: ' || what end, \
         'unknown', false from unseen), \

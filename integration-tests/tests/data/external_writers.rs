@@ -249,7 +249,7 @@ async fn a_truncate_of_one_partition_reaches_both_tables() -> Outcome {
         create table bills_low partition of bills for values from (0) to (21); \
         create table bills_high partition of bills for values from (21) to (100)";
     let plan = customers(&world, partitioned).await?;
-    let _a = world.instance_of("a", plan).await?;
+    let _a = world.brief("a", plan).await?;
     world.go("verify").await?;
     let mut job = external(&world).await?;
     job.execute("truncate bills_low").await?;

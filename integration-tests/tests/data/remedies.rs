@@ -112,6 +112,21 @@ async fn the_statement_of_each_refusal_of_columns_works() -> Outcome {
         ),
         ("create rule \"Quiet one\" as on update to orders do instead nothing", "rewrites every UPDATE"),
         ("alter table orders drop constraint orders_pkey", "has no unique index"),
+        (
+            "create foreign data wrapper nowhere; create server far foreign data wrapper nowhere; \
+             create foreign table far (id bigint not null, note text, old_status text) server far; \
+             alter foreign table far inherit orders",
+            "is a foreign table",
+        ),
+        (
+            "drop table orders; \
+             create table orders (id bigint not null, note text, old_status text) partition by range (id); \
+             create table orders_1 partition of orders for values from (0) to (10); \
+             create unique index on orders_1 (id); \
+             create foreign data wrapper nowhere; create server far foreign data wrapper nowhere; \
+             create foreign table far partition of orders for values from (10) to (20) server far",
+            "is a foreign table",
+        ),
     ];
     remedied(&cases, |pool| Ok(describe(pool, "text").build()?)).await
 }

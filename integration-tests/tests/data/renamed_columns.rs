@@ -50,3 +50,20 @@ async fn external_writes_pass_when_a_column_was_dropped() -> Outcome {
     world.ask("switch").await?;
     world.waits_for("column \"new_status\" of public.orders has been dropped").await
 }
+
+/// A session that has compiled the trigger's function expects the former type. No instance is there to have it compiled again.
+#[tokio::test]
+async fn an_external_write_passes_after_a_change_of_a_type() -> Outcome {
+    let world = World::new(20).await?;
+    let a = world.brief("a", world.describe().build()?).await?;
+    world.go("ramp").await?;
+    let mut session = PgConnection::connect(&world.url).await?;
+    session.execute("update orders set old_status = ' First ' where id = 3").await?;
+    a.agent.leave().await?;
+    external(&world, "alter table orders alter old_status type varchar(100)").await?;
+    session.execute("update orders set old_status = ' Second ' where id = 3").await?;
+    let _b = world.brief("b", world.describe().build()?).await?;
+    world.go("retire").await?;
+    assert_eq!(world.row(3).await?, (Some(" Second ".to_owned()), Some("second".to_owned())));
+    Ok(())
+}

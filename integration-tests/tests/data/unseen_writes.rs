@@ -1,5 +1,6 @@
 //! Rows that change without the guard trigger: they hold the way forward until a scan has compared them.
 
+use cutover::migration::TableMigration;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::world::{Fleet, Outcome, World};
@@ -81,6 +82,32 @@ async fn rows_of_a_partition_that_was_away_hold_a_move() -> Outcome {
     external(&world, "update orders_low set old_status = ' Away ' where id = 9").await?;
     external(&world, "alter table orders attach partition orders_low for values from (0) to (100)").await?;
     is_found(&world, "switch", 9).await
+}
+
+/// The new table still has the rows of such a partition.
+#[tokio::test]
+async fn a_partition_that_is_taken_away_holds_the_move_of_a_table() -> Outcome {
+    for take in ["drop table orders_low", "alter table orders detach partition orders_low"] {
+        let world = World::new(0).await?;
+        world.pool.execute(PARTITIONED).await?;
+        world.pool.execute("create table orders_rest partition of orders default").await?;
+        external(&world, "insert into orders (id, old_status) values (150, ' Stays ')").await?;
+        let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
+            .create("create table orders_2 (id bigint primary key, status text)")
+            .column("status", "lower(trim(old_status))")
+            .column_back("old_status", "upper(status)")
+            .build()?;
+        let _a = world.brief("a", plan).await?;
+        world.go("ramp").await?;
+        external(&world, take).await?;
+        world.ask("switch").await?;
+        world.waits_for("the new side has rows that the old side does not have").await?;
+        world.go("expand").await?;
+        world.go("switch").await?;
+        let left: Vec<i64> = sqlx::query_scalar("select id from orders_2").fetch_all(&world.pool).await?;
+        assert_eq!(left, [150], "{take}");
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ impl World {
     }
 
     /// An instance with a short quiet period after external writes that cannot be copied.
-    pub(crate) async fn brief(&self, name: &str, plan: ColumnMigration) -> Outcome<Fleet> {
+    pub(crate) async fn brief(&self, name: &str, plan: impl Plan + 'static) -> Outcome<Fleet> {
         let spec = MigrationSpec::new("status", PhaseRange::FULL)
             .plan(plan)
             .external_write_quiet_period(Duration::from_millis(500));

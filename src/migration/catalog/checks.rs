@@ -40,6 +40,7 @@ pub(crate) fn table_problems(table: &str, facts: &TableFacts, is_guarded: bool) 
             format!("describe the migration of {parent} instead"),
         ));
     }
+    problems.extend(foreign_partitions(table, facts));
     if !facts.children.is_empty() {
         let children = facts.children.join(", ");
         if facts.kind != "p" && is_guarded {
@@ -54,6 +55,24 @@ pub(crate) fn table_problems(table: &str, facts: &TableFacts, is_guarded: bool) 
         }
     }
     problems
+}
+
+/// Of a foreign table the server changes the description only, and its rows are also written elsewhere.
+pub(crate) fn foreign_partitions(table: &str, facts: &TableFacts) -> Vec<PlanProblem> {
+    let problem = |partition: &String| {
+        let statement = match &*facts.kind {
+            "p" => format!("alter table {table} detach partition {partition}"),
+            _ => format!("alter foreign table {partition} no inherit {table}"),
+        };
+        PlanProblem::blocking(
+            format!(
+                "partition {partition} of {table} is a foreign table, so neither its columns nor writes of its rows by \
+                 others can be changed or seen here"
+            ),
+            format!("`{statement}` for the time of the migration"),
+        )
+    };
+    facts.foreign_partitions.iter().map(problem).collect()
 }
 
 /// Row security hides rows from a role that copies or checks them.

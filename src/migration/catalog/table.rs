@@ -25,6 +25,8 @@ pub(crate) struct TableFacts {
     pub(crate) policies: Vec<String>,
     /// Its partitions, or the tables that inherit from it.
     pub(crate) children: Vec<String>,
+    /// Those that are foreign tables, at any depth.
+    pub(crate) foreign_partitions: Vec<String>,
     /// The tables that it is a partition of or inherits from.
     pub(crate) parents: Vec<String>,
     pub(crate) columns: Vec<ColumnFacts>,
@@ -93,6 +95,9 @@ select json_build_object( \
             where r.role = 0 or pg_has_role(r.role, 'usage'))), \
     'children', (select coalesce(json_agg(i.inhrelid::regclass::text order by i.inhrelid::regclass::text), '[]') \
         from pg_inherits i where i.inhparent = c.oid), \
+    'foreign_partitions', (select coalesce(json_agg(f.oid::regclass::text order by f.oid), '[]') from pg_class f \
+        where f.relkind = 'f' and (f.oid in (select relid from pg_partition_tree(c.oid)) and f.oid <> c.oid \
+            or f.oid in (select inhrelid from pg_inherits where inhparent = c.oid))), \
     'parents', (select coalesce(json_agg(i.inhparent::regclass::text order by i.inhseqno), '[]') \
         from pg_inherits i where i.inhrelid = c.oid), \
     'columns', (select coalesce(json_agg(json_build_object( \

@@ -272,7 +272,7 @@ impl GuardTrigger {
         );
         let may_move = selects.is_partitioned;
         let pass_if_renamed = pass_if_renamed(&[old, new, &self.key].concat(), |side| {
-            self.record_as(side, "new", "'a column of the migration has another name or is gone'")
+            self.record_as(side, "new", "'a column of the migration has another name or type, or is gone'")
         });
         let before = format!(
             "{pass_if_renamed} if tg_op = 'INSERT' and {may_move} \

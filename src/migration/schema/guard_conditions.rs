@@ -64,20 +64,20 @@ impl Comparisons {
     }
 }
 
-/// Lets a write pass if a column that the function names was renamed or dropped, and records it as one that was not mirrored.
-/// Nothing else of the function would work. `record_repair` is the statement that records the row for repair of a side.
+/// Lets a write pass if a column that the function names was renamed or dropped, or has got another type since this session
+/// compiled the function, and records it as one that was not mirrored. Nothing else of the function would work. `record_repair` is the statement that records the row for repair of a side.
 ///
 /// A pinned write that relies on the trigger fails.
 pub(super) fn pass_if_renamed(columns: &[String], record_repair: impl Fn(&str) -> String) -> String {
     format!(
         "begin agrees := row({}) is null; \
-         exception when undefined_column then \
+         exception when undefined_column or datatype_mismatch then \
              phase := pg_catalog.current_setting('cutover.pin_' || tg_argv[0], true); \
              if phase not in ('', 'on') and pg_catalog.pg_trigger_depth() = 1 then raise; end if; \
              if phase <> '' then phase := cutover.phase_for_guard(tg_argv[0]::integer); \
              else phase := cutover.record_external_write(tg_argv[0]::integer, false); end if; \
              if phase in ('expand', 'backfill', 'verify', 'ramp', 'switch') then \
-                 begin {} exception when undefined_column then null; end; \
+                 begin {} exception when undefined_column or datatype_mismatch then null; end; \
              end if; \
              return new; \
          end;",

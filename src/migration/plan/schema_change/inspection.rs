@@ -11,7 +11,9 @@ use super::reads;
 use super::rows::violations;
 use super::trial::{REFERENCED, is_in_partition_key, may_refer, try_on_twin};
 use crate::ledger::{describe_error, external_writes, sides, unprepared};
-use crate::migration::catalog::{OldSide, PlanProblem, TableFacts, insert_without, quote, resolve, unquote};
+use crate::migration::catalog::{
+    OldSide, PlanProblem, TableFacts, foreign_partitions, insert_without, quote, resolve, unquote,
+};
 use crate::migration::phase::Phase;
 
 /// How long the preflight checks rows.
@@ -74,6 +76,9 @@ pub(super) async fn of_schema(
             ),
             format!("`alter role {} bypassrls`", quote(&facts.role)),
         ));
+    }
+    if !plan.additions.is_empty() {
+        problems.extend(foreign_partitions(name, &facts));
     }
     for addition in &plan.additions {
         for column in addition.columns().iter().filter(|column| facts.column(column).is_none()) {
