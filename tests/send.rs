@@ -18,8 +18,8 @@ use cutover::ledger::{Ledger, Step};
 use cutover::migration::admin::{self, Actor};
 use cutover::migration::mirror::{Mirror, MirrorSource, MirrorStore, MirrorTx};
 use cutover::migration::{
-    Agent, Desired, DriverOptions, DualWrite, Error, FencedPool, Guard, Isolation, Key, Migration,
-    MigrationSpec, Migrations, Phase, PinnedTx, Rows,
+    Agent, DriverOptions, DualWrite, Error, FencedPool, Guard, Isolation, Key, Migration, MigrationSpec,
+    Migrations, Phase, PinnedTx, Rows,
 };
 use cutover::pool::{Admission, ConnectionShare, PoolGuard, PoolWaitMetrics, ShareOptions};
 use cutover::preflight::Preflight;
@@ -71,7 +71,7 @@ fn flags(flags: &Flags, decisions: &Decisions, subject: &Subject, flag: &Flag, t
 
 fn ledger(ledger: &Ledger, options: PgConnectOptions, next: Step) {
     sent(Ledger::open(options.clone()));
-    sent(Ledger::open_with_step(options.clone(), next.clone()));
+    sent(Ledger::open_with_step(options.clone(), next));
     sent(Ledger::existing(options.clone()));
     sent(Ledger::existing_with_step(options.clone(), next));
     sent(Ledger::can_install(&options));

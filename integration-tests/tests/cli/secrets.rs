@@ -42,6 +42,9 @@ async fn printed(at: &str, arguments: &[&str], variables: &[(&str, &str)]) -> St
     [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat()
 }
 
+/// Arguments, environment, and a part of what is printed.
+type Case = (Vec<&'static str>, Vec<(&'static str, &'static str)>, &'static str);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_is_printed_whatever_servers_answer() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -54,7 +57,7 @@ async fn no_secret_is_printed_whatever_servers_answer() {
     let url = "postgres://me:hunter%2Fzebra@AT/app";
     let canary = ["canary", "--prometheus", "http://AT"];
     let with = |more: &[&'static str]| [&canary[..], more].concat();
-    let cases: Vec<(Vec<&str>, Vec<(&str, &str)>, &str)> = vec![
+    let cases: Vec<Case> = vec![
         (vec!["status"], vec![("DATABASE_URL", url)], "login failed"),
         (vec!["status", "--json"], vec![("DATABASE_URL", url)], "login failed"),
         (

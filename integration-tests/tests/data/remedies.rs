@@ -234,7 +234,7 @@ async fn a_domain_is_replaced_by_its_type_and_checks() -> Outcome {
     assert!(remedy.starts_with("describe it with type text"), "{remedy}");
     let told = statements(remedy);
     assert_eq!(told.len(), 3, "{remedy}");
-    let plan = told.iter().fold(describe(&world.pool, "text"), |plan, statement| plan.expand_sql(*statement));
+    let plan = told.iter().fold(describe(&world.pool, "text"), |plan, statement| plan.expand_sql(statement));
     let plan = plan.build()?;
     assert_eq!(world.refusals(&plan).await?, []);
     let _a = world.instance("a", Some(plan)).await?;
