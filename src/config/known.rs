@@ -21,7 +21,7 @@ struct Known {
     forms: Vec<String>,
 }
 
-/// Removes `secret` from now on from every text that goes through [`redact`](super::redact).
+/// Removes `secret` from now on from every text that goes through `redact`.
 pub fn remember(secret: &str) {
     let is_known = |known: &VecDeque<Known>| known.iter().any(|known| known.secret == secret);
     if secret.len() < SHORTEST || is_known(&KNOWN.read().unwrap_or_else(PoisonError::into_inner)) {
