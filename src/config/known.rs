@@ -11,9 +11,12 @@ use sqlx::postgres::PgConnectOptions;
 /// Shorter ones are not looked for, because they would be found in the middle of ordinary words.
 const SHORTEST: usize = 8;
 /// More than a process has; those that were replaced most long ago are forgotten.
-const MOST: usize = 64;
+const MOST: usize = 1024;
 
-static KNOWN: RwLock<VecDeque<Known>> = RwLock::new(VecDeque::new());
+static KNOWN: RwLock<Secrets> = RwLock::new(Secrets(VecDeque::new()));
+
+/// In the order in which they were remembered.
+struct Secrets(VecDeque<Known>);
 
 struct Known {
     secret: String,
@@ -23,25 +26,43 @@ struct Known {
 
 /// Removes `secret` from now on from every text that goes through `redact`.
 pub fn remember(secret: &str) {
-    let is_known = |known: &VecDeque<Known>| known.iter().any(|known| known.secret == secret);
-    if secret.len() < SHORTEST || is_known(&KNOWN.read().unwrap_or_else(PoisonError::into_inner)) {
-        return;
+    if !KNOWN.read().unwrap_or_else(PoisonError::into_inner).has(secret) {
+        KNOWN.write().unwrap_or_else(PoisonError::into_inner).add(secret);
     }
-    let quoted = |text: String| text[1..text.len() - 1].to_owned();
-    let mut forms = vec![
-        secret.to_owned(),
-        utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string(),
-        quoted(format!("{secret:?}")),
-        quoted(serde_json::Value::from(secret).to_string()),
-    ];
-    forms.iter_mut().for_each(|form| form.make_ascii_lowercase());
-    forms.sort();
-    forms.dedup();
-    let mut known = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
-    if known.len() == MOST {
-        known.pop_front();
+}
+
+impl Secrets {
+    fn has(&self, secret: &str) -> bool {
+        self.0.iter().any(|known| known.secret == secret)
     }
-    known.push_back(Known { secret: secret.to_owned(), forms });
+
+    fn add(&mut self, secret: &str) {
+        if secret.len() < SHORTEST || self.has(secret) {
+            return;
+        }
+        let quoted = |text: String| text[1..text.len() - 1].to_owned();
+        let mut forms = vec![
+            secret.to_owned(),
+            utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string(),
+            quoted(format!("{secret:?}")),
+            quoted(serde_json::Value::from(secret).to_string()),
+        ];
+        forms.iter_mut().for_each(|form| form.make_ascii_lowercase());
+        forms.sort();
+        forms.dedup();
+        if self.0.len() == MOST {
+            self.0.pop_front();
+        }
+        self.0.push_back(Known { secret: secret.to_owned(), forms });
+    }
+
+    /// Where a text, which is in lower case, has one of them.
+    fn find(&self, text: &str) -> Vec<Range<usize>> {
+        let forms = self.0.iter().flat_map(|known| &known.forms);
+        forms
+            .flat_map(|form| text.match_indices(form.as_str()).map(|(at, form)| at..at + form.len()))
+            .collect()
+    }
 }
 
 /// As [`remember`], for the password in an address, as it is there and decoded.
@@ -64,9 +85,7 @@ pub(crate) fn remember_password(options: &PgConnectOptions) {
 
 /// Where a text, which is in lower case, has a secret.
 pub(super) fn find(text: &str) -> Vec<Range<usize>> {
-    let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
-    let forms = known.iter().flat_map(|known| &known.forms);
-    forms.flat_map(|form| text.match_indices(form.as_str()).map(|(at, form)| at..at + form.len())).collect()
+    KNOWN.read().unwrap_or_else(PoisonError::into_inner).find(text)
 }
 
 #[cfg(test)]
@@ -107,10 +126,11 @@ mod tests {
 
     #[test]
     fn only_so_many_are_kept() {
+        let mut secrets = Secrets(VecDeque::new());
         for number in 0..2 * MOST {
-            remember(&format!("replaced-{number:03}"));
+            secrets.add(&format!("replaced-{number:04}"));
         }
-        assert_eq!(redact("replaced-000"), "replaced-000");
-        assert_eq!(redact("replaced-127"), "***");
+        assert!(secrets.find("replaced-0000").is_empty());
+        assert_eq!(secrets.find("replaced-2047"), vec![0..13]);
     }
 }

@@ -179,8 +179,12 @@ fn spoiled(random: &mut fastrand::Rng, variables: &mut [(&'static str, String)])
     }
 }
 
+/// Each of these tests has so many secrets that the process forgets those of the other.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[tokio::test]
 async fn a_configuration_that_is_refused_shows_no_secret() {
+    let _alone = ALONE.lock().await;
     for seed in 0..1_000 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut variables = variables(&mut random, NOWHERE);
@@ -307,6 +311,7 @@ async fn shown(server: Server, seed: u64) -> Output {
 
 #[test]
 fn no_secret_is_shown_whatever_servers_answer() {
+    let _alone = ALONE.blocking_lock();
     let cases = [(Server::Refuses, 3), (Server::Hangs, 2), (Server::Echoes, 6), (Server::Quotes, 12)];
     let quoted = std::thread::scope(|scope| {
         let one = |server, seed| {
