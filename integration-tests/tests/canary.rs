@@ -221,7 +221,7 @@ async fn no_answer_and_wrong_usage_have_their_own_status() {
         (&["--canary", "stable"], "--canary: must differ from --stable"),
         (&["--max-errors", "0", "--label", "a-b"], "--label: must be letters"),
         (&["--prometheus-user", "me"], "--prometheus-user: needs"),
-        (&["--prometheus-token", "t", "--prometheus-user", "me"], "set it or a user"),
+        (&["--prometheus-token", "t", "--prometheus-user", "me"], "set the token of Prometheus or a user"),
         (&["--prometheus-header", "X-Scope"], "has no colon"),
         (&["--on-fail-flag", "x"], "--unleash-url"),
         (&["--every", "5s"], "--watch"),

@@ -227,7 +227,7 @@ impl Canary {
         match (&self.prometheus_user, password, token, from_url) {
             (None, None, Some(token), _) => Ok(Login::Bearer(token)),
             (_, _, Some(_), _) => {
-                Err("--prometheus-token: set it or a user with a password, not both".into())
+                Err("set the token of Prometheus or a user with a password, not both".into())
             }
             (Some(user), Some(password), None, _) => Ok(Login::Basic { user: user.clone(), password }),
             (Some(user), None, None, Some((_, password))) => {
@@ -237,7 +237,7 @@ impl Canary {
             (Some(_), None, None, None) => {
                 Err("--prometheus-user: needs --prometheus-password-file or PROMETHEUS_PASSWORD".into())
             }
-            (None, Some(_), None, None) => Err("--prometheus-password: needs --prometheus-user".into()),
+            (None, Some(_), None, None) => Err("a password of Prometheus needs --prometheus-user".into()),
             (None, None, None, Some((user, password))) => {
                 Ok(Login::Basic { user, password: Secret::Value(password) })
             }

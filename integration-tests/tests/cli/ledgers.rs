@@ -137,7 +137,7 @@ async fn a_watch_draws_on_a_terminal_until_a_key_ends_it() -> Outcome {
         }
         String::from_utf8_lossy(&shown).into_owned()
     });
-    let shown = tokio::time::timeout(std::time::Duration::from_secs(30), shown).await;
+    let shown = tokio::time::timeout(std::time::Duration::from_secs(120), shown).await;
     if shown.is_err() {
         // Its end also ends the thread that reads.
         child.kill()?;

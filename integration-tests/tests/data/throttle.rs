@@ -8,7 +8,7 @@ use std::time::Duration;
 use cutover::ledger::Ledger;
 use cutover::migration::admin::report;
 use cutover::migration::{BatchOptions, ColumnMigration, Error, Throttle};
-use cutover_testkit::{Postgres, PostgresOptions, Proxy};
+use cutover_testkit::{Postgres, PostgresOptions, Proxy, wait_until};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -115,11 +115,11 @@ async fn standby_lag_throttles_a_pass() -> Outcome {
     Ok(())
 }
 
-/// Takes 80 times as long while a batch is under way, so that a busy machine makes no difference.
+/// Takes 50 times as long while a batch is under way, so that a busy machine makes no difference.
 const WRITE: &str = "select pg_sleep(case when exists (select from pg_stat_activity \
-    where application_name = 'rows' and xact_start is not null) then 0.4 else 0.005 end)";
+    where application_name = 'rows' and xact_start is not null) then 0.25 else 0.005 end)";
 
-const ROWS: i64 = 20_000;
+const ROWS: i64 = 60_000;
 
 /// The share of the time in which work on rows runs, in percent, if writes of the service hold it back.
 async fn share(world: &World) -> Option<u32> {
@@ -168,7 +168,9 @@ async fn slower_writes_of_the_service_hold_passes_back() -> Outcome {
         world.ask(phase).await?;
         // With one batch in twenty moments, more than one write in a hundred is slow.
         let is_low = async || share(&world).await.is_some_and(|share| share <= 5);
-        world.until(&format!("a {kind} that works 5 % of the time"), is_low).await?;
+        // On a busy machine, the first measurement of the quiet value may be of no use. It is repeated after half a minute.
+        let ask = async || Ok::<_, Error>(is_low().await);
+        wait_until(&format!("a {kind} that works 5 % of the time"), Duration::from_secs(180), ask).await?;
         let done = "select rows_done from cutover.jobs where kind = $1";
         let done: i64 = sqlx::query_scalar(done).bind(kind).fetch_one(&world.pool).await?;
         assert!(done < ROWS, "the {kind} ended first");

@@ -28,7 +28,8 @@ pub(crate) async fn before_step(
     }
     let mut found = Vec::new();
     if let Some(recorded) = sides::find(connection, migration).await? {
-        found.extend(renamed(plan, &recorded));
+        // The step to `retire` is the way out if the old side is gone.
+        found.extend(renamed(plan, &recorded, phase < Phase::Switch));
     }
     if let Some(facts) = TableFacts::read(connection, plan.old_table()).await? {
         found.extend(interference(plan, &facts));

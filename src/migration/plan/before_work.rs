@@ -26,10 +26,12 @@ pub(crate) async fn before_work(plan: &Description, migration: &Migration) -> Re
     Ok(found)
 }
 
-/// Columns of the sides that others have renamed or dropped since `expand`.
-pub(super) fn renamed(plan: &Description, recorded: &SideRows) -> Vec<PlanProblem> {
+/// Columns of the sides that others have renamed or dropped since `expand`. `needs_old`: the old side is still used, so that none
+/// of its columns may be gone.
+pub(super) fn renamed(plan: &Description, recorded: &SideRows, needs_old: bool) -> Vec<PlanProblem> {
     let mut problems = Vec::new();
-    for (names, side) in [(plan.old_columns(), &recorded.old), (plan.new_columns(), &recorded.new)] {
+    let old = (plan.old_columns(), &recorded.old, needs_old);
+    for (names, side, is_needed) in [old, (plan.new_columns(), &recorded.new, true)] {
         let Some(table) = side.table.as_ref().filter(|_| plan.moves_columns()) else {
             continue;
         };
@@ -42,6 +44,7 @@ pub(super) fn renamed(plan: &Description, recorded: &SideRows) -> Vec<PlanProble
         };
         problems.extend(match (&*gone, &*other) {
             ([], _) => None,
+            (_, []) if !is_needed => None,
             ([name], [now]) => Some(PlanProblem::blocking(
                 what(&format!("has been renamed to {}", quote(now))),
                 format!("`alter table {table} rename column {} to {}`", quote(now), quote(name)),
@@ -65,7 +68,7 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
     let recorded = sides::find(tx, id).await?;
     let (mut problems, mut key, mut types) = (Vec::new(), None, [Vec::new(), Vec::new()]);
     if let Some(recorded) = &recorded {
-        refuse(&renamed(plan, recorded))?;
+        refuse(&renamed(plan, recorded, true))?;
     }
     let both = [(&sides.old, &sides.backward), (&sides.new, &sides.forward)];
     for (number, (table, mapping)) in both.into_iter().enumerate() {
