@@ -1,7 +1,7 @@
 //! Rows are visited by any unique key that a table has, once each.
 
 use crate::world::{Outcome, World};
-use cutover::migration::{BatchOptions, ColumnMigration};
+use cutover::migration::{BatchOptions, ColumnMigration, TableMigration};
 use cutover::migration::{Plan, Task};
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -228,5 +228,37 @@ async fn fill(world: &World, table: &str, same: &str) -> Outcome {
         types.join(", ")
     );
     world.pool.execute(AssertSqlSafe(insert)).await?;
+    Ok(())
+}
+
+/// The planner takes a span between two keys of several columns for a large part of the table.
+#[tokio::test]
+async fn a_batch_reads_no_more_than_its_rows() -> Outcome {
+    const ROWS: i64 = 50_000;
+    let world = World::new(0).await?;
+    let make = format!(
+        "create table visits (id bigint, at date, page text, primary key (id, at)); \
+         insert into visits select g, date '2026-01-01' + (g % 90)::int, 'p' from generate_series(1, {ROWS}) g; \
+         analyze visits"
+    );
+    world.pool.execute(AssertSqlSafe(make)).await?;
+    let plan = TableMigration::new(world.pool.clone(), "visits", "visits_2")
+        .create("create table visits_2 (id bigint, at date, page text, primary key (id, at))")
+        .same("page")
+        .batches(BatchOptions { max_rows: 500, workers: 1, ..BatchOptions::default() })
+        .build()?;
+    let _a = world.instance_of("a", plan).await?;
+    world.go("expand").await?;
+    let read = "select seq_tup_read from pg_stat_user_tables where relname = 'visits'";
+    let before: i64 = sqlx::query_scalar(read).fetch_one(&world.pool).await?;
+    world.go("backfill").await?;
+    world.filled().await?;
+    // A session reports what it has read together with what it has written, some seconds later.
+    let written = "select n_tup_ins from pg_stat_user_tables where relname = 'visits_2'";
+    let is_reported =
+        async || sqlx::query_scalar::<_, i64>(written).fetch_one(&world.pool).await.is_ok_and(|n| n >= ROWS);
+    world.until("statistics of all batches", is_reported).await?;
+    let after: i64 = sqlx::query_scalar(read).fetch_one(&world.pool).await?;
+    assert!(after - before < 10 * ROWS, "{} rows were read one after the other", after - before);
     Ok(())
 }

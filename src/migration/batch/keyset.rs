@@ -124,13 +124,18 @@ impl Keyset {
     }
 
     /// `name`: that of the key in a statement that is shown without values.
+    ///
+    /// A comparison of rows implies the one of their first columns. It is there for the planner, which takes a span between two
+    /// rows for a ninth of the table, and would read all of the other table for each batch.
     fn compared(&self, operator: &str, key: &KeyText, name: &str) -> String {
-        if let [only] = &*self.columns {
-            return only.compared(operator, &only.value(key.first(), name));
+        let [first, others @ ..] = &*self.columns else { return "true".to_owned() };
+        if others.is_empty() {
+            return first.compared(operator, &first.value(key.first(), name));
         }
         let value = |n: usize, column: &KeyColumn| column.value(key.get(n), &format!("{name}_{}", n + 1));
+        let bound = first.compared(&format!("{}=", operator.trim_end_matches('=')), &value(0, first));
         if self.columns.iter().all(|column| column.operators.is_none()) {
-            return format!("({}) {operator} ({})", self.ordered(""), self.list(value));
+            return format!("({}) {operator} ({}) and {bound}", self.ordered(""), self.list(value));
         }
         // A comparison of rows has one schema for all of its operators.
         let (mut equal, mut each) = (String::new(), Vec::new());
@@ -140,7 +145,7 @@ impl Keyset {
             each.push(format!("({equal}{})", column.compared(strictly, &value(n, column))));
             equal += &format!("{} and ", column.compared("=", &value(n, column)));
         }
-        format!("({})", each.join(" or "))
+        format!("({}) and {bound}", each.join(" or "))
     }
 
     /// The condition for the rows of a span.
