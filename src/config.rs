@@ -21,7 +21,7 @@ pub(crate) use tls_error::REDIS;
 #[cfg(feature = "unleash")]
 pub(crate) use tls_error::UNLEASH;
 #[cfg(any(feature = "redis", feature = "unleash"))]
-pub(crate) use tls_error::tls_advice;
+pub(crate) use tls_error::with_tls_advice;
 
 /// One setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]

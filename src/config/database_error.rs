@@ -5,18 +5,14 @@ use std::error::Error;
 use sqlx::postgres::PgDatabaseError;
 
 use super::redact;
-use super::tls_error::{POSTGRES, tls_advice};
+use super::tls_error::{POSTGRES, with_tls_advice};
 
 /// The error for people: message, SQLSTATE, detail and hint. The driver's own text ends in a line number of the server's
 /// source code instead.
 pub(crate) fn describe_error(error: &sqlx::Error) -> String {
     let refusal = error.as_database_error();
     let Some(refusal) = refusal.and_then(|refusal| refusal.try_downcast_ref::<PgDatabaseError>()) else {
-        let text = error.to_string();
-        return match tls_advice(&text, &POSTGRES) {
-            Some(advice) => redact(&format!("{advice} ({text})")),
-            None => redact(&text),
-        };
+        return redact(&with_tls_advice(error.to_string(), &POSTGRES));
     };
     let mut text = format!("{} (SQLSTATE {}", refusal.message(), refusal.code());
     for (name, value) in [("detail", refusal.detail()), ("hint", refusal.hint())] {

@@ -30,8 +30,16 @@ pub(crate) const UNLEASH: TlsSettings = TlsSettings {
     client: "set `UnleashOptions::tls` to a configuration with a client certificate",
 };
 
+/// The text of an error, after the advice for it if it is one of TLS.
+pub(crate) fn with_tls_advice(text: String, settings: &TlsSettings) -> String {
+    match tls_advice(&text, settings) {
+        Some(advice) => format!("{advice} ({text})"),
+        None => text,
+    }
+}
+
 /// The advice for an error with this text, which is that of OpenSSL or of rustls.
-pub(crate) fn tls_advice(text: &str, settings: &TlsSettings) -> Option<String> {
+fn tls_advice(text: &str, settings: &TlsSettings) -> Option<String> {
     let has = |reasons: &[&str]| reasons.iter().any(|reason| text.contains(reason));
     // An alert comes from the server, so it is about the client's certificate.
     if has(&["fatal alert: CertificateRequired", "alert certificate required"]) {

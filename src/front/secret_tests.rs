@@ -99,12 +99,14 @@ fn in_url(random: &mut fastrand::Rng) -> String {
 /// The variables, with a secret in every place that can have one.
 fn variables(random: &mut fastrand::Rng, at: [SocketAddr; 3]) -> Vec<(&'static str, String)> {
     let [postgres, redis, unleash] = at;
-    let one = |random: &mut fastrand::Rng, places: &[&str]| {
+    let one = |random: &mut fastrand::Rng, at: SocketAddr, places: &[&str]| {
         let place = random.choice(places.iter()).unwrap();
-        place.replace("SECRET", &in_url(random)).replace("OTHER", &in_url(random))
+        let filled = place.replace("SECRET", &in_url(random)).replace("OTHER", &in_url(random));
+        filled.replace("AT", &at.to_string())
     };
     let postgres = one(
         random,
+        postgres,
         &[
             "postgres://me:SECRET@AT/app",
             "postgresql://me:SECRET@AT/app?sslmode=disable",
@@ -115,20 +117,20 @@ fn variables(random: &mut fastrand::Rng, at: [SocketAddr; 3]) -> Vec<(&'static s
             "postgres://SECRET@AT/app",
             "postgres://me:SECRET@AT,b:5432/app?password=OTHER",
         ],
-    )
-    .replace("AT", &postgres.to_string());
+    );
     let redis = one(
         random,
+        redis,
         &[
             "redis://:SECRET@AT",
             "redis://me:SECRET@AT/0",
             "redis://me:SECRET@AT/?protocol=resp3",
             "redis://AT/?password=SECRET",
         ],
-    )
-    .replace("AT", &redis.to_string());
+    );
     let unleash_url = one(
         random,
+        unleash,
         &[
             "http://AT/api",
             "http://AT/api",
@@ -136,8 +138,7 @@ fn variables(random: &mut fastrand::Rng, at: [SocketAddr; 3]) -> Vec<(&'static s
             "http://me:SECRET@AT/api",
             "http://AT/api?token=SECRET",
         ],
-    )
-    .replace("AT", &unleash.to_string());
+    );
     vec![
         ("LISTEN_ADDR", "127.0.0.1:0".into()),
         ("ADMIN_ADDR", "127.0.0.1:0".into()),

@@ -4,9 +4,9 @@
 //! list sessions do not show it, and it has no process that could be terminated. So everything that looks for transactions
 //! looks here.
 
-use sqlx::{FromRow, PgConnection};
+use sqlx::{FromRow, PgConnection, PgPool};
 
-use super::{Ledger, unprepared};
+use super::unprepared;
 
 /// The session `a` or the prepared transaction `p` that holds the lock `l` of `pg_locks`.
 ///
@@ -31,6 +31,20 @@ macro_rules! open_transaction {
     };
 }
 pub(crate) use open_transaction;
+
+/// The owners of the locks `l` that share the advisory lock `$1`, `$2` in this database.
+macro_rules! sharers {
+    () => {
+        concat!(
+            " from pg_locks l",
+            $crate::ledger::blockers::owner_of_lock!(),
+            " where l.locktype = 'advisory' and l.classid::bigint = $1 and l.objid::bigint = $2 and l.objsubid = 2 \
+               and l.granted and l.mode = 'ShareLock' \
+               and l.database = (select oid from pg_database where datname = current_database())"
+        )
+    };
+}
+pub(crate) use sharers;
 
 /// A transaction that holds a lock.
 #[derive(Debug, FromRow)]
@@ -104,13 +118,8 @@ macro_rules! blocking {
     };
 }
 
-/// The transactions that the backend `pid` waits for at this moment, the oldest first, asked on the ledger's connection.
-pub(crate) async fn of(ledger: &Ledger, pid: i32) -> Result<Vec<OpenTransaction>, sqlx::Error> {
-    ledger.ask(format!(blocking!(), pid = pid)).await
-}
-
-/// The same, asked on a connection of the service.
-pub(crate) async fn of_build(pool: &sqlx::PgPool, pid: i32) -> Result<Vec<OpenTransaction>, sqlx::Error> {
+/// The transactions that the backend `pid` waits for at this moment, the oldest first.
+pub(crate) async fn of(pool: &PgPool, pid: i32) -> Result<Vec<OpenTransaction>, sqlx::Error> {
     unprepared::ask(pool, format!(blocking!(), pid = pid)).await
 }
 

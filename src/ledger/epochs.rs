@@ -2,7 +2,7 @@
 
 use sqlx::{FromRow, PgConnection};
 
-use super::blockers::{OpenTransaction, open_transaction, owner_of_lock};
+use super::blockers::{OpenTransaction, open_transaction, sharers};
 use super::{locks, notifications, unprepared};
 
 /// A move to the next epoch, with everything that changes in the same transaction.
@@ -180,13 +180,9 @@ pub(crate) async fn terminate_holders(
         "with holder as (select ",
         open_transaction!(),
         ", a.pid is not null and (pg_has_role(a.usesysid, 'usage') or pg_has_role('pg_signal_backend', 'usage')) \
-                 as may_terminate \
-             from pg_locks l",
-        owner_of_lock!(),
-        " where l.locktype = 'advisory' and l.classid::bigint = $1 and l.objid::bigint = $2 \
-               and l.objsubid = 2 and l.granted and l.mode = 'ShareLock' \
-               and l.database = (select oid from pg_database where datname = current_database()) \
-               and exists (select from cutover.migrations m where m.id = $3 and m.epoch > $2)) \
+                 as may_terminate",
+        sharers!(),
+        " and exists (select from cutover.migrations m where m.id = $3 and m.epoch > $2)) \
          select pid, application, gid, owner, age, \
                 case when may_terminate and age >= $4 then pg_terminate_backend(pid) else false end as terminated \
          from holder order by age desc",

@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use super::blockers::{OpenTransaction, open_transaction, owner_of_lock};
+use super::blockers::{OpenTransaction, open_transaction, sharers};
 use super::{locks, unprepared};
 
 /// The statement that adds the recorded events to the counts.
@@ -25,20 +25,7 @@ pub(crate) fn count(migration: i32) -> String {
 /// If a transaction has been open for longer than this, the lock is not requested: later writers would queue behind the request.
 const LONG: &str = "1 second";
 
-/// Transactions that hold the lock `$1`, `$2`.
-macro_rules! holders {
-    () => {
-        concat!(
-            " from pg_locks l",
-            owner_of_lock!(),
-            " where l.locktype = 'advisory' and l.classid::bigint = $1 and l.objid::bigint = $2 and l.objsubid = 2 \
-           and l.granted and l.mode = 'ShareLock' \
-               and l.database = (select oid from pg_database where datname = current_database())"
-        )
-    };
-}
-
-/// Its number, which stays the same when it is prepared, and when the server restarts after that. It has one before it has the
+/// A transaction's number, which stays the same when it is prepared, and when the server restarts after that. It has one before it has the
 /// lock: `cutover.record_external_write` sees to that.
 macro_rules! number {
     () => {
@@ -51,7 +38,7 @@ macro_rules! number {
 pub(crate) async fn have_ended(tx: &mut PgConnection, migration: i32) -> Result<bool, sqlx::Error> {
     let is_long: bool = unprepared::query_scalar(concat!(
         "select count(*) filter (where a.xact_start is null or a.xact_start < clock_timestamp() - $3::text::interval) > 0",
-        holders!()
+        sharers!()
     ))
     .bind(i64::from(locks::EXTERNAL_WRITERS))
     .bind(i64::from(migration))
@@ -81,7 +68,7 @@ pub(crate) struct OpenWriters {
 /// external writes are recorded with a time after `since`.
 pub(crate) async fn open_now(tx: &mut PgConnection, migration: i32) -> Result<OpenWriters, sqlx::Error> {
     let since = unprepared::query_scalar("select clock_timestamp()::text").fetch_one(&mut *tx).await?;
-    let transactions = unprepared::query_scalar(concat!("select ", number!(), holders!()))
+    let transactions = unprepared::query_scalar(concat!("select ", number!(), sharers!()))
         .bind(i64::from(locks::EXTERNAL_WRITERS))
         .bind(i64::from(migration))
         .fetch_all(tx)
@@ -159,7 +146,7 @@ async fn named(
     let found: Vec<OpenTransaction> = unprepared::query_as(concat!(
         "select ",
         open_transaction!(),
-        holders!(),
+        sharers!(),
         " and ($3::text[] is null or ",
         number!(),
         " = any ($3)) order by age desc limit 5"

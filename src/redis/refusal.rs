@@ -2,7 +2,7 @@
 
 use deadpool_redis::redis::{ErrorKind, RedisError};
 
-use crate::config::{REDIS, tls_advice};
+use crate::config::{REDIS, with_tls_advice};
 
 /// What becomes of a command that a server refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,11 +97,7 @@ pub(crate) fn describe(error: &RedisError) -> String {
         (None, ErrorKind::MasterNameNotFoundBySentinel) => {
             format!("no Sentinel knows a primary of this name; see: SENTINEL MASTERS ({error})")
         }
-        (None, _) => {
-            let text = error.to_string();
-            let advice = tls_advice(&text, &REDIS);
-            advice.map_or_else(|| text.clone(), |advice| format!("{advice} ({text})"))
-        }
+        (None, _) => with_tls_advice(error.to_string(), &REDIS),
     }
 }
 

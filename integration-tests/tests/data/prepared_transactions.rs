@@ -1,21 +1,15 @@
 //! Transactions that are prepared (`prepare transaction`): they hold their locks without a session. What waits for one names
 //! it with the statements that end it, and nothing that it wrote is lost.
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Executor};
 
 use crate::world::{Outcome, World};
-
-async fn external(world: &World, sql: &str) -> Outcome {
-    let mut session = PgConnection::connect(&world.url).await?;
-    session.execute(AssertSqlSafe(sql)).await.map_err(|error| format!("{sql}: {error}"))?;
-    Ok(session.close().await?)
-}
 
 /// Prepares a transaction under a name that is unique on the server, which several databases share.
 async fn prepare(world: &World, name: &str, sql: &str) -> Outcome<String> {
     let database: String = sqlx::query_scalar("select current_database()").fetch_one(&world.pool).await?;
     let gid = format!("{name}-{database}");
-    external(world, &format!("begin; {sql}; prepare transaction '{gid}'")).await?;
+    world.external(&format!("begin; {sql}; prepare transaction '{gid}'")).await?;
     Ok(gid)
 }
 
@@ -26,7 +20,7 @@ async fn end_as_told(world: &World, part: &str, gid: &str, statement: &str) -> O
     let query = "select waits_for from cutover.migrations where name = 'status'";
     let text: String = sqlx::query_scalar(query).fetch_one(&world.pool).await?;
     let told = text.split('`').find(|text| text.starts_with(statement)).ok_or(text.clone())?;
-    external(world, told).await
+    world.external(told).await
 }
 
 fn both(old: &str, new: &str) -> (Option<String>, Option<String>) {
@@ -47,7 +41,7 @@ async fn a_prepared_external_write_holds_what_depends_on_it() -> Outcome {
     // The way back does not wait for it.
     let back = prepare(&world, "back", "update orders set old_status = ' Back ' where id = 4").await?;
     world.go("verify").await?;
-    external(&world, &format!("commit prepared '{back}'")).await?;
+    world.external(&format!("commit prepared '{back}'")).await?;
     world.go("ramp").await?;
     assert_eq!(world.row(4).await?, both(" Back ", "back"));
     world.go("switch").await?;

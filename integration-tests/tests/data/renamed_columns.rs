@@ -1,14 +1,8 @@
-//! Somebody renames or drops a column while it moves: no external write fails, none is lost, and the next step waits.
+//! A column is renamed or dropped by hand while it moves: no external write fails, none is lost, and the next step waits.
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 
 use crate::world::{Outcome, World};
-
-async fn external(world: &World, sql: &str) -> Outcome {
-    let mut session = PgConnection::connect(&world.url).await?;
-    session.execute(AssertSqlSafe(sql)).await.map_err(|error| format!("{sql}: {error}"))?;
-    Ok(session.close().await?)
-}
 
 #[tokio::test]
 async fn external_writes_pass_while_a_column_has_another_name() -> Outcome {
@@ -21,9 +15,9 @@ async fn external_writes_pass_while_a_column_has_another_name() -> Outcome {
         let world = World::new(20).await?;
         let _a = world.brief("a", world.describe().build()?).await?;
         world.go(phase).await?;
-        external(&world, &format!("alter table orders rename {column} to away")).await?;
-        external(&world, &format!("update orders set {write} where id = 3")).await?;
-        external(&world, "insert into orders (note) values ('neither')").await?;
+        world.external(&format!("alter table orders rename {column} to away")).await?;
+        world.external(&format!("update orders set {write} where id = 3")).await?;
+        world.external("insert into orders (note) values ('neither')").await?;
         world.ask(next).await?;
         world
             .waits_for(&format!("column \"{column}\" of public.orders has been renamed to \"away\""))
@@ -32,7 +26,7 @@ async fn external_writes_pass_while_a_column_has_another_name() -> Outcome {
         let reason: String = sqlx::query_scalar(query).fetch_one(&world.pool).await?;
         let statement =
             reason.split('`').find(|text| text.starts_with("alter table")).ok_or(reason.clone())?;
-        external(&world, statement).await?;
+        world.external(statement).await?;
         world.go(next).await?;
         let expected = (Some(row[0].to_owned()), Some(row[1].to_owned()));
         assert_eq!(world.row(3).await?, expected, "{phase}: {column}");
@@ -45,8 +39,8 @@ async fn external_writes_pass_when_a_column_was_dropped() -> Outcome {
     let world = World::new(20).await?;
     let _a = world.brief("a", world.describe().build()?).await?;
     world.go("ramp").await?;
-    external(&world, "alter table orders drop new_status").await?;
-    external(&world, "update orders set old_status = ' Away ' where id = 3").await?;
+    world.external("alter table orders drop new_status").await?;
+    world.external("update orders set old_status = ' Away ' where id = 3").await?;
     world.ask("switch").await?;
     world.waits_for("column \"new_status\" of public.orders has been dropped").await
 }
@@ -60,7 +54,7 @@ async fn an_external_write_passes_after_a_change_of_a_type() -> Outcome {
     let mut session = PgConnection::connect(&world.url).await?;
     session.execute("update orders set old_status = ' First ' where id = 3").await?;
     a.agent.leave().await?;
-    external(&world, "alter table orders alter old_status type varchar(100)").await?;
+    world.external("alter table orders alter old_status type varchar(100)").await?;
     session.execute("update orders set old_status = ' Second ' where id = 3").await?;
     let _b = world.brief("b", world.describe().build()?).await?;
     world.go("retire").await?;

@@ -14,7 +14,7 @@ use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder};
 use cutover::release::Release;
 use cutover_testkit::{KitError, Postgres, wait_until};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Executor, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -225,6 +225,13 @@ impl World {
     /// Those of its problems that hold `expand`.
     pub(crate) async fn refusals(&self, plan: &impl Plan) -> Outcome<Vec<PlanProblem>> {
         Ok(self.problems(plan).await?.into_iter().filter(|problem| problem.is_blocking).collect())
+    }
+
+    /// Runs statements in a session that does not go through the library.
+    pub(crate) async fn external(&self, sql: &str) -> Outcome {
+        let mut session = PgConnection::connect(&self.url).await?;
+        session.execute(AssertSqlSafe(sql)).await.map_err(|error| format!("{sql}: {error}"))?;
+        Ok(session.close().await?)
     }
 
     pub(crate) async fn until(&self, what: &str, ask: impl AsyncFn() -> bool) -> Result<(), KitError> {

@@ -28,16 +28,16 @@ pub(super) fn definitions(engine: &EngineState) -> Result<NameMap<Definition>, s
         .into_iter()
         .map(|feature| serde_json::from_value(serde_json::to_value(feature)?))
         .collect::<Result<_, _>>()?;
-    let mut names: Vec<&str> = features.iter().map(|feature| &*feature.name).collect();
-    names.sort_unstable();
-    let repeated: BTreeSet<&str> =
-        names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
-    let mut own: HashMap<&str, Option<String>> =
-        features.iter().map(|feature| (&*feature.name, feature.ambiguity())).collect();
-    for &name in &repeated {
-        let times = features.iter().filter(|feature| feature.name == name).count();
-        own.insert(name, Some(format!("the flag server has sent it {times} times")));
+    let mut by_name: HashMap<&str, Vec<&Feature>> = HashMap::new();
+    for feature in &features {
+        by_name.entry(&feature.name).or_default().push(feature);
     }
+    let ambiguity = |same: &[&Feature]| match same {
+        [only] => only.ambiguity(),
+        _ => Some(format!("the flag server has sent it {} times", same.len())),
+    };
+    let own: HashMap<&str, Option<String>> =
+        by_name.iter().map(|(name, same)| (*name, ambiguity(same))).collect();
     let definition = |feature: &Feature| {
         let parents = feature.dependencies.iter().flatten();
         let of_parents = parents.filter_map(|parent| {
@@ -45,11 +45,9 @@ pub(super) fn definitions(engine: &EngineState) -> Result<NameMap<Definition>, s
             Some(format!("its parent flag {:?}: {ambiguity}", parent.feature))
         });
         let ambiguity = own.get(&*feature.name).cloned().flatten();
-        let same = || features.iter().filter(|other| other.name == feature.name);
-        let is_repeated = repeated.contains(&*feature.name);
         Definition {
-            // If any of them is on, it is not clear that a person turned the flag off.
-            enabled: if is_repeated { same().any(|same| same.enabled) } else { feature.enabled },
+            // If any of those with this name is on, it is not clear that a person turned the flag off.
+            enabled: by_name[&*feature.name].iter().any(|same| same.enabled),
             stale: feature.stale == Some(true),
             impression: feature.impression_data == Some(true),
             ambiguity: ambiguity.into_iter().chain(of_parents).next(),

@@ -17,7 +17,7 @@ use unleash_yggdrasil::SUPPORTED_SPEC_VERSION;
 use super::backup::LARGEST_STATE;
 use super::options::UnleashOptions;
 use super::secure::{Secured, secured};
-use crate::config::{UNLEASH, tls_advice};
+use crate::config::{UNLEASH, with_tls_advice};
 
 /// Without this header, the server repeats every segment in each strategy that uses it.
 const CLIENT_SPEC: HeaderName = HeaderName::from_static("unleash-client-spec");
@@ -52,7 +52,7 @@ impl HttpClient {
             Self::Direct(client) => client.request(request).await,
             Self::Proxied(client) => client.request(request).await,
         };
-        let (head, body) = answer.map_err(|error| explained(causes(&error)))?.into_parts();
+        let (head, body) = answer.map_err(|error| with_tls_advice(causes(&error), &UNLEASH))?.into_parts();
         let body = Limited::new(body, LARGEST_STATE).collect().await;
         let mut body = body.map_err(|error| causes(&*error))?.to_bytes();
         if head
@@ -94,13 +94,6 @@ fn gunzip(body: &[u8]) -> std::io::Result<Bytes> {
     // One byte more than the limit, so that a larger state is noticed.
     MultiGzDecoder::new(body).take(LARGEST_STATE as u64 + 1).read_to_end(&mut text)?;
     Ok(text.into())
-}
-
-fn explained(text: String) -> String {
-    match tls_advice(&text, &UNLEASH) {
-        Some(advice) => format!("{advice} ({text})"),
-        None => text,
-    }
 }
 
 /// The whole chain, because "connection refused" is its last element.

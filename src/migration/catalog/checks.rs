@@ -1,6 +1,6 @@
 //! Problems that the catalog alone shows. Pure: nothing here asks the server.
 
-use super::names::quote;
+use super::names::{fit_name, quote};
 use super::problem::PlanProblem;
 use super::table::{ColumnFacts, ForeignKey, TableFacts};
 
@@ -73,6 +73,24 @@ pub(crate) fn foreign_partitions(table: &str, facts: &TableFacts) -> Vec<PlanPro
         )
     };
     facts.foreign_partitions.iter().map(problem).collect()
+}
+
+/// The table (quoted) can be changed by its owner only.
+pub(crate) fn not_owner(table: &str, facts: &TableFacts) -> PlanProblem {
+    PlanProblem::blocking(
+        format!("role {} may not change {table}, because it is not the owner", facts.role),
+        format!(
+            "`grant {} to {}`, or let the owner's role run the migration",
+            facts.owner,
+            quote(&facts.role)
+        ),
+    )
+}
+
+/// The statement that frees the name of a column for the migration.
+pub(crate) fn rename_away(table: &str, column: &str) -> String {
+    let other = fit_name(format!("{column}_before"));
+    format!("`alter table {table} rename column {} to {}`", quote(column), quote(&other))
 }
 
 /// Row security hides rows from a role that copies or checks them.

@@ -137,7 +137,7 @@ impl Reconcile<'_> {
                 biased;
                 outcome = &mut attempt => outcome,
                 () = sleep(LOOK_AFTER) => {
-                    sessions = blockers::of(self.ledger, pid).await.unwrap_or_default();
+                    sessions = blockers::of(&self.ledger.pool(), pid).await.unwrap_or_default();
                     attempt.await
                 }
             }

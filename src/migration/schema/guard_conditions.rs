@@ -65,7 +65,8 @@ impl Comparisons {
 }
 
 /// Lets a write pass if a column that the function names was renamed or dropped, or has got another type since this session
-/// compiled the function, and records it as one that was not mirrored. Nothing else of the function would work. `record_repair` is the statement that records the row for repair of a side.
+/// compiled the function, and records it as one that was not mirrored. Nothing else of the function would work.
+/// `record_repair` is the statement that records the row for repair of a side.
 ///
 /// A pinned write that relies on the trigger fails.
 pub(super) fn pass_if_renamed(columns: &[String], record_repair: impl Fn(&str) -> String) -> String {

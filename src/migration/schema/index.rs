@@ -146,7 +146,7 @@ pub(super) async fn run(
             break outcome;
         }
         // A failed look at them must not end the build.
-        let others = blockers::of_build(pool, pid).await.unwrap_or_default();
+        let others = blockers::of(pool, pid).await.unwrap_or_default();
         let note = match others.is_empty() {
             true => String::new(),
             false => format!(

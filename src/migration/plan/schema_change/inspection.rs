@@ -12,7 +12,7 @@ use super::rows::violations;
 use super::trial::{REFERENCED, is_in_partition_key, may_refer, try_on_twin};
 use crate::ledger::{describe_error, external_writes, sides, unprepared};
 use crate::migration::catalog::{
-    OldSide, PlanProblem, TableFacts, foreign_partitions, insert_without, quote, resolve, unquote,
+    OldSide, PlanProblem, TableFacts, foreign_partitions, insert_without, not_owner, quote, resolve, unquote,
 };
 use crate::migration::phase::Phase;
 
@@ -59,14 +59,7 @@ pub(super) async fn of_schema(
     let name = &table.name;
     let mut problems = Vec::new();
     if !facts.is_owner {
-        problems.push(PlanProblem::blocking(
-            format!("role {} may not change {name}, because it is not the owner", facts.role),
-            format!(
-                "`grant {} to {}`, or let the owner's role run the migration",
-                facts.owner,
-                quote(&facts.role)
-            ),
-        ));
+        problems.push(not_owner(name, &facts));
     }
     if facts.row_security {
         problems.push(PlanProblem::blocking(

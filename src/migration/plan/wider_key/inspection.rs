@@ -7,7 +7,7 @@ use super::found::{Key, find};
 use super::named_by::{claimed, named_by};
 use super::referring;
 use crate::ledger::{sides, unprepared};
-use crate::migration::catalog::{PlanProblem, TableFacts, fit_name, quote, row_security};
+use crate::migration::catalog::{PlanProblem, TableFacts, not_owner, quote, rename_away, row_security};
 
 /// Everything at once. Also asked before the exchange, because an object that names the key may have been added since.
 pub(super) async fn problems(
@@ -36,14 +36,7 @@ pub(super) async fn problems(
         ));
     }
     if !facts.is_owner {
-        problems.push(PlanProblem::blocking(
-            format!("role {} may not change {table}, because it is not the owner", facts.role),
-            format!(
-                "`grant {} to {}`, or let the owner's role run the migration",
-                facts.owner,
-                quote(&facts.role)
-            ),
-        ));
+        problems.push(not_owner(table, &facts));
     }
     if facts.row_security {
         problems.push(row_security(table, &facts));
@@ -77,11 +70,7 @@ pub(super) async fn problems(
         if exists && !is_recorded {
             problems.push(PlanProblem::blocking(
                 format!("column {} of {table} exists, and the migration needs the name", quote(name)),
-                format!(
-                    "`alter table {table} rename column {} to {}`",
-                    quote(name),
-                    quote(&fit_name(format!("{name}_before")))
-                ),
+                rename_away(table, name),
             ));
         }
     }

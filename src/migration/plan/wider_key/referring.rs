@@ -7,7 +7,7 @@ use super::found::{Key, range};
 use super::named_by::{claimed, named_by};
 use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{sides, unprepared};
-use crate::migration::catalog::{PlanProblem, TableFacts, fit_name, quote, row_security};
+use crate::migration::catalog::{PlanProblem, TableFacts, fit_name, quote, rename_away, row_security};
 
 /// A foreign key that refers to the key as it is now.
 #[derive(Debug, Clone, FromRow)]
@@ -181,12 +181,9 @@ pub(super) async fn problems(
         for (name, exists) in [("bigint", one.has_wide), ("old", one.has_narrow)] {
             if exists && !is_recorded {
                 let name = format!("{column}_{name}");
-                let other = quote(&fit_name(format!("{name}_before")));
-                let name = quote(&name);
-                let remedy = format!("`alter table {table} rename column {name} to {other}`");
                 refuse(
-                    format!("has a table with a column {name}, and the migration needs the name"),
-                    &remedy,
+                    format!("has a table with a column {}, and the migration needs the name", quote(&name)),
+                    &rename_away(table, &name),
                 );
             }
         }
