@@ -27,10 +27,11 @@ impl Pace {
         self.suspects.map_or(self.rows, |suspects| suspects.div_ceil(2))
     }
 
-    /// Limits batches to a share of a table with this many rows, and to the time that a slow write of the service takes
-    /// without a pass. A write that waits for a row of a batch then takes about twice that time, whatever the target is.
-    pub(crate) fn limit_beside_writes(&mut self, total: i64, slow_write: Option<Duration>) {
-        let share = u32::try_from(total / SHARE).unwrap_or(u32::MAX);
+    /// Limits batches to the time that a slow write of the service takes without a pass. A write that waits for a row of a
+    /// batch, or for a processor, then takes about twice that time, whatever the target is. Batches that lock rows of a
+    /// table with `locked_of` rows are also limited to a share of these.
+    pub(crate) fn limit_beside_writes(&mut self, locked_of: Option<i64>, slow_write: Option<Duration>) {
+        let share = locked_of.map_or(u32::MAX, |total| u32::try_from(total / SHARE).unwrap_or(u32::MAX));
         self.most = share.clamp(self.options.min_rows, self.options.max_rows);
         self.target = slow_write.map_or(self.options.target, |time| time.min(self.options.target));
     }
@@ -88,12 +89,20 @@ mod tests {
         };
         assert!((7_400..=7_600).contains(&batches(&mut pace)));
         for (slow, rows) in [(20, 1_950..=2_050), (1, 500..=500), (500, 7_400..=7_600)] {
-            pace.limit_beside_writes(100_000_000, Some(Duration::from_millis(slow)));
+            pace.limit_beside_writes(Some(100_000_000), Some(Duration::from_millis(slow)));
             let found = batches(&mut pace);
             assert!(rows.contains(&found), "{slow} ms: {found}");
         }
         pace.lift_limit();
         assert!((7_400..=7_600).contains(&batches(&mut pace)));
+    }
+
+    #[test]
+    fn a_scan_beside_writes_takes_as_long_as_a_slow_write() {
+        let mut pace = Pace::new(&BatchOptions::default());
+        pace.limit_beside_writes(None, Some(Duration::from_millis(20)));
+        (0..20).for_each(|_| pace.record(Duration::from_secs_f64(f64::from(pace.rows()) / 500_000.0)));
+        assert!((9_900..=10_100).contains(&pace.rows()), "{}", pace.rows());
     }
 
     #[test]
@@ -130,7 +139,7 @@ mod tests {
         }
         assert_eq!(pace.rows(), 20_000);
         for (total, most) in [(10, 500), (300_000, 1_171), (100_000_000, 20_000)] {
-            pace.limit_beside_writes(total, None);
+            pace.limit_beside_writes(Some(total), None);
             pace.record(Duration::ZERO);
             assert!(pace.rows() <= most, "{total}");
             (0..20).for_each(|_| pace.record(Duration::ZERO));

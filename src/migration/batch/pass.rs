@@ -40,7 +40,10 @@ const RANGES_TAKEN: Duration = Duration::from_millis(250);
 /// The commit of a batch does not wait for the disk, or for standbys. The checkpoint is in the same transaction, so a crash
 /// of the server loses both or neither, and the batch is repeated. A later commit that does wait, such as that of the next
 /// phase, makes all earlier ones durable.
-const ASYNCHRONOUS_COMMIT: &str = "set local synchronous_commit = off; ";
+///
+/// A batch is too short for a compilation of its statements to pay. The server might begin one when the statistics of the
+/// table are wrong.
+const BATCH_SETTINGS: &str = "set local synchronous_commit = off; set local jit = off; ";
 /// How many rows are sampled to cut a table into ranges.
 const SAMPLE: f64 = 20_000.0;
 
@@ -178,12 +181,7 @@ impl Pass<'_> {
                 Ok(Batch::Done { elapsed, total }) => {
                     failures = 0;
                     self.rest(elapsed).await;
-                    if self.kind == PassKind::Compare || !self.is_beside_writes() {
-                        pace.lift_limit();
-                    } else {
-                        let governor = self.governor.as_ref();
-                        pace.limit_beside_writes(total, governor.and_then(|governor| lock(governor).quiet()));
-                    }
+                    self.limit(&mut pace, total);
                     pace.record(elapsed);
                     self.wait_for_vacuum(&mut vacuum).await?;
                 }
@@ -205,9 +203,15 @@ impl Pass<'_> {
         }
     }
 
-    /// Whether the service writes meanwhile. Without a governor, this is not known.
-    fn is_beside_writes(&self) -> bool {
-        self.governor.as_ref().is_none_or(|governor| lock(governor).has_seen_writes(wall_clock()))
+    /// Limits the next batch if the service writes meanwhile. Without a governor, this is not known.
+    fn limit(&self, pace: &mut Pace, total: i64) {
+        let governor = self.governor.as_ref().map(|governor| lock(governor));
+        if !governor.as_ref().is_none_or(|governor| governor.has_seen_writes(wall_clock())) {
+            return pace.lift_limit();
+        }
+        // A scan locks no rows, but takes a processor of the server.
+        let locked_of = (self.kind != PassKind::Compare).then_some(total);
+        pace.limit_beside_writes(locked_of, governor.and_then(|governor| governor.slow_write()));
     }
 
     /// Pauses after a batch, so that the service's writes stay fast, outside of any transaction. Returns when the
@@ -292,7 +296,7 @@ impl Pass<'_> {
         rows: u32,
         last: Option<&Range>,
     ) -> Result<(PinnedTx, Claim, Option<PgRow>), PlanError> {
-        let settings = format!("{}{}{ASYNCHRONOUS_COMMIT}", *ROW_WORK_SETTINGS, self.limits());
+        let settings = format!("{}{}{BATCH_SETTINGS}", *ROW_WORK_SETTINGS, self.limits());
         let ahead = last.map(|range| self.batch_end(range, rows).text).unwrap_or_default();
         loop {
             let mut tx = begin(&self.outline.pool, self.kind.phases(), self.migration).await?;

@@ -70,9 +70,9 @@ impl Throttle {
     /// Keeps the 99th percentile of this instance's pinned transactions, from begin to commit, within `ratio` of its value
     /// without the pass, and uses the rest of the time; `None` ignores them. Default 1.2.
     ///
-    /// For this, the pass rests for two seconds when it begins and in every 30 seconds, to measure the value without it. It
-    /// begins with a tenth of the time, and doubles that until the ratio is reached for the first time. A pass that takes
-    /// less than a quarter of a second does not rest.
+    /// For this, the pass rests for two seconds in every 30 seconds, to measure the value without it, for the first time
+    /// after a quarter of a second of work. It begins with a tenth of the time, and doubles that until the ratio is reached
+    /// for the first time.
     /// An instance with fewer than 50 transactions in five seconds does not rest. `cutover status` shows the share of the
     /// time in which the pass works.
     pub fn foreground(mut self, ratio: Option<f64>) -> Self {
