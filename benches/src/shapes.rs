@@ -2,9 +2,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use cutover::ledger::Ledger;
-use cutover::migration::{
-    ColumnMigration, MigrationSpec, Phase, PhaseRange, TableMigration, Throttle, WiderKey,
-};
+use cutover::migration::{ColumnMigration, MigrationSpec, Phase, PhaseRange, TableMigration, WiderKey};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use super::table::Table;
@@ -35,7 +33,7 @@ const SHAPES: [Shape; 5] = [
                 .new_column("first_name", "text", "split_part(full_name, ' ', 1)")
                 .new_column("last_name", "text", "split_part(full_name, ' ', 2)")
                 .old_column("full_name", "first_name || ' ' || last_name");
-            Ok(spec.plan(plan.throttle(Throttle::off()).mirror_writes().build()?))
+            Ok(spec.plan(plan.mirror_writes().build()?))
         },
         prepare: "alter table base add first_name text, add last_name text",
         statement: "update base set first_name = split_part(full_name, ' ', 1), last_name = split_part(full_name, ' ', 2)",
@@ -47,7 +45,7 @@ const SHAPES: [Shape; 5] = [
                 .create("create table names (id bigint primary key, full_name text)")
                 .only_columns()
                 .same("full_name");
-            Ok(spec.plan(plan.throttle(Throttle::off()).build()?))
+            Ok(spec.plan(plan.build()?))
         },
         prepare: "create table names (id bigint primary key, full_name text)",
         statement: "insert into names select id, full_name from base where full_name is not null",
@@ -61,7 +59,7 @@ const SHAPES: [Shape; 5] = [
                 .same("full_name")
                 .same("at")
                 .column_back("kind", "'audit'");
-            Ok(spec.plan(plan.throttle(Throttle::off()).build()?))
+            Ok(spec.plan(plan.build()?))
         },
         prepare: "create table audit (id bigint primary key, full_name text, at date)",
         statement: "insert into audit select id, full_name, at from base where kind = 'audit'",
@@ -77,7 +75,7 @@ const SHAPES: [Shape; 5] = [
                 .key("at")
                 .same("kind")
                 .same("full_name");
-            Ok(spec.plan(plan.throttle(Throttle::off()).build()?))
+            Ok(spec.plan(plan.build()?))
         },
         prepare: "create table parts (id bigint, at date, kind text, full_name text, primary key (id, at)) partition by range (at); \
             create table parts_1 partition of parts for values from (minvalue) to ('2026-02-01'); \
@@ -86,7 +84,7 @@ const SHAPES: [Shape; 5] = [
     },
     Shape {
         name: "a key to bigint",
-        spec: |spec, pool| Ok(spec.plan(WiderKey::new(pool, "keys", "id").throttle(Throttle::off()).build()?)),
+        spec: |spec, pool| Ok(spec.plan(WiderKey::new(pool, "keys", "id").build()?)),
         prepare: "alter table keys add id_bigint bigint",
         statement: "update keys set id_bigint = id",
     },

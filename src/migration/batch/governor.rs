@@ -34,8 +34,9 @@ const QUIET_EVERY: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(2);
 /// The part of that in which transactions end that began beside a batch.
 const SETTLE: Duration = Duration::from_millis(500);
-/// A pass never works less than this, so that it ends.
-const MIN_SHARE: f64 = 0.05;
+/// A pass never works less than this, so that it ends. Writes that wait three times as long beside a batch then stay near
+/// the default ratio.
+const MIN_SHARE: f64 = 0.02;
 /// The share with which a pass begins beside a foreground. Its effect is not known yet, and a window at a share that is
 /// too high has enough slow transactions to move the 99th percentile of a minute.
 const FIRST_SHARE: f64 = 0.1;

@@ -8,7 +8,8 @@ use crate::config::Problem;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchOptions {
     /// How long a batch should take, and so how long a writer may have to wait for one of its rows. The number of rows
-    /// follows from it. While this instance has pinned transactions, a batch takes no longer than the 99th percentile
+    /// follows from it. While this instance has pinned transactions, and the throttle does not ignore these
+    /// ([`Throttle::foreground`](super::Throttle::foreground)), a batch takes no longer than the 99th percentile
     /// of these without the pass, if it has more than `min_rows` rows. Default 75 ms.
     pub target: Duration,
     /// The fewest rows in a batch. Default 500.

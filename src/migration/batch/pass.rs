@@ -203,15 +203,15 @@ impl Pass<'_> {
         }
     }
 
-    /// Limits the next batch if the service writes meanwhile. Without a governor, this is not known.
+    /// Limits the next batch if the service writes meanwhile.
     fn limit(&self, pace: &mut Pace, total: i64) {
         let governor = self.governor.as_ref().map(|governor| lock(governor));
-        if !governor.as_ref().is_none_or(|governor| governor.has_seen_writes(wall_clock())) {
+        let Some(governor) = governor.filter(|governor| governor.has_seen_writes(wall_clock())) else {
             return pace.lift_limit();
-        }
+        };
         // A scan locks no rows, but takes a processor of the server.
         let locked_of = (self.kind != PassKind::Compare).then_some(total);
-        pace.limit_beside_writes(locked_of, governor.and_then(|governor| governor.slow_write()));
+        pace.limit_beside_writes(locked_of, governor.slow_write());
     }
 
     /// Pauses after a batch, so that the service's writes stay fast, outside of any transaction. Returns when the
