@@ -13,8 +13,8 @@ use cutover::release::Release;
 use cutover_testkit::{Postgres, PostgresOptions, wait_until};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::{Connection, PgConnection};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -166,6 +166,34 @@ fn cpu_seconds(server: u32) -> Outcome<f64> {
     Ok(ticks as f64 / 100.0)
 }
 
+/// What a server has done so far.
+struct Work {
+    at: Instant,
+    cpu_seconds: f64,
+    commits: i64,
+}
+
+impl Work {
+    async fn of(server: u32, observer: &mut PgConnection) -> Outcome<Self> {
+        let commits = sqlx::query_scalar("select sum(xact_commit)::bigint from pg_stat_database")
+            .fetch_one(observer)
+            .await?;
+        Ok(Self { at: Instant::now(), cpu_seconds: cpu_seconds(server)?, commits })
+    }
+
+    /// What was done since the last look, for people.
+    async fn since(&mut self, server: u32, observer: &mut PgConnection) -> Outcome<String> {
+        let before = std::mem::replace(self, Self::of(server, observer).await?);
+        let (seconds, commits) = ((self.at - before.at).as_secs_f64(), self.commits - before.commits);
+        let cpu = self.cpu_seconds - before.cpu_seconds;
+        Ok(format!(
+            "{commits} transactions, {:.0} a second; {cpu:.1} s of CPU of Postgres, {:.1} % of a core",
+            commits as f64 / seconds,
+            cpu / seconds * 100.0
+        ))
+    }
+}
+
 /// `TESTKIT_INSTANCES=1000` measures as many; the figures are printed.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement: run it alone, with --ignored --nocapture"]
@@ -181,20 +209,21 @@ async fn a_large_fleet_shares_the_server_s_connections() -> Outcome {
     // A process of its own for each instance does not fit on one machine. Eight instances share four connections.
     let ledgers = try_join_all((0..count.div_ceil(8)).map(|_| Ledger::open(url.clone()))).await?;
 
-    let began = Instant::now();
+    let mut observer = PgConnection::connect_with(&url).await?;
+    let (mut work, began) = (Work::of(server, &mut observer).await?, Instant::now());
     let names: Vec<String> = (0..count).map(|number| format!("pod-{number}")).collect();
     let starts = names.iter().enumerate().map(|(at, name)| pooled(&ledgers[at % ledgers.len()], name));
     // As many at a time as the few connections of this process can carry.
-    let mut pods: Vec<_> = stream::iter(starts).buffered(32).try_collect().await?;
+    let mut pods: Vec<_> = stream::iter(starts).buffered(128).try_collect().await?;
     let started = began.elapsed();
     let all_have =
         |pods: &[Pooled], least: u32| pods.iter().all(|pod| *pod.guard.granted().borrow() >= least);
     wait_until("an even division", LIMIT, async || Ok::<_, Error>(all_have(&pods, 5))).await?;
     let divided = began.elapsed();
+    let of_start = work.since(server, &mut observer).await?;
 
-    let (before, since) = (cpu_seconds(server)?, Instant::now());
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let load = (cpu_seconds(server)? - before) / since.elapsed().as_secs_f64();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let at_rest = work.since(server, &mut observer).await?;
 
     let left = pods.split_off(count / 2);
     let leaving = Instant::now();
@@ -207,10 +236,10 @@ async fn a_large_fleet_shares_the_server_s_connections() -> Outcome {
     wait_until("the connections of those that left", LIMIT, async || Ok::<_, Error>(all_have(&pods, 15)))
         .await?;
     let rebalanced = leaving.elapsed();
+    let of_rebalance = work.since(server, &mut observer).await?;
     println!(
-        "{count} instances: started after {started:.1?}, all with 5 connections after {divided:.1?}; at rest {:.1} % of a core \
-         of Postgres; half of them left within {gone:.1?}, their connections were divided after {rebalanced:.1?}",
-        load * 100.0
+        "{count} instances: started after {started:.1?}, all with 5 connections after {divided:.1?} ({of_start}); at rest \
+         {at_rest}; half of them left within {gone:.1?}, their connections were divided after {rebalanced:.1?} ({of_rebalance})"
     );
     assert!(started < LIMIT, "{started:?}");
     Ok(())

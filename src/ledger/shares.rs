@@ -4,7 +4,7 @@ use sqlx::{FromRow, Row};
 
 use super::connection::Ledger;
 use super::error::LedgerError;
-use super::{locks, unprepared};
+use super::{literal, locks, unprepared};
 
 /// What an instance holds beside its pool: the ledger's four connections and a health probe.
 const BESIDE: i64 = 5;
@@ -32,7 +32,7 @@ pub(crate) struct Settled {
 }
 
 /// How the server's connections are used, as of the last decision.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct ShareBudget {
     /// The number of shares.
     pub(crate) instances: usize,
@@ -66,7 +66,7 @@ impl Ledger {
         holding: u32,
     ) -> Result<(Settled, Option<ShareBudget>), LedgerError> {
         let ShareRequest { name, fleet, min_connections, max_connections, spare, lease_seconds } = request;
-        let (name, fleet) = (text(name), text(fleet));
+        let (name, fleet) = (literal::text(name), literal::text(fleet));
         // A statement of the function sees what others have committed while it waited for the lock.
         let statement = format!(
             "set transaction isolation level read committed; set local lock_timeout = '2s'; \
@@ -133,12 +133,6 @@ impl Ledger {
         tx.commit().await?;
         Ok(())
     }
-}
-
-/// A text as an expression that needs no escapes.
-fn text(text: &str) -> String {
-    let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
-    format!("convert_from(decode('{hex}', 'hex'), 'utf8')")
 }
 
 fn count(number: i64) -> u32 {

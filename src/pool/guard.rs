@@ -12,7 +12,7 @@ use super::share::{ShareError, ShareOptions};
 use super::{Admission, PoolWaitMetrics};
 use crate::ConfigError;
 use crate::fleet::Fleet;
-use crate::ledger::{Ledger, LedgerError, ShareBudget, ShareRequest, pooler_at};
+use crate::ledger::{Ledger, LedgerError, ShareBudget, ShareRequest, is_lock_timeout, pooler_at};
 use crate::scrape::Scraped;
 
 /// A changed DNS record is followed within this time.
@@ -74,23 +74,36 @@ impl ConnectionShare {
         };
         let (ledger, renew_every) = (fleet.ledger().clone(), fleet.options().renew_every);
         let until = Instant::now() + options.start_within;
-        let mut is_first = true;
+        // The last one that the ledger gave: it gives none while there is nothing to decide.
+        let mut known: Option<ShareBudget> = None;
+        let mut pause = renew_every / 8;
         loop {
-            let (settled, budget) = ledger.settle(&request, 0).await?;
-            if settled.granted >= request.min_connections {
-                let (start_within, granted) = (options.start_within, settled.granted);
-                return Ok(Self { ledger, request, renew_every, start_within, granted });
-            }
-            let error = shortage(budget.unwrap_or_default(), &request);
+            let error = match ledger.settle(&request, 0).await {
+                Ok((settled, _)) if settled.granted >= request.min_connections => {
+                    let (start_within, granted) = (options.start_within, settled.granted);
+                    return Ok(Self { ledger, request, renew_every, start_within, granted });
+                }
+                Ok((_, budget)) => {
+                    if known.is_none() {
+                        let error = shortage(budget.as_ref(), &request);
+                        tracing::warn!(%error, "waiting for a share of the server's connections");
+                    }
+                    known = budget.or(known);
+                    shortage(known.as_ref(), &request)
+                }
+                // Many instances start together, and each of them waits for the others' decisions.
+                Err(LedgerError::Database(error)) if is_lock_timeout(&error) => {
+                    ShareError::Ledger(LedgerError::Database(error))
+                }
+                Err(error) => return Err(error.into()),
+            };
             if Instant::now() >= until {
                 ledger.give_back(&request.name).await?;
                 return Err(error);
             }
-            if is_first {
-                tracing::warn!(%error, "waiting for a share of the server's connections");
-                is_first = false;
-            }
-            sleep(renew_every / 8).await;
+            sleep(pause).await;
+            // Others give their connections back when they renew their shares.
+            pause = (pause * 2).min(renew_every / 2);
         }
     }
 
@@ -180,13 +193,14 @@ impl ConnectionShare {
     }
 }
 
-fn shortage(budget: ShareBudget, request: &ShareRequest) -> ShareError {
+fn shortage(budget: Option<&ShareBudget>, request: &ShareRequest) -> ShareError {
+    let ShareBudget { instances, needed, connections, reckoning } = budget.cloned().unwrap_or_default();
     ShareError::Budget {
-        instances: budget.instances,
-        needed: budget.needed,
+        instances,
+        needed,
         min_connections: request.min_connections,
-        missing: budget.needed.saturating_sub(budget.connections),
-        reckoning: budget.reckoning,
+        missing: needed.saturating_sub(connections),
+        reckoning,
     }
 }
 

@@ -444,7 +444,8 @@ $$;
 --
 -- A share that already has what it should have is renewed by an update of its row. Everything else is decided under one
 -- advisory lock. Observations and divisions are of the whole fleet, and one caller makes them for all: at once in a small
--- fleet, and every two seconds with a thousand shares.
+-- fleet, and every two seconds with a thousand shares. While shares come or change, four times as often: a division for each
+-- of a thousand that start together would keep the others waiting for the lock. A new share has what it holds until then.
 --
 -- A connection that another share still holds is not granted. What this share holds (p_holding) it keeps until it has given
 -- it back.
@@ -459,6 +460,7 @@ declare
     v_now timestamptz := clock_timestamp();
     v_until timestamptz := v_now + make_interval(secs => p_lease);
     v_is_new boolean;
+    v_divides boolean;
     v_limit cutover.connection_limits;
     v_spare bigint;
     v_available bigint;
@@ -471,14 +473,24 @@ begin
         or not pg_try_advisory_xact_lock(27995165641041267)
     then
         -- It never grows here, so the sum stays within the limits.
-        update cutover.connection_shares s set lease_until = v_until, granted = p_holding
-            where s.name = p_name and s.min_connections = p_min and s.max_connections = p_max and s.spare = p_spare
-                and s.target = p_holding and s.granted >= p_holding and s.lease_until > v_now;
-        if found then
-            granted := p_holding;
-            target := p_holding;
-            return;
-        end if;
+        --
+        -- An update that waited for its row locks it even if the row no longer matches. The caller that makes the decisions
+        -- holds the advisory lock and waits for rows, so this row must be free before the wait for that lock. The rollback of
+        -- the subtransaction frees it.
+        begin
+            update cutover.connection_shares s set lease_until = v_until, granted = p_holding
+                where s.name = p_name and s.min_connections = p_min and s.max_connections = p_max and s.spare = p_spare
+                    and s.target = p_holding and s.granted >= p_holding and s.lease_until > v_now;
+            if found then
+                -- A renewal that a crash loses is repeated, and a crash closes the connections that it was for.
+                perform set_config('synchronous_commit', 'off', true);
+                granted := p_holding;
+                target := p_holding;
+                return;
+            end if;
+            raise exception using errcode = 'ZC000';
+        exception when sqlstate 'ZC000' then null;
+        end;
     end if;
     perform pg_advisory_xact_lock(27995165641041267);
     v_now := clock_timestamp();
@@ -486,15 +498,15 @@ begin
     v_is_new := not exists (select from cutover.connection_shares s
         where s.name = p_name and s.min_connections = p_min and s.max_connections = p_max and s.spare = p_spare
             and s.lease_until > v_now);
-    insert into cutover.connection_shares as s (name, fleet, min_connections, max_connections, spare, granted, lease_until)
-        values (p_name, p_fleet, p_min, p_max, p_spare, p_holding, v_until)
+    insert into cutover.connection_shares as s
+            (name, fleet, min_connections, max_connections, spare, granted, target, lease_until)
+        values (p_name, p_fleet, p_min, p_max, p_spare, p_holding, least(p_holding, p_max), v_until)
         on conflict (name) do update set min_connections = p_min, max_connections = p_max, spare = p_spare,
-            granted = p_holding, lease_until = v_until;
-    if not exists (select from cutover.connection_limits
-        where role = '' and observed_at > v_now - make_interval(secs => 0.002 * shares))
-    then
+            granted = p_holding, target = least(s.target, p_max), lease_until = v_until;
+    v_divides := not exists (select from cutover.connection_limits where role = ''
+        and observed_at > v_now - make_interval(secs => shares * case when v_is_new then 0.0005 else 0.002 end));
+    if v_divides then
         perform cutover.observe_connections();
-        v_is_new := true;
     end if;
 
     select count(*), max(s.spare) filter (where s.lease_until > v_now),
@@ -502,7 +514,7 @@ begin
         into instances, v_spare, needed from cutover.connection_shares s;
     select l.* into v_limit from cutover.connection_limits l where l.role = '';
     v_available := v_limit.connections - v_limit.others - p_beside * instances - v_spare;
-    if v_is_new then
+    if v_divides then
         perform cutover.divide_connections('', v_available);
         perform cutover.divide_connections(l.role, l.connections - l.others - p_beside * instances - v_spare)
             from cutover.connection_limits l where l.role <> '';

@@ -1,6 +1,8 @@
 //! Pools that share a small server through a rolling deploy.
 #![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
 
+mod shares;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -351,122 +353,5 @@ async fn a_deadpool_pool_follows_its_share() -> Outcome {
     tokio::time::timeout(LIMIT, shares.wait_for(|share| *share == 12)).await??;
     guard.leave().await;
     assert!(pool.is_closed());
-    Ok(())
-}
-
-/// Divides connections among requests of (minimum, maximum), one by one.
-fn divided(connections: i64, requests: &[(i64, i64)]) -> Vec<i64> {
-    let mut left = connections.max(0);
-    let mut shares = Vec::new();
-    for (min, _) in requests {
-        shares.push(left.min(*min));
-        left -= left.min(*min);
-    }
-    while left > 0 {
-        let open = (0..shares.len()).filter(|at| shares[*at] < requests[*at].1);
-        // The first one of the smallest.
-        let Some(smallest) = open.min_by_key(|at| shares[*at]) else { break };
-        shares[smallest] += 1;
-        left -= 1;
-    }
-    shares
-}
-
-#[tokio::test]
-async fn connections_are_divided_evenly_above_the_minimums() -> Outcome {
-    let url = Postgres::fresh_database().await?;
-    let _ledger = Ledger::open(url.parse()?).await?;
-    let mut observer = PgConnection::connect(&url).await?;
-    let mut random = fastrand::Rng::with_seed(7);
-    for round in 0..150 {
-        let requests: Vec<(i64, i64)> = (0..random.i64(0..9))
-            .map(|_| {
-                let min = random.i64(0..5);
-                (min, min + random.i64(0..12))
-            })
-            .collect();
-        let connections = random.i64(-2..60);
-        let (mins, maxs): (Vec<i64>, Vec<i64>) = requests.iter().copied().unzip();
-        sqlx::query(
-            "insert into cutover.connection_shares (name, fleet, min_connections, max_connections, spare, requested_at, lease_until) \
-             select 's' || n, 'f', min, max, 0, '2026-01-01'::timestamptz + n * interval '1 s', now() + interval '1 hour' \
-             from unnest($1::bigint[], $2::bigint[]) with ordinality as r (min, max, n)",
-        )
-        .bind(mins)
-        .bind(maxs)
-        .execute(&mut observer)
-        .await?;
-        sqlx::query("select cutover.divide_connections('', $1)")
-            .bind(connections)
-            .execute(&mut observer)
-            .await?;
-        let targets: Vec<i64> =
-            sqlx::query_scalar("select target from cutover.connection_shares order by requested_at")
-                .fetch_all(&mut observer)
-                .await?;
-        sqlx::query("delete from cutover.connection_shares").execute(&mut observer).await?;
-        assert_eq!(targets, divided(connections, &requests), "round {round}: {connections} for {requests:?}");
-    }
-    Ok(())
-}
-
-/// Instances start, leave, shrink slowly and are killed at random, on a server with few connections.
-#[tokio::test]
-async fn the_sum_of_the_shares_never_exceeds_the_server() -> Outcome {
-    let postgres = server(60).await;
-    let url = postgres.admin_url();
-    let _ledger = Ledger::open(url.parse()?).await?;
-    let mut observer = PgConnection::connect(&url).await?;
-    let mut random = fastrand::Rng::with_seed(11);
-    // Name, minimum, maximum, what it holds, and whether it is killed. A killed one holds nothing on this server.
-    let mut shares: Vec<(String, i64, i64, i64, bool)> = Vec::new();
-    let mut grown = 0;
-    for step in 0..300 {
-        let living = shares.iter().filter(|share| !share.4).count();
-        match random.u8(0..10) {
-            0 if living < 5 => {
-                let min = random.i64(0..4);
-                shares.push((format!("s{step}"), min, min + random.i64(0..20), 0, false));
-            }
-            1 if living > 0 => {
-                let at = random.usize(0..shares.len());
-                shares[at].4 = true;
-                let ended = "update cutover.connection_shares set lease_until = now() - interval '1 s' where name = $1";
-                sqlx::query(ended).bind(&shares[at].0).execute(&mut observer).await?;
-            }
-            _ if living > 0 => {
-                let at = random.usize(0..shares.len());
-                let (name, min, max, holding, is_killed) = &mut shares[at];
-                if *is_killed {
-                    continue;
-                }
-                let settle = "select granted, target, connections from cutover.settle_share($1, 'f', $2, $3, 3, 5, 60, $4)";
-                let (granted, target, connections): (i64, i64, Option<i64>) = sqlx::query_as(settle)
-                    .bind(&*name)
-                    .bind(*min)
-                    .bind(*max)
-                    .bind(*holding)
-                    .fetch_one(&mut observer)
-                    .await?;
-                assert!(granted >= *holding && target <= *max, "step {step}: {granted} of {target}");
-                let has_grown = granted > *holding;
-                grown += granted - *holding;
-                // It gives back its idle connections, however many there are.
-                *holding = granted - random.i64(0..=(granted - target).max(0));
-                if let Some(connections) = connections {
-                    let held: i64 = sqlx::query_scalar(
-                        "select coalesce(sum(granted), 0)::bigint from cutover.connection_shares",
-                    )
-                    .fetch_one(&mut observer)
-                    .await?;
-                    // An instance that came meanwhile needs connections beside its pool, so the others hold too many.
-                    assert!(!has_grown || held <= connections, "step {step}: {held} of {connections}");
-                }
-            }
-            _ => {}
-        }
-        shares.retain(|share| !share.4);
-    }
-    assert!(grown > 100, "{grown} connections were granted");
     Ok(())
 }
