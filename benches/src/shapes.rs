@@ -115,11 +115,12 @@ pub(crate) async fn run(quick: bool, rows: i64) -> Result<()> {
     for (number, shape) in SHAPES.iter().enumerate() {
         let (pool, instance) = expanded(shape, rows, &server, &format!("own{number}")).await?;
         let complete = "select new_complete from cutover.migrations where name = 'bench'";
-        let began = Instant::now();
         pool.execute("update cutover.migrations set desired = 'backfill'").await?;
         let filled = async || sqlx::query_scalar::<_, bool>(complete).fetch_one(&pool).await;
         cutover_testkit::wait_until("the end of the copy", world::LIMIT, filled).await?;
-        let own = rows as f64 / began.elapsed().as_secs_f64();
+        // Without the wait until the fleet has changed the phase.
+        let took = "select extract(epoch from finished_at - started_at)::float8 from cutover.jobs";
+        let own = rows as f64 / sqlx::query_scalar::<_, f64>(took).fetch_one(&pool).await?;
         drop(instance);
         let other = PgPool::connect(&server.create_database(&format!("one{number}")).await?).await?;
         other.execute(AssertSqlSafe(BASE.replace("{rows}", &rows.to_string()))).await?;
@@ -131,8 +132,50 @@ pub(crate) async fn run(quick: bool, rows: i64) -> Result<()> {
         table.row(shape.name, vec![own, one, own / one]);
     }
     table.publish("shapes")?;
-    writes(quick, &server).await
+    writes(quick, &server).await?;
+    guard_trigger(quick, &server).await
 }
+
+/// What the guard trigger costs for each row of a statement that updates many.
+async fn guard_trigger(quick: bool, server: &cutover_testkit::Postgres) -> Result<()> {
+    const ROWS: i64 = 100_000;
+    const VARIANTS: [(&str, &str, bool); 3] = [
+        ("a table without guard trigger", "plain", false),
+        ("the guard trigger, in a pinned transaction", "base", true),
+        ("the guard trigger, which maps an external write", "base", false),
+    ];
+    let (pool, _instance) = expanded(&SHAPES[0], ROWS, server, "guarded").await?;
+    pool.execute("create table plain (like base including all); insert into plain select * from base")
+        .await?;
+    let mut times: [Vec<f64>; 3] = Default::default();
+    for round in 0..if quick { 1 } else { 9 } {
+        let mut order = [0, 1, 2];
+        fastrand::shuffle(&mut order);
+        for variant in order {
+            let (_, table, is_pinned) = VARIANTS[variant];
+            pool.execute("vacuum base, plain").await?;
+            let mut tx = pool.begin().await?;
+            if is_pinned {
+                tx.execute(PASSES).await?;
+            }
+            let update = format!("update {table} set full_name = 'First' || id || ' Last{round}'");
+            let began = Instant::now();
+            tx.execute(AssertSqlSafe(update)).await?;
+            times[variant].push(began.elapsed().as_secs_f64() * 1e6 / ROWS as f64);
+            tx.commit().await?;
+        }
+    }
+    let mut table = Table::new("An update of 100,000 rows (µs per row)", &["p50", "lowest", "p50 ratio"]);
+    let plain = quantile(&mut times[0], 0.5);
+    for ((name, ..), times) in VARIANTS.into_iter().zip(&mut times) {
+        let (p50, lowest) = (quantile(times, 0.5), quantile(times, 0.0));
+        table.row(name, vec![p50, lowest, p50 / plain]);
+    }
+    table.publish("guard-trigger")
+}
+
+/// What the pinned transaction of a build without `mirror_writes` sets.
+const PASSES: &str = "select set_config('cutover.pin_' || id, 'on', true) from cutover.migrations";
 
 /// One write of a row with two columns on the new side, in a pinned transaction.
 async fn writes(quick: bool, server: &cutover_testkit::Postgres) -> Result<()> {
@@ -170,8 +213,7 @@ async fn writes(quick: bool, server: &cutover_testkit::Postgres) -> Result<()> {
             if passes {
                 // As in a build without `mirror_writes`. Its round trip is not counted.
                 let waited = Instant::now();
-                tx.execute("select set_config('cutover.pin_' || id, 'on', true) from cutover.migrations")
-                    .await?;
+                tx.execute(PASSES).await?;
                 let waited = waited.elapsed().as_secs_f64() * 1e6;
                 run_all(&mut tx, statements, id).await?;
                 tx.commit().await?;
