@@ -60,5 +60,5 @@ pub use schema::SCHEMA_VERSION;
 #[doc(hidden)]
 pub use schema::Step;
 pub(crate) use shares::{ShareBudget, ShareRequest};
-pub(crate) use sqlstate::{describe_error, is_lock_timeout, sql_state};
+pub(crate) use sqlstate::{describe_error, is_lock_timeout, is_refusal, sql_state};
 pub(crate) use transaction::{WORK, begin, begin_work};

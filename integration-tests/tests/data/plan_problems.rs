@@ -69,6 +69,23 @@ async fn a_table_as_the_plan_assumes_it_has_no_problem() -> Outcome {
     Ok(())
 }
 
+/// Their locks tell nothing about the table.
+#[tokio::test]
+async fn rows_that_others_are_deleting_are_no_problem() -> Outcome {
+    let world = World::new(3).await?;
+    let plan = describe(&world.pool).build()?;
+    let mut ledger = world.pool.acquire().await?;
+    let mut job = world.pool.begin().await?;
+    job.execute("delete from orders where id = 2").await?;
+    assert_eq!(plan.problems(None, &mut ledger).await?, []);
+    job.execute("alter table orders alter old_status set not null").await?;
+    // Nothing can be tried, which is an error of the look.
+    let error = plan.problems(None, &mut ledger).await.expect_err("the table is locked");
+    assert!(error.to_string().contains("lock timeout"), "{error}");
+    job.rollback().await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn whatever_requires_the_old_column_is_found_by_trying() -> Outcome {
     for (setup, words) in [

@@ -9,7 +9,7 @@ use super::names::quote;
 use super::problem::PlanProblem;
 use super::settings::ROW_WORK_SETTINGS;
 use super::table::TableFacts;
-use crate::ledger::{describe_error, unprepared};
+use crate::ledger::{describe_error, is_refusal, unprepared};
 
 /// How many rows are tried.
 const SAMPLE: u32 = 100;
@@ -79,7 +79,7 @@ pub(crate) async fn try_copy(
         `.let_triggers_fire()` or `.skip_triggers()`";
     let is_decided = trial.triggers == CopyTriggers::Fire;
     let found = match outcome {
-        Err(error @ sqlx::Error::Database(_)) => (
+        Err(error) if is_refusal(&error) => (
             format!(
                 "a copy fires the triggers {fired_names} of {table}, and fails: {}",
                 describe_error(&error)
@@ -133,7 +133,7 @@ async fn may_skip(
     tx.rollback().await?;
     match outcome {
         Ok(_) => Ok(None),
-        Err(error @ sqlx::Error::Database(_)) => Ok(Some(PlanProblem::blocking(
+        Err(error) if is_refusal(&error) => Ok(Some(PlanProblem::blocking(
             format!("role {} may not skip triggers: {}", facts.role, describe_error(&error)),
             format!(
                 "`grant set on parameter session_replication_role to {}` (Postgres 15 and later), or let the triggers check \

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use super::names::quote;
 use super::problem::PlanProblem;
 use super::table::TableFacts;
-use crate::ledger::{describe_error, unprepared};
+use crate::ledger::{describe_error, is_refusal, unprepared};
 
 /// A duplicate of a key: every other check has passed by then.
 const DUPLICATES: [&str; 2] = ["23505", "23P01"];
@@ -69,10 +69,15 @@ impl Trial<'_> {
             .map(|column| quote(&column.name))
             .collect();
         let (table, columns) = (self.table, columns.join(", "));
-        let rows = |from: &String| format!("(select {columns} from {from} limit {})", SAMPLE.1);
+        // Without the rows that others are deleting, whose end the insert would wait for.
+        let rows = |from: &str, limit: u32| {
+            format!(
+                "select * from (select {columns} from {from} limit {limit} for key share skip locked) as sampled"
+            )
+        };
         let source = match self.partitions {
-            [] => format!("(select {columns} from {table} limit {})", SAMPLE.0),
-            some => some.iter().map(rows).collect::<Vec<_>>().join(" union all "),
+            [] => rows(table, SAMPLE.0),
+            some => some.iter().map(|from| rows(from, SAMPLE.1)).collect::<Vec<_>>().join(" union all "),
         };
         let insert = |source: &str, end: &str| {
             format!(
@@ -84,8 +89,7 @@ impl Trial<'_> {
             Some(error) if NO_CONFLICTS.contains(&error.code()) => {}
             _ => return Ok(found),
         }
-        let one = format!("select {columns} from {table} limit 1");
-        let found = attempt(connection, insert(&one, "")).await?;
+        let found = attempt(connection, insert(&rows(table, 1), "")).await?;
         Ok(found.filter(|error| !of_postgres(error).is_some_and(|error| DUPLICATES.contains(&error.code()))))
     }
 
@@ -127,7 +131,7 @@ async fn attempt(
     tx.rollback().await?;
     match outcome {
         Ok(_) => Ok(None),
-        Err(error @ sqlx::Error::Database(_)) => Ok(Some(error)),
+        Err(error) if is_refusal(&error) => Ok(Some(error)),
         Err(error) => Err(error),
     }
 }

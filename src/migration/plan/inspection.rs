@@ -8,7 +8,7 @@ use super::key_remedy::unusable_key;
 use super::refusal::{missing, no_temporary_tables, not_computed, of_mapping};
 use super::round_trip::try_mappings;
 use super::two_tables::of_tables;
-use crate::ledger::{begin_work, describe_error, sides, unprepared};
+use crate::ledger::{begin_work, describe_error, is_refusal, sides, unprepared};
 use crate::migration::batch::{Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
     CopyTrial, NewColumnPlan, PlanProblem, TableFacts, TypeFacts, insert_without, look_up_type,
@@ -129,7 +129,7 @@ async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<Pla
         statement += &index.create_blocking("pg_temp.cutover_indexed");
         match attempt.execute(sqlx::AssertSqlSafe(statement)).await {
             Ok(_) => {}
-            Err(error @ sqlx::Error::Database(_)) => problems.push(PlanProblem::blocking(
+            Err(error) if is_refusal(&error) => problems.push(PlanProblem::blocking(
                 format!(
                     "index {:?} on {table} (`{}`) cannot be built: {}",
                     index.name,
@@ -226,7 +226,7 @@ async fn type_of_new(
 ) -> Result<(Option<String>, Option<PlanProblem>), sqlx::Error> {
     let found = match look_up_type(tx, sql_type).await {
         Ok(found) => found,
-        Err(error @ sqlx::Error::Database(_)) => {
+        Err(error) if is_refusal(&error) => {
             return Ok((None, Some(not_computed(&format!("type `{sql_type}` of the new column"), &error))));
         }
         Err(error) => return Err(error),

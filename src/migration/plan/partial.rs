@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 
 use super::description::Description;
 use super::refusal::not_computed;
-use crate::ledger::unprepared;
+use crate::ledger::{is_refusal, unprepared};
 use crate::migration::batch::{Keyset, Part};
 use crate::migration::catalog::{
     PlanProblem, Resolved, TableFacts, insert_without, old_column_problems, quote, resolve, unquote,
@@ -21,7 +21,7 @@ pub(super) async fn of_part(
     let (table, condition) = (plan.old_table(), &part.condition);
     let resolved = match resolve(tx, table, &[], std::slice::from_ref(condition)).await {
         Ok(resolved) => resolved,
-        Err(error @ sqlx::Error::Database(_)) => {
+        Err(error) if is_refusal(&error) => {
             return Ok(vec![not_computed(&format!("condition `{condition}`"), &error)]);
         }
         Err(error) => return Err(error),

@@ -1,6 +1,6 @@
 use sqlx::PgConnection;
 
-use crate::ledger::{describe_error, sql_state, unprepared};
+use crate::ledger::{describe_error, is_refusal, sql_state, unprepared};
 use crate::migration::batch::MappingCode;
 use crate::migration::catalog::{PlanProblem, Resolved, resolve};
 use crate::migration::coordinator::PlanError;
@@ -51,7 +51,7 @@ pub(super) async fn of_mapping(
     let MappingCode::Sql(expressions) = how else { return Ok(Vec::new()) };
     let Resolved { unstable, generated, .. } = match resolve(tx, table, added, expressions).await {
         Ok(resolved) => resolved,
-        Err(error @ sqlx::Error::Database(_)) => {
+        Err(error) if is_refusal(&error) => {
             let shown = expressions.join(", ");
             return Ok(vec![not_computed(&format!("mapping `{field}` (`{shown}`)"), &error)]);
         }

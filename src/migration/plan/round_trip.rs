@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use super::description::{Description, add_columns};
 use crate::ledger::jobs::KeyText;
-use crate::ledger::{sql_state, unprepared};
+use crate::ledger::{is_refusal, sql_state, unprepared};
 use crate::migration::batch::{
     ColumnType, Keyset, MappedRows, Mapping, Scope, Sides, Span, display_key, keyset,
 };
@@ -128,7 +128,7 @@ async fn one_way(
             failed.extend(rows);
             Ok(())
         }
-        Err(error @ sqlx::Error::Database(_)) => {
+        Err(error) if is_refusal(&error) => {
             savepoint.rollback().await?;
             if let [key] = keys {
                 let state = sql_state(&error).unwrap_or_default();

@@ -4,7 +4,7 @@ use sqlx::PgConnection;
 
 use super::guard::{GuardTrigger, Selects, Watched};
 use super::guard_conditions::same;
-use crate::ledger::{describe_error, guard_triggers, unprepared};
+use crate::ledger::{describe_error, guard_triggers, is_refusal, unprepared};
 use crate::migration::batch::MappingCode;
 use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, TIME_ZONE_ABBREVIATIONS, resolve};
 
@@ -32,7 +32,7 @@ impl GuardTrigger {
             if let (MappingCode::Sql(expressions), Some(select)) = (how, select) {
                 match resolve(connection, &self.table, added, expressions).await {
                     Ok(Resolved { select: resolved, .. }) => *select = resolved,
-                    Err(error @ sqlx::Error::Database(_)) => return Ok(Err(describe_error(&error))),
+                    Err(error) if is_refusal(&error) => return Ok(Err(describe_error(&error))),
                     Err(error) => return Err(error),
                 }
             }
@@ -41,7 +41,7 @@ impl GuardTrigger {
             if let Some((part, _)) = part {
                 match resolve(connection, &self.table, &[], std::slice::from_ref(&part.condition)).await {
                     Ok(Resolved { select, .. }) => selects.condition = Some(select),
-                    Err(error @ sqlx::Error::Database(_)) => return Ok(Err(describe_error(&error))),
+                    Err(error) if is_refusal(&error) => return Ok(Err(describe_error(&error))),
                     Err(error) => return Err(error),
                 }
             }

@@ -10,7 +10,7 @@ use super::found::Table;
 use super::reads;
 use super::rows::violations;
 use super::trial::{REFERENCED, is_in_partition_key, may_refer, try_on_twin};
-use crate::ledger::{describe_error, external_writes, sides, unprepared};
+use crate::ledger::{describe_error, external_writes, is_refusal, sides, unprepared};
 use crate::migration::catalog::{
     OldSide, PlanProblem, TableFacts, foreign_partitions, insert_without, not_owner, quote, resolve, unquote,
 };
@@ -202,7 +202,7 @@ fn claimed(other: sides::OtherUser, table: &str, column: &str) -> PlanProblem {
 
 fn not_usable(addition: &Addition, error: sqlx::Error) -> Result<PlanProblem, sqlx::Error> {
     match error {
-        error @ sqlx::Error::Database(_) => Ok(PlanProblem::blocking(
+        error if is_refusal(&error) => Ok(PlanProblem::blocking(
             format!("{} cannot be added: {}", addition.text(), describe_error(&error)),
             "correct it in the plan",
         )),

@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use super::addition::{Addition, MANY};
 use super::description::Description;
 use super::found::Table;
-use crate::ledger::{describe_error, sql_state, unprepared};
+use crate::ledger::{describe_error, is_refusal, sql_state, unprepared};
 use crate::migration::batch::keyset;
 use crate::migration::catalog::{PlanProblem, ROW_WORK_SETTINGS};
 
@@ -51,7 +51,7 @@ pub(super) async fn violations(
                     "wait: before `expand`, the driver looks at all rows without a limit",
                 ));
             }
-            Err(error @ sqlx::Error::Database(_)) => problems.push(PlanProblem::blocking(
+            Err(error) if is_refusal(&error) => problems.push(PlanProblem::blocking(
                 format!(
                     "{} of {} cannot be checked: {}",
                     addition.text(),
