@@ -4,7 +4,8 @@
 /// `unrepaired_old` and `given_up`.
 ///
 /// The driver and `cutover plan` both select them, so both go by the same rule. `unrepaired` leaves out rows that were
-/// written less than five seconds ago and are on their way to another store.
+/// written less than five seconds ago and are on their way to another store, and those of an old side that is incomplete,
+/// because a copy of all rows comes before it is read again.
 macro_rules! evidence {
     () => {
         "exists (select from cutover.approvals a where a.migration_id = m.id \
@@ -23,6 +24,7 @@ macro_rules! evidence {
              union all select at from cutover.external_write_events w \
                  where w.migration_id = m.id and not w.mirrored) as unmirrored) as unmirrored_age, \
          (select count(*) from cutover.repairs r where r.migration_id = m.id \
+             and (r.side = 'new' or m.old_complete) \
              and (r.error <> '' or r.since < clock_timestamp() - interval '5 s')) as unrepaired, \
          (select count(*) from cutover.repairs r where r.migration_id = m.id and r.side = 'old') as unrepaired_old, \
          (select count(*) from cutover.repairs r where r.migration_id = m.id and r.dead) as given_up"

@@ -34,6 +34,7 @@ mod repairs;
 mod round_trips;
 mod row_security;
 mod rows;
+mod rust_mappings;
 mod same_row;
 mod schema_changes;
 mod session_settings;

@@ -739,7 +739,8 @@ end
 $$;
 
 -- Called by the guard trigger: records once per transaction that an external writer wrote, and returns the migration's
--- phase. Runs with its owner's rights, too.
+-- phase. Runs with its owner's rights, too. A null `p_mirrored` stands for a mapping in Rust: what the trigger lets through in
+-- `ramp` and `switch` is mirrored or recorded for repair.
 --
 -- The advisory lock is held until the external transaction ends. Copies, scans and the moves after which such writes are
 -- refused take it too, so they wait for transactions that began under the earlier rule. The transaction gets its id before
@@ -758,7 +759,7 @@ begin
         if v_phase <> 'off' then
             insert into cutover.external_write_events (migration_id, application, role, mirrored)
                 values (p_migration, coalesce(nullif(current_setting('application_name'), ''), 'unnamed'),
-                        session_user, p_mirrored);
+                        session_user, coalesce(p_mirrored, v_phase in ('ramp', 'switch')));
         end if;
     end if;
     return v_phase;
@@ -831,14 +832,14 @@ end
 $$;
 
 -- Called by the guard trigger: whether the action of a foreign key makes this write. Postgres runs such
--- an action as a statement of this form, which is the innermost one then.
+-- an action as a statement of this form, which is the innermost one then. `quote_all_identifiers` of the session adds quotes.
 create function cutover.is_foreign_key_action() returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     v_context text;
 begin
     get diagnostics v_context = pg_context;
-    return v_context ~ E'^([^\n"]*[^\n"]* cutover[.][^\n]*\n)+[^\n"]*"(DELETE FROM|UPDATE) (ONLY )?"[^\n]* OPERATOR[(]pg_catalog[.]';
+    return v_context ~ E'^([^\n"]*[^\n"]* cutover[.][^\n]*\n)+[^\n"]*"(DELETE FROM|UPDATE) (ONLY )?"[^\n]* OPERATOR[(]"?pg_catalog"?[.]';
 end
 $$;
 

@@ -19,6 +19,9 @@ impl Pass<'_> {
     /// Copies or compares the rows of a span. Returns how many rows were changed, and how many differ.
     pub(super) async fn do_rows(&self, tx: &mut PgConnection, span: &Span) -> Result<(i64, i64), PlanError> {
         let Sides { old, new, .. } = self.scope.sides;
+        if self.kind == PassKind::Back {
+            self.lock_both(tx, span).await?;
+        }
         let mapped = self.map(tx, span).await?;
         match self.kind {
             PassKind::Forward => {
@@ -31,6 +34,18 @@ impl Pass<'_> {
             }
             PassKind::Compare => Ok((0, self.compare(tx, span, &mapped).await?)),
         }
+    }
+
+    /// Locks the rows of a copy back, the old side first, as writers do. What the copy decides from the old row is then true
+    /// of its latest version. Where both mappings are SQL over one table, the update locks each row before it decides.
+    async fn lock_both(&self, tx: &mut PgConnection, span: &Span) -> Result<(), sqlx::Error> {
+        let Sides { old, new, forward, .. } = self.scope.sides;
+        if old != new || forward.is_rust() {
+            for table in self.scope.tables() {
+                self.scope.lock(table, span).execute(&mut *tx).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs the mappings in Rust. A copy sets aside the rows on which they fail.

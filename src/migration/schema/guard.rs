@@ -43,7 +43,9 @@
 //! here; the row's key is recorded for repair then.
 //!
 //! If the mapping is written in Rust, the trigger cannot evaluate it. Then `backfill → verify` waits until no external
-//! write was seen for a while, a scan counts only if none was seen since, and from `ramp` on such writes are refused.
+//! write was seen for a while, a scan counts only if none was seen since, and in `ramp` and `switch` such writes are refused:
+//! of either side, if the mapping to the other side is in Rust, and each insert, because a mapping may make something of a
+//! null. What a foreign key writes is recorded for repair. A delete of a row of a table needs no mapping, and is mirrored.
 //!
 //! # Mirrored writes
 //!
@@ -77,6 +79,7 @@
 //! rows that came past it are noticed.
 
 use super::guard_conditions::{Comparisons, listed, looks_at_part, pass_if_renamed, same};
+use super::guard_refusals::{NOT_MIRRORED, RAISE, REFUSE, REFUSE_UNMAPPED, refused};
 use crate::migration::batch::{MappingCode, Part, Sides};
 use crate::migration::catalog::quote;
 
@@ -114,30 +117,6 @@ pub(super) struct Selects {
     pub(super) is_partitioned: bool,
     /// The partitions that hold rows.
     pub(super) partitions: Vec<String>,
-}
-
-const REFUSE: &str = "raise exception using errcode = 'ZC003', \
-     message = pg_catalog.format('the old side of %s is no longer written: migration %s is in `%s`', \
-         tg_table_name, cutover.migration_name(tg_argv[0]::integer), phase), \
-     detail = pg_catalog.format('The write came from application %s, role %s.', \
-         coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), session_user), \
-     hint = 'Write the new side, or write through the service.';";
-
-/// For a pinned write that relies on a mapping which another build has replaced by one in Rust.
-const NOT_MIRRORED: &str = "raise exception using errcode = 'ZC005', \
-     message = pg_catalog.format('a write of %s cannot be mirrored: the guard trigger of migration %s was installed by a \
-         build whose mapping is in Rust', tg_table_name, cutover.migration_name(tg_argv[0]::integer)), \
-     hint = 'Deploy builds with one mapping, or write both sides.';";
-
-/// Failures that concern the transaction, not the row: it has to be repeated as a whole.
-const RAISE: &str = "when serialization_failure or deadlock_detected then raise;";
-
-/// The phases that refuse external writes of the old side.
-fn refused(forward: &MappingCode) -> &'static str {
-    match forward {
-        MappingCode::Sql(_) => "'retire', 'contract'",
-        MappingCode::Rust(_) => "'ramp', 'switch', 'retire', 'contract'",
-    }
 }
 
 fn written(how: &MappingCode) -> Option<String> {
@@ -187,7 +166,8 @@ impl GuardTrigger {
 
     /// What the function executes. It gets the migration's id as its argument.
     pub(super) fn body(&self, selects: &Selects) -> String {
-        let copies = selects.forward.is_some();
+        // With a mapping in Rust, what passes in `ramp` and `switch` is mirrored or recorded for repair.
+        let is_mirrored = if selects.forward.is_some() { "true" } else { "null" };
         let (before, after) = match &self.watched {
             Watched::Columns { old, new } => self.on_columns(old, new, selects),
             Watched::Rows { columns, part, .. } => {
@@ -199,7 +179,7 @@ impl GuardTrigger {
             "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
              named_old boolean; named_new boolean; is_named boolean; comparison text; written record; agrees boolean; \
              is_pinned boolean; named record; given record; moved boolean := true; moves boolean := true; \
-             begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {copies}); {after} end "
+             begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {is_mirrored}); {after} end "
         )
     }
 
@@ -220,7 +200,17 @@ impl GuardTrigger {
                  else {otherwise} end if;"
             )
         };
-        let not_mirrored = format!("if is_pinned then {NOT_MIRRORED} end if;");
+        let side = "case when maps_forward or phase <> 'switch' then 'new' else 'old' end";
+        let not_mirrored = format!(
+            "if is_pinned then {NOT_MIRRORED} end if; if phase in ('ramp', 'switch') then {} end if;",
+            self.record_as(side, "new", "'its mapping is in Rust'")
+        );
+        // A mapping back in Rust needs one there in Rust.
+        let unmapped = match (&selects.forward, &selects.backward) {
+            (Some(_), _) => "false",
+            (None, Some(_)) => "maps_forward",
+            (None, None) => "true",
+        };
         let map = |columns: &[String], select: &Option<String>| match select {
             Some(select) => {
                 let values: Vec<String> = (0..columns.len()).map(|n| format!("v{n}")).collect();
@@ -286,7 +276,7 @@ impl GuardTrigger {
         // The default of the old column is not null: then an insert that leaves it out looks like one that names it.
         let after = format!(
             "end if; \
-             if phase in ({refused}) then \
+             if phase in ('retire', 'contract') then \
                  if tg_op = 'UPDATE' then writes_old := not ({same_old}); \
                  else {names_old} writes_old := named_old or is_pinned is not true and {has_old} and not {has_new}; end if; \
                  if writes_old then \
@@ -304,6 +294,9 @@ impl GuardTrigger {
                  {names_new} maps_forward := not named_new; \
                  if named_new then {names_old} maps_forward := named_old; end if; \
              end if; \
+             if phase in ('ramp', 'switch') and {unmapped} and is_pinned is not true \
+                 and not (tg_op = 'UPDATE' and {same_old} and {same_new}) and not cutover.is_foreign_key_action() then \
+                 {REFUSE_UNMAPPED} end if; \
              given := new; \
              begin if maps_forward then {forward} else {backward} end if; \
              exception {RAISE} when others then if is_pinned then raise; end if; new := given; {record} end; \
@@ -311,9 +304,7 @@ impl GuardTrigger {
              if tg_op = 'UPDATE' and {may_move} then \
                  perform pg_catalog.set_config('cutover.moved_' || tg_argv[0], {moved}, true); end if; \
              return new;",
-            refused = refused(&self.forward),
-            record =
-                self.record("case when maps_forward or phase <> 'switch' then 'new' else 'old' end", "new"),
+            record = self.record(side, "new"),
         );
         (before, after)
     }
@@ -329,9 +320,25 @@ impl GuardTrigger {
             columns.iter().map(|column| format!("{column} = excluded.{column}")).collect();
         let values: Vec<String> = (0..columns.len()).map(|n| format!("v{n}")).collect();
         let (old_key, gone_key) = (of("old"), of("gone"));
-        let copy = selects.forward.as_ref().map_or_else(String::new, |select| {
-            format!(
-                "if tg_op = 'TRUNCATE' then \
+        let of_row = of("cutover_row");
+        // What a foreign key does is never refused, so from `ramp` on the row is repaired.
+        let copy_row = match &selects.forward {
+            Some(select) => format!(
+                "insert into {target} ({all}) overriding system value \
+                 select {of_row}, {values} from (select new.*) as cutover_row \
+                     cross join lateral ({select}) as mapped \
+                 on conflict ({key}) do update set {sets};",
+                values = values.join(", "),
+                sets = sets.join(", "),
+            ),
+            None => {
+                let record = self.record_as("'new'", "new", "'its mapping is in Rust'");
+                format!("if phase in ('ramp', 'switch') then {record} end if;")
+            }
+        };
+        // A delete needs no mapping.
+        let copy = format!(
+            "if tg_op = 'TRUNCATE' then \
                      delete from {target} as gone where not exists (select from {table} as there where ({there_key}) = ({gone_key})); \
                      return null; end if; \
                  begin \
@@ -341,29 +348,22 @@ impl GuardTrigger {
                              {record_unseen} end if; \
                      end if; \
                      if tg_op <> 'DELETE' and moves then \
-                         insert into {target} ({all}) overriding system value \
-                         select {of_row}, {values} from (select new.*) as cutover_row \
-                             cross join lateral ({select}) as mapped \
-                         on conflict ({key}) do update set {sets}; end if; \
+                         {copy_row} end if; \
                  exception {RAISE} when others then \
                      if tg_op <> 'INSERT' then {record_old} end if; \
                      if tg_op <> 'DELETE' then {record_new} end if; \
                  end;",
-                of_row = of("cutover_row"),
-                values = values.join(", "),
-                sets = sets.join(", "),
-                same_key = same("old", "new", &self.key),
-                table = selects.source,
-                there_key = of("there"),
-                record_unseen = self.record_as(
-                    "'new'",
-                    "old",
-                    "'its snapshot may be older than the copy of the row, so its delete may have missed the copy'"
-                ),
-                record_old = self.record("'new'", "old"),
-                record_new = self.record("'new'", "new"),
-            )
-        });
+            same_key = same("old", "new", &self.key),
+            table = selects.source,
+            there_key = of("there"),
+            record_unseen = self.record_as(
+                "'new'",
+                "old",
+                "'its snapshot may be older than the copy of the row, so its delete may have missed the copy'"
+            ),
+            record_old = self.record("'new'", "old"),
+            record_new = self.record("'new'", "new"),
+        );
         // A row that loses its columns only may be deleted, and its copy with it.
         let kept = match part {
             Some((Part { keeps_rows: true, .. }, _)) => " and tg_op not in ('DELETE', 'TRUNCATE')",
@@ -375,7 +375,10 @@ impl GuardTrigger {
                  if tg_op = 'DELETE' then return old; end if; \
                  return new; \
              end if; \
-             if phase in ({refused}){kept} then if tg_nargs > 1 then return null; end if; {REFUSE} end if; \
+             if phase in ({refused}){kept} then \
+                 if tg_nargs = 1 then {REFUSE} end if; \
+                 if phase in ('retire', 'contract') then return null; end if; \
+             end if; \
              {copy} return null;",
             refused = refused(&self.forward)
         )

@@ -5,6 +5,7 @@ mod ensure_indexes;
 mod guard;
 mod guard_arming;
 mod guard_conditions;
+mod guard_refusals;
 mod index;
 mod index_definition;
 mod partitioned_index;
