@@ -13,7 +13,7 @@ pub(crate) struct Pair {
     pub(crate) unmappable: Option<&'static str>,
 }
 
-const fn pair(
+pub(crate) const fn pair(
     old: &'static str,
     new: &'static str,
     forward: &'static str,
@@ -23,7 +23,7 @@ const fn pair(
     Pair { old, new, forward, backward, values, unmappable: None }
 }
 
-const fn partial(pair: Pair, unmappable: &'static str) -> Pair {
+pub(crate) const fn partial(pair: Pair, unmappable: &'static str) -> Pair {
     Pair { unmappable: Some(unmappable), ..pair }
 }
 
@@ -36,7 +36,7 @@ pub(crate) const PREPARE: &str = "create type mood as enum ('low', 'so so', 'Hig
     create function strict_code(text) returns integer language plpgsql immutable as $$ begin \
         if $1 !~ '^ *-?[0-9]+ *$' then raise exception 'no code: %', $1; end if; return $1::integer; end $$";
 
-const TEXTS: &[&str] = &[
+pub(crate) const TEXTS: &[&str] = &[
     "' PAID '",
     "'paid'",
     "''",

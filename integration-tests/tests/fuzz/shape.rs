@@ -2,7 +2,9 @@
 
 use fastrand::Rng;
 
+use crate::key::{KEYS, Key};
 use crate::pairs::{PAIRS, Pair};
+use crate::rust_pairs::{RUST_PAIRS, RustPair};
 
 /// Settings that must not change what is stored.
 const SETTINGS: [&str; 17] = [
@@ -34,84 +36,6 @@ pub(crate) fn settings_of(pair: &Pair, rng: &mut Rng) -> Vec<&'static str> {
     });
     rng.shuffle(&mut chosen);
     chosen
-}
-
-/// How the rows are identified.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Key {
-    Identity,
-    IdentityAlways,
-    Bigint,
-    Text,
-    TextC,
-    Uuid,
-    Numeric,
-    Bytes,
-    Instant,
-    /// A region and a number. Rows of a table that is partitioned by region move when their key changes.
-    Region,
-    /// A padded text and a date.
-    Padded,
-}
-
-const KEYS: [Key; 11] = [
-    Key::Identity,
-    Key::IdentityAlways,
-    Key::Bigint,
-    Key::Text,
-    Key::TextC,
-    Key::Uuid,
-    Key::Numeric,
-    Key::Bytes,
-    Key::Instant,
-    Key::Region,
-    Key::Padded,
-];
-
-impl Key {
-    /// Names and types, without constraints.
-    pub(crate) fn columns(self) -> &'static [(&'static str, &'static str)] {
-        match self {
-            Key::Identity => &[("id", "integer")],
-            Key::IdentityAlways | Key::Bigint => &[("id", "bigint")],
-            Key::Text => &[("id", "text")],
-            Key::TextC => &[("id", "text collate \"C\"")],
-            Key::Uuid => &[("id", "uuid")],
-            Key::Numeric => &[("id", "numeric")],
-            Key::Bytes => &[("id", "bytea")],
-            Key::Instant => &[("id", "timestamptz")],
-            Key::Region => &[("region", "text"), ("id", "integer")],
-            Key::Padded => &[("code", "character(6)"), ("day", "date")],
-        }
-    }
-
-    /// The literals of the key with this number.
-    pub(crate) fn literals(self, number: usize) -> Vec<String> {
-        let texts = match self {
-            Key::Identity | Key::IdentityAlways | Key::Bigint => vec![format!("{number}")],
-            Key::Text | Key::TextC => vec![match number % 5 {
-                0 => format!("Key {number}"),
-                1 => format!("key\t{number}"),
-                2 => format!("kéy,\"{number}\""),
-                3 => format!("{{k{number}}}"),
-                _ => format!("it''s \\{number}"),
-            }],
-            Key::Uuid => vec![format!("00000000-0000-4000-8000-{:012x}", number * 7919 % 65_536)],
-            Key::Numeric => vec![format!("{number}.{}", ["5", "50", "500", "25"][number % 4])],
-            Key::Bytes => vec![format!("\\x{:04x}00", number * 31)],
-            Key::Instant => {
-                vec![format!("2024-03-{:02} {:02}:30:00.{number:06}+00", 1 + number % 28, number % 24)]
-            }
-            Key::Region => vec![["a", "b", "C"][number * 7 % 3].to_owned(), format!("{number}")],
-            Key::Padded => vec![format!("{}", number % 40), format!("2024-{:02}-01", 1 + number / 40)],
-        };
-        let literal = |text: &String| format!("E'{}'", text.replace('\\', "\\\\"));
-        texts.iter().zip(self.columns()).map(|(text, (_, ty))| format!("({}::{ty})", literal(text))).collect()
-    }
-
-    pub(crate) fn names(self) -> String {
-        self.columns().iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,11 +108,15 @@ pub(crate) struct Shape {
     pub(crate) has_faults: bool,
     /// The service writes one side, and the guard trigger the other one.
     pub(crate) mirrors: bool,
-    /// A second column moves in the same migration. No writer names it, and all its rows have one value.
+    /// A second column moves in the same migration.
     pub(crate) has_second: bool,
+    /// The mapping is in Rust.
+    pub(crate) rust_pair: Option<RustPair>,
+    /// The service writes through `DualWrite`.
+    pub(crate) is_dual: bool,
 }
 
-/// The value of the second column on both sides.
+/// The default of the second column on both sides.
 pub(crate) const SECOND: [&str; 2] = ["SECOND", "second"];
 
 /// How far apart the pairs of types of consecutive tables are; prime, so that all have their turn.
@@ -214,6 +142,13 @@ fn pair_of(number: u64, has_flaw: bool) -> Pair {
 }
 
 impl Shape {
+    /// The table of this seed, and its description.
+    pub(crate) fn of_seed(seed: u64) -> (Self, String) {
+        let shape = Self::random(seed, &mut Rng::with_seed(seed));
+        let text = format!("{shape:?}");
+        (shape, text)
+    }
+
     /// Consecutive seeds go through all pairs of types, and every second one through all flaws: such a table takes a second.
     pub(crate) fn random(seed: u64, rng: &mut Rng) -> Self {
         let of = |number: u64, list: usize| usize::try_from(number % list as u64).unwrap_or(0);
@@ -227,7 +162,9 @@ impl Shape {
             _ => Partitions::None,
         };
         let partitions = if flaw == Some(Flaw::Children) { Partitions::None } else { partitions };
-        let pair = pair_of(seed / 2, flaw.is_some());
+        let rust_pair =
+            (flaw.is_none() && (seed / 2) % 4 == 3).then(|| RUST_PAIRS[of(seed / 8, RUST_PAIRS.len())]);
+        let pair = rust_pair.map_or_else(|| pair_of(seed / 2, flaw.is_some()), |rust| rust.pair);
         let flaw = flaw.or((!is_table && rewrites(&pair)).then_some(Flaw::Rewrite));
         let own_role = rng.bool() || flaw == Some(Flaw::RowSecurity);
         Self {
@@ -245,9 +182,11 @@ impl Shape {
             on_delete: ["cascade", "cascade", "set null", "no action", "set default"][rng.usize(..5)],
             names_key: rng.bool(),
             settings: settings_of(&pair, rng),
-            mirrors: rng.u8(..).is_multiple_of(4) && !is_table,
+            mirrors: rng.u8(..).is_multiple_of(4) && !is_table && rust_pair.is_none(),
             has_faults: rng.u8(..).is_multiple_of(4) && flaw.is_none(),
-            has_second: rng.u8(..).is_multiple_of(3) && !is_table && flaw.is_none(),
+            has_second: rng.u8(..).is_multiple_of(3) && !is_table && flaw.is_none() && rust_pair.is_none(),
+            rust_pair,
+            is_dual: rng.bool() || rust_pair.is_some(),
         }
     }
 
@@ -353,6 +292,23 @@ impl Shape {
     /// The old column's type, without a collation.
     pub(crate) fn old_type(&self) -> &'static str {
         self.pair.old.split(" collate").next().unwrap_or(self.pair.old)
+    }
+
+    /// The columns of the old side, and those of the new one.
+    pub(crate) fn columns(&self) -> [&'static [&'static str]; 2] {
+        match self.has_second {
+            true => [&["old_c", "old_d"], &["new_c", "new_d"]],
+            false => [&["old_c"], &["new_c"]],
+        }
+    }
+
+    /// The types of the columns of both sides, without a collation.
+    pub(crate) fn types(&self) -> [Vec<&'static str>; 2] {
+        let mut types = [vec![self.old_type()], vec![self.pair.new]];
+        if self.has_second {
+            types.iter_mut().for_each(|types| types.push("text"));
+        }
+        types
     }
 
     /// The table that is written through the new side.

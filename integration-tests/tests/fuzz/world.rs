@@ -1,6 +1,6 @@
 //! The database of one table, an instance of the service, and what the writers have in common.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,10 +8,7 @@ use std::time::Duration;
 use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
-use cutover::migration::{
-    Agent, BatchOptions, ColumnMigration, DriverOptions, Migration, MigrationSpec, Phase, PhaseRange,
-    SqlMigrationBuilder, TableMigration,
-};
+use cutover::migration::{Agent, DriverOptions, Migration, MigrationSpec, Phase, PhaseRange, Side};
 use cutover::release::Release;
 use cutover_testkit::Postgres;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -20,9 +17,10 @@ use tokio::sync::RwLock;
 use tokio::time::sleep;
 
 use crate::Outcome;
-use crate::oracle::{FIXED, Row, Values, image_of, literal};
+use crate::key::Key;
+use crate::oracle::{FIXED, Row, Value, Values, image_of, literal};
 use crate::pairs::PREPARE;
-use crate::shape::{Flaw, Key, SECOND, Shape};
+use crate::shape::{Flaw, Shape};
 
 /// Keys that exist from the beginning, and all keys.
 pub(crate) const ROWS: usize = 120;
@@ -31,6 +29,9 @@ pub(crate) const WRITERS: usize = 4;
 
 /// For how long a copy is disturbed.
 const COPY: Duration = Duration::from_millis(500);
+
+/// For how long external writers have to rest before a scan counts whose mapping is in Rust.
+const QUIET: Duration = Duration::from_millis(200);
 
 /// The `application_name` of the sessions of the driver's work.
 const WORK: &str = "work";
@@ -50,6 +51,10 @@ pub(crate) struct World {
     pub(crate) rows: Mutex<BTreeMap<usize, Row>>,
     /// The parent of each row.
     pub(crate) parents: Mutex<BTreeMap<usize, usize>>,
+    /// Rows whose new side is behind until the next scan, because the guard trigger cannot run a mapping in Rust.
+    pub(crate) stale: Mutex<BTreeSet<usize>>,
+    /// External writers rest, because a scan counts only if they do.
+    pub(crate) rests: AtomicBool,
     /// The judge writes this lock, so that no writer is in the middle of anything.
     pub(crate) quiet: RwLock<()>,
     pub(crate) is_over: AtomicBool,
@@ -123,6 +128,8 @@ impl World {
             version,
             rows: Mutex::default(),
             parents: Mutex::default(),
+            stale: Mutex::default(),
+            rests: AtomicBool::new(false),
             quiet: RwLock::default(),
             is_over: AtomicBool::new(false),
             corrects: AtomicBool::new(false),
@@ -144,8 +151,8 @@ impl World {
         let mut statement = String::new();
         if self.shape.flaw == Some(Flaw::Action) {
             for value in &self.values.all {
-                let text = literal(value.old_text.as_deref(), self.shape.old_type());
-                if value.old_text.is_some() {
+                let text = literal(value.old_texts[0].as_deref(), self.shape.old_type());
+                if value.old_texts[0].is_some() {
                     statement += &format!("insert into choices values ({text}) on conflict do nothing; ");
                 }
             }
@@ -153,16 +160,17 @@ impl World {
         let needs_value = matches!(self.shape.flaw, Some(Flaw::NotNull | Flaw::Check));
         for number in 0..ROWS {
             let value = &self.values.all[number % self.values.all.len()];
-            if needs_value && value.old_text.is_none() {
+            if needs_value && value.old_texts[0].is_none() {
                 continue;
             }
             let parent = number % 100;
             statement += &format!(
-                "insert into subject ({}, parent, old_c) {} values ({}, {parent}, {}); ",
+                "insert into subject ({}, parent, {}) {} values ({}, {parent}, {}); ",
                 self.shape.key.names(),
+                self.shape.columns()[0].join(", "),
                 self.overriding(),
                 self.key(number),
-                literal(value.old_text.as_deref(), self.shape.old_type())
+                self.literals(Side::Old, value).join(", ")
             );
             let row = Row {
                 old: value.old.clone(),
@@ -177,6 +185,16 @@ impl World {
         }
         self.control.execute(AssertSqlSafe(statement)).await?;
         Ok(())
+    }
+
+    /// The literals of a value on one side.
+    pub(crate) fn literals(&self, side: Side, value: &Value) -> Vec<String> {
+        let [old, new] = self.shape.types();
+        let (texts, types) = match side {
+            Side::Old => (&value.old_texts, old),
+            Side::New => (&value.new_texts, new),
+        };
+        texts.iter().zip(types).map(|(text, ty)| literal(text.as_deref(), ty)).collect()
     }
 
     pub(crate) fn overriding(&self) -> &'static str {
@@ -211,72 +229,15 @@ impl World {
         let ledger = Ledger::open(options).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
         let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
-        let spec = MigrationSpec::new("subject", PhaseRange::FULL).soak(Duration::ZERO);
+        let mut spec = MigrationSpec::new("subject", PhaseRange::FULL).soak(Duration::ZERO);
+        if self.shape.rust_pair.is_some() {
+            spec = spec.external_write_quiet_period(QUIET);
+        }
         let spec =
             if self.shape.is_table { spec.plan(self.table_plan()?) } else { spec.plan(self.column_plan()?) };
         let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
         let migration = agent.migration("subject").ok_or("declared")?;
         Ok((agent, migration))
-    }
-
-    fn common<S>(&self, mut builder: SqlMigrationBuilder<S>) -> SqlMigrationBuilder<S> {
-        let batches = BatchOptions { min_rows: 15, max_rows: 30, ..BatchOptions::default() };
-        // The generator's triggers write `updated_at`, which no oracle judges.
-        builder = builder.batches(batches).carry_over().without("default").let_triggers_fire();
-        if self.shape.names_key {
-            for (name, _) in self.shape.key.columns() {
-                builder = builder.key(name);
-            }
-        }
-        if self.shape.has_index {
-            let on = match self.shape.flaw {
-                Some(Flaw::Index) => "(no_such_column)",
-                _ => "(note) where new_c is not null",
-            };
-            builder = builder.index("subject_new", on);
-        }
-        builder
-    }
-
-    fn column_plan(&self) -> Outcome<ColumnMigration> {
-        let pair = &self.shape.pair;
-        let forward = match self.shape.flaw {
-            Some(Flaw::Clock) => format!("case when now() is null then null else {} end", pair.forward),
-            _ => pair.forward.to_owned(),
-        };
-        let builder = ColumnMigration::new(self.work.clone(), "subject");
-        let mut builder = match self.shape.has_second {
-            false => builder.column("old_c", "new_c", pair.new).forward(&forward).backward(pair.backward),
-            true => builder
-                .new_column("new_c", pair.new, &forward)
-                .new_column("new_d", "text", "lower(old_d)")
-                .old_column("old_c", pair.backward)
-                .old_column("old_d", "upper(new_d)")
-                .expand_sql(&format!("alter table subject alter new_d set default '{}'", SECOND[1])),
-        };
-        if self.shape.mirrors {
-            builder = builder.mirror_writes();
-        }
-        if self.shape.new_default {
-            let text = self.values.all.first().and_then(|value| value.new_text.as_deref());
-            builder = builder.expand_sql(&format!(
-                "alter table subject alter new_c set default {}",
-                literal(text, pair.new)
-            ));
-        }
-        Ok(self.common(builder).build()?)
-    }
-
-    fn table_plan(&self) -> Outcome<TableMigration> {
-        let pair = &self.shape.pair;
-        let builder = TableMigration::new(self.work.clone(), "subject", "subject_2")
-            .create(&self.shape.create_new())
-            .same("parent")
-            .without("subject_parent_fkey")
-            .same("note")
-            .column("new_c", pair.forward)
-            .column_back("old_c", pair.backward);
-        Ok(self.common(builder).build()?)
     }
 
     /// The migration's phase, and what it waits for.
@@ -286,16 +247,23 @@ impl World {
         Ok((row.get::<String, _>(0).parse()?, row.get(1)))
     }
 
+    pub(crate) async fn desire(&self, phase: &str) -> Outcome {
+        let update = "update cutover.migrations set desired = $1 where name = 'subject'";
+        sqlx::query(update).bind(phase).execute(&self.control).await?;
+        Ok(())
+    }
+
     /// The images that the row holds now; `None` where the side does not have the row, or not even the column.
     pub(crate) async fn look(&self, number: usize) -> Outcome<(Option<String>, Option<String>)> {
         let is_row = self.is_row(number);
-        let old = self.look_at("subject", "old_c", &is_row).await?;
-        let new = self.look_at(self.shape.new_table(), "new_c", &is_row).await?;
+        let [old_columns, new_columns] = self.shape.columns();
+        let old = self.look_at("subject", old_columns, &is_row).await?;
+        let new = self.look_at(self.shape.new_table(), new_columns, &is_row).await?;
         Ok((old, new))
     }
 
-    async fn look_at(&self, table: &str, column: &str, is_row: &str) -> Outcome<Option<String>> {
-        let query = format!("select {} from {table} where {is_row}", image_of(column));
+    async fn look_at(&self, table: &str, columns: &[&str], is_row: &str) -> Outcome<Option<String>> {
+        let query = format!("select {} from {table} where {is_row}", image_of(columns));
         match sqlx::query_scalar(AssertSqlSafe(query)).fetch_optional(&self.control).await {
             Ok(image) => Ok(image),
             Err(sqlx::Error::Database(error))
@@ -345,21 +313,11 @@ impl World {
         Ok(())
     }
 
-    /// How many rows hold something else in the second column of these sides.
-    pub(crate) async fn wrong_seconds(&self, old: bool, new: bool) -> Outcome<i64> {
-        let differs = |column: &str, value: &str| format!("{column} is distinct from '{value}'");
-        let mut wrong = vec!["false".to_owned()];
-        wrong.extend(old.then(|| differs("old_d", SECOND[0])));
-        wrong.extend(new.then(|| differs("new_d", SECOND[1])));
-        let query = format!("select count(*) from subject where {}", wrong.join(" or "));
-        Ok(sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.control).await?)
-    }
-
     /// All rows of one side: the image by the number of the key.
-    pub(crate) async fn all(&self, table: &str, column: &str) -> Outcome<BTreeMap<String, String>> {
+    pub(crate) async fn all(&self, table: &str, columns: &[&str]) -> Outcome<BTreeMap<String, String>> {
         let key: Vec<String> =
             self.shape.key.columns().iter().map(|(name, _)| format!("{name}::text")).collect();
-        let query = format!("select concat_ws('|', {}), {} from {table}", key.join(", "), image_of(column));
+        let query = format!("select concat_ws('|', {}), {} from {table}", key.join(", "), image_of(columns));
         let rows = self.control.fetch_all(AssertSqlSafe(query)).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }

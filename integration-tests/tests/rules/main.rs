@@ -76,6 +76,7 @@ fn notices(program: &str, rule: &Rule) -> Outcome<Option<String>> {
         .current_dir(root().join("integration-tests"))
         .env("CUTOVER_REMOVED_RULE", &rule.name)
         .env("CUTOVER_FUZZ_FIRST", "1")
+        .env("CUTOVER_FUZZ_TABLE", rule.table.as_deref().unwrap_or_default())
         .env("SECONDS", env::var("SECONDS").unwrap_or_else(|_| "110".to_owned()))
         .env("RUST_BACKTRACE", "0")
         .stderr(Stdio::null())

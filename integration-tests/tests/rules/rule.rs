@@ -11,6 +11,8 @@ pub(crate) struct Rule {
     pub(crate) about: String,
     /// The suite and the name of the test that notices it if the generator cannot.
     pub(crate) test: Option<(String, String)>,
+    /// What the tables have to have that show it, as their description contains it.
+    pub(crate) table: Option<String>,
     pub(crate) changes: Vec<Change>,
 }
 
@@ -28,7 +30,8 @@ pub(crate) fn root() -> PathBuf {
 
 /// The rules in the order of their names.
 ///
-/// A file begins with text about the rule, and perhaps with `test: suite name`. Each line `@@ path` begins a change: lines with `-` are searched, and lines with
+/// A file begins with text about the rule, and perhaps with `test: suite name`, or with `table: ` and a text that the
+/// description of a generated table has to contain. Each line `@@ path` begins a change: lines with `-` are searched, and lines with
 /// `+` replace them. The first and the last line may be parts of lines.
 pub(crate) fn rules() -> io::Result<Vec<Rule>> {
     let mut rules = Vec::new();
@@ -44,7 +47,7 @@ pub(crate) fn rules() -> io::Result<Vec<Rule>> {
 }
 
 fn parse(name: String, text: &str) -> Rule {
-    let mut rule = Rule { name, about: String::new(), test: None, changes: Vec::new() };
+    let mut rule = Rule { name, about: String::new(), test: None, table: None, changes: Vec::new() };
     for line in text.lines() {
         let add = |to: &mut String, part: &str| {
             if !to.is_empty() {
@@ -63,6 +66,8 @@ fn parse(name: String, text: &str) -> Rule {
         } else if let Some((suite, test)) = line.strip_prefix("test: ").and_then(|test| test.split_once(' '))
         {
             rule.test = Some((suite.to_owned(), test.to_owned()));
+        } else if let Some(table) = line.strip_prefix("table: ") {
+            rule.table = Some(table.to_owned());
         } else {
             add(&mut rule.about, line);
         }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cutover::migration::Phase;
+use cutover::migration::{Phase, Side};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 
 use super::{After, Change, Writer};
 use crate::Outcome;
-use crate::oracle::{Row, literal};
+use crate::oracle::{Row, Value, literal};
 use crate::shape::{Partitions, settings_of};
 use crate::world::{WRITERS, lock};
 
@@ -61,7 +61,11 @@ impl Writer {
 
     async fn external_write(&mut self, session: &mut PgConnection) -> Outcome {
         let world = Arc::clone(&self.world);
-        let number = self.to_correct().unwrap_or_else(|| self.own());
+        let corrected = self.to_correct();
+        if world.rests.load(Ordering::Relaxed) && corrected.is_none() {
+            return Ok(());
+        }
+        let number = corrected.unwrap_or_else(|| self.own());
         let number = if world.is_turning.load(Ordering::Relaxed) { self.without_row() } else { number };
         let (first, _) = world.phase().await?;
         let before = lock(&world.rows).get(&number).cloned();
@@ -70,10 +74,26 @@ impl Writer {
         let overriding = world.overriding();
         let value = self.value();
         let other = self.value();
-        let (old, new) = (self.old(&value), self.new_literal(&value));
+        let (named, all) = (self.named(), self.all());
+        let set_old = self.sets(Side::Old, &value, &named);
+        let (old_columns, old) = self.lists(Side::Old, &value, &named);
+        let (new_columns, new) = self.lists(Side::New, &value, &named);
+        let values = &world.values;
+        let inserted = values.with(&values.default_old, &named, &value.old);
+        let inserted_new = values.with(&values.default_new, &named, &value.new);
+        let updated = before.as_ref().map(|row| values.with(&row.old, &named, &value.old));
+        let updated_new = |row: &Row, value: &Value| Some(values.with(&row.new, &named, &value.new));
         // A session's `array_nulls` also changes what the writer itself says.
         let says_arrays = world.shape.pair.new.contains("[]");
-        let knows_new = !is_table && !says_arrays && first >= Phase::Expand && first <= Phase::Retire;
+        // What the guard trigger cannot map is overwritten by the copy.
+        let is_lost = world.shape.rust_pair.is_some() && first < Phase::Ramp;
+        let knows_new =
+            !is_table && !says_arrays && !is_lost && first >= Phase::Expand && first <= Phase::Retire;
+        let insert =
+            format!("insert into public.subject ({names}, {old_columns}) {overriding} values ({key}, {old})");
+        let excluded = old_columns.replace("old_", "excluded.old_");
+        let upsert =
+            format!("{insert} on conflict ({names}) do update set ({old_columns}) = row({excluded})");
         let mut copy = None;
         let (what, sql, change): (&str, String, Change) = match &before {
             Some(row) if row.is_unmappable => {
@@ -81,17 +101,19 @@ impl Writer {
                     return Ok(());
                 }
                 let images = (value.old.clone(), value.new.clone());
-                let allowed = [After {
-                    phase: first,
-                    images: Some(images),
-                    is_unmappable: false,
-                    knows_new: first != Phase::Off,
-                }];
-                let update = format!("update public.subject set old_c = {old} where {is_row}");
+                let knows_new = first != Phase::Off && world.shape.rust_pair.is_none();
+                let allowed = [After { phase: first, images: Some(images), is_unmappable: false, knows_new }];
+                let update = format!(
+                    "update public.subject set {} where {is_row}",
+                    self.sets(Side::Old, &value, &all)
+                );
                 if session.execute(AssertSqlSafe(update)).await.is_ok() {
                     self.judge(number, before.as_ref(), &allowed, "correct").await?;
                 }
                 return Ok(());
+            }
+            Some(row) if self.may_complete(row, first) && self.rng.bool() => {
+                return self.write_part(session, number, row.clone(), first).await;
             }
             // What such a row's old side holds depends on the copy back.
             Some(row) if row.old_behind && first < Phase::Retire => return Ok(()),
@@ -112,33 +134,29 @@ impl Writer {
             Some(row) => match self.rng.u8(..9) {
                 0 if knows_new && row.new_written && world.shape.pair.unmappable.is_none() => (
                     "update new",
-                    format!("update public.subject set new_c = {new} where {is_row}"),
-                    Change::Update { old: None, new: Some(value.new.clone()) },
+                    format!(
+                        "update public.subject set {} where {is_row}",
+                        self.sets(Side::New, &value, &named)
+                    ),
+                    Change::Update { old: None, new: updated_new(row, &value) },
                 ),
                 1 if knows_new && row.new_written && world.shape.pair.unmappable.is_none() => (
                     "update both",
                     format!(
-                        "update public.subject set old_c = {old}, new_c = {} where {is_row}",
-                        self.new_literal(&other)
+                        "update public.subject set {set_old}, {} where {is_row}",
+                        self.sets(Side::New, &other, &named)
                     ),
-                    Change::Update { old: Some(value.old.clone()), new: Some(other.new.clone()) },
+                    Change::Update { old: updated, new: updated_new(row, &other) },
                 ),
-                2 => (
-                    "upsert",
-                    format!(
-                        "insert into public.subject ({names}, old_c) {overriding} values ({key}, {old}) \
-                         on conflict ({names}) do update set old_c = excluded.old_c"
-                    ),
-                    Change::Upsert { old: value.old.clone() },
-                ),
+                2 => ("upsert", upsert, Change::Upsert { old: inserted, named }),
                 3 if world.version >= 150_000 => (
                     "merge",
                     format!(
-                        "merge into public.subject using (select {old} as v) as source on {is_row} \
-                         when matched then update set old_c = source.v \
-                         when not matched then insert ({names}, old_c) {overriding} values ({key}, source.v)"
+                        "merge into public.subject using (select 1 as v) as source on {is_row} \
+                         when matched then update set {set_old} \
+                         when not matched then insert ({names}, {old_columns}) {overriding} values ({key}, {old})"
                     ),
-                    Change::Update { old: Some(value.old.clone()), new: None },
+                    Change::Update { old: updated, new: None },
                 ),
                 4 => ("delete", format!("delete from public.subject where {is_row}"), Change::Delete),
                 5 => (
@@ -152,22 +170,25 @@ impl Writer {
                 }
                 _ => (
                     "update old",
-                    format!("update public.subject set old_c = {old} where {is_row}"),
-                    Change::Update { old: Some(value.old.clone()), new: None },
+                    format!("update public.subject set {set_old} where {is_row}"),
+                    Change::Update { old: updated, new: None },
                 ),
             },
             None => match self.rng.u8(..6) {
                 choice if knows_new && (choice == 0 || world.is_turning.load(Ordering::Relaxed)) => (
                     "insert new",
-                    format!("insert into public.subject ({names}, new_c) {overriding} values ({key}, {new})"),
-                    Change::Insert { old: None, new: Some(value.new.clone()) },
+                    format!(
+                        "insert into public.subject ({names}, {new_columns}) {overriding} values ({key}, {new})"
+                    ),
+                    Change::Insert { old: None, new: Some(inserted_new) },
                 ),
                 1 if knows_new => (
                     "insert both",
                     format!(
-                        "insert into public.subject ({names}, old_c, new_c) {overriding} values ({key}, {old}, {new})"
+                        "insert into public.subject ({names}, {old_columns}, {new_columns}) {overriding} \
+                         values ({key}, {old}, {new})"
                     ),
-                    Change::Insert { old: Some(value.old.clone()), new: Some(value.new.clone()) },
+                    Change::Insert { old: Some(inserted), new: Some(inserted_new) },
                 ),
                 2 => (
                     "insert neither",
@@ -176,32 +197,66 @@ impl Writer {
                 ),
                 3 => {
                     let keys: Vec<String> = world.shape.key.literals(number);
-                    copy = Some(self.copy_line(&keys, &value).await?);
+                    copy = Some(self.copy_line(&keys, &value, &named).await?);
                     (
                         "copy",
-                        format!("copy public.subject ({names}, old_c) from stdin (format csv)"),
-                        Change::Insert { old: Some(value.old.clone()), new: None },
+                        format!("copy public.subject ({names}, {old_columns}) from stdin (format csv)"),
+                        Change::Insert { old: Some(inserted), new: None },
                     )
                 }
-                4 => (
-                    "upsert",
-                    format!(
-                        "insert into public.subject ({names}, old_c) {overriding} values ({key}, {old}) \
-                         on conflict ({names}) do update set old_c = excluded.old_c"
-                    ),
-                    Change::Upsert { old: value.old.clone() },
-                ),
-                _ => (
-                    "insert old",
-                    format!("insert into public.subject ({names}, old_c) {overriding} values ({key}, {old})"),
-                    Change::Insert { old: Some(value.old.clone()), new: None },
-                ),
+                4 => ("upsert", upsert, Change::Upsert { old: inserted, named }),
+                _ => ("insert old", insert, Change::Insert { old: Some(inserted), new: None }),
             },
         };
         let isolation = ISOLATIONS[self.rng.usize(..ISOLATIONS.len())];
         let outcome = self.run(session, isolation, &sql, copy.as_deref()).await;
         let (last, _) = world.phase().await?;
         self.settle(number, before.as_ref(), &[first, last], &change, what, &sql, outcome).await
+    }
+
+    /// Whether the new side of the row is not copied yet, and can be written in part.
+    fn may_complete(&self, row: &Row, phase: Phase) -> bool {
+        let (world, shape) = (&self.world, &self.world.shape);
+        let is_behind = (Phase::Expand..Phase::Switch).contains(&phase) && !row.new_written;
+        is_behind && shape.has_second && world.values.unmappable.is_none() && !shape.pair.new.contains("[]")
+    }
+
+    /// Writes one column of a new side that is behind. The other column comes from the old side.
+    async fn write_part(
+        &mut self,
+        session: &mut PgConnection,
+        number: usize,
+        row: Row,
+        first: Phase,
+    ) -> Outcome {
+        let world = Arc::clone(&self.world);
+        let (values, value) = (&world.values, self.value());
+        let named = [[true, false], [false, true]][self.rng.usize(..2)];
+        let (_, Some(found)) = world.look(number).await? else { return Ok(()) };
+        let is_row = world.is_row(number);
+        let sql =
+            format!("update public.subject set {} where {is_row}", self.sets(Side::New, &value, &named));
+        let outcome = self.run(session, "read committed", &sql, None).await;
+        let (last, _) = world.phase().await?;
+        if outcome.is_err() {
+            let what = "update a part of new";
+            return self.settle(number, Some(&row), &[last], &Change::Nothing, what, &sql, outcome).await;
+        }
+        // A copy may have come between.
+        let mut allowed = Vec::new();
+        for was in [Some(found), values.forward_of(&row.old)].into_iter().flatten() {
+            let new = Some(values.with(&was, &named, &value.new));
+            let before = Row { new: was, ..row.clone() };
+            for phase in [first, last] {
+                allowed.extend(self.after(
+                    phase,
+                    Some(&before),
+                    &Change::Update { old: None, new: new.clone() },
+                ));
+            }
+        }
+        let what = format!("update a part of new from {first} to {last} (`{sql}`)");
+        self.judge(number, Some(&row), &allowed, &what).await
     }
 
     /// The row gets another key, which may belong to another partition.
@@ -214,7 +269,7 @@ impl Writer {
     ) -> Outcome {
         let to = self.without_row();
         let world = Arc::clone(&self.world);
-        if lock(&world.rows).contains_key(&to) || world.shape.key == crate::shape::Key::IdentityAlways {
+        if lock(&world.rows).contains_key(&to) || world.shape.key == crate::key::Key::IdentityAlways {
             return Ok(());
         }
         let sql = format!(
@@ -241,18 +296,20 @@ impl Writer {
 
     async fn write_unmappable(&mut self, session: &mut PgConnection, number: usize) -> Outcome {
         let world = Arc::clone(&self.world);
-        let Some((text, image)) = &world.values.unmappable else { return Ok(()) };
+        let Some((text, _)) = &world.values.unmappable else { return Ok(()) };
         let is_row = world.is_row(number);
         let old = literal(Some(text), world.shape.old_type());
         let sql = format!("update public.subject set old_c = {old} where {is_row}");
         let outcome = self.run(session, "read committed", &sql, None).await;
         let (last, _) = world.phase().await?;
         let before = lock(&world.rows).get(&number).cloned();
+        let image =
+            before.as_ref().and_then(|row| world.values.with_unmappable(&row.old)).unwrap_or_default();
         match outcome {
             Ok(()) => {
                 let after = After {
                     phase: last,
-                    images: Some((image.clone(), String::new())),
+                    images: Some((image, String::new())),
                     is_unmappable: true,
                     knows_new: false,
                 };
@@ -299,7 +356,7 @@ impl Writer {
         for row in world.rows_of(parent) {
             let before = lock(&world.rows).get(&row).cloned();
             let phase = world.phase().await?.0;
-            self.settle(row, before.as_ref(), &[phase], &Change::Delete, "cascade", &sql, Ok(())).await?;
+            self.settle(row, before.as_ref(), &[phase], &Change::Cascade, "cascade", &sql, Ok(())).await?;
         }
         Ok(())
     }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cutover::migration::Phase;
+use cutover::migration::{Phase, Side};
 use fastrand::Rng;
 use tokio::time::sleep;
 
 use crate::Outcome;
-use crate::oracle::{Pair, Row, Value, literal};
+use crate::oracle::{Pair, Row, Value};
 use crate::world::{KEYS, WRITERS, World, lock};
 
 /// What a row may be after a write.
@@ -30,10 +30,22 @@ struct After {
 /// One kind of change of a row, by the images that the statement names.
 #[derive(Debug, Clone)]
 enum Change {
-    Insert { old: Option<String>, new: Option<String> },
-    Update { old: Option<String>, new: Option<String> },
-    Upsert { old: String },
+    Insert {
+        old: Option<String>,
+        new: Option<String>,
+    },
+    Update {
+        old: Option<String>,
+        new: Option<String>,
+    },
+    /// An insert that becomes an update of these columns of the old side where the row exists.
+    Upsert {
+        old: String,
+        named: Vec<bool>,
+    },
     Delete,
+    /// A delete by a foreign key.
+    Cascade,
     Nothing,
 }
 
@@ -69,12 +81,33 @@ impl Writer {
         self.rng.usize(..KEYS / WRITERS) * WRITERS + self.number
     }
 
-    fn old(&self, value: &Value) -> String {
-        literal(value.old_text.as_deref(), self.world.shape.old_type())
+    /// Which columns of a side a statement names.
+    fn named(&mut self) -> Vec<bool> {
+        match self.world.shape.has_second {
+            true => [[true, true], [true, false], [false, true]][self.rng.usize(..3)].to_vec(),
+            false => vec![true],
+        }
     }
 
-    fn new_literal(&self, value: &Value) -> String {
-        literal(value.new_text.as_deref(), self.world.shape.pair.new)
+    fn all(&self) -> Vec<bool> {
+        vec![true; self.world.shape.columns()[0].len()]
+    }
+
+    /// The columns of a side that a statement names, and their literals, separated by commas.
+    fn lists(&self, side: Side, value: &Value, named: &[bool]) -> (String, String) {
+        let [old, new] = self.world.shape.columns();
+        let columns = if side == Side::Old { old } else { new };
+        let literals = self.world.literals(side, value);
+        let all = columns.iter().zip(literals).zip(named).filter(|(_, named)| **named);
+        let (columns, literals): (Vec<&str>, Vec<String>) =
+            all.map(|((column, text), _)| (*column, text)).unzip();
+        (columns.join(", "), literals.join(", "))
+    }
+
+    /// What an update assigns.
+    fn sets(&self, side: Side, value: &Value, named: &[bool]) -> String {
+        let (columns, literals) = self.lists(side, value, named);
+        format!("({columns}) = row({literals})")
     }
 
     async fn pause(&mut self) {
@@ -96,9 +129,13 @@ impl Writer {
     fn after(&self, phase: Phase, before: Option<&Row>, change: &Change) -> Option<After> {
         let values = &self.world.values;
         let is_table = self.world.shape.is_table;
-        let late = phase >= Phase::Retire;
-        if is_table && late {
+        let is_rust = self.world.shape.rust_pair.is_some();
+        let is_refused = phase >= if is_rust { Phase::Ramp } else { Phase::Retire };
+        if is_table && is_refused && !matches!(change, Change::Cascade) {
             return None;
+        }
+        if is_rust && phase < Phase::Retire {
+            return self.after_unmapped(phase, before, change);
         }
         let known = |images: Pair| After {
             phase,
@@ -113,7 +150,7 @@ impl Writer {
                     new.as_deref().unwrap_or(&values.default_new),
                 );
                 if is_table {
-                    return Some(known((old.to_owned(), values.forward_of(old)?.clone())));
+                    return Some(known((old.to_owned(), values.forward_of(old)?)));
                 }
                 values.inserted(phase, old, new).map(known)
             }
@@ -121,7 +158,7 @@ impl Writer {
                 let before = before?;
                 let after = (old.as_deref().unwrap_or(&before.old), new.as_deref().unwrap_or(&before.new));
                 if is_table {
-                    return Some(known((after.0.to_owned(), values.forward_of(after.0)?.clone())));
+                    return Some(known((after.0.to_owned(), values.forward_of(after.0)?)));
                 }
                 // A write that changes nothing is not mirrored.
                 let is_same = after == (before.old.as_str(), before.new.as_str());
@@ -129,18 +166,18 @@ impl Writer {
                 let images = values.updated(phase, (&before.old, &before.new), after);
                 images.map(|images| After { knows_new, ..known(images) })
             }
-            Change::Upsert { old } => {
+            Change::Upsert { old, named } => {
                 let insert = Change::Insert { old: Some(old.clone()), new: None };
                 let proposed = self.after(phase, before, &insert)?;
                 match before {
                     None => Some(proposed),
-                    Some(_) => {
-                        let old = proposed.images.map(|images| images.0);
+                    Some(row) => {
+                        let old = proposed.images.map(|images| values.with(&row.old, named, &images.0));
                         self.after(phase, before, &Change::Update { old, new: None })
                     }
                 }
             }
-            Change::Delete => Some(After { images: None, ..known(Pair::default()) }),
+            Change::Delete | Change::Cascade => Some(After { images: None, ..known(Pair::default()) }),
             Change::Nothing => {
                 let before = before?;
                 let knows_new = before.new_written && phase != Phase::Off;
@@ -149,12 +186,67 @@ impl Writer {
         }
     }
 
+    /// What a change may leave where the mapping is in Rust, which the guard trigger cannot run. `None`: it is refused.
+    ///
+    /// A copy brings the new side up to date until `verify`. From `ramp` on, what has to be mapped is refused.
+    fn after_unmapped(&self, phase: Phase, before: Option<&Row>, change: &Change) -> Option<After> {
+        let values = &self.world.values;
+        let is_later = phase >= Phase::Ramp;
+        let maps_back = self.world.shape.rust_pair.is_some_and(|rust| rust.backward.is_none());
+        let images = match change {
+            Change::Insert { old, new } if is_later => {
+                let old = old.as_ref().unwrap_or(&values.default_old);
+                let new = new.as_ref().unwrap_or(&values.default_new);
+                let is_mapped = maps_back && !values.maps_forward(phase, old, new);
+                Some(is_mapped.then(|| values.inserted(phase, old, new))??)
+            }
+            Change::Upsert { old, named } if is_later => {
+                let insert = Change::Insert { old: Some(old.clone()), new: None };
+                let proposed = self.after_unmapped(phase, before, &insert)?;
+                let Some(before) = before else { return Some(proposed) };
+                let old = proposed.images.map(|images| values.with(&before.old, named, &images.0));
+                return self.after_unmapped(phase, Some(before), &Change::Update { old, new: None });
+            }
+            Change::Upsert { old, named } => {
+                let old = before.map_or_else(|| old.clone(), |row| values.with(&row.old, named, old));
+                Some((old.clone(), values.forward_of(&old)?))
+            }
+            Change::Insert { old, .. } => {
+                let old = old.as_ref().unwrap_or(&values.default_old);
+                Some((old.clone(), values.forward_of(old)?))
+            }
+            Change::Update { old, new } => {
+                let before = before?;
+                let (old, new) = (old.as_ref().unwrap_or(&before.old), new.as_ref().unwrap_or(&before.new));
+                let is_same = old == &before.old && new == &before.new;
+                match is_later && !is_same {
+                    true if old == &before.old && maps_back => Some((values.back_of(new)?, new.clone())),
+                    true => return None,
+                    false => Some((old.clone(), values.forward_of(old)?)),
+                }
+            }
+            Change::Nothing => before.map(|row| (row.old.clone(), row.new.clone())),
+            Change::Delete | Change::Cascade => None,
+        };
+        if images.is_none() {
+            return Some(After { phase, images, is_unmappable: false, knows_new: phase != Phase::Off });
+        }
+        // A write that does not change the row leaves the new side as it was. In two tables a row with another key is a new one.
+        let is_moved = self.world.shape.is_table && matches!(change, Change::Nothing);
+        let is_same = !is_moved
+            && before.is_some_and(|row| row.new_written)
+            && images.as_ref().map(|(old, _)| old) == before.map(|row| &row.old);
+        Some(After { phase, images, is_unmappable: false, knows_new: is_later || is_same })
+    }
+
     /// Compares the row with what it may hold, and remembers what it holds.
     async fn judge(&self, number: usize, before: Option<&Row>, allowed: &[After], what: &str) -> Outcome {
         let (old, new) = self.world.look(number).await?;
         let fits = |after: &&After| {
             let Some((o, n)) = &after.images else {
-                return if self.world.shape.is_table && after.phase >= Phase::Retire {
+                return if !after.knows_new {
+                    old.is_none()
+                } else if self.world.shape.is_table && after.phase >= Phase::Retire {
                     new.is_none()
                 } else {
                     old.is_none() && (new.is_none() || after.phase == Phase::Off)
@@ -190,6 +282,9 @@ impl Writer {
             ));
             return Ok(());
         };
+        if !after.knows_new && self.world.shape.rust_pair.is_some() {
+            lock(&self.world.stale).insert(number);
+        }
         let mut rows = lock(&self.world.rows);
         match &after.images {
             None => {

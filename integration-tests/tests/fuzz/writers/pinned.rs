@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cutover::migration::{Error, Isolation, Migration, Phase, PinnedTx, Side};
+use cutover::migration::{DualWrite, Error, Isolation, Migration, Phase, PinnedTx, Rows, Side, SideColumns};
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::{After, Change, Writer};
 use crate::Outcome;
+use crate::key::Key;
 use crate::oracle::{Row, Value};
-use crate::shape::Key;
 use crate::world::{WRITERS, lock};
 
 impl Writer {
@@ -61,10 +61,22 @@ impl Writer {
         if choice == 2 && world.shape.on_delete == "cascade" && phase < Phase::Switch {
             return self.pinned_delete_of_parent(tx, number).await;
         }
-        let deletes = before.is_some() && choice == 0;
-        let statements = self.pinned_statements(number, before.is_some(), deletes, phase, &value);
-        let what = format!("pinned write in {phase} ({})", statements.join("; "));
-        if !self.finish(tx, &statements, &what).await {
+        let (exists, deletes) = (before.is_some(), before.is_some() && choice == 0);
+        let statements = match world.shape.mirrors {
+            true => {
+                let columns = migration.columns(&tx)?;
+                let one = self.mirrored_statement(&columns, number, exists, deletes, &value);
+                Statements { old: None, new: None, at_once: Some(one) }
+            }
+            false => self.pinned_statements(number, exists, deletes, phase, &value),
+        };
+        let what = format!("pinned write in {phase} ({statements:?})");
+        let mut tx = tx;
+        let wrote = match world.shape.mirrors {
+            true => execute(&mut tx, statements.at_once.unwrap_or_default()).await,
+            false => self.run_pinned(migration, &mut tx, statements).await,
+        };
+        if !self.finish(tx, wrote, &what).await {
             return Ok(());
         }
         let after = match deletes {
@@ -74,13 +86,12 @@ impl Writer {
         self.judge(number, before.as_ref(), &[after], &what).await
     }
 
-    /// Runs the statements and commits. Returns whether the transaction is committed.
-    async fn finish(&mut self, mut tx: PinnedTx, statements: &[String], what: &str) -> bool {
-        let wrote = execute_all(&mut tx, statements).await;
+    /// Commits what was written. Returns whether the transaction is committed.
+    async fn finish(&mut self, tx: PinnedTx, wrote: Result<(), Error>, what: &str) -> bool {
         self.linger().await;
         let outcome = match wrote {
             Ok(()) => tx.commit().await,
-            Err(error) => Err(Error::Database(error)),
+            Err(error) => Err(error),
         };
         match &outcome {
             Ok(()) => {
@@ -125,7 +136,7 @@ impl Writer {
     }
 
     /// Gives the row another key, and writes neither side.
-    async fn pinned_move(&mut self, tx: PinnedTx, from: usize, before: &Row) -> Outcome {
+    async fn pinned_move(&mut self, mut tx: PinnedTx, from: usize, before: &Row) -> Outcome {
         let (to, phase, world) = (self.own(), tx.phase(), Arc::clone(&self.world));
         if lock(&world.rows).contains_key(&to) {
             return Ok(());
@@ -137,7 +148,8 @@ impl Writer {
             world.is_row(from)
         );
         let what = format!("pinned move in {phase} (`{moves}`)");
-        if self.finish(tx, std::slice::from_ref(&moves), &what).await {
+        let wrote = execute(&mut tx, moves).await;
+        if self.finish(tx, wrote, &what).await {
             let parent = lock(&world.parents).remove(&from);
             self.judge(from, Some(before), &[gone(phase)], &what).await?;
             let images = Some((before.old.clone(), before.new.clone()));
@@ -150,13 +162,14 @@ impl Writer {
     }
 
     /// Deletes the row's parent, and with it the row and the others of this parent, which are this writer's own.
-    async fn pinned_delete_of_parent(&mut self, tx: PinnedTx, number: usize) -> Outcome {
+    async fn pinned_delete_of_parent(&mut self, mut tx: PinnedTx, number: usize) -> Outcome {
         let (phase, world) = (tx.phase(), Arc::clone(&self.world));
         let parent = lock(&world.parents).get(&number).copied();
         let Some(parent) = parent.filter(|parent| *parent >= WRITERS) else { return Ok(()) };
         let deletes = format!("delete from parents where id = {parent}");
         let what = format!("pinned cascade in {phase} (`{deletes}`)");
-        if self.finish(tx, &[deletes], &what).await {
+        let wrote = execute(&mut tx, deletes).await;
+        if self.finish(tx, wrote, &what).await {
             for row in world.rows_of(parent) {
                 let before = lock(&world.rows).get(&row).cloned();
                 self.judge(row, before.as_ref(), &[gone(phase)], &what).await?;
@@ -165,6 +178,7 @@ impl Writer {
         Ok(())
     }
 
+    /// The statements of a write, for each side that the phase writes.
     fn pinned_statements(
         &self,
         number: usize,
@@ -172,79 +186,120 @@ impl Writer {
         deletes: bool,
         phase: Phase,
         value: &Value,
-    ) -> Vec<String> {
+    ) -> Statements {
         let world = &self.world;
         let (key, is_row, names) = (world.key(number), world.is_row(number), world.shape.key.names());
-        let (overriding, old, new) = (world.overriding(), self.old(value), self.new_literal(value));
-        let (writes_old, writes_new) = match world.shape.mirrors {
-            true => (phase < Phase::Switch, phase >= Phase::Switch),
-            false => (phase.writes(Side::Old), phase.writes(Side::New)),
+        let overriding = world.overriding();
+        let all = self.all();
+        let [set_old, set_new] = [Side::Old, Side::New].map(|side| self.sets(side, value, &all));
+        let [(old_columns, old), (new_columns, new)] =
+            [Side::Old, Side::New].map(|side| self.lists(side, value, &all));
+        let is_table = world.shape.is_table;
+        let (writes_old, writes_new) = (phase.writes(Side::Old), phase.writes(Side::New));
+        let insert = |columns: &str, values: &str| {
+            format!("insert into subject ({names}, {columns}) {overriding} values ({key}, {values})")
         };
-        let mut statements = Vec::new();
-        if !world.shape.is_table {
-            statements.push(match (exists, deletes) {
-                (_, true) => format!("delete from subject where {is_row}"),
-                (true, _) => {
-                    let mut sets = Vec::new();
-                    if writes_old {
-                        sets.push(format!("old_c = {old}"));
-                    }
-                    if writes_new {
-                        sets.push(format!("new_c = {new}"));
-                    }
-                    format!("update subject set {} where {is_row}", sets.join(", "))
-                }
-                (false, _) => {
-                    let (mut columns, mut list) = (vec![names], vec![key]);
-                    if writes_old {
-                        columns.push("old_c".to_owned());
-                        list.push(old);
-                    }
-                    if writes_new {
-                        columns.push("new_c".to_owned());
-                        list.push(new);
-                    }
-                    format!(
-                        "insert into subject ({}) {overriding} values ({})",
-                        columns.join(", "),
-                        list.join(", ")
-                    )
-                }
-            });
-            return statements;
-        }
-        if writes_old {
-            statements.push(match (exists, deletes) {
-                (_, true) => format!("delete from subject where {is_row}"),
-                _ => format!(
-                    "insert into subject ({names}, parent, old_c) {overriding} values ({key}, null, {old}) \
-                     on conflict ({names}) do update set old_c = excluded.old_c"
-                ),
-            });
-        }
-        if writes_new {
-            statements.push(match (writes_old, exists, deletes) {
-                (_, _, true) => format!("delete from subject_2 where {is_row}"),
-                (true, ..) => format!(
-                    "insert into subject_2 ({names}, parent, note, new_c) select {names}, parent, note, {new} from subject \
-                     where {is_row} on conflict ({names}) do update set parent = excluded.parent, note = excluded.note, \
-                     new_c = excluded.new_c"
-                ),
-                (false, true, _) => format!("update subject_2 set new_c = {new} where {is_row}"),
-                _ => format!("insert into subject_2 ({names}, new_c) values ({key}, {new})"),
-            });
-        }
-        statements
+        let old = match (deletes, is_table, exists) {
+            (true, ..) => format!("delete from subject where {is_row}"),
+            (_, true, _) => format!(
+                "insert into subject ({names}, parent, old_c) {overriding} values ({key}, null, {old}) \
+                 on conflict ({names}) do update set old_c = excluded.old_c"
+            ),
+            (_, _, true) => format!("update subject set {set_old} where {is_row}"),
+            _ => insert(&old_columns, &old),
+        };
+        let table = world.shape.new_table();
+        let new = match (deletes, is_table && writes_old, exists || writes_old) {
+            (true, ..) => format!("delete from {table} where {is_row}"),
+            (_, true, _) => format!(
+                "insert into subject_2 ({names}, parent, note, new_c) select {names}, parent, note, {new} from subject \
+                 where {is_row} on conflict ({names}) do update set parent = excluded.parent, note = excluded.note, \
+                 new_c = excluded.new_c"
+            ),
+            (_, _, true) => format!("update {table} set {set_new} where {is_row}"),
+            _ if is_table => format!("insert into {table} ({names}, new_c) values ({key}, {new})"),
+            _ => insert(&new_columns, &new),
+        };
+        let at_once = (!is_table && writes_old && writes_new).then(|| match (deletes, exists) {
+            (true, _) => old.clone(),
+            (_, true) => format!("update subject set {set_old}, {set_new} where {is_row}"),
+            _ => {
+                let (columns, values) = (format!("{old_columns}, {new_columns}"), self.both(value));
+                insert(&columns, &values)
+            }
+        });
+        Statements { old: writes_old.then_some(old), new: writes_new.then_some(new), at_once }
     }
+
+    /// The literals of both sides.
+    fn both(&self, value: &Value) -> String {
+        let sides = [Side::Old, Side::New].map(|side| self.lists(side, value, &self.all()).1);
+        sides.join(", ")
+    }
+
+    /// The statement of a write of one side, which the guard trigger mirrors to the other one.
+    fn mirrored_statement(
+        &self,
+        columns: &SideColumns,
+        number: usize,
+        exists: bool,
+        deletes: bool,
+        value: &Value,
+    ) -> String {
+        let world = &self.world;
+        let (_, values) = self.lists(columns.side(), value, &self.all());
+        let is_row = world.is_row(number);
+        match (deletes, exists) {
+            (true, _) => format!("delete from subject where {is_row}"),
+            (_, true) => format!("update subject set ({columns}) = row({values}) where {is_row}"),
+            _ => format!(
+                "insert into subject ({}, {columns}) {} values ({}, {values})",
+                world.shape.key.names(),
+                world.overriding(),
+                world.key(number)
+            ),
+        }
+    }
+
+    /// Runs the statements in the transaction as an application does: at once, or each side through `DualWrite`.
+    async fn run_pinned(
+        &self,
+        migration: &Migration,
+        tx: &mut PinnedTx,
+        statements: Statements,
+    ) -> Result<(), Error> {
+        let Statements { old, new, at_once } = statements;
+        if !self.world.shape.is_dual {
+            let separate = old.into_iter().chain(new);
+            for statement in at_once.map_or_else(|| separate.collect::<Vec<_>>(), |one| vec![one]) {
+                tx.execute(AssertSqlSafe(statement)).await?;
+            }
+            return Ok(());
+        }
+        DualWrite::new(migration.clone(), old.unwrap_or_default(), new.unwrap_or_default())
+            .write_with(tx, Rows::unknown(), write_side, write_side)
+            .await
+    }
+}
+
+/// The statements of a pinned write.
+#[derive(Debug)]
+struct Statements {
+    old: Option<String>,
+    new: Option<String>,
+    /// Both sides in one statement.
+    at_once: Option<String>,
+}
+
+async fn execute(tx: &mut PinnedTx, statement: String) -> Result<(), Error> {
+    tx.execute(AssertSqlSafe(statement)).await?;
+    Ok(())
+}
+
+async fn write_side(statement: &String, tx: &mut PinnedTx) -> Result<(), Error> {
+    execute(tx, statement.clone()).await
 }
 
 fn gone(phase: Phase) -> After {
     After { phase, images: None, is_unmappable: false, knows_new: phase != Phase::Off }
-}
-
-async fn execute_all(tx: &mut PinnedTx, statements: &[String]) -> Result<(), sqlx::Error> {
-    for statement in statements {
-        tx.execute(AssertSqlSafe(&**statement)).await?;
-    }
-    Ok(())
 }

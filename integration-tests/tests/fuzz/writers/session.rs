@@ -98,7 +98,7 @@ impl Writer {
     }
 
     /// A line of CSV, under settings that every session reads the same way.
-    pub(super) async fn copy_line(&self, keys: &[String], value: &Value) -> Outcome<String> {
+    pub(super) async fn copy_line(&self, keys: &[String], value: &Value, named: &[bool]) -> Outcome<String> {
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
         let mut fields = Vec::new();
         for key in keys {
@@ -107,7 +107,8 @@ impl Writer {
                 .await?;
             fields.push(quoted(&text));
         }
-        fields.push(value.old_text.as_deref().map(quoted).unwrap_or_default());
+        let texts = value.old_texts.iter().zip(named).filter(|(_, named)| **named);
+        fields.extend(texts.map(|(text, _)| text.as_deref().map(quoted).unwrap_or_default()));
         Ok(format!("{}\n", fields.join(",")))
     }
 }
