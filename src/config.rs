@@ -17,11 +17,9 @@ pub(crate) use known::remember_encoded;
 pub(crate) use known::remember_password;
 pub use redact::redact;
 #[cfg(feature = "redis")]
-pub(crate) use tls_error::REDIS;
+pub(crate) use tls_error::{REDIS, with_tls_advice};
 #[cfg(feature = "unleash")]
-pub(crate) use tls_error::UNLEASH;
-#[cfg(any(feature = "redis", feature = "unleash"))]
-pub(crate) use tls_error::with_tls_advice;
+pub(crate) use tls_error::{UNLEASH, tls_advice};
 
 /// One setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]

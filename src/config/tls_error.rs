@@ -39,7 +39,7 @@ pub(crate) fn with_tls_advice(text: String, settings: &TlsSettings) -> String {
 }
 
 /// The advice for an error with this text, which is that of OpenSSL or of rustls.
-fn tls_advice(text: &str, settings: &TlsSettings) -> Option<String> {
+pub(crate) fn tls_advice(text: &str, settings: &TlsSettings) -> Option<String> {
     let has = |reasons: &[&str]| reasons.iter().any(|reason| text.contains(reason));
     // An alert comes from the server, so it is about the client's certificate.
     if has(&["fatal alert: CertificateRequired", "alert certificate required"]) {

@@ -39,6 +39,8 @@ pub enum FetchErrorKind {
     TokenRefused,
     /// The answer is not that of an Unleash API: the URL is wrong. Waiting does not help.
     WrongUrl,
+    /// The certificate of the server, or that of this client, was not accepted. Waiting does not help, as a rule.
+    NotTrusted,
     /// The server is unreachable, overloaded or failing.
     Unavailable,
 }

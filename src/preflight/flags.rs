@@ -73,6 +73,8 @@ async fn fresh(flags: &Flags) -> Result<(), String> {
                 FetchErrorKind::WrongUrl => {
                     "set UNLEASH_URL to the server's URL, with /api at the end of its path"
                 }
+                // The error says what to set.
+                FetchErrorKind::NotTrusted => return Err(error.to_string()),
                 FetchErrorKind::Unavailable => "",
             };
             if !remedy.is_empty() {

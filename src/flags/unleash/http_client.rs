@@ -17,7 +17,9 @@ use unleash_yggdrasil::SUPPORTED_SPEC_VERSION;
 use super::backup::LARGEST_STATE;
 use super::options::UnleashOptions;
 use super::secure::{Secured, secured};
-use crate::config::{UNLEASH, with_tls_advice};
+use super::transport::unavailable;
+use crate::config::{UNLEASH, tls_advice};
+use crate::flags::error::{FetchError, FetchErrorKind};
 
 /// Without this header, the server repeats every segment in each strategy that uses it.
 const CLIENT_SPEC: HeaderName = HeaderName::from_static("unleash-client-spec");
@@ -46,24 +48,39 @@ impl HttpClient {
         })
     }
 
-    pub(super) async fn send(&self, request: Request, etag: Option<HeaderValue>) -> Result<Answer, String> {
-        let request = converted(request, etag)?;
+    pub(super) async fn send(
+        &self,
+        request: Request,
+        etag: Option<HeaderValue>,
+    ) -> Result<Answer, FetchError> {
+        let request = converted(request, etag).map_err(unavailable)?;
         let answer = match self {
             Self::Direct(client) => client.request(request).await,
             Self::Proxied(client) => client.request(request).await,
         };
-        let (head, body) = answer.map_err(|error| with_tls_advice(causes(&error), &UNLEASH))?.into_parts();
+        let (head, body) = answer.map_err(|error| not_sent(causes(&error)))?.into_parts();
         let body = Limited::new(body, LARGEST_STATE).collect().await;
-        let mut body = body.map_err(|error| causes(&*error))?.to_bytes();
+        let mut body = body.map_err(|error| not_sent(causes(&*error)))?.to_bytes();
         if head
             .headers
             .get(header::CONTENT_ENCODING)
             .is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"gzip"))
         {
             let read = tokio::task::spawn_blocking(move || gunzip(&body)).await;
-            body = read.map_err(|error| error.to_string())?.map_err(|error| format!("gzip: {error}"))?;
+            let read = read.map_err(|error| unavailable(error.to_string()))?;
+            body = read.map_err(|error| unavailable(format!("gzip: {error}")))?;
         }
         Ok(Answer { status: head.status, headers: head.headers, body })
+    }
+}
+
+/// The error of an exchange without a complete answer, from its text.
+fn not_sent(text: String) -> FetchError {
+    match tls_advice(&text, &UNLEASH) {
+        Some(advice) => {
+            FetchError { kind: FetchErrorKind::NotTrusted, message: format!("{advice} ({text})") }
+        }
+        None => unavailable(text),
     }
 }
 

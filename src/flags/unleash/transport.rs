@@ -77,25 +77,29 @@ impl Checked {
         self.etag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn send(&self, request: Request, etag: Option<HeaderValue>) -> Result<Answer, String> {
+    async fn send(&self, request: Request, etag: Option<HeaderValue>) -> Result<Answer, FetchError> {
         let exchange = async {
             match &self.carrier {
                 Carrier::Own(http) => http.send(request, etag).await,
                 Carrier::Users(transport) => {
-                    let response = transport.execute(request).await.map_err(|error| format!("{error:#}"))?;
-                    let status = StatusCode::from_u16(response.status).map_err(|error| error.to_string())?;
+                    let response = transport.execute(request).await;
+                    let response = response.map_err(|error| unavailable(format!("{error:#}")))?;
+                    let status = StatusCode::from_u16(response.status);
+                    let status = status.map_err(|error| unavailable(error.to_string()))?;
                     Ok(Answer { status, body: response.body.into(), ..Answer::default() })
                 }
             }
         };
         let answer = tokio::time::timeout(self.time_limit, exchange).await;
-        let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {:?}", self.time_limit)));
-        let answer = answer.map_err(|error| self.without_token(&error))?;
+        let answer =
+            answer.unwrap_or_else(|_| Err(unavailable(format!("no answer within {:?}", self.time_limit))));
+        let answer =
+            answer.map_err(|error| FetchError { message: self.without_token(&error.message), ..error })?;
         if answer.body.len() > LARGEST_STATE {
             let bytes = answer.body.len();
-            return Err(format!(
+            return Err(unavailable(format!(
                 "the answer has {bytes} bytes, more than the limit of {LARGEST_STATE} bytes"
-            ));
+            )));
         }
         Ok(answer)
     }
@@ -159,8 +163,7 @@ impl Transport for Checked {
         }
         let (is_poll, url) = (request.method == Method::Get, request.url.clone());
         let known = if is_poll { self.etag().in_use.clone() } else { None };
-        let mut answer =
-            self.send(request, known.clone()).await.map_err(|error| NoState::from(unavailable(error)))?;
+        let mut answer = self.send(request, known.clone()).await.map_err(NoState::from)?;
         if is_poll {
             // The application's transport may know an ETag that is not known here.
             let knows_state = known.is_some() || matches!(self.carrier, Carrier::Users(_));

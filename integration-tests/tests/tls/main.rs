@@ -1,5 +1,7 @@
-//! TLS to a real Postgres: which certificates the library accepts, and what it says about others.
+//! TLS to a real Postgres, Redis and Unleash: which certificates the library accepts, and what it says about others.
 #![expect(clippy::unwrap_used, reason = "the helpers of a test fail as it does, by panicking")]
+
+mod unleash;
 
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
