@@ -126,3 +126,33 @@ async fn sessions_recover_after_the_primary_was_demoted_alive() {
     }
     assert_eq!(raw(&second, &made.id).await.unwrap()["data"]["k"], 5);
 }
+
+#[tokio::test]
+async fn a_deletion_is_repeated_when_its_connection_breaks() {
+    let redis = Redis::start().await.unwrap();
+    let options = RedisStoreOptions { time_limit: LIMIT, ..RedisStoreOptions::default() };
+    let store = RedisStore::new(pool(&redis), options).unwrap();
+    let mut made = record(json!({}));
+    store.create(&mut made).await.unwrap();
+    // Reads are answered, and the command waits on the server.
+    redis.command("CLIENT PAUSE 60000 WRITE").await.unwrap();
+    let deletion = tokio::spawn({
+        let store = store.clone();
+        async move { store.delete(&made.id).await }
+    });
+    let waiting = async || {
+        let clients = redis.command("CLIENT LIST").await?;
+        let waiting = clients.lines().find(|client| client.contains("cmd=del "));
+        Ok::<_, KitError>(waiting.and_then(|client| client.split(' ').next()).map(str::to_owned))
+    };
+    wait_until("the command to reach the server", LIMIT, async || {
+        Ok::<_, KitError>(waiting().await?.is_some())
+    })
+    .await
+    .unwrap();
+    let client = waiting().await.unwrap().unwrap();
+    redis.command(&format!("CLIENT KILL {}", client.replacen('=', " ", 1))).await.unwrap();
+    redis.command("CLIENT UNPAUSE").await.unwrap();
+    deletion.await.unwrap().unwrap();
+    assert_eq!(raw(&redis, &made.id).await, None);
+}
