@@ -2,6 +2,8 @@
 
 use sqlx::PgConnection;
 
+use crate::config::redact;
+
 use super::jobs::{Job, KeyText};
 use super::unprepared;
 
@@ -19,7 +21,7 @@ pub(crate) async fn set_aside(
     .bind(job.migration)
     .bind(job.kind)
     .bind(key)
-    .bind(error)
+    .bind(redact(error))
     .execute(&mut *tx)
     .await?;
     unprepared::query_scalar("select count(*) from cutover.bad_rows where migration_id = $1 and kind = $2")

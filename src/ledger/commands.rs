@@ -3,6 +3,7 @@
 use sqlx::{FromRow, PgConnection};
 
 use super::unprepared;
+use crate::config::redact;
 
 /// A migration that a person named.
 #[derive(Debug, FromRow)]
@@ -53,7 +54,7 @@ pub(crate) async fn set_desired(
     unprepared::query("update cutover.migrations set desired = $2, desired_by = $3 where id = $1")
         .bind(migration)
         .bind(desired)
-        .bind(actor)
+        .bind(redact(actor))
         .execute(tx)
         .await?;
     Ok(())
@@ -74,8 +75,8 @@ pub(crate) async fn approve(
          returning to_char(expires_at, 'YYYY-MM-DD\"T\"HH24:MI:SSOF')",
     )
     .bind(migration)
-    .bind(actor)
-    .bind(reason)
+    .bind(redact(actor))
+    .bind(redact(reason))
     .fetch_one(tx)
     .await
 }
@@ -87,7 +88,7 @@ pub(crate) async fn pause(tx: &mut PgConnection, migration: i32, actor: &str) ->
          where id = $1 and paused_at is null",
     )
     .bind(migration)
-    .bind(actor)
+    .bind(redact(actor))
     .execute(tx)
     .await?;
     Ok(changed.rows_affected() == 1)

@@ -3,6 +3,7 @@
 use sqlx::PgConnection;
 
 use super::{notifications, unprepared};
+use crate::config::redact;
 
 /// Records that the old side is gone. The migration is finished from then on: it waits for nothing, and no instance drives
 /// it. `false`: it has ended before.
@@ -55,8 +56,8 @@ async fn end(
     .bind(migration)
     .bind(ended_as)
     .bind(event)
-    .bind(actor)
-    .bind(reason)
+    .bind(redact(actor))
+    .bind(redact(reason))
     .fetch_optional(&mut *tx)
     .await?;
     match fleet {
@@ -95,8 +96,8 @@ pub(crate) async fn baseline(
          where migration_id = $1 and epoch = 1",
     )
     .bind(migration)
-    .bind(actor)
-    .bind(reason)
+    .bind(redact(actor))
+    .bind(redact(reason))
     .execute(&mut *tx)
     .await?;
     unprepared::query(
@@ -154,7 +155,7 @@ pub(crate) async fn archive(
          select fleet, name, ended_as, $2, $3::text::jsonb from cutover.migrations where id = $1",
     )
     .bind(migration)
-    .bind(actor)
+    .bind(redact(actor))
     .bind(record)
     .execute(&mut *tx)
     .await?;

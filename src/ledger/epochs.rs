@@ -4,6 +4,7 @@ use sqlx::{FromRow, PgConnection};
 
 use super::blockers::{OpenTransaction, open_transaction, sharers};
 use super::{locks, notifications, unprepared};
+use crate::config::redact;
 
 /// A move to the next epoch, with everything that changes in the same transaction.
 #[derive(Debug)]
@@ -32,8 +33,8 @@ pub(crate) async fn open(tx: &mut PgConnection, step: &Move<'_>) -> Result<(), s
     .bind(step.epoch)
     .bind(step.to)
     .bind(step.from)
-    .bind(step.actor)
-    .bind(step.reason)
+    .bind(redact(step.actor))
+    .bind(redact(step.reason))
     .execute(&mut *tx)
     .await?;
     unprepared::query(
@@ -71,8 +72,8 @@ pub(crate) async fn open(tx: &mut PgConnection, step: &Move<'_>) -> Result<(), s
     .bind(step.name)
     .bind(format!("{} to {}", step.from, step.to))
     .bind(step.epoch)
-    .bind(step.actor)
-    .bind(step.reason)
+    .bind(redact(step.actor))
+    .bind(redact(step.reason))
     .execute(&mut *tx)
     .await?;
     notifications::send(tx, step.fleet).await

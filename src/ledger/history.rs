@@ -4,6 +4,7 @@ use serde::Serialize;
 use sqlx::{FromRow, PgConnection};
 
 use super::unprepared;
+use crate::config::redact;
 
 /// What is recorded about an event.
 #[derive(Debug)]
@@ -26,8 +27,8 @@ pub(crate) async fn record(tx: &mut PgConnection, event: &NewEvent<'_>) -> Resul
     .bind(event.migration)
     .bind(event.event)
     .bind(event.epoch)
-    .bind(event.actor)
-    .bind(event.reason)
+    .bind(redact(event.actor))
+    .bind(redact(event.reason))
     .execute(tx)
     .await?;
     Ok(())

@@ -5,6 +5,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 use super::{Ledger, unprepared};
+use crate::config::redact;
 
 /// What an instance says about itself when it joins.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ pub(crate) async fn admit(
          where id = $1 and lease_until > clock_timestamp()",
     )
     .bind(instance)
-    .bind(refusal)
+    .bind(refusal.map(redact))
     .execute(tx)
     .await?;
     Ok(updated.rows_affected() == 1)

@@ -4,6 +4,7 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use super::evidence::evidence;
 use super::{Ledger, fleets, unprepared};
+use crate::config::redact;
 
 /// The id of the migration. One that is new begins at epoch 1 in `off`.
 pub(crate) async fn register(tx: &mut PgConnection, fleet: &str, name: &str) -> Result<i32, sqlx::Error> {
@@ -193,7 +194,7 @@ pub(crate) async fn set_waits_for(
          where id = $1",
     )
     .bind(migration)
-    .bind(waits_for)
+    .bind(waits_for.map(redact))
     .execute(tx)
     .await?;
     Ok(())

@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Executor, PgConnection, PgPool, Postgres, Row};
 
 use super::{literal, locks, unprepared};
+use crate::config::redact;
 
 /// How many characters of an error are kept.
 const ERROR_CHARS: usize = 500;
@@ -60,7 +61,7 @@ pub(crate) async fn record<C: TextConnection>(
     keys: &str,
     error: &str,
 ) -> Result<bool, C::Error> {
-    let error: String = error.chars().take(ERROR_CHARS).collect();
+    let error: String = redact(error).chars().take(ERROR_CHARS).collect();
     let recorded = connection
         .ask(
             "select cutover.record_repairs($1::text::integer, $2::text::integer, 'new', $3::text::jsonb, $4)::text",
@@ -117,7 +118,7 @@ pub(crate) async fn fail<C: TextConnection>(
     error: &str,
     max_attempts: Option<u32>,
 ) -> Result<(), C::Error> {
-    let error: String = error.chars().take(ERROR_CHARS).collect();
+    let error: String = redact(error).chars().take(ERROR_CHARS).collect();
     let max_attempts = max_attempts.map(|max| max.to_string()).unwrap_or_default();
     connection
         .ask(

@@ -37,6 +37,8 @@ mod rows;
 mod rust_mappings;
 mod same_row;
 mod schema_changes;
+mod secrets;
+
 mod session_settings;
 mod several_migrations;
 mod shadow;
