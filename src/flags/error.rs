@@ -31,6 +31,16 @@ pub struct FetchError {
     pub message: String,
 }
 
+#[cfg(feature = "unleash")]
+pub(in crate::flags) fn unavailable(message: impl Into<String>) -> FetchError {
+    FetchError { kind: FetchErrorKind::Unavailable, message: message.into() }
+}
+
+#[cfg(feature = "unleash")]
+pub(in crate::flags) fn wrong_url(message: impl Into<String>) -> FetchError {
+    FetchError { kind: FetchErrorKind::WrongUrl, message: message.into() }
+}
+
 /// What kind of failure a [`FetchError`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

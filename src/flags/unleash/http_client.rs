@@ -17,9 +17,8 @@ use unleash_yggdrasil::SUPPORTED_SPEC_VERSION;
 use super::backup::LARGEST_STATE;
 use super::options::UnleashOptions;
 use super::secure::{Secured, secured};
-use super::transport::unavailable;
 use crate::config::{UNLEASH, tls_advice};
-use crate::flags::error::{FetchError, FetchErrorKind};
+use crate::flags::error::{FetchError, FetchErrorKind, unavailable};
 
 /// Without this header, the server repeats every segment in each strategy that uses it.
 const CLIENT_SPEC: HeaderName = HeaderName::from_static("unleash-client-spec");

@@ -17,10 +17,10 @@ use super::options::UnleashOptions;
 use super::report::Reporter;
 use super::server::Server;
 use super::state::{Loaded, Offered, Unleash};
-use super::transport::{NoState, unavailable};
+use super::transport::NoState;
 use crate::config::{ConfigError, Problem};
 use crate::flags::counters::{Fetches, Tally};
-use crate::flags::error::{FetchError, FlagsError};
+use crate::flags::error::{FetchError, FlagsError, unavailable};
 
 /// The background task. It ends when this is closed or dropped.
 pub(in crate::flags) struct Poller {

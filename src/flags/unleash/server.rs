@@ -15,8 +15,8 @@ use unleash_api_client::{Client, ClientBuilder};
 
 use super::http_client::HttpClient;
 use super::options::{Endpoint, UnleashOptions};
-use super::transport::{Carrier, Checked, NoState, unavailable, wrong_url};
-use crate::flags::error::FetchError;
+use super::transport::{Carrier, Checked, NoState};
+use crate::flags::error::{FetchError, unavailable, wrong_url};
 
 /// Flags have names, not an enum, in this library.
 #[derive(Clone, Copy, Debug)]

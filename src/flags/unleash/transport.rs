@@ -13,7 +13,7 @@ use unleash_api_client::http::{Method, Request, Response, Transport, TransportRe
 use super::backup::LARGEST_STATE;
 use super::http_client::{Answer, HttpClient};
 use crate::config::{redact, remember};
-use crate::flags::error::{FetchError, FetchErrorKind};
+use crate::flags::error::{FetchError, FetchErrorKind, unavailable, wrong_url};
 
 /// The longest `Retry-After` that is honoured. A change of a flag that switches a feature off must not arrive later.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -182,12 +182,4 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
         Err(_) => (DateTime::parse_from_rfc2822(text).ok()?.to_utc() - Utc::now()).to_std().ok()?,
     };
     Some(pause.min(LONGEST_RETRY_AFTER))
-}
-
-pub(super) fn unavailable(message: impl Into<String>) -> FetchError {
-    FetchError { kind: FetchErrorKind::Unavailable, message: message.into() }
-}
-
-pub(super) fn wrong_url(message: impl Into<String>) -> FetchError {
-    FetchError { kind: FetchErrorKind::WrongUrl, message: message.into() }
 }
