@@ -232,3 +232,46 @@ fn dashboards_and_rules_use_metrics_of_the_list() {
         assert!(!used.is_empty() && unknown.is_empty(), "{file}: not in docs/metrics.md: {unknown:?}");
     }
 }
+
+/// A limit that changes in the code changes in its row of the page, too.
+#[test]
+fn the_page_of_limits_has_the_numbers_of_the_code() {
+    let page = read(root().join("docs/limits.md"));
+    for (file, code, row) in [
+        ("drain/options.rs", "head_timeout: Duration::from_secs(30)", "| a request head | 30 s |"),
+        ("drain/options.rs", "idle_timeout: Duration::from_secs(65 * 60)", "| an idle connection | 65 min |"),
+        ("drain/options.rs", "max_connections: 10_000", "| connections of a listener | 10,000; more wait |"),
+        ("pool/share.rs", "MAX_CONNECTIONS: u32 = 1000", "| connections of a pool | 10, at most 1,000 |"),
+        ("front/pools.rs", "const SIZE: u32 = 10;", "| connections of a pool | 10, at most 1,000 |"),
+        ("pool/admission.rs", "QUEUE: usize = 1_000", "| requests that wait for admission | 1,000;"),
+        ("metrics/bounds.rs", "MAX_BOUNDS: usize = 24", "| bounds of the histogram of durations | 24 |"),
+        ("release/identity.rs", "MAX_LEN: usize = 128", "a revision or an instance | 128 bytes |"),
+        ("fleet/options.rs", "fleet.len() > 63", "| the name of a fleet | 63 bytes |"),
+        (
+            "flags/unleash/backup/seal.rs",
+            "LARGEST_STATE: usize = 16 << 20",
+            "| an answer of the flag server, decompressed | 16 MiB |",
+        ),
+        ("flags/unleash/shape.rs", "LONGEST: usize = 500", "constraints of one of them | 500 |"),
+        (
+            "flags/unleash/transport.rs",
+            "LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60)",
+            "| `Retry-After` of the flag server | 60 s;",
+        ),
+        ("migration/dual/repair.rs", "MAX_ATTEMPTS: u32 = 10;", "| attempts to repair a row | 10,"),
+        (
+            "migration/mirror/delivery.rs",
+            "MAX_ATTEMPTS: u32 = 50;",
+            "| attempts to deliver a row to another database | 50,",
+        ),
+        ("migration/mirror/plan.rs", "MAX_PENDING: i64 = 2_000", "delivery while a copy goes on | 2,000;"),
+        (
+            "migration/coordinator/retry.rs",
+            "LONGEST: Duration = Duration::from_secs(120)",
+            "| the pause before failed work is tried again | 2 min |",
+        ),
+    ] {
+        assert!(read(root().join("src").join(file)).contains(code), "{file}: {code}");
+        assert!(page.contains(row), "docs/limits.md has no row with: {row}");
+    }
+}
