@@ -12,11 +12,12 @@ use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
 use cutover::migration::mirror::{MirrorStore, PostgresMirror};
-use cutover::migration::{ColumnMigration, MigrationSpec, PhaseRange};
+use cutover::migration::{ColumnMigration, MigrationSpec, PhaseRange, SchemaChange};
 use cutover::pool::{ConnectionShare, ShareError, ShareOptions};
 use cutover::release::Release;
 use cutover::{Cutover, Instance};
 use cutover_testkit::{PgBouncer, PgBouncerOptions, Postgres, PostgresOptions, if_installed, wait_until};
+use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
@@ -314,6 +315,36 @@ async fn without_names_no_statement_fails_beside_named_ones() -> Outcome {
     }
     moved?;
     other.await?;
+    drop((instance, pooled));
+    Ok(())
+}
+
+/// The next client of a session would have its limits.
+#[tokio::test(flavor = "multi_thread")]
+async fn work_on_the_schema_leaves_sessions_as_they_were() -> Outcome {
+    let options = PgBouncerOptions { pool_size: 6, ..PgBouncerOptions::default() };
+    let Some(pooled) = Pooled::start(&options).await else { return Ok(()) };
+    sqlx::raw_sql("create table orders (id bigint primary key, note text)").execute(&pooled.direct).await?;
+    let quiet = Duration::from_millis(300);
+    let change = move |pool| -> Result<MigrationSpec, cutover::ConfigError> {
+        let plan = SchemaChange::new(pool, "orders").check("short", "length(note) < 99").quiet_period(quiet);
+        let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(plan.build()?);
+        Ok(spec.external_write_quiet_period(quiet))
+    };
+    let instance = pooled.shop("a").migration(change).unnamed_statements().start().await?;
+    wait_until("a pin", LIMIT, async || {
+        Ok::<_, sqlx::Error>(instance.migration("status").unwrap().pin().is_ok())
+    })
+    .await?;
+    pooled.move_to("retire").await?;
+    let pool = PgPoolOptions::new().max_connections(6).connect(&pooled.pooler.url("pooled")).await?;
+    // The time keeps each client in a session of its own.
+    let changed = "select concat((select string_agg(name, ' ') from pg_settings \
+        where setting <> reset_val and name ~ '_timeout$|check_interval$'), pg_sleep(0.3))";
+    let look = || async { sqlx::raw_sql(changed).fetch_one(&pool).await?.try_get::<String, _>(0) };
+    for changed in futures_util::future::join_all((0..6).map(|_| look())).await {
+        assert_eq!(changed?, "");
+    }
     drop((instance, pooled));
     Ok(())
 }

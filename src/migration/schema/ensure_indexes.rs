@@ -11,12 +11,34 @@ use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
 
 /// The limits of the role are meant for requests.
-const UNLIMITED: &str = "select set_config(name, '0', false) from pg_settings \
-    where name in ('statement_timeout', 'lock_timeout', 'transaction_timeout') and setting <> '0'";
-const ENDS_WITH_CLIENT: &str = "select set_config(name, '1s', false) from pg_settings \
-    where name = 'client_connection_check_interval'";
-/// Behind a pooler another client gets the session next.
-const LIMITED: &str = "reset statement_timeout; reset lock_timeout";
+macro_rules! limits {
+    () => {
+        "'statement_timeout', 'lock_timeout', 'transaction_timeout'"
+    };
+}
+
+/// From version 14 on: how soon the server notices during a statement that the client is gone.
+macro_rules! check {
+    () => {
+        "'client_connection_check_interval'"
+    };
+}
+
+const UNLIMITED: &str = concat!(
+    "select set_config(name, '0', false) from pg_settings where name in (",
+    limits!(),
+    ") and setting <> '0'"
+);
+const ENDS_WITH_CLIENT: &str =
+    concat!("select set_config(name, '1s', false) from pg_settings where name = ", check!());
+/// Behind a pooler another client gets the session next. `reset` would fail for a setting that the server does not have.
+const LIMITED: &str = concat!(
+    "select set_config(name, reset_val, false) from pg_settings where name in (",
+    limits!(),
+    ", ",
+    check!(),
+    ") and setting <> reset_val"
+);
 
 /// The keeper of the lock is idle during the build. If its client is gone without a word, the server finds out in half a minute.
 const KEEP: &str = "select set_config(name, value, true) from pg_settings join (values \
