@@ -36,7 +36,7 @@
 //! not part of the old side.
 //!
 //! A mapping that fails does not fail the external write. The row's key is recorded for repair instead. The same happens while a
-//! column has another name.
+//! column has another name. A write whose key cannot be recorded counts as one that was not mirrored.
 //!
 //! An update of the key can move a row behind the place that a copy has reached. So such an update is mapped like one of the
 //! side with authority, even if it changes neither side, and within a pinned transaction, too. A mapping in Rust cannot run
@@ -78,7 +78,9 @@
 //! While a trigger is disabled, the moves that external writers could spoil wait for it. `ledger/guard_looks.rs` says how
 //! rows that came past it are noticed.
 
-use super::guard_conditions::{Comparisons, listed, looks_at_part, pass_if_renamed, same};
+use super::guard_conditions::{
+    Comparisons, RENAMED, listed, looks_at_part, notice_if_renamed, pass_if_renamed, same,
+};
 use super::guard_refusals::{NOT_MIRRORED, RAISE, REFUSE, REFUSE_UNMAPPED, refused};
 use crate::migration::batch::{MappingCode, Part, Sides};
 use crate::migration::catalog::quote;
@@ -167,11 +169,13 @@ impl GuardTrigger {
     /// What the function executes. It gets the migration's id as its argument.
     pub(super) fn body(&self, selects: &Selects) -> String {
         // With a mapping in Rust, what passes in `ramp` and `switch` is mirrored or recorded for repair.
-        let is_mirrored = if selects.forward.is_some() { "true" } else { "null" };
+        let mut is_mirrored = if selects.forward.is_some() { "true" } else { "null" }.to_owned();
         let (before, after) = match &self.watched {
             Watched::Columns { old, new } => self.on_columns(old, new, selects),
             Watched::Rows { columns, part, .. } => {
-                let before = looks_at_part(&self.key, part.as_ref(), selects.condition.as_deref());
+                is_mirrored = format!("case when is_renamed then false else {is_mirrored} end");
+                let looks = looks_at_part(&self.key, part.as_ref(), selects.condition.as_deref());
+                let before = notice_if_renamed(&self.key, [&selects.source, &selects.target], &looks);
                 (before, self.on_rows(columns, part.as_ref(), selects))
             }
         };
@@ -179,6 +183,7 @@ impl GuardTrigger {
             "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
              named_old boolean; named_new boolean; is_named boolean; comparison text; written record; agrees boolean; \
              is_pinned boolean; named record; given record; moved boolean := true; moves boolean := true; \
+             is_renamed boolean := false; \
              begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {is_mirrored}); {after} end "
         )
     }
@@ -261,9 +266,8 @@ impl GuardTrigger {
             listed("new", new)
         );
         let may_move = selects.is_partitioned;
-        let pass_if_renamed = pass_if_renamed(&[old, new, &self.key].concat(), |side| {
-            self.record_as(side, "new", "'a column of the migration has another name or type, or is gone'")
-        });
+        let pass_if_renamed =
+            pass_if_renamed(&[old, new, &self.key].concat(), |side| self.record_as(side, "new", RENAMED));
         let before = format!(
             "{pass_if_renamed} if tg_op = 'INSERT' and {may_move} \
                  and pg_catalog.current_setting('cutover.moved_' || tg_argv[0], true) = {moved} then return new; end if; \
@@ -311,9 +315,7 @@ impl GuardTrigger {
 
     fn on_rows(&self, columns: &[String], part: Option<&(Part, Vec<String>)>, selects: &Selects) -> String {
         let target = &selects.target;
-        let of = |row: &str| {
-            self.key.iter().map(|column| format!("{row}.{column}")).collect::<Vec<_>>().join(", ")
-        };
+        let of = |row: &str| listed(row, &self.key);
         let key = self.key.join(", ");
         let all = [self.key.as_slice(), columns].concat().join(", ");
         let sets: Vec<String> =
@@ -338,7 +340,12 @@ impl GuardTrigger {
         };
         // A delete needs no mapping.
         let copy = format!(
-            "if tg_op = 'TRUNCATE' then \
+            "if is_renamed then \
+                 begin if tg_op in ('UPDATE', 'DELETE') then {record_renamed_old} end if; \
+                     if tg_op in ('INSERT', 'UPDATE') then {record_renamed_new} end if; \
+                 exception when undefined_column or datatype_mismatch then null; end; \
+                 return null; end if; \
+             if tg_op = 'TRUNCATE' then \
                      delete from {target} as gone where not exists (select from {table} as there where ({there_key}) = ({gone_key})); \
                      return null; end if; \
                  begin \
@@ -361,6 +368,8 @@ impl GuardTrigger {
                 "old",
                 "'its snapshot may be older than the copy of the row, so its delete may have missed the copy'"
             ),
+            record_renamed_old = self.record_as("'new'", "old", RENAMED),
+            record_renamed_new = self.record_as("'new'", "new", RENAMED),
             record_old = self.record("'new'", "old"),
             record_new = self.record("'new'", "new"),
         );

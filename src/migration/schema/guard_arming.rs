@@ -3,7 +3,7 @@
 use sqlx::PgConnection;
 
 use super::guard::{GuardTrigger, Selects, Watched};
-use super::guard_conditions::same;
+use super::guard_conditions::same_for_dumps;
 use crate::ledger::{describe_error, guard_triggers, is_refusal, unprepared};
 use crate::migration::batch::MappingCode;
 use crate::migration::catalog::{MAPPING_SETTINGS, Resolved, TIME_ZONE_ABBREVIATIONS, resolve};
@@ -93,7 +93,8 @@ impl GuardTrigger {
                 let event = format!("before insert or update on {table} for each row");
                 triggers += &trigger(table, &on_rows, &event, &is_watched, &own);
                 let event = format!("before update of {} on {table} for each row", self.key.join(", "));
-                let is_moved = format!("not ({is_watched}) and not ({})", same("old", "new", &self.key));
+                let is_moved =
+                    format!("not ({is_watched}) and not ({})", same_for_dumps("old", "new", &self.key));
                 triggers += &trigger(table, &on_key, &event, &is_moved, &own);
                 on_each_row.push(&on_key);
             }

@@ -1,6 +1,9 @@
-//! Conditions of the guard trigger over one row. Names are quoted.
+//! Conditions and texts of the guard trigger. Names are quoted.
 
 use crate::migration::batch::Part;
+
+/// Why a row is recorded if a column that the function names is not there.
+pub(super) const RENAMED: &str = "'a column of the migration has another name or type, or is gone'";
 
 /// Columns of one row of the trigger, separated by commas.
 pub(super) fn listed(row: &str, columns: &[String]) -> String {
@@ -28,6 +31,16 @@ pub(super) struct Comparisons {
 pub(super) fn same(one: &str, other: &str, columns: &[String]) -> String {
     format!(
         "row({})::pg_catalog.record operator(pg_catalog.*=) row({})::pg_catalog.record",
+        listed(one, columns),
+        listed(other, columns)
+    )
+}
+
+/// [`same`] for the condition of a trigger. `pg_dump` writes out `*=` without the casts of both rows, and then the server takes
+/// it for a comparison of their columns.
+pub(super) fn same_for_dumps(one: &str, other: &str, columns: &[String]) -> String {
+    format!(
+        "pg_catalog.record_image_eq(row({})::pg_catalog.record, row({})::pg_catalog.record)",
         listed(one, columns),
         listed(other, columns)
     )
@@ -84,6 +97,25 @@ pub(super) fn pass_if_renamed(columns: &[String], record_repair: impl Fn(&str) -
          end;",
         listed("new", columns),
         record_repair("case phase when 'switch' then 'old' else 'new' end")
+    )
+}
+
+/// Runs `looks`, and sets `is_renamed` if a column that these statements name, or for a `truncate` one of the tables, was
+/// renamed or dropped, or has got another type since this session compiled the function. Then `moved` and `moves` are true.
+pub(super) fn notice_if_renamed(key: &[String], [source, target]: [&str; 2], looks: &str) -> String {
+    format!(
+        "begin \
+             if tg_op = 'TRUNCATE' then \
+                 perform {of_target} from {target} as gone limit 0; perform {of_source} from {source} as there limit 0; \
+             elsif tg_op = 'DELETE' then agrees := row({old}) is null; else agrees := row({new}) is null; end if; \
+             {looks} \
+         exception when undefined_column or undefined_table or datatype_mismatch then \
+             moved := true; moves := true; is_renamed := true; \
+         end;",
+        of_target = listed("gone", key),
+        of_source = listed("there", key),
+        old = listed("old", key),
+        new = listed("new", key),
     )
 }
 
