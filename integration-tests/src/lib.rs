@@ -7,6 +7,7 @@
 //! The kit does not depend on the library that it tests.
 
 mod base_backup;
+mod dump;
 mod envoy;
 mod error;
 mod find;
@@ -27,6 +28,7 @@ mod unleash;
 mod unleash_admin;
 mod wait;
 
+pub use dump::copy_by_dump;
 pub use envoy::{Cluster, Endpoint, Envoy, EnvoyOptions};
 pub use error::{KitError, if_installed};
 pub use find::{browser, manifests, specification};

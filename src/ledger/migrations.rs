@@ -3,11 +3,12 @@
 use sqlx::{AssertSqlSafe, FromRow, PgConnection};
 
 use super::evidence::evidence;
-use super::{Ledger, fleets, unprepared};
+use super::{Ledger, fleets, sides, unprepared};
 use crate::config::redact;
 
 /// The id of the migration. One that is new begins at epoch 1 in `off`.
 pub(crate) async fn register(tx: &mut PgConnection, fleet: &str, name: &str) -> Result<i32, sqlx::Error> {
+    sides::follow_restored(tx).await?;
     // Usually it exists, and then a start waits for no lock.
     if let Some(id) = id_of(tx, fleet, name).await? {
         return Ok(id);

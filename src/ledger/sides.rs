@@ -47,18 +47,41 @@ pub(crate) fn record(migration: &str, tables: [&str; 2], columns: [&[String]; 2]
                 names.join(", ")
             ),
         };
-        format!("({migration}, '{side}', to_regclass('{table}')::oid, {numbers}, {made})")
+        let names = match columns {
+            [] => "null::name[]".to_owned(),
+            _ => format!("array[{}]::name[]", names.join(", ")),
+        };
+        format!(
+            "({migration}, '{side}', to_regclass('{table}'), {numbers}, {names}, 'cutover.sides'::regclass::oid, {made})"
+        )
     };
     format!(
-        "insert into cutover.sides as known (migration_id, side, relation, column_numbers, made) values {}, {} \
+        "insert into cutover.sides as known (migration_id, side, relation, column_numbers, column_names, recorded_in, made) values {}, {} \
          on conflict (migration_id, side) do update \
              set relation = excluded.relation, column_numbers = excluded.column_numbers, \
+                 column_names = excluded.column_names, recorded_in = excluded.recorded_in, \
                  made = excluded.made or known.made and known.relation = excluded.relation \
                      and known.column_numbers is not distinct from excluded.column_numbers, \
                  recorded_at = clock_timestamp()",
         row("old", tables[0], columns[0], false),
         row("new", tables[1], columns[1], made),
     )
+}
+
+/// Finds the columns of both sides again by their names, if a dump of the database was restored: there the table is known by its
+/// name, and its columns may have other numbers. What the driver knew of the catalog means nothing there.
+pub(crate) async fn follow_restored(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    unprepared::query(
+        "with followed as (update cutover.sides s set recorded_in = s.tableoid, \
+             column_numbers = case when s.column_numbers is not null then coalesce((select array_agg(attnum order by attnum) \
+                 from pg_attribute where attrelid = s.relation and attname = any (s.column_names) and not attisdropped), '{0}') end \
+             where s.recorded_in <> s.tableoid returning s.migration_id) \
+         delete from cutover.guard_looks l using followed f \
+             where l.migration_id = f.migration_id and l.unseen_writes_at is null",
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Both sides; `None` if the expand DDL has not run, or if the migration has no id yet.
@@ -72,7 +95,7 @@ pub(crate) async fn find(
                 c.oid is not null and (s.column_numbers is null \
                     or cardinality(a.names) >= case s.side when 'old' then 1 else cardinality(s.column_numbers) end) \
                     as is_there, \
-                format('%s.%s', quote_ident(n.nspname), quote_ident(c.relname)) as \"table\", \
+                quote_ident(n.nspname) || '.' || quote_ident(c.relname) as \"table\", \
                 a.names as columns, coalesce(c.relkind in ('i', 'I'), false) as is_index \
          from cutover.sides s left join pg_class c on c.oid = s.relation \
          left join pg_namespace n on n.oid = c.relnamespace \

@@ -104,9 +104,14 @@ create table cutover.read_counts (
 create table cutover.sides (
     migration_id integer not null references cutover.migrations on delete cascade,
     side text not null check (side in ('old', 'new')),
-    relation oid not null,
+    -- A dump has its name instead, so it is the same table where the dump is restored.
+    relation regclass not null,
     -- Null: the whole table.
     column_numbers smallint[] check (cardinality(column_numbers) > 0),
+    -- The names of these columns at that time, and the oid of this very table. It is another one in a restored dump, where the
+    -- numbers may be other ones.
+    column_names name[],
+    recorded_in oid not null,
     -- Whether the migration itself made it.
     made boolean not null default false,
     recorded_at timestamptz not null default clock_timestamp(),

@@ -249,6 +249,7 @@ pub async fn forget(
 
 /// The migration, with the fleet's moves locked out. Refuses one that has ended.
 async fn locked(tx: &mut PgConnection, name: &str) -> Result<(NamedMigration, MigrationRow), AdminError> {
+    sides::follow_restored(tx).await?;
     // The order of the locks is that of a move: the fleet's row first.
     let fleet = find(tx, name).await?.fleet;
     fleets::lock_for_move(tx, &fleet).await?;
