@@ -8,6 +8,40 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::{guard_triggers, unprepared};
 
+/// What the values of both sides depend on besides the rows, each with its present version: functions that the mapping calls
+/// (`p`), labels of enums (`e`), and up to `ramp` the file of a new table (`t`) and its triggers (`g`).
+///
+/// The function of the guard trigger names each function and type of the mapping with its schema. A label that is added changes
+/// no value.
+macro_rules! uses {
+    () => {
+        concat!(
+            "with guard as (select p.prosrc as source from pg_proc p where p.proname = 'guard_' || $1::integer \
+                and p.pronamespace = (select oid from pg_namespace where nspname = 'cutover')), \
+             sides as (select s.relation::oid as relation, s.column_numbers, s.side = 'new' \
+                    and m.phase in ('expand', 'backfill', 'verify', 'ramp') and not exists (select from cutover.sides o \
+                        where o.migration_id = $1 and o.side = 'old' and o.relation = s.relation) as is_copy \
+                from cutover.sides s join cutover.migrations m on m.id = s.migration_id where s.migration_id = $1), \
+             copies as (select coalesce(p.relid, s.relation)::oid as relation from sides s \
+                left join lateral pg_partition_tree(s.relation) p on true where s.is_copy) \
+             select 'p' || p.oid as key, md5(case p.prokind when 'a' then p.xmin::text else pg_get_functiondef(p.oid) end) as value \
+                 from guard g join pg_proc p on true \
+                 join pg_namespace n on n.oid = p.pronamespace and n.nspname not in ('pg_catalog', 'cutover') \
+                 where strpos(g.source, format('%I.%I(', n.nspname, p.proname)) > 0 \
+             union all select 'e' || e.oid, e.enumlabel from pg_enum e where e.enumtypid in (select a.atttypid \
+                     from sides s join pg_attribute a on a.attrelid = s.relation and a.attnum > 0 and not a.attisdropped \
+                         and (s.column_numbers is null or a.attnum = any (s.column_numbers))) \
+                 or exists (select from guard g, pg_type t join pg_namespace n on n.oid = t.typnamespace \
+                     where t.oid = e.enumtypid and strpos(g.source, format('%I.%I', n.nspname, t.typname)) > 0) \
+             union all select 't' || c.oid, c.relfilenode::text from copies join pg_class c on c.oid = copies.relation \
+             union all select 'g', coalesce(string_agg(t.oid || ' ' || t.xmin, ' ' order by t.oid), '') \
+                 from copies join pg_trigger t on t.tgrelid = copies.relation and not t.tgisinternal and ",
+            guard_triggers::may_change_rows!("t"),
+            " having exists (select from copies)"
+        )
+    };
+}
+
 /// `$1`: the migration. `$2`: whether a scan may have passed rows already.
 ///
 /// `now`: per table with guard triggers, the versions of these triggers and of the columns of both sides, and the table's
@@ -35,14 +69,24 @@ moving as (select a.attname as name from cutover.sides s join pg_attribute a on 
 now as (select g.*, (select string_agg(a.xmin::text, ' ' order by a.attnum) from pg_attribute a \
         where a.attrelid = g.relation and a.attnum > 0 and not a.attisdropped \
             and (a.attname in (select name from moving) or not exists (select from moving))) as columns from guards g), \
-known as (select seen from cutover.guard_looks where migration_id = $1), \
+uses as (select coalesce(jsonb_object_agg(u.key, u.value), '{}') as uses from (",
+    uses!(),
+    ") u), \
+known as (select seen, uses from cutover.guard_looks where migration_id = $1), \
 taken_away as (select format('partition %s was detached or dropped', known_as.oid::regclass) as what, false as is_disabled \
     from known k cross join lateral (select key::oid as oid from jsonb_object_keys(k.seen) as key) as known_as \
     where $2 and not exists (select from now n where n.relation = known_as.oid) \
         and exists (select from now n join cutover.sides o on o.relation = n.relation and o.side = 'old' \
             join cutover.sides s on s.migration_id = o.migration_id and s.side = 'new' and s.relation <> o.relation \
             where o.migration_id = $1)), \
-unseen as (select * from taken_away union all (select format(case when n.is_disabled then 'the guard trigger of %1$s was disabled' \
+other_values as (select case left(o.key, 1) when 'p' then format('function %s was replaced', substr(o.key, 2)::oid::regprocedure) \
+            when 'e' then format('a value of enum %s was renamed or dropped', (select enumtypid::regtype \
+                from pg_enum where oid = substr(o.key, 2)::oid)) \
+            when 't' then format('table %s was truncated or written anew', substr(o.key, 2)::oid::regclass) \
+            else 'a trigger of the new table was added or changed' end as what, false as is_disabled \
+    from known k cross join uses n cross join lateral jsonb_each_text(k.uses) as o \
+    where $2 and n.uses ->> o.key is distinct from o.value and (o.key !~ '^[tg]' or n.uses ? o.key) order by o.key limit 1), \
+unseen as (select * from taken_away union all select * from other_values union all (select format(case when n.is_disabled then 'the guard trigger of %1$s was disabled' \
             when n.is_early then 'another trigger of %1$s fired after the guard trigger' \
             when old.seen is null then 'table %1$s was attached as a partition' \
             when old.seen ->> 0 <> n.triggers then 'the guard trigger of %1$s was disabled or replaced' \
@@ -57,12 +101,12 @@ recorded as (insert into cutover.external_write_events (migration_id, applicatio
         'unknown', false from unseen), \
 looked as (select coalesce(jsonb_object_agg(n.relation::text, jsonb_build_array(n.triggers, n.columns, n.file::text)), '{}') as seen \
     from now n) \
-insert into cutover.guard_looks as l (migration_id, seen, unseen_writes_at, unseen_writes_by) \
-    select $1, seen, (select clock_timestamp() from unseen), (select what from unseen) from looked \
-    on conflict (migration_id) do update set seen = excluded.seen, \
+insert into cutover.guard_looks as l (migration_id, seen, uses, unseen_writes_at, unseen_writes_by) \
+    select $1, seen, uses, (select clock_timestamp() from unseen), (select what from unseen) from looked, uses \
+    on conflict (migration_id) do update set seen = excluded.seen, uses = excluded.uses, \
         unseen_writes_at = coalesce(excluded.unseen_writes_at, l.unseen_writes_at), \
         unseen_writes_by = coalesce(excluded.unseen_writes_by, l.unseen_writes_by) \
-    where l.seen <> excluded.seen or excluded.unseen_writes_at is not null \
+    where l.seen <> excluded.seen or l.uses <> excluded.uses or excluded.unseen_writes_at is not null \
     returning exists (select from now n join known k on k.seen -> n.relation::text ->> 1 <> n.columns)"
 );
 

@@ -704,6 +704,8 @@ create table cutover.guard_phases (
 create table cutover.guard_looks (
     migration_id integer primary key references cutover.migrations on delete cascade,
     seen jsonb not null,
+    -- What both sides' values depend on besides the rows, by what it is and its oid.
+    uses jsonb not null default '{}',
     unseen_writes_at timestamptz,
     -- What happened then.
     unseen_writes_by text

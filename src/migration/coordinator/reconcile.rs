@@ -126,7 +126,7 @@ impl Reconcile<'_> {
     }
 
     /// Closes the previous epoch or opens the next one.
-    async fn attempt(&self, decided: Step, seen: &MigrationState) -> Result<Attempt, sqlx::Error> {
+    async fn attempt(&mut self, decided: Step, seen: &MigrationState) -> Result<Attempt, sqlx::Error> {
         let mut tx = self.ledger.begin().await?;
         let pid = blockers::limit_lock_wait(&mut tx, LOCK_TIMEOUT).await?;
         let mut sessions = Vec::new();
@@ -158,6 +158,8 @@ impl Reconcile<'_> {
             }
             Ok(Applied::Nothing) => {
                 tx.rollback().await?;
+                // What its look at the catalog found has to be recorded.
+                *self.guard_seen = None;
                 Ok(Attempt::Done)
             }
             Err(Refusal::ExternalWriters) => Ok(Attempt::Blocked(Vec::new())),
