@@ -1,6 +1,7 @@
 //! The two sides of a migration on a real Postgres, each test in a database of its own.
 
 mod attached;
+mod changed_tables;
 mod column_migration;
 mod column_shapes;
 mod conflicts;
@@ -31,6 +32,7 @@ mod real_tables;
 mod remedies;
 mod renamed_columns;
 mod repairs;
+mod restored;
 mod round_trips;
 mod row_security;
 mod rows;

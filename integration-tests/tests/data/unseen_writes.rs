@@ -67,12 +67,19 @@ async fn rows_of_an_attached_partition_hold_a_move() -> Outcome {
 /// The catalog's rows about it are as old as those of a partition that was created as one.
 #[tokio::test]
 async fn rows_of_a_partition_made_in_one_transaction_hold_a_move() -> Outcome {
-    let (world, _a) = in_phase("ramp", PARTITIONED).await?;
-    let sql = "begin; create table orders_late (id bigint not null, note text, old_status text, new_status text); \
-        insert into orders_late (id, old_status) values (150, ' L '); \
-        alter table orders attach partition orders_late for values from (100) to (200); commit";
-    external(&world, sql).await?;
-    is_found(&world, "switch", 150).await
+    for columns in [
+        "id bigint not null, note text, old_status text, new_status text",
+        "id bigint not null default 150, note text default 'n', old_status text default ' L ', new_status text default 'o'",
+    ] {
+        let (world, _a) = in_phase("ramp", PARTITIONED).await?;
+        let sql = format!(
+            "begin; create table orders_late ({columns}); insert into orders_late (id, old_status) values (150, ' L '); \
+             alter table orders attach partition orders_late for values from (100) to (200); commit"
+        );
+        external(&world, &sql).await?;
+        is_found(&world, "switch", 150).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -34,6 +34,13 @@ pub(crate) fn table_problems(table: &str, facts: &TableFacts, is_guarded: bool) 
     if facts.row_security {
         problems.push(row_security(table, facts));
     }
+    problems.extend(hierarchy_problems(table, facts, is_guarded));
+    problems
+}
+
+/// Problems of what a table is part of, and of what is part of it. Others can change this at any time.
+pub(crate) fn hierarchy_problems(table: &str, facts: &TableFacts, is_guarded: bool) -> Vec<PlanProblem> {
+    let mut problems = Vec::new();
     if let Some(parent) = facts.parents.first() {
         problems.push(PlanProblem::blocking(
             format!("table {table} is a partition or child of {parent}"),
@@ -224,7 +231,8 @@ pub(crate) fn takes_over(table: &str, old: &str, new: &str, facts: &TableFacts) 
     )
 }
 
-fn old_column(table: &str, old: &ColumnFacts) -> Vec<PlanProblem> {
+/// Why this column cannot be left out of an insert, or be dropped, as far as the catalog shows it.
+pub(crate) fn old_column(table: &str, old: &ColumnFacts) -> Vec<PlanProblem> {
     let column = quote(&old.name);
     let mut problems = Vec::new();
     if old.is_generated {

@@ -29,9 +29,9 @@ pub(super) use attached::missing;
 pub(super) use attached_constraints::actions;
 pub(super) use attachments::Attachments;
 pub(super) use checks::{
-    NewColumnPlan, actions_on_old, foreign_partitions, new_column_problems, new_table_problems, not_owner,
-    old_column_problems, privilege_problems, rename_away, row_security, table_privilege_problems,
-    table_problems, takes_over,
+    NewColumnPlan, actions_on_old, foreign_partitions, hierarchy_problems, new_column_problems,
+    new_table_problems, not_owner, old_column, old_column_problems, privilege_problems, rename_away,
+    row_security, table_privilege_problems, table_problems, takes_over,
 };
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
 pub(super) use counterpart::{Attached, Counterpart, Step};

@@ -2,14 +2,15 @@
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use super::before_work::renamed;
+use super::before_work::{elsewhere, renamed};
 use super::description::Description;
 use super::refusal::refuse;
 use crate::ledger::{guard_looks, sides, unprepared};
 use crate::migration::batch::{MappingCode, begin, keyset};
 use crate::migration::catalog::{
     Attached, Attachments, Counterpart, MovedColumn, PlanProblem, ROW_WORK_SETTINGS, Step, TableFacts,
-    actions_on_old, late_triggers, missing, missing_defaults, quote, rules, unquote,
+    actions_on_old, hierarchy_problems, late_triggers, missing, missing_defaults, old_column, quote, rules,
+    unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -29,11 +30,15 @@ pub(crate) async fn before_step(
     let mut found = Vec::new();
     if let Some(recorded) = sides::find(connection, migration).await? {
         // The step to `retire` is the way out if the old side is gone.
-        found.extend(renamed(plan, &recorded, phase < Phase::Switch));
+        let needs_old = phase < Phase::Switch;
+        found.extend(elsewhere(plan, &recorded, needs_old));
+        found.extend(renamed(plan, &recorded, needs_old));
     }
     if let Some(facts) = TableFacts::read(connection, plan.old_table()).await? {
         found.extend(interference(plan, &facts));
+        found.extend(hierarchy_problems(plan.old_table(), &facts, plan.has_guard));
         for column in plan.old_columns() {
+            found.extend(facts.column(&column).into_iter().flat_map(|one| old_column(plan.old_table(), one)));
             found.extend(actions_on_old(plan.old_table(), &column, &facts));
         }
     }

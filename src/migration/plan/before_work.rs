@@ -7,7 +7,7 @@ use super::refusal::{missing, refuse};
 use crate::ledger::sides::{self, SideRows};
 use crate::ledger::unprepared;
 use crate::migration::batch::{ColumnType, Keyset, keyset};
-use crate::migration::catalog::{PlanProblem, quote, unquote};
+use crate::migration::catalog::{PlanProblem, beside, quote, split_table, unquote};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Migration;
 
@@ -24,6 +24,52 @@ pub(crate) async fn before_work(plan: &Description, migration: &Migration) -> Re
     let found = inspect(plan, migration.id(), &mut tx).await?;
     tx.rollback().await?;
     Ok(found)
+}
+
+/// Tables of the sides that have another name or schema than in the plan since `expand`, so that another table may have taken
+/// their place for the service. `needs_old`: the old side is still used, so that it may not be gone.
+pub(super) fn elsewhere(plan: &Description, recorded: &SideRows, needs_old: bool) -> Vec<PlanProblem> {
+    let old = (plan.old_table(), &recorded.old, needs_old);
+    let new = (plan.new_table(), &recorded.new, true);
+    let both = if old.0 == new.0 { vec![new] } else { vec![old, new] };
+    let mut problems = Vec::new();
+    for (table, side, is_needed) in both {
+        match &side.table {
+            Some(name) if !is_named(table, name) => problems.push(moved(table, name)),
+            None if is_needed => problems.push(PlanProblem::blocking(
+                format!("table {table} of `expand` (oid {}) is gone", side.relation),
+                "restore it, or go back to `off` and begin again",
+            )),
+            _ => {}
+        }
+    }
+    problems
+}
+
+/// Whether a plan names a table, perhaps without its schema, that has this name. Both are quoted.
+fn is_named(table: &str, name: &str) -> bool {
+    let (wanted, found) = (split_table(table), split_table(name));
+    let has_schema = wanted.0.is_none_or(|schema| found.0.map(unquote) == Some(unquote(schema)));
+    has_schema && wanted.1 == found.1
+}
+
+fn moved(table: &str, name: &str) -> PlanProblem {
+    let ((schema, wanted), (found_schema, found)) = (split_table(table), split_table(name));
+    let mut statements = Vec::new();
+    if wanted != found {
+        statements.push(format!("`alter table {name} rename to {}`", quote(&wanted)));
+    }
+    if let Some(schema) = schema.filter(|schema| found_schema.map(unquote) != Some(unquote(schema))) {
+        statements.push(format!("`alter table {} set schema {schema}`", beside(name, &wanted)));
+    }
+    let back = match &*statements {
+        [] => "give it its schema back".to_owned(),
+        some => format!("{}, after a table that has this name now has another one", some.join(", then ")),
+    };
+    PlanProblem::blocking(
+        format!("table {table} is {name} now, or the search_path has changed"),
+        format!("{back}; or name it {name} in the plan"),
+    )
 }
 
 /// Columns of the sides that others have renamed or dropped since `expand`. `needs_old`: the old side is still used, so that none
@@ -66,10 +112,9 @@ pub(super) fn renamed(plan: &Description, recorded: &SideRows, needs_old: bool) 
 async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<Found, PlanError> {
     let sides = &plan.outline.sides;
     let recorded = sides::find(tx, id).await?;
-    let (mut problems, mut key, mut types) = (Vec::new(), None, [Vec::new(), Vec::new()]);
-    if let Some(recorded) = &recorded {
-        refuse(&renamed(plan, recorded, true))?;
-    }
+    let (mut key, mut types) = (None, [Vec::new(), Vec::new()]);
+    let mut problems = recorded.as_ref().map_or_else(Vec::new, |recorded| renamed(plan, recorded, true));
+    let is_renamed = !problems.is_empty();
     let both = [(&sides.old, &sides.backward), (&sides.new, &sides.forward)];
     for (number, (table, mapping)) in both.into_iter().enumerate() {
         let oid: Option<i64> = unprepared::query_scalar("select to_regclass($1)::oid::bigint")
@@ -79,10 +124,7 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         let side = recorded.as_ref().map(|sides| if number == 0 { &sides.old } else { &sides.new });
         let Some(oid) = oid else {
             problems.push(match side.filter(|side| side.is_there).and_then(|side| side.table.as_deref()) {
-                Some(name) => PlanProblem::blocking(
-                    format!("table {table} is {name} now, or the search_path has changed"),
-                    format!("give it its name and schema back, or name it {name} in the plan"),
-                ),
+                Some(name) => moved(table, name),
                 None => missing(table, tx).await?,
             });
             continue;
@@ -117,6 +159,7 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         {
             match found {
                 Some(found) => types[number].push(found),
+                None if is_renamed => {}
                 None => problems.push(PlanProblem::blocking(
                     format!("{table}: column {column} does not exist"),
                     "restore the column, or go back to `off` and begin again",
