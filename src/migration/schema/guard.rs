@@ -79,7 +79,7 @@
 //! rows that came past it are noticed.
 
 use super::guard_conditions::{
-    Comparisons, RENAMED, listed, looks_at_part, notice_if_renamed, pass_if_renamed, same,
+    Comparisons, RENAMED, listed, looks_at_part, notice_if_renamed, pass_if_renamed, same, written,
 };
 use super::guard_refusals::{NOT_MIRRORED, RAISE, REFUSE, REFUSE_UNMAPPED, refused};
 use crate::migration::batch::{MappingCode, Part, Sides};
@@ -119,17 +119,6 @@ pub(super) struct Selects {
     pub(super) is_partitioned: bool,
     /// The partitions that hold rows.
     pub(super) partitions: Vec<String>,
-}
-
-fn written(how: &MappingCode) -> Option<String> {
-    match how {
-        MappingCode::Sql(expressions) => {
-            let values: Vec<String> =
-                expressions.iter().enumerate().map(|(n, text)| format!("({text}) as v{n}")).collect();
-            Some(format!("select {}", values.join(", ")))
-        }
-        MappingCode::Rust(_) => None,
-    }
 }
 
 impl GuardTrigger {

@@ -1,9 +1,21 @@
 //! Conditions and texts of the guard trigger. Names are quoted.
 
-use crate::migration::batch::Part;
+use crate::migration::batch::{MappingCode, Part};
 
 /// Why a row is recorded if a column that the function names is not there.
 pub(super) const RENAMED: &str = "'a column of the migration has another name or type, or is gone'";
+
+/// A mapping as a `select` of its values, `v0`, `v1` and so on; `None` in Rust.
+pub(super) fn written(how: &MappingCode) -> Option<String> {
+    match how {
+        MappingCode::Sql(expressions) => {
+            let values: Vec<String> =
+                expressions.iter().enumerate().map(|(n, text)| format!("({text}) as v{n}")).collect();
+            Some(format!("select {}", values.join(", ")))
+        }
+        MappingCode::Rust(_) => None,
+    }
+}
 
 /// Columns of one row of the trigger, separated by commas.
 pub(super) fn listed(row: &str, columns: &[String]) -> String {
