@@ -72,6 +72,13 @@ impl World {
         let builder = TableMigration::new(self.work.clone(), "subject", "subject_2")
             .create(&self.shape.create_new())
             .without("subject_parent_fkey");
+        let remainders = if self.shape.has_new_partitions { 0..3 } else { 0..0 };
+        let builder = remainders.fold(builder, |builder, remainder| {
+            builder.expand_sql(&format!(
+                "create table subject_2_{remainder} partition of subject_2 \
+                 for values with (modulus 3, remainder {remainder})"
+            ))
+        });
         let builder = match &self.shape.rust_pair {
             None => builder
                 .same("parent")

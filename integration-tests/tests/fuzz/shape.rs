@@ -88,6 +88,8 @@ pub(crate) struct Shape {
     pub(crate) partitions: Partitions,
     /// Whether the rows move to another table.
     pub(crate) is_table: bool,
+    /// The other table is partitioned by a hash of its key.
+    pub(crate) has_new_partitions: bool,
     /// A default of the old column.
     pub(crate) old_default: bool,
     /// A default of the new column, which `expand` adds.
@@ -172,6 +174,7 @@ impl Shape {
             key,
             partitions,
             is_table,
+            has_new_partitions: is_table && rng.u8(..).is_multiple_of(3),
             old_default: rng.u8(..).is_multiple_of(4) && !matches!(flaw, Some(Flaw::NotNull | Flaw::Check)),
             new_default: rng.u8(..).is_multiple_of(4) && !is_table,
             has_trigger: rng.u8(..).is_multiple_of(3),
@@ -321,10 +324,14 @@ impl Shape {
         let columns: Vec<String> =
             self.key.columns().iter().map(|(name, ty)| format!("{name} {ty}")).collect();
         format!(
-            "create table subject_2 ({}, parent integer, note text, new_c {}, primary key ({}))",
+            "create table subject_2 ({}, parent integer, note text, new_c {}, primary key ({})){}",
             columns.join(", "),
             self.pair.new,
-            self.key.names()
+            self.key.names(),
+            match self.has_new_partitions {
+                true => format!(" partition by hash ({})", self.key.names()),
+                false => String::new(),
+            }
         )
     }
 }
