@@ -270,7 +270,7 @@ async fn judge(world: &World, wish: &str) -> Outcome {
     let [old_columns, new_columns] = world.shape.columns();
     let old = if has_old { world.all("subject", old_columns).await? } else { BTreeMap::new() };
     let has_new = !matches!(phase, Phase::Off);
-    let new = if has_new { world.all(world.shape.new_table(), new_columns).await? } else { BTreeMap::new() };
+    let new = if has_new { world.all(&world.shape.new_rows(), new_columns).await? } else { BTreeMap::new() };
     let mut rows = lock(&world.rows).clone();
     let old_leads = phase < Phase::Switch;
     let leading = if old_leads { &old } else { &new };
@@ -325,6 +325,12 @@ async fn judge(world: &World, wish: &str) -> Outcome {
             for key in trailing.keys().filter(|key| !is_known(key)) {
                 world.fail(format!("at {wish}: key {key} exists on the other side and should not"));
             }
+        }
+    }
+    if world.shape.is_apart && new_complete && phase <= Phase::Retire {
+        let left = world.rows_apart_alone().await?;
+        if left > 0 {
+            world.fail(format!("at {wish}: {left} rows of the columns' own table belong to no row"));
         }
     }
     *lock(&world.rows) = rows;

@@ -87,6 +87,15 @@ impl Values {
         let is_known = |column: &Column| {
             column.forward.contains_key(&column.default_old) && column.back.contains_key(&column.default_new)
         };
+        // Where columns have a table of their own, a row that holds nothing is the same as none.
+        let keeps_nulls = |value: &Value| {
+            let is_null = value.new == values.columns[0].null_new;
+            is_null == (value.old == values.columns[0].null_old)
+                && is_null == (value.back == values.columns[0].null_old)
+        };
+        if shape.is_apart && !values.all.iter().all(keeps_nulls) {
+            return Ok(None);
+        }
         let is_known = values.columns.iter().all(is_known) && values.all.len() > 1;
         Ok(is_known.then_some(values))
     }

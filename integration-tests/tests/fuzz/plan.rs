@@ -67,6 +67,17 @@ impl World {
         Ok(self.common(builder).build()?)
     }
 
+    /// The columns move to a table of their own.
+    pub(crate) fn plan_apart(&self) -> Outcome<TableMigration> {
+        let pair = &self.shape.pair;
+        let builder = TableMigration::new(self.work.clone(), "subject", "subject_2")
+            .create(&self.shape.create_new())
+            .only_columns()
+            .column("new_c", pair.forward)
+            .column_back("old_c", pair.backward);
+        Ok(self.common(builder).build()?)
+    }
+
     pub(crate) fn table_plan(&self) -> Outcome<TableMigration> {
         let pair = &self.shape.pair;
         let builder = TableMigration::new(self.work.clone(), "subject", "subject_2")

@@ -88,6 +88,8 @@ pub(crate) struct Shape {
     pub(crate) partitions: Partitions,
     /// Whether the rows move to another table.
     pub(crate) is_table: bool,
+    /// The columns of the old side move to a table of their own, and the rows stay.
+    pub(crate) is_apart: bool,
     /// The other table is partitioned by a hash of its key.
     pub(crate) has_new_partitions: bool,
     /// A default of the old column.
@@ -168,26 +170,34 @@ impl Shape {
             (flaw.is_none() && (seed / 2) % 4 == 3).then(|| RUST_PAIRS[of(seed / 8, RUST_PAIRS.len())]);
         let pair = rust_pair.map_or_else(|| pair_of(seed / 2, flaw.is_some()), |rust| rust.pair);
         let flaw = flaw.or((!is_table && rewrites(&pair)).then_some(Flaw::Rewrite));
+        let is_apart = !is_table && flaw.is_none() && rust_pair.is_none() && rng.u8(..).is_multiple_of(4);
         let own_role = rng.bool() || flaw == Some(Flaw::RowSecurity);
         Self {
             pair,
             key,
             partitions,
             is_table,
+            is_apart,
             has_new_partitions: is_table && rng.u8(..).is_multiple_of(3),
-            old_default: rng.u8(..).is_multiple_of(4) && !matches!(flaw, Some(Flaw::NotNull | Flaw::Check)),
-            new_default: rng.u8(..).is_multiple_of(4) && !is_table,
+            old_default: rng.u8(..).is_multiple_of(4)
+                && !is_apart
+                && !matches!(flaw, Some(Flaw::NotNull | Flaw::Check)),
+            new_default: rng.u8(..).is_multiple_of(4) && !is_table && !is_apart,
             has_trigger: rng.u8(..).is_multiple_of(3),
-            has_index: rng.u8(..).is_multiple_of(3) || flaw == Some(Flaw::Index),
+            has_index: rng.u8(..).is_multiple_of(3) && !is_apart || flaw == Some(Flaw::Index),
             own_role,
             harmless_row_security: own_role && rng.u8(..).is_multiple_of(4),
             flaw,
             on_delete: ["cascade", "cascade", "set null", "no action", "set default"][rng.usize(..5)],
             names_key: rng.bool(),
             settings: settings_of(&pair, rng),
-            mirrors: rng.u8(..).is_multiple_of(4) && !is_table && rust_pair.is_none(),
+            mirrors: rng.u8(..).is_multiple_of(4) && !is_table && !is_apart && rust_pair.is_none(),
             has_faults: rng.u8(..).is_multiple_of(4) && flaw.is_none(),
-            has_second: rng.u8(..).is_multiple_of(3) && !is_table && flaw.is_none() && rust_pair.is_none(),
+            has_second: rng.u8(..).is_multiple_of(3)
+                && !is_table
+                && !is_apart
+                && flaw.is_none()
+                && rust_pair.is_none(),
             rust_pair,
             is_dual: rng.bool() || rust_pair.is_some(),
         }
@@ -316,7 +326,17 @@ impl Shape {
 
     /// The table that is written through the new side.
     pub(crate) fn new_table(&self) -> &'static str {
-        if self.is_table { "subject_2" } else { "subject" }
+        if self.is_table || self.is_apart { "subject_2" } else { "subject" }
+    }
+
+    /// What holds the new side of each row. Without a row of their own, columns apart hold nothing.
+    pub(crate) fn new_rows(&self) -> String {
+        match self.is_apart {
+            true => {
+                format!("(select * from subject left join subject_2 using ({})) as joined", self.key.names())
+            }
+            false => self.new_table().to_owned(),
+        }
     }
 
     /// The statement that makes the new table.
@@ -324,8 +344,9 @@ impl Shape {
         let columns: Vec<String> =
             self.key.columns().iter().map(|(name, ty)| format!("{name} {ty}")).collect();
         format!(
-            "create table subject_2 ({}, parent integer, note text, new_c {}, primary key ({})){}",
+            "create table subject_2 ({}, {}new_c {}, primary key ({})){}",
             columns.join(", "),
+            if self.is_apart { "" } else { "parent integer, note text, " },
             self.pair.new,
             self.key.names(),
             match self.has_new_partitions {

@@ -233,8 +233,11 @@ impl World {
         if self.shape.rust_pair.is_some() {
             spec = spec.external_write_quiet_period(QUIET);
         }
-        let spec =
-            if self.shape.is_table { spec.plan(self.table_plan()?) } else { spec.plan(self.column_plan()?) };
+        let spec = match (self.shape.is_table, self.shape.is_apart) {
+            (true, _) => spec.plan(self.table_plan()?),
+            (_, true) => spec.plan(self.plan_apart()?),
+            _ => spec.plan(self.column_plan()?),
+        };
         let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
         let migration = agent.migration("subject").ok_or("declared")?;
         Ok((agent, migration))
@@ -258,7 +261,7 @@ impl World {
         let is_row = self.is_row(number);
         let [old_columns, new_columns] = self.shape.columns();
         let old = self.look_at("subject", old_columns, &is_row).await?;
-        let new = self.look_at(self.shape.new_table(), new_columns, &is_row).await?;
+        let new = self.look_at(&self.shape.new_rows(), new_columns, &is_row).await?;
         Ok((old, new))
     }
 
@@ -311,6 +314,15 @@ impl World {
         .execute(&self.control)
         .await?;
         Ok(())
+    }
+
+    /// How many rows of a table of columns have no row of the old table.
+    pub(crate) async fn rows_apart_alone(&self) -> Outcome<i64> {
+        let query = format!(
+            "select count(*) from subject_2 where ({names}) not in (select {names} from subject)",
+            names = self.shape.key.names()
+        );
+        Ok(sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.control).await?)
     }
 
     /// All rows of one side: the image by the number of the key.

@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 
 use super::{After, Change, Writer};
 use crate::Outcome;
+use crate::key::Key;
 use crate::oracle::{Row, Value, literal};
 use crate::shape::{Partitions, settings_of};
 use crate::world::{WRITERS, lock};
@@ -87,8 +88,12 @@ impl Writer {
         let says_arrays = world.shape.pair.new.contains("[]");
         // What the guard trigger cannot map is overwritten by the copy.
         let is_lost = world.shape.rust_pair.is_some() && first < Phase::Ramp;
-        let knows_new =
-            !is_table && !says_arrays && !is_lost && first >= Phase::Expand && first <= Phase::Retire;
+        let knows_new = !is_table
+            && !world.shape.is_apart
+            && !says_arrays
+            && !is_lost
+            && first >= Phase::Expand
+            && first <= Phase::Retire;
         let insert =
             format!("insert into public.subject ({names}, {old_columns}) {overriding} values ({key}, {old})");
         let excluded = old_columns.replace("old_", "excluded.old_");
@@ -269,7 +274,9 @@ impl Writer {
     ) -> Outcome {
         let to = self.without_row();
         let world = Arc::clone(&self.world);
-        if lock(&world.rows).contains_key(&to) || world.shape.key == crate::key::Key::IdentityAlways {
+        // Nothing gives columns apart another key once only they are written.
+        let is_late = world.shape.is_apart && first >= Phase::Switch;
+        if lock(&world.rows).contains_key(&to) || world.shape.key == Key::IdentityAlways || is_late {
             return Ok(());
         }
         let sql = format!(

@@ -152,6 +152,9 @@ impl Writer {
                 if is_table {
                     return Some(known((old.to_owned(), values.forward_of(old)?)));
                 }
+                if self.world.shape.is_apart && !is_refused {
+                    return Some(known((old.to_owned(), values.forward_of(old)?)));
+                }
                 values.inserted(phase, old, new).map(known)
             }
             Change::Update { old, new } => {
@@ -161,10 +164,19 @@ impl Writer {
                     return Some(known((after.0.to_owned(), values.forward_of(after.0)?)));
                 }
                 // A write that changes nothing is not mirrored.
+                let is_apart = self.world.shape.is_apart && !is_refused && after.0 != before.old;
+                if is_apart {
+                    return Some(known((after.0.to_owned(), values.forward_of(after.0)?)));
+                }
                 let is_same = after == (before.old.as_str(), before.new.as_str());
                 let knows_new = phase != Phase::Off && (before.new_written || !is_same);
                 let images = values.updated(phase, (&before.old, &before.new), after);
                 images.map(|images| After { knows_new, ..known(images) })
+            }
+            // The trigger fires after the rows of two tables, and sees what became of them.
+            Change::Upsert { old, named } if self.world.shape.is_apart && before.is_some() => {
+                let old = before.map(|row| values.with(&row.old, named, old));
+                self.after(phase, before, &Change::Update { old, new: None })
             }
             Change::Upsert { old, named } => {
                 let insert = Change::Insert { old: Some(old.clone()), new: None };

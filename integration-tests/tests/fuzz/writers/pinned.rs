@@ -34,10 +34,11 @@ impl Writer {
         }
         let value = self.value();
         let choice = self.rng.u8(..8);
+        let is_table = world.shape.is_table || world.shape.is_apart;
         let isolation = match self.rng.u8(..6) {
             // In a migration of a table an older snapshot may not see what was copied: see `TableMigration`.
-            0 if !world.shape.is_table => Isolation::RepeatableRead,
-            1 if !world.shape.is_table => Isolation::Serializable,
+            0 if !is_table => Isolation::RepeatableRead,
+            1 if !is_table => Isolation::Serializable,
             _ => Isolation::ReadCommitted,
         };
         let tx = match migration.begin_isolated(&world.pool, isolation).await {
@@ -132,7 +133,10 @@ impl Writer {
     /// depends on the copy back.
     fn may_move(&self, row: &Row, phase: Phase) -> bool {
         let shape = &self.world.shape;
-        !shape.is_table && shape.key != Key::IdentityAlways && (!row.old_behind || phase >= Phase::Retire)
+        !shape.is_table
+            && !shape.is_apart
+            && shape.key != Key::IdentityAlways
+            && (!row.old_behind || phase >= Phase::Retire)
     }
 
     /// Gives the row another key, and writes neither side.
@@ -209,6 +213,14 @@ impl Writer {
             _ => insert(&old_columns, &old),
         };
         let table = world.shape.new_table();
+        if world.shape.is_apart {
+            let new = self.statement_apart(number, (exists, deletes, writes_old), value);
+            return Statements {
+                old: writes_old.then_some(old),
+                new: writes_new.then_some(new),
+                at_once: None,
+            };
+        }
         let new = match (deletes, is_table && writes_old, exists || writes_old) {
             (true, ..) => format!("delete from {table} where {is_row}"),
             (_, true, _) => format!(
@@ -229,6 +241,31 @@ impl Writer {
             }
         });
         Statements { old: writes_old.then_some(old), new: writes_new.then_some(new), at_once }
+    }
+
+    /// The statements for columns in a table of their own. If the old side is not written, the row itself comes with them.
+    fn statement_apart(
+        &self,
+        number: usize,
+        (exists, deletes, writes_old): (bool, bool, bool),
+        value: &Value,
+    ) -> String {
+        let world = &self.world;
+        let (key, is_row, names) = (world.key(number), world.is_row(number), world.shape.key.names());
+        let (_, new) = self.lists(Side::New, value, &self.all());
+        let columns = match deletes || value.new_texts[0].is_none() {
+            true => format!("delete from subject_2 where {is_row}"),
+            false => format!(
+                "insert into subject_2 ({names}, new_c) values ({key}, {new}) \
+                 on conflict ({names}) do update set new_c = excluded.new_c"
+            ),
+        };
+        let row = match (writes_old, deletes, exists) {
+            (true, ..) | (_, false, true) => String::new(),
+            (_, true, _) => format!("delete from subject where {is_row}; "),
+            _ => format!("insert into subject ({names}) {} values ({key}); ", world.overriding()),
+        };
+        format!("{row}{columns}")
     }
 
     /// The literals of both sides.
