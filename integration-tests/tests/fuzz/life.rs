@@ -19,6 +19,8 @@ use crate::writers::Writer;
 
 /// How long a step may take.
 const STEP: Duration = Duration::from_secs(40);
+/// For how long a refusal of a table without a flaw has to stand.
+const STANDS: Duration = Duration::from_secs(8);
 /// How long writers run between two judgements.
 const BETWEEN: Duration = Duration::from_millis(90);
 
@@ -191,6 +193,9 @@ async fn visit(
         disturbed?;
         world.is_turning.store(false, Ordering::Relaxed);
         if let Some(refusal) = arrived? {
+            if world.shape.flaw.is_none() && passes_in_quiet(world).await? {
+                world.fail(format!("was refused for a reason that does not stand: {refusal}"));
+            }
             report.refusal = Some(refusal);
             return Ok(());
         }
@@ -207,6 +212,19 @@ async fn visit(
         }
     }
     Ok(())
+}
+
+/// Whether a refused `expand` succeeds a little later, while no writer is in the middle of anything.
+async fn passes_in_quiet(world: &World) -> Outcome<bool> {
+    let _quiet = world.quiet.write().await;
+    let began = Instant::now();
+    while began.elapsed() < STANDS {
+        if world.phase().await?.0 == Phase::Expand {
+            return Ok(true);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(false)
 }
 
 /// Waits until the fleet is in a phase. Returns the reason if `expand` is refused.
