@@ -142,7 +142,8 @@ async fn a_row_that_is_behind_at_the_move_to_retire_holds_nothing() -> Outcome {
 async fn a_copy_back_keeps_what_is_written_beside_it() -> Outcome {
     let world = World::new(50).await?;
     let lower = map_each(|row: Old| Ok::<_, String>(row.old_status.map(|text| text.trim().to_lowercase())));
-    let plan = world.describe().forward_rows(lower).build()?;
+    let upper = map_each(|row: New| Ok::<_, String>(row.new_status.map(|text| text.to_uppercase())));
+    let plan = world.describe().forward_rows(lower).backward_rows(upper).build()?;
     let a = world.instance("a", None).await?;
     plan.run(Task::Expand, &a.migration).await?;
     world.go("backfill").await?;
