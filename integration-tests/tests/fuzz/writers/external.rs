@@ -251,6 +251,11 @@ impl Writer {
         let mut allowed = Vec::new();
         for was in [Some(found), values.forward_of(&row.old)].into_iter().flatten() {
             let new = Some(values.with(&was, &named, &value.new));
+            if new.as_ref() == Some(&was) {
+                // It writes what the row holds, which is not mirrored.
+                allowed.extend(self.after(last, Some(&row), &Change::Nothing));
+                continue;
+            }
             let before = Row { new: was, ..row.clone() };
             for phase in [first, last] {
                 allowed.extend(self.after(
