@@ -228,6 +228,24 @@ async fn admission_refuses_a_request_that_waits_too_long() -> Outcome {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_full_queue_of_admission_refuses_at_once() -> Outcome {
+    let postgres = server(40).await;
+    let mut pod = pod(&postgres.admin_url(), "pod").await?;
+    pod.admission = pod.admission.queue(1);
+    let mut held = Vec::new();
+    for _ in 0..12 {
+        held.push(pod.admission.admit().await?);
+    }
+    let mut waiting = std::pin::pin!(pod.admission.admit());
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    let refused = futures_util::poll!(std::pin::pin!(pod.admission.admit()));
+    assert!(matches!(refused, std::task::Poll::Ready(Err(_))), "it waits beside the one that may");
+    held.pop();
+    drop(waiting.await?);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_pods_share_is_granted_after_its_lease() -> Outcome {
     let postgres = server(40).await;
