@@ -333,6 +333,7 @@ async fn execute(tx: &mut PinnedTx, statement: String) -> Result<(), Error> {
     Ok(())
 }
 
+#[expect(clippy::ptr_arg, reason = "the repositories are `String`s")]
 async fn write_side(statement: &String, tx: &mut PinnedTx) -> Result<(), Error> {
     execute(tx, statement.clone()).await
 }
