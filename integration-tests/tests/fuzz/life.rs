@@ -346,6 +346,7 @@ async fn judge(world: &World, wish: &str) -> Outcome {
         }
     }
     if world.shape.is_apart && new_complete && phase <= Phase::Retire {
+        world.wait_for_repairs().await?;
         let left = world.rows_apart_alone().await?;
         if left > 0 {
             world.fail(format!("at {wish}: {left} rows of the columns' own table belong to no row"));

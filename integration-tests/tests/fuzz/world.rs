@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
@@ -323,6 +323,18 @@ impl World {
             names = self.shape.key.names()
         );
         Ok(sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.control).await?)
+    }
+
+    /// Waits until no row of the new side is recorded for repair, but not for ever: what is left is then judged.
+    pub(crate) async fn wait_for_repairs(&self) -> Outcome {
+        let query = "select exists (select from cutover.repairs where side = 'new' and not dead)";
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(20)
+            && sqlx::query_scalar(query).fetch_one(&self.control).await?
+        {
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 
     /// All rows of one side: the image by the number of the key.

@@ -1,7 +1,7 @@
 //! Which section of the runbook belongs to what a migration waits for.
 
 /// A part of the text, and the heading in `docs/runbook.md`. The first that matches counts.
-const SECTIONS: [(&str, &str); 36] = [
+const SECTIONS: [(&str, &str); 37] = [
     ("a desired phase to be set", "No desired phase"),
     ("a valid desired phase", "No desired phase"),
     ("no instance drives it", "No instance drives it"),
@@ -26,6 +26,7 @@ const SECTIONS: [(&str, &str); 36] = [
     ("to replay another", "Standby is behind"),
     ("which is not connected", "Standby is behind"),
     ("could not acquire the lock", "Locks"),
+    ("waited for a lock for too long", "Locks"),
     ("older transactions to end", "Locks"),
     ("transaction that blocks", "Locks"),
     ("to be unlocked", "Locks"),

@@ -60,22 +60,43 @@ pub(crate) async fn explain_row_security(pool: &PgPool, tables: &[&str], error: 
     ))
 }
 
-/// Replaces a lock timeout by an error that names the transactions on the tables. Other errors stay as they are.
-pub(crate) async fn explain_lock_timeout(pool: &PgPool, tables: &[&str], error: PlanError) -> PlanError {
-    if !matches!(&error, PlanError::Operation(Error::Database(error)) if is_lock_timeout(error)) {
-        return error;
+/// Replaces a lock timeout of work on rows by an error that names the transactions that lock rows of the tables. Other
+/// errors stay as they are.
+pub(crate) async fn explain_row_lock(pool: &PgPool, tables: &[&str], error: PlanError) -> PlanError {
+    match holders_after_timeout(pool, tables, &["RowShareLock", "RowExclusiveLock"], &error).await {
+        Some(holders) => PlanError::NotNow(format!(
+            "rows of {} to be unlocked; to unblock: end the transactions that lock rows: {holders}",
+            tables.join(" and ")
+        )),
+        None => error,
     }
-    let found = async {
-        let mut tx = begin_work(pool).await?;
-        let found = blockers::on_tables(tables, &["RowShareLock", "RowExclusiveLock"], &mut tx).await?;
-        tx.rollback().await.map(|()| found)
-    };
-    let Ok(holders) = found.await else { return error };
-    PlanError::NotNow(format!(
-        "rows of {} to be unlocked; to unblock: end the transactions that lock rows: {}",
-        tables.join(" and "),
-        blockers::listed(&holders)
-    ))
+}
+
+/// The same for a look at tables.
+pub(crate) async fn explain_table_lock(pool: &PgPool, tables: &[&str], error: PlanError) -> PlanError {
+    match holders_after_timeout(pool, tables, &[], &error).await {
+        Some(holders) => PlanError::NotNow(format!(
+            "a look at {} waited for a lock for too long; to unblock: end the transactions on the table ({holders})",
+            tables.join(" and ")
+        )),
+        None => error,
+    }
+}
+
+/// The transactions that hold locks of these modes (empty: any) on the tables, if the error is a lock timeout.
+async fn holders_after_timeout(
+    pool: &PgPool,
+    tables: &[&str],
+    modes: &[&str],
+    error: &PlanError,
+) -> Option<String> {
+    if !matches!(error, PlanError::Operation(Error::Database(error)) if is_lock_timeout(error)) {
+        return None;
+    }
+    let mut tx = begin_work(pool).await.ok()?;
+    let holders = blockers::on_tables(tables, modes, &mut tx).await.ok()?;
+    tx.rollback().await.ok()?;
+    Some(blockers::listed(&holders))
 }
 
 #[cfg(test)]

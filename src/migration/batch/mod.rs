@@ -27,7 +27,7 @@ mod value;
 mod walk;
 
 pub(super) use column_type::ColumnType;
-pub(super) use errors::is_transient;
+pub(super) use errors::{explain_table_lock, is_transient};
 pub(super) use keyset::{Keyset, Span, display_key};
 pub(super) use kind::PassKind;
 pub use mapped_value::MappedValue;

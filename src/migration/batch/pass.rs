@@ -16,7 +16,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::{Instant, sleep};
 
-use super::errors::{explain_lock_timeout, explain_row_security, is_transient, may_concern_a_row};
+use super::errors::{explain_row_lock, explain_row_security, is_transient, may_concern_a_row};
 use super::governor::Governor;
 use super::job::{self, Measured};
 use super::keyset::Span;
@@ -84,7 +84,7 @@ pub(crate) async fn run(
         Ok(()) => Ok(()),
         Err(error) => {
             let error = explain_row_security(&outline.pool, tables, error).await;
-            Err(explain_lock_timeout(&outline.pool, tables, error).await)
+            Err(explain_row_lock(&outline.pool, tables, error).await)
         }
     }
 }

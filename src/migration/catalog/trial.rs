@@ -69,10 +69,10 @@ impl Trial<'_> {
             .map(|column| quote(&column.name))
             .collect();
         let (table, columns) = (self.table, columns.join(", "));
-        // Without the rows that others are deleting, whose end the insert would wait for.
+        // Without the rows that others are writing. On a conflict, the insert would wait for the end of these transactions.
         let rows = |from: &str, limit: u32| {
             format!(
-                "select * from (select {columns} from {from} limit {limit} for key share skip locked) as sampled"
+                "select * from (select {columns} from {from} limit {limit} for share skip locked) as sampled"
             )
         };
         let source = match self.partitions {

@@ -4,6 +4,8 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_secs(1);
 /// The longest pause for work that needs a person.
 pub(crate) const LONGEST: Duration = Duration::from_secs(120);
+/// The longest pause for work that only needs a better moment, such as one without a lock of others.
+pub(crate) const LONGEST_FOR_A_MOMENT: Duration = Duration::from_secs(10);
 
 /// The retry policy of background work: growing pauses with jitter, and each error is reported once.
 #[derive(Debug, Default)]

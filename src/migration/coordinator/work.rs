@@ -4,7 +4,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::plan::PlanError;
-use super::retry::{LONGEST, Retry};
+use super::retry::{LONGEST, LONGEST_FOR_A_MOMENT, Retry};
 use super::spec::MigrationSpec;
 use crate::migration::phase::Task;
 use crate::migration::runtime::Migration;
@@ -80,9 +80,14 @@ impl Work {
                         self.retry.succeeded();
                     }
                 }
-                Ok(Err(PlanError::PhaseLeft)) => self.failed(spec, running.task, took, String::new()),
-                Ok(Err(error)) => self.failed(spec, running.task, took, error.to_string()),
-                Err(error) => self.failed(spec, running.task, took, error.to_string()),
+                Ok(Err(PlanError::PhaseLeft)) => {
+                    self.failed(spec, running.task, took, String::new(), LONGEST)
+                }
+                Ok(Err(PlanError::NotNow(error))) => {
+                    self.failed(spec, running.task, took, error, LONGEST_FOR_A_MOMENT);
+                }
+                Ok(Err(error)) => self.failed(spec, running.task, took, error.to_string(), LONGEST),
+                Err(error) => self.failed(spec, running.task, took, error.to_string(), LONGEST),
             }
             // `needed` may be older than this outcome. The next reconcile step knows.
             return;
@@ -100,7 +105,7 @@ impl Work {
         if self.completed.take() == Some(task) && is_ddl(task) {
             let reason = "it succeeded, but the ledger's connection does not see its result; check that `search_path` \
                 resolves the table to the same schema on the migration's pool and on the ledger's connection";
-            self.failed(spec, task, Duration::ZERO, reason.to_owned());
+            self.failed(spec, task, Duration::ZERO, reason.to_owned(), LONGEST);
         }
         if self.failure.as_ref().is_some_and(|failure| Instant::now() < failure.retry_at) {
             return;
@@ -112,8 +117,8 @@ impl Work {
         self.running = Some(Running { task, since: Instant::now(), handle });
     }
 
-    fn failed(&mut self, spec: &MigrationSpec, task: Task, took: Duration, error: String) {
-        let failed = self.retry.failed(&error, LONGEST);
+    fn failed(&mut self, spec: &MigrationSpec, task: Task, took: Duration, error: String, longest: Duration) {
+        let failed = self.retry.failed(&error, longest);
         let (migration, task_name, pause) = (&spec.name, task.name(), failed.pause);
         if failed.is_new && !error.is_empty() {
             tracing::warn!(

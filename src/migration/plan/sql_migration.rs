@@ -15,7 +15,7 @@ use super::inspection::{new_shape_doubt, problems, triggers_now};
 use super::recent_look::RecentLook;
 use super::refusal::refuse;
 use crate::ledger::{begin_work, sides, unprepared};
-use crate::migration::batch::{PassKind, keyset, pass, repair};
+use crate::migration::batch::{PassKind, explain_table_lock, keyset, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
@@ -184,7 +184,10 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         let plan = &*self.description;
         match task {
-            Task::Expand => expand(plan, migration).await,
+            Task::Expand => match expand(plan, migration).await {
+                Err(error) => Err(explain_table_lock(&plan.outline.pool, &[plan.old_table()], error).await),
+                done => done,
+            },
             Task::Backfill => {
                 refuse(&triggers_now(plan).await?)?;
                 rearm(plan, migration).await?;

@@ -11,7 +11,7 @@ use super::rows::violations;
 use crate::ledger::jobs::TableSize;
 use crate::ledger::{begin_work, external_writes, sides};
 use crate::migration::batch::job::{self, Measured};
-use crate::migration::batch::{PassKind, begin, begin_unpaused};
+use crate::migration::batch::{PassKind, begin, begin_unpaused, explain_table_lock};
 use crate::migration::catalog::{OldSide, PlanProblem, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
@@ -234,7 +234,10 @@ impl Plan for SchemaChange {
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         let plan = &*self.description;
         match task {
-            Task::Expand => self.expand(migration).await,
+            Task::Expand => match self.expand(migration).await {
+                Err(error) => Err(explain_table_lock(&plan.pool, &[&plan.table], error).await),
+                done => done,
+            },
             Task::Backfill => self.look(PassKind::Forward, migration).await,
             Task::Scan => self.look(PassKind::Compare, migration).await,
             Task::ReverseBackfill => self.look(PassKind::Back, migration).await,

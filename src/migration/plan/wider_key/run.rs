@@ -8,7 +8,9 @@ use super::inspection::problems;
 use super::referring::{self, mirrored};
 use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{begin_work, guard_triggers, key_mirror, sides};
-use crate::migration::batch::{ColumnType, PassKind, Scope, Span, begin, keyset, pass, walk};
+use crate::migration::batch::{
+    ColumnType, PassKind, Scope, Span, begin, explain_table_lock, keyset, pass, walk,
+};
 use crate::migration::catalog::{OldSide, PlanProblem, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
@@ -263,7 +265,10 @@ impl Plan for WiderKey {
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         match task {
-            Task::Expand => self.expand(migration).await,
+            Task::Expand => match self.expand(migration).await {
+                Err(error) => Err(explain_table_lock(&self.0.outline.pool, &[&self.0.table], error).await),
+                done => done,
+            },
             Task::Backfill => {
                 self.walk_referring(PassKind::Forward, migration).await?;
                 self.pass(PassKind::Forward, migration).await
