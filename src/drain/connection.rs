@@ -18,7 +18,7 @@ use super::registry::Connection;
 use super::request::{InFlight, Tracked, call_app};
 use super::stage::Stage;
 use super::state::State;
-use super::stream::{ConnectionStream, Entry, HeadTimer};
+use super::stream::{ClientEnd, ConnectionStream, Entry, HeadTimer};
 
 /// How long a drain waits for the first request of a connection that was accepted just before.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -35,6 +35,7 @@ pub(super) struct Server {
     builder: Builder<TokioExecutor>,
     /// hyper's own limit begins when the first bytes have shown the version of HTTP.
     head_timeout: Duration,
+    half_closed_timeout: Duration,
 }
 
 pub(super) fn server(options: &DrainOptions) -> Server {
@@ -44,7 +45,8 @@ pub(super) fn server(options: &DrainOptions) -> Server {
     // WebSocket over HTTP/2 (RFC 8441) begins with an extended CONNECT.
     builder.http2().enable_connect_protocol();
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(HTTP2_PING).keep_alive_timeout(HTTP2_PING);
-    Server { builder, head_timeout: options.head_timeout }
+    let DrainOptions { head_timeout, half_closed_timeout, .. } = *options;
+    Server { builder, head_timeout, half_closed_timeout }
 }
 
 /// [`public`] for a connection that begins with a handshake.
@@ -93,7 +95,8 @@ where
     let opened_before = !stages.is_at(Stage::Propagating);
     let service = Tracked { app, peer, state: Arc::clone(state), connection: Arc::clone(connection) };
     let head = HeadTimer::new(Arc::clone(connection), server.head_timeout);
-    let stream = TokioIo::new(ConnectionStream { stream, head, entry: Some(entry) });
+    let end = ClientEnd::new(server.half_closed_timeout);
+    let stream = TokioIo::new(ConnectionStream { stream, head, end, entry: Some(entry) });
     let mut served = pin!(server.builder.serve_connection_with_upgrades(stream, service));
 
     tokio::select! {
@@ -153,7 +156,8 @@ pub(super) async fn admin<IO, P, S>(
         }
     });
     let head = HeadTimer::new(Arc::clone(&connection), server.head_timeout);
-    let stream = TokioIo::new(ConnectionStream { stream, head, entry: None });
+    let end = ClientEnd::new(server.half_closed_timeout);
+    let stream = TokioIo::new(ConnectionStream { stream, head, end, entry: None });
     let mut served = pin!(server.builder.serve_connection_with_upgrades(stream, service));
     tokio::select! {
         biased;

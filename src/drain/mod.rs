@@ -41,6 +41,7 @@
 //! | [`hook_time`](DrainOptions::hook_time) | 3 s | sending flag metrics and leaving the fleet are one request each, with time limits of their own |
 //! | [`margin`](DrainOptions::margin) | 1 s | to return from `main` before the kill |
 //! | [`head_timeout`](DrainOptions::head_timeout) | 30 s | a head is a few packets; nginx gives it 60 s |
+//! | [`half_closed_timeout`](DrainOptions::half_closed_timeout) | 2 s | most responses are ready by then, and a client that is gone keeps its handler for no longer |
 //! | [`idle_timeout`](DrainOptions::idle_timeout) | 65 min | must be longer than a proxy keeps idle connections (Envoy: 1 h), or requests race with the close |
 //! | [`max_connections`](DrainOptions::max_connections) | 10,000 | hyper buffers up to 400 KiB of a head, so this bounds a flood; a service with more WebSockets sets it higher |
 

@@ -28,6 +28,10 @@ pub struct DrainOptions {
     /// How long a connection may take to send the head of its first request, and how long an HTTP/1 connection may
     /// take from the first byte of a later head to its end. Default 30 s.
     pub head_timeout: Duration,
+    /// How long a request of HTTP/1 goes on after its client has closed its side of the connection. A client that only
+    /// sends no more, such as `nc -N`, gets its response within this time. One that is gone looks the same, so its request
+    /// is given up after this time. Zero: at once. Default 2 s.
+    pub half_closed_timeout: Duration,
     /// How long an HTTP/1 connection may stay idle between two requests. Must be longer than the proxy in front
     /// keeps idle connections (Envoy: 1 hour), or a request races with the close. Default 65 min.
     pub idle_timeout: Duration,
@@ -50,6 +54,7 @@ impl Default for DrainOptions {
             hook_time: Duration::from_secs(3),
             margin: Duration::from_secs(1),
             head_timeout: Duration::from_secs(30),
+            half_closed_timeout: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(65 * 60),
             max_connections: 10_000,
             long_types: vec!["text/event-stream".to_owned()],
@@ -82,7 +87,15 @@ impl DrainOptions {
         ] {
             if value.is_zero() {
                 problems.push(Problem::new(field, "is zero; use a longer duration"));
-            } else if value > DAY {
+            }
+        }
+        for (field, value) in [
+            ("drain.grace", self.grace),
+            ("drain.head_timeout", self.head_timeout),
+            ("drain.half_closed_timeout", self.half_closed_timeout),
+            ("drain.idle_timeout", self.idle_timeout),
+        ] {
+            if value > DAY {
                 problems.push(Problem::new(field, format!("{value:?} is too long; use at most {DAY:?}")));
             }
         }

@@ -128,6 +128,8 @@ pub(super) struct Connection {
     peer: String,
     opened: Instant,
     http2: AtomicBool,
+    /// The client sends no more, and its requests go on.
+    is_half_closed: AtomicBool,
     requests: Mutex<Requests>,
     first_request: Notify,
     /// With a channel, every connection would take the channel's lock each time it is polled.
@@ -157,6 +159,7 @@ impl Connection {
             peer,
             opened: Instant::now(),
             http2: AtomicBool::new(false),
+            is_half_closed: AtomicBool::new(false),
             requests: Mutex::default(),
             first_request: Notify::new(),
             task: AtomicWaker::new(),
@@ -199,6 +202,10 @@ impl Connection {
         if let Some(index) = requests.open.iter().position(ended) {
             requests.open.swap_remove(index);
         }
+        drop(requests);
+        if self.is_half_closed.load(Ordering::Acquire) {
+            self.reader.wake();
+        }
     }
 
     /// Waits for `stage`. Only the connection's own task may call this, because there is one waker.
@@ -236,6 +243,17 @@ impl Connection {
     pub(super) fn head_expected(&self) -> (bool, u64) {
         let requests = locked(&self.requests);
         (requests.open.is_empty() && !self.is_http2(), requests.begun)
+    }
+
+    /// The client has closed its side. From now on the reader is woken when a request ends.
+    pub(super) fn half_closed(&self) {
+        self.is_half_closed.store(true, Ordering::Release);
+    }
+
+    /// Whether an HTTP/1 client still waits for a response. After an upgrade it has had its response.
+    pub(super) fn owes_response(&self) -> bool {
+        let is_open = |request: &Request| request.phase != CutPhase::Upgraded;
+        !self.is_http2() && locked(&self.requests).open.iter().any(is_open)
     }
 
     fn list(&self) -> Vec<Cut> {

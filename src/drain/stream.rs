@@ -75,11 +75,39 @@ impl HeadTimer {
     }
 }
 
+/// The end of what the client sends, held back while a request of HTTP/1 waits for its response.
+///
+/// hyper gives a request up when it reads the end, or with `half_close` never: then the handler of a client that is gone
+/// runs until it ends by itself. Both kinds of clients look the same until something is written.
+pub(super) struct ClientEnd {
+    limit: Duration,
+    /// Since the client's end was read.
+    held: Option<Pin<Box<Sleep>>>,
+}
+
+impl ClientEnd {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self { limit, held: None }
+    }
+
+    /// Ready when the end may be seen.
+    fn poll_seen(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<()> {
+        // Before the look at the requests, so that one which ends in between wakes the reader.
+        connection.half_closed();
+        if self.limit.is_zero() || !connection.owes_response() {
+            return Poll::Ready(());
+        }
+        let limit = self.limit;
+        self.held.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
+    }
+}
+
 /// A connection's bytes. Reads fail when a request head takes too long. On a public connection reads and writes fail
 /// after the drain's deadline, which ends an upgraded connection: nothing else of it passes through this library.
 pub(super) struct ConnectionStream<IO> {
     pub(super) stream: IO,
     pub(super) head: HeadTimer,
+    pub(super) end: ClientEnd,
     /// `None` on the admin listener.
     pub(super) entry: Option<Entry>,
 }
@@ -109,9 +137,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ConnectionStream<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(entry) = &self.entry {
-            entry.connection.reader.register(cx.waker());
-        }
+        self.head.connection.reader.register(cx.waker());
         self.check_deadline()?;
         if let Err(error) = self.head.poll_expired(cx) {
             if let Some(entry) = &self.entry {
@@ -119,10 +145,15 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ConnectionStream<IO> {
             }
             return Poll::Ready(Err(error));
         }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let this = &mut *self;
+        let (before, is_end) = (buf.filled().len(), this.end.held.is_some());
+        if !is_end {
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        }
         if buf.filled().len() > before {
-            self.head.received();
+            this.head.received();
+        } else if is_end || buf.remaining() > 0 {
+            ready!(this.end.poll_seen(&this.head.connection, cx));
         }
         Poll::Ready(Ok(()))
     }

@@ -1,13 +1,19 @@
 //! Clients that send too much, too slowly, or too often.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use axum::{Router, routing::get};
+use cutover::drain::DrainOptions;
+use cutover_testkit::wait_until;
 use hyper::{Request, StatusCode};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{LIMIT, Running, hello, http1, http2, options, request, start, text};
@@ -70,6 +76,73 @@ async fn invalid_bytes_end_their_own_connection_only() {
     still_serves(&running).await;
     running.drain.begin();
     assert_eq!(running.report().await.cut, []);
+}
+
+/// What became of the requests of a handler that answers after some time.
+#[derive(Default)]
+struct Requests {
+    begun: AtomicU32,
+    given_up: AtomicU32,
+}
+
+impl Requests {
+    async fn reach(&self, count: impl Fn(&Self) -> &AtomicU32) {
+        let is_reached = async || Ok::<_, Infallible>(count(self).load(Ordering::SeqCst) == 1);
+        wait_until("a request", LIMIT, is_reached).await.unwrap();
+    }
+}
+
+/// Is dropped when its request is given up.
+struct Unfinished(Arc<Requests>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        self.0.given_up.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn answers_after(time: Duration) -> (Router, Arc<Requests>) {
+    let requests = Arc::<Requests>::default();
+    let own = Arc::clone(&requests);
+    let handler = async move || {
+        own.begun.fetch_add(1, Ordering::SeqCst);
+        let unfinished = Unfinished(own);
+        sleep(time).await;
+        std::mem::forget(unfinished);
+        "hello"
+    };
+    (Router::new().route("/", get(handler)), requests)
+}
+
+#[tokio::test]
+async fn a_client_that_sends_no_more_is_answered() {
+    let (app, requests) = answers_after(Duration::from_millis(200));
+    let running = start(options(), app).await;
+    for head in ["GET / HTTP/1.1\r\nhost: t\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"] {
+        let mut stream = running.raw(head.as_bytes()).await;
+        stream.shutdown().await.unwrap();
+        let mut answer = String::new();
+        // The connection ends with the response.
+        timeout(LIMIT, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        assert!(answer.ends_with("hello"), "{head}: {answer:?}");
+    }
+    assert_eq!(requests.given_up.load(Ordering::SeqCst), 0);
+    running.drain.begin();
+    assert_eq!(running.report().await.cut, []);
+}
+
+#[tokio::test]
+async fn the_request_of_a_client_that_is_gone_is_given_up() {
+    for half_closed_timeout in [Duration::from_millis(100), Duration::ZERO] {
+        let (app, requests) = answers_after(LIMIT * 4);
+        let running = start(DrainOptions { half_closed_timeout, ..options() }, app).await;
+        let stream = running.raw(b"GET / HTTP/1.1\r\nhost: t\r\n\r\n").await;
+        requests.reach(|requests| &requests.begun).await;
+        drop(stream);
+        requests.reach(|requests| &requests.given_up).await;
+        running.drain.begin();
+        assert_eq!(running.report().await.cut, []);
+    }
 }
 
 /// Hundreds at once: idle, with half of a head, sending a byte now and then, and with requests during the drain.
