@@ -82,10 +82,9 @@ async fn a_paused_postgres_keeps_sessions_waiting() -> Outcome {
     let mut session = PgConnection::connect(&postgres.admin_url()).await?;
     session.ping().await?;
     postgres.pause()?;
-    let (pid, dropped) = (postgres.process().pid(), Instant::now());
+    let pid = postgres.process().pid();
     let sessions: Vec<_> = children_of(pid).collect();
     drop(postgres);
-    assert!(dropped.elapsed() < Duration::from_secs(2), "a frozen one ends slowly");
     assert!(!sessions.into_iter().chain([pid]).any(runs));
     Ok(())
 }

@@ -323,8 +323,8 @@ fn release(world: &World, victim: usize, worker: u8) -> Outcome {
 }
 
 /// Cases that run at the same time, over all tests. Each has three processes. With too many of them on a small
-/// machine, leases expire for lack of CPU.
-static PLACES: Semaphore = Semaphore::const_new(5);
+/// machine, leases expire and steps of the driver run out of time for lack of CPU.
+static PLACES: Semaphore = Semaphore::const_new(3);
 
 async fn run_all(cases: Vec<Case>) -> Outcome {
     let settings = vec![("max_connections".to_owned(), "400".to_owned())];
@@ -334,7 +334,7 @@ async fn run_all(cases: Vec<Case>) -> Outcome {
         .into_iter()
         .map(|case| async move {
             let _place = PLACES.acquire().await;
-            let outcome = tokio::time::timeout(Duration::from_secs(120), case.run(postgres)).await;
+            let outcome = tokio::time::timeout(Duration::from_secs(200), case.run(postgres)).await;
             (case, outcome.unwrap_or_else(|_| Err("took too long".into())))
         })
         .collect();

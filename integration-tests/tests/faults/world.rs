@@ -13,7 +13,7 @@ use super::Outcome;
 use super::instance::KEYS;
 
 /// A case that takes longer has failed to recover.
-pub(crate) const BOUND: Duration = Duration::from_secs(40);
+pub(crate) const BOUND: Duration = Duration::from_secs(80);
 
 pub(crate) struct World {
     pub(crate) pool: PgPool,
