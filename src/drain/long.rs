@@ -1,8 +1,9 @@
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Response,
     header::{CONTENT_TYPE, HeaderName},
 };
-use http_body::Body;
+use http_body::{Body, Frame};
 
 /// Marks a response that does not end by itself (a watch, a feed). Put it into the response's extensions. Responses of a
 /// type in [`DrainOptions::long_types`](super::DrainOptions::long_types) and watches of gRPC's health protocol need no mark.
@@ -38,7 +39,16 @@ impl LongPath {
 pub(super) enum Ending {
     Plain,
     Grpc,
+    /// The trailers are the last frame of the body (PROTOCOL-WEB of gRPC).
+    GrpcWeb,
+    /// That frame in base64.
+    GrpcWebText,
 }
+
+/// The frame of gRPC-web with the trailers: a flag, the length, and header lines.
+const WEB_TRAILERS: &[u8] = b"\x80\0\0\0\x27grpc-status:14\r\ngrpc-message:draining\r\n";
+/// The same in base64.
+const WEB_TEXT_TRAILERS: &[u8] = b"gAAAACdncnBjLXN0YXR1czoxNA0KZ3JwYy1tZXNzYWdlOmRyYWluaW5nDQo=";
 
 impl Ending {
     /// `None` for a response that the drain waits for, such as one with a known length.
@@ -53,16 +63,60 @@ impl Ending {
         if !long || response.body().size_hint().exact().is_some() {
             return None;
         }
-        Some(if is_type("application/grpc") { Self::Grpc } else { Self::Plain })
+        Some(match () {
+            () if is_type("application/grpc-web-text") => Self::GrpcWebText,
+            () if is_type("application/grpc-web") => Self::GrpcWeb,
+            () if is_type("application/grpc") => Self::Grpc,
+            () => Self::Plain,
+        })
     }
 
-    pub(super) fn trailers(self) -> Option<HeaderMap> {
+    /// The last frame of the body, if the protocol has one.
+    pub(super) fn frame(self) -> Option<Frame<Bytes>> {
         match self {
             Self::Plain => None,
-            Self::Grpc => Some(HeaderMap::from_iter([
+            Self::Grpc => Some(Frame::trailers(HeaderMap::from_iter([
                 (HeaderName::from_static("grpc-status"), HeaderValue::from_static("14")),
                 (HeaderName::from_static("grpc-message"), HeaderValue::from_static("draining")),
-            ])),
+            ]))),
+            Self::GrpcWeb => Some(Frame::data(Bytes::from_static(WEB_TRAILERS))),
+            Self::GrpcWebText => Some(Frame::data(Bytes::from_static(WEB_TEXT_TRAILERS))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body as AnyBody;
+
+    use super::*;
+
+    fn base64(bytes: &[u8]) -> String {
+        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let group = |group: &[u8]| {
+            let bits = (0..3).fold(0, |bits, n| bits << 8 | usize::from(*group.get(n).unwrap_or(&0)));
+            let digit = |n: usize| char::from(DIGITS[bits >> (18 - 6 * n) & 63]);
+            (0..4).map(|n| if n > group.len() { '=' } else { digit(n) }).collect::<String>()
+        };
+        bytes.chunks(3).map(group).collect()
+    }
+
+    fn last_frame(content_type: &str) -> Bytes {
+        let body = AnyBody::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+        let mut response = Response::builder().header(CONTENT_TYPE, content_type).body(body).expect("valid");
+        response.extensions_mut().insert(LongStream);
+        let ending = Ending::of(LongPath::of("/"), &[], &response).expect("a long stream");
+        ending.frame().expect("a frame").into_data().expect("data")
+    }
+
+    #[test]
+    fn a_stream_of_grpc_web_ends_with_the_frame_of_its_trailers() {
+        let frame = last_frame("application/grpc-web+proto");
+        let (flag, rest) = frame.split_first().expect("a flag");
+        let (length, lines) = rest.split_first_chunk::<4>().expect("a length");
+        assert_eq!((*flag, u32::from_be_bytes(*length) as usize), (0x80, lines.len()));
+        assert!(lines.starts_with(b"grpc-status:14\r\n"));
+        let text = last_frame("application/grpc-web-text+proto");
+        assert_eq!(text, base64(&frame));
     }
 }

@@ -152,7 +152,7 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for TrackedBody<B> {
             && closing.as_mut().poll(cx).is_ready()
         {
             *this.ended = true;
-            return Poll::Ready(ending.trailers().map(|trailers| Ok(Frame::trailers(trailers))));
+            return Poll::Ready(ending.frame().map(Ok));
         }
         this.body.poll_frame(cx)
     }
