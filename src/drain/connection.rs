@@ -49,6 +49,20 @@ pub(super) fn server(options: &DrainOptions) -> Server {
     Server { builder, head_timeout, half_closed_timeout }
 }
 
+impl Server {
+    /// The bytes of a connection, under its time limits.
+    fn watched<IO>(
+        &self,
+        stream: IO,
+        connection: &Arc<Connection>,
+        entry: Option<Entry>,
+    ) -> TokioIo<ConnectionStream<IO>> {
+        let head = HeadTimer::new(Arc::clone(connection), self.head_timeout);
+        let end = ClientEnd::new(self.half_closed_timeout);
+        TokioIo::new(ConnectionStream { stream, head, end, entry })
+    }
+}
+
 /// [`public`] for a connection that begins with a handshake.
 pub(super) async fn after<IO, P, S>(
     handshake: impl Future<Output = io::Result<IO>>,
@@ -94,9 +108,7 @@ where
     let stages = &state.stages;
     let opened_before = !stages.is_at(Stage::Propagating);
     let service = Tracked { app, peer, state: Arc::clone(state), connection: Arc::clone(connection) };
-    let head = HeadTimer::new(Arc::clone(connection), server.head_timeout);
-    let end = ClientEnd::new(server.half_closed_timeout);
-    let stream = TokioIo::new(ConnectionStream { stream, head, end, entry: Some(entry) });
+    let stream = server.watched(stream, connection, Some(entry));
     let mut served = pin!(server.builder.serve_connection_with_upgrades(stream, service));
 
     tokio::select! {
@@ -155,9 +167,7 @@ pub(super) async fn admin<IO, P, S>(
             response.await
         }
     });
-    let head = HeadTimer::new(Arc::clone(&connection), server.head_timeout);
-    let end = ClientEnd::new(server.half_closed_timeout);
-    let stream = TokioIo::new(ConnectionStream { stream, head, end, entry: None });
+    let stream = server.watched(stream, &connection, None);
     let mut served = pin!(server.builder.serve_connection_with_upgrades(stream, service));
     tokio::select! {
         biased;

@@ -63,12 +63,13 @@ impl Ending {
         if !long || response.body().size_hint().exact().is_some() {
             return None;
         }
-        Some(match () {
-            () if is_type("application/grpc-web-text") => Self::GrpcWebText,
-            () if is_type("application/grpc-web") => Self::GrpcWeb,
-            () if is_type("application/grpc") => Self::Grpc,
-            () => Self::Plain,
-        })
+        // The longest first, because each begins like the next.
+        let types = [
+            ("application/grpc-web-text", Self::GrpcWebText),
+            ("application/grpc-web", Self::GrpcWeb),
+            ("application/grpc", Self::Grpc),
+        ];
+        Some(types.into_iter().find(|(prefix, _)| is_type(prefix)).map_or(Self::Plain, |(_, ending)| ending))
     }
 
     /// The last frame of the body, if the protocol has one.
@@ -88,18 +89,10 @@ impl Ending {
 #[cfg(test)]
 mod tests {
     use axum::body::Body as AnyBody;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
 
     use super::*;
-
-    fn base64(bytes: &[u8]) -> String {
-        const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-        let group = |group: &[u8]| {
-            let bits = (0..3).fold(0, |bits, n| bits << 8 | usize::from(*group.get(n).unwrap_or(&0)));
-            let digit = |n: usize| char::from(DIGITS[bits >> (18 - 6 * n) & 63]);
-            (0..4).map(|n| if n > group.len() { '=' } else { digit(n) }).collect::<String>()
-        };
-        bytes.chunks(3).map(group).collect()
-    }
 
     fn last_frame(content_type: &str) -> Bytes {
         let body = AnyBody::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
@@ -117,6 +110,6 @@ mod tests {
         assert_eq!((*flag, u32::from_be_bytes(*length) as usize), (0x80, lines.len()));
         assert!(lines.starts_with(b"grpc-status:14\r\n"));
         let text = last_frame("application/grpc-web-text+proto");
-        assert_eq!(text, base64(&frame));
+        assert_eq!(text, STANDARD.encode(&frame));
     }
 }

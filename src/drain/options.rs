@@ -80,22 +80,15 @@ impl DrainOptions {
                 ),
             ));
         }
-        for (field, value) in [
-            ("drain.grace", self.grace),
-            ("drain.head_timeout", self.head_timeout),
-            ("drain.idle_timeout", self.idle_timeout),
+        for (field, value, may_be_zero) in [
+            ("drain.grace", self.grace, false),
+            ("drain.head_timeout", self.head_timeout, false),
+            ("drain.half_closed_timeout", self.half_closed_timeout, true),
+            ("drain.idle_timeout", self.idle_timeout, false),
         ] {
-            if value.is_zero() {
+            if value.is_zero() && !may_be_zero {
                 problems.push(Problem::new(field, "is zero; use a longer duration"));
-            }
-        }
-        for (field, value) in [
-            ("drain.grace", self.grace),
-            ("drain.head_timeout", self.head_timeout),
-            ("drain.half_closed_timeout", self.half_closed_timeout),
-            ("drain.idle_timeout", self.idle_timeout),
-        ] {
-            if value > DAY {
+            } else if value > DAY {
                 problems.push(Problem::new(field, format!("{value:?} is too long; use at most {DAY:?}")));
             }
         }

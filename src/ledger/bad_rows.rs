@@ -2,10 +2,9 @@
 
 use sqlx::PgConnection;
 
-use crate::config::redact;
-
 use super::jobs::{Job, KeyText};
 use super::unprepared;
+use crate::config::redact;
 
 /// Sets a row aside, or updates its error. Returns the number of rows that the job has set aside.
 pub(crate) async fn set_aside(

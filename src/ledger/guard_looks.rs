@@ -82,7 +82,7 @@ taken_away as (select format('partition %s was detached or dropped', known_as.oi
 other_values as (select case left(o.key, 1) when 'p' then format('function %s was replaced', substr(o.key, 2)::oid::regprocedure) \
             when 'e' then format('a value of enum %s was renamed or dropped', (select enumtypid::regtype \
                 from pg_enum where oid = substr(o.key, 2)::oid)) \
-            when 't' then format('table %s was truncated or written anew', substr(o.key, 2)::oid::regclass) \
+            when 't' then format('table %s was truncated or rewritten', substr(o.key, 2)::oid::regclass) \
             else 'a trigger of the new table was added or changed' end as what, false as is_disabled \
     from known k cross join uses n cross join lateral jsonb_each_text(k.uses) as o \
     where $2 and n.uses ->> o.key is distinct from o.value and (o.key !~ '^[tg]' or n.uses ? o.key) order by o.key limit 1), \

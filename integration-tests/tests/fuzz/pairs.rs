@@ -51,6 +51,33 @@ pub(crate) const TEXTS: &[&str] = &[
     "'%s'",
 ];
 
+// These have a twin in Rust (`rust_pairs`), with the same result.
+pub(crate) const INTEGER_TO_BIGINT: Pair =
+    pair("integer", "bigint", "old_c::bigint", "new_c::integer", &["0", "-1", "2147483647", "null"]);
+pub(crate) const TEXT_TO_INTEGER: Pair =
+    pair("text", "integer", "old_c::integer", "new_c::text", &["' 12 '", "'007'", "null", "'-3'"]);
+pub(crate) const BYTES_TO_HEX: Pair = pair(
+    "bytea",
+    "text",
+    "encode(old_c, 'hex')",
+    "decode(new_c, 'hex')",
+    &["'\\x00ff'", "''", "null", "'abc\\000'"],
+);
+pub(crate) const TEXTS_TO_JSON: Pair = pair(
+    "text[]",
+    "jsonb",
+    "to_jsonb(old_c)",
+    "case when new_c is null then null else array(select jsonb_array_elements_text(new_c)) end",
+    &["'{}'", "'{a,NULL,\"b c\"}'", "null", "array['{', ',', E'\\\\']"],
+);
+pub(crate) const FLAG_TO_TEXT: Pair = pair(
+    "boolean",
+    "text",
+    "case when old_c then 'yes' else 'no' end",
+    "new_c = 'yes'",
+    &["true", "false", "null"],
+);
+
 pub(crate) const PAIRS: &[Pair] = &[
     pair("text", "text", "lower(trim(old_c))", "upper(new_c)", TEXTS),
     pair("text collate \"C\"", "text", "old_c", "new_c", TEXTS),
@@ -65,7 +92,7 @@ pub(crate) const PAIRS: &[Pair] = &[
     pair("varchar(40)", "text", "lower(old_c)", "upper(new_c)", &["'Ab'", "' x '", "''", "null", "E'\\t'"]),
     pair("char(10)", "varchar(10)", "old_c", "new_c", &["'ab'", "'ab  '", "''", "null", "' a'"]),
     pair("text", "char(12)", "lower(old_c)", "upper(new_c)", &["'ab'", "'AB'", "''", "null"]),
-    pair("integer", "bigint", "old_c::bigint", "new_c::integer", &["0", "-1", "2147483647", "null"]),
+    INTEGER_TO_BIGINT,
     pair(
         "integer",
         "numeric(12,2)",
@@ -160,13 +187,7 @@ pub(crate) const PAIRS: &[Pair] = &[
         &["'{\"b\":1,\"a\":[null]}'", "'null'", "'1.00'", "null", "'\"\\u00e4\"'"],
     ),
     pair("jsonb", "json", "old_c::json", "new_c::jsonb", &["'{\"b\":1}'", "'null'", "null", "'[]'"]),
-    pair(
-        "text[]",
-        "jsonb",
-        "to_jsonb(old_c)",
-        "case when new_c is null then null else array(select jsonb_array_elements_text(new_c)) end",
-        &["'{}'", "'{a,NULL,\"b c\"}'", "null", "array['{', ',', E'\\\\']"],
-    ),
+    TEXTS_TO_JSON,
     pair(
         "integer[]",
         "text",
@@ -188,13 +209,7 @@ pub(crate) const PAIRS: &[Pair] = &[
         "array_to_string(new_c, ',')",
         &["'a,b'", "'a'", "null", "'a,,b'"],
     ),
-    pair(
-        "bytea",
-        "text",
-        "encode(old_c, 'hex')",
-        "decode(new_c, 'hex')",
-        &["'\\x00ff'", "''", "null", "'abc\\000'"],
-    ),
+    BYTES_TO_HEX,
     pair("bytea", "text", "old_c::text", "new_c::bytea", &["'\\x00ff'", "''", "null", "'abc'"]),
     pair(
         "text",
@@ -225,13 +240,7 @@ pub(crate) const PAIRS: &[Pair] = &[
         &["1.5", "0", "null", "-2.25", "'NaN'"],
     ),
     pair("uuid", "text", "old_c::text", "new_c::uuid", &["'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11'", "null"]),
-    pair(
-        "boolean",
-        "text",
-        "case when old_c then 'yes' else 'no' end",
-        "new_c = 'yes'",
-        &["true", "false", "null"],
-    ),
+    FLAG_TO_TEXT,
     pair("boolean", "smallint", "old_c::integer::smallint", "new_c <> 0", &["true", "false", "null"]),
     pair("mood", "text", "old_c::text", "new_c::mood", &["'low'", "'so so'", "'High'", "null"]),
     pair("text", "mood", "lower(old_c)::mood", "new_c::text", &["'low'", "'so so'", "null", "'LOW'"]),
@@ -242,10 +251,7 @@ pub(crate) const PAIRS: &[Pair] = &[
         "repeat('long', 20)",
     ),
     partial(pair("integer", "positive", "old_c", "new_c", &["1", "7", "null"]), "-7"),
-    partial(
-        pair("text", "integer", "old_c::integer", "new_c::text", &["' 12 '", "'007'", "null", "'-3'"]),
-        "'n/a'",
-    ),
+    partial(TEXT_TO_INTEGER, "'n/a'"),
     partial(pair("text", "varchar(5)", "old_c", "new_c", &["'abcde'", "''", "null", "'a    '"]), "'abcdefg'"),
     partial(
         pair("text", "jsonb", "old_c::jsonb", "new_c::text", &["'{}'", "'[1]'", "null", "'\"a\"'"]),

@@ -8,7 +8,9 @@ use serde_json::Value;
 use sqlx::postgres::{PgRow, PgValueFormat};
 use sqlx::{Decode, Postgres, Row as _, Type, ValueRef as _};
 
-use crate::pairs::{Pair, TEXTS, pair, partial};
+use crate::pairs::{
+    BYTES_TO_HEX, FLAG_TO_TEXT, INTEGER_TO_BIGINT, Pair, TEXT_TO_INTEGER, TEXTS, TEXTS_TO_JSON, pair, partial,
+};
 
 /// Computes a value from a column of the row.
 pub(crate) type MapColumn = fn(&PgRow, &str) -> Result<Option<Mapped>, String>;
@@ -90,7 +92,7 @@ pub(crate) const RUST_PAIRS: &[RustPair] = &[
         Some(|row, new| mapped(row, new, |text: String| Ok(Mapped::Text(text.to_ascii_uppercase())))),
     ),
     in_rust(
-        pair("integer", "bigint", "old_c::bigint", "new_c::integer", &["0", "-1", "2147483647", "null"]),
+        INTEGER_TO_BIGINT,
         |row, old| mapped(row, old, |number: i32| Ok(Mapped::Integer(number.into()))),
         Some(|row, new| {
             mapped(row, new, |number: i64| {
@@ -100,10 +102,7 @@ pub(crate) const RUST_PAIRS: &[RustPair] = &[
     ),
     // A panic is the error of its row.
     in_rust(
-        partial(
-            pair("text", "integer", "old_c::integer", "new_c::text", &["' 12 '", "'007'", "null", "'-3'"]),
-            "'n/a'",
-        ),
+        partial(TEXT_TO_INTEGER, "'n/a'"),
         |row, old| {
             mapped(row, old, |text: String| {
                 Ok(Mapped::Integer(text.trim().parse().unwrap_or_else(|_| panic_quietly())))
@@ -112,24 +111,12 @@ pub(crate) const RUST_PAIRS: &[RustPair] = &[
         Some(|row, new| mapped(row, new, |number: i32| Ok(Mapped::Text(number.to_string())))),
     ),
     in_rust(
-        pair(
-            "bytea",
-            "text",
-            "encode(old_c, 'hex')",
-            "decode(new_c, 'hex')",
-            &["'\\x00ff'", "''", "null", "'abc\\000'"],
-        ),
+        BYTES_TO_HEX,
         |row, old| mapped(row, old, |raw: Vec<u8>| Ok(Mapped::Text(hex(&raw)))),
         Some(|row, new| mapped(row, new, |text: String| bytes(&text).map(Mapped::Bytes))),
     ),
     in_rust(
-        pair(
-            "text[]",
-            "jsonb",
-            "to_jsonb(old_c)",
-            "case when new_c is null then null else array(select jsonb_array_elements_text(new_c)) end",
-            &["'{}'", "'{a,NULL,\"b c\"}'", "null", "array['{', ',', E'\\\\']"],
-        ),
+        TEXTS_TO_JSON,
         |row, old| {
             mapped(row, old, |texts: Vec<Option<String>>| {
                 serde_json::to_value(texts).map(Mapped::Json).map_err(|error| error.to_string())
@@ -180,13 +167,7 @@ pub(crate) const RUST_PAIRS: &[RustPair] = &[
     ),
     // A null has an image of its own.
     in_rust(
-        pair(
-            "boolean",
-            "text",
-            "case when old_c then 'yes' else 'no' end",
-            "new_c = 'yes'",
-            &["true", "false", "null"],
-        ),
+        FLAG_TO_TEXT,
         |row, old| {
             let is = get::<bool>(row, old)? == Some(true);
             Ok(Some(Mapped::Text(if is { "yes" } else { "no" }.to_owned())))

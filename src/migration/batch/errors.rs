@@ -72,14 +72,18 @@ pub(crate) async fn explain_row_lock(pool: &PgPool, tables: &[&str], error: Plan
     }
 }
 
-/// The same for a look at tables.
-pub(crate) async fn explain_table_lock(pool: &PgPool, tables: &[&str], error: PlanError) -> PlanError {
-    match holders_after_timeout(pool, tables, &[], &error).await {
-        Some(holders) => PlanError::NotNow(format!(
-            "a look at {} waited for a lock for too long; to unblock: end the transactions on the table ({holders})",
-            tables.join(" and ")
-        )),
-        None => error,
+/// The same for the outcome of a look at a table.
+pub(crate) async fn explain_table_lock(
+    pool: &PgPool,
+    table: &str,
+    outcome: Result<(), PlanError>,
+) -> Result<(), PlanError> {
+    let Err(error) = outcome else { return Ok(()) };
+    match holders_after_timeout(pool, &[table], &[], &error).await {
+        Some(holders) => Err(PlanError::NotNow(format!(
+            "a look at {table} waited for a lock for too long; to unblock: end the transactions on the table ({holders})"
+        ))),
+        None => Err(error),
     }
 }
 

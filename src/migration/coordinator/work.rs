@@ -66,7 +66,7 @@ impl Work {
     ) {
         if let Some(running) = self.running.take_if(|running| running.handle.is_finished()) {
             let took = running.since.elapsed();
-            match running.handle.await {
+            let failed = match running.handle.await {
                 Ok(Ok(())) => {
                     tracing::info!(
                         migration = spec.name,
@@ -79,15 +79,15 @@ impl Work {
                     if !is_ddl(running.task) {
                         self.retry.succeeded();
                     }
+                    None
                 }
-                Ok(Err(PlanError::PhaseLeft)) => {
-                    self.failed(spec, running.task, took, String::new(), LONGEST)
-                }
-                Ok(Err(PlanError::NotNow(error))) => {
-                    self.failed(spec, running.task, took, error, LONGEST_FOR_A_MOMENT);
-                }
-                Ok(Err(error)) => self.failed(spec, running.task, took, error.to_string(), LONGEST),
-                Err(error) => self.failed(spec, running.task, took, error.to_string(), LONGEST),
+                Ok(Err(PlanError::PhaseLeft)) => Some((String::new(), LONGEST)),
+                Ok(Err(PlanError::NotNow(error))) => Some((error, LONGEST_FOR_A_MOMENT)),
+                Ok(Err(error)) => Some((error.to_string(), LONGEST)),
+                Err(error) => Some((error.to_string(), LONGEST)),
+            };
+            if let Some((error, longest)) = failed {
+                self.failed(spec, running.task, took, error, longest);
             }
             // `needed` may be older than this outcome. The next reconcile step knows.
             return;

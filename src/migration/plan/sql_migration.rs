@@ -184,10 +184,9 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         let plan = &*self.description;
         match task {
-            Task::Expand => match expand(plan, migration).await {
-                Err(error) => Err(explain_table_lock(&plan.outline.pool, &[plan.old_table()], error).await),
-                done => done,
-            },
+            Task::Expand => {
+                explain_table_lock(&plan.outline.pool, plan.old_table(), expand(plan, migration).await).await
+            }
             Task::Backfill => {
                 refuse(&triggers_now(plan).await?)?;
                 rearm(plan, migration).await?;

@@ -2,21 +2,35 @@
 
 use crate::migration::batch::MappingCode;
 
+/// Names the external writer.
+macro_rules! external_writer {
+    () => {
+        "pg_catalog.format('The write came from application %s, role %s.', \
+             coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), session_user)"
+    };
+}
+
 /// For an external write of the old side when that is no longer written.
-pub(super) const REFUSE: &str = "raise exception using errcode = 'ZC003', \
+pub(super) const REFUSE: &str = concat!(
+    "raise exception using errcode = 'ZC003', \
      message = pg_catalog.format('the old side of %s is no longer written: migration %s is in `%s`', \
          tg_table_name, cutover.migration_name(tg_argv[0]::integer), phase), \
-     detail = pg_catalog.format('The write came from application %s, role %s.', \
-         coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), session_user), \
-     hint = 'Write the new side, or write through the service.';";
+     detail = ",
+    external_writer!(),
+    ", \
+     hint = 'Write the new side, or write through the service.';"
+);
 
 /// For a write that only a mapping in Rust could bring to the other side, while both sides are read.
-pub(super) const REFUSE_UNMAPPED: &str = "raise exception using errcode = 'ZC003', \
+pub(super) const REFUSE_UNMAPPED: &str = concat!(
+    "raise exception using errcode = 'ZC003', \
      message = pg_catalog.format('a write of %s cannot be mirrored: the mapping of migration %s is in Rust, and the migration is in `%s`', \
          tg_table_name, cutover.migration_name(tg_argv[0]::integer), phase), \
-     detail = pg_catalog.format('The write came from application %s, role %s.', \
-         coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), session_user), \
-     hint = 'Write through the service.';";
+     detail = ",
+    external_writer!(),
+    ", \
+     hint = 'Write through the service.';"
+);
 
 /// For a pinned write that relies on a mapping which another build has replaced by one in Rust.
 pub(super) const NOT_MIRRORED: &str = "raise exception using errcode = 'ZC005', \

@@ -234,10 +234,7 @@ impl Plan for SchemaChange {
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         let plan = &*self.description;
         match task {
-            Task::Expand => match self.expand(migration).await {
-                Err(error) => Err(explain_table_lock(&plan.pool, &[&plan.table], error).await),
-                done => done,
-            },
+            Task::Expand => explain_table_lock(&plan.pool, &plan.table, self.expand(migration).await).await,
             Task::Backfill => self.look(PassKind::Forward, migration).await,
             Task::Scan => self.look(PassKind::Compare, migration).await,
             Task::ReverseBackfill => self.look(PassKind::Back, migration).await,

@@ -265,10 +265,9 @@ impl Plan for WiderKey {
 
     async fn run(&self, task: Task, migration: &Migration) -> Result<(), PlanError> {
         match task {
-            Task::Expand => match self.expand(migration).await {
-                Err(error) => Err(explain_table_lock(&self.0.outline.pool, &[&self.0.table], error).await),
-                done => done,
-            },
+            Task::Expand => {
+                explain_table_lock(&self.0.outline.pool, &self.0.table, self.expand(migration).await).await
+            }
             Task::Backfill => {
                 self.walk_referring(PassKind::Forward, migration).await?;
                 self.pass(PassKind::Forward, migration).await
