@@ -1,24 +1,17 @@
-//! Shapes of change that are columns of one table, each under load. An independent checker judges what clients wrote and
-//! read.
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+//! Shapes of change that are columns of one table, each under load by processes that are killed.
 
 use cutover::migration::{
-    ColumnMigration, ColumnMigrationBuilder, Error, Key, Migration, PlanProblem, SideColumns,
+    ColumnMigration, ColumnMigrationBuilder, Error, Key, Migration, MigrationSpec, PhaseRange, PlanProblem,
+    SideColumns,
 };
-use cutover_checker::Recorder;
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
+use crate::shapes_killed::{Shape, begin, killed_all_the_way};
 use crate::world::{Outcome, World};
-
-/// Rows of the table, and how many of them are read and written.
-const ROWS: u64 = 200;
-const HOT: u64 = 6;
 
 /// A table `items` and what becomes of its columns. A value of the test is a number.
 #[derive(Clone, Copy)]
-struct Shape {
+pub(crate) struct Columns {
     /// The table's other columns, and statements that come before it.
     columns: &'static str,
     before: &'static str,
@@ -29,17 +22,19 @@ struct Shape {
     get: [&'static str; 2],
 }
 
-impl Shape {
+impl Columns {
     fn update(&self, is_new: bool, value: u32) -> String {
         format!("update items set {} where id = $1", self.set[usize::from(is_new)](value))
     }
 
-    fn select(&self, is_new: bool) -> String {
-        format!("select {} from items where id = $1", self.get[usize::from(is_new)])
+    async fn value(&self, pool: &PgPool, is_new: bool, key: u64) -> Result<String, sqlx::Error> {
+        let select = format!("select {} from items where id = $1", self.get[usize::from(is_new)]);
+        let value = sqlx::query_scalar(AssertSqlSafe(select)).bind(key.cast_signed());
+        value.persistent(false).fetch_one(pool).await
     }
 }
 
-const SPLIT: Shape = Shape {
+const SPLIT: Columns = Columns {
     before: "",
     columns: "full_name text",
     plan: |plan| {
@@ -55,7 +50,7 @@ const SPLIT: Shape = Shape {
     get: ["full_name", "first_name || ' ' || last_name"],
 };
 
-const MERGE: Shape = Shape {
+const MERGE: Columns = Columns {
     before: "",
     columns: "amount numeric(12, 2), currency text",
     plan: |plan| {
@@ -70,7 +65,7 @@ const MERGE: Shape = Shape {
     get: ["amount::text || ' ' || currency", "price"],
 };
 
-const JSON_FIELD: Shape = Shape {
+const JSON_FIELD: Columns = Columns {
     before: "",
     columns: "data jsonb",
     plan: |plan| {
@@ -85,7 +80,7 @@ const JSON_FIELD: Shape = Shape {
     get: ["(data ->> 'status') || (data ->> 'note')", "status || (details ->> 'note')"],
 };
 
-const TIME_ZONE: Shape = Shape {
+const TIME_ZONE: Columns = Columns {
     before: "",
     columns: "starts timestamp",
     plan: |plan| {
@@ -100,7 +95,7 @@ const TIME_ZONE: Shape = Shape {
     get: ["starts::text", "(starts_at at time zone 'Europe/Berlin')::text"],
 };
 
-const ENUM: Shape = Shape {
+const ENUM: Columns = Columns {
     before: "create type kind as enum ('k0', 'k1', 'k2', 'k3', 'k4', 'k5', 'k6', 'k7', 'k8', 'k9')",
     columns: "kind kind",
     plan: |plan| plan.column("kind", "kind_name", "text").forward("kind::text").backward("kind_name::kind"),
@@ -108,7 +103,7 @@ const ENUM: Shape = Shape {
     get: ["kind::text", "kind_name"],
 };
 
-const LOOKUP: Shape = Shape {
+const LOOKUP: Columns = Columns {
     before: "",
     columns: "status text",
     plan: |plan| {
@@ -132,108 +127,96 @@ const LOOKUP: Shape = Shape {
     get: ["status", "(select name from statuses where statuses.id = status_id)"],
 };
 
-async fn world_of(shape: &Shape) -> Outcome<World> {
-    let world = World::new(0).await?;
+pub(crate) const ALL: [Columns; 6] = [SPLIT, MERGE, JSON_FIELD, TIME_ZONE, ENUM, LOOKUP];
+
+async fn fill(shape: &Columns, world: &World, rows: i64) -> Outcome {
     world.pool.execute(AssertSqlSafe(shape.before.to_owned())).await?;
     let create = format!("create table items (id bigint primary key, note text, {})", shape.columns);
     world.pool.execute(AssertSqlSafe(create)).await?;
     sqlx::query("insert into items select g from generate_series(1, $1) g")
-        .bind(i64::try_from(ROWS)?)
+        .bind(rows)
         .execute(&world.pool)
         .await?;
     let fill = format!("update items set {}", shape.set[0](0));
     world.pool.execute(AssertSqlSafe(fill)).await?;
+    Ok(())
+}
+
+async fn world_of(shape: &Columns) -> Outcome<World> {
+    let world = World::new(0).await?;
+    fill(shape, &world, 200).await?;
     Ok(world)
 }
 
-fn plan_of(world: &World, shape: &Shape) -> Outcome<ColumnMigration> {
+fn plan_of(world: &World, shape: &Columns) -> Outcome<ColumnMigration> {
     Ok((shape.plan)(ColumnMigration::new(world.pool.clone(), "items")).mirror_writes().build()?)
 }
 
-/// Clients of one instance, or an external writer that knows the old side only.
-#[derive(Clone)]
-struct Client {
-    number: usize,
-    shape: Shape,
-    pool: PgPool,
-    migration: Option<Migration>,
-    recorder: Arc<Recorder>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Client {
-    async fn run(self) -> Result<u32, Error> {
-        let mut done = 0;
-        while !self.stop.load(Ordering::Relaxed) {
-            let key = fastrand::u64(1..=HOT);
-            match &self.migration {
-                Some(migration) if fastrand::bool() => self.read(migration, key).await?,
-                Some(migration) => self.write(migration, key).await?,
-                None => {
-                    self.write_external(key).await?;
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-                }
-            }
-            done += 1;
-        }
-        Ok(done)
+impl Shape for Columns {
+    fn name(&self) -> &'static str {
+        self.columns
     }
 
-    fn value(&self) -> (u32, String) {
-        let value = fastrand::u32(1..100_000);
-        (value, text_of(&self.shape, value))
+    async fn create(&self, world: &World) -> Outcome {
+        fill(self, world, 3000).await
     }
 
-    async fn read(&self, migration: &Migration, key: u64) -> Result<(), Error> {
-        let start = self.recorder.now();
-        let read = migration
+    fn spec(&self, world: &World) -> Outcome<MigrationSpec> {
+        Ok(MigrationSpec::new("status", PhaseRange::FULL).plan(plan_of(world, self)?))
+    }
+
+    fn text(&self, value: u32) -> String {
+        text_of(self, value)
+    }
+
+    fn canonical(&self) -> fn(&str) -> String {
+        canonical
+    }
+
+    async fn get(&self, pool: &PgPool, migration: &Migration, key: u64) -> Result<String, Error> {
+        migration
             .read(async |pin| {
                 let side: SideColumns = migration.columns(pin)?.for_key(Key::of(&key));
-                let select = self.shape.select(side.is_new());
-                let row = sqlx::query_scalar::<_, String>(AssertSqlSafe(select)).bind(key.cast_signed());
-                Ok::<_, Error>(row.persistent(false).fetch_one(&self.pool).await?)
+                Ok(self.value(pool, side.is_new(), key).await?)
             })
-            .await;
-        match read {
-            Ok(text) => self.recorder.read(self.number, key, &text, start, self.recorder.now()),
-            Err(Error::NotInFleet) => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
+            .await
     }
 
-    async fn write(&self, migration: &Migration, key: u64) -> Result<(), Error> {
-        let (value, text) = self.value();
-        let start = self.recorder.now();
-        let mut tx = match migration.begin(&self.pool).await {
-            Ok(tx) => tx,
-            Err(Error::NotInFleet | Error::EpochClosed) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let update = self.shape.update(migration.columns(&tx)?.is_new(), value);
+    async fn put(&self, pool: &PgPool, migration: &Migration, key: u64, value: u32) -> Result<bool, Error> {
+        let Some(mut tx) = begin(migration, pool).await? else { return Ok(false) };
+        let update = self.update(migration.columns(&tx)?.is_new(), value);
         sqlx::query(AssertSqlSafe(update))
             .persistent(false)
             .bind(key.cast_signed())
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
-        self.recorder.write(self.number, key, &text, start, Some(self.recorder.now()));
-        Ok(())
+        Ok(true)
     }
 
-    async fn write_external(&self, key: u64) -> Result<(), Error> {
-        let (value, text) = self.value();
-        let start = self.recorder.now();
-        let update = self.shape.update(false, value);
-        let query = sqlx::query(AssertSqlSafe(update)).persistent(false).bind(key.cast_signed());
-        query.execute(&self.pool).await?;
-        self.recorder.write(self.number, key, &text, start, Some(self.recorder.now()));
-        Ok(())
+    async fn put_external(&self, pool: &PgPool, key: u64, value: u32) -> Result<bool, Error> {
+        let update = self.update(false, value);
+        sqlx::query(AssertSqlSafe(update)).persistent(false).bind(key.cast_signed()).execute(pool).await?;
+        Ok(true)
+    }
+
+    async fn check(&self, world: &World, phase: &str, _: &[String]) -> Outcome<Vec<String>> {
+        if phase.starts_with("ramp") {
+            let [old, new] = self.get;
+            let apart = format!("select count(*) from items where {old} is distinct from {new}");
+            let apart: i64 = sqlx::query_scalar(AssertSqlSafe(apart)).fetch_one(&world.pool).await?;
+            assert_eq!(apart, 0, "rows differ in {phase}");
+        }
+        Ok(Vec::new())
+    }
+
+    async fn last(&self, pool: &PgPool, key: u64) -> Outcome<String> {
+        Ok(self.value(pool, true, key).await?)
     }
 }
 
 /// The text of a value, which both sides have.
-fn text_of(shape: &Shape, value: u32) -> String {
+fn text_of(shape: &Columns, value: u32) -> String {
     let (minutes, status) = (value % 60, ["open", "paid", "void"][(value % 3) as usize]);
     let (hours, days) = (value / 60 % 24, value / 60 / 24);
     match shape.columns.split(' ').next() {
@@ -244,65 +227,6 @@ fn text_of(shape: &Shape, value: u32) -> String {
         Some("kind") => format!("k{}", value % 10),
         _ => status.to_owned(),
     }
-}
-
-/// Forward, half way back, and forward again to the end, while clients read and write.
-async fn walks_under_load(shape: Shape) -> Outcome {
-    let world = world_of(&shape).await?;
-    let recorder = Arc::new(Recorder::new(5, |text: &str| canonical(text)));
-    // The external writer ends before `retire`. From then on the old side is outdated, and a write of the value that it holds
-    // is not seen as a change.
-    let stop = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
-    let (a, b) = (
-        world.instance("a", Some(plan_of(&world, &shape)?)).await?,
-        world.instance("b", Some(plan_of(&world, &shape)?)).await?,
-    );
-    let mut clients = tokio::task::JoinSet::new();
-    let migrations = [Some(&a), Some(&b), Some(&a), None];
-    for (number, fleet) in migrations.into_iter().enumerate() {
-        let client = Client {
-            number,
-            shape,
-            pool: world.pool.clone(),
-            migration: fleet.map(|fleet| fleet.migration.clone()),
-            recorder: recorder.clone(),
-            stop: stop[usize::from(fleet.is_none())].clone(),
-        };
-        clients.spawn(client.run());
-    }
-    for phase in ["ramp:50", "switch", "retire", "ramp:50", "retire"] {
-        if phase == "retire" {
-            stop[1].store(true, Ordering::Relaxed);
-        }
-        world.go(phase).await?;
-        if phase.starts_with("ramp") {
-            let [old, new] = shape.get;
-            let apart = format!("select count(*) from items where {old} is distinct from {new}");
-            let apart: i64 = sqlx::query_scalar(AssertSqlSafe(apart)).fetch_one(&world.pool).await?;
-            assert_eq!(apart, 0, "rows differ in {phase}");
-        }
-    }
-    world.approve().await?;
-    world.go("contract").await?;
-    world.ended().await?;
-    stop[0].store(true, Ordering::Relaxed);
-    let mut done = 0;
-    while let Some(ended) = clients.join_next().await {
-        done += ended??;
-    }
-    assert!(done > 100, "{done} operations are not a load");
-    let mut history = recorder.history();
-    for key in 1..=HOT {
-        let last: String = sqlx::query_scalar(AssertSqlSafe(shape.select(true)))
-            .bind(key.cast_signed())
-            .fetch_one(&world.pool)
-            .await?;
-        history.initial(key, &text_of(&shape, 0));
-        history.last(key, &last);
-    }
-    let verdict = history.check();
-    assert_eq!((verdict.stale_reads, verdict.lost_writes), (0, 0), "{verdict:?}");
-    Ok(())
 }
 
 /// A time of June 2026 as its day and time of day, so that it compares with what was written.
@@ -318,36 +242,36 @@ fn canonical(text: &str) -> String {
 
 #[tokio::test]
 async fn a_name_is_split_under_load() -> Outcome {
-    walks_under_load(SPLIT).await
+    killed_all_the_way(&SPLIT).await
 }
 
 #[tokio::test]
 async fn an_amount_and_its_currency_are_merged_under_load() -> Outcome {
-    walks_under_load(MERGE).await
+    killed_all_the_way(&MERGE).await
 }
 
 #[tokio::test]
 async fn a_json_field_becomes_a_column_under_load() -> Outcome {
-    walks_under_load(JSON_FIELD).await
+    killed_all_the_way(&JSON_FIELD).await
 }
 
 #[tokio::test]
 async fn a_timestamp_gets_a_time_zone_under_load() -> Outcome {
-    walks_under_load(TIME_ZONE).await
+    killed_all_the_way(&TIME_ZONE).await
 }
 
 #[tokio::test]
 async fn an_enum_becomes_text_under_load() -> Outcome {
-    walks_under_load(ENUM).await
+    killed_all_the_way(&ENUM).await
 }
 
 #[tokio::test]
 async fn a_text_becomes_the_id_of_a_lookup_row_under_load() -> Outcome {
-    walks_under_load(LOOKUP).await
+    killed_all_the_way(&LOOKUP).await
 }
 
 /// What the plan says about the table before `expand`.
-async fn problems(world: &World, shape: &Shape) -> Outcome<Vec<PlanProblem>> {
+async fn problems(world: &World, shape: &Columns) -> Outcome<Vec<PlanProblem>> {
     use cutover::migration::Plan;
     let mut connection = world.pool.acquire().await?;
     Ok(plan_of(world, shape)?.problems(None, &mut connection).await?)
@@ -361,7 +285,7 @@ async fn a_split_that_loses_something_is_found_before_expand() -> Outcome {
     // It comes back with a blank, but then it is split into the same parts. One with two blanks is not lost either.
     world.pool.execute("update items set full_name = ' Ann  Lee' where id = 8").await?;
     assert!(problems(&world, &SPLIT).await?.is_empty());
-    let lossy = Shape {
+    let lossy = Columns {
         plan: |plan| {
             plan.new_column("first_name", "text", "split_part(full_name, ' ', 1)")
                 .new_column("last_name", "text", "split_part(full_name, ' ', 2)")

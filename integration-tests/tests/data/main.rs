@@ -16,6 +16,7 @@ mod guard_trigger;
 mod histories;
 mod inserts;
 mod interference;
+mod journal;
 mod keys;
 mod matrix;
 mod mirror;
@@ -39,8 +40,8 @@ mod rows;
 mod rust_mappings;
 mod same_row;
 mod schema_changes;
+mod schema_shapes;
 mod secrets;
-
 mod session_settings;
 mod several_migrations;
 mod shadow;

@@ -1,17 +1,14 @@
-//! Shapes of change that make another table: each from `off` to `contract` under load, half way back, and forward again.
-//! An independent checker judges what clients wrote and read.
+//! Shapes of change that make another table, each under load by processes that are killed.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use cutover::migration::{
+    DualWrite, Error, Key, Migration, MigrationSpec, PhaseRange, PinnedTx, Rows, TableMigration,
+    TableMigrationBuilder,
+};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
-use cutover::migration::{DualWrite, Error, Key, Migration, Rows, TableMigration, TableMigrationBuilder};
-use cutover_checker::Recorder;
-use sqlx::{AssertSqlSafe, Executor, PgPool};
+use crate::shapes_killed::{Shape, begin, killed_all_the_way};
+use crate::world::{Outcome, World};
 
-use crate::world::{Fleet, Outcome, World};
-
-/// The rows that are read and written. They are the first ones of the table.
-const HOT: u64 = 6;
 /// What is read of a row that holds nothing.
 const NOTHING: &str = "nothing";
 
@@ -24,7 +21,7 @@ struct Side {
 }
 
 #[derive(Clone, Copy)]
-struct Shape {
+pub(crate) struct Tables {
     create: &'static str,
     tables: [&'static str; 2],
     plan: fn(TableMigrationBuilder) -> TableMigrationBuilder,
@@ -38,7 +35,7 @@ struct Shape {
     end: &'static str,
 }
 
-const OWN_TABLE: Shape = Shape {
+const OWN_TABLE: Tables = Tables {
     create: "create table users (id bigint primary key, name text not null, bio text, avatar text); \
         insert into users select g, 'n' || g, case when g % 2 = 0 then 'b' || g end from generate_series(1, 3000) g; \
         update users set bio = 'start', avatar = 'a' where id <= 6",
@@ -68,7 +65,7 @@ const OWN_TABLE: Shape = Shape {
         from users",
 };
 
-const SOME_ROWS: Shape = Shape {
+const SOME_ROWS: Tables = Tables {
     create: "create table events (id bigint primary key, kind text not null, body text); \
         insert into events select g, case when g <= 6 or g % 3 = 0 then 'audit' else 'other' end, 'start' \
             from generate_series(1, 3000) g",
@@ -96,7 +93,7 @@ const SOME_ROWS: Shape = Shape {
             and (select count(*) from audit_events where id > 6) = 998 from events",
 };
 
-const PARTITIONED: Shape = Shape {
+const PARTITIONED: Tables = Tables {
     create: "create table visits (id bigint primary key, day date not null default '2026-01-01', page text); \
         create unique index visits_key on visits (id, day); \
         insert into visits select g, date '2026-01-01' + (g % 60)::int, 'start' from generate_series(1, 3000) g; \
@@ -126,12 +123,7 @@ const PARTITIONED: Shape = Shape {
     end: "select count(*) = 2994 and to_regclass('visits') is null from visits_2 where id > 6",
 };
 
-/// The instances that are alive.
-type Instances = Arc<Mutex<Vec<Migration>>>;
-
-fn handles(fleet: &[Fleet]) -> Vec<Migration> {
-    fleet.iter().map(|one| one.migration.clone()).collect()
-}
+pub(crate) const ALL: [Tables; 3] = [OWN_TABLE, SOME_ROWS, PARTITIONED];
 
 async fn value_of(side: &Side, pool: &PgPool, key: u64) -> Result<String, Error> {
     let found: Option<Option<String>> =
@@ -139,115 +131,21 @@ async fn value_of(side: &Side, pool: &PgPool, key: u64) -> Result<String, Error>
     Ok(found.flatten().unwrap_or_else(|| NOTHING.to_owned()))
 }
 
-/// A client of some instance, or an external writer that knows the old side only.
-#[derive(Clone)]
-struct Client {
-    number: usize,
-    shape: Shape,
-    pool: PgPool,
-    instances: Option<Instances>,
-    recorder: Arc<Recorder>,
-    stop: Arc<AtomicBool>,
-    /// External writes of the old side have ended.
-    is_retired: Arc<AtomicBool>,
+/// `None`: the row is deleted.
+fn value(number: u32) -> Option<String> {
+    match number {
+        0 => Some("start".to_owned()),
+        _ => (number % 5 != 0).then(|| format!("v{number}")),
+    }
 }
 
-impl Client {
-    async fn run(self) -> Result<u32, Error> {
-        let mut done = 0;
-        while !self.stop.load(Ordering::Relaxed) {
-            let key = fastrand::u64(1..=HOT);
-            match &self.instances {
-                Some(instances) => {
-                    let migration = {
-                        let instances = instances.lock().unwrap_or_else(PoisonError::into_inner);
-                        instances[fastrand::usize(..instances.len())].clone()
-                    };
-                    let dual = DualWrite::new(migration, self.shape.old, self.shape.new);
-                    if fastrand::bool() {
-                        self.read(&dual, key).await?
-                    } else {
-                        self.write(&dual, key).await?
-                    }
-                }
-                None => {
-                    if let Some(unconcerned) = self.shape.unconcerned {
-                        sqlx::query(unconcerned).bind(key.cast_signed()).execute(&self.pool).await?;
-                    }
-                    if !self.is_retired.load(Ordering::Relaxed) {
-                        self.write_external(key).await?;
-                    }
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-                }
-            }
-            done += 1;
-        }
-        Ok(done)
-    }
-
-    /// `None`: the row is deleted.
-    fn value() -> Option<String> {
-        fastrand::u8(..).gt(&50).then(|| format!("v{}", fastrand::u64(..)))
-    }
-
-    async fn put(
-        side: &Side,
-        connection: &mut sqlx::PgConnection,
-        key: u64,
-        value: Option<&str>,
-    ) -> Result<(), Error> {
-        let query = match value {
-            Some(value) => sqlx::query(side.put).bind(key.cast_signed()).bind(value.to_owned()),
-            None => sqlx::query(side.delete).bind(key.cast_signed()),
-        };
-        query.execute(connection).await?;
-        Ok(())
-    }
-
-    async fn read(&self, dual: &DualWrite<&'static Side, &'static Side>, key: u64) -> Result<(), Error> {
-        let start = self.recorder.now();
-        let get = async |side: &&'static Side| value_of(side, &self.pool, key).await;
-        match dual.read_with(Key::of(&key.cast_signed()), get, get).await {
-            Ok(text) => self.recorder.read(self.number, key, &text, start, self.recorder.now()),
-            Err(Error::NotInFleet) => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    async fn write(&self, dual: &DualWrite<&'static Side, &'static Side>, key: u64) -> Result<(), Error> {
-        let value = Self::value();
-        let start = self.recorder.now();
-        let mut tx = match dual.migration().begin(&self.pool).await {
-            Ok(tx) => tx,
-            Err(Error::NotInFleet | Error::EpochClosed | Error::EpochUnknown) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let put = async |side: &&'static Side, tx: &mut cutover::migration::PinnedTx| {
-            Self::put(side, tx, key, value.as_deref()).await
-        };
-        match dual.write_with(&mut tx, Rows::one(&key.cast_signed()), put, put).await {
-            Err(Error::Database(error)) if is_duplicate(&error) => return Ok(()),
-            written => written?,
-        };
-        tx.commit().await?;
-        let text = value.as_deref().unwrap_or(NOTHING);
-        self.recorder.write(self.number, key, text, start, Some(self.recorder.now()));
-        Ok(())
-    }
-
-    async fn write_external(&self, key: u64) -> Result<(), Error> {
-        let value = Self::value();
-        let start = self.recorder.now();
-        let mut connection = self.pool.acquire().await?;
-        match Self::put(self.shape.old, &mut connection, key, value.as_deref()).await {
-            Err(Error::Database(error)) if is_duplicate(&error) => return Ok(()),
-            written => written?,
-        }
-        let text = value.as_deref().unwrap_or(NOTHING);
-        self.recorder.write(self.number, key, text, start, Some(self.recorder.now()));
-        Ok(())
-    }
+async fn put_to(side: &Side, connection: &mut PgConnection, key: u64, number: u32) -> Result<(), Error> {
+    let query = match value(number) {
+        Some(value) => sqlx::query(side.put).bind(key.cast_signed()).bind(value),
+        None => sqlx::query(side.delete).bind(key.cast_signed()),
+    };
+    query.execute(connection).await?;
+    Ok(())
 }
 
 /// With a second unique index on a table, two upserts of one key that run at the same time may fail on that index.
@@ -255,100 +153,94 @@ fn is_duplicate(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
 }
 
-async fn instance(world: &World, shape: &Shape, name: &str) -> Outcome<Fleet> {
-    let [old, new] = shape.tables;
-    let plan = (shape.plan)(TableMigration::new(world.pool.clone(), old, new));
-    world.short_lived(name, plan.build()?).await
-}
-
-/// Every phase, half way back, and forward again to the end, while clients read and write. In each phase an instance ends
-/// without notice and another one joins.
-async fn walks_under_load(shape: Shape) -> Outcome {
-    let world = World::new(0).await?;
-    world.pool.execute(shape.create).await?;
-    let recorder = Arc::new(Recorder::new(5, str::to_owned));
-    let [stop, is_retired] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
-    let mut fleet = vec![instance(&world, &shape, "a").await?, instance(&world, &shape, "b").await?];
-    let instances: Instances = Arc::new(Mutex::new(handles(&fleet)));
-    let clients = (0..4).map(|number| {
-        let client = Client {
-            number,
-            shape,
-            pool: world.pool.clone(),
-            instances: (number < 3).then(|| instances.clone()),
-            recorder: recorder.clone(),
-            stop: stop.clone(),
-            is_retired: is_retired.clone(),
-        };
-        client.run()
-    });
-    let walk = async {
-        let walked = walk(&world, &shape, &mut fleet, &instances, &is_retired).await;
-        stop.store(true, Ordering::Relaxed);
-        walked
-    };
-    let (walked, done) = tokio::join!(walk, futures_util::future::try_join_all(clients));
-    walked?;
-    let done: u32 = done?.into_iter().sum();
-    assert!(done > 100, "{done} operations are not a load");
-    let is_right: bool = sqlx::query_scalar(AssertSqlSafe(shape.end)).fetch_one(&world.pool).await?;
-    assert!(is_right, "{}", shape.end);
-    let mut history = recorder.history();
-    for key in 1..=HOT {
-        history.initial(key, "start");
-        history.last(key, &value_of(shape.new, &world.pool, key).await?);
+fn unless_duplicate(written: Result<(), Error>) -> Result<bool, Error> {
+    match written {
+        Err(Error::Database(error)) if is_duplicate(&error) => Ok(false),
+        written => written.map(|()| true),
     }
-    let verdict = history.check();
-    assert_eq!((verdict.stale_reads, verdict.lost_writes), (0, 0), "{verdict:?}");
-    Ok(())
 }
 
-/// In each phase an instance ends without notice, and another one joins.
-async fn walk(
-    world: &World,
-    shape: &Shape,
-    fleet: &mut Vec<Fleet>,
-    instances: &Instances,
-    is_retired: &AtomicBool,
-) -> Outcome {
-    let phases = ["expand", "backfill", "verify", "ramp:50", "switch", "retire", "ramp:50", "retire"];
-    for (number, phase) in phases.into_iter().enumerate() {
-        if phase == "retire" {
-            is_retired.store(true, Ordering::Relaxed);
+impl Shape for Tables {
+    fn name(&self) -> &'static str {
+        self.tables[1]
+    }
+
+    async fn create(&self, world: &World) -> Outcome {
+        world.pool.execute(self.create).await?;
+        Ok(())
+    }
+
+    fn spec(&self, world: &World) -> Outcome<MigrationSpec> {
+        let [old, new] = self.tables;
+        let plan = (self.plan)(TableMigration::new(world.pool.clone(), old, new)).build()?;
+        Ok(MigrationSpec::new("status", PhaseRange::FULL).plan(plan))
+    }
+
+    fn text(&self, number: u32) -> String {
+        value(number).unwrap_or_else(|| NOTHING.to_owned())
+    }
+
+    async fn get(&self, pool: &PgPool, migration: &Migration, key: u64) -> Result<String, Error> {
+        let dual = DualWrite::new(migration.clone(), self.old, self.new);
+        let get = async |side: &&'static Side| value_of(side, pool, key).await;
+        dual.read_with(Key::of(&key.cast_signed()), get, get).await
+    }
+
+    async fn put(&self, pool: &PgPool, migration: &Migration, key: u64, number: u32) -> Result<bool, Error> {
+        let dual = DualWrite::new(migration.clone(), self.old, self.new);
+        let Some(mut tx) = begin(migration, pool).await? else { return Ok(false) };
+        let put = async |side: &&'static Side, tx: &mut PinnedTx| put_to(side, tx, key, number).await;
+        let is_written =
+            unless_duplicate(dual.write_with(&mut tx, Rows::one(&key.cast_signed()), put, put).await)?;
+        if is_written {
+            tx.commit().await?;
         }
-        world.ask(phase).await?;
-        let dead = fleet.remove(0);
-        *instances.lock().unwrap_or_else(PoisonError::into_inner) = handles(fleet);
-        drop(dead);
-        fleet.push(instance(world, shape, &format!("c{number}")).await?);
-        *instances.lock().unwrap_or_else(PoisonError::into_inner) = handles(fleet);
-        world.go(phase).await?;
+        Ok(is_written)
+    }
+
+    async fn put_external(&self, pool: &PgPool, key: u64, number: u32) -> Result<bool, Error> {
+        unless_duplicate(put_to(self.old, &mut *pool.acquire().await?, key, number).await)
+    }
+
+    async fn write_elsewhere(&self, pool: &PgPool, key: u64) -> Result<(), Error> {
+        if let Some(unconcerned) = self.unconcerned {
+            sqlx::query(unconcerned).bind(key.cast_signed()).execute(pool).await?;
+        }
+        Ok(())
+    }
+
+    async fn check(&self, world: &World, phase: &str, _: &[String]) -> Outcome<Vec<String>> {
         if phase.starts_with("ramp") {
             // A row that an external write left behind is repaired soon.
             let agree = async || {
-                let apart = sqlx::query_scalar::<_, i64>(shape.apart).fetch_one(&world.pool).await;
+                let apart = sqlx::query_scalar::<_, i64>(self.apart).fetch_one(&world.pool).await;
                 apart.is_ok_and(|apart| apart == 0)
             };
             world.until("no row that differs", agree).await?;
         }
+        if phase == "contract" {
+            let is_right: bool = sqlx::query_scalar(AssertSqlSafe(self.end)).fetch_one(&world.pool).await?;
+            assert!(is_right, "{}", self.end);
+        }
+        Ok(Vec::new())
     }
-    world.approve().await?;
-    world.go("contract").await?;
-    world.ended().await?;
-    Ok(())
+
+    async fn last(&self, pool: &PgPool, key: u64) -> Outcome<String> {
+        Ok(value_of(self.new, pool, key).await?)
+    }
 }
 
 #[tokio::test]
 async fn columns_move_to_a_table_of_their_own_under_load() -> Outcome {
-    walks_under_load(OWN_TABLE).await
+    killed_all_the_way(&OWN_TABLE).await
 }
 
 #[tokio::test]
 async fn some_rows_move_to_another_table_under_load() -> Outcome {
-    walks_under_load(SOME_ROWS).await
+    killed_all_the_way(&SOME_ROWS).await
 }
 
 #[tokio::test]
 async fn a_table_becomes_a_partitioned_one_under_load() -> Outcome {
-    walks_under_load(PARTITIONED).await
+    killed_all_the_way(&PARTITIONED).await
 }

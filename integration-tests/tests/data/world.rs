@@ -131,13 +131,24 @@ impl World {
         name: &str,
         options: FleetOptions,
     ) -> Outcome<Fleet> {
+        self.join_to_drive(specs, name, options, DriverOptions::default()).await
+    }
+
+    /// The same with other options of the driver.
+    pub(crate) async fn join_to_drive(
+        &self,
+        specs: Vec<MigrationSpec>,
+        name: &str,
+        options: FleetOptions,
+        driver: DriverOptions,
+    ) -> Outcome<Fleet> {
         let health = Health::new();
         let ledger = Ledger::open(self.url.parse()?).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
         let fleet = Membership::join(ledger, &release, options, &health).await?;
         let mut specs: Vec<_> = specs.into_iter().map(|spec| spec.soak(Duration::ZERO)).collect();
         specs.push(MigrationSpec::new("other", PhaseRange::FULL));
-        let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
+        let agent = Agent::start(fleet, specs, driver, &health).await?;
         let migration = agent.migration("status").ok_or("declared")?;
         self.until("admitted", async || agent.migrations().all(|migration| migration.current().is_some()))
             .await?;
