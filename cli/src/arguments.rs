@@ -141,7 +141,7 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PHASE", default_value_t = Phase::Contract)]
         to: Phase,
         /// Write the schema changes as files for `sqlx migrate` or a similar tool, and show nothing. The name of the file that
-        /// drops the old side ends with `.later`: rename it when the migration is in `contract`
+        /// drops the old side, or ends a change without data, ends with `.later`: rename it when the migration is in `contract`
         #[arg(long, value_name = "DIRECTORY", conflicts_with = "to")]
         write_files: Option<std::path::PathBuf>,
     },

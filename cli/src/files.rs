@@ -21,20 +21,24 @@ pub(crate) async fn run(
     let Some(files) = migration_files(ledger, migration).await? else {
         complain(&format!(
             "cutover: no build has published statements of {migration:?} for files; start a build that declares it with a \
-             ColumnMigration or a TableMigration. What a WiderKey or a SchemaChange does needs locks and retries that a file \
+             ColumnMigration, a TableMigration or a SchemaChange. What a WiderKey does needs locks and retries that a file \
              cannot have, so the library does it: `cutover plan {migration}` shows the statements"
         ));
         return Ok(ExitCode::from(1));
     };
     match write(&files, directory) {
         Ok(paths) => {
-            let paths = paths.map(|path| path.display().to_string());
+            let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
             say(arguments, &paths, || {
-                let [expand, contract] = &paths;
-                format!(
-                    "{expand}\n{contract}\nThe plan needs `.schema_by_files()`. Rename the second file to `.sql` when \
-                     {migration} is in `contract`.\n"
-                )
+                let how = match &*paths {
+                    [_] => {
+                        "With `.schema_by_files()` in the plan, this file makes the drop. Without it, the library makes the \
+                        whole change, and the file does the same in a new database"
+                    }
+                    _ => "The plan needs `.schema_by_files()`",
+                };
+                let rename = format!("Rename the last file to `.sql` when {migration} is in `contract`");
+                format!("{}\n{how}. {rename}.\n", paths.join("\n"))
             });
             Ok(ExitCode::SUCCESS)
         }
@@ -45,8 +49,8 @@ pub(crate) async fn run(
     }
 }
 
-/// Writes both files into a directory, and returns their paths. An existing file is never replaced.
-fn write(files: &MigrationFiles, directory: &Path) -> io::Result<[PathBuf; 2]> {
+/// Writes the files that have statements into a directory, and returns their paths. An existing file is never replaced.
+fn write(files: &MigrationFiles, directory: &Path) -> io::Result<Vec<PathBuf>> {
     create_dir_all(directory)?;
     let name: String = files
         .name
@@ -59,9 +63,14 @@ fn write(files: &MigrationFiles, directory: &Path) -> io::Result<[PathBuf; 2]> {
         |seconds: i64| (time + jiff::SignedDuration::from_secs(seconds)).strftime("%Y%m%d%H%M%S").to_string();
     let expand = directory.join(format!("{}_{name}_expand.sql", version(0)));
     let contract = directory.join(format!("{}_{name}_contract.sql.later", version(1)));
-    create(&expand, &files.expand)?;
-    create(&contract, &files.contract)?;
-    Ok([expand, contract])
+    let mut paths = Vec::new();
+    for (path, text) in [(expand, &files.expand), (contract, &files.contract)] {
+        if !text.is_empty() {
+            create(&path, text)?;
+            paths.push(path);
+        }
+    }
+    Ok(paths)
 }
 
 fn create(path: &Path, text: &str) -> io::Result<()> {

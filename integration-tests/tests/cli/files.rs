@@ -6,7 +6,9 @@ use std::time::Duration;
 use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::ledger::Ledger;
-use cutover::migration::{Agent, ColumnMigration, DriverOptions, MigrationSpec, PhaseRange};
+use cutover::migration::{
+    Agent, ColumnMigration, DriverOptions, MigrationSpec, PhaseRange, Plan, SchemaChange, SchemaChangeBuilder,
+};
 use cutover::release::Release;
 use cutover_testkit::{Folder, Postgres, wait_until};
 use sqlx::PgPool;
@@ -15,7 +17,9 @@ use crate::{Outcome, database, done, execute, refused};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-async fn instance(url: &str, pool: &PgPool) -> Result<Agent, Box<dyn std::error::Error>> {
+type Started = Result<Agent, Box<dyn std::error::Error>>;
+
+async fn instance(url: &str, pool: &PgPool) -> Started {
     let plan = ColumnMigration::new(pool.clone(), "orders")
         .column("old_status", "new_status", "text")
         .forward("lower(old_status)")
@@ -23,6 +27,10 @@ async fn instance(url: &str, pool: &PgPool) -> Result<Agent, Box<dyn std::error:
         .expand_sql("comment on column orders.new_status is 'in lower case'")
         .schema_by_files()
         .build()?;
+    start(url, plan).await
+}
+
+async fn start(url: &str, plan: impl Plan + 'static) -> Started {
     let spec = MigrationSpec::new("order-status", PhaseRange::FULL).plan(plan).soak(Duration::ZERO);
     let health = Health::new();
     let release = Release::new("shop", "1")?;
@@ -126,4 +134,101 @@ async fn files_create_a_database_without_a_ledger() -> Outcome {
         execute(&fresh, &file(&folder, end)?.1).await?;
     }
     execute(&fresh, "insert into orders (new_status) values ('open')").await
+}
+
+const SHAPELESS: &str = "create table orders (id bigserial primary key, total int, number int, customer int, code text); \
+    create table customers (id int primary key); insert into customers values (1)";
+
+fn constraints(pool: &PgPool) -> SchemaChangeBuilder {
+    SchemaChange::new(pool.clone(), "orders")
+        .not_null("total")
+        .check("total_positive", "total >= 0")
+        .unique("orders_number_key", &["number"])
+        .foreign_key("orders_customer_fkey", &["customer"], "customers (id)")
+        .quiet_period(Duration::from_millis(300))
+        .without_read_check()
+}
+
+/// The constraints of the table, and its columns.
+async fn shape_of(pool: &PgPool) -> Result<Vec<String>, sqlx::Error> {
+    let query = "select conname || ' ' || pg_get_constraintdef(oid) from pg_constraint where conrelid = 'orders'::regclass \
+             and contype <> 'n' \
+         union all select attname || ' ' || attnotnull from pg_attribute where attrelid = 'orders'::regclass \
+             and attnum > 0 and not attisdropped order by 1";
+    sqlx::query_scalar(query).fetch_all(pool).await
+}
+
+async fn to_contract(url: &str, pool: &PgPool) -> Outcome {
+    done(url, &["set-phase", "order-status", "retire"], &[]).await;
+    is_in(pool, "retire").await?;
+    done(url, &["approve", "order-status"], &[]).await;
+    done(url, &["set-phase", "order-status", "contract"], &[]).await;
+    Ok(())
+}
+
+async fn ended(pool: &PgPool) -> Outcome {
+    let query = "select ended_as is not distinct from 'finished' from cutover.migrations";
+    wait_until("the end", LIMIT, async || sqlx::query_scalar::<_, bool>(query).fetch_one(pool).await).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_team_drops_an_unused_column_by_its_own_file() -> Outcome {
+    let url = &database().await?;
+    let pool = PgPool::connect(url).await?;
+    execute(url, SHAPELESS).await?;
+    let agent = start(url, constraints(&pool).drop_column("code").schema_by_files().build()?).await?;
+    let folder = Folder::new("files")?;
+    let directory = folder.path().to_string_lossy().into_owned();
+    done(url, &["plan", "order-status", "--write-files", &directory], &["_contract.sql.later"]).await;
+    assert!(file(&folder, "_expand.sql").is_err(), "there is nothing to add before `expand`");
+    let (_, contract) = file(&folder, "_contract.sql.later")?;
+    done(
+        url,
+        &["plan", "order-status"],
+        &["-- in a migration file (`schema_by_files`)", "drop column if exists"],
+    )
+    .await;
+
+    let error = execute(url, &contract).await.expect_err("not in contract");
+    assert!(error.to_string().contains("run this file after `cutover contract"), "{error}");
+    to_contract(url, &pool).await?;
+    waits_for(&pool, "the drop of column").await?;
+    assert!(shape_of(&pool).await?.iter().any(|line| line.starts_with("code ")), "the file makes the drop");
+    // No trigger is left that names the column.
+    execute(url, "insert into orders (total, number, customer) values (1, 1, 1)").await?;
+    execute(url, &contract).await?;
+    ended(&pool).await?;
+    let after = shape_of(&pool).await?;
+    execute(url, &contract).await?;
+    assert_eq!(shape_of(&pool).await?, after, "the file can be run again");
+    agent.leave().await?;
+
+    let fresh = Postgres::fresh_database().await?;
+    execute(&fresh, SHAPELESS).await?;
+    execute(&fresh, &contract).await?;
+    assert_eq!(shape_of(&PgPool::connect(&fresh).await?).await?, after, "a new database");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_repeats_what_the_library_has_changed() -> Outcome {
+    let url = &database().await?;
+    let pool = PgPool::connect(url).await?;
+    execute(url, SHAPELESS).await?;
+    execute(url, "create index by_code on orders (code)").await?;
+    let agent = start(url, constraints(&pool).drop_index("by_code").build()?).await?;
+    let folder = Folder::new("files")?;
+    let directory = folder.path().to_string_lossy().into_owned();
+    done(url, &["plan", "order-status", "--write-files", &directory], &["the library makes"]).await;
+    let (_, contract) = file(&folder, "_contract.sql.later")?;
+    to_contract(url, &pool).await?;
+    ended(&pool).await?;
+    let after = shape_of(&pool).await?;
+    execute(url, &contract).await?;
+    assert_eq!(shape_of(&pool).await?, after);
+    agent.leave().await?;
+    let refused = constraints(&pool).drop_index("by_code").schema_by_files().build();
+    assert!(refused.expect_err("refused").to_string().contains("schema_by_files"));
+    Ok(())
 }

@@ -285,6 +285,6 @@ async fn judge(shape: &impl Shape, world: &World, journals: &std::path::Path) ->
     println!("{}: {operations} operations, {unknown} of unknown outcome", shape.name());
     assert_eq!((verdict.stale_reads, verdict.lost_writes), (0, 0), "{verdict:?}");
     // A key with many writes of unknown outcome gets a simpler check.
-    assert!(verdict.keys_checked_simply < HOT as usize / 2, "{verdict:?}");
+    assert!(verdict.keys_checked_simply < HOT / 2, "{verdict:?}");
     Ok(())
 }

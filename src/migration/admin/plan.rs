@@ -193,7 +193,7 @@ pub struct MigrationFiles {
     pub fleet: String,
     /// Its name.
     pub name: String,
-    /// Adds the new side. It can run at any time before `expand`.
+    /// Adds the new side. It can run at any time before `expand`. Empty if there is nothing to add.
     pub expand: String,
     /// Drops the old side. It fails unless the migration is in `contract`, except in a database without the ledger.
     pub contract: String,

@@ -104,7 +104,7 @@ pub(super) fn list(columns: &[String]) -> String {
     columns.iter().map(|column| quote(column)).collect::<Vec<_>>().join(", ")
 }
 
-pub(super) fn literal(text: &str) -> String {
+pub(in crate::migration) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 

@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, Executor};
 use super::before_work::{Found, before_work};
 use super::description::{Description, Shape, not_null_check, not_null_steps};
 use super::expand::find_guard;
+use super::files::waits_for_file;
 use crate::ledger::{begin_work, guard_triggers, sides, unprepared};
 use crate::migration::batch::{begin, walk};
 use crate::migration::catalog::{OldSide, take_over_sequences, unquote};
@@ -131,11 +132,7 @@ async fn disarm(
         let statement = guard_triggers::disarm(table, &migration.id().to_string());
         alter(&plan.outline.pool, table, migration, Phase::Contract, &statement).await?;
     }
-    Err(PlanError::NotNow(format!(
-        "the drop of the old side of {table} by a migration file (`schema_by_files`); to unblock: run that file, which \
-         `cutover plan {} --write-files <directory>` writes",
-        migration.name()
-    )))
+    Err(waits_for_file(&format!("the drop of the old side of {table}"), migration))
 }
 
 /// Makes the new column `NOT NULL`, if no row holds a null. With the check in place no writer could change such a row.

@@ -1,6 +1,7 @@
 //! What a migration within one database moves, and the text of its schema changes. Pure: nothing here asks the server.
 
 use super::changes::Changes;
+use super::files::in_a_file;
 use crate::ledger::guard_triggers;
 use crate::migration::batch::{ColumnType, Keyset, Mapping, Outline, Part, Scope};
 use crate::migration::catalog::{OldSide, quote, unquote};
@@ -162,8 +163,14 @@ impl Description {
         let guard = self.guard(&key);
         let arm = guard.as_ref().map(|guard| guard.arm_as_written(UNKNOWN_ID));
         let disarm = self.has_guard.then(|| guard_triggers::disarm(self.old_table(), UNKNOWN_ID));
-        let expand: Vec<String> =
-            self.create().into_iter().chain(arm).chain(self.changes.expand.clone()).collect();
+        let by = |statement: String| if self.by_files { in_a_file(&statement) } else { statement };
+        let expand: Vec<String> = self
+            .create()
+            .map(by)
+            .into_iter()
+            .chain(arm)
+            .chain(self.changes.expand.iter().cloned().map(by))
+            .collect();
         let not_null: Vec<String> = match &self.shape {
             Shape::Columns { not_null: true, .. } => {
                 let steps = |column: &String| not_null_steps(self.old_table(), column, UNKNOWN_ID);
@@ -174,8 +181,8 @@ impl Description {
         let contract: Vec<String> = not_null
             .into_iter()
             .chain(disarm)
-            .chain(self.changes.contract.clone())
-            .chain([self.drop_by_name()])
+            .chain(self.changes.contract.iter().cloned().map(by))
+            .chain([by(self.drop_by_name())])
             .collect();
         let mut tasks = scope.described(&expand.join(";\n"), &contract.join(";\n"));
         self.changes.describe(self.new_table(), &mut tasks);

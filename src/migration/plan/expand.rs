@@ -3,6 +3,7 @@
 use sqlx::PgConnection;
 
 use super::description::{Description, Shape};
+use super::files::waits_for_file;
 use super::inspection::problems;
 use super::refusal::refuse;
 use crate::ledger::{begin_work, sides, unprepared};
@@ -31,11 +32,7 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
             [column] => format!("column {column:?} of {}", plan.old_table()),
             columns => format!("columns {} of {}", columns.join(", "), plan.old_table()),
         };
-        return Err(PlanError::NotNow(format!(
-            "{new_side}, which a migration file adds (`schema_by_files`); to unblock: run that file, which \
-             `cutover plan {} --write-files <directory>` writes",
-            migration.name()
-        )));
+        return Err(waits_for_file(&format!("the creation of {new_side}"), migration));
     }
     // Whoever made the new side ran the statements that belong to it.
     let mut make: Vec<String> = match exists {

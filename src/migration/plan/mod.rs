@@ -26,6 +26,7 @@ mod columns;
 mod contract;
 mod description;
 mod expand;
+mod files;
 mod inspection;
 mod key_remedy;
 #[cfg(feature = "lint")]

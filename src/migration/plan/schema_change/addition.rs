@@ -191,7 +191,7 @@ impl ForeignKey {
         )
     }
 
-    fn definition(&self) -> String {
+    pub(super) fn definition(&self) -> String {
         self.definition_to(&self.table)
     }
 

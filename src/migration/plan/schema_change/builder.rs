@@ -18,6 +18,7 @@ pub struct SchemaChangeBuilder {
     removals: Vec<Removal>,
     quiet_period: Duration,
     without_read_check: bool,
+    by_files: bool,
     problems: Vec<Problem>,
 }
 
@@ -47,6 +48,7 @@ impl SchemaChange {
             removals: Vec::new(),
             quiet_period: Duration::from_secs(60),
             without_read_check: false,
+            by_files: false,
             problems: Vec::new(),
         }
     }
@@ -131,6 +133,16 @@ impl SchemaChangeBuilder {
         self
     }
 
+    /// Leaves it to your own migration files, for example those of `sqlx migrate`, to drop the column or the table.
+    ///
+    /// `cutover plan <migration> --write-files <directory>` writes the file. The migration waits for it in `contract`. The
+    /// library still installs and removes the triggers that watch writers, and adds constraints: a step back from `retire`
+    /// has to drop them again, which no file can do by itself.
+    pub fn schema_by_files(mut self) -> Self {
+        self.by_files = true;
+        self
+    }
+
     /// Checks the description.
     ///
     /// # Errors
@@ -140,7 +152,8 @@ impl SchemaChangeBuilder {
     pub fn build(self) -> Result<SchemaChange, ConfigError> {
         let problems = self.all_problems();
         ConfigError::check(problems)?;
-        let Self { pool, table, additions, mut removals, quiet_period, without_read_check, .. } = self;
+        let Self { pool, table, additions, mut removals, quiet_period, without_read_check, by_files, .. } =
+            self;
         Ok(SchemaChange::of(Description {
             pool,
             table: quote_table(&table),
@@ -148,6 +161,7 @@ impl SchemaChangeBuilder {
             removal: removals.pop(),
             quiet_period,
             without_read_check,
+            by_files,
         }))
     }
 
@@ -210,6 +224,12 @@ impl SchemaChangeBuilder {
             let problem =
                 "a change drops one thing, because a person approves each drop: describe a change for each";
             problems.push(Problem::new("drop", problem));
+        }
+        if self.by_files && !matches!(self.removals[..], [Removal::Column(_) | Removal::Table, ..]) {
+            let problem = "only the drop of a column or a table can be in a file. The library adds constraints, because it \
+                drops them on the way back, and drops an index concurrently, which a file that runs in a transaction \
+                cannot do: leave it out";
+            problems.push(Problem::new("schema_by_files", problem));
         }
         problems
     }

@@ -3,11 +3,12 @@
 use super::description::{Description, Removal};
 use super::enforce::found;
 use super::inspection::all_dependents;
-use crate::ledger::{guard_triggers, sides};
+use crate::ledger::{guard_triggers, sides, write_watch};
 use crate::migration::batch::begin;
 use crate::migration::catalog::{OldSide, unquote};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
+use crate::migration::plan::files::waits_for_file;
 use crate::migration::runtime::Migration;
 use crate::migration::schema::{alter, drop_index, drop_old_side};
 
@@ -43,6 +44,7 @@ pub(super) async fn contract(plan: &Description, migration: &Migration) -> Resul
             )));
         }
     }
+    let is_watched = write_watch::is_left(&mut tx, migration.id()).await?;
     tx.rollback().await?;
     let id = migration.id().to_string();
     for (number, (addition, built)) in plan.additions.iter().zip(built).enumerate() {
@@ -56,6 +58,17 @@ pub(super) async fn contract(plan: &Description, migration: &Migration) -> Resul
     }
     if let (Some(Removal::Index(_)), Some(index)) = (&plan.removal, &dropped) {
         drop_index(&plan.pool, &table.name, index, Phase::Contract, migration).await?;
+    }
+    if let (true, Some(dropped)) = (plan.by_files, &dropped) {
+        if is_watched {
+            let disarm = guard_triggers::disarm(&table.name, &id);
+            alter(&plan.pool, &table.name, migration, Phase::Contract, &disarm).await?;
+        }
+        let what = match old.columns.first() {
+            Some(column) => format!("column {column} of {dropped}"),
+            None => format!("table {dropped}"),
+        };
+        return Err(waits_for_file(&format!("the drop of {what}"), migration));
     }
     // The triggers name the column that is dropped.
     let statements: Vec<String> = [guard_triggers::disarm(&table.name, &id)]

@@ -9,6 +9,7 @@ use crate::ledger::guard_triggers;
 use crate::ledger::write_watch::{Dropped, WriteWatch};
 use crate::migration::catalog::{OldSide, beside, quote};
 use crate::migration::phase::Task;
+use crate::migration::plan::files::in_a_file;
 
 /// The id of a migration in statements that are only shown.
 const UNKNOWN_ID: &str = ":migration";
@@ -23,6 +24,8 @@ pub(super) struct Description {
     /// How long no writer and no read may have been seen.
     pub(super) quiet_period: Duration,
     pub(super) without_read_check: bool,
+    /// Whether a file of the team makes the drop.
+    pub(super) by_files: bool,
 }
 
 /// What the change drops. Names are those of the catalog.
@@ -136,7 +139,8 @@ impl Description {
             contract.push(format!("drop index concurrently if exists {}", self.index(index)));
         }
         contract.extend(watch.is_some().then(|| guard_triggers::disarm(table, UNKNOWN_ID)));
-        contract.extend(self.drop(table, column.as_deref()));
+        let drop = self.drop(table, column.as_deref());
+        contract.extend(drop.map(|drop| if self.by_files { in_a_file(&drop) } else { drop }));
         let text =
             |statements: Vec<String>| statements.iter().map(|one| format!("{one};\n")).collect::<String>();
         let mut tasks = vec![

@@ -51,6 +51,7 @@ mod builder;
 mod contract;
 mod description;
 mod enforce;
+mod file;
 mod found;
 mod inspection;
 mod reads;

@@ -162,6 +162,11 @@ impl Plan for SchemaChange {
         self.description.sql()
     }
 
+    fn files(&self) -> Vec<(Task, String)> {
+        let text = self.description.file().iter().map(|one| format!("{one};\n")).collect();
+        vec![(Task::Expand, String::new()), (Task::Contract, text)]
+    }
+
     fn old_side(&self) -> Option<OldSide> {
         self.description.old_side()
     }
