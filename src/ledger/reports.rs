@@ -8,7 +8,7 @@ use sqlx::{FromRow, PgConnection, PgExecutor, Row};
 use super::unprepared;
 
 /// The state of a migration: its phase, what it waits for, its instances and its latest job.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct MigrationReport {
     /// The fleet that it belongs to.

@@ -164,6 +164,16 @@ mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
+    /// What a terminal of this size shows, without blanks at the ends of lines.
+    fn shown(picture: &Picture, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(picture, frame)).unwrap();
+        let rows = terminal.backend().buffer().content().chunks(usize::from(width));
+        let lines =
+            rows.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned());
+        lines.collect::<Vec<_>>().join("\n").trim_end().to_owned()
+    }
+
     fn picture(traffic: Option<Result<Vec<Sample>, String>>) -> String {
         let bad = sqlx::Error::PoolClosed;
         let picture = Picture {
@@ -174,9 +184,53 @@ mod tests {
             traffic,
             ..Picture::default()
         };
-        let mut terminal = Terminal::new(TestBackend::new(60, 16)).unwrap();
-        terminal.draw(|frame| draw(&picture, frame)).unwrap();
-        terminal.backend().to_string()
+        shown(&picture, 60, 16)
+    }
+
+    /// A report as `cutover status --json` prints it.
+    fn report() -> MigrationReport {
+        let instance = |number: i32, acknowledged: i32| {
+            serde_json::json!({
+                "name": format!("payments-2-{number}"), "version": "2", "admitted": true, "range": "off..=contract",
+                "acknowledged": acknowledged, "seen_seconds": 0.4, "lease_seconds": 9.6,
+            })
+        };
+        serde_json::from_value(serde_json::json!({
+            "fleet": "payments", "name": "payment-status", "epoch": 5, "phase": "backfill", "desired": "switch",
+            "phase_age_seconds": 12.0, "waits_for": "the backfill to complete the new side", "waits_seconds": 12.0,
+            "driver": "payments-2-4", "instances": [instance(4, 5), instance(5, 5), instance(6, 5)],
+            "work": {
+                "kind": "backfill", "rows_done": 400_000, "rows_total": 1_000_000, "rows_changed": 400_000,
+                "differences": 0, "seconds": 10.0, "finished": false,
+            },
+        }))
+        .unwrap()
+    }
+
+    /// The guide shows the screen; it has to be what the code draws.
+    #[test]
+    fn the_guide_shows_this_picture() {
+        let sample = |what, unit, now, series: &[u64]| Sample {
+            what,
+            unit,
+            now: Some(now),
+            series: series.iter().copied().cycle().take(20).collect(),
+        };
+        let report = report();
+        let rates = [38_000, 41_000, 40_000, 36_000, 12_000, 15_000, 39_000, 40_000];
+        let picture = Picture {
+            rows: [(full_name(None, &report), rates.into())].into(),
+            ledgers: vec![super::super::Shown { ledger: None, reports: Ok(vec![report]) }],
+            traffic: Some(Ok(vec![
+                sample("requests", "/s", 298.0, &[280, 290, 298]),
+                sample("errors", "/s", 0.0, &[0]),
+                sample("p99", " ms", 9.0, &[4, 5, 7, 9]),
+            ])),
+            ..Picture::default()
+        };
+        let picture = shown(&picture, 100, 15);
+        let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/command-line.md");
+        assert!(std::fs::read_to_string(guide).unwrap().contains(&picture), "not in {guide}:\n{picture}");
     }
 
     #[test]
