@@ -21,7 +21,9 @@ use crate::world::{Fleet, Outcome, World};
 use crate::{column_shapes, schema_shapes, table_shapes};
 
 /// The rows that are read and written. They are the first ones of the table.
-pub(crate) const HOT: u64 = 6;
+const ROWS: u64 = 60;
+/// Those among them that are used most. The others keep what they hold for longer than a move takes.
+const HOT: u64 = 6;
 const WALK: [&str; 9] =
     ["expand", "backfill", "verify", "ramp:50", "switch", "retire", "switch", "ramp:50", "retire"];
 const CLIENTS: usize = 2;
@@ -31,7 +33,7 @@ const PACE: Duration = Duration::from_millis(4);
 pub(crate) trait Shape {
     fn name(&self) -> &'static str;
 
-    /// Makes the tables. The hot rows hold the value 0.
+    /// Makes the tables. The rows that are used hold the value 0.
     async fn create(&self, world: &World) -> Outcome;
 
     fn spec(&self, world: &World) -> Outcome<MigrationSpec>;
@@ -70,6 +72,10 @@ pub(crate) async fn begin(migration: &Migration, pool: &PgPool) -> Result<Option
         Err(Error::NotInFleet | Error::EpochClosed | Error::EpochUnknown) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+fn some_key() -> u64 {
+    if fastrand::u8(..10) == 0 { fastrand::u64(1..=ROWS) } else { fastrand::u64(1..=HOT) }
 }
 
 async fn join(shape: &impl Shape, world: &World, name: &str) -> Outcome<Fleet> {
@@ -127,7 +133,7 @@ impl Life {
     }
 
     async fn operate(&self, shape: &impl Shape, migration: &Migration, journal: &Journal) -> Outcome {
-        let (key, start) = (fastrand::u64(1..=HOT), now());
+        let (key, start) = (some_key(), now());
         if fastrand::bool() {
             return match shape.get(&self.world.pool, migration, key).await {
                 Ok(text) => journal.read(key, &text, start),
@@ -149,7 +155,7 @@ async fn external_writer(
     [is_retired, is_over]: [&AtomicBool; 2],
 ) -> Outcome {
     while !is_over.load(Ordering::SeqCst) {
-        let (key, value) = (fastrand::u64(1..=HOT), fastrand::u32(1..100_000));
+        let (key, value) = (some_key(), fastrand::u32(1..100_000));
         shape.write_elsewhere(&world.pool, key).await?;
         if !is_retired.load(Ordering::SeqCst) {
             journal.begin_write(key, &shape.text(value))?;
@@ -277,7 +283,7 @@ async fn judge(shape: &impl Shape, world: &World, journals: &std::path::Path) ->
     let operations = recorder.operations();
     assert!(operations > 500, "{operations} operations are not a load");
     let mut history = recorder.history();
-    for key in 1..=HOT {
+    for key in 1..=ROWS {
         history.initial(key, &shape.text(0));
         history.last(key, &shape.last(&world.pool, key).await?);
     }

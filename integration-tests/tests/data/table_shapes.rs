@@ -38,7 +38,7 @@ pub(crate) struct Tables {
 const OWN_TABLE: Tables = Tables {
     create: "create table users (id bigint primary key, name text not null, bio text, avatar text); \
         insert into users select g, 'n' || g, case when g % 2 = 0 then 'b' || g end from generate_series(1, 3000) g; \
-        update users set bio = 'start', avatar = 'a' where id <= 6",
+        update users set bio = 'start', avatar = 'a' where id <= 60",
     tables: ["users", "profiles"],
     plan: |plan| {
         plan.create("create table profiles (id bigint primary key references users on delete cascade, bio text, avatar text)")
@@ -60,14 +60,14 @@ const OWN_TABLE: Tables = Tables {
     apart: "select count(*) from users u full join profiles p using (id) \
         where (u.bio, u.avatar) is distinct from (p.bio, p.avatar)",
     end: "select count(*) = 3000 and min(length(name)) > 1 \
-            and (select count(*) from profiles where id > 6) = 1497 \
+            and (select count(*) from profiles where id > 60) = 1470 \
             and not exists (select from pg_attribute where attrelid = 'users'::regclass and attname in ('bio', 'avatar')) \
         from users",
 };
 
 const SOME_ROWS: Tables = Tables {
     create: "create table events (id bigint primary key, kind text not null, body text); \
-        insert into events select g, case when g <= 6 or g % 3 = 0 then 'audit' else 'other' end, 'start' \
+        insert into events select g, case when g <= 60 or g % 3 = 0 then 'audit' else 'other' end, 'start' \
             from generate_series(1, 3000) g",
     tables: ["events", "audit_events"],
     plan: |plan| {
@@ -89,15 +89,15 @@ const SOME_ROWS: Tables = Tables {
     unconcerned: Some("update events set body = body || '!' where id = 1000 + 3 * $1"),
     apart: "select count(*) from (select * from events where kind = 'audit') e full join audit_events a using (id) \
         where e.body is distinct from a.body",
-    end: "select count(*) = 1996 and count(*) filter (where kind = 'audit') = 0 \
-            and (select count(*) from audit_events where id > 6) = 998 from events",
+    end: "select count(*) = 1960 and count(*) filter (where kind = 'audit') = 0 \
+            and (select count(*) from audit_events where id > 60) = 980 from events",
 };
 
 const PARTITIONED: Tables = Tables {
     create: "create table visits (id bigint primary key, day date not null default '2026-01-01', page text); \
         create unique index visits_key on visits (id, day); \
         insert into visits select g, date '2026-01-01' + (g % 60)::int, 'start' from generate_series(1, 3000) g; \
-        update visits set day = '2026-01-01' where id <= 6",
+        update visits set day = '2026-01-01' where id <= 60",
     tables: ["visits", "visits_2"],
     plan: |plan| {
         plan.create("create table visits_2 (id bigint, day date, page text, primary key (id, day)) partition by range (day)")
@@ -120,7 +120,7 @@ const PARTITIONED: Tables = Tables {
     },
     unconcerned: None,
     apart: "select count(*) from visits full join visits_2 n using (id, day) where visits.page is distinct from n.page",
-    end: "select count(*) = 2994 and to_regclass('visits') is null from visits_2 where id > 6",
+    end: "select count(*) = 2940 and to_regclass('visits') is null from visits_2 where id > 60",
 };
 
 pub(crate) const ALL: [Tables; 3] = [OWN_TABLE, SOME_ROWS, PARTITIONED];
