@@ -27,7 +27,7 @@ help:
 	@echo '             COLUMNS=status=state   names of its columns, if they differ'
 	@echo '             SECOND=1               a second migration of the same table after the first'
 	@echo '             BREAK=rule             take one safety rule out (agree, compare or drain), to see that the checker finds the damage'
-	@echo '             SHAPE=key              another shape instead: key, split or columns'
+	@echo '             SHAPE=key              another shape instead: key, split, columns, own-table, partitions or constraints'
 	@echo '             ARGS="…"               anything else for target/demo/demo (see --help)'
 	@echo 'make gameday scenarios with faults under load on real servers, each checked; report in target/gameday/report.json'
 	@echo '             ARGS="kill failover"   only these (--list names them; --seed N, --rate N, --chaos-seconds N)'

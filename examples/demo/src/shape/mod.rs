@@ -1,7 +1,9 @@
-//! Another shape of change under load: `make demo SHAPE=key`, `split` or `columns`.
+//! Another shape of change under load: `make demo SHAPE=key`, or another one of [`Shape`].
 //!
 //! Three instances run in this process, without proxy and flags. Each writer owns its rows, so it knows what every read has to
 //! return.
+
+mod kinds;
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +17,7 @@ use std::{
 use cutover::fleet::{Fleet, FleetOptions};
 use cutover::health::Health;
 use cutover::migration::{
-    Agent, ColumnMigration, Desired, DriverOptions, DualWrite, Error, Key, Migration, MigrationSpec,
-    PhaseRange, PinnedTx, Rows, TableMigration, WiderKey, admin,
+    Agent, Desired, DriverOptions, DualWrite, Error, Key, Migration, PinnedTx, Rows, admin,
 };
 use cutover::release::Release;
 use futures_util::future::try_join_all;
@@ -28,6 +29,7 @@ use crate::{
     ledger::{Ledger, MIGRATION},
     servers::start_postgres,
 };
+use kinds::{Shape, Side};
 
 const INSTANCES: usize = 3;
 const WRITERS: u64 = 6;
@@ -50,104 +52,6 @@ pub(crate) struct ShapeArgs {
     /// Operations per second, half of them writes
     #[arg(long, default_value_t = 300)]
     rate: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Shape {
-    /// A primary key becomes `bigint`, with the columns that refer to it
-    Key,
-    /// Some rows move to a table of their own
-    Split,
-    /// Two columns replace one
-    Columns,
-}
-
-/// The statements of a side; `$1` is the key and `$2` the value.
-struct Side {
-    put: &'static str,
-    get: &'static str,
-}
-
-impl Shape {
-    fn create(self) -> &'static str {
-        match self {
-            Self::Key => {
-                "create table orders (id integer generated always as identity primary key, note text); \
-                 create table lines (id bigserial primary key, order_id integer not null references orders); \
-                 create index on lines (order_id); \
-                 insert into orders (note) select 'start' from generate_series(1, {rows}); \
-                 insert into lines (order_id) select g from generate_series(1, {rows}) g"
-            }
-            Self::Split => {
-                "create table events (id bigint primary key, kind text not null, body text); \
-                 insert into events select g, case when g <= 1000 or g % 3 = 0 then 'audit' else 'other' end, 'start' \
-                     from generate_series(1, {rows}) g"
-            }
-            Self::Columns => {
-                "create table people (id bigint primary key, full_name text); \
-                 insert into people select g, 'start of' from generate_series(1, {rows}) g"
-            }
-        }
-    }
-
-    fn spec(self, pool: &PgPool) -> Result<MigrationSpec> {
-        let spec = MigrationSpec::new(MIGRATION, PhaseRange::FULL).soak(Duration::ZERO);
-        let pool = pool.clone();
-        Ok(match self {
-            Self::Key => spec.plan(WiderKey::new(pool, "orders", "id").build()?),
-            Self::Split => spec.plan(
-                TableMigration::new(pool, "events", "audit_events")
-                    .create("create table audit_events (id bigint primary key, body text)")
-                    .rows_where("kind = 'audit'")
-                    .same("body")
-                    .column_back("kind", "'audit'")
-                    .build()?,
-            ),
-            Self::Columns => spec.plan(
-                ColumnMigration::new(pool, "people")
-                    .new_column("first_name", "text", "split_part(full_name, ' ', 1)")
-                    .new_column(
-                        "last_name",
-                        "text",
-                        "substr(full_name, length(split_part(full_name, ' ', 1)) + 2)",
-                    )
-                    .old_column("full_name", "first_name || ' ' || last_name")
-                    .mirror_writes()
-                    .build()?,
-            ),
-        })
-    }
-
-    /// The old and the new side.
-    fn sides(self) -> [&'static Side; 2] {
-        const KEY: Side = Side {
-            put: "with line as (insert into lines (order_id) values ($1)) update orders set note = $2 where id = $1::bigint",
-            get: "select note from orders where id = $1::bigint",
-        };
-        match self {
-            Self::Key => [&KEY, &KEY],
-            Self::Split => [
-                &Side {
-                    put: "update events set body = $2 where id = $1 and kind = 'audit'",
-                    get: "select body from events where id = $1 and kind = 'audit'",
-                },
-                &Side {
-                    put: "insert into audit_events values ($1, $2) on conflict (id) do update set body = excluded.body",
-                    get: "select body from audit_events where id = $1",
-                },
-            ],
-            Self::Columns => [
-                &Side {
-                    put: "update people set full_name = $2 where id = $1",
-                    get: "select full_name from people where id = $1",
-                },
-                &Side {
-                    put: "update people set first_name = split_part($2, ' ', 1), last_name = split_part($2, ' ', 2) where id = $1",
-                    get: "select first_name || ' ' || last_name from people where id = $1",
-                },
-            ],
-        }
-    }
 }
 
 pub(crate) async fn run(args: ShapeArgs) -> Result<ExitCode> {
@@ -339,7 +243,7 @@ impl Writer {
             Ok(())
         };
         match self.shape {
-            Shape::Split => {
+            Shape::Split | Shape::OwnTable | Shape::Partitions => {
                 DualWrite::new(migration, old, new).write_with(&mut tx, Rows::one(&key), put, put).await?;
             }
             // The trigger mirrors the write.
@@ -347,7 +251,7 @@ impl Writer {
                 let side = if migration.columns(&tx)?.is_new() { new } else { old };
                 put(&side, &mut tx).await?;
             }
-            Shape::Key => put(&old, &mut tx).await?,
+            Shape::Key | Shape::Constraints => put(&old, &mut tx).await?,
         }
         tx.commit().await
     }
