@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::schema::SCHEMA_VERSION;
-use super::sqlstate::describe_error;
+use super::sqlstate::{describe_error, sql_state};
 use crate::config::ConfigError;
 
 /// An error of the ledger.
@@ -9,7 +9,7 @@ use crate::config::ConfigError;
 #[non_exhaustive]
 pub enum LedgerError {
     /// The database did not answer, or refused a statement.
-    #[error("ledger database: {}", describe_error(.0))]
+    #[error("ledger database: {}{}", describe_error(.0), hint(.0))]
     Database(#[from] sqlx::Error),
     /// The database did not answer in time. It may still have executed what it was sent.
     #[error(
@@ -103,4 +103,15 @@ pub enum LedgerError {
     /// Options or declarations that cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+/// What to do about an error of the database, where the library knows it.
+fn hint(error: &sqlx::Error) -> &'static str {
+    match sql_state(error).as_deref() {
+        Some("42501") => {
+            "; hint: use a role that has this right; `cutover install --grant-to ROLE`, run with the role that owns the schema, \
+             gives ROLE those on the ledger"
+        }
+        _ => "",
+    }
 }

@@ -274,11 +274,39 @@ async fn a_console_without_a_usable_ledger_says_why() -> Outcome {
     execute(url, "do $$ begin create role onlooker login; exception when duplicate_object then null; end $$")
         .await?;
     let onlooker = url.replace("//postgres:", "//onlooker:");
-    refused(&onlooker, &["console"], 3, &["permission denied"]).await;
+    refused(&onlooker, &["console"], 3, &["permission denied", "cutover install --grant-to onlooker"]).await;
     execute(url, "update cutover.ledger set version = 8, compatible_from = 7").await?;
     refused(url, &["console"], 3, &["version 8", "newer `cutover`"]).await;
     execute(url, "update cutover.ledger set version = 0, compatible_from = 0").await?;
     refused(url, &["console"], 3, &["cutover install"]).await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_role_that_may_only_read_changes_nothing() -> Outcome {
+    let url = &database().await?;
+    done(url, &["install"], &[]).await;
+    execute(url, STATE).await?;
+    let grant = "do $$ begin create role reader login; exception when duplicate_object then null; end $$; \
+        grant usage on schema cutover to reader; grant select on all tables in schema cutover to reader";
+    execute(url, grant).await?;
+    let history = done(url, &["history", "status"], &[]).await;
+    let console = Console::start(&url.replace("//postgres:", "//reader:"), &[]);
+    let page = console.page("/migrations/shop/status").await;
+    let fields = [
+        ("csrf", csrf(&page)),
+        ("action", "pause"),
+        ("actor", "ann"),
+        ("reason", "x"),
+        ("confirm", "shop/status"),
+    ];
+    let response = console.send("/migrations/shop/status/action", &fields, &[]).await;
+    assert!(!response.status().is_success() && !response.status().is_redirection(), "{}", response.status());
+    let text = response.text().await?;
+    for part in ["permission denied for table migrations", "cutover install --grant-to"] {
+        assert!(text.contains(part), "{part:?} not in {text}");
+    }
+    assert_eq!(done(url, &["history", "status"], &[]).await, history);
     Ok(())
 }
 
