@@ -10,7 +10,7 @@ use std::fmt;
 pub use address::postgres_options;
 #[cfg(feature = "redis")]
 pub(crate) use address::{AddressProblem, address_problem, without_scheme};
-pub(crate) use database_error::{describe_error, describe_source};
+pub(crate) use database_error::{describe_error, describe_source, describe_without_values};
 pub use known::remember;
 #[cfg(feature = "redis")]
 pub(crate) use known::remember_encoded;

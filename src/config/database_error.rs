@@ -24,6 +24,15 @@ pub(crate) fn describe_error(error: &sqlx::Error) -> String {
     redact(&text)
 }
 
+/// The same without the server's detail, which may hold the values of a row.
+pub(crate) fn describe_without_values(error: &sqlx::Error) -> String {
+    let refusal = error.as_database_error();
+    match refusal.and_then(|refusal| refusal.try_downcast_ref::<PgDatabaseError>()) {
+        Some(refusal) => redact(&format!("{} (SQLSTATE {})", refusal.message(), refusal.code())),
+        None => describe_error(error),
+    }
+}
+
 /// The same for an error of any kind.
 pub(crate) fn describe_source(error: &(dyn Error + 'static)) -> String {
     error.downcast_ref().map_or_else(|| redact(&error.to_string()), describe_error)

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use super::{guard_triggers, unprepared};
 
 /// What the values of both sides depend on besides the rows, each with its present version: functions that the mapping calls
-/// (`p`), labels of enums (`e`), and up to `ramp` the file of a new table (`t`) and its triggers (`g`).
+/// (`p`), labels of enums (`e`), and up to `ramp` the file of a new table (`t`) and what decides which of its rows a write reaches (`g`).
 ///
 /// The function of the guard trigger names each function and type of the mapping with its schema. A label that is added changes
 /// no value.
@@ -34,10 +34,15 @@ macro_rules! uses {
                  or exists (select from guard g, pg_type t join pg_namespace n on n.oid = t.typnamespace \
                      where t.oid = e.enumtypid and strpos(g.source, format('%I.%I', n.nspname, t.typname)) > 0) \
              union all select 't' || c.oid, c.relfilenode::text from copies join pg_class c on c.oid = copies.relation \
-             union all select 'g', coalesce(string_agg(t.oid || ' ' || t.xmin, ' ' order by t.oid), '') \
-                 from copies join pg_trigger t on t.tgrelid = copies.relation and not t.tgisinternal and ",
+             union all select 'g', concat_ws(';', (select string_agg(t.oid || ' ' || t.xmin, ' ' order by t.oid) \
+                     from copies join pg_trigger t on t.tgrelid = copies.relation and not t.tgisinternal and ",
             guard_triggers::may_change_rows!("t"),
-            " having exists (select from copies)"
+            "), (select string_agg(r.oid || ' ' || r.xmin, ' ' order by r.oid) \
+                     from copies join pg_rewrite r on r.ev_class = copies.relation and r.ev_type <> '1'), \
+                 (select string_agg(p.oid || ' ' || p.xmin, ' ' order by p.oid) \
+                     from copies join pg_policy p on p.polrelid = copies.relation), \
+                 (select string_agg(concat_ws(' ', c.oid, c.relrowsecurity, c.relforcerowsecurity), ',' order by c.oid) \
+                     from copies join pg_class c on c.oid = copies.relation)) where exists (select from copies)"
         )
     };
 }
@@ -83,7 +88,7 @@ other_values as (select case left(o.key, 1) when 'p' then format('function %s wa
             when 'e' then format('a value of enum %s was renamed or dropped', (select enumtypid::regtype \
                 from pg_enum where oid = substr(o.key, 2)::oid)) \
             when 't' then format('table %s was truncated or rewritten', substr(o.key, 2)::oid::regclass) \
-            else 'a trigger of the new table was added or changed' end as what, false as is_disabled \
+            else 'a trigger, rule or policy of the new table, or its row security, was changed' end as what, false as is_disabled \
     from known k cross join uses n cross join lateral jsonb_each_text(k.uses) as o \
     where $2 and n.uses ->> o.key is distinct from o.value and (o.key !~ '^[tg]' or n.uses ? o.key) order by o.key limit 1), \
 unseen as (select * from taken_away union all select * from other_values union all (select format(case when n.is_disabled then 'the guard trigger of %1$s was disabled' \
@@ -120,14 +125,18 @@ const SIGNATURE: &str = concat!(
             from pg_trigger where tgrelid = any (g.relations)), ';', \
         (select string_agg(concat_ws(' ', attrelid, attnum, xmin), ',' order by attrelid, attnum) \
             from pg_attribute where attrelid = any (g.relations) and attnum > 0), ';', \
-        (select string_agg(concat_ws(' ', oid, relfilenode), ',' order by oid) \
+        (select string_agg(concat_ws(' ', oid, relfilenode, relrowsecurity, relforcerowsecurity), ',' order by oid) \
             from pg_class where oid = any (g.relations)), ';', \
+        (select string_agg(concat_ws(' ', oid, xmin), ',' order by oid) \
+            from pg_rewrite where ev_class = any (g.relations)), ';', \
+        (select string_agg(concat_ws(' ', oid, xmin), ',' order by oid) \
+            from pg_policy where polrelid = any (g.relations)), ';', \
         (select string_agg(concat_ws(' ', side, xmin), ',' order by side) \
             from cutover.sides where migration_id = $1), ';', \
         (select xmin from cutover.guard_looks where migration_id = $1)), 0) \
      from (select array(select distinct tgrelid from pg_trigger where starts_with(tgname::text, '",
     guard_triggers::prefix!(),
-    "' || $1 || '_')) as relations) g"
+    "' || $1 || '_') union select relation from cutover.sides where migration_id = $1) as relations) g"
 );
 
 /// What the last look saw, if it found nothing.

@@ -2,6 +2,7 @@
 
 mod attached;
 mod changed_tables;
+mod changed_writes;
 mod column_migration;
 mod column_shapes;
 mod conflicts;

@@ -1,6 +1,6 @@
 //! Problems that the catalog alone shows. Pure: nothing here asks the server.
 
-use super::names::{fit_name, quote};
+use super::names::{fit_name, mentions, quote};
 use super::problem::PlanProblem;
 use super::table::{ColumnFacts, ForeignKey, TableFacts};
 
@@ -269,9 +269,27 @@ pub(crate) fn old_column(table: &str, old: &ColumnFacts) -> Vec<PlanProblem> {
     problems
 }
 
-/// Foreign keys that change the old column when the referenced row changes. One can be added at any time.
+/// Foreign keys that change the old column when the referenced row changes, or that need it. One can be added at any time.
 pub(crate) fn actions_on_old(table: &str, old: &str, facts: &TableFacts) -> Vec<PlanProblem> {
-    facts.foreign_keys.iter().filter_map(|key| foreign_key(table, old, key)).collect()
+    let of_key = |key| [foreign_key(table, old, key), match_full(table, old, key)];
+    facts.foreign_keys.iter().flat_map(of_key).flatten().collect()
+}
+
+/// Without one of its columns, a row does not fulfil such a key.
+fn match_full(table: &str, old: &str, key: &ForeignKey) -> Option<PlanProblem> {
+    let is_over_several = key.columns.len() > 1 && key.columns.iter().any(|column| column == old);
+    let name = quote(&key.name);
+    (is_over_several && key.definition.contains(" MATCH FULL")).then(|| {
+        PlanProblem::blocking(
+            format!(
+                "constraint {name} of {table} ({}) is MATCH FULL, so an insert without column {} fails, as every insert would \
+                 from `retire` on",
+                key.definition,
+                quote(old)
+            ),
+            format!("`alter table {table} drop constraint {name}`"),
+        )
+    })
 }
 
 fn foreign_key(table: &str, old: &str, key: &ForeignKey) -> Option<PlanProblem> {
@@ -367,9 +385,4 @@ pub(crate) fn new_table_problems(
         ));
     }
     problems
-}
-
-/// Whether a text has this name as a word of its own.
-fn mentions(text: &str, name: &str) -> bool {
-    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word.eq_ignore_ascii_case(name))
 }

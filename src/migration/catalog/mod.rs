@@ -17,6 +17,7 @@ mod defaults;
 mod expressions;
 mod interference;
 mod names;
+mod new_table;
 mod old_side;
 mod problem;
 mod rename;
@@ -24,6 +25,7 @@ mod sequences;
 mod settings;
 mod table;
 mod trial;
+mod trial_remedy;
 
 pub(super) use attached::missing;
 pub(super) use attached_constraints::actions;
@@ -37,8 +39,9 @@ pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
 pub(super) use counterpart::{Attached, Counterpart, Step, literal};
 pub(super) use defaults::{MovedColumn, missing_defaults};
 pub(super) use expressions::{Resolved, TypeFacts, look_up_type, resolve};
-pub(super) use interference::{late_triggers, rules};
+pub(super) use interference::{late_triggers, losing_rules, rules};
 pub(super) use names::{beside, check_name, check_table, fit_name, quote, quote_table, split_table, unquote};
+pub(super) use new_table::{new_table_now, refers_to_old};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
 pub(super) use rename::rename_columns;
@@ -47,4 +50,4 @@ pub(super) use settings::{
     MAPPING_SETTINGS, ROW_WORK_SETTINGS, ROW_WORK_SETTINGS_QUERY, TIME_ZONE_ABBREVIATIONS,
 };
 pub(super) use table::TableFacts;
-pub(super) use trial::insert_without;
+pub(super) use trial::{WriteTrial, insert_without};

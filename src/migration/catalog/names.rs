@@ -107,3 +107,8 @@ mod tests {
         }
     }
 }
+
+/// Whether a text has this name as a word of its own.
+pub(crate) fn mentions(text: &str, name: &str) -> bool {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word.eq_ignore_ascii_case(name))
+}

@@ -11,6 +11,10 @@ use crate::ledger::unprepared;
 pub(crate) struct TableFacts {
     /// `pg_class.relkind`: `r` for a table, `p` for a partitioned one.
     pub(crate) kind: String,
+    /// Its oid.
+    pub(crate) relation: i64,
+    /// `pg_class.relpersistence`: `p`, or `u` for an unlogged table.
+    pub(crate) persistence: String,
     /// The role that reads it here.
     pub(crate) role: String,
     /// The owner, quoted.
@@ -61,6 +65,8 @@ pub(crate) struct ForeignKey {
     /// Whether it changes rows of this table when the referenced row changes.
     pub(crate) has_action: bool,
     pub(crate) is_to_itself: bool,
+    /// The oid of the table that it refers to.
+    pub(crate) referenced: i64,
     pub(crate) definition: String,
 }
 
@@ -80,12 +86,15 @@ pub(crate) struct Rule {
     pub(crate) name: String,
     /// `INSERT`, `UPDATE` or `DELETE`.
     pub(crate) event: String,
+    /// Whether it replaces the write.
+    pub(crate) is_instead: bool,
+    pub(crate) definition: String,
 }
 
 const READ: &str = concat!(
     "\
 select json_build_object( \
-    'kind', c.relkind::text, 'role', current_user::text, \
+    'kind', c.relkind::text, 'relation', c.oid::bigint, 'persistence', c.relpersistence::text, 'role', current_user::text, \
     'owner', quote_ident(pg_get_userbyid(c.relowner)), 'is_owner', pg_has_role(c.relowner, 'usage'), \
     'row_security', row_security_active(c.oid), \
     'privileges', (select coalesce(json_agg(name), '[]') from unnest('{select,insert,update,delete}'::text[]) as name \
@@ -114,7 +123,7 @@ select json_build_object( \
         from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), \
     'foreign_keys', (select coalesce(json_agg(json_build_object( \
             'name', f.conname, 'has_action', f.confdeltype not in ('a', 'r') or f.confupdtype not in ('a', 'r'), \
-            'definition', pg_get_constraintdef(f.oid), 'is_to_itself', f.confrelid = c.oid, \
+            'definition', pg_get_constraintdef(f.oid), 'is_to_itself', f.confrelid = c.oid, 'referenced', f.confrelid::bigint, \
             'columns', (select json_agg(a.attname) from pg_attribute a \
                 where a.attrelid = f.conrelid and a.attnum = any (f.conkey))) order by f.conname), '[]') \
         from pg_constraint f where f.conrelid = c.oid and f.contype = 'f'), \
@@ -128,7 +137,7 @@ select json_build_object( \
         where (t.tgrelid = c.oid or t.tgrelid in (select relid from pg_partition_tree(c.oid)) \
                 and (t.tgparentid = 0 or current_setting('server_version_num')::integer < 150000)) \
             and not t.tgisinternal and n.nspname <> 'cutover'), \
-    'rules', (select coalesce(json_agg(json_build_object('name', r.rulename, \
+    'rules', (select coalesce(json_agg(json_build_object('name', r.rulename, 'is_instead', r.is_instead, 'definition', pg_get_ruledef(r.oid), \
             'event', case r.ev_type when '2' then 'UPDATE' when '3' then 'INSERT' else 'DELETE' end) order by r.rulename), '[]') \
         from pg_rewrite r where r.ev_class = c.oid and r.ev_type <> '1' and r.ev_enabled <> 'D'))::text \
 from pg_class c where c.oid = to_regclass($1)"

@@ -5,9 +5,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::plan::Plan;
+use super::state::{MigrationState, table_problems};
 use crate::ledger::{Ledger, plans};
 use crate::migration::catalog::PlanProblem;
-use crate::migration::phase::Phase;
+use crate::migration::phase::{Phase, Step};
 
 /// How often the driver inspects the tables for `cutover plan`.
 const EVERY: Duration = Duration::from_secs(60);
@@ -53,4 +54,22 @@ async fn look(plan: &dyn Plan, ledger: &Ledger, migration: i32) -> Result<(), sq
     let mut tx = ledger.begin().await?;
     plans::record_problems(&mut tx, migration, &found).await?;
     tx.commit().await
+}
+
+/// What keeps the service from writing after the next step forward. The trial takes no lock of the ledger, so it precedes the
+/// move.
+pub(super) async fn before_move(
+    plan: Option<&dyn Plan>,
+    state: &MigrationState,
+    step: &Step,
+    target: Phase,
+) -> Result<Vec<String>, sqlx::Error> {
+    let (phase, is_move) = (state.view.phase, matches!(step, Step::Move(_)));
+    match plan {
+        Some(plan) if target > phase && (is_move || matches!(step, Step::Wait(_))) => {
+            let found = table_problems(plan.before_move(phase, state.id, is_move).await?);
+            Ok(found.into_iter().map(|problem| problem.text).collect())
+        }
+        _ => Ok(Vec::new()),
+    }
 }

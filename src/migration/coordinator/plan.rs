@@ -140,6 +140,29 @@ pub trait Plan: Send + Sync + fmt::Debug {
         Ok(Vec::new())
     }
 
+    /// What keeps the service's role from writing as it will after the next move forward from `phase`. Nothing by default.
+    /// `migration` is the migration's id in the ledger.
+    ///
+    /// The driver calls it while such a move waits for something else, and, with `is_move`, right before the move. Then the
+    /// writes are tried. It is outside of the move's transaction, so that no lock of the ledger is held.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Must be safe: whatever it tries has to be rolled back.
+    async fn before_move(
+        &self,
+        phase: Phase,
+        migration: i32,
+        is_move: bool,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        let _ = (phase, migration, is_move);
+        Ok(Vec::new())
+    }
+
     /// Reads the state of the schema. `migration` is the migration's id in the ledger, if it has one. Not called any more
     /// once the old side is gone.
     ///

@@ -10,6 +10,7 @@ use sqlx::PgConnection;
 use tokio::time::sleep;
 
 use super::admission::{self, NewShape};
+use super::look;
 use super::options::DriverOptions;
 use super::spec::MigrationSpec;
 use super::state::MigrationState;
@@ -93,7 +94,12 @@ impl Reconcile<'_> {
                 NewShape::No => {}
             }
         }
-        let step = next_step(&state.view, self.aim(&state).target.phase_from(state.view.phase));
+        let target = self.aim(&state).target.phase_from(state.view.phase);
+        let step = next_step(&state.view, target);
+        let held = look::before_move(self.spec.plan.as_deref(), &state, &step, target).await?;
+        if matches!(step, Step::Move(_)) && !held.is_empty() {
+            return self.stay(state, &held.join("; ")).await;
+        }
         match step {
             Step::Close | Step::Move(_) => match self.attempt(step.clone(), &state).await? {
                 Attempt::Done => Ok(Outcome::Moved),
@@ -107,7 +113,8 @@ impl Reconcile<'_> {
                 Some(holders) => self.stay(state, &holders.join("; ")).await,
             },
             Step::Wait(reasons) => {
-                let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+                let reasons = reasons.iter().map(ToString::to_string).chain(held);
+                let reasons: Vec<String> = reasons.collect();
                 self.stay(state, &reasons.join("; ")).await
             }
             Step::Idle => self.rest(state).await,

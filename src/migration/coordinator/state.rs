@@ -37,7 +37,7 @@ pub(crate) fn parse_phase(phase: &str) -> Result<Phase, sqlx::Error> {
 }
 
 /// The problems as reasons to wait.
-fn table_problems(found: Vec<PlanProblem>) -> Vec<TableProblem> {
+pub(super) fn table_problems(found: Vec<PlanProblem>) -> Vec<TableProblem> {
     let reason = |found: PlanProblem| TableProblem {
         text: format!("{}; to unblock: {}", found.problem, found.remedy),
         by_library: found.by_library,

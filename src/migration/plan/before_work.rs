@@ -35,7 +35,7 @@ pub(super) fn elsewhere(plan: &Description, recorded: &SideRows, needs_old: bool
     let mut problems = Vec::new();
     for (table, side, is_needed) in both {
         match &side.table {
-            Some(name) if !is_named(table, name) => problems.push(moved(table, name)),
+            Some(name) if !is_named(table, name) => problems.push(moved(table, name, None)),
             None if is_needed => problems.push(PlanProblem::blocking(
                 format!("table {table} of `expand` (oid {}) is gone", side.relation),
                 "restore it, or go back to `off` and begin again",
@@ -53,13 +53,15 @@ fn is_named(table: &str, name: &str) -> bool {
     has_schema && wanted.1 == found.1
 }
 
-fn moved(table: &str, name: &str) -> PlanProblem {
+/// `name` is what the table of `expand` is called now. `home`: the schema in which a name without one is looked up, if known.
+pub(super) fn moved(table: &str, name: &str, home: Option<&str>) -> PlanProblem {
     let ((schema, wanted), (found_schema, found)) = (split_table(table), split_table(name));
     let mut statements = Vec::new();
     if wanted != found {
         statements.push(format!("`alter table {name} rename to {}`", quote(&wanted)));
     }
-    if let Some(schema) = schema.filter(|schema| found_schema.map(unquote) != Some(unquote(schema))) {
+    if let Some(schema) = schema.or(home).filter(|schema| found_schema.map(unquote) != Some(unquote(schema)))
+    {
         statements.push(format!("`alter table {} set schema {schema}`", beside(name, &wanted)));
     }
     let back = match &*statements {
@@ -124,7 +126,7 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         let side = recorded.as_ref().map(|sides| if number == 0 { &sides.old } else { &sides.new });
         let Some(oid) = oid else {
             problems.push(match side.filter(|side| side.is_there).and_then(|side| side.table.as_deref()) {
-                Some(name) => moved(table, name),
+                Some(name) => moved(table, name, None),
                 None => missing(table, tx).await?,
             });
             continue;

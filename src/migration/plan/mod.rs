@@ -19,6 +19,7 @@
 //! | [`bad_rows`](super::BatchOptions::bad_rows) | 100 | a few odd rows are listed at once; more than that is a wrong mapping |
 
 mod attached;
+mod before_move;
 mod before_work;
 mod builder;
 mod changes;

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use tokio::time::timeout;
 
 use super::attached::{before_step, carry_over};
+use super::before_move::before_move;
 use super::before_work::{Found, before_work};
 use super::contract::contract;
 use super::description::Description;
@@ -31,12 +32,20 @@ const LOOK_AT_KEY: Duration = Duration::from_secs(2);
 pub struct SqlMigration<S> {
     description: Arc<Description>,
     recent_look: Arc<RecentLook>,
+    recent_rights: Arc<RecentLook>,
+    recent_trial: Arc<RecentLook>,
     sides: PhantomData<fn() -> S>,
 }
 
 impl<S> SqlMigration<S> {
     pub(super) fn of(description: Description) -> Self {
-        Self { description: Arc::new(description), recent_look: Arc::default(), sides: PhantomData }
+        Self {
+            description: Arc::new(description),
+            recent_look: Arc::default(),
+            recent_rights: Arc::default(),
+            recent_trial: Arc::default(),
+            sides: PhantomData,
+        }
     }
 
     /// The statements of each task, for people to read. `$1`, `$2`, … are the last key of a batch and, from the second
@@ -136,6 +145,21 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         }
         let found = before_step(&self.description, phase, migration, connection).await?;
         self.recent_look.record(migration, phase, &found);
+        Ok(found)
+    }
+
+    async fn before_move(
+        &self,
+        phase: Phase,
+        migration: i32,
+        is_move: bool,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        let recent = if is_move { &self.recent_trial } else { &self.recent_rights };
+        if let Some(found) = recent.found(migration, phase, false) {
+            return Ok(found);
+        }
+        let found = before_move(&self.description, phase, migration, is_move).await;
+        recent.record(migration, phase, &found);
         Ok(found)
     }
 

@@ -131,7 +131,7 @@ impl GuardTrigger {
             .collect();
         format!(
             "create or replace function cutover.guard_{id}() returns trigger language plpgsql security definer \
-             set search_path = pg_catalog, pg_temp {} as $guard$\n-- {fingerprint}\n{body}$guard$; \
+             set search_path = pg_catalog, pg_temp set row_security = off {} as $guard$\n-- {fingerprint}\n{body}$guard$; \
              revoke all on function cutover.guard_{id}() from public{triggers}",
             settings.join(" ")
         )

@@ -366,3 +366,15 @@ pub(super) async fn before_step(
     }
     Ok(problems)
 }
+
+/// Why an insert fails that leaves the column out. It is tried again before `retire`, in which such inserts are made.
+pub(super) async fn without_column(
+    plan: &Description,
+    column: &String,
+    migration: i32,
+    tx: &mut PgConnection,
+) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let Some(table) = plan.find(&mut *tx, Some(migration)).await? else { return Ok(Vec::new()) };
+    let Some(facts) = TableFacts::read(tx, &table.name).await? else { return Ok(Vec::new()) };
+    Ok(insert_without(tx, &table.name, &facts, std::slice::from_ref(column)).await?.into_iter().collect())
+}

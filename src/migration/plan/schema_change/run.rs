@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use super::contract::contract;
 use super::description::{Description, Removal};
 use super::enforce::{enforce, found, is_watching, relax, watch};
-use super::inspection::{before_step, of_schema, problems};
+use super::inspection::{before_step, of_schema, problems, without_column};
 use super::rows::violations;
 use crate::ledger::jobs::TableSize;
 use crate::ledger::{begin_work, external_writes, sides};
@@ -15,6 +15,7 @@ use crate::migration::batch::{PassKind, begin, begin_unpaused, explain_table_loc
 use crate::migration::catalog::{OldSide, PlanProblem, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
+use crate::migration::plan::before_move::{begin_trial, in_time};
 use crate::migration::plan::recent_look::RecentLook;
 use crate::migration::plan::refusal::refuse;
 use crate::migration::runtime::Migration;
@@ -61,11 +62,12 @@ use crate::migration::schema::alter;
 pub struct SchemaChange {
     description: Arc<Description>,
     recent_look: Arc<RecentLook>,
+    recent_trial: Arc<RecentLook>,
 }
 
 impl SchemaChange {
     pub(super) fn of(description: Description) -> Self {
-        Self { description: Arc::new(description), recent_look: Arc::default() }
+        Self { description: Arc::new(description), recent_look: Arc::default(), recent_trial: Arc::default() }
     }
 
     /// The statements of each task, for people to read. `:migration` is the migration's id, and `key` a row's key.
@@ -192,6 +194,32 @@ impl Plan for SchemaChange {
         }
         let found = before_step(&self.description, phase, migration, connection).await?;
         self.recent_look.record(migration, phase, &found);
+        Ok(found)
+    }
+
+    async fn before_move(
+        &self,
+        phase: Phase,
+        migration: i32,
+        is_move: bool,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        let plan = &*self.description;
+        let Some(Removal::Column(column)) =
+            plan.removal.as_ref().filter(|_| is_move && phase == Phase::Switch)
+        else {
+            return Ok(Vec::new());
+        };
+        if let Some(found) = self.recent_trial.found(migration, phase, false) {
+            return Ok(found);
+        }
+        let look = async {
+            let mut tx = begin_trial(&plan.pool).await?;
+            let found = without_column(plan, column, migration, &mut tx).await;
+            tx.rollback().await?;
+            found
+        };
+        let found = in_time(&plan.table, is_move, look).await;
+        self.recent_trial.record(migration, phase, &found);
         Ok(found)
     }
 
