@@ -74,6 +74,11 @@ pub(crate) fn fit_name(name: String) -> String {
     format!("{}_{hash:08x}", &name[..end.unwrap_or_default()])
 }
 
+/// Whether a text has this name as a word of its own.
+pub(crate) fn mentions(text: &str, name: &str) -> bool {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word.eq_ignore_ascii_case(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::{beside, fit_name, quote, split_table, unquote};
@@ -106,9 +111,4 @@ mod tests {
             assert_eq!(unquote(quoted), name);
         }
     }
-}
-
-/// Whether a text has this name as a word of its own.
-pub(crate) fn mentions(text: &str, name: &str) -> bool {
-    text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word.eq_ignore_ascii_case(name))
 }
