@@ -5,7 +5,7 @@
 use sqlx::PgConnection;
 
 use super::guard_triggers::{PREFIX, names};
-use super::unprepared;
+use super::{literal, unprepared};
 
 /// Two columns of a table that are kept equal. Names are quoted.
 #[derive(Debug, Clone)]
@@ -17,8 +17,24 @@ pub(crate) struct Mirrored {
     pub(crate) range: Option<(i64, i64)>,
 }
 
+impl Mirrored {
+    /// What `target` has to hold.
+    fn value(&self) -> String {
+        let column = &self.column;
+        match self.range {
+            None => format!("new.{column}"),
+            Some((min, max)) => {
+                format!("case when new.{column} between {min} and {max} then new.{column} end")
+            }
+        }
+    }
+}
+
 /// The statements that install the trigger on these tables in place of an earlier one of the migration: each write sets
 /// `target` from `column`. The trigger's arguments name the targets, for [`targets`].
+///
+/// The trigger fires for the rows in which a target differs, whichever columns the statement names: other triggers of the table
+/// may have changed the column, and a statement may name the target.
 pub(crate) fn install(id: &str, columns: &[Mirrored]) -> String {
     let [on_rows, ..] = names(id);
     let mut tables: Vec<&str> = Vec::new();
@@ -30,24 +46,18 @@ pub(crate) fn install(id: &str, columns: &[Mirrored]) -> String {
     let (mut cases, mut triggers) = (String::new(), String::new());
     for (number, table) in tables.iter().enumerate() {
         let of_table = || columns.iter().filter(|one| one.table == **table);
-        let sets: String = of_table()
-            .map(|Mirrored { column, target, range, .. }| match range {
-                None => format!("new.{target} := new.{column}; "),
-                Some((min, max)) => format!(
-                    "new.{target} := case when new.{column} between {min} and {max} then new.{column} end; "
-                ),
-            })
-            .collect();
-        let watched: Vec<&str> = of_table().map(|one| &*one.column).collect();
+        let sets: String = of_table().map(|one| format!("new.{} := {}; ", one.target, one.value())).collect();
+        let differs: Vec<String> =
+            of_table().map(|one| format!("new.{} is distinct from {}", one.target, one.value())).collect();
         let targets: String =
-            of_table().map(|one| format!(", '{}'", unquoted(&one.target).replace('\'', "''"))).collect();
+            of_table().map(|one| format!(", {}", literal::text(&unquoted(&one.target)))).collect();
         cases += &format!("when '{number}' then {sets}");
         triggers += &format!(
             "; drop trigger if exists {on_rows} on {table}; \
-             create trigger {on_rows} before insert or update of {} on {table} for each row \
+             create trigger {on_rows} before insert or update on {table} for each row when ({}) \
              execute function cutover.guard_{id}('{number}'{targets}); \
              alter table {table} enable always trigger {on_rows}",
-            watched.join(", ")
+            differs.join(" or ")
         );
     }
     format!(
@@ -67,11 +77,12 @@ pub(crate) async fn targets(
     connection: &mut PgConnection,
     migration: i32,
 ) -> Result<Vec<(String, String)>, sqlx::Error> {
-    // Arguments end in a zero byte, and the first one is the number of the table.
+    // Arguments end in a zero byte, and the first one is the number of the table. What `E''` means does not depend on
+    // `standard_conforming_strings`.
     unprepared::query_as(
         "select format('%I.%I', n.nspname, c.relname), format('\"%s\"', replace(a.attname, '\"', '\"\"')) \
          from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
-         cross join lateral unnest(string_to_array(encode(t.tgargs, 'escape'), '\\000')) with ordinality as argument (name, n) \
+         cross join lateral unnest(string_to_array(encode(t.tgargs, 'escape'), E'\\\\000')) with ordinality as argument (name, n) \
          join pg_attribute a on a.attrelid = c.oid and not a.attisdropped and argument.n > 1 \
              and a.attname = convert_from(decode(argument.name, 'escape'), 'UTF8') \
          where t.tgname = $1 and t.tgnargs > 1 order by c.oid, argument.n",

@@ -12,11 +12,11 @@ use cutover::migration::{
     Migration, MigrationSpec, Phase, PhaseRange, Plan, PlanError, PlanProblem, SchemaChange,
     SchemaChangeBuilder, SchemaState, SidesPresent, Task, WiderKey,
 };
+use cutover_testkit::{picture, widened};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool};
 
 use crate::wider_key::load;
-use crate::wider_key_odd::{picture, wide};
 use crate::world::{Fleet, Outcome, World};
 
 const LONG: Duration = Duration::from_secs(300);
@@ -206,7 +206,7 @@ async fn a_key_moves_although_each_statement_is_cut() -> Outcome {
     let (_a, continued) = instance(&world, plan, &["shop.nodes", "shop.lines"]).await?;
     let is_over = Arc::new(AtomicBool::new(false));
     let writer = tokio::spawn(load(world.pool.clone(), "shop.nodes", Arc::clone(&is_over)));
-    walk(&world, &before, &wide(&before)).await?;
+    walk(&world, &before, &widened(&before)).await?;
     is_over.store(true, Ordering::SeqCst);
     let (kept, _) = writer.await??;
     let there: i64 = sqlx::query_scalar("select count(*) from shop.nodes where id = any ($1) or id <= 500")

@@ -58,6 +58,7 @@ mod vanished;
 mod weak_keys;
 mod wider_key;
 mod wider_key_odd;
+mod wider_key_writes;
 mod without_data;
 mod without_data_odd;
 mod world;

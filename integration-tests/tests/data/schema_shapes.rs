@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use cutover::migration::{Error, Migration, MigrationSpec, PhaseRange, SchemaChange, WiderKey};
+use cutover_testkit::{picture, widened};
 use sqlx::{Executor, PgConnection, PgPool};
 
 use crate::shapes_killed::{Shape, begin, killed_all_the_way};
-use crate::wider_key_odd::{picture, wide};
 use crate::world::{Outcome, World};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -111,7 +111,7 @@ impl Shape for Change {
             // In `switch`, on the way back, the change is undone with the next step only.
             ("switch", _) | ("retire", Change::Rules) => {}
             ("contract", Change::Rules) => assert!(has(&found, "short"), "{found:#?}"),
-            ("retire" | "contract", Change::Key) => assert_eq!(found, wide(first), "{phase}"),
+            ("retire" | "contract", Change::Key) => assert_eq!(found, widened(first), "{phase}"),
             _ => assert_eq!(found, first, "{phase}"),
         }
         if phase == "contract" {

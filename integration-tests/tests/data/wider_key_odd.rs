@@ -3,55 +3,12 @@
 use cutover::ledger::Ledger;
 use cutover::migration::admin::abandon;
 use cutover::migration::{BatchOptions, ColumnMigration, Plan, WiderKey};
+use cutover_testkit::{picture, widened};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::wider_key::{REFERRING, instance};
 use crate::world::{Outcome, World};
-
-/// Everything that the catalog says about the tables of the schemas in `$1`, except second columns and what is on them.
-const PICTURE: &str = "with tables as (select c.oid, c.oid::regclass::text as name, c.relowner from pg_class c \
-        where c.relnamespace = any ($1::regnamespace[]) and c.relkind in ('r', 'p')), \
-    columns as (select a.*, t.name from tables t join pg_attribute a on a.attrelid = t.oid \
-        where a.attnum > 0 and not a.attisdropped and a.attname !~ '_(bigint|old)$') \
-    select regexp_replace(line, '(by_.*)_[0-9]{4,}', '\\1_of_partition') as line from ( \
-        select format('column %s.%s %s%s default %s identity %s comment %s target %s options %s', name, attname, \
-            format_type(atttypid, atttypmod), case when attnotnull then ' not null' end, \
-            (select pg_get_expr(adbin, adrelid) from pg_attrdef where adrelid = attrelid and adnum = attnum), attidentity, \
-            col_description(attrelid, attnum), nullif(attstattarget, -1), attoptions) as line from columns \
-        union all select format('constraint %s of %s %s valid %s comment %s', k.conname, t.name, pg_get_constraintdef(k.oid), \
-            k.convalidated, obj_description(k.oid, 'pg_constraint')) from pg_constraint k join tables t on t.oid = k.conrelid \
-            where k.contype <> 'n' \
-        union all select format('index %s clustered %s comment %s', pg_get_indexdef(i.indexrelid), i.indisclustered, \
-            obj_description(i.indexrelid, 'pg_class')) from pg_index i join tables t on t.oid = i.indrelid \
-            where not exists (select from pg_attribute a where a.attrelid = i.indrelid and a.attnum = any (i.indkey::int2[]) and a.attname ~ '_(bigint|old)$') \
-        union all select format('sequence %s.%s %s from %s by %s in %s..%s cache %s cycle %s of %s rights %s comment %s', s.schemaname, \
-            s.sequencename, s.data_type, s.start_value, s.increment_by, s.min_value, s.max_value, s.cache_size, s.cycle, \
-            (select a.attname from pg_depend d join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid \
-                where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype in ('a', 'i')), c.relacl, \
-            obj_description(c.oid, 'pg_class')) \
-            from pg_sequences s join pg_class c on c.oid = format('%I.%I', s.schemaname, s.sequencename)::regclass \
-            where c.relnamespace = any ($1::regnamespace[])) as found order by line collate \"C\"";
-
-pub(crate) async fn picture(pool: &PgPool, schemas: &[&str]) -> Outcome<Vec<String>> {
-    Ok(sqlx::query_scalar(PICTURE).bind(schemas).fetch_all(pool).await?)
-}
-
-/// What a key has once it is `bigint`: only its type, and the range of its sequence, differ.
-pub(crate) fn wide(before: &[String]) -> Vec<String> {
-    before
-        .iter()
-        .map(|line| {
-            let (integer, smallint) = ("-2147483648..2147483647", "-32768..32767");
-            line.replacen(" integer", " bigint", 1)
-                .replacen(" smallint", " bigint", 1)
-                .replacen(integer, "-9223372036854775808..9223372036854775807", 1)
-                .replacen(smallint, "-9223372036854775808..9223372036854775807", 1)
-                .replacen("1..2147483647", "1..9223372036854775807", 1)
-                .replacen("1..32767", "1..9223372036854775807", 1)
-        })
-        .collect()
-}
 
 /// A key whose identity begins at the least value, and tables with other names, long names and every action.
 const ODD: &str = r#"
@@ -99,7 +56,7 @@ async fn an_odd_key_keeps_all_that_it_has() -> Outcome {
     let before = picture(&world.pool, &schemas).await?;
     let _a = instance(&world, "shop.nodes").await?;
     for (phase, expected) in
-        [("retire", wide(&before)), ("ramp:50", before.clone()), ("retire", wide(&before))]
+        [("retire", widened(&before)), ("ramp:50", before.clone()), ("retire", widened(&before))]
     {
         world.go(phase).await?;
         assert_eq!(picture(&world.pool, &schemas).await?, expected, "{phase}");
@@ -110,7 +67,7 @@ async fn an_odd_key_keeps_all_that_it_has() -> Outcome {
     world.approve().await?;
     world.go("contract").await?;
     world.ended().await?;
-    assert_eq!(picture(&world.pool, &schemas).await?, wide(&before));
+    assert_eq!(picture(&world.pool, &schemas).await?, widened(&before));
     let left = "select count(*) from pg_attribute where attname ~ '_(old|bigint)$' and not attisdropped \
         and attrelid in ('shop.nodes'::regclass, '\"my.shop\".\"Order.Lines\"'::regclass)";
     let left: i64 = sqlx::query_scalar(left).fetch_one(&world.pool).await?;
@@ -133,7 +90,7 @@ async fn a_smallint_key_holds_larger_values_in_retire() -> Outcome {
     let before = picture(&world.pool, &["shop"]).await?;
     let _a = instance(&world, "shop.small").await?;
     world.go("retire").await?;
-    assert_eq!(picture(&world.pool, &["shop"]).await?, wide(&before));
+    assert_eq!(picture(&world.pool, &["shop"]).await?, widened(&before));
     world
         .pool
         .execute("insert into shop.small (id) values (40000); insert into shop.lines (small) values (40000)")
@@ -380,7 +337,7 @@ async fn an_exchange_that_is_not_wanted_leaves_nothing() -> Outcome {
 }
 
 /// Makes each of these, as the owner of the key's table, and does what the plan proposes.
-async fn tells(cases: &[(i32, &'static str, &str)]) -> Outcome {
+pub(crate) async fn tells(cases: &[(i32, &'static str, &str)]) -> Outcome {
     let world = World::new(1).await?;
     let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::int / 10000")
         .fetch_one(&world.pool)

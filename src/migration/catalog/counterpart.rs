@@ -105,7 +105,7 @@ pub(super) fn list(columns: &[String]) -> String {
 }
 
 pub(in crate::migration) fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
+    crate::ledger::literal::text(text)
 }
 
 pub(super) fn attached(name: &str, what: String, steps: Vec<Step>) -> Attached {

@@ -7,7 +7,9 @@ use super::carried::carried;
 use super::found::{Key, find};
 use super::inspection::problems;
 use super::prepared::{Prepared, prepare, unprepare};
-use super::referring::{Referring, mirrored};
+use super::referring::{Referring, mirrored, relations_of};
+use super::trigger_functions::{self, TriggerFunction};
+use crate::ledger::literal::text as literal;
 use crate::ledger::{begin_work, key_mirror, unprepared};
 use crate::migration::batch::begin;
 use crate::migration::catalog::quote;
@@ -54,6 +56,11 @@ pub(super) async fn exchange(
     let mut statements = statements(plan, &key, &referring, &id, &index)?;
     statements.extend(carried);
     statements.extend(referring.iter().flat_map(|one| one.carried.clone()));
+    let found: Vec<Referring> = referring.iter().map(|one| one.found.clone()).collect();
+    let mut tx = begin(pool, &[Phase::Switch], migration).await?;
+    let functions = trigger_functions::find(&relations_of(&key, &found), &mut tx).await?;
+    tx.rollback().await?;
+    statements.extend(functions.iter().map(TriggerFunction::recompile));
     let statements = statements.join(";\n");
     alter_all(pool, &tables_of(table, &referring), migration, Phase::Switch, &statements).await?;
     tracing::info!(
@@ -129,7 +136,6 @@ pub(super) fn statements(
         true => (&plan.narrow, &plan.wide),
     };
     let (second, aside) = (quote(second), quote(aside));
-    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let mut statements = lock(&tables_of(table, referring));
     statements.extend(referring.iter().map(Prepared::drop_key));
     let is_identity = !key.identity.is_empty();

@@ -4,10 +4,11 @@ use sqlx::PgConnection;
 
 use super::builder::Description;
 use super::found::{Key, find};
-use super::named_by::{claimed, named_by};
-use super::referring;
+use super::named_by::{claimed, interference, named_by};
+use super::referring::{self, relations_of};
+use super::trigger_functions::{self, TriggerFunction};
 use crate::ledger::{sides, unprepared};
-use crate::migration::catalog::{PlanProblem, TableFacts, not_owner, quote, rename_away, row_security};
+use crate::migration::catalog::{PlanProblem, TableFacts, not_owner, quote, rename_away};
 
 /// Everything at once. Also asked before the exchange, because an object that names the key may have been added since.
 pub(super) async fn problems(
@@ -38,9 +39,7 @@ pub(super) async fn problems(
     if !facts.is_owner {
         problems.push(not_owner(table, &facts));
     }
-    if facts.row_security {
-        problems.push(row_security(table, &facts));
-    }
+    problems.extend(interference(table, &facts));
     if let (Some(constraint), true) = (&key.constraint, key.is_deferrable) {
         let (constraint, index) = (quote(constraint), quote(&format!("{}_now", plan.column)));
         // The unique index that is built beside the key checks at once.
@@ -83,7 +82,10 @@ pub(super) async fn problems(
     problems.extend(ending_sequences(plan, &key, connection).await?);
     // A foreign key may need a constraint that is named after it.
     let referring = referring::find(plan, &key, migration, connection).await?;
-    problems.extend(referring::problems(plan, &referring, (migration, is_recorded), connection).await?);
+    problems
+        .extend(referring::problems((plan, &key), &referring, (migration, is_recorded), connection).await?);
+    let functions = trigger_functions::find(&relations_of(&key, &referring), connection).await?;
+    problems.extend(functions.iter().filter_map(TriggerFunction::problem));
     let named = named_by(&plan.table, &plan.column, key.relation, connection).await?;
     problems.extend(named.into_iter().map(|(_, problem)| problem));
     Ok(problems)

@@ -33,5 +33,6 @@ mod named_by;
 mod prepared;
 mod referring;
 mod run;
+mod trigger_functions;
 
 pub use builder::{WiderKey, WiderKeyBuilder};

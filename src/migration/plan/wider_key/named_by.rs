@@ -1,9 +1,9 @@
-//! What else names a column that moves.
+//! What else names a column that moves, or stands between a write and its row.
 
 use sqlx::PgConnection;
 
 use crate::ledger::{sides, unprepared};
-use crate::migration::catalog::{PlanProblem, quote};
+use crate::migration::catalog::{PlanProblem, TableFacts, late_triggers, quote, row_security, rules};
 
 /// Another migration works on the column.
 pub(super) fn claimed(other: sides::OtherUser, table: &str, column: &str) -> PlanProblem {
@@ -15,6 +15,15 @@ pub(super) fn claimed(other: sides::OtherUser, table: &str, column: &str) -> Pla
         ),
         format!("finish that migration first, or end it in `off` with `cutover abandon {fleet}/{name}`"),
     )
+}
+
+/// What keeps a copy from the rows of a table, or the trigger from what is written.
+pub(super) fn interference(table: &str, facts: &TableFacts) -> Vec<PlanProblem> {
+    let mut problems: Vec<PlanProblem> =
+        facts.row_security.then(|| row_security(table, facts)).into_iter().collect();
+    problems.extend(rules(table, facts, &["UPDATE"]));
+    problems.extend(late_triggers(facts));
+    problems
 }
 
 /// Objects that name the column and would go on naming the old one after the exchange. Each with its kind.

@@ -4,10 +4,10 @@ use sqlx::{FromRow, PgConnection};
 
 use super::builder::{Description, prefix};
 use super::found::{Key, range};
-use super::named_by::{claimed, named_by};
+use super::named_by::{claimed, interference, named_by};
 use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{sides, unprepared};
-use crate::migration::catalog::{PlanProblem, TableFacts, fit_name, quote, rename_away, row_security};
+use crate::migration::catalog::{PlanProblem, TableFacts, fit_name, quote, rename_away};
 
 /// A foreign key that refers to the key as it is now.
 #[derive(Debug, Clone, FromRow)]
@@ -55,6 +55,12 @@ impl Referring {
     pub(super) fn prepared(&self, id: &str) -> String {
         fit_name(format!("{}{}", prefix(id), self.constraint))
     }
+}
+
+/// The tables of which columns get another type.
+pub(super) fn relations_of(key: &Key, referring: &[Referring]) -> Vec<i64> {
+    let others = referring.iter().filter(|one| one.moves()).map(|one| one.relation);
+    std::iter::once(key.relation).chain(others).collect()
 }
 
 /// The columns that a trigger keeps equal, the key's own first, before the exchange or after it. `key_type`: the key's
@@ -131,7 +137,7 @@ pub(super) async fn find(
 
 /// What stands against moving the columns of these foreign keys. `is_recorded`: `expand` has run.
 pub(super) async fn problems(
-    plan: &Description,
+    (plan, key): (&Description, &Key),
     referring: &[Referring],
     (migration, is_recorded): (Option<i32>, bool),
     connection: &mut PgConnection,
@@ -196,10 +202,11 @@ pub(super) async fn problems(
         for other in sides::other_users(connection, migration, table, Some(column)).await? {
             problems.push(claimed(other, table, column));
         }
+        // The key's own table is looked at with the key.
         if let Some(facts) =
-            TableFacts::read(&mut *connection, table).await?.filter(|facts| facts.row_security)
+            TableFacts::read(&mut *connection, table).await?.filter(|_| one.relation != key.relation)
         {
-            problems.push(row_security(table, &facts));
+            problems.extend(interference(table, &facts));
         }
         let named = named_by(table, column, one.relation, connection).await?;
         problems.extend(
