@@ -1,28 +1,29 @@
 //! One table's migration from beginning to end, with a judgement after each phase.
 
-use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use cutover::migration::{Agent, Migration, Phase};
+use cutover::migration::{Agent, Migration, MigrationSpec, Phase};
 use fastrand::Rng;
-use sqlx::Row as _;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::Outcome;
-use crate::shape::Shape;
-use crate::world::{WRITERS, World, lock};
-use crate::writers::Writer;
+use crate::base::{Base, lock};
+use crate::chosen::Chosen;
+use crate::damage::{Damage, Kind};
+use crate::keys::KeyWorld;
+use crate::world::World;
 
 /// How long a step may take.
 const STEP: Duration = Duration::from_secs(40);
 /// For how long a refusal of a table without a flaw has to stand.
 const STANDS: Duration = Duration::from_secs(8);
 /// How long writers run between two judgements.
-const BETWEEN: Duration = Duration::from_millis(90);
+pub(crate) const BETWEEN: Duration = Duration::from_millis(90);
 
 /// What became of a table.
 #[derive(Debug, Default)]
@@ -33,7 +34,7 @@ pub(crate) struct Report {
     pub(crate) phases: usize,
     /// Why it was refused before `expand`.
     pub(crate) refusal: Option<String>,
-    pub(crate) damage: Vec<String>,
+    pub(crate) damage: Vec<Damage>,
     pub(crate) writes: u64,
     pub(crate) refusals: u64,
     pub(crate) longest_hold: (Duration, String),
@@ -41,37 +42,63 @@ pub(crate) struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let damage = self.damage.join("\n    ");
+        let damage: Vec<String> = self.damage.iter().map(Damage::to_string).collect();
         write!(
             f,
-            "CUTOVER_FUZZ_SEED={} after {} phases: {damage}\n    {}",
-            self.seed, self.phases, self.shape
+            "CUTOVER_FUZZ_SEED={} after {} phases: {}\n    {}",
+            self.seed,
+            self.phases,
+            damage.join("\n    "),
+            self.shape
         )
     }
+}
+
+/// What migrates: a table with its writers and its judge.
+pub(crate) trait Subject: Deref<Target = Base> + Send + Sync + 'static {
+    /// What makes the plan impossible.
+    fn flaw(&self) -> Option<String>;
+
+    fn spec(&self) -> Outcome<MigrationSpec>;
+
+    /// Starts the writers.
+    fn spawn(self: &Arc<Self>, writers: &mut JoinSet<Outcome>, rng: &mut Rng, migration: &Migration);
+
+    /// What happens before the next phase is asked for.
+    fn before(&self, last: &str, wish: &str) -> impl Future<Output = Outcome> + Send;
+
+    /// What happens while the fleet moves.
+    fn during(&self, wish: &str, is_chosen: bool) -> impl Future<Output = Outcome> + Send;
+
+    /// Compares all rows with what is known, in this phase.
+    fn judge(&self, wish: &str) -> impl Future<Output = Outcome> + Send;
 }
 
 /// Generates and migrates the table of this seed.
 pub(crate) async fn live(seed: u64) -> Report {
     let mut rng = Rng::with_seed(seed);
-    let shape = Shape::random(seed, &mut rng);
-    let mut report = Report { seed, shape: format!("{shape:?}"), ..Report::default() };
-    let world = match World::new(shape).await {
-        Ok(Some(world)) => Arc::new(world),
-        Ok(None) => return report,
-        Err(error) => {
-            report.damage.push(format!("the table could not be made: {error}"));
-            return report;
-        }
+    let subject = Chosen::of_seed(seed, &mut rng);
+    let mut report = Report { seed, shape: subject.to_string(), ..Report::default() };
+    let outcome = match subject {
+        Chosen::Sides(shape) => lead(World::new(*shape).await, &mut rng, &mut report).await,
+        Chosen::Key(shape) => lead(KeyWorld::new(shape).await, &mut rng, &mut report).await,
     };
-    if let Err(error) = migrate(&world, &mut rng, &mut report).await {
-        report.damage.push(error.to_string());
+    if let Err(error) = outcome {
+        report.damage.push(error.into());
     }
-    world.is_over.store(true, Ordering::Relaxed);
-    report.damage.append(&mut lock(&world.damage));
-    report.writes = world.writes.load(Ordering::Relaxed);
-    report.refusals = world.refusals.load(Ordering::Relaxed);
-    report.longest_hold = lock(&world.longest_hold).clone();
     report
+}
+
+async fn lead<S: Subject>(made: Outcome<Option<S>>, rng: &mut Rng, report: &mut Report) -> Outcome {
+    let Some(subject) = made? else { return Ok(()) };
+    let subject = Arc::new(subject);
+    let outcome = migrate(&subject, rng, report).await;
+    subject.is_over.store(true, Ordering::Relaxed);
+    report.damage.append(&mut lock(&subject.damage));
+    report.writes = subject.writes.load(Ordering::Relaxed);
+    report.refusals = subject.refusals.load(Ordering::Relaxed);
+    report.longest_hold = lock(&subject.longest_hold).clone();
+    outcome
 }
 
 /// The phases to visit, in a random order that the rules allow.
@@ -93,36 +120,30 @@ fn route(rng: &mut Rng) -> Vec<&'static str> {
     route
 }
 
-async fn migrate(world: &Arc<World>, rng: &mut Rng, report: &mut Report) -> Outcome {
-    let (agent, migration) = world.instance("a").await?;
-    let has_faults = world.shape.has_faults;
+async fn migrate<S: Subject>(subject: &Arc<S>, rng: &mut Rng, report: &mut Report) -> Outcome {
+    let (agent, migration) = subject.join("a", subject.spec()?).await?;
+    let has_faults = subject.has_faults;
     let has_second = has_faults || rng.u8(..).is_multiple_of(4);
-    let mut second = if has_second { Some(world.instance("b").await?) } else { None };
+    let mut second = if has_second { Some(subject.join("b", subject.spec()?).await?) } else { None };
     let began = Instant::now();
     while migration.current().is_none() {
         if began.elapsed() > STEP {
-            return Err("the instance is not admitted".into());
+            return Err(Kind::Stuck.of("the instance is not admitted").into());
         }
         sleep(Duration::from_millis(20)).await;
     }
     let mut writers = JoinSet::new();
-    if world.shape.flaw.is_none() {
-        for number in 0..WRITERS {
-            let writer = Writer::new(world, number, rng.u64(..));
-            match number % 2 {
-                0 => writers.spawn(writer.external()),
-                _ => writers.spawn(writer.pinned(migration.clone())),
-            };
-        }
+    if subject.flaw().is_none() {
+        subject.spawn(&mut writers, rng, &migration);
     }
-    let faults = has_faults.then(|| tokio::spawn(cut(Arc::clone(world), rng.u64(..))));
+    let faults = has_faults.then(|| tokio::spawn(cut(Arc::clone(subject), rng.u64(..))));
     // An instance that is killed says nothing. The fleet waits for its lease.
     let mut killed = second.take_if(|_| has_faults);
-    let outcome = visit(world, rng, report, &mut killed).await;
-    world.is_over.store(true, Ordering::Relaxed);
+    let outcome = visit(&**subject, rng, report, &mut killed).await;
+    subject.is_over.store(true, Ordering::Relaxed);
     while let Some(writer) = writers.join_next().await {
         if let Err(error) = writer? {
-            world.fail(format!("a writer stopped: {error}"));
+            subject.fail(Kind::Harness, format!("a writer stopped: {error}"));
         }
     }
     agent.leave().await?;
@@ -136,7 +157,7 @@ async fn migrate(world: &Arc<World>, rng: &mut Rng, report: &mut Report) -> Outc
 }
 
 /// Cuts a connection about every three seconds until the migration is over.
-async fn cut(world: Arc<World>, seed: u64) -> Outcome {
+async fn cut<S: Subject>(world: Arc<S>, seed: u64) -> Outcome {
     let mut rng = Rng::with_seed(seed);
     while !world.is_over.load(Ordering::Relaxed) {
         sleep(Duration::from_millis(100)).await;
@@ -147,8 +168,8 @@ async fn cut(world: Arc<World>, seed: u64) -> Outcome {
     Ok(())
 }
 
-async fn visit(
-    world: &World,
+async fn visit<S: Subject>(
+    subject: &S,
     rng: &mut Rng,
     report: &mut Report,
     killed: &mut Option<(Agent, Migration)>,
@@ -156,58 +177,33 @@ async fn visit(
     sleep(BETWEEN).await;
     let mut last = "off";
     for wish in route(rng) {
-        if (last, wish) == ("retire", "switch") {
-            world.is_turning.store(true, Ordering::Relaxed);
-            sleep(BETWEEN).await;
-        }
+        subject.before(last, wish).await?;
         last = wish;
-        if world.shape.rust_pair.is_some() {
-            let quiet = world.quiet.write().await;
-            let (phase, _) = world.phase().await?;
-            let is_copied = ["off", "expand", "backfill"].contains(&wish);
-            let is_scanned = !is_copied && (wish == "verify" || phase < Phase::Ramp);
-            world.rests.store(is_scanned, Ordering::Relaxed);
-            drop(quiet);
-            if wish == "verify" && phase == Phase::Backfill {
-                // What the copy has passed before the writers rested is copied again.
-                world.desire("expand").await?;
-                arrive(world, "expand", false).await?;
-            }
-        }
         if rng.u8(..).is_multiple_of(4) {
             *killed = None;
         }
         if wish == "contract" {
-            sqlx::query(
-                "insert into cutover.approvals (migration_id, phase, actor, reason) \
-                 select id, 'contract', 'test', 'test' from cutover.migrations where name = 'subject'",
-            )
-            .execute(&world.control)
-            .await?;
+            subject.approve().await?;
         }
-        world.desire(wish).await?;
-        let disturbs = wish == "backfill" && rng.bool();
-        let (arrived, disturbed) = tokio::join!(arrive(world, wish, report.phases == 0), async {
-            if disturbs { world.disturb_a_copy().await } else { Ok(()) }
-        });
-        disturbed?;
-        world.is_turning.store(false, Ordering::Relaxed);
+        subject.desire(wish).await?;
+        let is_chosen = rng.bool();
+        let (arrived, during) =
+            tokio::join!(arrive(subject, wish, report.phases == 0), subject.during(wish, is_chosen));
+        during?;
         if let Some(refusal) = arrived? {
-            if world.shape.flaw.is_none() && passes_in_quiet(world).await? {
-                world.fail(format!("was refused for a reason that does not stand: {refusal}"));
+            if subject.flaw().is_none() && passes_in_quiet(subject).await? {
+                let text = format!("was refused for a reason that does not stand: {refusal}");
+                subject.fail(Kind::Misjudged, text);
             }
             report.refusal = Some(refusal);
             return Ok(());
         }
-        if world.shape.flaw.is_some() {
-            return Err(format!("the flaw {:?} was not found before `expand`", world.shape.flaw).into());
+        if let Some(flaw) = subject.flaw() {
+            return Err(Kind::Misjudged.of(format!("the flaw {flaw} was not found before `expand`")).into());
         }
         report.phases += 1;
-        // From `ramp` on, the guard trigger refuses what it cannot map.
-        world.rests.store(world.rests.load(Ordering::Relaxed) && wish == "verify", Ordering::Relaxed);
-        sleep(BETWEEN).await;
-        judge(world, wish).await?;
-        if !lock(&world.damage).is_empty() {
+        subject.judge(wish).await?;
+        if !lock(&subject.damage).is_empty() {
             return Ok(());
         }
     }
@@ -215,7 +211,7 @@ async fn visit(
 }
 
 /// Whether a refused `expand` succeeds a little later, while no writer is in the middle of anything.
-async fn passes_in_quiet(world: &World) -> Outcome<bool> {
+async fn passes_in_quiet(world: &Base) -> Outcome<bool> {
     let _quiet = world.quiet.write().await;
     let began = Instant::now();
     while began.elapsed() < STANDS {
@@ -228,11 +224,11 @@ async fn passes_in_quiet(world: &World) -> Outcome<bool> {
 }
 
 /// Waits until the fleet is in a phase. Returns the reason if `expand` is refused.
-async fn arrive(world: &World, wish: &str, is_first: bool) -> Outcome<Option<String>> {
+pub(crate) async fn arrive(world: &Base, wish: &str, is_first: bool) -> Outcome<Option<String>> {
     let target: Phase = wish.split(':').next().unwrap_or(wish).parse()?;
     let began = Instant::now();
     // What a fault stops is retried after growing pauses.
-    let limit = if world.shape.has_faults { STEP * 2 } else { STEP };
+    let limit = if world.has_faults { STEP * 2 } else { STEP };
     let mut last = None;
     world.corrects.store(false, Ordering::Relaxed);
     loop {
@@ -259,99 +255,11 @@ async fn arrive(world: &World, wish: &str, is_first: bool) -> Outcome<Option<Str
             return Ok(None);
         }
         if began.elapsed() > limit {
-            return Err(format!(
-                "{wish} was not reached: in {phase}, waits for {waits_for:?}, before: {last:?}"
-            )
-            .into());
+            let text =
+                format!("{wish} was not reached: in {phase}, waits for {waits_for:?}, before: {last:?}");
+            return Err(Kind::Stuck.of(text).into());
         }
         last = waits_for.or(last);
         sleep(Duration::from_millis(15)).await;
     }
-}
-
-/// Compares all rows of both sides with what is known, while no writer is in the middle of anything.
-async fn judge(world: &World, wish: &str) -> Outcome {
-    let _quiet = world.quiet.write().await;
-    let (phase, _) = world.phase().await?;
-    let row = sqlx::query("select old_complete, new_complete from cutover.migrations where name = 'subject'")
-        .fetch_one(&world.control)
-        .await?;
-    let (old_complete, new_complete): (bool, bool) = (row.get(0), row.get(1));
-    let numbers: Vec<usize> = lock(&world.rows).keys().copied().collect();
-    let keys = world.key_texts(&numbers).await?;
-    if phase >= Phase::Verify {
-        lock(&world.stale).clear();
-    }
-    let stale: Vec<usize> = lock(&world.stale).iter().copied().collect();
-    let stale = world.key_texts(&stale).await?;
-    let has_old = phase != Phase::Contract;
-    let [old_columns, new_columns] = world.shape.columns();
-    let old = if has_old { world.all("subject", old_columns).await? } else { BTreeMap::new() };
-    let has_new = !matches!(phase, Phase::Off);
-    let new = if has_new { world.all(&world.shape.new_rows(), new_columns).await? } else { BTreeMap::new() };
-    let mut rows = lock(&world.rows).clone();
-    let old_leads = phase < Phase::Switch;
-    let leading = if old_leads { &old } else { &new };
-    for key in leading.keys().filter(|key| !keys.contains_key(*key)) {
-        world.fail(format!("at {wish}: key {key} exists and should not"));
-    }
-    for (key, number) in &keys {
-        let Some(row) = rows.get_mut(number) else { continue };
-        let (o, n) = (old.get(key), new.get(key));
-        let wrong = |side: &str, found: Option<&String>, expected: &String, row: &crate::oracle::Row| {
-            world.fail(format!(
-                "at {wish}: {side} side of key {key} holds {found:?} instead of {expected}; {row:?}"
-            ));
-        };
-        let values = &world.values;
-        if row.is_unmappable && row.phase <= Phase::Verify && phase >= Phase::Ramp {
-            world.fail(format!("at {wish}: key {key} holds a value that cannot be mapped; {row:?}"));
-        }
-        if has_old && row.old_behind && phase < Phase::Retire && old_complete {
-            let keeps = values.forward_of(&row.old).as_ref() == Some(&row.new) && o == Some(&row.old);
-            let is_mapped = o.is_some_and(|o| {
-                values.back_of(&row.new).as_ref() == Some(o)
-                    || values.forward_of(o).as_ref() == Some(&row.new)
-            });
-            if !keeps && !is_mapped {
-                wrong("old", o, &row.old, row);
-            }
-            if let Some(o) = o {
-                row.old.clone_from(o);
-                row.old_behind = false;
-            }
-        }
-        let checks_old = has_old && !row.old_behind && phase < Phase::Retire;
-        if checks_old && o != Some(&row.old) {
-            wrong("old", o, &row.old, row);
-        }
-        let promises_new = has_new
-            && !row.is_unmappable
-            && !stale.contains_key(key)
-            && (phase >= Phase::Switch || new_complete || row.new_written);
-        if promises_new && n != Some(&row.new) {
-            wrong("new", n, &row.new, row);
-        }
-        if phase == Phase::Off {
-            row.new_written = false;
-        }
-    }
-    if world.shape.is_table && new_complete && phase < Phase::Retire {
-        let trailing = if old_leads { &new } else { &old };
-        if old_leads || old_complete {
-            let is_known = |key: &&String| keys.contains_key(*key) || stale.contains_key(*key);
-            for key in trailing.keys().filter(|key| !is_known(key)) {
-                world.fail(format!("at {wish}: key {key} exists on the other side and should not"));
-            }
-        }
-    }
-    if world.shape.is_apart && new_complete && phase <= Phase::Retire {
-        world.wait_for_repairs().await?;
-        let left = world.rows_apart_alone().await?;
-        if left > 0 {
-            world.fail(format!("at {wish}: {left} rows of the columns' own table belong to no row"));
-        }
-    }
-    *lock(&world.rows) = rows;
-    Ok(())
 }

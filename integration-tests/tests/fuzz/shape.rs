@@ -146,13 +146,6 @@ fn pair_of(number: u64, has_flaw: bool) -> Pair {
 }
 
 impl Shape {
-    /// The table of this seed, and its description.
-    pub(crate) fn of_seed(seed: u64) -> (Self, String) {
-        let shape = Self::random(seed, &mut Rng::with_seed(seed));
-        let text = format!("{shape:?}");
-        (shape, text)
-    }
-
     /// Consecutive seeds go through all pairs of types, and every second one through all flaws: such a table takes a second.
     pub(crate) fn random(seed: u64, rng: &mut Rng) -> Self {
         let of = |number: u64, list: usize| usize::try_from(number % list as u64).unwrap_or(0);

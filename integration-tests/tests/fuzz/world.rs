@@ -1,24 +1,19 @@
 //! The database of one table, an instance of the service, and what the writers have in common.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use cutover::fleet::{Fleet, FleetOptions};
-use cutover::health::Health;
-use cutover::ledger::Ledger;
-use cutover::migration::{Agent, DriverOptions, Migration, MigrationSpec, Phase, PhaseRange, Side};
-use cutover::release::Release;
-use cutover_testkit::Postgres;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row as _};
-use tokio::sync::RwLock;
+use cutover::migration::{Phase, Side};
+use sqlx::{AssertSqlSafe, Executor, Row as _};
 use tokio::time::sleep;
 
 use crate::Outcome;
+use crate::base::{Base, lock};
 use crate::key::Key;
-use crate::oracle::{FIXED, Row, Value, Values, image_of, literal};
+use crate::oracle::{Row, Value, Values, image_of, literal};
 use crate::pairs::PREPARE;
 use crate::shape::{Flaw, Shape};
 
@@ -31,22 +26,12 @@ pub(crate) const WRITERS: usize = 4;
 const COPY: Duration = Duration::from_millis(500);
 
 /// For how long external writers have to rest before a scan counts whose mapping is in Rust.
-const QUIET: Duration = Duration::from_millis(200);
-
-/// The `application_name` of the sessions of the driver's work.
-const WORK: &str = "work";
+pub(crate) const QUIET: Duration = Duration::from_millis(200);
 
 pub(crate) struct World {
+    base: Base,
     pub(crate) shape: Shape,
     pub(crate) values: Values,
-    pub(crate) url: String,
-    /// The service's pool, as its role.
-    pub(crate) pool: PgPool,
-    /// For copies, scans and changes of the schema, as the service's role.
-    pub(crate) work: PgPool,
-    /// For the judge, as superuser under the fixed settings.
-    pub(crate) control: PgPool,
-    pub(crate) version: i32,
     /// What is known of each live row, by the number of its key.
     pub(crate) rows: Mutex<BTreeMap<usize, Row>>,
     /// The parent of each row.
@@ -55,90 +40,40 @@ pub(crate) struct World {
     pub(crate) stale: Mutex<BTreeSet<usize>>,
     /// External writers rest, because a scan counts only if they do.
     pub(crate) rests: AtomicBool,
-    /// The judge writes this lock, so that no writer is in the middle of anything.
-    pub(crate) quiet: RwLock<()>,
-    pub(crate) is_over: AtomicBool,
-    /// Values that cannot be mapped are to be corrected.
-    pub(crate) corrects: AtomicBool,
     /// A copy forward has begun.
     pub(crate) is_copying: AtomicBool,
     /// The migration is about to leave `retire` for `switch`, where the old side is copied from the new one.
     pub(crate) is_turning: AtomicBool,
-    pub(crate) writes: AtomicU64,
-    pub(crate) refusals: AtomicU64,
-    pub(crate) longest_hold: Mutex<(Duration, String)>,
-    pub(crate) damage: Mutex<Vec<String>>,
 }
 
-async fn pool(options: PgConnectOptions, size: u32, settings: String) -> Outcome<PgPool> {
-    let pool = PgPoolOptions::new()
-        .max_connections(size)
-        .after_connect(move |connection, _| {
-            let settings = settings.clone();
-            Box::pin(async move {
-                connection.execute(AssertSqlSafe(settings)).await?;
-                Ok(())
-            })
-        })
-        .connect_with(options.disable_statement_logging())
-        .await?;
-    Ok(pool)
+impl Deref for World {
+    type Target = Base;
+
+    fn deref(&self) -> &Base {
+        &self.base
+    }
 }
 
 impl World {
     /// `None` if the server refuses the table or the shape makes no sense.
     pub(crate) async fn new(shape: Shape) -> Outcome<Option<Self>> {
-        static ROLE: AtomicU32 = AtomicU32::new(1);
-        let url = Postgres::fresh_database().await?;
-        let admin: PgConnectOptions = url.parse()?;
-        let control = pool(admin.clone(), 4, FIXED.to_owned()).await?;
-        control.execute(PREPARE).await?;
-        let role = format!("service_{}", ROLE.fetch_add(1, Ordering::Relaxed));
-        let mut options = admin.clone();
-        if shape.own_role {
-            let database = admin.get_database().unwrap_or_default();
-            control
-                .execute(AssertSqlSafe(format!(
-                    "create role {role} login; grant create on database {database} to {role}; \
-                     grant all on schema public to {role}; alter schema public owner to {role}"
-                )))
-                .await?;
-            options = admin.clone().username(&role);
-        }
-        let mut owner = PgConnection::connect_with(&options).await?;
-        if owner.execute(AssertSqlSafe(shape.create())).await.is_err() {
+        let base = Base::new(shape.own_role, &shape.settings, shape.has_faults, PREPARE).await?;
+        if base.owner().await?.execute(AssertSqlSafe(shape.create())).await.is_err() {
             return Ok(None);
         }
-        let mut probe = control.acquire().await?;
+        let mut probe = base.control.acquire().await?;
         let Some(values) = Values::load(&mut probe, &shape).await? else { return Ok(None) };
         drop(probe);
-        let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::integer")
-            .fetch_one(&control)
-            .await?;
-        let settings = format!("set statement_timeout = '30s'; {}", shape.settings.join("; "));
-        let work = pool(options.clone().application_name(WORK), 10, settings.clone()).await?;
-        let pool = pool(options, 10, settings).await?;
         let world = Self {
             shape,
             values,
-            url,
-            pool,
-            work,
-            control,
-            version,
+            base,
             rows: Mutex::default(),
             parents: Mutex::default(),
             stale: Mutex::default(),
             rests: AtomicBool::new(false),
-            quiet: RwLock::default(),
-            is_over: AtomicBool::new(false),
-            corrects: AtomicBool::new(false),
             is_copying: AtomicBool::new(false),
             is_turning: AtomicBool::new(false),
-            writes: AtomicU64::new(0),
-            refusals: AtomicU64::new(0),
-            longest_hold: Mutex::default(),
-            damage: Mutex::default(),
         };
         world.fill().await?;
         Ok(Some(world))
@@ -215,47 +150,6 @@ impl World {
         format!("({}) = ({})", self.shape.key.names(), self.key(number))
     }
 
-    pub(crate) fn fail(&self, damage: String) {
-        let mut list = lock(&self.damage);
-        if list.len() < 5 {
-            list.push(damage);
-        }
-    }
-
-    /// An instance of the service.
-    pub(crate) async fn instance(&self, name: &str) -> Outcome<(Agent, Migration)> {
-        let health = Health::new();
-        let options: PgConnectOptions = (*self.pool.connect_options()).clone();
-        let ledger = Ledger::open(options).await?;
-        let release = Release::new("shop", "1")?.with_instance(name)?;
-        let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
-        let mut spec = MigrationSpec::new("subject", PhaseRange::FULL).soak(Duration::ZERO);
-        if self.shape.rust_pair.is_some() {
-            spec = spec.external_write_quiet_period(QUIET);
-        }
-        let spec = match (self.shape.is_table, self.shape.is_apart) {
-            (true, _) => spec.plan(self.table_plan()?),
-            (_, true) => spec.plan(self.plan_apart()?),
-            _ => spec.plan(self.column_plan()?),
-        };
-        let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
-        let migration = agent.migration("subject").ok_or("declared")?;
-        Ok((agent, migration))
-    }
-
-    /// The migration's phase, and what it waits for.
-    pub(crate) async fn phase(&self) -> Outcome<(Phase, Option<String>)> {
-        let query = "select phase, waits_for from cutover.migrations where name = 'subject'";
-        let row = self.control.fetch_one(query).await?;
-        Ok((row.get::<String, _>(0).parse()?, row.get(1)))
-    }
-
-    pub(crate) async fn desire(&self, phase: &str) -> Outcome {
-        let update = "update cutover.migrations set desired = $1 where name = 'subject'";
-        sqlx::query(update).bind(phase).execute(&self.control).await?;
-        Ok(())
-    }
-
     /// The images that the row holds now; `None` where the side does not have the row, or not even the column.
     pub(crate) async fn look(&self, number: usize) -> Outcome<(Option<String>, Option<String>)> {
         let is_row = self.is_row(number);
@@ -278,16 +172,12 @@ impl World {
         }
     }
 
-    /// Whether a copy has set rows aside.
-    pub(crate) async fn has_bad_rows(&self) -> Outcome<bool> {
-        let query = "select exists (select from cutover.bad_rows)";
-        Ok(sqlx::query_scalar(query).fetch_one(&self.control).await?)
-    }
-
     /// While a copy runs, writers keep their transactions open, and rows move behind the copy, which waits for a row in the
     /// middle of the table.
     pub(crate) async fn disturb_a_copy(&self) -> Outcome {
-        self.is_copying.store(true, Ordering::Relaxed);
+        for moment in [&self.is_copying, &self.is_moment] {
+            moment.store(true, Ordering::Relaxed);
+        }
         let mut tx = self.control.begin().await?;
         if !self.shape.is_table {
             let query = format!(
@@ -299,20 +189,10 @@ impl World {
             tx.execute(AssertSqlSafe(query)).await.ok();
         }
         sleep(COPY).await;
-        self.is_copying.store(false, Ordering::Relaxed);
+        for moment in [&self.is_copying, &self.is_moment] {
+            moment.store(false, Ordering::Relaxed);
+        }
         tx.rollback().await?;
-        Ok(())
-    }
-
-    /// Ends one session of the work or of the ledger, if there is one.
-    pub(crate) async fn cut(&self) -> Outcome {
-        sqlx::query(
-            "select pg_terminate_backend(pid) from pg_stat_activity \
-             where datname = current_database() and application_name in ($1, 'cutover-ledger') order by random() limit 1",
-        )
-        .bind(WORK)
-        .execute(&self.control)
-        .await?;
         Ok(())
     }
 
@@ -364,8 +244,4 @@ impl World {
             .map(|row| (row.get::<String, _>(0), usize::try_from(row.get::<i32, _>(1)).unwrap_or(0)))
             .collect())
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

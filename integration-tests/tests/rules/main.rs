@@ -65,27 +65,78 @@ fn suite(rule: &Rule) -> &str {
     rule.test.as_ref().map_or("fuzz", |(suite, _)| suite)
 }
 
-/// What the generator, or the rule's own test, says first about a library without this rule.
+/// What the generator's oracle, or the rule's own test, says first about a library without this rule. With the rule, the same
+/// table or test has to pass.
 fn notices(program: &str, rule: &Rule) -> Outcome<Option<String>> {
-    let mut command = Command::new(program);
-    match &rule.test {
-        None => command.args(["--nocapture", "random_tables"]),
-        Some((_, test)) => command.args(["--exact", test]),
+    let Some((_, test)) = &rule.test else { return tables_notice(program, rule) };
+    let text = run(Command::new(program).args(["--exact", test]), rule, true)?;
+    let counts = |message: &String| rule.is_about_progress || !is_time_limit(message);
+    let Some(message) = failure(&text).filter(counts) else { return Ok(None) };
+    let with_rule = run(Command::new(program).args(["--exact", test]), rule, false)?;
+    Ok(with_rule.contains("test result: ok. 1 passed").then_some(message))
+}
+
+fn tables_notice(program: &str, rule: &Rule) -> Outcome<Option<String>> {
+    let kinds = kinds(rule);
+    let generator = || {
+        let mut command = Command::new(program);
+        command
+            .args(["--nocapture", "random_tables"])
+            .env("CUTOVER_FUZZ_FIRST", kinds.join(" "))
+            .env("CUTOVER_FUZZ_TABLE", rule.table.as_deref().unwrap_or_default())
+            .env("SECONDS", env::var("SECONDS").unwrap_or_else(|_| "110".to_owned()));
+        command
     };
+    let text = run(&mut generator(), rule, true)?;
+    let shows = |line: &&str| kinds.iter().any(|kind| line.contains(&format!(" phases: {kind}: ")));
+    let lines = text.lines().filter_map(|line| line.strip_prefix("CUTOVER_FUZZ_SEED="));
+    let Some(line) = lines.filter(|line| shows(line)).next() else { return Ok(None) };
+    let seed = line.split(' ').next().unwrap_or_default();
+    let with_rule = run(generator().env("CUTOVER_FUZZ_SEED", seed), rule, false)?;
+    let passes = with_rule.contains("test result: ok. 1 passed");
+    Ok(passes.then(|| line.chars().take(240).collect()))
+}
+
+/// The kinds of damage that show that a rule is left out, in the words of the generator. Neither a time limit nor an error of the
+/// test itself shows anything.
+fn kinds(rule: &Rule) -> Vec<&'static str> {
+    let mut kinds = vec!["lost", "wrong", "stale", "orphan", "refused", "misjudged", "schema"];
+    kinds.extend(rule.is_about_progress.then_some("stuck"));
+    kinds
+}
+
+/// Whether a test failed because it waited for too long.
+fn is_time_limit(message: &str) -> bool {
+    ["TimedOut", "Elapsed", "deadline"].iter().any(|words| message.contains(words))
+}
+
+/// The first words about the failure of the test.
+fn failure(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once("\nfailures:\n")?;
+    let is_title = |line: &str| {
+        line.is_empty()
+            || line.starts_with("---- ")
+            || line.contains(" panicked at ")
+            || line.starts_with("note: ")
+    };
+    // The text that a test prints comes before that of its failure.
+    let panicked = rest
+        .split_once(" panicked at ")
+        .map(|(_, after)| after.split_once('\n').map_or("", |(_, text)| text));
+    let error = rest.lines().find(|line| line.starts_with("Error: "));
+    let message = panicked.or(error)?.lines().find(|line| !is_title(line))?;
+    Some(message.chars().take(240).collect())
+}
+
+/// What the program prints, without the rule or with it.
+fn run(command: &mut Command, rule: &Rule, is_removed: bool) -> Outcome<String> {
     let output = command
         .current_dir(root().join("integration-tests"))
-        .env("CUTOVER_REMOVED_RULE", &rule.name)
-        .env("CUTOVER_FUZZ_FIRST", "1")
-        .env("CUTOVER_FUZZ_TABLE", rule.table.as_deref().unwrap_or_default())
-        .env("SECONDS", env::var("SECONDS").unwrap_or_else(|_| "110".to_owned()))
+        .env("CUTOVER_REMOVED_RULE", if is_removed { &*rule.name } else { "" })
         .env("RUST_BACKTRACE", "0")
         .stderr(Stdio::null())
         .output()?;
-    fs::write(source::folder().join(format!("{}.log", rule.name)), &output.stdout)?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if rule.test.is_some() {
-        return Ok(text.lines().find(|line| line.ends_with("... FAILED")).map(str::to_owned));
-    }
-    let found = text.lines().find(|line| line.starts_with("CUTOVER_FUZZ_SEED="));
-    Ok(found.map(|line| line.chars().take(200).collect()))
+    let name = format!("{}{}.log", rule.name, if is_removed { "" } else { "-kept" });
+    fs::write(source::folder().join(name), &output.stdout)?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

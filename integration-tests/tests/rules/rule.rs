@@ -13,6 +13,8 @@ pub(crate) struct Rule {
     pub(crate) test: Option<(String, String)>,
     /// What the tables have to have that show it, as their description contains it.
     pub(crate) table: Option<String>,
+    /// Whether what it costs is that something does not come, or does not come to an end.
+    pub(crate) is_about_progress: bool,
     pub(crate) changes: Vec<Change>,
 }
 
@@ -31,7 +33,8 @@ pub(crate) fn root() -> PathBuf {
 /// The rules in the order of their names.
 ///
 /// A file begins with text about the rule, and perhaps with `test: suite name`, or with `table: ` and a text that the
-/// description of a generated table has to contain. Each line `@@ path` begins a change: lines with `-` are searched, and lines with
+/// description of a generated table has to contain. The line `notices: time limit` says that something does not come, or does not
+/// come to an end, without the rule. Each line `@@ path` begins a change: lines with `-` are searched, and lines with
 /// `+` replace them. The first and the last line may be parts of lines.
 pub(crate) fn rules() -> io::Result<Vec<Rule>> {
     let mut rules = Vec::new();
@@ -47,7 +50,14 @@ pub(crate) fn rules() -> io::Result<Vec<Rule>> {
 }
 
 fn parse(name: String, text: &str) -> Rule {
-    let mut rule = Rule { name, about: String::new(), test: None, table: None, changes: Vec::new() };
+    let mut rule = Rule {
+        name,
+        about: String::new(),
+        test: None,
+        table: None,
+        is_about_progress: false,
+        changes: Vec::new(),
+    };
     for line in text.lines() {
         let add = |to: &mut String, part: &str| {
             if !to.is_empty() {
@@ -68,6 +78,8 @@ fn parse(name: String, text: &str) -> Rule {
             rule.test = Some((suite.to_owned(), test.to_owned()));
         } else if let Some(table) = line.strip_prefix("table: ") {
             rule.table = Some(table.to_owned());
+        } else if line == "notices: time limit" {
+            rule.is_about_progress = true;
         } else {
             add(&mut rule.about, line);
         }

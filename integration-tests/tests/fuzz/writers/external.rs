@@ -7,14 +7,13 @@ use cutover::migration::{Phase, Side};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 
-use super::{After, Change, Writer};
+use super::{After, Change, ISOLATIONS, Writer};
 use crate::Outcome;
+use crate::base::lock;
 use crate::key::Key;
 use crate::oracle::{Row, Value, literal};
 use crate::shape::{Partitions, settings_of};
-use crate::world::{WRITERS, lock};
-
-const ISOLATIONS: [&str; 4] = ["read committed", "read committed", "repeatable read", "serializable"];
+use crate::world::WRITERS;
 
 impl Writer {
     /// An ordinary session that knows nothing of the library.

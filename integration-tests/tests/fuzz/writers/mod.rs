@@ -4,8 +4,9 @@ mod external;
 mod pinned;
 mod session;
 
+pub(crate) use session::{ISOLATIONS, TRANSIENT, linger, run};
+
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cutover::migration::{Phase, Side};
@@ -13,8 +14,10 @@ use fastrand::Rng;
 use tokio::time::sleep;
 
 use crate::Outcome;
+use crate::base::lock;
+use crate::damage::Kind;
 use crate::oracle::{Pair, Row, Value};
-use crate::world::{KEYS, WRITERS, World, lock};
+use crate::world::{KEYS, WRITERS, World};
 
 /// What a row may be after a write.
 #[derive(Debug, Clone)]
@@ -114,15 +117,8 @@ impl Writer {
         sleep(Duration::from_millis(self.rng.u64(1..12))).await;
     }
 
-    /// As a rule returns at once, sometimes after a moment, and now and then after most of a second; more often after half a
-    /// second while open transactions matter.
     async fn linger(&mut self) {
-        let is_moment = [&self.world.is_copying, &self.world.is_turning];
-        let lasts = is_moment.iter().any(|moment| moment.load(Ordering::Relaxed)) && self.rng.bool();
-        let most = if lasts { 500 } else { [0, 0, 0, 0, 0, 60, 200, 800][self.rng.usize(..8)] };
-        if most > 0 {
-            sleep(Duration::from_millis(self.rng.u64(most / 4..most))).await;
-        }
+        linger(&self.world, &mut self.rng).await;
     }
 
     /// What a change may leave in a phase. `None`: it is refused.
@@ -290,13 +286,14 @@ impl Writer {
                 })
                 .collect();
             let was = show(&before.map(|row| (row.old.clone(), row.new.clone())));
-            self.world.fail(format!(
+            let text = format!(
                 "{what}: key {} holds {} and {}, allowed: {}; it was {was}; {before:?}",
                 self.world.key(number),
                 values.show(old.as_ref()),
                 values.show(new.as_ref()),
                 shown.join(" or ")
-            ));
+            );
+            self.world.fail(kind_of(allowed, before, (old.as_ref(), new.as_ref())), text);
             return Ok(());
         };
         if !after.knows_new && self.world.shape.rust_pair.is_some() {
@@ -322,5 +319,18 @@ impl Writer {
             }
         }
         Ok(())
+    }
+}
+
+/// The kind of damage if a row holds what it may not.
+fn kind_of(allowed: &[After], before: Option<&Row>, (old, new): (Option<&String>, Option<&String>)) -> Kind {
+    let is_present = |after: &After| after.images.is_some();
+    match before {
+        // No outcome is allowed, so the write should have been refused.
+        _ if allowed.is_empty() => Kind::Refused,
+        _ if !allowed.iter().any(is_present) => Kind::Orphan,
+        _ if allowed.iter().all(is_present) && (old.is_none() || new.is_none()) => Kind::Lost,
+        Some(row) if old == Some(&row.old) || new == Some(&row.new) => Kind::Stale,
+        _ => Kind::Wrong,
     }
 }

@@ -8,9 +8,11 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use super::{After, Change, Writer};
 use crate::Outcome;
+use crate::base::lock;
+use crate::damage::Kind;
 use crate::key::Key;
 use crate::oracle::{Row, Value};
-use crate::world::{WRITERS, lock};
+use crate::world::WRITERS;
 
 impl Writer {
     /// An instance's own transactions.
@@ -45,7 +47,7 @@ impl Writer {
             Ok(tx) => tx,
             Err(error) if error.is_retryable() => return Ok(()),
             Err(error) => {
-                world.fail(format!("begin failed: {error}"));
+                world.fail(Kind::of_failed_write(&error), format!("begin failed: {error}"));
                 return Ok(());
             }
         };
@@ -101,7 +103,9 @@ impl Writer {
             Err(error) if error.is_retryable() => {
                 self.world.refusals.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => self.world.fail(format!("{what} failed: {error}")),
+            Err(error) => {
+                self.world.fail(Kind::of_failed_write(error), format!("{what} failed: {error}"));
+            }
         }
         outcome.is_ok()
     }

@@ -1,21 +1,80 @@
 //! One statement of an external session, and what may come of it.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cutover::migration::Phase;
+use fastrand::Rng;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use tokio::time::sleep;
 
 use super::{After, Change, Writer};
 use crate::Outcome;
+use crate::base::{Base, lock};
+use crate::damage::Kind;
 use crate::oracle::{Row, Value};
-use crate::world::lock;
+
+/// Levels of transactions, the usual one more often.
+pub(crate) const ISOLATIONS: [&str; 4] =
+    ["read committed", "read committed", "repeatable read", "serializable"];
 
 /// Failures after which a writer repeats its transaction.
-const TRANSIENT: [&str; 6] = ["40001", "40P01", "55P03", "57014", "ZC001", "ZC002"];
+pub(crate) const TRANSIENT: [&str; 6] = ["40001", "40P01", "55P03", "57014", "ZC001", "ZC002"];
+
+/// As a rule returns at once, sometimes after a moment, and now and then after most of a second; more often after half a
+/// second while open transactions matter.
+pub(crate) async fn linger(base: &Base, rng: &mut Rng) {
+    let lasts = base.is_moment.load(Ordering::Relaxed) && rng.bool();
+    let usual = [0, 0, 0, 0, 0, 60, 200, 800][rng.usize(..8)];
+    let most = base.longest_pause.min(if lasts { 500 } else { usual });
+    if most > 0 {
+        sleep(Duration::from_millis(rng.u64(most / 4..most))).await;
+    }
+}
+
+/// Runs one statement in a transaction, and measures how long it takes.
+pub(crate) async fn run(
+    base: &Base,
+    rng: &mut Rng,
+    session: &mut PgConnection,
+    isolation: &str,
+    sql: &str,
+    copy: Option<&str>,
+) -> Result<(), sqlx::Error> {
+    let mut statement = format!("begin isolation level {isolation}");
+    let has_snapshot = isolation != "read committed" && rng.bool();
+    if has_snapshot {
+        statement += "; select 1 from public.parents limit 1";
+    }
+    session.execute(AssertSqlSafe(statement)).await?;
+    if has_snapshot {
+        linger(base, rng).await;
+    }
+    let began = Instant::now();
+    let outcome = match copy {
+        None => session.execute(AssertSqlSafe(sql)).await.map(|_| ()),
+        Some(line) => copy_in(session, sql, line).await,
+    };
+    let held = began.elapsed();
+    {
+        let mut longest = lock(&base.longest_hold);
+        if held > longest.0 {
+            *longest = (held, sql.to_owned());
+        }
+    }
+    if outcome.is_ok() {
+        linger(base, rng).await;
+    }
+    let end = if outcome.is_ok() { "commit" } else { "rollback" };
+    let ended = session.execute(end).await;
+    outcome?;
+    ended?;
+    base.writes.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
 
 impl Writer {
-    /// Runs one statement in a transaction, and measures how long it takes.
+    /// Runs one statement in a transaction.
     pub(super) async fn run(
         &mut self,
         session: &mut PgConnection,
@@ -23,36 +82,7 @@ impl Writer {
         sql: &str,
         copy: Option<&str>,
     ) -> Result<(), sqlx::Error> {
-        let mut statement = format!("begin isolation level {isolation}");
-        let has_snapshot = isolation != "read committed" && self.rng.bool();
-        if has_snapshot {
-            statement += "; select 1 from public.parents limit 1";
-        }
-        session.execute(AssertSqlSafe(statement)).await?;
-        if has_snapshot {
-            self.linger().await;
-        }
-        let began = Instant::now();
-        let outcome = match copy {
-            None => session.execute(AssertSqlSafe(sql)).await.map(|_| ()),
-            Some(line) => copy_in(session, sql, line).await,
-        };
-        let held = began.elapsed();
-        {
-            let mut longest = lock(&self.world.longest_hold);
-            if held > longest.0 {
-                *longest = (held, sql.to_owned());
-            }
-        }
-        if outcome.is_ok() {
-            self.linger().await;
-        }
-        let end = if outcome.is_ok() { "commit" } else { "rollback" };
-        let ended = session.execute(end).await;
-        outcome?;
-        ended?;
-        self.world.writes.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        run(&self.world, &mut self.rng, session, isolation, sql, copy).await
     }
 
     #[expect(clippy::too_many_arguments, reason = "all of it describes one write")]
@@ -89,7 +119,7 @@ impl Writer {
                 let is_gone = matches!(&*code, "42703" | "42P01")
                     && phases.iter().any(|phase| matches!(phase, Phase::Off | Phase::Contract));
                 if !(TRANSIENT.contains(&&*code) || code == "ZC003" && is_refusable || is_gone) {
-                    self.world.fail(format!("{what} failed: {error}"));
+                    self.world.fail(Kind::of_failed_write(&error), format!("{what} failed: {error}"));
                 }
                 self.world.refusals.fetch_add(1, Ordering::Relaxed);
                 Ok(())

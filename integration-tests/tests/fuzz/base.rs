@@ -1,0 +1,180 @@
+//! What every migration of the generator has: a database of its own, a role, sessions, and a list of what went wrong.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use cutover::fleet::{Fleet, FleetOptions};
+use cutover::health::Health;
+use cutover::ledger::Ledger;
+use cutover::migration::{Agent, DriverOptions, Migration, MigrationSpec, Phase};
+use cutover::release::Release;
+use cutover_testkit::Postgres;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row as _};
+use tokio::sync::RwLock;
+
+use crate::Outcome;
+use crate::damage::{Damage, Kind};
+use crate::oracle::FIXED;
+
+/// The `application_name` of the sessions of the driver's work.
+const WORK: &str = "work";
+
+pub(crate) struct Base {
+    pub(crate) url: String,
+    /// The service's pool, as its role.
+    pub(crate) pool: PgPool,
+    /// For copies, scans and changes of the schema, as the service's role.
+    pub(crate) work: PgPool,
+    /// For the judge, as superuser under the fixed settings.
+    pub(crate) control: PgPool,
+    pub(crate) version: i32,
+    /// Connections of the driver's work are cut, and one of two instances is killed.
+    pub(crate) has_faults: bool,
+    /// The judge writes this lock, so that no writer is in the middle of anything.
+    pub(crate) quiet: RwLock<()>,
+    pub(crate) is_over: AtomicBool,
+    /// Values that cannot be mapped are to be corrected.
+    pub(crate) corrects: AtomicBool,
+    /// Open transactions matter at this moment, so that writers keep theirs open.
+    pub(crate) is_moment: AtomicBool,
+    /// For how many milliseconds writers keep a transaction open at most.
+    pub(crate) longest_pause: u64,
+    pub(crate) writes: AtomicU64,
+    pub(crate) refusals: AtomicU64,
+    pub(crate) longest_hold: Mutex<(Duration, String)>,
+    pub(crate) damage: Mutex<Vec<Damage>>,
+}
+
+async fn pool(options: PgConnectOptions, size: u32, settings: String) -> Outcome<PgPool> {
+    let pool = PgPoolOptions::new()
+        .max_connections(size)
+        .after_connect(move |connection, _| {
+            let settings = settings.clone();
+            Box::pin(async move {
+                connection.execute(AssertSqlSafe(settings)).await?;
+                Ok(())
+            })
+        })
+        .connect_with(options.disable_statement_logging())
+        .await?;
+    Ok(pool)
+}
+
+impl Base {
+    /// An empty database. `own_role`: an ordinary role owns it and runs the service. `settings`: those of its sessions.
+    pub(crate) async fn new(
+        own_role: bool,
+        settings: &[&'static str],
+        has_faults: bool,
+        prepare: &'static str,
+    ) -> Outcome<Self> {
+        static ROLE: AtomicU32 = AtomicU32::new(1);
+        let url = Postgres::fresh_database().await?;
+        let admin: PgConnectOptions = url.parse()?;
+        let control = pool(admin.clone(), 4, FIXED.to_owned()).await?;
+        control.execute(prepare).await?;
+        let role = format!("service_{}", ROLE.fetch_add(1, Ordering::Relaxed));
+        let mut options = admin.clone();
+        if own_role {
+            let database = admin.get_database().unwrap_or_default();
+            control
+                .execute(AssertSqlSafe(format!(
+                    "create role {role} login; grant create on database {database} to {role}; \
+                     grant all on schema public to {role}; alter schema public owner to {role}"
+                )))
+                .await?;
+            options = admin.clone().username(&role);
+        }
+        let version: i32 = sqlx::query_scalar("select current_setting('server_version_num')::integer")
+            .fetch_one(&control)
+            .await?;
+        let settings = format!("set statement_timeout = '30s'; {}", settings.join("; "));
+        let work = pool(options.clone().application_name(WORK), 10, settings.clone()).await?;
+        let pool = pool(options, 10, settings).await?;
+        Ok(Self {
+            url,
+            pool,
+            work,
+            control,
+            version,
+            has_faults,
+            quiet: RwLock::default(),
+            is_over: AtomicBool::new(false),
+            corrects: AtomicBool::new(false),
+            is_moment: AtomicBool::new(false),
+            longest_pause: 800,
+            writes: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            longest_hold: Mutex::default(),
+            damage: Mutex::default(),
+        })
+    }
+
+    /// A session of the service's role without its settings.
+    pub(crate) async fn owner(&self) -> Outcome<PgConnection> {
+        Ok(PgConnection::connect_with(&self.pool.connect_options()).await?)
+    }
+
+    pub(crate) fn fail(&self, kind: Kind, damage: impl Into<String>) {
+        let mut list = lock(&self.damage);
+        if list.len() < 5 {
+            list.push(kind.of(damage));
+        }
+    }
+
+    /// An instance of the service.
+    pub(crate) async fn join(&self, name: &str, spec: MigrationSpec) -> Outcome<(Agent, Migration)> {
+        let health = Health::new();
+        let options: PgConnectOptions = (*self.pool.connect_options()).clone();
+        let ledger = Ledger::open(options).await?;
+        let release = Release::new("shop", "1")?.with_instance(name)?;
+        let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
+        let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
+        let migration = agent.migration("subject").ok_or("declared")?;
+        Ok((agent, migration))
+    }
+
+    /// The migration's phase, and what it waits for.
+    pub(crate) async fn phase(&self) -> Outcome<(Phase, Option<String>)> {
+        let query = "select phase, waits_for from cutover.migrations where name = 'subject'";
+        let row = self.control.fetch_one(query).await?;
+        Ok((row.get::<String, _>(0).parse()?, row.get(1)))
+    }
+
+    pub(crate) async fn desire(&self, phase: &str) -> Outcome {
+        let update = "update cutover.migrations set desired = $1 where name = 'subject'";
+        sqlx::query(update).bind(phase).execute(&self.control).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn approve(&self) -> Outcome {
+        let approve = "insert into cutover.approvals (migration_id, phase, actor, reason) \
+            select id, 'contract', 'test', 'test' from cutover.migrations where name = 'subject'";
+        self.control.execute(approve).await?;
+        Ok(())
+    }
+
+    /// Whether a copy has set rows aside.
+    pub(crate) async fn has_bad_rows(&self) -> Outcome<bool> {
+        let query = "select exists (select from cutover.bad_rows)";
+        Ok(sqlx::query_scalar(query).fetch_one(&self.control).await?)
+    }
+
+    /// Ends one session of the work or of the ledger, if there is one.
+    pub(crate) async fn cut(&self) -> Outcome {
+        sqlx::query(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+             where datname = current_database() and application_name in ($1, 'cutover-ledger') order by random() limit 1",
+        )
+        .bind(WORK)
+        .execute(&self.control)
+        .await?;
+        Ok(())
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
