@@ -31,6 +31,7 @@ mod pgbench;
 mod plan_problems;
 mod prepared_transactions;
 mod real_tables;
+mod recipes;
 mod remedies;
 mod renamed_columns;
 mod repairs;
