@@ -281,14 +281,13 @@ async fn judge(shape: &impl Shape, world: &World, journals: &std::path::Path) ->
     let (clients, unknown) = collect(journals, &recorder)?;
     assert_eq!(clients, 1 + CLIENTS * (2 + WALK.len() + 1), "every process has served clients");
     let operations = recorder.operations();
-    assert!(operations > 500, "{operations} operations are not a load");
+    assert!(operations > 500, "{operations} operations, {unknown} of unknown outcome, are not a load");
     let mut history = recorder.history();
     for key in 1..=ROWS {
         history.initial(key, &shape.text(0));
         history.last(key, &shape.last(&world.pool, key).await?);
     }
     let verdict = history.check();
-    println!("{}: {operations} operations, {unknown} of unknown outcome", shape.name());
     assert_eq!((verdict.stale_reads, verdict.lost_writes), (0, 0), "{verdict:?}");
     // A key with many writes of unknown outcome gets a simpler check.
     assert!(verdict.keys_checked_simply < HOT / 2, "{verdict:?}");

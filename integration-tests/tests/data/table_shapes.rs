@@ -135,7 +135,7 @@ async fn value_of(side: &Side, pool: &PgPool, key: u64) -> Result<String, Error>
 fn value(number: u32) -> Option<String> {
     match number {
         0 => Some("start".to_owned()),
-        _ => (number % 5 != 0).then(|| format!("v{number}")),
+        _ => (!number.is_multiple_of(5)).then(|| format!("v{number}")),
     }
 }
 

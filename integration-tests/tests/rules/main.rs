@@ -89,8 +89,8 @@ fn tables_notice(program: &str, rule: &Rule) -> Outcome<Option<String>> {
     };
     let text = run(&mut generator(), rule, true)?;
     let shows = |line: &&str| kinds.iter().any(|kind| line.contains(&format!(" phases: {kind}: ")));
-    let lines = text.lines().filter_map(|line| line.strip_prefix("CUTOVER_FUZZ_SEED="));
-    let Some(line) = lines.filter(|line| shows(line)).next() else { return Ok(None) };
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("CUTOVER_FUZZ_SEED="));
+    let Some(line) = lines.find(|line| shows(line)) else { return Ok(None) };
     let seed = line.split(' ').next().unwrap_or_default();
     let with_rule = run(generator().env("CUTOVER_FUZZ_SEED", seed), rule, false)?;
     let passes = with_rule.contains("test result: ok. 1 passed");
