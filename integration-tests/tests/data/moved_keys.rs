@@ -1,7 +1,7 @@
 //! Rows whose key changes while they are copied: none is left behind the place that the copy has reached.
 
 use crate::world::{Fleet, Outcome, World};
-use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, map_each};
+use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, TableMigration, map_each};
 use sqlx::{Connection, Executor, FromRow, PgConnection};
 
 const ROWS: i64 = 60;
@@ -113,5 +113,53 @@ async fn an_update_that_repeats_the_key_is_no_external_write() -> Outcome {
     world.pool.execute("update orders set id = id, note = 'n'").await?;
     let seen = "select (select count(*) from cutover.external_write_events) + (select count(*) from cutover.external_writes)";
     assert_eq!(count(&world, seen).await?, 0);
+    Ok(())
+}
+
+/// The row itself is not part of the old side, so its key may change and it may be deleted in every phase.
+#[tokio::test]
+async fn the_row_of_an_own_table_follows_its_row_in_every_phase() -> Outcome {
+    for refers in ["", "references users on delete cascade on update cascade"] {
+        let world = World::new(0).await?;
+        world
+            .external(
+                "create table users (id bigint primary key, name text, bio text); \
+                 insert into users select g, 'n' || g, case when g < 20 then 'b' || g end from generate_series(1, 30) g",
+            )
+            .await?;
+        let plan = TableMigration::new(world.pool.clone(), "users", "profiles")
+            .create(&format!("create table profiles (id bigint primary key {refers}, bio text)"))
+            .only_columns()
+            .same("bio")
+            .build()?;
+        let warnings = world.problems(&plan).await?;
+        assert_eq!(warnings.iter().any(|one| one.problem.contains("leaves it behind")), refers.is_empty());
+        let a = world.brief("a", plan).await?;
+        for (number, phase) in [(1, "ramp"), (2, "switch"), (3, "retire")] {
+            world.go(phase).await?;
+            if phase == "retire" {
+                // What the old side holds of these rows is outdated.
+                let mut tx = a.migration.begin(&world.pool).await?;
+                tx.execute(
+                    "insert into profiles values (25, 'late'); update profiles set bio = 'b3!' where id = 3",
+                )
+                .await?;
+                tx.commit().await?;
+            }
+            for id in [number, 20 + number] {
+                world.external(&format!("update users set id = {id} + 100 where id = {id}")).await?;
+            }
+            world.external(&format!("delete from users where id = 1{number}")).await?;
+        }
+        world.external("update users set id = 125 where id = 25").await?;
+        let refused = world.external("update users set id = 126, bio = 'no' where id = 26").await;
+        assert!(refused.is_err(), "the old side was written");
+        let orphans =
+            "select count(*) from profiles p where not exists (select from users u where u.id = p.id)";
+        assert_eq!(sqlx::query_scalar::<_, i64>(orphans).fetch_one(&world.pool).await?, 0, "{refers}");
+        let moved = "select string_agg(id || bio, ' ' order by id) from profiles where id > 100";
+        let moved: String = sqlx::query_scalar(moved).fetch_one(&world.pool).await?;
+        assert_eq!(moved, "101b1 102b2 103b3! 125late", "{refers}");
+    }
     Ok(())
 }

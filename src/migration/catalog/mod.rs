@@ -49,5 +49,5 @@ pub(super) use sequences::take_over_sequences;
 pub(super) use settings::{
     MAPPING_SETTINGS, ROW_WORK_SETTINGS, ROW_WORK_SETTINGS_QUERY, TIME_ZONE_ABBREVIATIONS,
 };
-pub(super) use table::TableFacts;
+pub(super) use table::{ForeignKey, TableFacts};
 pub(super) use trial::{WriteTrial, insert_without};

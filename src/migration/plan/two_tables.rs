@@ -11,7 +11,7 @@ use super::round_trip::try_mappings;
 use crate::ledger::{sql_state, unprepared};
 use crate::migration::batch::{Keyset, keyset};
 use crate::migration::catalog::{
-    PlanProblem, TableFacts, new_table_problems, rules, table_privilege_problems, unquote,
+    ForeignKey, PlanProblem, TableFacts, new_table_problems, rules, table_privilege_problems, unquote,
 };
 
 pub(super) async fn of_tables(
@@ -65,6 +65,9 @@ pub(super) async fn of_tables(
     problems.extend(of_partitions);
     problems.extend(rules(&sides.new, &new, &["INSERT", "UPDATE", "DELETE"]));
     problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new, is_made_by_plan));
+    if let (true, Some(key)) = (plan.part().is_some_and(|part| part.keeps_rows), key) {
+        problems.extend(stays_behind([&sides.old, &sides.new], old, &new, &key.names()));
+    }
     problems.extend(columns_there(&sides.new, &sides.forward.columns, &new));
     problems.extend(of_mapping("column_back", &sides.new, &[], &sides.backward.code, false, tx).await?);
     if let (true, Some(key)) = (has_key, key)
@@ -78,6 +81,26 @@ pub(super) async fn of_tables(
         problems.extend(try_mappings(plan, old, Some(&new), key, tx).await?);
     }
     Ok(problems)
+}
+
+/// When the guard trigger is gone, only a foreign key removes the row of a table of its own with the row that it belongs to.
+fn stays_behind(tables: [&str; 2], old: &TableFacts, new: &TableFacts, key: &str) -> Option<PlanProblem> {
+    let follows =
+        |key: &&ForeignKey| key.referenced == old.relation && key.definition.contains("ON DELETE CASCADE");
+    if new.foreign_keys.iter().any(|key| follows(&key)) {
+        return None;
+    }
+    let [old, new] = tables;
+    Some(PlanProblem::warning(
+        format!(
+            "no foreign key deletes a row of {new} together with its row of {old}, so after `contract` a writer that deletes only \
+             that leaves it behind"
+        ),
+        format!(
+            "`alter table {new} add foreign key ({key}) references {old} ({key}) on delete cascade on update cascade not valid`, \
+             in `.create(…)` or before `contract`; then validate it"
+        ),
+    ))
 }
 
 /// Creates the new table, in the transaction that is rolled back, so that everything about it is known before `expand`.

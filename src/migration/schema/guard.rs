@@ -32,8 +32,8 @@
 //! What a foreign key does to the old side is never refused.
 //!
 //! Where only a part of a table moves, a write counts if its row is one of the part before or after it. Where columns move
-//! to a table of their own, an update counts if it changes one of them, and a delete is never refused: the row itself is
-//! not part of the old side.
+//! to a table of their own, an update counts if it changes one of them, and a delete or another key is never refused: the row
+//! itself is not part of the old side. The row of that table follows, in every phase.
 //!
 //! A mapping that fails does not fail the external write. The row's key is recorded for repair instead. The same happens while a
 //! column has another name. A write whose key cannot be recorded counts as one that was not mirrored.
@@ -79,7 +79,8 @@
 //! rows that came past it are noticed.
 
 use super::guard_conditions::{
-    Comparisons, RENAMED, listed, looks_at_part, notice_if_renamed, pass_if_renamed, same, written,
+    Comparisons, RENAMED, follow_key, listed, looks_at_part, notice_if_renamed, pass_if_renamed, same,
+    written,
 };
 use super::guard_refusals::{NOT_MIRRORED, RAISE, REFUSE, REFUSE_UNMAPPED, refused};
 use crate::migration::batch::{MappingCode, Part, Sides};
@@ -172,7 +173,7 @@ impl GuardTrigger {
             "#variable_conflict use_column\ndeclare phase text; writes_old boolean; maps_forward boolean; \
              named_old boolean; named_new boolean; is_named boolean; comparison text; written record; agrees boolean; \
              is_pinned boolean; named record; given record; moved boolean := true; moves boolean := true; \
-             is_renamed boolean := false; \
+             is_renamed boolean := false; moves_key boolean := false; \
              begin {before} phase := cutover.record_external_write(tg_argv[0]::integer, {is_mirrored}); {after} end "
         )
     }
@@ -362,10 +363,12 @@ impl GuardTrigger {
             record_old = self.record("'new'", "old"),
             record_new = self.record("'new'", "new"),
         );
-        // A row that loses its columns only may be deleted, and its copy with it.
-        let kept = match part {
-            Some((Part { keeps_rows: true, .. }, _)) => " and tg_op not in ('DELETE', 'TRUNCATE')",
-            _ => "",
+        let (kept, follow_key) = match part {
+            Some((Part { keeps_rows: true, .. }, _)) => (
+                " and tg_op not in ('DELETE', 'TRUNCATE') and not moves_key",
+                follow_key(target, &self.key, refused(&self.forward)),
+            ),
+            _ => ("", String::new()),
         };
         format!(
             "if tg_when = 'BEFORE' then \
@@ -377,7 +380,7 @@ impl GuardTrigger {
                  if tg_nargs = 1 then {REFUSE} end if; \
                  if phase in ('retire', 'contract') then return null; end if; \
              end if; \
-             {copy} return null;",
+             {follow_key} {copy} return null;",
             refused = refused(&self.forward)
         )
     }

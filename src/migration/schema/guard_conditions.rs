@@ -131,7 +131,8 @@ pub(super) fn notice_if_renamed(key: &[String], [source, target]: [&str; 2], loo
     )
 }
 
-/// Sets `moved` and `moves`: whether the row was one of the part before the write, and is after it. Other rows pass.
+/// Sets `moved` and `moves`: whether the row was one of the part before the write, and is after it. Other rows pass. Where rows
+/// lose columns only, it sets `moves_key` if an update changes the key and no such column.
 pub(super) fn looks_at_part(
     key: &[String],
     part: Option<&(Part, Vec<String>)>,
@@ -148,9 +149,12 @@ pub(super) fn looks_at_part(
     let pass = "if tg_op = 'DELETE' then return old; end if; return new;";
     let (passes, unchanged) = match part.keeps_rows {
         true => {
-            let watched = [key, columns.as_slice()].concat();
-            let same = same("old", "new", &watched);
-            ("tg_op <> 'DELETE' and ", format!("if tg_op = 'UPDATE' and {same} then {pass} end if;"))
+            let (same_columns, same_key) = (same("old", "new", columns), same("old", "new", key));
+            let unchanged = format!(
+                "if tg_op = 'UPDATE' then moves_key := {same_columns}; \
+                     if moves_key and {same_key} then {pass} end if; end if;"
+            );
+            ("tg_op <> 'DELETE' and not moves_key and ", unchanged)
         }
         false => ("", String::new()),
     };
@@ -161,5 +165,18 @@ pub(super) fn looks_at_part(
              if {passes}not moved and not moves then {pass} end if; end if;",
         was = holds("old"),
         is = holds("new"),
+    )
+}
+
+/// Gives the row of `target` the row's new key, in the phases in which writes of the old side are refused. A row that only loses
+/// columns may get another key in each phase. What it holds in these columns is outdated then, and is not copied again.
+pub(super) fn follow_key(target: &str, key: &[String], phases: &str) -> String {
+    format!(
+        "if moves_key and not is_renamed and phase in ({phases}) then \
+             update {target} as gone set ({}) = row({}) where ({}) = ({}); return null; end if;",
+        key.join(", "),
+        listed("new", key),
+        listed("gone", key),
+        listed("old", key),
     )
 }
