@@ -298,3 +298,22 @@ async fn a_policy_of_the_past_makes_another_scan_necessary() -> Outcome {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn a_guard_trigger_that_was_dropped_holds_the_move() -> Outcome {
+    for from in ["verify", "ramp"] {
+        let world = World::new(20).await?;
+        let _a = world.brief("a", world.describe().build()?).await?;
+        world.go("ramp").await?;
+        world.go(from).await?;
+        let id = world.id().await?;
+        world.external(&format!("drop trigger zzz_cutover_{id}_row on orders")).await?;
+        world.external("update orders set old_status = ' Late ' where id = 3").await?;
+        world.ask("retire").await?;
+        world.waits_for(&format!("the guard trigger \"zzz_cutover_{id}_row\" of \"orders\" is gone")).await?;
+        world.go("expand").await?;
+        world.go("retire").await?;
+        assert_eq!(world.row(3).await?.1, Some("late".to_owned()));
+    }
+    Ok(())
+}
