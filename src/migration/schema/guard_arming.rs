@@ -147,7 +147,7 @@ impl GuardTrigger {
         unprepared::query_scalar(
             "select exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
                  join pg_namespace n on n.oid = p.pronamespace and n.nspname = 'cutover' \
-                 where t.tgrelid = $1::oid and p.proname = 'guard_' || $2::text and t.tgenabled = 'A' and t.tgname = $6 \
+                 where t.tgrelid = $1::oid and p.proname = 'guard_' || $2::text and t.tgname = $6 and t.tgenabled = 'A' \
                    and strpos(p.prosrc, md5($3)) > 0) \
              and (not $4 or not exists (select from pg_partition_tree($1::oid::regclass) p where p.isleaf \
                  and not exists (select from pg_trigger t where t.tgrelid = p.relid and t.tgname = $5)))",
