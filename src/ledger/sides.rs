@@ -122,7 +122,7 @@ pub(crate) struct OtherUser {
 }
 
 /// The migrations that have not ended and have recorded this table (quoted) and column, or the table as a whole, as one of
-/// their sides, or whose trigger sets a column from this one. `migration`: the one that asks.
+/// their sides, or whose trigger compares this column with another. `migration`: the one that asks.
 pub(crate) async fn other_users(
     connection: &mut PgConnection,
     migration: Option<i32>,
@@ -146,7 +146,8 @@ pub(crate) async fn other_users(
              then s.column_numbers is null or $3::text is null or a.attnum = any (s.column_numbers) \
              else s.side = 'old' and exists (select from pg_trigger t where t.tgrelid = to_regclass($2)::oid \
                  and t.tgname = format('zzz_cutover_%s_row', m.id) \
-                 and ($3::text is null or a.attnum = any (t.tgattr::int2[]))) end \
+                 and ($3::text is null or exists (select from pg_depend d where d.classid = 'pg_trigger'::regclass \
+                     and d.objid = t.oid and d.refobjid = t.tgrelid and d.refobjsubid = a.attnum))) end \
          order by m.id",
     )
     .bind(migration)
