@@ -188,8 +188,8 @@ impl Pass<'_> {
         tx.rollback().await?;
         let Some((count, found)) = found else { return Ok(()) };
         Err(PlanError::Refused(format!(
-            "{count} rows of {} differ: {found}. Correct these rows, or go back to `expand` and forward again for another \
-             copy",
+            "{count} rows of {} differ: {found}. Correct these rows, or run `cutover set-phase <migration> expand` and go forward \
+             again for another copy",
             self.scope.tables().join(" and ")
         )))
     }

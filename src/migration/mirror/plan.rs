@@ -135,8 +135,8 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         match found {
             None => Ok(()),
             Some((count, found)) => Err(PlanError::Refused(format!(
-                "{count} rows differ between the stores: {found}. Correct these rows, or go back to `expand` and forward \
-                 again for another copy"
+                "{count} rows differ between the stores: {found}. Correct these rows, or run `cutover set-phase <migration> \
+                 expand` and go forward again for another copy"
             ))),
         }
     }

@@ -121,7 +121,7 @@ async fn unguarded(
     Ok((!is_there).then(|| {
         PlanProblem::blocking(
             format!("the guard trigger {on_rows} of {table} is gone, so external writes were not mirrored"),
-            "go back to `expand` and forward again: the copy arms it, and a scan compares all rows",
+            "`cutover set-phase <migration> expand`, and then forward again: the copy arms it, and a scan compares all rows",
         )
     }))
 }

@@ -146,7 +146,7 @@ impl WiderKey {
                 walk(&plan.outline, &what, (&*table, &key), kind.phases(), statement, migration).await?;
             if kind == PassKind::Compare && found > 0 {
                 return Err(PlanError::Refused(format!(
-                    "{found} rows of {table} differ in {column} and {target}; to fix: go back to `expand`, and forward again"
+                    "{found} rows of {table} differ in {column} and {target}; to fix: `cutover set-phase <migration> expand`, and then forward again"
                 )));
             }
         }
