@@ -37,6 +37,8 @@ pub(crate) struct Base {
     pub(crate) is_over: AtomicBool,
     /// Values that cannot be mapped are to be corrected.
     pub(crate) corrects: AtomicBool,
+    /// The way to `contract` has begun, after which nothing gives a row of columns apart another key.
+    pub(crate) ends: AtomicBool,
     /// Open transactions matter at this moment, so that writers keep theirs open.
     pub(crate) is_moment: AtomicBool,
     /// For how many milliseconds writers keep a transaction open at most.
@@ -103,6 +105,7 @@ impl Base {
             quiet: RwLock::default(),
             is_over: AtomicBool::new(false),
             corrects: AtomicBool::new(false),
+            ends: AtomicBool::new(false),
             is_moment: AtomicBool::new(false),
             longest_pause: 800,
             writes: AtomicU64::new(0),

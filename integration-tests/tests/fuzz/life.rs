@@ -183,6 +183,9 @@ async fn visit<S: Subject>(
             *killed = None;
         }
         if wish == "contract" {
+            subject.ends.store(true, Ordering::Relaxed);
+            // A writer in the middle of something has not seen it.
+            drop(subject.quiet.write().await);
             subject.approve().await?;
         }
         subject.desire(wish).await?;

@@ -278,8 +278,9 @@ impl Writer {
     ) -> Outcome {
         let to = self.without_row();
         let world = Arc::clone(&self.world);
-        // Nothing gives columns apart another key once only they are written.
-        let is_late = world.shape.is_apart && first >= Phase::Switch;
+        // A row that goes to another partition is inserted there, with a value that is outdated in `retire`.
+        let is_inserted = world.shape.partitions != Partitions::None && first >= Phase::Switch;
+        let is_late = world.shape.is_apart && (is_inserted || world.ends.load(Ordering::Relaxed));
         if lock(&world.rows).contains_key(&to) || world.shape.key == Key::IdentityAlways || is_late {
             return Ok(());
         }

@@ -274,6 +274,7 @@ impl Writer {
             (old, new) = self.world.look(number).await?;
         }
         let Some(after) = allowed.iter().find(|after| fits(after, &old, &new)) else {
+            let repairs = self.world.pending_repairs().await?;
             let values = &self.world.values;
             let show = |images: &Option<Pair>| match images {
                 Some((old, new)) => format!("{} and {}", values.show(Some(old)), values.show(Some(new))),
@@ -287,7 +288,7 @@ impl Writer {
                 .collect();
             let was = show(&before.map(|row| (row.old.clone(), row.new.clone())));
             let text = format!(
-                "{what}: key {} holds {} and {}, allowed: {}; it was {was}; {before:?}",
+                "{what}: key {} holds {} and {}, allowed: {}; it was {was}; {before:?}; repairs: {repairs}",
                 self.world.key(number),
                 values.show(old.as_ref()),
                 values.show(new.as_ref()),
