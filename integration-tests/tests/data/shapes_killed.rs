@@ -203,8 +203,13 @@ impl Processes<'_> {
         self.start()
     }
 
+    /// Once it has clients. The last one starts when little is left to do.
     async fn kill(&mut self, index: usize) -> Outcome {
         let (name, process) = self.running.swap_remove(index);
+        let journals = (0..CLIENTS).map(|number| self.journals.join(format!("{name}-{number}")));
+        let journals: Vec<PathBuf> = journals.collect();
+        let serves = async || process.exited().is_some() || journals.iter().all(|journal| journal.exists());
+        self.world.until("clients of the process", serves).await?;
         if let Some(status) = process.exited() {
             return Err(format!("{name} ended by itself, {status}: {}", process.log_tail()).into());
         }
