@@ -2,7 +2,7 @@
 
 use sqlx::PgConnection;
 
-use super::{Ledger, unprepared};
+use super::{Ledger, literal, unprepared};
 
 /// What a build publishes about a migration.
 #[derive(Debug)]
@@ -27,7 +27,6 @@ pub(crate) fn file_of(task: &str) -> String {
 /// The beginning of a migration file that drops the old side. It fails unless the migration is in `contract`. A database
 /// without the ledger, which is created from files alone, has no old build to protect.
 pub(crate) fn contract_guard(fleet: &str, name: &str) -> String {
-    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
     format!(
         "do $cutover$\n\
          begin\n    \
@@ -38,9 +37,9 @@ pub(crate) fn contract_guard(fleet: &str, name: &str) -> String {
              end if;\n\
          end\n\
          $cutover$;\n",
-        quoted(fleet),
-        quoted(name),
-        quoted(&format!(
+        literal::text(fleet),
+        literal::text(name),
+        literal::text(&format!(
             "migration {fleet}/{name} is not in contract: run this file after `cutover contract {name}`"
         )),
     )

@@ -3,8 +3,9 @@
 
 use super::attached_constraints::{check, foreign_key, referencing};
 use super::attachments::{Attachments, IndexFacts};
-use super::counterpart::{Attached, Counterpart, Step, attached, base, list, literal, statement};
+use super::counterpart::{Attached, Counterpart, Step, attached, base, list, statement};
 use super::names::quote;
+use crate::ledger::literal::text as literal;
 
 /// Everything that `old` has attached and `new` lacks.
 pub(crate) fn missing(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Vec<Attached> {

@@ -104,10 +104,6 @@ pub(super) fn list(columns: &[String]) -> String {
     columns.iter().map(|column| quote(column)).collect::<Vec<_>>().join(", ")
 }
 
-pub(in crate::migration) fn literal(text: &str) -> String {
-    crate::ledger::literal::text(text)
-}
-
 pub(super) fn attached(name: &str, what: String, steps: Vec<Step>) -> Attached {
     Attached { name: name.to_owned(), what, steps, violated: None, is_automatic: true }
 }

@@ -36,7 +36,7 @@ pub(super) use checks::{
     row_security, table_privilege_problems, table_problems, takes_over,
 };
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
-pub(super) use counterpart::{Attached, Counterpart, Step, literal};
+pub(super) use counterpart::{Attached, Counterpart, Step};
 pub(super) use defaults::{MovedColumn, missing_defaults};
 pub(super) use expressions::{Resolved, TypeFacts, look_up_type, resolve};
 pub(super) use interference::{late_triggers, losing_rules, rules};

@@ -144,6 +144,7 @@ impl GuardTrigger {
         relation: i64,
         migration: i32,
     ) -> Result<bool, sqlx::Error> {
+        let [on_rows, on_truncate, ..] = guard_triggers::names(&migration.to_string());
         unprepared::query_scalar(
             "select exists (select from pg_trigger t join pg_proc p on p.oid = t.tgfoid \
                  join pg_namespace n on n.oid = p.pronamespace and n.nspname = 'cutover' \
@@ -156,8 +157,8 @@ impl GuardTrigger {
         .bind(migration.to_string())
         .bind(self.body(&self.written()))
         .bind(matches!(self.watched, Watched::Rows { .. }))
-        .bind(guard_triggers::names(&migration.to_string())[1].trim_matches('"'))
-        .bind(guard_triggers::names(&migration.to_string())[0].trim_matches('"'))
+        .bind(on_truncate.trim_matches('"'))
+        .bind(on_rows.trim_matches('"'))
         .fetch_one(connection)
         .await
     }

@@ -2,7 +2,8 @@
 
 use super::addition::{Addition, list};
 use super::description::{Description, Removal};
-use crate::migration::catalog::{literal, quote};
+use crate::ledger::literal::text as literal;
+use crate::migration::catalog::quote;
 
 impl Description {
     /// The statements that bring any table to the end of the change. What is there already they leave as it is.

@@ -10,6 +10,7 @@ use super::found::Table;
 use super::reads;
 use super::rows::violations;
 use super::trial::{REFERENCED, is_in_partition_key, may_refer, try_on_twin};
+use crate::ledger::literal::text as literal;
 use crate::ledger::{describe_error, external_writes, is_refusal, sides, unprepared};
 use crate::migration::catalog::{
     OldSide, PlanProblem, TableFacts, foreign_partitions, insert_without, not_owner, quote, resolve, unquote,
@@ -144,9 +145,11 @@ async fn of_addition(
         Addition::Unique { .. } if table.is_partitioned => {
             let mut attempt = tx.begin().await?;
             let create = format!(
-                "do $$ begin execute 'create temporary table cutover_indexed (like {0}) partition by ' \
-                     || pg_get_partkeydef({1}::oid); end $$; {2}",
-                table.name.replace('\'', "''"),
+                "do $$ begin execute {} || pg_get_partkeydef({}::oid); end $$; {}",
+                literal(&format!(
+                    "create temporary table cutover_indexed (like {}) partition by ",
+                    table.name
+                )),
                 table.relation,
                 addition
                     .index()
