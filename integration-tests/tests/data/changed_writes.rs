@@ -1,7 +1,7 @@
 //! What others make of the tables in the middle of a migration, so that the service could not write any more, or would write
 //! to no effect.
 
-use cutover::migration::{SchemaChange, TableMigration};
+use cutover::migration::{ColumnMigration, SchemaChange, TableMigration};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
@@ -121,6 +121,37 @@ async fn a_write_that_would_fail_is_found_at_the_next_move() -> Outcome {
     world.ask("retire").await?;
     world.waits_for(found).await?;
     world.go("verify").await
+}
+
+/// The copy names such rows. Other writes of the service pass.
+#[tokio::test]
+async fn a_row_that_the_mapping_refuses_with_any_error_does_not_hold_the_copy() -> Outcome {
+    let world = World::new(20).await?;
+    world
+        .external(
+            "create domain status as text; \
+             create function coded(v text) returns text immutable language plpgsql as $$ begin \
+                 if v = '0' then raise exception 'no status'; end if; return lower(trim(v)); end $$",
+        )
+        .await?;
+    let plan = ColumnMigration::new(world.pool.clone(), "orders")
+        .key("id")
+        .column("old_status", "new_status", "status")
+        .forward("coded(old_status)")
+        .backward("upper(new_status)");
+    let _a = world.brief("a", plan.build()?).await?;
+    for (value, error) in [("0", "P0001"), ("odd", "23514")] {
+        world.go("expand").await?;
+        if error == "23514" {
+            world.external("alter domain status add constraint odd check (value <> 'odd')").await?;
+        }
+        world.external(&format!("insert into orders (old_status) values ('{value}')")).await?;
+        world.ask("ramp").await?;
+        world.waits_for(error).await?;
+        assert!(world.is_at("backfill").await?, "{}", reason(&world).await?);
+        world.external(&format!("delete from orders where old_status = '{value}'")).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -79,9 +79,15 @@ async fn random_tables_lose_nothing_under_random_writers() -> Outcome {
         }
     }
     println!("{}", summary(&reports));
-    let failed: Vec<u64> =
-        reports.iter().filter(|report| !report.damage.is_empty()).map(|report| report.seed).collect();
-    assert!(failed.is_empty(), "{} of {} tables went wrong: {failed:?}", failed.len(), reports.len());
+    let failed: Vec<String> =
+        reports.iter().filter(|report| !report.damage.is_empty()).map(ToString::to_string).collect();
+    assert!(
+        failed.is_empty(),
+        "{} of {} tables went wrong:\n{}",
+        failed.len(),
+        reports.len(),
+        failed.join("\n")
+    );
     Ok(())
 }
 

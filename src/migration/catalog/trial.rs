@@ -130,11 +130,10 @@ impl WriteTrial<'_> {
             return Ok(None);
         }
         let old = self.insert(Named::Old, place, tables, connection).await?;
-        let Some(error) =
-            refused_besides(both.as_ref(), old.as_ref()).filter(|error| !self.is_of_mapping(error))
-        else {
+        let Some(error) = refused_besides(both.as_ref(), old.as_ref()) else { return Ok(None) };
+        if self.is_of_mapping(error, tables, connection).await? {
             return Ok(None);
-        };
+        }
         let column = names(&self.new_names());
         let what = format!(
             "an insert into {table} with column {column} fails, and each insert of the service is one"
@@ -188,16 +187,56 @@ impl WriteTrial<'_> {
         self.new.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// A value that the mapping cannot compute: a copy names its row.
-    fn is_of_mapping(&self, error: &sqlx::Error) -> bool {
-        let computes = self.new.iter().any(|(_, value)| value.is_some());
-        computes && of_postgres(error).is_some_and(|error| error.code().starts_with("22"))
+    /// A value that the mapping cannot compute, or that its column's type does not hold: a copy names its row. A mapping may
+    /// raise any error, so it is computed alone.
+    async fn is_of_mapping(
+        &self,
+        error: &sqlx::Error,
+        tables: &Tables<'_>,
+        connection: &mut PgConnection,
+    ) -> Result<bool, sqlx::Error> {
+        let computed = self.new.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        let values: Vec<String> = computed
+            .map(|(name, value)| {
+                let sql_type = self.facts.column(name).map_or("text", |column| &column.sql_type);
+                format!("({value}\n)::{sql_type} as {}", quote(name))
+            })
+            .collect();
+        if values.is_empty() {
+            return Ok(false);
+        }
+        // A cast that is not an assignment truncates some of the values that do not fit.
+        if of_postgres(error).is_some_and(|error| error.code().starts_with("22")) {
+            return Ok(true);
+        }
+        let alone = attempt(connection, self.rows(&values, tables)).await?;
+        Ok(alone.is_some_and(|alone| identity(&alone) == identity(error)))
     }
 
     /// The value of a column, as a query over the table's rows reads it.
     fn value(&self, name: &str) -> String {
         let computed = self.new.iter().find(|(new, _)| new == name).and_then(|(_, value)| value.as_ref());
         computed.map_or_else(|| quote(name), |value| format!("({value}\n)"))
+    }
+
+    /// These values of some rows, as a query.
+    fn rows(&self, values: &[String], tables: &Tables<'_>) -> String {
+        match tables.partitions {
+            [] => self.rows_of(self.table, values, SAMPLE.0),
+            some => {
+                let each = some.iter().map(|from| self.rows_of(from, values, SAMPLE.1));
+                each.collect::<Vec<_>>().join(" union all ")
+            }
+        }
+    }
+
+    /// Without the rows that others are writing. On a conflict, an insert would wait for the end of these transactions.
+    fn rows_of(&self, from: &str, values: &[String], limit: u32) -> String {
+        format!(
+            "select * from (select {} from {from}{} limit {limit} for share skip locked) as sampled",
+            values.join(", "),
+            self.condition()
+        )
     }
 
     /// Rows that can be tried.
@@ -226,18 +265,7 @@ impl WriteTrial<'_> {
         let columns = names(&written);
         let values: Vec<String> =
             written.iter().map(|name| format!("{} as {}", self.value(name), quote(name))).collect();
-        // Without the rows that others are writing. On a conflict, the insert would wait for the end of these transactions.
-        let rows = |from: &str, limit: u32| {
-            format!(
-                "select * from (select {} from {from}{} limit {limit} for share skip locked) as sampled",
-                values.join(", "),
-                self.condition()
-            )
-        };
-        let source = match tables.partitions {
-            [] => rows(self.table, SAMPLE.0),
-            some => some.iter().map(|from| rows(from, SAMPLE.1)).collect::<Vec<_>>().join(" union all "),
-        };
+        let source = self.rows(&values, tables);
         let insert = |into: &str, source: &str, end: &str| {
             format!(
                 "insert into {into} ({columns}) overriding system value select {columns} from ({source}) as sampled{end}"
@@ -259,7 +287,8 @@ impl WriteTrial<'_> {
             Some(error) if NO_CONFLICTS.contains(&error.code()) => {}
             _ => return Ok(found),
         }
-        let found = attempt(connection, insert(self.table, &rows(self.table, 1), "")).await?;
+        let found =
+            attempt(connection, insert(self.table, &self.rows_of(self.table, &values, 1), "")).await?;
         Ok(found.filter(|error| !is_duplicate(error)))
     }
 
