@@ -20,9 +20,14 @@ impl Scope<'_> {
             round_trip: in_rust(&self.sides.forward),
         };
         let batch = |work: Query| format!("{};\n{}", end.text, work.text);
+        let missing = if self.is_one_table() {
+            String::new()
+        } else {
+            format!("{};\n", self.insert_missing(&span, &mapped).text)
+        };
         vec![
             (Task::Expand, expand.to_owned()),
-            (Task::Backfill, batch(self.copy_forward(&span, &mapped))),
+            (Task::Backfill, format!("{};\n{missing}{}", end.text, self.copy_forward(&span, &mapped).text)),
             (Task::Scan, batch(self.differences(&span, &mapped))),
             (Task::ReverseBackfill, batch(self.copy_back(&span, &mapped))),
             (Task::Contract, contract.to_owned()),
@@ -41,6 +46,7 @@ impl Scope<'_> {
         ];
         if !self.is_one_table() {
             let Sides { old, new, .. } = self.sides;
+            statements.push(self.insert_missing(&span, &mapped));
             statements.extend([self.delete_orphans(new, old, &span), self.delete_orphans(old, new, &span)]);
         }
         for statement in statements {

@@ -174,12 +174,14 @@ impl Pass<'_> {
         let mut range = None;
         let mut failures = 0;
         let mut bad_row = None;
+        // Until a batch fails: then it is repeated in the form that has no conflicts.
+        let mut inserts = true;
         let (mut vacuum, mut throttle) = (Vacuum::default(), ThrottleState::default());
         loop {
             self.wait_for_throttle(&mut throttle).await?;
-            match self.batch(pace.rows(), &mut range, bad_row.take()).await {
+            match self.batch(pace.rows(), &mut range, bad_row.take(), inserts).await {
                 Ok(Batch::Done { elapsed, total }) => {
-                    failures = 0;
+                    (failures, inserts) = (0, true);
                     self.rest(elapsed).await;
                     self.limit(&mut pace, total);
                     pace.record(elapsed);
@@ -194,7 +196,9 @@ impl Pass<'_> {
                     back_off().await;
                 }
                 Err(PlanError::Operation(Error::Database(error))) if may_concern_a_row(&error) => {
-                    if !pace.halve() {
+                    let conflicts = inserts && self.may_insert();
+                    inserts = false;
+                    if !conflicts && !pace.halve() {
                         bad_row = Some(describe_error(&error));
                     }
                 }
@@ -324,6 +328,7 @@ impl Pass<'_> {
         rows: u32,
         last: &mut Option<Range>,
         bad_row: Option<String>,
+        inserts: bool,
     ) -> Result<Batch, PlanError> {
         let (mut tx, claim, end) = self.begin_batch(rows, last.as_ref()).await?;
         let began = Instant::now();
@@ -354,7 +359,8 @@ impl Pass<'_> {
             Some(error) => self.set_aside(&mut tx, &done, &error).await?,
             None => {
                 let span = Span::Between { from: range.from.clone(), to: done.clone() };
-                (progress.changed, progress.differences) = self.do_rows(&mut tx, &span).await?;
+                let missing = (inserts && self.may_insert()).then_some(count);
+                (progress.changed, progress.differences) = self.do_rows(&mut tx, &span, missing).await?;
             }
         }
         let advance = self.job.advance_statements(&range, &done, &progress);

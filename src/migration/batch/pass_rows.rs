@@ -17,7 +17,15 @@ use crate::migration::runtime::Error;
 
 impl Pass<'_> {
     /// Copies or compares the rows of a span. Returns how many rows were changed, and how many differ.
-    pub(super) async fn do_rows(&self, tx: &mut PgConnection, span: &Span) -> Result<(i64, i64), PlanError> {
+    ///
+    /// `missing`: inserts the rows that the new table lacks first, as [`Scope::insert_missing`] does. If these are so many,
+    /// there is no other row in the span.
+    pub(super) async fn do_rows(
+        &self,
+        tx: &mut PgConnection,
+        span: &Span,
+        missing: Option<i64>,
+    ) -> Result<(i64, i64), PlanError> {
         let Sides { old, new, .. } = self.scope.sides;
         if self.kind == PassKind::Back {
             self.lock_both(tx, span).await?;
@@ -25,7 +33,13 @@ impl Pass<'_> {
         let mapped = self.map(tx, span).await?;
         match self.kind {
             PassKind::Forward => {
-                let changed = self.scope.copy_forward(span, &mapped).execute(tx).await?;
+                let mut changed = 0;
+                if missing.is_some() {
+                    changed += self.scope.insert_missing(span, &mapped).execute(tx).await?;
+                }
+                if missing != Some(changed) {
+                    changed += self.scope.copy_forward(span, &mapped).execute(tx).await?;
+                }
                 Ok((changed + self.remove_orphans(tx, new, old, span).await?, 0))
             }
             PassKind::Back => {
@@ -34,6 +48,11 @@ impl Pass<'_> {
             }
             PassKind::Compare => Ok((0, self.compare(tx, span, &mapped).await?)),
         }
+    }
+
+    /// Whether rows can be missing in the table that the pass writes.
+    pub(super) fn may_insert(&self) -> bool {
+        self.kind == PassKind::Forward && self.scope.tables().len() > 1
     }
 
     /// Locks the rows of a copy back, the old side first, as writers do. What the copy decides from the old row is then true
@@ -112,7 +131,7 @@ impl Pass<'_> {
         for key in keys {
             let mut tx = self.begin().await?;
             bad_rows::remove(&mut tx, &self.job, &key).await?;
-            let progress = match self.do_rows(&mut tx, &Span::Keys(vec![key.clone()])).await {
+            let progress = match self.do_rows(&mut tx, &Span::Keys(vec![key.clone()]), None).await {
                 Ok((changed, differences)) => Progress { changed, differences, ..Progress::default() },
                 Err(PlanError::Operation(Error::Database(error))) if may_concern_a_row(&error) => continue,
                 Err(PlanError::Operation(error)) if is_transient(&error) => continue,
