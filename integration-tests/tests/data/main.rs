@@ -24,6 +24,7 @@ mod mirror;
 mod mirror_killed;
 mod mirrored_writes;
 mod moved_keys;
+mod older_snapshots;
 mod one_column;
 mod partitions;
 mod pauses;

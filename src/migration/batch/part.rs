@@ -1,7 +1,15 @@
 //! A part of the old table that moves, while the table stays.
 
 use super::keyset::Span;
-use super::sides::{Scope, Sides, zip};
+use super::sides::{Part, Scope, Sides, zip};
+
+impl Sides {
+    /// The same sides, where each row of the old table belongs to the part.
+    pub(super) fn of_all_rows(&self) -> Self {
+        let all = |part: &Part| Part { condition: "true".to_owned(), ..part.clone() };
+        Self { part: self.part.as_ref().map(all), ..self.clone() }
+    }
+}
 
 impl Scope<'_> {
     /// What a row of `table` has to fulfil besides, to be one of its side.

@@ -15,6 +15,7 @@ use crate::ledger::repairs::{self, Repair};
 use crate::migration::catalog::{ROW_WORK_SETTINGS, SKIP_TRIGGERS};
 use crate::migration::coordinator::PlanError;
 use crate::migration::dual::{Repaired, due_repairs, finish_repair, may_repair};
+use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
 
 /// How long a repair waits for a lock.
@@ -32,14 +33,23 @@ pub(crate) async fn run(
 ) -> Result<(), PlanError> {
     let pool = &outline.pool;
     let skip = if outline.skips_triggers { SKIP_TRIGGERS } else { "" };
+    // From `retire` on the old columns are outdated. What is recorded then belongs to no row of the old table, or to one that
+    // has it by right.
+    let all_rows = scope.sides.of_all_rows();
+    let of_all_rows = Scope { sides: &all_rows, ..scope.clone() };
+    let removes = |phase| phase == Phase::Retire && scope.keeps_rows();
     loop {
         let mut done = Repaired::default();
-        for repair in due_repairs(migration, pool, &SIDES).await? {
+        for repair in
+            due_repairs(migration, pool, &SIDES, |phase| may_repair(phase) || removes(phase)).await?
+        {
             let mut tx = migration.begin_work(pool).await?;
-            if !may_repair(tx.phase()) {
-                return Err(PlanError::PhaseLeft);
-            }
-            let outcome = match copy(scope, &mut tx, &repair, skip).await {
+            let outcome = match tx.phase() {
+                phase if may_repair(phase) => copy(scope, &mut tx, &repair, skip).await,
+                phase if removes(phase) => remove_alone(&of_all_rows, &mut tx, &repair, skip).await,
+                _ => return Err(PlanError::PhaseLeft),
+            };
+            let outcome = match outcome {
                 Err(error) => Err(explain_row_security(pool, &scope.tables(), error).await),
                 done => done,
             };
@@ -62,12 +72,10 @@ async fn copy(
     repair: &Repair,
     skip: &str,
 ) -> Result<(), PlanError> {
-    tx.execute(AssertSqlSafe(format!("{}{skip}{LOCK_TIMEOUT}", *ROW_WORK_SETTINGS))).await?;
     let Sides { old, new, forward, backward, .. } = scope.sides;
     let is_back = repair.side == "old";
     let (from, to) = if is_back { (new, old) } else { (old, new) };
-    let span = Span::Keys(vec![key_values(&repair.key, scope.key.columns.len())?]);
-    scope.lock(from, &span).execute(&mut *tx).await?;
+    let span = lock(scope, from, tx, repair, skip).await?;
     let mut mapped = MappedRows::default();
     if forward.is_rust() {
         mapped.forward = Some(map(scope, forward, (old, 'f'), &span, tx).await?);
@@ -78,11 +86,48 @@ async fn copy(
     let copy = if is_back { scope.copy_back(&span, &mapped) } else { scope.copy_forward(&span, &mapped) };
     copy.execute(&mut *tx).await?;
     if new != old {
-        // The source may not have the row any more. A first statement locks it; the second one sees everything that was
-        // committed before the lock.
-        scope.orphans(to, from, &span).fetch_all(&mut *tx).await?;
-        scope.delete_orphans(to, from, &span).execute(&mut *tx).await?;
+        remove_orphan(scope, to, from, &span, tx).await?;
     }
+    Ok(())
+}
+
+/// Removes the row of the new table if the old one does not have its key any more.
+async fn remove_alone(
+    scope: &Scope<'_>,
+    tx: &mut PgConnection,
+    repair: &Repair,
+    skip: &str,
+) -> Result<(), PlanError> {
+    let Sides { old, new, .. } = scope.sides;
+    let span = lock(scope, old, tx, repair, skip).await?;
+    remove_orphan(scope, new, old, &span, tx).await
+}
+
+/// Locks the row in the table from which it is repaired.
+async fn lock(
+    scope: &Scope<'_>,
+    table: &str,
+    tx: &mut PgConnection,
+    repair: &Repair,
+    skip: &str,
+) -> Result<Span, PlanError> {
+    tx.execute(AssertSqlSafe(format!("{}{skip}{LOCK_TIMEOUT}", *ROW_WORK_SETTINGS))).await?;
+    let span = Span::Keys(vec![key_values(&repair.key, scope.key.columns.len())?]);
+    scope.lock(table, &span).execute(&mut *tx).await?;
+    Ok(span)
+}
+
+/// Removes the row from `to` if `from` does not have it any more. A first statement locks it; the second one sees everything
+/// that was committed before the lock.
+async fn remove_orphan(
+    scope: &Scope<'_>,
+    to: &str,
+    from: &str,
+    span: &Span,
+    tx: &mut PgConnection,
+) -> Result<(), PlanError> {
+    scope.orphans(to, from, span).fetch_all(&mut *tx).await?;
+    scope.delete_orphans(to, from, span).execute(&mut *tx).await?;
     Ok(())
 }
 

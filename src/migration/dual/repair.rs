@@ -80,7 +80,7 @@ impl<O, N, B> DualWrite<O, N, B> {
         repair_row: impl AsyncFn(&O, &N, &mut PinnedTx<P::Transaction>, &Value) -> Result<(), E>,
     ) -> Result<Repaired, Error> {
         let mut done = Repaired::default();
-        for repair in due_repairs(self.migration(), pool, &["new"]).await? {
+        for repair in due_repairs(self.migration(), pool, &["new"], may_repair).await? {
             let mut tx = self.migration().begin(pool).await?;
             tx.ask(&ROW_WORK_SETTINGS_QUERY, &[]).await?;
             let key: Value = serde_json::from_str(&repair.key).unwrap_or_default();
@@ -96,14 +96,15 @@ pub(crate) fn may_repair(phase: Phase) -> bool {
     (Phase::Expand..=Phase::Switch).contains(&phase)
 }
 
-/// The rows that are due on these sides.
+/// The rows that are due on these sides, in the phases that `may` allows.
 pub(crate) async fn due_repairs<P: FencedPool>(
     migration: &Migration,
     pool: &P,
     sides: &[&str],
+    may: impl Fn(Phase) -> bool,
 ) -> Result<Vec<Repair>, Error> {
     let mut tx = migration.begin_work(pool).await?;
-    let due = match may_repair(tx.phase()) {
+    let due = match may(tx.phase()) {
         true => repairs::due(&mut tx, migration.id(), sides).await?,
         false => Vec::new(),
     };

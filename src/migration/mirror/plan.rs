@@ -17,7 +17,7 @@ use crate::ledger::{begin_work, differences, repairs};
 use crate::migration::batch::job::{self, Measured};
 use crate::migration::batch::{BATCH_LIMITS, MAX_FAILURES, PassKind, back_off, begin_unpaused, is_transient};
 use crate::migration::coordinator::{Plan, PlanError};
-use crate::migration::phase::{SchemaState, Task};
+use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::runtime::{Migration, PinnedTx};
 
 /// How many keys make up a batch.
@@ -88,6 +88,13 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
 
     /// Delivers until no row that is recorded now is left, except rows that were given up. Writers may record more.
     async fn deliver_all(&self, migration: &Migration) -> Result<(), PlanError> {
+        let tx = migration.begin_work(self.pool()).await?;
+        let phase = tx.phase();
+        tx.rollback().await?;
+        if phase == Phase::Retire {
+            // The rows of the old side are outdated.
+            return Ok(());
+        }
         let last = repairs::next_version(self.pool()).await?;
         loop {
             deliver_due(self.pool(), migration.id(), self.source(), self.store()).await?;

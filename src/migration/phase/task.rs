@@ -8,7 +8,8 @@ pub enum Task {
     /// Copy rows until the new side is complete. Runs in `backfill`.
     Backfill,
     /// Repair the rows of which one side could not be written. Runs in `verify`, before the scan, and in `ramp` and
-    /// `switch`, where an external write can leave such a row.
+    /// `switch`, where an external write can leave such a row. In `retire` it only removes rows of the new side whose row of
+    /// the old table is gone.
     Repair,
     /// Copy rows until the old side is complete again. Runs in `switch`, after a return from `retire`.
     ReverseBackfill,
@@ -101,7 +102,9 @@ pub fn needed_work(observed: &Observed, schema: SchemaState, target: Phase) -> O
         Phase::Off if target != Phase::Off && !schema.expanded => Some(Task::Expand),
         Phase::Backfill if !observed.complete.new => Some(Task::Backfill),
         Phase::Switch if !observed.complete.old => Some(Task::ReverseBackfill),
-        Phase::Verify | Phase::Ramp | Phase::Switch if conditions.unrepaired > conditions.given_up => {
+        Phase::Verify | Phase::Ramp | Phase::Switch | Phase::Retire
+            if conditions.unrepaired > conditions.given_up =>
+        {
             Some(Task::Repair)
         }
         // An external write that cannot be copied outdates the scan.

@@ -33,7 +33,9 @@
 //!
 //! Where only a part of a table moves, a write counts if its row is one of the part before or after it. Where columns move
 //! to a table of their own, an update counts if it changes one of them, and a delete or another key is never refused: the row
-//! itself is not part of the old side. The row of that table follows, in every phase.
+//! itself is not part of the old side. The row of that table follows, in every phase. A transaction whose snapshot is older than
+//! that row cannot see it. Such a delete is recorded for repair, and from `retire` on, where the row would stay behind with values
+//! that only it has, another key is refused.
 //!
 //! A mapping that fails does not fail the external write. The row's key is recorded for repair instead. The same happens while a
 //! column has another name. A write whose key cannot be recorded counts as one that was not mirrored.
@@ -341,7 +343,8 @@ impl GuardTrigger {
                  begin \
                      if tg_op = 'DELETE' or (tg_op = 'UPDATE' and (not moves or not {same_key})) then \
                          delete from {target} as gone where ({gone_key}) = ({old_key}); \
-                         if not found and moved and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then \
+                         if not found and (moved or phase = 'retire') and phase <> 'contract' \
+                             and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then \
                              {record_unseen} end if; \
                      end if; \
                      if tg_op <> 'DELETE' and moves then \
@@ -356,7 +359,7 @@ impl GuardTrigger {
             record_unseen = self.record_as(
                 "'new'",
                 "old",
-                "'its snapshot may be older than the copy of the row, so its delete may have missed the copy'"
+                "'its snapshot may be older than the row of the new table, so its delete may have missed that'"
             ),
             record_renamed_old = self.record_as("'new'", "old", RENAMED),
             record_renamed_new = self.record_as("'new'", "new", RENAMED),

@@ -1,5 +1,6 @@
 //! Conditions and texts of the guard trigger. Names are quoted.
 
+use super::guard_refusals::REFUSE_UNSEEN;
 use crate::migration::batch::{MappingCode, Part};
 
 /// Why a row is recorded if a column that the function names is not there.
@@ -173,7 +174,10 @@ pub(super) fn looks_at_part(
 pub(super) fn follow_key(target: &str, key: &[String], phases: &str) -> String {
     format!(
         "if moves_key and not is_renamed and phase in ({phases}) then \
-             update {target} as gone set ({}) = row({}) where ({}) = ({}); return null; end if;",
+             update {target} as gone set ({}) = row({}) where ({}) = ({}); \
+             if not found and phase in ('retire', 'contract') \
+                 and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then {REFUSE_UNSEEN} end if; \
+             return null; end if;",
         key.join(", "),
         listed("new", key),
         listed("gone", key),

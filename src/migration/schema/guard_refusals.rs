@@ -32,6 +32,17 @@ pub(super) const REFUSE_UNMAPPED: &str = concat!(
      hint = 'Write through the service.';"
 );
 
+/// For another key of a row whose columns are in another table, where that row may be newer than the transaction's snapshot.
+pub(super) const REFUSE_UNSEEN: &str = concat!(
+    "raise exception using errcode = 'ZC003', \
+     message = pg_catalog.format('the row of %s cannot get another key in this transaction: its row of the new table of migration \
+         %s may be newer than the transaction''s snapshot', tg_table_name, cutover.migration_name(tg_argv[0]::integer)), \
+     detail = ",
+    external_writer!(),
+    ", \
+     hint = 'Repeat it after `begin isolation level read committed`.';"
+);
+
 /// For a pinned write that relies on a mapping which another build has replaced by one in Rust.
 pub(super) const NOT_MIRRORED: &str = "raise exception using errcode = 'ZC005', \
      message = pg_catalog.format('a write of %s cannot be mirrored: the guard trigger of migration %s was installed by a \
