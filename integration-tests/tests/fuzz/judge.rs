@@ -21,6 +21,9 @@ pub(crate) async fn judge(world: &World, wish: &str) -> Outcome {
     let numbers: Vec<usize> = lock(&world.rows).keys().copied().collect();
     let keys = world.key_texts(&numbers).await?;
     if phase >= Phase::Verify {
+        if world.shape.rust_pair.is_none() && !lock(&world.stale).is_empty() {
+            world.wait_for_repairs().await?;
+        }
         lock(&world.stale).clear();
     }
     let stale: Vec<usize> = lock(&world.stale).iter().copied().collect();
@@ -90,11 +93,14 @@ pub(crate) async fn judge(world: &World, wish: &str) -> Outcome {
         }
     }
     if world.shape.is_apart && new_complete && phase <= Phase::Retire {
-        world.wait_for_repairs().await?;
-        let left = world.rows_apart_alone().await?;
-        if left > 0 {
-            let text = format!("at {wish}: {left} rows of the columns' own table belong to no row");
-            world.fail(Kind::Orphan, text);
+        if phase >= Phase::Verify {
+            world.wait_for_repairs().await?;
+        }
+        for key in world.rows_apart_alone().await?.iter().filter(|key| !stale.contains_key(*key)) {
+            world.fail(
+                Kind::Orphan,
+                format!("at {wish}: key {key} of the columns' own table belongs to no row"),
+            );
         }
     }
     *lock(&world.rows) = rows;

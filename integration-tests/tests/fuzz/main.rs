@@ -60,6 +60,9 @@ async fn random_tables_lose_nothing_under_random_writers() -> Outcome {
         let begins = if is_replay { next == seed } else { began.elapsed() < limit };
         if begins && running.len() < AT_ONCE {
             let description = Chosen::of_seed(next, &mut Rng::with_seed(next)).to_string();
+            if is_replay {
+                println!("{description}");
+            }
             if is_replay || table.split(" & ").all(|part| description.contains(part)) {
                 running.spawn(live(next));
             }

@@ -36,7 +36,8 @@ pub(crate) struct World {
     pub(crate) rows: Mutex<BTreeMap<usize, Row>>,
     /// The parent of each row.
     pub(crate) parents: Mutex<BTreeMap<usize, usize>>,
-    /// Rows whose new side is behind until the next scan, because the guard trigger cannot run a mapping in Rust.
+    /// Rows whose new side is behind until the next scan, because the guard trigger cannot run a mapping in Rust or did not see
+    /// the copy of the row.
     pub(crate) stale: Mutex<BTreeSet<usize>>,
     /// External writers rest, because a scan counts only if they do.
     pub(crate) rests: AtomicBool,
@@ -196,11 +197,23 @@ impl World {
         Ok(())
     }
 
-    /// How many rows of a table of columns have no row of the old table.
-    pub(crate) async fn rows_apart_alone(&self) -> Outcome<i64> {
+    /// The keys of the rows of a table of columns that have no row of the old table, as [`World::all`] shows them.
+    pub(crate) async fn rows_apart_alone(&self) -> Outcome<Vec<String>> {
+        let names = self.shape.key.names();
+        let alone = format!(
+            "(select * from subject_2 where ({names}) not in (select {names} from subject)) as alone"
+        );
+        Ok(self.all(&alone, &["new_c"]).await?.into_keys().collect())
+    }
+
+    /// Whether the row's new side is recorded for repair.
+    pub(crate) async fn waits_for_repair(&self, number: usize) -> Outcome<bool> {
+        let key = match &*self.shape.key.literals(number) {
+            [only] => format!("to_jsonb({only})"),
+            several => format!("jsonb_build_array({})", several.join(", ")),
+        };
         let query = format!(
-            "select count(*) from subject_2 where ({names}) not in (select {names} from subject)",
-            names = self.shape.key.names()
+            "select exists (select from cutover.repairs where side = 'new' and not dead and key = {key})"
         );
         Ok(sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&self.control).await?)
     }
