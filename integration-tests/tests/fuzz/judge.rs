@@ -28,7 +28,7 @@ pub(crate) async fn judge(world: &World, wish: &str) -> Outcome {
     }
     let stale: Vec<usize> = lock(&world.stale).iter().copied().collect();
     let stale = world.key_texts(&stale).await?;
-    let has_old = phase != Phase::Contract;
+    let has_old = phase != Phase::Contract || world.shape.has_part;
     let [old_columns, new_columns] = world.shape.columns();
     let old = if has_old { world.all("subject", old_columns).await? } else { BTreeMap::new() };
     let has_new = !matches!(phase, Phase::Off);
@@ -48,6 +48,17 @@ pub(crate) async fn judge(world: &World, wish: &str) -> Outcome {
                 format!("at {wish}: {side} side of key {key} holds {found:?} instead of {expected}; {row:?}"),
             );
         };
+        if !world.moves(*number) {
+            if o != Some(&row.old) {
+                wrong("old", o, &row.old, row);
+            }
+            if n.is_some() {
+                let text =
+                    format!("at {wish}: key {key} exists in the other table and does not move; {row:?}");
+                world.fail(Kind::Orphan, text);
+            }
+            continue;
+        }
         let values = &world.values;
         if row.is_unmappable && row.phase <= Phase::Verify && phase >= Phase::Ramp {
             let text = format!("at {wish}: key {key} holds a value that cannot be mapped; {row:?}");

@@ -49,6 +49,11 @@ impl Key {
         }
     }
 
+    /// Whether its column `id` is the number of the key.
+    pub(crate) fn is_numbered(self) -> bool {
+        matches!(self, Key::Identity | Key::IdentityAlways | Key::Bigint | Key::Region)
+    }
+
     /// The literals of the key with this number.
     pub(crate) fn literals(self, number: usize) -> Vec<String> {
         let texts = match self {

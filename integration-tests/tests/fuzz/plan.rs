@@ -90,6 +90,10 @@ impl World {
                  for values with (modulus 3, remainder {remainder})"
             ))
         });
+        let builder = match self.shape.has_part {
+            true => builder.rows_where("id % 3 <> 0").without("updated_at"),
+            false => builder,
+        };
         let builder = match &self.shape.rust_pair {
             None => builder
                 .same("parent")

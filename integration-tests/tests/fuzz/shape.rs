@@ -90,6 +90,8 @@ pub(crate) struct Shape {
     pub(crate) is_table: bool,
     /// The columns of the old side move to a table of their own, and the rows stay.
     pub(crate) is_apart: bool,
+    /// Only a part of the rows move, and the table stays.
+    pub(crate) has_part: bool,
     /// The other table is partitioned by a hash of its key.
     pub(crate) has_new_partitions: bool,
     /// A default of the old column.
@@ -171,6 +173,7 @@ impl Shape {
             partitions,
             is_table,
             is_apart,
+            has_part: is_table && rust_pair.is_none() && key.is_numbered() && (seed / 3) % 4 != 3,
             has_new_partitions: is_table && rng.u8(..).is_multiple_of(3),
             old_default: rng.u8(..).is_multiple_of(4)
                 && !is_apart

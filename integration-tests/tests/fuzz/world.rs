@@ -141,6 +141,11 @@ impl World {
         self.shape.key.literals(number).join(", ")
     }
 
+    /// Whether a row with this key moves to the other table. The others stay where they are.
+    pub(crate) fn moves(&self, number: usize) -> bool {
+        !self.shape.has_part || !number.is_multiple_of(3)
+    }
+
     /// The rows of a parent.
     pub(crate) fn rows_of(&self, parent: usize) -> Vec<usize> {
         lock(&self.parents).iter().filter(|(_, one)| **one == parent).map(|(row, _)| *row).collect()

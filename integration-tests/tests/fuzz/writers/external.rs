@@ -67,6 +67,11 @@ impl Writer {
         }
         let number = corrected.unwrap_or_else(|| self.own());
         let number = if world.is_turning.load(Ordering::Relaxed) { self.without_row() } else { number };
+        // When the guard trigger is gone, nothing refuses a write of a row that has moved.
+        let ends = world.shape.has_part && world.ends.load(Ordering::Relaxed);
+        if ends && world.moves(number) {
+            return Ok(());
+        }
         let (first, _) = world.phase().await?;
         let before = lock(&world.rows).get(&number).cloned();
         let is_table = world.shape.is_table;
@@ -132,7 +137,11 @@ impl Writer {
             {
                 return self.move_key(session, number, row.clone(), first).await;
             }
-            Some(_) if self.may_be_unmappable(first) && self.rng.u8(..).is_multiple_of(8) => {
+            Some(_)
+                if self.may_be_unmappable(first)
+                    && world.moves(number)
+                    && self.rng.u8(..).is_multiple_of(8) =>
+            {
                 return self.write_unmappable(session, number).await;
             }
             Some(row) => match self.rng.u8(..9) {
@@ -252,12 +261,13 @@ impl Writer {
             let new = Some(values.with(&was, &named, &value.new));
             if new.as_ref() == Some(&was) {
                 // It writes what the row holds, which is not mirrored.
-                allowed.extend(self.after(last, Some(&row), &Change::Nothing));
+                allowed.extend(self.after(number, last, Some(&row), &Change::Nothing));
                 continue;
             }
             let before = Row { new: was, ..row.clone() };
             for phase in [first, last] {
                 allowed.extend(self.after(
+                    number,
                     phase,
                     Some(&before),
                     &Change::Update { old: None, new: new.clone() },
@@ -280,7 +290,9 @@ impl Writer {
         let world = Arc::clone(&self.world);
         // A row that goes to another partition is inserted there, with a value that is outdated in `retire`.
         let is_inserted = world.shape.partitions != Partitions::None && first >= Phase::Switch;
-        let is_late = world.shape.is_apart && (is_inserted || world.ends.load(Ordering::Relaxed));
+        let ends = world.ends.load(Ordering::Relaxed);
+        let is_late = world.shape.is_apart && (is_inserted || ends)
+            || world.shape.has_part && ends && (world.moves(from) || world.moves(to));
         if lock(&world.rows).contains_key(&to) || world.shape.key == Key::IdentityAlways || is_late {
             return Ok(());
         }
@@ -294,7 +306,11 @@ impl Writer {
         let (last, _) = world.phase().await?;
         let phases = [first, last];
         if outcome.is_err() {
-            return self.settle(from, Some(&before), &phases, &Change::Nothing, "move", &sql, outcome).await;
+            // It is refused if the row belongs to what moves before or after it.
+            let number = if world.moves(from) { from } else { to };
+            return self
+                .settle(number, Some(&before), &phases, &Change::Nothing, "move", &sql, outcome)
+                .await;
         }
         let parent = lock(&world.parents).remove(&from);
         lock(&world.rows).remove(&from);

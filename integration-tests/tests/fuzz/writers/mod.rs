@@ -122,8 +122,11 @@ impl Writer {
     }
 
     /// What a change may leave in a phase. `None`: it is refused.
-    fn after(&self, phase: Phase, before: Option<&Row>, change: &Change) -> Option<After> {
+    fn after(&self, number: usize, phase: Phase, before: Option<&Row>, change: &Change) -> Option<After> {
         let values = &self.world.values;
+        if !self.world.moves(number) {
+            return self.after_beside(phase, before, change);
+        }
         let is_table = self.world.shape.is_table;
         let is_rust = self.world.shape.rust_pair.is_some();
         let is_refused = phase >= if is_rust { Phase::Ramp } else { Phase::Retire };
@@ -172,16 +175,16 @@ impl Writer {
             // The trigger fires after the rows of two tables, and sees what became of them.
             Change::Upsert { old, named } if self.world.shape.is_apart && before.is_some() => {
                 let old = before.map(|row| values.with(&row.old, named, old));
-                self.after(phase, before, &Change::Update { old, new: None })
+                self.after(number, phase, before, &Change::Update { old, new: None })
             }
             Change::Upsert { old, named } => {
                 let insert = Change::Insert { old: Some(old.clone()), new: None };
-                let proposed = self.after(phase, before, &insert)?;
+                let proposed = self.after(number, phase, before, &insert)?;
                 match before {
                     None => Some(proposed),
                     Some(row) => {
                         let old = proposed.images.map(|images| values.with(&row.old, named, &images.0));
-                        self.after(phase, before, &Change::Update { old, new: None })
+                        self.after(number, phase, before, &Change::Update { old, new: None })
                     }
                 }
             }
@@ -192,6 +195,25 @@ impl Writer {
                 Some(After { knows_new, ..known((before.old.clone(), before.new.clone())) })
             }
         }
+    }
+
+    /// What a change leaves of a row that does not move.
+    fn after_beside(&self, phase: Phase, before: Option<&Row>, change: &Change) -> Option<After> {
+        let values = &self.world.values;
+        let old = match change {
+            Change::Insert { old, .. } => Some(old.as_ref().unwrap_or(&values.default_old).clone()),
+            Change::Update { old, .. } => Some(old.as_ref().unwrap_or(&before?.old).clone()),
+            Change::Upsert { old, named } => {
+                Some(before.map_or_else(|| old.clone(), |row| values.with(&row.old, named, old)))
+            }
+            Change::Nothing => Some(before?.old.clone()),
+            Change::Delete | Change::Cascade => None,
+        };
+        let images = match old {
+            Some(old) => Some((old.clone(), values.forward_of(&old)?)),
+            None => None,
+        };
+        Some(After { phase, images, is_unmappable: false, knows_new: true })
     }
 
     /// What a change may leave where the mapping is in Rust, which the guard trigger cannot run. `None`: it is refused.
@@ -251,7 +273,11 @@ impl Writer {
     async fn judge(&self, number: usize, before: Option<&Row>, allowed: &[After], what: &str) -> Outcome {
         let (mut old, mut new) = self.world.look(number).await?;
         let mut is_stale = false;
+        let moves = self.world.moves(number);
         let fits = |after: &&After, old: &Option<String>, new: &Option<String>| {
+            if !moves {
+                return new.is_none() && old.as_ref() == after.images.as_ref().map(|(old, _)| old);
+            }
             let Some((o, n)) = &after.images else {
                 return if !after.knows_new {
                     old.is_none()
@@ -316,7 +342,7 @@ impl Writer {
                 lock(&self.world.parents).remove(&number);
             }
             Some((old, new)) => {
-                let is_late = after.phase >= Phase::Retire;
+                let is_late = moves && after.phase >= Phase::Retire;
                 let row = Row {
                     old: old.clone(),
                     new: new.clone(),

@@ -75,7 +75,7 @@ impl Writer {
         };
         let what = format!("pinned write in {phase} ({statements:?})");
         let mut tx = tx;
-        let wrote = match world.shape.mirrors {
+        let wrote = match world.shape.mirrors || !world.moves(number) {
             true => execute(&mut tx, statements.at_once.unwrap_or_default()).await,
             false => self.run_pinned(migration, &mut tx, statements).await,
         };
@@ -84,7 +84,7 @@ impl Writer {
         }
         let after = match deletes {
             true => gone(phase),
-            false => self.after_pinned(phase, before.as_ref(), &value),
+            false => self.after_pinned(number, phase, before.as_ref(), &value),
         };
         self.judge(number, before.as_ref(), &[after], &what).await
     }
@@ -111,7 +111,7 @@ impl Writer {
     }
 
     /// What a write of this value leaves.
-    fn after_pinned(&self, phase: Phase, before: Option<&Row>, value: &Value) -> After {
+    fn after_pinned(&self, number: usize, phase: Phase, before: Option<&Row>, value: &Value) -> After {
         let (values, old, new) = (&self.world.values, value.old.clone(), value.new.clone());
         if self.world.shape.mirrors && phase <= Phase::Switch {
             let (old, new) = if phase < Phase::Switch { (Some(old), None) } else { (None, Some(new)) };
@@ -119,12 +119,12 @@ impl Writer {
                 Some(_) => Change::Update { old, new },
                 None => Change::Insert { old, new },
             };
-            if let Some(after) = self.after(phase, before, &change) {
+            if let Some(after) = self.after(number, phase, before, &change) {
                 return after;
             }
         }
         let old = match phase {
-            Phase::Retire | Phase::Contract => {
+            Phase::Retire | Phase::Contract if self.world.moves(number) => {
                 before.map_or(values.default_old.clone(), |row| row.old.clone())
             }
             _ => value.old.clone(),
@@ -216,6 +216,9 @@ impl Writer {
             (_, _, true) => format!("update subject set {set_old} where {is_row}"),
             _ => insert(&old_columns, &old),
         };
+        if !world.moves(number) {
+            return Statements { old: None, new: None, at_once: Some(old) };
+        }
         let table = world.shape.new_table();
         if world.shape.is_apart {
             let new = self.statement_apart(number, (exists, deletes, writes_old), value);

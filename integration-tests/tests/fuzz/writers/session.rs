@@ -99,7 +99,7 @@ impl Writer {
         let mut allowed = Vec::new();
         let mut is_refusable = false;
         for phase in phases {
-            match self.after(*phase, before, change) {
+            match self.after(number, *phase, before, change) {
                 Some(after) => allowed.push(after),
                 None => is_refusable = true,
             }
