@@ -146,6 +146,13 @@ impl Base {
         Ok((row.get::<String, _>(0).parse()?, row.get(1)))
     }
 
+    /// The rows that wait for repair, for the text of a failure.
+    pub(crate) async fn pending_repairs(&self) -> Outcome<String> {
+        let query = "select coalesce(string_agg(format('%s %s after %s attempts, next in %s: %s', side, key, attempts, \
+            next_try_at - clock_timestamp(), error), '; '), 'none') from cutover.repairs";
+        Ok(sqlx::query_scalar(query).fetch_one(&self.control).await?)
+    }
+
     pub(crate) async fn desire(&self, phase: &str) -> Outcome {
         let update = "update cutover.migrations set desired = $1 where name = 'subject'";
         sqlx::query(update).bind(phase).execute(&self.control).await?;

@@ -258,8 +258,10 @@ pub(crate) async fn arrive(world: &Base, wish: &str, is_first: bool) -> Outcome<
             return Ok(None);
         }
         if began.elapsed() > limit {
-            let text =
-                format!("{wish} was not reached: in {phase}, waits for {waits_for:?}, before: {last:?}");
+            let repairs = world.pending_repairs().await?;
+            let text = format!(
+                "{wish} was not reached: in {phase}, waits for {waits_for:?}, before: {last:?}; repairs: {repairs}"
+            );
             return Err(Kind::Stuck.of(text).into());
         }
         last = waits_for.or(last);

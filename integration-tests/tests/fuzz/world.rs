@@ -235,13 +235,6 @@ impl World {
         Ok(())
     }
 
-    /// The rows that wait for repair, for the text of a failure.
-    pub(crate) async fn pending_repairs(&self) -> Outcome<String> {
-        let query = "select coalesce(string_agg(format('%s %s after %s attempts, next in %s: %s', side, key, attempts, \
-            next_try_at - clock_timestamp(), error), '; '), 'none') from cutover.repairs";
-        Ok(sqlx::query_scalar(query).fetch_one(&self.control).await?)
-    }
-
     /// All rows of one side: the image by the number of the key.
     pub(crate) async fn all(&self, table: &str, columns: &[&str]) -> Outcome<BTreeMap<String, String>> {
         let key: Vec<String> =
