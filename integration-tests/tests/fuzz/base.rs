@@ -146,6 +146,13 @@ impl Base {
         Ok((row.get::<String, _>(0).parse()?, row.get(1)))
     }
 
+    /// What `cutover repairs --retry` does.
+    pub(crate) async fn retry_repairs(&self) -> Outcome {
+        let retry = "update cutover.repairs set attempts = 0, dead = false, next_try_at = clock_timestamp()";
+        self.control.execute(retry).await?;
+        Ok(())
+    }
+
     /// The rows that wait for repair, for the text of a failure.
     pub(crate) async fn pending_repairs(&self) -> Outcome<String> {
         let query = "select coalesce(string_agg(format('%s %s after %s attempts, next in %s: %s', side, key, attempts, \

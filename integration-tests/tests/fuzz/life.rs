@@ -232,7 +232,7 @@ pub(crate) async fn arrive(world: &Base, wish: &str, is_first: bool) -> Outcome<
     let began = Instant::now();
     // What a fault stops is retried after growing pauses.
     let limit = if world.has_faults { STEP * 2 } else { STEP };
-    let mut last = None;
+    let (mut last, mut retried) = (None, began);
     world.corrects.store(false, Ordering::Relaxed);
     loop {
         let (phase, waits_for) = world.phase().await?;
@@ -253,6 +253,11 @@ pub(crate) async fn arrive(world: &Base, wish: &str, is_first: bool) -> Outcome<
         if began.elapsed() > Duration::from_secs(2) && waits_for.is_some() {
             let is_named = phase != Phase::Backfill || world.has_bad_rows().await?;
             world.corrects.store(is_named, Ordering::Relaxed);
+        }
+        // As a person who has corrected rows does, because the pauses between two tries grow to two minutes.
+        if world.corrects.load(Ordering::Relaxed) && retried.elapsed() > Duration::from_secs(5) {
+            world.retry_repairs().await?;
+            retried = Instant::now();
         }
         if !lock(&world.damage).is_empty() {
             return Ok(None);
