@@ -75,6 +75,16 @@ async fn nothing(_: &Migration, _: &PgPool) -> Outcome {
     Ok(())
 }
 
+async fn phase(pool: &PgPool) -> Outcome<String> {
+    Ok(sqlx::query_scalar("select phase from cutover.migrations").fetch_one(pool).await?)
+}
+
+/// The SQLSTATE with which the server refuses the statement of an external writer; `None` if it does not.
+async fn refusal(pool: &PgPool, statement: &'static str) -> Option<String> {
+    let error = sqlx::raw_sql(statement).execute(pool).await.err()?;
+    error.as_database_error().and_then(|error| error.code()).map(Into::into)
+}
+
 mod several_columns {
     include!("../../../examples/recipes/several_columns.rs");
 
@@ -92,20 +102,92 @@ mod several_columns {
     }
 }
 
-mod another_type {
-    include!("../../../examples/recipes/another_type.rs");
+mod two_columns_to_one {
+    include!("../../../examples/recipes/two_columns_to_one.rs");
 
     use super::{Outcome, Recipe, named, nothing};
 
     #[tokio::test]
-    async fn the_page_about_another_type_runs() -> Outcome {
+    async fn the_page_about_two_columns_that_become_one_runs() -> Outcome {
         let recipe = Recipe {
-            create: "create table meetings (id bigint primary key, starts timestamp); \
-                insert into meetings select g, '2026-06-01 12:00' from generate_series(1, 500) g",
-            spec: |pool| Ok(named(starts(pool)?)),
-            end: "select count(*) = 500 and min(starts_at) = '2026-06-01 10:00+00' from meetings",
+            create: "create table items (id bigint primary key, amount numeric, currency text); \
+                insert into items select g, g + 0.50, 'EUR' from generate_series(1, 500) g",
+            spec: |pool| Ok(named(prices(pool)?)),
+            end: "select count(*) = 500 and max(price) filter (where id = 7) = '7.50 EUR' from items",
         };
         recipe.runs(nothing).await
+    }
+}
+
+mod json_field {
+    include!("../../../examples/recipes/json_field.rs");
+
+    use super::{Outcome, Recipe, named, nothing};
+
+    #[tokio::test]
+    async fn the_page_about_a_field_of_a_document_runs() -> Outcome {
+        let recipe = Recipe {
+            create: r#"create table items (id bigint primary key, data jsonb);
+                insert into items select g, jsonb_build_object('status', 'open', 'n', g) from generate_series(1, 500) g;
+                update items set data = '{"n": 3}' where id = 3; update items set data = null where id = 4"#,
+            spec: |pool| Ok(named(status(pool)?)),
+            end: "select count(*) = 500 and count(*) filter (where status = 'open') = 498 \
+                and count(*) filter (where details -> 'n' = to_jsonb(id)) = 499 from items",
+        };
+        recipe.runs(nothing).await
+    }
+}
+
+mod another_type {
+    include!("../../../examples/recipes/another_type_write.rs");
+
+    mod column {
+        include!("../../../examples/recipes/another_type.rs");
+
+        use crate::recipes::{Outcome, Recipe, named};
+
+        #[tokio::test]
+        async fn the_page_about_another_type_runs() -> Outcome {
+            let recipe = Recipe {
+                create: "create table meetings (id bigint primary key, starts timestamp); \
+                    insert into meetings select g, '2026-06-01 12:00' from generate_series(1, 500) g",
+                spec: |pool| Ok(named(starts(pool)?)),
+                // The code of the page has moved one meeting by 90 minutes in each of seven phases.
+                end: "select count(*) filter (where starts_at = '2026-06-01 10:00+00') = 499 \
+                    and max(starts_at) = '2026-06-01 20:30+00' from meetings",
+            };
+            recipe.runs(async |migration, pool| Ok(super::later(migration, pool, 7, 90).await?)).await
+        }
+    }
+}
+
+mod enum_to_text {
+    include!("../../../examples/recipes/enum_to_text.rs");
+
+    use super::{Outcome, Recipe, named, phase};
+
+    /// In `switch`, the service writes a value that the enum lacks. From `retire` on, it succeeds.
+    #[tokio::test]
+    async fn the_page_about_an_enum_runs() -> Outcome {
+        let recipe = Recipe {
+            create: "create type kind as enum ('book', 'map'); create table items (id bigint primary key, kind kind); \
+                insert into items select g, 'book' from generate_series(1, 500) g",
+            spec: |pool| Ok(named(kind(pool)?)),
+            end: "select count(*) = 500 and count(*) filter (where kind_name = 'globe') = 1 from items",
+        };
+        recipe
+            .runs(async |migration, pool| {
+                let mut tx = migration.begin(pool).await?;
+                let (column, phase) = (migration.columns(&tx)?, phase(pool).await?);
+                let update = format!("update items set {column} = 'globe' where id = 7");
+                let done = sqlx::raw_sql(sqlx::AssertSqlSafe(update)).execute(&mut *tx).await;
+                assert_eq!(done.is_ok(), ["retire", "contract"].contains(&&*phase), "{phase}: {done:?}");
+                if done.is_ok() {
+                    tx.commit().await?;
+                }
+                Ok(())
+            })
+            .await
     }
 }
 
@@ -129,7 +211,43 @@ mod lookup_table {
 mod no_data {
     include!("../../../examples/recipes/no_data.rs");
 
-    use super::{Outcome, Recipe, nothing};
+    use super::{LIMIT, Outcome, Recipe, nothing, phase, refusal, wait_until};
+
+    /// A nightly job still writes the column in `switch`. Its write is then made 27 hours older.
+    #[tokio::test]
+    async fn the_page_about_a_drop_runs() -> Outcome {
+        let recipe = Recipe {
+            create: "alter table orders add legacy_code text; \
+                insert into orders (legacy_code) select 'x' from generate_series(1, 500) g",
+            spec: |pool| Ok(changes(pool)?.into_iter().nth(1).ok_or("a drop")?),
+            end: "select count(*) = 500 and not exists (select from pg_attribute where attrelid = 'orders'::regclass \
+                and attname = 'legacy_code') from orders",
+        };
+        recipe
+            .runs(async |_, pool| {
+                let write = "update orders set legacy_code = 'y' where id = 7";
+                match &*phase(pool).await? {
+                    "switch" => {
+                        assert_eq!(refusal(pool, write).await, None);
+                        sqlx::raw_sql("update cutover.migrations set desired = 'retire'").execute(pool).await?;
+                        let ask = async || {
+                            let waits = "select waits_for like '%refuses to stop for 26 h 0 min: %' from cutover.migrations";
+                            let waits: Option<bool> = sqlx::query_scalar(waits).fetch_one(pool).await?;
+                            Ok::<_, sqlx::Error>(waits == Some(true))
+                        };
+                        wait_until("the quiet period", LIMIT, ask).await?;
+                        let later = "update cutover.external_writes set first_seen = first_seen - interval '27 h', \
+                            last_seen = last_seen - interval '27 h', last_unmirrored = last_unmirrored - interval '27 h'; \
+                            update cutover.external_write_events set at = at - interval '27 h'";
+                        sqlx::raw_sql(later).execute(pool).await?;
+                    }
+                    "retire" => assert_eq!(refusal(pool, write).await.as_deref(), Some("ZC003")),
+                    _ => {}
+                }
+                Ok(())
+            })
+            .await
+    }
 
     #[tokio::test]
     async fn the_page_about_constraints_runs() -> Outcome {

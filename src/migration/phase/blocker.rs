@@ -145,7 +145,7 @@ impl fmt::Display for Blocker {
 }
 
 /// A duration in the two largest units, rounded up to whole seconds.
-fn time_left(left: Duration) -> String {
+pub(crate) fn time_left(left: Duration) -> String {
     let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     match (hours, minutes) {

@@ -13,6 +13,7 @@ mod requirement;
 mod task;
 
 pub use blocker::Blocker;
+pub(crate) use blocker::time_left;
 pub use decision::{Step, may_acknowledge, may_join, next_step};
 pub use desired::{Desired, ParseDesiredError, Percent, Target};
 pub use observed::{

@@ -15,7 +15,7 @@ use crate::ledger::{describe_error, external_writes, is_refusal, sides, unprepar
 use crate::migration::catalog::{
     OldSide, PlanProblem, TableFacts, foreign_partitions, insert_without, not_owner, quote, resolve, unquote,
 };
-use crate::migration::phase::Phase;
+use crate::migration::phase::{Phase, time_left};
 
 /// How long the preflight checks rows.
 const LOOK_LIMIT: Duration = Duration::from_secs(3);
@@ -347,11 +347,15 @@ pub(super) async fn before_step(
     if !(Phase::Switch..=Phase::Retire).contains(&phase) {
         return Ok(problems);
     }
-    let quiet = plan.quiet_period.as_secs_f64();
-    let writers = external_writes::unmirrored_within(connection, migration, quiet).await?;
+    let seconds = plan.quiet_period.as_secs_f64();
+    let writers = external_writes::unmirrored_within(connection, migration, seconds).await?;
     if !writers.is_empty() {
         problems.push(PlanProblem::warning(
-            format!("writes that the change refuses to stop for {quiet} s: {}", writers.join("; ")),
+            format!(
+                "writes that the change refuses to stop for {}: {}",
+                time_left(plan.quiet_period),
+                writers.join("; ")
+            ),
             "deploy writers that do not need the old schema",
         ));
     }
