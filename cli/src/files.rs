@@ -9,7 +9,7 @@ use cutover::ledger::Ledger;
 use cutover::migration::admin::{AdminError, MigrationFiles, migration_files};
 
 use crate::arguments::Arguments;
-use crate::{complain, say};
+use crate::{failed, say};
 
 /// Writes the files of a migration and prints their paths.
 pub(crate) async fn run(
@@ -19,11 +19,12 @@ pub(crate) async fn run(
     directory: &Path,
 ) -> Result<ExitCode, AdminError> {
     let Some(files) = migration_files(ledger, migration).await? else {
-        complain(&format!(
-            "cutover: no build has published statements of {migration:?} for files; start a build that declares it with a \
+        let problem = format!(
+            "no build has published statements of {migration:?} for files; start a build that declares it with a \
              ColumnMigration, a TableMigration or a SchemaChange. What a WiderKey does needs locks and retries that a file \
              cannot have, so the library does it: `cutover plan {migration}` shows the statements"
-        ));
+        );
+        failed(arguments, &problem);
         return Ok(ExitCode::from(1));
     };
     match write(&files, directory) {
@@ -43,7 +44,7 @@ pub(crate) async fn run(
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
-            complain(&format!("cutover: could not write the files: {error}"));
+            failed(arguments, &format!("could not write the files: {error}"));
             Ok(ExitCode::from(1))
         }
     }

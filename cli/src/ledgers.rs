@@ -28,9 +28,11 @@ const NAME: &str = "cutover command line";
 
 /// The databases that the arguments name, or why there are none, without any URL, which may hold a password.
 pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> {
-    if !arguments.ledgers.is_empty() {
+    // An empty CUTOVER_LEDGERS is the same as none.
+    let ledgers: Vec<&str> = arguments.ledgers.iter().flat_map(|value| value.split_whitespace()).collect();
+    if !ledgers.is_empty() {
         let mut databases: Vec<Database> = Vec::new();
-        for value in arguments.ledgers.iter().flat_map(|value| value.split_whitespace()) {
+        for value in ledgers {
             let (name, options) = named_url(value).map_err(|problem| format!("--ledger: {problem}"))?;
             if databases.iter().any(|other| other.name.as_ref() == Some(&name)) {
                 return Err(format!(
@@ -50,6 +52,11 @@ pub(crate) fn databases(arguments: &Arguments) -> Result<Vec<Database>, String> 
                 }
             }
         };
+    }
+    if let Some(only) = &arguments.only {
+        return Err(format!(
+            "--only {only}: no ledger has a name; name them with --ledger NAME=URL or CUTOVER_LEDGERS"
+        ));
     }
     let Some(url) = arguments.database_url.as_ref().filter(|url| !url.is_empty()) else {
         return Err("no database is given: set DATABASE_URL or --database-url to postgres://host/name".into());

@@ -93,7 +93,7 @@ async fn each(databases: &[Database], mut arguments: Arguments) -> ExitCode {
         let code = match run(&arguments, database).await {
             Ok(code) => code,
             Err(error) => {
-                failed(&arguments, &error);
+                failed(&arguments, &database.describe(&error));
                 ExitCode::from(ledgers::code(&error))
             }
         };
@@ -112,19 +112,19 @@ async fn each(databases: &[Database], mut arguments: Arguments) -> ExitCode {
     result
 }
 
-/// Reports an error, with its ledger if there are several.
-fn failed(arguments: &Arguments, error: &AdminError) {
-    match &arguments.current {
-        None => complain(&format!("cutover: {error}")),
-        Some(ledger) => {
-            if arguments.json {
-                let value =
-                    serde_json::json!({"ledger": ledger, "error": cutover::redact(&error.to_string())});
-                print(&format!("{value:#}\n"));
-            }
-            complain(&format!("cutover: ledger {ledger}: {error}"));
-        }
+/// Reports why the command failed or was refused: as text, and with `--json` as a value, too.
+fn failed(arguments: &Arguments, problem: &str) {
+    let (value, line) = match &arguments.current {
+        None => (serde_json::json!({"error": cutover::redact(problem)}), format!("cutover: {problem}")),
+        Some(ledger) => (
+            serde_json::json!({"ledger": ledger, "error": cutover::redact(problem)}),
+            format!("cutover: ledger {ledger}: {problem}"),
+        ),
+    };
+    if arguments.json {
+        print(&format!("{value:#}\n"));
     }
+    complain(&line);
 }
 
 /// Who is named in the history: `--actor` or `USER`, else the database role and this host.
@@ -182,9 +182,9 @@ async fn run(arguments: &Arguments, database: &Database) -> Result<ExitCode, Adm
         Command::SetPhase { migration, phase, reason } => {
             let source = plan(ledger, migration, phase.phase).await?.desired_from;
             if let Some(flag) = source.filter(|source| source != "ledger") {
-                complain(&format!(
-                    "cutover: the service takes the desired phase of {migration:?} from {flag}; set it there"
-                ));
+                let problem =
+                    format!("the service takes the desired phase of {migration:?} from {flag}; set it there");
+                failed(arguments, &problem);
                 return Ok(ExitCode::from(1));
             }
             set_phase(ledger, migration, *phase, Actor::with_reason(actor, reason)).await?;

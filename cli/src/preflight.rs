@@ -74,19 +74,22 @@ pub(crate) async fn run(arguments: &Arguments, options: PgConnectOptions, json: 
     if arguments.unnamed_statements {
         preflight = preflight.unnamed_statements();
     }
-    if let Some(url) = &arguments.redis_url {
-        match deadpool_redis::Config::from_url(url).create_pool(Some(deadpool_redis::Runtime::Tokio1)) {
+    // An empty variable is the same as none.
+    let given = |url: &Option<String>| url.clone().filter(|url| !url.is_empty());
+    if let Some(url) = given(&arguments.redis_url) {
+        match deadpool_redis::Config::from_url(&url).create_pool(Some(deadpool_redis::Runtime::Tokio1)) {
             Ok(pool) => preflight = preflight.check(cutover::health::Check::redis(&pool)),
             Err(error) => {
-                complain(&format!("cutover: --redis-url: {error}"));
+                complain(&format!("cutover: --redis-url: {error}; it looks like redis://host:6379"));
                 return ExitCode::from(2);
             }
         }
     }
-    if arguments.unleash_url.is_none() {
+    let unleash_url = given(&arguments.unleash_url);
+    if unleash_url.is_none() {
         preflight = preflight.flags(None, arguments.flags.clone());
     }
-    if let Some(url) = &arguments.unleash_url {
+    if let Some(url) = &unleash_url {
         let options =
             cutover::flags::UnleashOptions::new(url, &arguments.unleash_token, "cutover", "preflight");
         match cutover::flags::Flags::unleash(options) {

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::arguments::Arguments;
 use super::progress::Progress;
-use super::{complain, say, text};
+use super::{complain, failed, say, text};
 
 const POLL: Duration = Duration::from_millis(500);
 /// How many differences are shown.
@@ -104,7 +104,7 @@ pub(crate) async fn run(
     let now = plan(ledger, name, to).await?;
     let from: Phase = now.phase.parse().unwrap_or(Phase::Off);
     if let Some(refusal) = not_next(name, from, to) {
-        complain(&format!("cutover: {refusal}"));
+        failed(arguments, &refusal);
         return Ok(ExitCode::from(1));
     }
     if step.dry_run {
@@ -116,13 +116,14 @@ pub(crate) async fn run(
     // Where a flag decides, setting the phase here would have no effect, and the history would suggest otherwise.
     let flag = now.desired_from.as_deref().filter(|source| *source != "ledger");
     if let Some(flag) = flag {
-        complain(&format!(
-            "cutover: the service takes the desired phase of {name:?} from {flag}; set it to `{desired}` there{}",
-            if step.no_wait { "" } else { " (waiting until the phase is reached)" }
-        ));
+        let text = format!(
+            "the service takes the desired phase of {name:?} from {flag}; set it to `{desired}` there"
+        );
         if step.no_wait {
+            failed(arguments, &text);
             return Ok(ExitCode::from(1));
         }
+        complain(&format!("cutover: {text} (waiting until the phase is reached)"));
     }
     let mut wait = Wait::new(step.timeout);
     // In `to` already, it may be on its way back.

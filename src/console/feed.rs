@@ -107,7 +107,10 @@ impl Feed {
                 Some(topic) => reader.read(&self, topic).await,
             };
             let now = shown.unwrap_or_else(|error| {
-                let html = pages::problem(&error.to_string()).into_string().into();
+                let ledger = topic.as_ref().map_or(0, |topic| topic.ledger);
+                let problem =
+                    self.databases.get(ledger).map_or_else(|| error.to_string(), |one| one.describe(&error));
+                let html = pages::problem(&problem).into_string().into();
                 Shown { html, status: status(&error), plan: None }
             });
             sender.send_if_modified(|shown| {
@@ -129,20 +132,20 @@ impl Feed {
 impl Feed {
     /// The migrations of all ledgers. One that cannot be reached is shown as such beside the others.
     async fn all(&self) -> Result<Shown, AdminError> {
-        let reads = self.databases.iter().map(|database| async {
+        let reads = self.databases.iter().map(|database| async move {
             let read = async { report(database.ledger().await?, None).await };
-            (database.name.as_deref(), timeout(LEDGER_LIMIT, read).await)
+            (database, timeout(LEDGER_LIMIT, read).await)
         });
         let mut shown = Vec::new();
-        for (name, result) in join_all(reads).await {
-            match (name, result) {
+        for (database, result) in join_all(reads).await {
+            match (database.name.as_deref(), result) {
                 (None, Ok(Err(error))) => return Err(error),
                 (name, Ok(result)) => {
                     let is_shown = |report: &MigrationReport| {
                         self.fleet.as_ref().is_none_or(|fleet| **fleet == report.fleet)
                     };
                     let result = result.map(|reports| reports.into_iter().filter(is_shown).collect());
-                    shown.push((name, result.map_err(|error| error.to_string())));
+                    shown.push((name, result.map_err(|error| database.describe(&error))));
                 }
                 (name, Err(_)) => shown.push((name, Err(format!("no answer within {LEDGER_LIMIT:?}")))),
             }

@@ -103,6 +103,7 @@ pub(super) async fn act(shared: &Shared, topic: &Topic, form: &Action) -> Result
 }
 
 async fn act_on(database: &Database, name: &str, form: &Action, by: Actor<'_>) -> Result<(), Refusal> {
+    let refusal = |error: AdminError| (status(&error), database.describe(&error));
     let ledger = database.ledger().await.map_err(refusal)?;
     let done = match &*form.action {
         "set-phase" => {
@@ -137,8 +138,4 @@ async fn act_on(database: &Database, name: &str, form: &Action, by: Actor<'_>) -
         }
     };
     done.map_err(refusal)
-}
-
-fn refusal(error: AdminError) -> Refusal {
-    (status(&error), error.to_string())
 }

@@ -72,7 +72,8 @@ pub(crate) async fn run(databases: Vec<Database>, console: &Console, actor: &str
             return ExitCode::from(2);
         }
     };
-    let sides = match console.prometheus.as_deref().map(|url| sides::source(url, console.matchers.clone())) {
+    let prometheus = console.prometheus.as_deref().filter(|url| !url.is_empty());
+    let sides = match prometheus.map(|url| sides::source(url, console.matchers.clone())) {
         Some(Err(problem)) => {
             complain(&format!("cutover: --prometheus: {problem}"));
             return ExitCode::from(2);
@@ -84,7 +85,7 @@ pub(crate) async fn run(databases: Vec<Database>, console: &Console, actor: &str
     if let [only] = &databases[..]
         && let Err(error) = only.ledger().await
     {
-        complain(&format!("cutover: {error}"));
+        complain(&format!("cutover: {}", only.describe(&error)));
         return ExitCode::from(code(&error));
     }
     let databases: Arc<[Database]> = databases.into();

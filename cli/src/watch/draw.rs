@@ -55,7 +55,9 @@ fn lines(picture: &Picture, width: usize) -> Vec<Line<'static>> {
             lines.push(Line::from(format!("ledger {name}").bold()));
         }
         match &one.reports {
-            Err(error) => lines.extend(wrapped(&format!("unreachable: {error}"), width, Style::new().red())),
+            Err(problem) => {
+                lines.extend(wrapped(&format!("unreachable: {}", problem.text), width, Style::new().red()))
+            }
             Ok(reports) if reports.is_empty() => {
                 lines.extend(wrapped(text::NO_MIGRATION, width, Style::new()))
             }
@@ -175,11 +177,11 @@ mod tests {
     }
 
     fn picture(traffic: Option<Result<Vec<Sample>, String>>) -> String {
-        let bad = sqlx::Error::PoolClosed;
+        let bad = super::super::Problem { text: "connection refused".into(), code: 3 };
         let picture = Picture {
             ledgers: vec![
                 super::super::Shown { ledger: Some("eu".into()), reports: Ok(Vec::new()) },
-                super::super::Shown { ledger: Some("us".into()), reports: Err(bad.into()) },
+                super::super::Shown { ledger: Some("us".into()), reports: Err(bad) },
             ],
             traffic,
             ..Picture::default()

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::arguments::Arguments;
 use crate::ledgers::{Database, code};
-use crate::{complain, print, text};
+use crate::{complain, failed, print, text};
 use traffic::{Sample, Traffic};
 
 const POLL: Duration = Duration::from_secs(1);
@@ -39,7 +39,13 @@ pub(crate) struct Watch {
 /// The migrations of one ledger, or why it cannot be reached.
 struct Shown {
     ledger: Option<String>,
-    reports: Result<Vec<MigrationReport>, AdminError>,
+    reports: Result<Vec<MigrationReport>, Problem>,
+}
+
+/// Why a ledger cannot be shown, with the exit status.
+struct Problem {
+    text: String,
+    code: u8,
 }
 
 /// The latest values of something, oldest first.
@@ -63,7 +69,12 @@ pub(crate) async fn run(
     migration: Option<&str>,
     watch: &Watch,
 ) -> ExitCode {
-    let traffic = match watch.prometheus.as_deref().map(|url| Traffic::new(url, watch.matchers.clone())) {
+    let traffic = match watch
+        .prometheus
+        .as_deref()
+        .filter(|url| !url.is_empty())
+        .map(|url| Traffic::new(url, watch.matchers.clone()))
+    {
         None => None,
         Some(Ok(traffic)) => Some(traffic),
         Some(Err(problem)) => {
@@ -76,9 +87,9 @@ pub(crate) async fn run(
     }
     // A wrong name or a ledger that is not installed is reported without a picture.
     let first = look(databases, migration).await;
-    if let [Shown { reports: Err(error), .. }] = &first[..] {
-        complain(&format!("cutover: {error}"));
-        return ExitCode::from(code(error));
+    if let [Shown { reports: Err(problem), .. }] = &first[..] {
+        failed(arguments, &problem.text);
+        return ExitCode::from(problem.code);
     }
     let mut picture = Picture::default();
     picture.update(first);
@@ -107,19 +118,20 @@ async fn lines(databases: &[Database], arguments: &Arguments, migration: Option<
         for one in shown {
             let is_only = one.ledger.is_none();
             let text = match (&one.reports, arguments.json) {
-                (Err(error), _) if is_only => {
-                    complain(&format!("cutover: {error}"));
-                    return ExitCode::from(code(error));
+                (Err(problem), _) if is_only => {
+                    failed(arguments, &problem.text);
+                    return ExitCode::from(problem.code);
                 }
                 (Ok(reports), true) if is_only => serde_json::to_string(reports).unwrap_or_default(),
                 (Ok(reports), true) => {
                     serde_json::json!({"ledger": one.ledger, "result": reports}).to_string()
                 }
-                (Err(error), true) => {
-                    serde_json::json!({"ledger": one.ledger, "error": error.to_string()}).to_string()
+                (Err(problem), true) => {
+                    serde_json::json!({"ledger": one.ledger, "error": cutover::redact(&problem.text)})
+                        .to_string()
                 }
                 (Ok(reports), false) => heading(&one) + &text::status(reports),
-                (Err(error), false) => format!("{}  {error}\n", heading(&one)),
+                (Err(problem), false) => format!("{}  {}\n", heading(&one), cutover::redact(&problem.text)),
             };
             if !print(&format!("{text}\n")) {
                 return ExitCode::SUCCESS;
@@ -136,7 +148,8 @@ fn heading(one: &Shown) -> String {
 async fn look(databases: &[Database], migration: Option<&str>) -> Vec<Shown> {
     let looks = databases.iter().map(|database| async {
         let read = async { report(database.ledger().await?, migration).await };
-        Shown { ledger: database.name.clone(), reports: read.await }
+        let problem = |error: AdminError| Problem { text: database.describe(&error), code: code(&error) };
+        Shown { ledger: database.name.clone(), reports: read.await.map_err(problem) }
     });
     futures_util::future::join_all(looks).await
 }

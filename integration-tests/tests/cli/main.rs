@@ -232,6 +232,14 @@ async fn bad_input_is_refused_with_the_correction() -> Outcome {
     )
     .await;
     refused(url, &["contract", "status"], 1, &["before `contract`, run `cutover backfill status`"]).await;
+    for command in [&["verify", "status", "--json"][..], &["approve", "status", "--json"]] {
+        let said = run(url, command).await;
+        let json: serde_json::Value = serde_json::from_str(&said.out)?;
+        assert!(
+            said.code == 1 && json["error"].as_str().is_some_and(|text| text.contains("`expand`")),
+            "{json}"
+        );
+    }
     refused(url, &["expand", "status", "--timeout", "soon"], 2, &["90s"]).await;
     refused(url, &["approve", "shop/name"], 1, &["is in `off`"]).await;
     refused(url, &["install", "--grant-to", "nobody at all"], 3, &["nobody at all"]).await;
@@ -292,11 +300,26 @@ async fn an_unusable_ledger_is_reported() -> Outcome {
         .await;
     refused(&format!("mysql://me:{PASSWORD}@host/x"), &["status"], 2, &["postgres://host/name"]).await;
     let nobody = format!("postgres://me:{PASSWORD}@127.0.0.1:{}/x", free_port()?);
-    refused(&nobody, &["status"], 3, &["refused"]).await;
+    refused(
+        &nobody,
+        &["status"],
+        3,
+        &["\"x\" at 127.0.0.1:", "role \"me\"", "refused", "check host and port"],
+    )
+    .await;
+    refused(&nobody, &["status", "--only", "eu"], 2, &["--only eu", "--ledger NAME=URL"]).await;
+    let said = run(&nobody, &["status", "--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&said.out)?;
+    assert!(said.code == 3 && json["error"].as_str().is_some_and(|text| text.contains("refused")), "{json}");
 
     let url = &database().await?;
     let missing = url.replace("test_", "missing_");
-    refused(&missing, &["status"], 3, &["does not exist"]).await;
+    refused(&missing, &["status"], 3, &["missing_", "does not exist", "check the name of the database"])
+        .await;
+    // A variable without a value, as a file of variables may have it.
+    let mut empty = command(url, &["status"]);
+    let said = Said::from(empty.env("CUTOVER_LEDGERS", "").env("PROMETHEUS_URL", "").output()?);
+    assert!(said.code == 3 && said.err.contains("cutover install"), "{}{}", said.out, said.err);
     execute(url, "create role clerk login; create role guest login").await?;
     let clerk = url.replace("//postgres:", "//clerk:");
     refused(&clerk, &["install"], 3, &["role \"clerk\" may not create it", "--grant-to clerk"]).await;
