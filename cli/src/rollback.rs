@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::arguments::Arguments;
 use super::progress::Progress;
-use super::step::{Step, Wait};
+use super::step::{Outage, Step, Wait};
 use super::text;
 use super::{complain, print, say};
 
@@ -60,9 +60,17 @@ pub(crate) async fn run(
     if !arguments.json {
         print(&way_back(&start));
     }
-    let progress = Progress::new();
+    let (progress, mut outage) = (Progress::new(), Outage::default());
     loop {
-        let now = rollback(ledger, name, by, true).await?;
+        let look =
+            async { Ok((rollback(ledger, name, by, true).await?, report(ledger, Some(name)).await?.pop())) };
+        let Some((now, state)) = outage.tolerate(look.await)? else {
+            if wait.is_over().await {
+                progress.end();
+                return Ok(Outage::ended(name));
+            }
+            continue;
+        };
         let outcome = Outcome {
             migration: name,
             from: &start.phase,
@@ -79,7 +87,7 @@ pub(crate) async fn run(
             say(arguments, &outcome, || ended(&outcome));
             return Ok(ExitCode::from(u8::from(!outcome.done)));
         }
-        progress.show(&report(ledger, Some(name)).await?.pop(), flag);
+        progress.show(&state, flag);
         if wait.is_over().await {
             progress.end();
             say(arguments, &outcome, || ended(&outcome));

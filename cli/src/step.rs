@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use cutover::ledger::Ledger;
+use cutover::ledger::{Ledger, LedgerError};
 use cutover::migration::admin::{
     Actor, AdminError, Difference, MigrationReport, PlanReport, approve, differences, plan, report, set_phase,
 };
@@ -78,6 +78,52 @@ impl Wait {
     }
 }
 
+/// How long a wait goes on while the ledger does not answer, as during a failover.
+const OUTAGE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Since when the ledger does not answer.
+#[derive(Default)]
+pub(crate) struct Outage(Option<Instant>);
+
+impl Outage {
+    /// What the ledger answered; `None` if it is to be asked again.
+    pub(crate) fn tolerate<T>(&mut self, answer: Result<T, AdminError>) -> Result<Option<T>, AdminError> {
+        let error = match answer {
+            Ok(answer) => {
+                self.0 = None;
+                return Ok(Some(answer));
+            }
+            Err(error) => error,
+        };
+        let is_outage = matches!(
+            error,
+            AdminError::Ledger(
+                LedgerError::Database(_) | LedgerError::Timeout { .. } | LedgerError::ReadOnly
+            )
+        );
+        match self.0 {
+            Some(since) if is_outage && since.elapsed() < OUTAGE_LIMIT => Ok(None),
+            None if is_outage => {
+                self.0 = Some(Instant::now());
+                complain(&format!(
+                    "cutover: the ledger does not answer, and is asked again for {} s: {error}",
+                    OUTAGE_LIMIT.as_secs()
+                ));
+                Ok(None)
+            }
+            _ => Err(error),
+        }
+    }
+
+    /// Reports that the wait ended without an answer.
+    pub(crate) fn ended(name: &str) -> ExitCode {
+        complain(&format!(
+            "cutover: the ledger does not answer; the step continues; `cutover status {name}` shows its progress"
+        ));
+        ExitCode::from(4)
+    }
+}
+
 /// Approves the drop and moves to `contract`.
 pub(crate) async fn contract(
     ledger: &Ledger,
@@ -140,10 +186,16 @@ pub(crate) async fn run(
         return Ok(ExitCode::SUCCESS);
     }
     let percent = (is_set && to == Phase::Ramp).then(|| desired.ramp.get());
-    let progress = Progress::new();
+    let (progress, mut outage) = (Progress::new(), Outage::default());
     loop {
-        let steps = plan(ledger, name, to).await?;
-        let state = report(ledger, Some(name)).await?.pop();
+        let look = async { Ok((plan(ledger, name, to).await?, report(ledger, Some(name)).await?.pop())) };
+        let Some((steps, state)) = outage.tolerate(look.await)? else {
+            if wait.is_over().await {
+                progress.end();
+                return Ok(Outage::ended(name));
+            }
+            continue;
+        };
         let mut outcome = Outcome {
             migration: name,
             done: is_done(to, percent, &steps),

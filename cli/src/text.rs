@@ -5,6 +5,7 @@ use std::time::Duration;
 
 pub(crate) use cutover::console::text::{
     NO_MIGRATION, age, ended, event, external_writer, instance, no_driver, progress, repair, runbook,
+    statements_on_lines,
 };
 use cutover::migration::admin::{
     Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, Need, PlanReport, RepairReport,
@@ -86,7 +87,7 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         text.push_str(&needs(&step.needs));
         if let (Some(task), Some(sql)) = (step.task, &step.sql) {
             let _ = writeln!(text, "  {task}:");
-            for line in sql.lines() {
+            for line in statements_on_lines(sql).lines() {
                 let _ = writeln!(text, "    {line}");
             }
         }
@@ -197,6 +198,10 @@ fn not_serving(one: &InstanceReport, report: &MigrationReport) -> String {
 }
 
 pub(crate) fn history(events: &[Event]) -> String {
+    if events.is_empty() {
+        return "the history has no event; that of a migration that was forgotten is in cutover.archive\n"
+            .into();
+    }
     let rows: Vec<[String; 6]> = events.iter().map(event).collect();
     table(&["at", "migration", "event", "epoch", "actor", "reason"], &rows)
 }

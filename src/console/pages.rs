@@ -299,7 +299,7 @@ fn steps(plan: &PlanReport) -> Markup {
                         }
                     }
                 }
-                @if let Some(sql) = &step.sql { pre tabindex="0" { code { (sql) } } }
+                @if let Some(sql) = &step.sql { pre tabindex="0" { code { (text::statements_on_lines(sql)) } } }
             }
         }
     }

@@ -149,3 +149,53 @@ pub fn age(seconds: f64) -> String {
         _ => format!("{} d {} h", whole / 86_400, whole / 3600 % 24),
     }
 }
+
+/// SQL with each statement on a line, also of the body of a guard function. What it does stays the same: SQL in which a literal
+/// could be mistaken for code is returned as it is.
+pub fn statements_on_lines(sql: &str) -> String {
+    let dollars = sql.matches('$').count() - 2 * sql.matches("$guard$").count();
+    if dollars > 0 || sql.contains('\\') || sql.contains("/*") {
+        return sql.to_owned();
+    }
+    let mut text = String::with_capacity(sql.len());
+    let (mut quote, mut is_comment) = (None, false);
+    let mut rest = sql.chars().peekable();
+    while let Some(c) = rest.next() {
+        text.push(c);
+        match (quote, c) {
+            _ if is_comment => is_comment = c != '\n',
+            (None, '\'' | '"') => quote = Some(c),
+            // A doubled quote ends the literal and begins the next one.
+            (Some(open), c) if open == c => quote = None,
+            (None, '-') => is_comment = rest.peek() == Some(&'-'),
+            (None, ';') if rest.peek() == Some(&' ') => {
+                rest.next();
+                text.push('\n');
+            }
+            _ => {}
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_ends_of_statements_begin_a_line() {
+        for (sql, text) in [
+            ("drop table a; drop table b", "drop table a;\ndrop table b"),
+            (
+                "as $guard$ begin x := 'a; ''b; '; y := \"c; \"; end $guard$; drop",
+                "as $guard$ begin x := 'a; ''b; ';\ny := \"c; \";\nend $guard$;\ndrop",
+            ),
+            ("-- it's; one\nselect 1; select 2", "-- it's; one\nselect 1;\nselect 2"),
+            ("select $$a; b$$; select 1", "select $$a; b$$; select 1"),
+            (r"select E'it\'s; '; select 1", r"select E'it\'s; '; select 1"),
+            ("/* it's */ select 'a; b'", "/* it's */ select 'a; b'"),
+        ] {
+            assert_eq!(statements_on_lines(sql), text);
+        }
+    }
+}

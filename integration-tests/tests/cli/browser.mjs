@@ -13,7 +13,7 @@ const puppeteer = require("puppeteer-core");
 const axe = fs.readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 
 const LIMIT = 30_000;
-const SIZES = { desk: { width: 1280, height: 900 }, phone: { width: 360, height: 740 } };
+const SIZES = { desk: { width: 1280, height: 900 }, phone: { width: 320, height: 740 } };
 const problems = [];
 const figures = [];
 

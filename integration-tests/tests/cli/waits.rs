@@ -1,6 +1,7 @@
 //! Events during a wait: another person sets another phase, the service follows a flag, a view needs the old column, the
 //! reader of a pipe goes away.
 
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -67,6 +68,38 @@ async fn an_interrupt_ends_the_wait_and_not_the_step() -> Outcome {
     assert!(said.out.contains("not done yet"), "{}", said.out);
     assert!(said.err.contains("no instance drives it"), "{}", said.err);
     asked_for(url, "expand").await
+}
+
+/// As during a failover. Another person's command, after it, ends the wait.
+#[tokio::test]
+async fn a_wait_goes_on_after_an_outage_of_the_ledger() -> Outcome {
+    let url = &orphan().await?;
+    let (server, name) = url.rsplit_once('/').ok_or("a name")?;
+    let allow = async |is_allowed: bool| {
+        let alter = format!("alter database {name} allow_connections {is_allowed}");
+        execute(&format!("{server}/postgres"), &alter).await
+    };
+    let mut child = command(url, &["expand", "status", "--timeout", "1m"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    asked_for(url, "expand").await?;
+    allow(false).await?;
+    let terminate =
+        format!("select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'");
+    execute(&format!("{server}/postgres"), &terminate).await?;
+    let said = BufReader::new(child.stderr.take().ok_or("piped")?);
+    let lines = tokio::task::spawn_blocking(move || {
+        let mut lines = said.lines().map_while(Result::ok);
+        lines.find(|line| line.contains("is asked again for 60 s")).map(|_| lines)
+    });
+    let rest = lines.await?;
+    assert!(rest.is_some(), "{:?}", Said::from(child.wait_with_output()?).code);
+    allow(true).await?;
+    done(url, &["--actor", "bob", "set-phase", "status", "off"], &[]).await;
+    let said = Said::from(tokio::task::spawn_blocking(move || child.wait_with_output()).await??);
+    assert!(said.code == 1 && said.out.contains("bob has set"), "{}: {}", said.code, said.out);
+    Ok(())
 }
 
 #[tokio::test]

@@ -57,8 +57,8 @@ pub enum AdminError {
         /// What a person can do now.
         left: Vec<String>,
     },
-    /// The migration cannot be ended in this way now.
-    #[error("migration {name:?} cannot be ended like this: {}", .reasons.join("; "))]
+    /// The migration cannot be ended or archived in this way now.
+    #[error("migration {name:?} cannot be ended or archived in this way: {}", .reasons.join("; "))]
     CannotEnd {
         /// The migration.
         name: String,
