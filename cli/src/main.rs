@@ -300,7 +300,7 @@ fn man(name: Option<&str>) -> ExitCode {
 fn say<T: Serialize>(arguments: &Arguments, value: &T, text: impl FnOnce() -> String) {
     let json = match &arguments.current {
         _ if !arguments.json => {
-            print(&text());
+            print(&printable(&text()));
             return;
         }
         None => serde_json::to_string_pretty(value),
@@ -317,5 +317,15 @@ fn print(text: &str) -> bool {
 
 /// Writes a line to standard error, if that is open, without secrets.
 fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", cutover::redact(line));
+    let _ = writeln!(std::io::stderr(), "{}", printable(&cutover::redact(line)));
+}
+
+/// Text in which a terminal finds no commands. A reason, a key or an error may hold some, because others write them.
+fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' => c.to_string(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(shown).collect()
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cutover::migration::admin::MigrationReport;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{complain, text};
+use super::{complain, printable, text};
 
 /// Between two lines if standard error is not a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ impl Progress {
             line += &format!("; the service takes the desired phase from {flag}");
         }
         if std::io::stderr().is_terminal() {
-            self.bar.set_message(line);
+            self.bar.set_message(printable(&line));
             self.bar.tick();
         } else if self.last_line.get().is_none_or(|at| at.elapsed() >= LINE_INTERVAL) {
             complain(&line);

@@ -13,7 +13,7 @@ use super::arguments::Arguments;
 use super::progress::Progress;
 use super::step::{Outage, Step, Wait};
 use super::text;
-use super::{complain, print, say};
+use super::{complain, print, printable, say};
 
 #[derive(Serialize)]
 struct Outcome<'a> {
@@ -58,7 +58,7 @@ pub(crate) async fn run(
         return Ok(ExitCode::from(u8::from(flag.is_some() && !start.reads_old)));
     }
     if !arguments.json {
-        print(&way_back(&start));
+        print(&printable(&way_back(&start)));
     }
     let (progress, mut outage) = (Progress::new(), Outage::default());
     loop {

@@ -233,6 +233,9 @@ pub(crate) fn rows(count: i64) -> String {
 }
 
 fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
+    // A line end in a reason would look like another row.
+    let rows: Vec<[String; N]> =
+        rows.iter().map(|row| row.each_ref().map(|cell| cell.replace('\n', "\\n"))).collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].chars().count()]).max().unwrap_or(0)
@@ -244,7 +247,7 @@ fn table<const N: usize>(head: &[&str; N], rows: &[[String; N]]) -> String {
         format!("  {}\n", padded.join("  ").trim_end())
     };
     let mut text = line(*head);
-    for row in rows {
+    for row in &rows {
         text.push_str(&line(row.each_ref().map(String::as_str)));
     }
     text

@@ -54,7 +54,7 @@ impl Database {
 fn what_to_check(error: &LedgerError) -> &'static str {
     let LedgerError::Database(error) = error else { return "" };
     match (error, sql_state(error).as_deref()) {
-        (sqlx::Error::Io(_), _) => {
+        (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut, _) => {
             "; hint: check host and port, and that the server can be reached from here"
         }
         (_, Some("28P01" | "28000")) => "; hint: check role and password, and `pg_hba.conf` of the server",

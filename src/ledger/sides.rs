@@ -33,7 +33,7 @@ pub(crate) struct SideRows {
 }
 
 /// The statement that records both sides: tables (quoted) and columns as the catalog names them. It belongs to the
-/// statements of the expand DDL, so that whoever runs these records the sides too. `made`: they make the new side.
+/// statements of the expand DDL, so that a person who runs these records the sides too. `made`: they make the new side.
 ///
 /// No column: the side is the whole table.
 pub(crate) fn record(migration: &str, tables: [&str; 2], columns: [&[String]; 2], made: bool) -> String {

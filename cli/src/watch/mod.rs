@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::arguments::Arguments;
 use crate::ledgers::{Database, code};
-use crate::{complain, failed, print, text};
+use crate::{complain, failed, print, printable, text};
 use traffic::{Sample, Traffic};
 
 const POLL: Duration = Duration::from_secs(1);
@@ -133,7 +133,8 @@ async fn lines(databases: &[Database], arguments: &Arguments, migration: Option<
                 (Ok(reports), false) => heading(&one) + &text::status(reports),
                 (Err(problem), false) => format!("{}  {}\n", heading(&one), cutover::redact(&problem.text)),
             };
-            if !print(&format!("{text}\n")) {
+            // JSON has no control characters but line ends.
+            if !print(&printable(&format!("{text}\n"))) {
                 return ExitCode::SUCCESS;
             }
         }

@@ -184,7 +184,12 @@ async fn status_explain_and_commands_agree_with_the_ledger() -> Outcome {
         .await;
 
     done(url, &["history"], &["desired phase set to ramp:25", "ann", "shop/status"]).await;
-    done(url, &["history", "other/name"], &["migration", "actor"]).await;
+    done(url, &["history", "other/name"], &[]).await;
+    let reason = "\u{1b}]0;title\u{7}\u{1b}[31mred\nof two lines";
+    done(url, &["set-phase", "status", "ramp:25", "--reason", reason], &[]).await;
+    let escaped = r"\u{1b}]0;title\u{7}\u{1b}[31mred\nof two lines";
+    let history = done(url, &["history", "status", "--limit", "1"], &[escaped]).await;
+    assert!(!history.contains('\u{1b}') && history.lines().count() == 2, "{history}");
     let json: serde_json::Value =
         serde_json::from_str(&done(url, &["--json", "history", "--limit", "1"], &[]).await)?;
     assert_eq!(json[0]["actor"], "ann");

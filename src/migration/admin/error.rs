@@ -8,7 +8,7 @@ use crate::ledger::commands::{self, NamedMigration};
 #[non_exhaustive]
 pub enum AdminError {
     /// The ledger has no migration of this name.
-    #[error("there is no migration {name:?}; {}", listed(.known))]
+    #[error("there is no migration {name:?}; {}", listed(.name, .known))]
     UnknownMigration {
         /// The name that was given.
         name: String,
@@ -87,12 +87,39 @@ impl NamedMigration {
     }
 }
 
-fn listed(names: &[String]) -> String {
-    match names {
-        [] => "the ledger has none: a migration is registered when an instance that declares it first starts"
+/// As many names as a person reads.
+const LISTED: usize = 10;
+
+/// The migrations of the ledger; of many, those whose names are most like the one that was given.
+fn listed(name: &str, known: &[String]) -> String {
+    let mut known: Vec<&str> = known.iter().map(String::as_str).collect();
+    match known.len() {
+        0 => "the ledger has none: a migration is registered when an instance that declares it first starts"
             .into(),
-        names => format!("the ledger has {}", names.join(", ")),
+        ..=LISTED => format!("the ledger has {}", known.join(", ")),
+        all => {
+            let bare = |full: &str| full.split_once('/').map_or(full, |(_, bare)| bare).to_owned();
+            let wanted = bare(name);
+            known.sort_by_cached_key(|full| distance(&wanted, &bare(full)));
+            known.truncate(LISTED);
+            format!("the ledger has {}, and {} more: `cutover status`", known.join(", "), all - LISTED)
+        }
     }
+}
+
+/// How many characters to insert, delete or replace to come from one name to the other.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (line, c) in one.chars().enumerate() {
+        let mut above_left = std::mem::replace(&mut row[0], line + 1);
+        for (column, d) in other.iter().enumerate() {
+            let replaced = above_left + usize::from(c != *d);
+            above_left = row[column + 1];
+            row[column + 1] = replaced.min(above_left + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
 }
 
 /// The migration of this name: `name` or `fleet/name`.
@@ -122,6 +149,33 @@ async fn only_one(
         (None, _) => {
             let known = commands::names(tx).await?;
             Err(AdminError::UnknownMigration { name: name.to_owned(), known })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_migrations_the_most_similar_are_named() {
+        let known =
+            |many| (0..many).map(|i| format!("shop/other-{i}")).chain(["shop/status".into()]).collect();
+        let unknown = |many| AdminError::UnknownMigration { name: "stauts".into(), known: known(many) };
+        let text = unknown(199).to_string();
+        assert!(
+            text.contains("the ledger has shop/status, ") && text.ends_with("and 190 more: `cutover status`"),
+            "{text}"
+        );
+        assert!(unknown(2).to_string().ends_with("the ledger has shop/other-0, shop/other-1, shop/status"));
+    }
+
+    #[test]
+    fn a_distance_counts_the_changes() {
+        for (one, other, changes) in
+            [("", "", 0), ("ab", "ab", 0), ("stauts", "status", 2), ("", "abc", 3), ("abcd", "bc", 2)]
+        {
+            assert_eq!((distance(one, other), distance(other, one)), (changes, changes), "{one} {other}");
         }
     }
 }

@@ -34,7 +34,7 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
         };
         return Err(waits_for_file(&format!("the creation of {new_side}"), migration));
     }
-    // Whoever made the new side ran the statements that belong to it.
+    // The role that made the new side ran the statements that belong to it.
     let mut make: Vec<String> = match exists {
         true => Vec::new(),
         false => plan.create().into_iter().chain(plan.changes.expand.clone()).collect(),

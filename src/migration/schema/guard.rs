@@ -72,7 +72,7 @@
 //! The function runs with the rights of the role that installed it, because an external writer may have none on the new
 //! side. So its `search_path` is fixed and contains no schema that others may create objects in, and the user's
 //! expressions are written out with the functions, operators and types that they meant at that time. Its other settings
-//! are those of the batches. No other role may execute it: whoever could would attach it to a table of its own and write
+//! are those of the batches. No other role may execute it: a role that could would attach it to a table of its own and write
 //! the new side with its owner's rights.
 //!
 //! The trigger fires after all others, by its name, so it sees what they made of the row. It is enabled with `ENABLE

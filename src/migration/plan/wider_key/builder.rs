@@ -37,7 +37,7 @@ use crate::migration::plan::recent_look::RecentLook;
 /// # What happens to the column
 ///
 /// While the migration runs, the table has a second column: `id_bigint` up to `switch`, and `id_old` from then on. A trigger
-/// sets it in every write, whoever makes it.
+/// sets it in every write, also in those of other programs.
 #[derive(Debug, Clone)]
 pub struct WiderKey(pub(super) Arc<Description>);
 
