@@ -180,7 +180,7 @@ pub(crate) enum Command {
     Abandon {
         #[command(flatten)]
         end: end::End,
-        /// Also drop what `expand` made
+        /// Also drop the new side. What `expand_sql` of the plan made beside it is left
         #[arg(long)]
         drop_new_side: bool,
     },
@@ -192,6 +192,9 @@ pub(crate) enum Command {
         migration: String,
         /// off, expand, backfill, verify, ramp or ramp:PERCENT, switch, retire or contract
         phase: Desired,
+        /// Show the way there, what it requires and its SQL; change nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Why, for the history
         #[arg(long, default_value = "", hide_default_value = true)]
         reason: String,

@@ -179,13 +179,17 @@ async fn run(arguments: &Arguments, database: &Database) -> Result<ExitCode, Adm
         }
         Command::Contract(step) => return step::contract(ledger, arguments, actor, step).await,
         Command::Rollback(step) => return rollback::run(ledger, arguments, actor, step).await,
-        Command::SetPhase { migration, phase, reason } => {
-            let source = plan(ledger, migration, phase.phase).await?.desired_from;
-            if let Some(flag) = source.filter(|source| source != "ledger") {
+        Command::SetPhase { migration, phase, dry_run, reason } => {
+            let now = plan(ledger, migration, phase.phase).await?;
+            if let Some(flag) = now.desired_from.as_deref().filter(|source| *source != "ledger") {
                 let problem =
                     format!("the service takes the desired phase of {migration:?} from {flag}; set it there");
                 failed(arguments, &problem);
                 return Ok(ExitCode::from(1));
+            }
+            if *dry_run {
+                say(arguments, &now, || format!("dry run: nothing is changed\n{}", text::way(&now, *phase)));
+                return Ok(ExitCode::SUCCESS);
             }
             set_phase(ledger, migration, *phase, Actor::with_reason(actor, reason)).await?;
             say(arguments, &phase.to_string(), || format!("{migration}: desired phase set to {phase}\n"));

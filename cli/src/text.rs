@@ -10,6 +10,7 @@ pub(crate) use cutover::console::text::{
 use cutover::migration::admin::{
     Difference, Event, ExternalWriteReport, InstanceReport, MigrationReport, Need, PlanReport, RepairReport,
 };
+use cutover::migration::{Desired, Phase};
 
 pub(crate) fn status(reports: &[MigrationReport]) -> String {
     if reports.is_empty() {
@@ -99,6 +100,17 @@ pub(crate) fn plan(report: &PlanReport) -> String {
         text.push_str("no step is left\n");
     }
     text
+}
+
+/// The way to this phase: the steps forward, or that it goes back.
+pub(crate) fn way(report: &PlanReport, to: Desired) -> String {
+    match report.phase.parse::<Phase>() {
+        Ok(now) if to.phase < now && report.ended_as.is_none() => format!(
+            "{}/{} would go back from `{now}` to `{to}`, one phase at a time\n",
+            report.fleet, report.name
+        ),
+        _ => plan(report),
+    }
 }
 
 /// What a step requires, one line each.

@@ -60,7 +60,8 @@ fn what_to_check(error: &LedgerError) -> &'static str {
         (_, Some("28P01" | "28000")) => "; hint: check role and password, and `pg_hba.conf` of the server",
         (_, Some("3D000")) => "; hint: check the name of the database",
         (_, Some("53300")) => {
-            "; hint: try again, or end idle sessions: `select pid, application_name, state from pg_stat_activity`"
+            "; hint: end idle sessions (`select pid, application_name, state from pg_stat_activity`), or raise the limit: \
+             `max_connections`, `alter role … connection limit`, `alter database … connection limit`"
         }
         _ => "",
     }

@@ -80,18 +80,21 @@ fn migration(
     width: usize,
     lines: &mut Vec<Line<'static>>,
 ) {
-    let age_of_phase = age(report.phase_age_seconds);
-    lines.push(Line::from(vec![
-        Span::from(name.to_owned()).bold(),
-        Span::from(format!("  epoch {}, for {age_of_phase}", report.epoch)),
-    ]));
-    lines.push(phases(report));
+    let since = format!("epoch {}, for {}", report.epoch, age(report.phase_age_seconds));
+    if name.chars().count() + 2 + since.chars().count() <= width {
+        lines.push(Line::from(vec![Span::from(name.to_owned()).bold(), Span::from(format!("  {since}"))]));
+    } else {
+        lines.extend(wrapped(name, width, Style::new().bold()));
+        lines.extend(wrapped(&since, width, Style::new()));
+    }
+    lines.extend(phases(report, width));
     if let Some(waits_for) = &report.waits_for {
         let text = format!("waits for {waits_for} (since {})", age(report.waits_seconds.unwrap_or(0.0)));
         lines.extend(wrapped(&text, width, Style::new().yellow()));
     }
     if let Some(by) = &report.paused_by {
-        lines.push(Line::from(format!("backfills and scans are paused by {by}").yellow()));
+        let text = format!("backfills and scans are paused by {by}");
+        lines.extend(wrapped(&text, width, Style::new().yellow()));
     }
     if let Some(text) = text::no_driver(report) {
         lines.extend(wrapped(text, width, Style::new().yellow()));
@@ -112,27 +115,36 @@ fn migration(
             if one.lease_seconds <= 0.0 || one.refusal.is_some() { Style::new().red() } else { Style::new() };
         let text =
             format!("  {name:<20} {version:<10} {range:<15} epoch {epoch:<4} lease {lease:<8} {state}");
-        lines.push(Line::styled(text, style));
+        match text.chars().count() <= width {
+            true => lines.push(Line::styled(text, style)),
+            false => lines.extend(wrapped(&text, width, style)),
+        }
     }
 }
 
-fn phases(report: &MigrationReport) -> Line<'static> {
+/// All phases, on as many lines as they need.
+fn phases(report: &MigrationReport, width: usize) -> Vec<Line<'static>> {
     let desired = report.desired.as_deref().and_then(|text| text.split(':').next());
-    let mut spans = Vec::new();
+    let mut lines = vec![Line::default()];
     for phase in Phase::ALL {
-        if phase != Phase::Off {
-            spans.push(Span::from(" > "));
-        }
         let name = phase.name();
-        spans.push(if report.phase == name {
+        let span = if report.phase == name {
             Span::styled(format!("[{name}]"), Style::new().add_modifier(Modifier::BOLD))
         } else if desired == Some(name) {
             Span::from(format!("({name})"))
         } else {
             Span::from(name)
-        });
+        };
+        let Some(last) = lines.last_mut() else { break };
+        if phase != Phase::Off {
+            last.push_span(" > ");
+        }
+        match last.width() + span.width() <= width {
+            true => last.push_span(span),
+            false => lines.push(Line::from(span)),
+        }
     }
-    Line::from(spans)
+    lines
 }
 
 /// The latest values as bars of text.
@@ -142,19 +154,23 @@ fn bars(series: &Series, width: usize) -> String {
     shown.map(|value| BARS[usize::try_from(value * 7 / most).unwrap_or(7).min(7)]).collect()
 }
 
-/// The text in lines of at most `width` characters, split between words where that is possible.
+/// The text in lines of at most `width` characters, split between words unless one is longer.
 fn wrapped(text: &str, width: usize, style: Style) -> Vec<Line<'static>> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
         let Some(last) = lines.last_mut() else { break };
-        if !last.is_empty() && last.chars().count() + 1 + word.chars().count() > width {
-            lines.push(word.to_owned());
-        } else {
-            if !last.is_empty() {
-                last.push(' ');
-            }
+        let space = if last.is_empty() { "" } else { " " };
+        if last.chars().count() + space.len() + word.chars().count() <= width {
+            last.push_str(space);
             last.push_str(word);
+            continue;
         }
+        let characters: Vec<char> = word.chars().collect();
+        let mut parts = characters.chunks(width.max(1)).map(|part| part.iter().collect());
+        if last.is_empty() {
+            *last = parts.next().unwrap_or_default();
+        }
+        lines.extend(parts);
     }
     lines.into_iter().map(|line| Line::styled(line, style)).collect()
 }
@@ -252,6 +268,18 @@ mod tests {
         }
         let shown = picture(Some(Err("cannot query Prometheus".into())));
         assert!(shown.contains("cannot query Prometheus"), "{shown}");
+    }
+
+    #[test]
+    fn a_narrow_terminal_shows_everything() {
+        let mut report = report();
+        report.name = "a-name-that-is-longer-than-the-terminal-is-wide".into();
+        let ledgers = vec![super::super::Shown { ledger: None, reports: Ok(vec![report]) }];
+        let shown = shown(&Picture { ledgers, ..Picture::default() }, 40, 40);
+        let words: String = shown.split_whitespace().collect();
+        for part in ["terminal-is-wide", "[backfill]", "(switch)", ">contract", "15sleft", "serving,driver"] {
+            assert!(words.contains(part), "{part:?} not in {shown}");
+        }
     }
 
     #[test]

@@ -251,6 +251,9 @@ async fn a_dry_run_changes_nothing() -> Outcome {
     )
     .await?;
     done(url, &["contract", "status", "--dry-run"], &["no   a person has approved the drop: approval"]).await;
+    done(url, &["set-phase", "status", "contract", "--dry-run"], &["retire → contract", "no   a person"])
+        .await;
+    done(url, &["set-phase", "status", "off", "--dry-run"], &["would go back from `retire` to `off`"]).await;
     done(url, &["repairs", "status", "--retry", "--dry-run"], &["would retry 1 row\n"]).await;
     refused(url, &["repairs", "status", "--dry-run"], 2, &["--retry"]).await;
     let mut session = PgConnection::connect(url).await?;
