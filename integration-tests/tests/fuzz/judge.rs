@@ -114,6 +114,18 @@ pub(crate) async fn judge(world: &World, wish: &str) -> Outcome {
             );
         }
     }
+    if world.shape.constrains() && phase >= Phase::Ramp {
+        let query = "select count(*) from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey) \
+            where i.indrelid = to_regclass($1) and i.indisunique and i.indisvalid and not i.indisprimary and a.attname = 'new_c'";
+        let found: i64 =
+            sqlx::query_scalar(query).bind(world.shape.new_table()).fetch_one(&world.control).await?;
+        if found != 1 {
+            world.fail(
+                Kind::Schema,
+                format!("at {wish}: the new side has {found} unique indexes instead of one"),
+            );
+        }
+    }
     *lock(&world.rows) = rows;
     Ok(())
 }

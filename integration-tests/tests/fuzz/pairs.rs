@@ -34,7 +34,16 @@ pub(crate) const PREPARE: &str = "create type mood as enum ('low', 'so so', 'Hig
     create domain label as varchar(12) default 'none'; \
     create type amount as (value numeric, unit text); \
     create function strict_code(text) returns integer language plpgsql immutable as $$ begin \
-        if $1 !~ '^ *-?[0-9]+ *$' then raise exception 'no code: %', $1; end if; return $1::integer; end $$";
+        if $1 !~ '^ *-?[0-9]+ *$' then raise exception 'no code: %', $1; end if; return $1::integer; end $$; \
+    create table moods (id integer primary key, name text not null unique); \
+    insert into moods values (1, 'low'), (2, 'so so'), (3, 'High'); grant select, references on moods to public";
+
+impl Pair {
+    /// Whether the new side refers to the lookup table.
+    pub(crate) fn looks_up(&self) -> bool {
+        self.backward.contains("case new_c when 1 then 'low'")
+    }
+}
 
 pub(crate) const TEXTS: &[&str] = &[
     "' PAID '",
@@ -144,6 +153,26 @@ pub(crate) const PAIRS: &[Pair] = &[
         &["'2024-01-01 12:00'", "'2024-07-01 12:00:00.123'", "null", "'infinity'"],
     ),
     pair(
+        "timestamptz",
+        "timestamp",
+        "old_c at time zone 'Europe/Berlin'",
+        "new_c at time zone 'Europe/Berlin'",
+        &[
+            "'2024-10-27 00:30Z'",
+            "'2024-10-27 01:30Z'",
+            "'2024-07-01 12:00:00.123456Z'",
+            "null",
+            "'-infinity'",
+        ],
+    ),
+    pair(
+        "timestamptz",
+        "date",
+        "(old_c at time zone 'America/New_York')::date",
+        "new_c::timestamp at time zone 'America/New_York'",
+        &["'2024-06-01 20:00Z'", "'2024-06-02 03:30Z'", "'infinity'", "null", "'2024-03-10 06:59:59Z'"],
+    ),
+    pair(
         "date",
         "text",
         "to_char(old_c, 'DD.MM.YYYY')",
@@ -243,6 +272,38 @@ pub(crate) const PAIRS: &[Pair] = &[
     FLAG_TO_TEXT,
     pair("boolean", "smallint", "old_c::integer::smallint", "new_c <> 0", &["true", "false", "null"]),
     pair("mood", "text", "old_c::text", "new_c::mood", &["'low'", "'so so'", "'High'", "null"]),
+    pair(
+        "mood",
+        "integer",
+        "case old_c when 'low' then 1 when 'so so' then 2 when 'High' then 3 end",
+        "(case new_c when 1 then 'low' when 2 then 'so so' when 3 then 'High' end)::mood",
+        &["'low'", "'so so'", "'High'", "null"],
+    ),
+    partial(
+        pair(
+            "text",
+            "integer",
+            "case trim(old_c) when 'low' then 1 when 'so so' then 2 when 'High' then 3 else ('no mood ' || old_c)::integer end",
+            "case new_c when 1 then 'low' when 2 then 'so so' when 3 then 'High' end",
+            &["'low'", "' low '", "'so so'", "'High'", "null"],
+        ),
+        "'lost'",
+    ),
+    // A field of a document, whose other fields have no place on the other side.
+    pair(
+        "jsonb",
+        "text",
+        "old_c ->> 'a'",
+        "case when new_c is not null then jsonb_build_object('a', new_c) end",
+        &["'{\"a\":\"x\"}'", "'{\"a\":\"\",\"b\":1}'", "'{\"a\":{\"b\":[1.0]}}'", "null"],
+    ),
+    pair(
+        "integer",
+        "jsonb",
+        "case when old_c is not null then jsonb_build_object('a', old_c) end",
+        "(new_c ->> 'a')::integer",
+        &["1", "0", "-7", "null"],
+    ),
     pair("text", "mood", "lower(old_c)::mood", "new_c::text", &["'low'", "'so so'", "null", "'LOW'"]),
     pair("short_text", "text", "trim(old_c)", "new_c", &["' a'", "'a'", "''", "null"]),
     pair("text", "label", "trim(old_c)", "new_c", &["' a'", "'none'", "''", "null"]),

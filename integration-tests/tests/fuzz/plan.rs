@@ -54,6 +54,11 @@ impl World {
                 .old_column("old_d", "upper(new_d)")
                 .expand_sql(&format!("alter table subject alter new_d set default '{}'", SECOND[1])),
         };
+        if self.shape.has_lookup {
+            builder = builder
+                .expand_sql("alter table subject add constraint subject_mood foreign key (new_c) references moods not valid")
+                .allow("adding-foreign-key-constraint");
+        }
         if self.shape.mirrors {
             builder = builder.mirror_writes();
         }

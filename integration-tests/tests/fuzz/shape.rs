@@ -98,6 +98,10 @@ pub(crate) struct Shape {
     pub(crate) old_default: bool,
     /// A default of the new column, which `expand` adds.
     pub(crate) new_default: bool,
+    /// A unique constraint of the old side, as whose counterpart the new side gets an index before `ramp`.
+    pub(crate) has_constraint: bool,
+    /// The new side refers to a table of the values.
+    pub(crate) has_lookup: bool,
     pub(crate) has_trigger: bool,
     pub(crate) has_index: bool,
     /// Whether an ordinary role owns the table and runs the service.
@@ -131,6 +135,16 @@ const STRIDE: u64 = 37;
 /// Whether adding a column of the new type rewrites the table: it is a domain with a constraint.
 fn rewrites(pair: &Pair) -> bool {
     matches!(pair.new, "short_text" | "positive")
+}
+
+/// Whether both columns may be part of a unique index.
+fn is_indexable(pair: &Pair) -> bool {
+    let is_plain = |ty: &str| {
+        ["text", "integer", "bigint", "numeric", "boolean", "uuid", "date", "timestamp", "smallint", "jsonb"]
+            .iter()
+            .any(|plain| ty.starts_with(plain) && !ty.contains("[]"))
+    };
+    is_plain(pair.old) && is_plain(pair.new)
 }
 
 /// One of three tables that migrate has values that cannot be mapped, and one has values that are equal and not the same.
@@ -179,6 +193,12 @@ impl Shape {
                 && !is_apart
                 && !matches!(flaw, Some(Flaw::NotNull | Flaw::Check)),
             new_default: rng.u8(..).is_multiple_of(4) && !is_table && !is_apart,
+            has_constraint: flaw.is_none()
+                && !is_apart
+                && rust_pair.is_none()
+                && is_indexable(&pair)
+                && (seed / 5).is_multiple_of(2),
+            has_lookup: pair.looks_up() && flaw.is_none() && partitions == Partitions::None,
             has_trigger: rng.u8(..).is_multiple_of(3),
             has_index: rng.u8(..).is_multiple_of(3) && !is_apart || flaw == Some(Flaw::Index),
             own_role,
@@ -271,6 +291,9 @@ impl Shape {
             text += "alter table subject enable row level security; \
                  create policy mine on subject using (nullif(current_setting('app.tenant', true), '') is not null); ";
         }
+        if self.constrains() {
+            text += &format!("alter table subject add constraint odd unique (old_c, {}); ", self.key.names());
+        }
         text += match self.flaw {
             Some(Flaw::Children) => "create table subject_child () inherits (subject); ",
             Some(Flaw::Generated) => {
@@ -296,6 +319,11 @@ impl Shape {
             );
         }
         text
+    }
+
+    /// Whether the old side has a constraint whose columns all have counterparts on the new side.
+    pub(crate) fn constrains(&self) -> bool {
+        self.has_constraint && (self.pair.forward == "old_c" || !self.is_table && !self.has_second)
     }
 
     /// The old column's type, without a collation.
@@ -340,10 +368,11 @@ impl Shape {
         let columns: Vec<String> =
             self.key.columns().iter().map(|(name, ty)| format!("{name} {ty}")).collect();
         format!(
-            "create table subject_2 ({}, {}new_c {}, primary key ({})){}",
+            "create table subject_2 ({}, {}new_c {}{}, primary key ({})){}",
             columns.join(", "),
             if self.is_apart { "" } else { "parent integer, note text, " },
             self.pair.new,
+            if self.has_lookup { " references moods" } else { "" },
             self.key.names(),
             match self.has_new_partitions {
                 true => format!(" partition by hash ({})", self.key.names()),
