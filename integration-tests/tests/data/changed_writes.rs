@@ -154,6 +154,28 @@ async fn a_row_that_the_mapping_refuses_with_any_error_does_not_hold_the_copy() 
     Ok(())
 }
 
+/// A function of the mapping raises errors of its own, which are none of the table's.
+#[tokio::test]
+async fn a_value_that_a_function_refuses_waits_in_verify() -> Outcome {
+    let world = World::new(20).await?;
+    world
+        .external(
+            "create function known(text) returns text language plpgsql immutable as \
+                 $$ begin if $1 = 'odd' then raise exception 'unknown'; end if; return $1; end $$",
+        )
+        .await?;
+    let _a = world.instance("a", Some(world.describe().forward("known(old_status)").build()?)).await?;
+    world.go("expand").await?;
+    world.ask("backfill").await?;
+    world.filled().await?;
+    world.external("update orders set old_status = 'odd' where id = 3").await?;
+    world.go("verify").await?;
+    world.ask("ramp").await?;
+    world.waits_for("the repair of 1 row").await?;
+    world.external("update orders set old_status = 'KNOWN' where id = 3").await?;
+    world.go("ramp").await
+}
+
 #[tokio::test]
 async fn a_drop_of_a_column_waits_for_inserts_without_it() -> Outcome {
     let world = World::new(20).await?;
