@@ -164,7 +164,9 @@ mod another_type {
 mod enum_to_text {
     include!("../../../examples/recipes/enum_to_text.rs");
 
-    use super::{Outcome, Recipe, named, phase};
+    use cutover::migration::Phase;
+
+    use super::{Outcome, Recipe, named};
 
     /// In `switch`, the service writes a value that the enum lacks. From `retire` on, it succeeds.
     #[tokio::test]
@@ -178,10 +180,10 @@ mod enum_to_text {
         recipe
             .runs(async |migration, pool| {
                 let mut tx = migration.begin(pool).await?;
-                let (column, phase) = (migration.columns(&tx)?, phase(pool).await?);
+                let (column, phase) = (migration.columns(&tx)?, tx.phase());
                 let update = format!("update items set {column} = 'globe' where id = 7");
                 let done = sqlx::raw_sql(sqlx::AssertSqlSafe(update)).execute(&mut *tx).await;
-                assert_eq!(done.is_ok(), ["retire", "contract"].contains(&&*phase), "{phase}: {done:?}");
+                assert_eq!(done.is_ok(), phase >= Phase::Retire, "{phase}: {done:?}");
                 if done.is_ok() {
                     tx.commit().await?;
                 }
