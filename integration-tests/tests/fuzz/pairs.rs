@@ -27,7 +27,7 @@ pub(crate) const fn partial(pair: Pair, unmappable: &'static str) -> Pair {
     Pair { unmappable: Some(unmappable), ..pair }
 }
 
-/// Types and functions that the pairs use.
+/// Types, functions and a table that the pairs use.
 pub(crate) const PREPARE: &str = "create type mood as enum ('low', 'so so', 'High'); \
     create domain short_text as text check (length(value) < 40); \
     create domain positive as integer check (value > 0); \
@@ -35,8 +35,7 @@ pub(crate) const PREPARE: &str = "create type mood as enum ('low', 'so so', 'Hig
     create type amount as (value numeric, unit text); \
     create function strict_code(text) returns integer language plpgsql immutable as $$ begin \
         if $1 !~ '^ *-?[0-9]+ *$' then raise exception 'no code: %', $1; end if; return $1::integer; end $$; \
-    create table moods (id integer primary key, name text not null unique); \
-    insert into moods values (1, 'low'), (2, 'so so'), (3, 'High'); grant select, references on moods to public";
+    create table moods (id integer primary key, name text not null unique); insert into moods values (1, 'low'), (2, 'so so'), (3, 'High'); grant select, references on moods to public";
 
 impl Pair {
     /// Whether the new side refers to the lookup table.

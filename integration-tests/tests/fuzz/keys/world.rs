@@ -21,7 +21,6 @@ use crate::Outcome;
 use crate::base::{Base, lock};
 use crate::damage::Kind;
 use crate::life::{BETWEEN, Subject};
-use crate::pairs::PREPARE;
 use crate::world::{QUIET, WRITERS};
 
 /// Rows of each table at the beginning, for each writer.
@@ -50,7 +49,7 @@ impl Deref for KeyWorld {
 
 impl KeyWorld {
     pub(crate) async fn new(shape: KeyShape) -> Outcome<Option<Self>> {
-        let mut base = Base::new(shape.own_role, &shape.settings, shape.has_faults, PREPARE).await?;
+        let mut base = Base::new(shape.own_role, &shape.settings, shape.has_faults, "").await?;
         // A change of several tables waits for a moment without a transaction on any of them.
         base.longest_pause = 100;
         base.owner().await?.execute(AssertSqlSafe(shape.create())).await?;
