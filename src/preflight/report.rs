@@ -68,9 +68,14 @@ impl PreflightReport {
 impl fmt::Display for PreflightReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |severity| self.of(severity).count();
-        let (problems, warnings) = (count(Severity::Problem), count(Severity::Warning));
+        let counted = |severity, what| match count(severity) {
+            1 => format!("1 {what}"),
+            many => format!("{many} {what}s"),
+        };
+        let (problems, warnings) =
+            (counted(Severity::Problem, "problem"), counted(Severity::Warning, "warning"));
         let verdict = if self.passed { "passed" } else { "failed" };
-        write!(f, "preflight {verdict}: {problems} problems, {warnings} warnings")?;
+        write!(f, "preflight {verdict}: {problems}, {warnings}")?;
         if let Some(fingerprint) = &self.fingerprint {
             write!(f, ", configuration {fingerprint}")?;
         }

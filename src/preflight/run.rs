@@ -157,7 +157,7 @@ mod tests {
         assert!(!report.passed);
         let text = report.to_string();
         for line in [
-            "preflight failed: 3 problems, 1 warnings, configuration 12ab",
+            "preflight failed: 3 problems, 1 warning, configuration 12ab",
             "problem  configuration: LISTEN_ADDR: no port",
             "problem  flags: the build declares flag \"missing\"",
             "problem  search: no answer within 2s",

@@ -89,7 +89,7 @@ async fn a_column_is_mapped_in_rust_in_both_directions() -> Outcome {
     world.go("verify").await?;
     world.pool.execute("update orders set new_status = 'forged' where id = 5").await?;
     let error = plan.run(Task::Scan, &a.migration).await.expect_err("one").to_string();
-    assert!(error.contains("1 rows") && error.contains("[5]"), "{error}");
+    assert!(error.contains("1 row ") && error.contains("[5]"), "{error}");
     let ledger = Ledger::open(world.url.parse()?).await?;
     let found = differences(&ledger, "status", 10).await?;
     assert_eq!((found[0].expected.as_deref(), found[0].found.as_deref()), (Some("\"…\""), Some("\"…\"")));

@@ -170,7 +170,7 @@ async fn a_mapping_in_rust_works_like_one_in_sql() -> Outcome {
     world.go("verify").await?;
     world.pool.execute("update orders_2 set status = 'forged' where id = 9").await?;
     let error = plan.run(Task::Scan, &a.migration).await.expect_err("refused").to_string();
-    assert!(error.contains("1 rows") && error.contains("[9]"), "{error}");
+    assert!(error.contains("1 row ") && error.contains("[9]"), "{error}");
     world.pool.execute("update orders_2 set status = 'legacy9' where id = 9").await?;
     plan.run(Task::Scan, &a.migration).await?;
     Ok(())

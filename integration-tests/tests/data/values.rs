@@ -70,7 +70,7 @@ async fn a_stale_value_that_only_compares_equal_is_replaced() -> Outcome {
         let forge = format!("update orders set new_status = '{before}'::{new_type}");
         world.pool.execute(AssertSqlSafe(forge)).await?;
         let error = plan.run(Task::Scan, &a.migration).await.expect_err(new_type).to_string();
-        assert!(error.contains("1 rows"), "{new_type}: {error}");
+        assert!(error.contains("1 row "), "{new_type}: {error}");
     }
     Ok(())
 }
@@ -258,7 +258,7 @@ async fn a_value_that_a_type_cannot_hold_sets_its_row_aside() -> Outcome {
         plan.run(Task::Expand, &a.migration).await?;
         world.go("backfill").await?;
         let error = plan.run(Task::Backfill, &a.migration).await.expect_err("row 2").to_string();
-        assert!(error.contains("1 rows could not be mapped: 2: ") && error.contains(reason), "{error}");
+        assert!(error.contains("1 row could not be mapped: 2: ") && error.contains(reason), "{error}");
     }
     Ok(())
 }
@@ -298,7 +298,7 @@ async fn a_row_that_exceeds_a_limit_of_the_server_is_set_aside() -> Outcome {
     plan.run(Task::Expand, &a.migration).await?;
     world.go("backfill").await?;
     let error = plan.run(Task::Backfill, &a.migration).await.expect_err("one row").to_string();
-    assert!(error.contains("1 rows could not be mapped: 1234: ") && error.contains("too long"), "{error}");
+    assert!(error.contains("1 row could not be mapped: 1234: ") && error.contains("too long"), "{error}");
     let copied = "select count(*) from orders where new_status is not null";
     assert_eq!(sqlx::query_scalar::<_, i64>(copied).fetch_one(&world.pool).await?, 2_000);
     let complete = "select new_complete from cutover.migrations where name = 'status'";

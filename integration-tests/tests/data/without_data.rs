@@ -85,9 +85,9 @@ async fn constraints_are_in_force_from_switch_and_go_back() -> Outcome {
     // All violations at once, each with its rows, and nothing has changed.
     for part in [
         "2 rows of public.orders hold a null in column \"note\": 5; 6",
-        "1 rows of public.orders violate check \"total_positive\" (total >= 0): 8",
-        "1 values occur in more than one row of public.orders",
-        "1 rows of public.orders violate foreign key \"to_customer\"",
+        "1 row of public.orders violates check \"total_positive\" (total >= 0): 8",
+        "1 value occurs in more than one row of public.orders",
+        "1 row of public.orders violates foreign key \"to_customer\"",
     ] {
         world.waits_for(part).await?;
     }
@@ -106,7 +106,7 @@ async fn constraints_are_in_force_from_switch_and_go_back() -> Outcome {
     }
     world.go("backfill").await?;
     world.ask("verify").await?;
-    world.waits_for("hold a null in column \"note\"").await?;
+    world.waits_for("holds a null in column \"note\"").await?;
     let recorded = "select count(*) >= 1 from (select from cutover.external_writes \
         union all select from cutover.external_write_events) as seen";
     assert!(is(&world.pool, recorded).await?);
@@ -114,7 +114,7 @@ async fn constraints_are_in_force_from_switch_and_go_back() -> Outcome {
     world.go("switch").await?;
     assert_eq!(refusal(&mut job, VIOLATE[2].0).await, None, "not yet in force");
     world.ask("retire").await?;
-    world.waits_for("1 values occur in more than one row").await?;
+    world.waits_for("1 value occurs in more than one row").await?;
     world.pool.execute(mend).await?;
     world.go("retire").await?;
     for (statement, state) in VIOLATE {

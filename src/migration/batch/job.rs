@@ -59,8 +59,9 @@ pub(crate) async fn finish(
         let named: Vec<String> =
             rows.iter().map(|(key, error)| format!("{}: {error}", display_key(key))).collect();
         return Err(PlanError::Refused(format!(
-            "{count} rows could not be mapped: {}. Correct these rows or the mapping; they are tried again \
+            "{count} row{} could not be mapped: {}. Correct these rows or the mapping; they are tried again \
              automatically",
+            if count == 1 { "" } else { "s" },
             named.join("; ")
         )));
     }

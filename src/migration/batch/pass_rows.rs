@@ -206,10 +206,14 @@ impl Pass<'_> {
         let found = findings(&mut tx, &self.job, describe).await?;
         tx.rollback().await?;
         let Some((count, found)) = found else { return Ok(()) };
+        let tables = self.scope.tables().join(" and ");
+        let differing = match count {
+            1 => format!("1 row of {tables} differs"),
+            _ => format!("{count} rows of {tables} differ"),
+        };
         Err(PlanError::Refused(format!(
-            "{count} rows of {} differ: {found}. Correct these rows, or run `cutover set-phase <migration> expand` and go forward \
-             again for another copy",
-            self.scope.tables().join(" and ")
+            "{differing}: {found}. Correct these rows, or run `cutover set-phase <migration> expand` and go forward \
+             again for another copy"
         )))
     }
 }

@@ -88,12 +88,13 @@ pub(super) async fn recent(
     }
     let Some((what, reads)) = count(plan, table, connection).await? else { return Ok(None) };
     let age = read_counts::observe(connection, migration, &what, reads).await?;
+    let quiet = plan.quiet_period.as_secs_f64();
     let problem = format!(
         "reads of {what} to stop for {}: the server has counted {reads}, and the count last changed {age:.0} s ago",
         time_left(plan.quiet_period)
     );
     let remedy = "find the readers, for example in `pg_stat_activity`; or `.without_read_check()`";
-    Ok((age < plan.quiet_period.as_secs_f64()).then(|| PlanProblem::warning(problem, remedy)))
+    Ok((age < quiet).then(|| PlanProblem::warning(problem, remedy)))
 }
 
 /// What the server does not count, as a warning.

@@ -69,21 +69,31 @@ pub(super) async fn violations(
 fn violated(addition: &Addition, table: &Table, count: i64, keys: &[String]) -> PlanProblem {
     let many = if count >= MANY { " or more" } else { "" };
     let (keys, name) = (keys.join("; "), &table.name);
+    let are = |one: &str, several: &str| match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count}{many} {several}"),
+    };
     match addition {
-        Addition::NotNull { column } => PlanProblem::blocking(
-            format!("{count}{many} rows of {name} hold a null in column {column:?}: {keys}"),
-            format!("`update {name} set \"{column}\" = … where \"{column}\" is null`"),
-        ),
-        Addition::Unique { .. } => PlanProblem::blocking(
-            format!(
-                "{count}{many} values occur in more than one row of {name}, against {}: {keys}",
-                addition.text()
-            ),
-            "change or delete the duplicates",
-        ),
-        Addition::Check { .. } | Addition::ForeignKey(_) => PlanProblem::blocking(
-            format!("{count}{many} rows of {name} violate {}: {keys}", addition.text()),
-            "correct or delete these rows",
-        ),
+        Addition::NotNull { column } => {
+            let rows = are(&format!("row of {name} holds"), &format!("rows of {name} hold"));
+            PlanProblem::blocking(
+                format!("{rows} a null in column {column:?}: {keys}"),
+                format!("`update {name} set \"{column}\" = … where \"{column}\" is null`"),
+            )
+        }
+        Addition::Unique { .. } => {
+            let values = are("value occurs", "values occur");
+            PlanProblem::blocking(
+                format!("{values} in more than one row of {name}, against {}: {keys}", addition.text()),
+                "change or delete the duplicates",
+            )
+        }
+        Addition::Check { .. } | Addition::ForeignKey(_) => {
+            let rows = are(&format!("row of {name} violates"), &format!("rows of {name} violate"));
+            PlanProblem::blocking(
+                format!("{rows} {}: {keys}", addition.text()),
+                "correct or delete these rows",
+            )
+        }
     }
 }

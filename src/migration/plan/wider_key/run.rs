@@ -145,8 +145,12 @@ impl WiderKey {
             let found =
                 walk(&plan.outline, &what, (&*table, &key), kind.phases(), statement, migration).await?;
             if kind == PassKind::Compare && found > 0 {
+                let differing = match found {
+                    1 => format!("1 row of {table} differs"),
+                    _ => format!("{found} rows of {table} differ"),
+                };
                 return Err(PlanError::Refused(format!(
-                    "{found} rows of {table} differ in {column} and {target}; to fix: `cutover set-phase <migration> expand`, and then forward again"
+                    "{differing} in {column} and {target}; to fix: `cutover set-phase <migration> expand`, and then forward again"
                 )));
             }
         }
