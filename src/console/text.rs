@@ -34,14 +34,25 @@ pub fn runbook(waits_for: &str) -> String {
 }
 
 /// What to do if no instance drives the migration. `None` if one does, or if the migration has ended.
-pub fn no_driver(report: &MigrationReport) -> Option<&'static str> {
+pub fn no_driver(report: &MigrationReport) -> Option<String> {
     if report.driver.is_some() || report.ended_as.is_some() {
         return None;
     }
-    let declares = |one: &InstanceReport| one.lease_seconds > 0.0 && one.range.is_some();
-    Some(match report.instances.iter().any(declares) {
-        true => "no instance drives it yet: one of those that declare it takes over within 15 s",
-        false => "no instance drives it: start an instance that declares this migration",
+    let declares = |one: &&InstanceReport| one.range.is_some();
+    let last =
+        report.instances.iter().filter(declares).max_by(|a, b| a.lease_seconds.total_cmp(&b.lease_seconds));
+    Some(match last {
+        Some(one) if one.lease_seconds > 0.0 => {
+            "no instance drives it yet: one of those that declare it takes over within 15 s".to_owned()
+        }
+        // An instance that can write to the ledger would have removed its row.
+        Some(one) => format!(
+            "no instance drives it: {} has not renewed its lease for {}; its log and its /healthz say why, or start an \
+             instance that declares this migration",
+            one.name,
+            age(one.seen_seconds)
+        ),
+        None => "no instance drives it: start an instance that declares this migration".to_owned(),
     })
 }
 

@@ -65,6 +65,13 @@ struct Member {
     taken_up: Arc<TakenUp>,
 }
 
+/// Why a lease expired, if no attempt to renew it failed in another way.
+const NO_ANSWER: &str = "the ledger's database did not answer in time";
+
+fn expired(failure: &str) -> String {
+    format!("lease expired, so this instance refuses operations: {failure}")
+}
+
 /// The id of the membership whose lease may be extended.
 #[derive(Debug, Default)]
 struct TakenUp {
@@ -236,6 +243,7 @@ impl Member {
     async fn keep_renewing(self, mut id: i64, membership: watch::Sender<Membership>, signal: Signal) {
         let mut next = Instant::now() + self.options.renew_every;
         let mut held = true;
+        let mut failure = NO_ANSWER.to_owned();
         loop {
             // It also wakes up when the lease ends, so that new operations are refused promptly.
             let expiry = Instant::now() + self.lease.remaining();
@@ -246,7 +254,7 @@ impl Member {
             if held && !self.lease.holds() {
                 held = false;
                 tracing::warn!(instance = self.release.instance(), "lease expired; refusing operations");
-                signal.fail("lease expired: the ledger's database did not answer in time");
+                signal.fail(expired(&failure));
                 membership.send_replace(Membership::Out);
             }
             if Instant::now() < next {
@@ -266,6 +274,7 @@ impl Member {
             held |= self.lease.holds();
             match outcome {
                 Ok(()) if self.lease.holds() || !self.taken_up.is(id) => {
+                    NO_ANSWER.clone_into(&mut failure);
                     if self.lease.holds() {
                         signal.ok();
                     }
@@ -277,7 +286,12 @@ impl Member {
                 }
                 Ok(()) => {}
                 Err(error) => {
-                    tracing::warn!(%error, left = ?self.lease.remaining(), "could not renew the lease; retrying on new connections");
+                    let error = self.ledger.explained(error);
+                    if !held && failure != error {
+                        signal.fail(expired(&error));
+                    }
+                    error.clone_into(&mut failure);
+                    tracing::warn!(error, left = ?self.lease.remaining(), "could not renew the lease; retrying on new connections");
                     // The connections may be dead, and the lease is about to expire.
                     self.ledger.reconnect();
                     next = Instant::now() + self.options.renew_every / 4;

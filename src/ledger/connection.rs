@@ -3,13 +3,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgRow};
-use sqlx::{Connection, Executor, FromRow, PgConnection, PgTransaction, Row};
+use sqlx::{Connection, Executor, FromRow, PgConnection, PgTransaction};
 use tokio::time::{sleep, timeout};
 
 use super::connections::Connections;
 use super::error::LedgerError;
 use super::notifications::{Notifications, Subscription};
 use super::pooler::{self, Pooler};
+use super::refusals::check_session;
 use super::schema::{self, SCHEMA_VERSION, Step};
 use super::transaction::{WORK, begin};
 use super::unprepared;
@@ -26,9 +27,6 @@ const BEGIN: &str = "begin isolation level read committed; set local lock_timeou
 /// the time that each attempt waits for locks, this is about a quarter of a minute.
 const ATTEMPTS: u32 = 30;
 const BACKOFF: std::ops::Range<u64> = 200..400;
-
-/// The oldest server whose features the ledger uses.
-const OLDEST_SERVER: i32 = 130_000;
 
 /// A handle on the tables in schema `cutover`.
 ///
@@ -216,6 +214,14 @@ impl Ledger {
     pub(crate) fn reconnect(&self) {
         self.inner.connections.reconnect();
     }
+
+    /// An error of the ledger as text, with why the server refuses connections or writes, if that was found out.
+    pub(crate) fn explained(&self, error: impl fmt::Display) -> String {
+        match self.inner.connections.refusal() {
+            Some(refusal) => format!("{error}; {refusal}"),
+            None => error.to_string(),
+        }
+    }
 }
 
 /// Makes sure that the schema has the version that is needed, or one that is compatible with this library, and returns the
@@ -274,21 +280,7 @@ async fn ensure(
 ) -> Result<(), LedgerError> {
     // READ COMMITTED sees what another process has installed while this one waited for it.
     let mut tx = connection.begin_with(WORK).await?;
-    let row = tx
-        .fetch_one(
-            "select current_setting('server_version_num')::int as server, pg_is_in_recovery() as standby, \
-             current_user::text as role, quote_ident(session_user) as login, \
-             quote_ident(current_database()) as database, current_setting('transaction_read_only')::boolean as read_only, \
-             (select source from pg_settings where name = 'default_transaction_read_only') as source",
-        )
-        .await?;
-    check_server(row.try_get("server")?, row.try_get("standby")?)?;
-    let role: String = row.try_get("role")?;
-    if row.try_get("read_only")? {
-        let (login, database, source) =
-            (row.try_get("login")?, row.try_get("database")?, row.try_get("source")?);
-        return Err(LedgerError::ReadOnlySession { role, remedy: writable(source, login, database) });
-    }
+    let role = check_session(&mut tx).await?;
     let found = schema::version(&mut tx).await.map_err(|error| no_rights(error, &role))?;
     let needs = schema::needed(next);
     match found {
@@ -316,47 +308,11 @@ async fn within_limit<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -
     }
 }
 
-fn check_server(version: i32, is_standby: bool) -> Result<(), LedgerError> {
-    if version < OLDEST_SERVER {
-        return Err(LedgerError::ServerTooOld(version / 10_000));
-    }
-    if is_standby { Err(LedgerError::ReadOnly) } else { Ok(()) }
-}
-
-/// How to make transactions writable, if `default_transaction_read_only` has this source in `pg_settings`. Names are quoted.
-fn writable(source: &str, login: &str, database: &str) -> String {
-    let setting = "reset default_transaction_read_only";
-    match source {
-        "user" => format!("alter role {login} {setting}"),
-        "database" => format!("alter database {database} {setting}"),
-        "database user" => format!("alter role {login} in database {database} {setting}"),
-        "configuration file" => {
-            "remove default_transaction_read_only from the server's configuration (`alter system` with `reset`), and \
-             run: select pg_reload_conf()"
-                .to_owned()
-        }
-        _ => "remove default_transaction_read_only from the options of the connection".to_owned(),
-    }
-}
-
 fn no_rights(error: sqlx::Error, role: &str) -> LedgerError {
     match &error {
         sqlx::Error::Database(refusal) if refusal.code().as_deref() == Some("42501") => {
             LedgerError::NoRights { role: role.to_owned(), message: refusal.message().to_owned() }
         }
         _ => error.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_old_or_read_only_server_is_refused() {
-        assert!(check_server(130_000, false).is_ok());
-        let old = check_server(120_017, false).expect_err("refused").to_string();
-        assert!(old.contains("PostgreSQL 12") && old.contains("13 or newer"), "{old}");
-        assert!(matches!(check_server(150_003, true), Err(LedgerError::ReadOnly)));
     }
 }

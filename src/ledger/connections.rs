@@ -9,6 +9,8 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection, Row};
 use tokio::time::timeout;
 
+use super::error::LedgerError;
+use super::refusals::{check_session, refused_connection};
 use super::unprepared;
 
 /// The ledger's own connections to its database: at most four, and one more for a moment if they do not answer.
@@ -19,6 +21,8 @@ pub(crate) struct Connections {
     pool: ArcSwap<PgPool>,
     sessions: Arc<Sessions>,
     is_replacing: AtomicBool,
+    /// Why the server refused the last attempt to replace them, or would refuse their writes.
+    refusal: Mutex<Option<String>>,
 }
 
 impl fmt::Debug for Connections {
@@ -88,7 +92,14 @@ impl Connections {
     pub(crate) fn new(options: PgConnectOptions, is_direct: bool) -> Self {
         let sessions = Arc::default();
         let pool = ArcSwap::from_pointee(pool(&options, is_direct.then_some(&sessions)));
-        Self { options, is_direct, pool, sessions, is_replacing: AtomicBool::new(false) }
+        Self {
+            options,
+            is_direct,
+            pool,
+            sessions,
+            is_replacing: AtomicBool::new(false),
+            refusal: Mutex::default(),
+        }
     }
 
     /// Runs one statement as a single message ([`unprepared::ask`]): one round trip, where a transaction takes four. It needs
@@ -102,6 +113,15 @@ impl Connections {
 
     pub(crate) fn pool(&self) -> Arc<PgPool> {
         self.pool.load_full()
+    }
+
+    /// Why the server refuses connections, or their writes, as found by the last attempt to replace them.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_refusal(&self, refusal: Option<String>) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
     }
 
     /// Replaces the connections in the background if the server does not know what they wait for.
@@ -131,7 +151,19 @@ impl Connections {
 
     /// `false`: the server is busy with a statement of one of the connections.
     async fn replace(&self) -> Result<bool, sqlx::Error> {
-        let mut connection = PgConnection::connect_with(&self.options).await?;
+        // Not from the pool: it retries some refusals and then reports a timeout only.
+        let mut connection = PgConnection::connect_with(&self.options)
+            .await
+            .inspect_err(|error| self.note_refusal(Some(refused_connection(error, &self.options))))?;
+        match check_session(&mut connection).await {
+            Ok(_) => self.note_refusal(None),
+            Err(refusal) => {
+                self.note_refusal(Some(refusal.to_string()));
+                if let LedgerError::Database(error) = refusal {
+                    return Err(error);
+                }
+            }
+        }
         let is_busy: bool = connection.fetch_one(AssertSqlSafe(self.busy())).await?.try_get(0)?;
         if !is_busy {
             let end_idle = self.end_idle();

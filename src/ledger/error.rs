@@ -106,12 +106,18 @@ pub enum LedgerError {
 }
 
 /// What to do about an error of the database, where the library knows it.
-fn hint(error: &sqlx::Error) -> &'static str {
+pub(crate) fn hint(error: &sqlx::Error) -> &'static str {
     match sql_state(error).as_deref() {
         Some("42501") => {
             "; hint: use a role that has this right; `cutover install --grant-to ROLE`, run with the role that owns the schema, \
              gives ROLE those on the ledger"
         }
+        Some("25006") => {
+            "; hint: the role's transactions are read-only (default_transaction_read_only), or the server is a standby"
+        }
+        Some("25P03") => "; hint: raise the role's idle_in_transaction_session_timeout",
+        Some("53100") => "; hint: free space on the server's disk",
+        Some("57014") => "; hint: unless a person cancelled it, raise the role's statement_timeout",
         _ => "",
     }
 }

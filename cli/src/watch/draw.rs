@@ -97,7 +97,7 @@ fn migration(
         lines.extend(wrapped(&text, width, Style::new().yellow()));
     }
     if let Some(text) = text::no_driver(report) {
-        lines.extend(wrapped(text, width, Style::new().yellow()));
+        lines.extend(wrapped(&text, width, Style::new().yellow()));
     }
     if let Some(work) = &report.work {
         let share = (work.rows_done as f64 / work.rows_total.max(1) as f64).clamp(0.0, 1.0);

@@ -19,6 +19,7 @@ mod inserts;
 mod interference;
 mod journal;
 mod keys;
+mod lost_rights;
 mod matrix;
 mod mirror;
 mod mirror_killed;

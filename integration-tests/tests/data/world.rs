@@ -30,6 +30,7 @@ pub(crate) struct World {
 pub(crate) struct Fleet {
     pub(crate) migration: Migration,
     pub(crate) agent: Agent,
+    health: Health,
 }
 
 impl World {
@@ -152,7 +153,7 @@ impl World {
         let migration = agent.migration("status").ok_or("declared")?;
         self.until("admitted", async || agent.migrations().all(|migration| migration.current().is_some()))
             .await?;
-        Ok(Fleet { migration, agent })
+        Ok(Fleet { migration, agent, health })
     }
 
     /// Requests a phase and waits until the fleet has arrived and the epoch before is drained.
@@ -270,6 +271,17 @@ impl World {
         let query =
             "select to_jsonb(o) ->> 'old_status', to_jsonb(o) ->> 'new_status' from orders o where id = $1";
         Ok(sqlx::query_as(query).bind(id).fetch_one(&self.pool).await?)
+    }
+}
+
+impl Fleet {
+    /// Waits until what this instance says of its health contains `part`.
+    pub(crate) async fn says(&self, part: &str) -> Outcome {
+        let ask = async || match format!("{:?}", self.health) {
+            text if text.contains(part) => Ok(true),
+            text => Err(text),
+        };
+        Ok(wait_until(&format!("health with {part:?}"), SOON, ask).await?)
     }
 }
 

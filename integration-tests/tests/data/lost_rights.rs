@@ -1,0 +1,110 @@
+//! What an operator does to the role of a service whose migration is running: the instance says why it does nothing.
+
+use std::time::Duration;
+
+use cutover::fleet::FleetOptions;
+use cutover::migration::{MigrationSpec, PhaseRange};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+use crate::world::{Fleet, Outcome, World};
+
+/// A database whose table belongs to a role of its own, as the superuser and as that role see it. The role has no sessions of
+/// its own besides those of its instance.
+struct Service {
+    admin: World,
+    world: World,
+    role: String,
+}
+
+impl Service {
+    async fn new() -> Outcome<Self> {
+        let admin = World::new(20).await?;
+        let database = admin.url.rsplit('/').next().unwrap_or_default().to_owned();
+        let role = format!("lost_{database}");
+        admin
+            .external(&format!(
+                "create role {role} login; grant all on schema public to {role}; alter table orders owner to {role}; \
+                 grant create on database {database} to {role}"
+            ))
+            .await?;
+        let url = format!("{}?user={role}", admin.url);
+        let pool =
+            PgPoolOptions::new().max_connections(8).connect_with(url.parse::<PgConnectOptions>()?).await?;
+        Ok(Self { admin, world: World { pool, url }, role })
+    }
+
+    async fn instance(&self, world: &World, name: &str) -> Outcome<Fleet> {
+        let spec = MigrationSpec::new("status", PhaseRange::FULL)
+            .plan(self.world.describe().build()?)
+            .external_write_quiet_period(Duration::from_millis(300));
+        let (lease, renew_every) = (Duration::from_secs(2), Duration::from_millis(400));
+        world.join(vec![spec], name, FleetOptions { lease, renew_every, ..FleetOptions::default() }).await
+    }
+
+    /// Changes the role, and makes its sessions begin again.
+    async fn change(&self, change: &str) -> Outcome {
+        self.admin.external(&change.replace("ROLE", &self.role)).await?;
+        let sessions = "select pg_terminate_backend(pid) from pg_stat_activity where usename = $1";
+        sqlx::query(sessions).bind(&self.role).execute(&self.admin.pool).await?;
+        Ok(())
+    }
+
+    async fn driver(&self) -> Outcome<Option<String>> {
+        let query = "select i.name from cutover.migrations m join cutover.instances i on i.id = m.driver \
+            where m.name = 'status' and m.driver_until > clock_timestamp()";
+        Ok(sqlx::query_scalar(query).fetch_optional(&self.admin.pool).await?)
+    }
+}
+
+#[tokio::test]
+async fn a_role_that_lost_a_right_is_told_with_what_gives_it_back() -> Outcome {
+    let service = Service::new().await?;
+    let a = service.instance(&service.world, "a").await?;
+    service.admin.go("expand").await?;
+    let role = &service.role;
+    for (change, told, undo) in [
+        (
+            "alter role ROLE set default_transaction_read_only = on",
+            format!("alter role {role} reset default_transaction_read_only"),
+            "alter role ROLE reset default_transaction_read_only",
+        ),
+        ("alter role ROLE nologin", format!("alter role \\\"{role}\\\" login"), "alter role ROLE login"),
+        (
+            "alter role ROLE connection limit 0",
+            format!("alter role \\\"{role}\\\" connection limit -1"),
+            "alter role ROLE connection limit -1",
+        ),
+        (
+            "alter role ROLE set statement_timeout = '1ms'",
+            "raise the role's statement_timeout".to_owned(),
+            "alter role ROLE reset statement_timeout",
+        ),
+    ] {
+        service.change(change).await?;
+        a.says("lease expired").await.map_err(|error| format!("{change}: {error}"))?;
+        a.says(&told).await.map_err(|error| format!("{change}: {error}"))?;
+        service.change(undo).await?;
+        let is_back = async || a.migration.current().is_some();
+        service.admin.until(&format!("the return after {undo}"), is_back).await?;
+    }
+    service.admin.go("backfill").await
+}
+
+#[tokio::test]
+async fn an_instance_that_can_write_takes_over() -> Outcome {
+    let service = Service::new().await?;
+    let a = service.instance(&service.world, "a").await?;
+    service.admin.go("expand").await?;
+    let _b = service.instance(&service.admin, "b").await?;
+    service
+        .admin
+        .until("a drives", async || service.driver().await.is_ok_and(|name| name.as_deref() == Some("a")))
+        .await?;
+    service.change("alter role ROLE set default_transaction_read_only = on").await?;
+    service
+        .admin
+        .until("b drives", async || service.driver().await.is_ok_and(|name| name.as_deref() == Some("b")))
+        .await?;
+    a.says("transactions of role").await?;
+    Ok(())
+}
