@@ -18,14 +18,20 @@ pub(crate) struct Mirrored {
 }
 
 impl Mirrored {
-    /// What `target` has to hold.
+    /// What `target` has to hold, in the trigger.
     fn value(&self) -> String {
-        let column = &self.column;
+        self.value_of(&format!("new.{}", self.column))
+    }
+
+    /// What `target` has to hold, in a statement.
+    pub(crate) fn corrected(&self) -> String {
+        self.value_of(&self.column)
+    }
+
+    fn value_of(&self, column: &str) -> String {
         match self.range {
-            None => format!("new.{column}"),
-            Some((min, max)) => {
-                format!("case when new.{column} between {min} and {max} then new.{column} end")
-            }
+            None => column.to_owned(),
+            Some((min, max)) => format!("case when {column} between {min} and {max} then {column} end"),
         }
     }
 }
@@ -50,7 +56,7 @@ pub(crate) fn install(id: &str, columns: &[Mirrored]) -> String {
         let differs: Vec<String> =
             of_table().map(|one| format!("new.{} is distinct from {}", one.target, one.value())).collect();
         let targets: String =
-            of_table().map(|one| format!(", {}", literal::text(&unquoted(&one.target)))).collect();
+            of_table().map(|one| format!(", {}", literal::text(&literal::unquoted(&one.target)))).collect();
         cases += &format!("when '{number}' then {sets}");
         triggers += &format!(
             "; drop trigger if exists {on_rows} on {table}; \
@@ -65,11 +71,6 @@ pub(crate) fn install(id: &str, columns: &[Mirrored]) -> String {
          set search_path = pg_catalog, pg_temp as $guard$ begin case tg_argv[0] {cases} end case; return new; end $guard$; \
          revoke all on function cutover.guard_{id}() from public{triggers}"
     )
-}
-
-/// The name without its quotes, with which it is quoted always.
-fn unquoted(name: &str) -> String {
-    name.get(1..name.len().saturating_sub(1)).unwrap_or_default().replace("\"\"", "\"")
 }
 
 /// The columns that the migration's triggers set, which `expand` has added: each with its table, both quoted.

@@ -8,6 +8,12 @@ pub(crate) fn text(text: &str) -> String {
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
+/// The name without its quotes, if it has them.
+pub(crate) fn unquoted(name: &str) -> String {
+    let inner = name.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    inner.map_or_else(|| name.to_owned(), |inner| inner.replace("\"\"", "\""))
+}
+
 /// An array of texts.
 pub(crate) fn texts<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
     let quoted =
@@ -18,6 +24,13 @@ pub(crate) fn texts<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_lose_only_their_quotes() {
+        for (name, plain) in [("status", "status"), ("\"Old \"\"x\"\"\"", "Old \"x\""), ("\"a\"", "a")] {
+            assert_eq!(unquoted(name), plain);
+        }
+    }
 
     #[test]
     fn quotes_and_backslashes_are_escaped() {

@@ -5,6 +5,7 @@
 use sqlx::PgConnection;
 
 use super::guard_triggers::names;
+use super::literal::{text, unquoted};
 use super::unprepared;
 
 /// What the triggers of one change look for. Names are quoted.
@@ -26,6 +27,18 @@ pub(crate) enum Dropped {
 }
 
 impl WriteWatch {
+    /// The quoted names of its triggers on the table itself.
+    pub(crate) fn names(&self, id: &str) -> Vec<String> {
+        let [on_rows, on_truncate, on_drop, ..] = names(id);
+        let forbids = self.forbidden.is_some().then_some(on_rows);
+        let (on_drop, on_truncate) = match &self.dropped {
+            None => (None, None),
+            Some(Dropped::Column(_)) => (Some(on_drop), None),
+            Some(Dropped::Table) => (Some(on_drop), Some(on_truncate)),
+        };
+        [forbids, on_drop, on_truncate].into_iter().flatten().collect()
+    }
+
     /// What the function executes.
     fn body(&self, id: &str) -> String {
         let drops = match &self.dropped {
@@ -34,18 +47,22 @@ impl WriteWatch {
                 let (what, unless_default) = match dropped {
                     Dropped::Table => ("Table".to_owned(), String::new()),
                     Dropped::Column(column) => {
-                        let name = column.trim_matches('"').replace('\'', "''");
+                        let name = unquoted(column);
+                        let literal = text(&name);
                         let is_default = format!(
                             "if tg_op = 'INSERT' then \
-                                 comparison := cutover.comparison_with_default(tg_relid, '{name}'); \
+                                 comparison := cutover.comparison_with_default(tg_relid, {literal}); \
                                  if comparison is null then return new; end if; \
                                  execute comparison into is_default using new.{column}; \
                                  if is_default then return new; end if; \
                              end if; "
                         );
-                        (format!("Column {name} of table"), is_default)
+                        (format!("Column {} of table", name.replace('%', "%%")), is_default)
                     }
                 };
+                let message = text(&format!(
+                    "{what} %s is about to be dropped and is no longer written: migration %s is in `%s`"
+                ));
                 format!(
                     "if tg_argv[0] = 'drop' then \
                          if tg_level = 'ROW' and cutover.is_foreign_key_action() then \
@@ -56,8 +73,7 @@ impl WriteWatch {
                          phase := cutover.record_external_write({id}, false); \
                          if phase in ('retire', 'contract') then \
                              raise exception using errcode = 'ZC003', \
-                                 message = pg_catalog.format('{what} %s is about to be dropped and is no longer written: \
-                                     migration %s is in `%s`', tg_table_name, cutover.migration_name({id}), phase), \
+                                 message = pg_catalog.format({message}, tg_table_name, cutover.migration_name({id}), phase), \
                                  detail = pg_catalog.format('The write came from application %s, role %s.', \
                                      coalesce(nullif(pg_catalog.current_setting('application_name'), ''), 'unnamed'), \
                                      session_user), \
