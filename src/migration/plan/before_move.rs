@@ -191,7 +191,11 @@ async fn of_name(
             format!(
                 "table {table} is {found} now, and schema {gone}, in which the service looks for it, does not exist"
             ),
-            format!("`alter schema {found_schema} rename to {gone}`; or name the table {found} in the plan"),
+            format!(
+                "name the table {found} in the plan; or, if the schema was renamed, `alter schema {found_schema} rename to \
+                 {gone}`; or, if the search_path of role {role} was changed, `alter role {role} set search_path = \
+                 {found_schema}`, and restart the service"
+            ),
         ),
         (None, ..) => moved(table, found, home.as_deref()),
         (Some(_), _, Some(found_schema)) if schema.is_none() => PlanProblem::blocking(
