@@ -1,5 +1,9 @@
 //! The names of a migration's guard triggers, and the statements that remove them.
 
+use sqlx::PgConnection;
+
+use super::unprepared;
+
 /// [`PREFIX`], for a statement.
 macro_rules! prefix {
     () => {
@@ -31,6 +35,22 @@ pub(crate) use may_change_rows;
 /// two migrations of one table apart.
 pub(crate) fn names(id: &str) -> [String; 5] {
     ["row", "truncate", "nested", "nested_check", "key"].map(|event| format!("\"{PREFIX}{id}_{event}\""))
+}
+
+/// Those of these triggers that the table with this oid does not have. Names are quoted.
+pub(crate) async fn missing(
+    connection: &mut PgConnection,
+    relation: i64,
+    names: &[String],
+) -> Result<Vec<String>, sqlx::Error> {
+    unprepared::query_scalar(
+        "select name from unnest($2::text[]) as name where not exists (select from pg_trigger \
+             where tgrelid = $1::oid and format('\"%s\"', tgname) = name)",
+    )
+    .bind(relation)
+    .bind(names)
+    .fetch_all(connection)
+    .await
 }
 
 /// The statements that remove the triggers from the table, which has this quoted name now, and from its partitions.

@@ -78,7 +78,8 @@ impl Agent {
         guard.fail("not admitted to the fleet yet");
         let notifications = health.signal("ledger_notifications", Criticality::Degrades);
         let follower = Follower::new(fleet.clone(), migrations.clone(), guard, notifications);
-        let driver = Driver::new(fleet.clone(), &migrations, options);
+        let driving = health.signal("migrations", Criticality::Degrades);
+        let driver = Driver::new(fleet.clone(), &migrations, options, driving);
         let tasks = vec![tokio::spawn(follower.run()), tokio::spawn(driver.run())];
         Ok(Self { fleet, migrations, tasks })
     }

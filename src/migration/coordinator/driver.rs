@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::guards::Guards;
 use super::look::Look;
 use super::options::DriverOptions;
 use super::reconcile::{Outcome, Reconcile};
@@ -12,6 +13,7 @@ use super::retry::{LONGEST, Retry};
 use super::spec::MigrationSpec;
 use super::work::Work;
 use crate::fleet::{Fleet, Membership};
+use crate::health::Signal;
 use crate::ledger::{LedgerError, external_writes, guard_looks, leadership, migrations, retention};
 use crate::migration::phase::{PreviousEpoch, Task, needed_work};
 use crate::migration::runtime::Migration;
@@ -31,6 +33,9 @@ pub(crate) struct Driver {
     migrations: Vec<Driven>,
     /// How often in a row the ledger could not be reached.
     contact: Retry,
+    signal: Signal,
+    /// What the signal says, a part for each problem.
+    reported: Vec<String>,
     /// When rows that are old enough are deleted next.
     retention_due: Instant,
 }
@@ -42,6 +47,9 @@ struct Driven {
     work: Work,
     look: Look,
     guard_seen: Option<guard_looks::Seen>,
+    guards: Guards,
+    /// What the health page of the driver says: why a step failed, or guard triggers that are gone.
+    problem: Option<String>,
     /// Failed reconcile steps, and when the next one is due.
     retry: Retry,
     due: Instant,
@@ -52,6 +60,7 @@ impl Driver {
         fleet: Fleet,
         migrations: &Arc<[(MigrationSpec, Migration)]>,
         options: DriverOptions,
+        signal: Signal,
     ) -> Self {
         let driven = |(spec, migration): &(MigrationSpec, Migration)| Driven {
             spec: spec.clone(),
@@ -59,11 +68,15 @@ impl Driver {
             work: Work::default(),
             look: Look::default(),
             guard_seen: None,
+            guards: Guards::default(),
+            problem: None,
             retry: Retry::default(),
             due: Instant::now(),
         };
         let migrations = migrations.iter().map(driven).collect();
-        Self { fleet, options, migrations, contact: Retry::default(), retention_due: Instant::now() }
+        signal.ok();
+        let (contact, retention_due) = (Retry::default(), Instant::now());
+        Self { fleet, options, migrations, contact, signal, reported: Vec::new(), retention_due }
     }
 
     pub(crate) async fn run(mut self) {
@@ -74,8 +87,10 @@ impl Driver {
                 Membership::Out => {
                     for driven in &mut self.migrations {
                         driven.work.stop();
-                        driven.migration.work().set_driver(false);
+                        driven.resigned();
                     }
+                    // The lease has a signal of its own.
+                    self.report(None);
                     if membership.changed().await.is_err() {
                         return;
                     }
@@ -86,19 +101,38 @@ impl Driver {
                         if self.contact.succeeded() {
                             tracing::info!("the ledger can be reached again");
                         }
+                        self.report(None);
                         self.delete_old_rows().await;
                         self.drive(&mine).await
                     }
                     Err(error) => {
-                        let failed = self.contact.failed(&error.to_string(), self.options.leadership_lease);
+                        let error = self.fleet.ledger().explained(error);
+                        let failed = self.contact.failed(&error, self.options.leadership_lease);
                         if failed.is_new {
-                            tracing::warn!(%error, "could not reach the ledger; retrying");
+                            tracing::warn!(error, "could not reach or write the ledger; retrying");
                         }
+                        self.report(Some(format!("the ledger could not be reached or written: {error}")));
                         failed.pause
                     }
                 },
             };
             sleep(pause).await;
+        }
+    }
+
+    /// Shows on this instance's health page what keeps it from driving. It cannot always write that into the ledger.
+    fn report(&mut self, contact: Option<String>) {
+        let of_migration = |one: &Driven| {
+            one.problem.as_ref().map(|problem| format!("migration {}: {problem}", one.spec.name))
+        };
+        let problems: Vec<String> =
+            contact.into_iter().chain(self.migrations.iter().filter_map(of_migration)).collect();
+        if problems != self.reported {
+            match problems.is_empty() {
+                true => self.signal.ok(),
+                false => self.signal.warn(problems.join("; ")),
+            }
+            self.reported = problems;
         }
     }
 
@@ -120,7 +154,8 @@ impl Driver {
     async fn lead(&mut self, id: i64) -> Result<Vec<usize>, LedgerError> {
         let (ledger, limit) = (self.fleet.ledger(), self.options.leadership_lease);
         let mut mine = Vec::new();
-        for (index, Driven { spec, migration, work, .. }) in self.migrations.iter_mut().enumerate() {
+        for (index, driven) in self.migrations.iter_mut().enumerate() {
+            let Driven { spec, migration, .. } = driven;
             let has_plan = spec.plan.is_some();
             let is_driver =
                 in_time(limit, leadership::acquire(ledger, id, migration.id(), has_plan, limit)).await;
@@ -131,7 +166,11 @@ impl Driver {
                     tracing::warn!(%error, migration = spec.name, "could not count external writes");
                 }
                 mine.push(index);
-            } else if has_plan {
+                continue;
+            }
+            driven.problem = None;
+            let Driven { spec, migration, work, .. } = driven;
+            if has_plan {
                 // The driver has opened a job, and every instance works on it.
                 let job = in_time(limit, migrations::open_job(ledger, migration.id())).await?;
                 work.keep_going(spec, migration, job.as_deref().and_then(task_of)).await;
@@ -159,6 +198,7 @@ impl Driver {
                 }
                 pause = pause.min(driven.due.saturating_duration_since(Instant::now()));
             }
+            self.report(None);
             sleep(pause).await;
         }
         Duration::ZERO
@@ -166,6 +206,11 @@ impl Driver {
 }
 
 impl Driven {
+    fn resigned(&mut self) {
+        self.migration.work().set_driver(false);
+        self.problem = None;
+    }
+
     /// Runs one reconcile step and sets when the next one is due.
     async fn reconcile(&mut self, fleet: &Fleet, options: &DriverOptions) {
         // A plan and a source of the desired phase are the user's code: a panic in them must not end the driver silently.
@@ -173,6 +218,8 @@ impl Driven {
         let (error, longest) = match step.catch_unwind().await {
             Ok(Ok(pause)) => {
                 self.retry.succeeded();
+                let problems = self.guards.problems();
+                self.problem = (!problems.is_empty()).then(|| problems.join("; "));
                 self.due = Instant::now() + pause;
                 return;
             }
@@ -191,6 +238,7 @@ impl Driven {
             tracing::warn!(migration, error, "reconcile step failed; retrying with growing pauses");
         }
         let reason = format!("a reconcile step, which failed and is retried: {error}");
+        self.problem = Some(format!("waits for {reason}"));
         let report = async {
             let mut tx = fleet.ledger().begin().await?;
             migrations::set_waits_for(&mut tx, self.migration.id(), Some(&reason)).await?;
@@ -211,6 +259,7 @@ impl Driven {
             options,
             work_waits_for: waits_for.as_deref(),
             guard_seen: &mut self.guard_seen,
+            guards: &mut self.guards,
         };
         match reconcile.step().await? {
             Outcome::Moved => Ok(Duration::ZERO),

@@ -20,6 +20,7 @@ mod agent;
 mod driver;
 mod entry;
 mod follower;
+mod guards;
 mod look;
 mod options;
 mod plan;

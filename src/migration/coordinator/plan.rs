@@ -3,9 +3,10 @@ use std::fmt;
 use async_trait::async_trait;
 use sqlx::PgConnection;
 
+use crate::ledger::hint;
 use crate::migration::catalog::{OldSide, PlanProblem};
 use crate::migration::phase::{Phase, SchemaState, Target, Task};
-use crate::migration::runtime::{Migration, MirroredColumns};
+use crate::migration::runtime::{Error, Migration, MirroredColumns};
 
 /// Where a migration's desired phase comes from.
 ///
@@ -47,7 +48,17 @@ pub enum PlanError {
     NotNow(String),
     /// An operation at the current epoch failed.
     #[error(transparent)]
-    Operation(#[from] crate::migration::runtime::Error),
+    Operation(#[from] Error),
+}
+
+impl PlanError {
+    /// The error with what to do about it, where the library knows that.
+    pub(super) fn advised(&self) -> String {
+        match self {
+            Self::Operation(Error::Database(error)) => format!("{self}{}", hint(error)),
+            _ => self.to_string(),
+        }
+    }
 }
 
 impl From<sqlx::Error> for PlanError {
@@ -160,6 +171,24 @@ pub trait Plan: Send + Sync + fmt::Debug {
         is_move: bool,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
         let _ = (phase, migration, is_move);
+        Ok(Vec::new())
+    }
+
+    /// Guard triggers of the migration that are gone in this phase, from `backfill` to `retire`, each with what brings it back.
+    /// None by default. `migration` is the migration's id in the ledger. `<migration>` in a remedy stands for its name.
+    ///
+    /// The driver shows them, also while the migration is at rest, and drops no old side meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The database's error.
+    async fn unguarded(
+        &self,
+        phase: Phase,
+        migration: i32,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        let _ = (phase, migration, connection);
         Ok(Vec::new())
     }
 

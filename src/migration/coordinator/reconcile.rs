@@ -10,12 +10,14 @@ use sqlx::PgConnection;
 use tokio::time::sleep;
 
 use super::admission::{self, NewShape};
+use super::guards::Guards;
 use super::look;
 use super::options::DriverOptions;
 use super::spec::MigrationSpec;
 use super::state::MigrationState;
 use crate::ledger::blockers::{self, OpenTransaction};
 use crate::ledger::epochs::Move;
+use crate::ledger::guard_triggers::PREFIX;
 use crate::ledger::{
     Ledger, endings, epochs, external_writes, fleets, guard_looks, instances, is_lock_timeout, migrations,
     notifications,
@@ -66,6 +68,7 @@ pub(crate) struct Reconcile<'a> {
     pub(crate) work_waits_for: Option<&'a str>,
     /// What the last look at the guard triggers saw.
     pub(crate) guard_seen: &'a mut Option<guard_looks::Seen>,
+    pub(crate) guards: &'a mut Guards,
 }
 
 /// The desired phase, and who desires it.
@@ -96,7 +99,11 @@ impl Reconcile<'_> {
         }
         let target = self.aim(&state).target.phase_from(state.view.phase);
         let step = next_step(&state.view, target);
-        let held = look::before_move(self.spec.plan.as_deref(), &state, &step, target).await?;
+        let mut held = look::before_move(self.spec.plan.as_deref(), &state, &step, target).await?;
+        self.guards.look(self.spec, &state, matches!(step, Step::Move(_)), self.ledger).await?;
+        if step == Step::Move(Phase::Contract) {
+            held.extend(self.guards.problems().iter().cloned());
+        }
         if matches!(step, Step::Move(_)) && !held.is_empty() {
             return self.stay(state, &held.join("; ")).await;
         }
@@ -346,7 +353,10 @@ impl Reconcile<'_> {
         }
         let target = self.aim(&state).target.phase_from(state.view.phase);
         let paused = paused(&state, target).unwrap_or_default();
-        let reasons = [reason, &paused].into_iter().chain(self.work_waits_for);
+        // A reason that names a guard trigger has its remedy.
+        let is_told = reason.contains(PREFIX);
+        let unguarded = self.guards.problems().iter().filter(|_| !is_told).map(String::as_str);
+        let reasons = [reason, &paused].into_iter().chain(self.work_waits_for).chain(unguarded);
         let reasons: Vec<&str> = reasons.filter(|text| !text.is_empty()).collect();
         let waits_for = Some(reasons.join("; ")).filter(|text| !text.is_empty());
         if state.waits_for != waits_for {

@@ -83,7 +83,7 @@ impl Work {
                 }
                 Ok(Err(PlanError::PhaseLeft)) => Some((String::new(), LONGEST)),
                 Ok(Err(PlanError::NotNow(error))) => Some((error, LONGEST_FOR_A_MOMENT)),
-                Ok(Err(error)) => Some((error.to_string(), LONGEST)),
+                Ok(Err(error)) => Some((error.advised(), LONGEST)),
                 Err(error) => Some((error.to_string(), LONGEST)),
             };
             if let Some((error, longest)) = failed {

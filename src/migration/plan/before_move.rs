@@ -9,8 +9,9 @@ use tokio::time::timeout;
 use super::before_work::moved;
 use super::description::Description;
 use super::refusal::missing;
+use super::unguarded::unguarded;
 use crate::ledger::sides::{self, SideRow};
-use crate::ledger::{begin_work, describe_error, guard_triggers, unprepared};
+use crate::ledger::{begin_work, describe_error, unprepared};
 use crate::migration::batch::MappingCode;
 use crate::migration::catalog::{
     PlanProblem, TableFacts, WriteTrial, losing_rules, new_table_now, not_owner, privilege_problems,
@@ -89,8 +90,8 @@ async fn problems(
     }
     problems.extend(of_guard(plan, migration, &old, tx).await?);
     // The copy arms it again.
-    if plan.has_guard && phase >= Phase::Backfill {
-        problems.extend(unguarded(plan, migration, &old, tx).await?);
+    if phase >= Phase::Backfill {
+        problems.extend(unguarded(plan, phase, migration, tx).await?);
     }
     problems.extend(match plan.moves_columns() {
         true => of_columns(plan, &old),
@@ -100,30 +101,6 @@ async fn problems(
         problems.extend(of_writes(plan, phase, &old, tx).await?);
     }
     Ok(problems)
-}
-
-/// Others dropped the guard trigger, or restored schema `cutover` without it.
-async fn unguarded(
-    plan: &Description,
-    migration: i32,
-    old: &TableFacts,
-    tx: &mut PgConnection,
-) -> Result<Option<PlanProblem>, sqlx::Error> {
-    let [on_rows, ..] = guard_triggers::names(&migration.to_string());
-    let is_there: bool = unprepared::query_scalar(
-        "select exists (select from pg_trigger where tgrelid = $1::oid and tgname = $2)",
-    )
-    .bind(old.relation)
-    .bind(unquote(&on_rows))
-    .fetch_one(tx)
-    .await?;
-    let table = plan.old_table();
-    Ok((!is_there).then(|| {
-        PlanProblem::blocking(
-            format!("the guard trigger {on_rows} of {table} is gone, so external writes were not mirrored"),
-            "`cutover set-phase <migration> expand`, and then forward again: the copy arms it, and a scan compares all rows",
-        )
-    }))
 }
 
 /// The role that armed the guard trigger. The trigger writes the new table with its rights, and `contract` drops the old side.

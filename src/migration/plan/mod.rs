@@ -41,6 +41,7 @@ mod schema_change;
 mod sql_migration;
 mod tables;
 mod two_tables;
+mod unguarded;
 mod wider_key;
 
 pub use builder::SqlMigrationBuilder;

@@ -15,6 +15,7 @@ use super::expand::{expand, find_guard, rearm};
 use super::inspection::{new_shape_doubt, problems, triggers_now};
 use super::recent_look::RecentLook;
 use super::refusal::refuse;
+use super::unguarded::unguarded;
 use crate::ledger::{begin_work, sides, unprepared};
 use crate::migration::batch::{PassKind, explain_table_lock, keyset, pass, repair};
 use crate::migration::catalog::{OldSide, PlanProblem};
@@ -161,6 +162,15 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         let found = before_move(&self.description, phase, migration, is_move).await;
         recent.record(migration, phase, &found);
         Ok(found)
+    }
+
+    async fn unguarded(
+        &self,
+        phase: Phase,
+        migration: i32,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        Ok(unguarded(&self.description, phase, migration, connection).await?.into_iter().collect())
     }
 
     async fn schema_state(

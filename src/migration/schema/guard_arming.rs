@@ -72,11 +72,25 @@ impl GuardTrigger {
         Ok(Ok(self.arm(&migration.to_string(), &selects, &fingerprint)))
     }
 
-    fn arm(&self, id: &str, selects: &Selects, fingerprint: &str) -> String {
-        let (table, body) = (&self.table, self.body(selects));
+    /// The quoted names of the triggers of the table itself.
+    pub(crate) fn names(&self, id: &str) -> Vec<String> {
+        let [on_rows, on_truncate, on_nested, check_nested, on_key] = guard_triggers::names(id);
+        match &self.watched {
+            Watched::Columns { .. } => vec![on_rows, on_key],
+            Watched::Rows { .. } => vec![on_rows, on_nested, check_nested, on_truncate],
+        }
+    }
+
+    /// The statements that install each of [`names`](Self::names) on the table, without the function.
+    pub(crate) fn statements_as_written(&self, id: &str) -> Vec<String> {
+        self.triggers(id, &[])
+    }
+
+    fn triggers(&self, id: &str, partitions: &[String]) -> Vec<String> {
+        let table = &self.table;
         let trigger = |table: &str, name: &str, event: &str, when: &str, arguments: &str| {
             format!(
-                "; drop trigger if exists {name} on {table}; \
+                "drop trigger if exists {name} on {table}; \
                  create trigger {name} {event} when ({when}) \
                  execute function cutover.guard_{id}({arguments}); \
                  alter table {table} enable always trigger {name}"
@@ -86,40 +100,43 @@ impl GuardTrigger {
         let is_unpinned = format!("current_setting('cutover.pin_{id}', true) is distinct from 'on'");
         let is_watched = format!("{is_unpinned} or pg_trigger_depth() > 0");
         let (own, nested) = (format!("'{id}'"), format!("'{id}', 'nested'"));
-        let mut triggers = String::new();
-        let mut on_each_row = vec![on_rows.as_str()];
+        let mut triggers = Vec::new();
         match &self.watched {
             Watched::Columns { .. } => {
                 let event = format!("before insert or update on {table} for each row");
-                triggers += &trigger(table, &on_rows, &event, &is_watched, &own);
+                triggers.push(trigger(table, &on_rows, &event, &is_watched, &own));
                 let event = format!("before update of {} on {table} for each row", self.key.join(", "));
                 let is_moved =
                     format!("not ({is_watched}) and not ({})", same_for_dumps("old", "new", &self.key));
-                triggers += &trigger(table, &on_key, &event, &is_moved, &own);
-                on_each_row.push(&on_key);
+                triggers.push(trigger(table, &on_key, &event, &is_moved, &own));
             }
             Watched::Rows { .. } => {
                 let events = format!("insert or update or delete on {table} for each row");
                 let direct = format!("{is_unpinned} and pg_trigger_depth() = 0");
-                triggers += &trigger(table, &on_rows, &format!("after {events}"), &direct, &own);
+                triggers.push(trigger(table, &on_rows, &format!("after {events}"), &direct, &own));
                 // An AFTER trigger runs when the statement is over. Whether a foreign key made a nested write is known
                 // before.
                 let is_nested = "pg_trigger_depth() > 0";
-                triggers += &trigger(table, &on_nested, &format!("after {events}"), is_nested, &nested);
-                triggers += &trigger(table, &check_nested, &format!("before {events}"), is_nested, &nested);
-                on_each_row.extend([on_nested.as_str(), &check_nested]);
-                for table in std::iter::once(table).chain(&selects.partitions) {
+                triggers.push(trigger(table, &on_nested, &format!("after {events}"), is_nested, &nested));
+                triggers.push(trigger(table, &check_nested, &format!("before {events}"), is_nested, &nested));
+                for table in std::iter::once(table).chain(partitions) {
                     let event = format!("after truncate on {table} for each statement");
-                    triggers += &trigger(table, &on_truncate, &event, &is_watched, &own);
+                    triggers.push(trigger(table, &on_truncate, &event, &is_watched, &own));
                 }
             }
         }
         // Older servers enable the trigger on the partitioned table only.
-        for (partition, name) in
-            selects.partitions.iter().flat_map(|one| on_each_row.iter().map(move |name| (one, name)))
-        {
-            triggers += &format!("; alter table {partition} enable always trigger {name}");
-        }
+        let on_each_row = self.names(id).into_iter().filter(|name| *name != on_truncate);
+        let on_each_row: Vec<String> = on_each_row.collect();
+        triggers.extend(partitions.iter().flat_map(|one| {
+            on_each_row.iter().map(move |name| format!("alter table {one} enable always trigger {name}"))
+        }));
+        triggers
+    }
+
+    fn arm(&self, id: &str, selects: &Selects, fingerprint: &str) -> String {
+        let body = self.body(selects);
+        let triggers = self.triggers(id, &selects.partitions).join("; ");
         let has_zones = [&selects.forward, &selects.backward, &selects.condition]
             .into_iter()
             .flatten()
@@ -132,7 +149,7 @@ impl GuardTrigger {
         format!(
             "create or replace function cutover.guard_{id}() returns trigger language plpgsql security definer \
              set search_path = pg_catalog, pg_temp set row_security = off {} as $guard$\n-- {fingerprint}\n{body}$guard$; \
-             revoke all on function cutover.guard_{id}() from public{triggers}",
+             revoke all on function cutover.guard_{id}() from public; {triggers}",
             settings.join(" ")
         )
     }

@@ -3,15 +3,16 @@
 use sqlx::PgConnection;
 
 use super::addition::{Addition, ForeignKey};
-use super::description::Description;
+use super::description::{Description, Removal};
 use super::found::{Built, Table};
 use super::rows::violations;
-use crate::ledger::{begin_work, unprepared, write_watch};
+use crate::ledger::{begin_work, guard_triggers, sides, unprepared, write_watch};
 use crate::migration::batch::begin;
-use crate::migration::catalog::{beside, quote, resolve};
+use crate::migration::catalog::{PlanProblem, beside, quote, resolve};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::plan::refusal::refuse;
+use crate::migration::plan::unguarded::gone_of;
 use crate::migration::runtime::Migration;
 use crate::migration::schema::{alter, drop_index, ensure_indexes, run_unfenced};
 
@@ -174,6 +175,28 @@ pub(super) async fn watch(
     let fingerprint: String =
         unprepared::query_scalar("select md5($1)").bind(plan.as_text()).fetch_one(connection).await?;
     Ok(Some(watch.install(&migration.to_string(), &table.leaves, &fingerprint)))
+}
+
+/// The triggers that watch writers and that others dropped.
+pub(super) async fn unwatched(
+    plan: &Description,
+    migration: i32,
+    connection: &mut PgConnection,
+) -> Result<Option<PlanProblem>, sqlx::Error> {
+    let Some(recorded) = sides::find(&mut *connection, migration).await? else { return Ok(None) };
+    // The names of columns do not matter here.
+    let Some(watch) = plan.watch(&plan.table, Some("column"), &plan.checks()) else { return Ok(None) };
+    let relation = match plan.removal {
+        Some(Removal::Table | Removal::Column(_)) => recorded.old.relation,
+        _ => recorded.new.relation,
+    };
+    let gone = guard_triggers::missing(connection, relation, &watch.names(&migration.to_string())).await?;
+    if gone.is_empty() || !recorded.old.is_there {
+        return Ok(None);
+    }
+    let effect = "so writers that the change would refuse are not seen";
+    let remedy = "`cutover set-phase <migration> expand`, and then forward again, which installs them";
+    Ok(Some(gone_of(&plan.table, &gone, effect, remedy)))
 }
 
 /// Whether the triggers that the change needs are installed.

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 
 use super::contract::contract;
 use super::description::{Description, Removal};
-use super::enforce::{enforce, found, is_watching, relax, watch};
+use super::enforce::{enforce, found, is_watching, relax, unwatched, watch};
 use super::inspection::{before_step, of_schema, problems, without_column};
 use super::rows::violations;
 use crate::ledger::jobs::TableSize;
@@ -143,7 +143,9 @@ impl SchemaChange {
         let plan = &*self.description;
         let mut tx = begin(&plan.pool, &[Phase::Backfill], migration).await?;
         let table = found(plan, migration, &mut tx).await?;
-        if is_watching(plan, table.relation, migration.id(), &mut tx).await? {
+        if is_watching(plan, table.relation, migration.id(), &mut tx).await?
+            && unwatched(plan, migration.id(), &mut tx).await?.is_none()
+        {
             return Ok(tx.rollback().await?);
         }
         let column = sides::find(&mut tx, migration.id())
@@ -247,6 +249,15 @@ impl Plan for SchemaChange {
         let enforced = all().all(|(addition, built)| built.is_in_force(addition));
         let relaxed = all().all(|(_, built)| !built.is_present);
         Ok(state.with_refusals(enforced, relaxed))
+    }
+
+    async fn unguarded(
+        &self,
+        _: Phase,
+        migration: i32,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        Ok(unwatched(&self.description, migration, connection).await?.into_iter().collect())
     }
 
     async fn sides_present(
