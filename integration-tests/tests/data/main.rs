@@ -14,6 +14,7 @@ mod dual_write;
 mod every_phase;
 mod external_writers;
 mod guard_trigger;
+mod guards_gone;
 mod histories;
 mod inserts;
 mod interference;

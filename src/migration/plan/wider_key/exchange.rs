@@ -9,6 +9,7 @@ use super::inspection::problems;
 use super::prepared::{Prepared, prepare, unprepare};
 use super::referring::{Referring, mirrored, relations_of};
 use super::trigger_functions::{self, TriggerFunction};
+use super::unguarded::before_exchange;
 use crate::ledger::literal::text as literal;
 use crate::ledger::{begin_work, key_mirror, unprepared};
 use crate::migration::batch::begin;
@@ -29,12 +30,17 @@ pub(super) async fn exchange(
     let pool = &plan.outline.pool;
     let mut tx = begin(pool, &[Phase::Switch], migration).await?;
     let found = find(plan, Some(migration.id()), &mut tx).await?;
-    let against = if is_forward { problems(plan, Some(migration.id()), &mut tx).await? } else { Vec::new() };
+    let mut against =
+        if is_forward { problems(plan, Some(migration.id()), &mut tx).await? } else { Vec::new() };
     let key = found.ok_or_else(|| PlanError::Refused(format!("column {:?} is gone", plan.column)))?;
     let carried = carried(key.relation, &plan.column, &mut tx).await?;
+    let is_exchanged = key.is_exchanged() == is_forward;
+    if !is_exchanged {
+        against.extend(before_exchange(plan, migration.id(), &mut tx).await?);
+    }
     tx.rollback().await?;
     let id = migration.id().to_string();
-    if key.is_exchanged() == is_forward {
+    if is_exchanged {
         return unprepare(pool, &key, &id, migration).await;
     }
     refuse(&against)?;

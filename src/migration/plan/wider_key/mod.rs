@@ -34,5 +34,6 @@ mod prepared;
 mod referring;
 mod run;
 mod trigger_functions;
+mod unguarded;
 
 pub use builder::{WiderKey, WiderKeyBuilder};

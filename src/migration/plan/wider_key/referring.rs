@@ -42,6 +42,11 @@ impl Referring {
         self.has_wide || self.has_narrow || self.column_type != "bigint"
     }
 
+    /// Whether `expand` has added the second column.
+    pub(super) fn has_second(&self) -> bool {
+        self.has_wide || self.has_narrow
+    }
+
     /// The name of the second column before the exchange of the key, or after it.
     pub(super) fn second(&self, is_exchanged: bool) -> String {
         match (self.moves(), is_exchanged) {

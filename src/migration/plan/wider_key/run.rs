@@ -6,6 +6,7 @@ use super::exchange::{exchange, index_name, lock, statements};
 use super::found::{Counting, Key, find};
 use super::inspection::problems;
 use super::referring::{self, mirrored};
+use super::unguarded::unguarded;
 use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{begin_work, guard_triggers, key_mirror, sides};
 use crate::migration::batch::{
@@ -97,6 +98,24 @@ impl WiderKey {
             .chain([key_mirror::install(&id, &columns), record])
             .collect();
         alter_all(pool, &tables, migration, Phase::Off, &statements.join(";\n")).await
+    }
+
+    /// Installs the triggers again if others dropped one.
+    async fn rearm(&self, migration: &Migration) -> Result<(), PlanError> {
+        let pool = &self.0.outline.pool;
+        let mut tx = begin(pool, &[Phase::Backfill], migration).await?;
+        let is_armed = unguarded(&self.0, migration.id(), &mut tx).await?.is_empty();
+        let columns = self.mirrored(migration.id(), &mut tx).await?;
+        tx.rollback().await?;
+        if is_armed {
+            return Ok(());
+        }
+        let mut tables: Vec<&str> = columns.iter().map(|one| &*one.table).collect();
+        tables.dedup();
+        let id = migration.id().to_string();
+        let statements: Vec<String> =
+            lock(&tables).into_iter().chain([key_mirror::install(&id, &columns)]).collect();
+        alter_all(pool, &tables, migration, Phase::Backfill, &statements.join(";\n")).await
     }
 
     /// The columns that a trigger keeps equal before the exchange.
@@ -227,16 +246,28 @@ impl Plan for WiderKey {
         is_move: bool,
         connection: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-        // An object that names the key may have been added. The exchange looks again.
-        if phase != Phase::Ramp {
+        if !(Phase::Backfill..=Phase::Switch).contains(&phase) {
             return Ok(Vec::new());
         }
         if let Some(found) = self.0.recent_look.found(migration, phase, is_move) {
             return Ok(found);
         }
-        let found = problems(&self.0, Some(migration), connection).await?;
+        let mut found = unguarded(&self.0, migration, &mut *connection).await?;
+        // An object that names the key may have been added. The exchange looks again.
+        if phase == Phase::Ramp {
+            found.extend(problems(&self.0, Some(migration), connection).await?);
+        }
         self.0.recent_look.record(migration, phase, &found);
         Ok(found)
+    }
+
+    async fn unguarded(
+        &self,
+        _: Phase,
+        migration: i32,
+        connection: &mut PgConnection,
+    ) -> Result<Vec<PlanProblem>, sqlx::Error> {
+        unguarded(&self.0, migration, connection).await
     }
 
     async fn schema_state(
@@ -273,6 +304,7 @@ impl Plan for WiderKey {
                 explain_table_lock(&self.0.outline.pool, &self.0.table, self.expand(migration).await).await
             }
             Task::Backfill => {
+                self.rearm(migration).await?;
                 self.walk_referring(PassKind::Forward, migration).await?;
                 self.pass(PassKind::Forward, migration).await
             }
