@@ -96,7 +96,7 @@ fn listed(name: &str, known: &[String]) -> String {
     match known.len() {
         0 => "the ledger has none: a migration is registered when an instance that declares it first starts"
             .into(),
-        ..=LISTED => format!("the ledger has {}", known.join(", ")),
+        1..=LISTED => format!("the ledger has {}", known.join(", ")),
         all => {
             let bare = |full: &str| full.split_once('/').map_or(full, |(_, bare)| bare).to_owned();
             let wanted = bare(name);
