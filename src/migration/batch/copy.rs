@@ -24,7 +24,7 @@ impl Scope<'_> {
         let changed = differ(&of("t", targets), &values, &self.new_types);
         self.query(
             |json| {
-                let source = self.relation(forward, old, span, " for share", 'f', &json(0));
+                let source = self.source(span, &json(0));
                 if self.is_one_table() {
                     let set = zip(targets, &values, |target, value| format!("{target} = {value}"));
                     let same = key.equal("t", "o");
@@ -47,6 +47,12 @@ impl Scope<'_> {
         )
     }
 
+    /// The keys and the values that are copied forward, of rows that are locked.
+    fn source(&self, span: &Span, json: &str) -> String {
+        let Sides { old, forward, .. } = self.sides;
+        self.relation(forward, old, span, " for share", 'f', json)
+    }
+
     /// Inserts the rows of a span that the new table lacks. Locks each source row, as [`Scope::copy_forward`] does.
     ///
     /// Without `on conflict` an insert takes half the time. It fails on a row that has a conflict, such as one that a
@@ -56,7 +62,7 @@ impl Scope<'_> {
         let values = columns("o.", 'f', forward.columns.len());
         self.query(
             |json| {
-                let source = self.relation(forward, old, span, " for share", 'f', &json(0));
+                let source = self.source(span, &json(0));
                 let within = self.key.within(span);
                 let missing = format!(
                     "{source} as o left join (select * from {new} where {within}) as t on {} where {} is null",

@@ -196,9 +196,9 @@ impl Pass<'_> {
                     back_off().await;
                 }
                 Err(PlanError::Operation(Error::Database(error))) if may_concern_a_row(&error) => {
-                    let conflicts = inserts && self.may_insert();
-                    inserts = false;
-                    if !conflicts && !pace.halve() {
+                    if inserts && self.may_insert() {
+                        inserts = false;
+                    } else if !pace.halve() {
                         bad_row = Some(describe_error(&error));
                     }
                 }
