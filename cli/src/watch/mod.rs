@@ -199,9 +199,12 @@ fn ends(key: KeyEvent) -> bool {
 }
 
 /// Key presses; a change of the terminal's size arrives as a key without an effect.
+///
+/// The runtime would wait for a blocking task of its own. A read can go on after the last key: when the terminal is restored,
+/// what was typed after that key is discarded, although it was announced.
 fn keys() -> mpsc::Receiver<KeyEvent> {
     let (sender, receiver) = mpsc::channel(16);
-    tokio::task::spawn_blocking(move || {
+    std::thread::spawn(move || {
         while !sender.is_closed() {
             match event::poll(Duration::from_millis(100)) {
                 Ok(false) => continue,

@@ -58,7 +58,7 @@ impl Scope<'_> {
     /// Without `on conflict` an insert takes half the time. It fails on a row that has a conflict, such as one that a
     /// transaction wrote after the beginning of the statement.
     pub(crate) fn insert_missing(&self, span: &Span, mapped: &MappedRows) -> Query {
-        let Sides { old, new, forward, .. } = self.sides;
+        let Sides { new, forward, .. } = self.sides;
         let values = columns("o.", 'f', forward.columns.len());
         self.query(
             |json| {
