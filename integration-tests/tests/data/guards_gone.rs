@@ -166,3 +166,35 @@ async fn a_trigger_of_a_key_that_is_gone_holds_the_way_back() -> Outcome {
     assert_eq!(parent(&world).await?, 7);
     Ok(())
 }
+
+/// Nothing has seen the trigger disabled.
+#[tokio::test]
+async fn a_key_that_was_written_past_its_trigger_is_not_exchanged() -> Outcome {
+    for (from, to) in [("switch", "retire"), ("retire", "ramp")] {
+        let world = World::new(1).await?;
+        world.pool.execute(CHILDREN).await?;
+        let _a = wider_key::instance(&world, "parents").await?;
+        world.go(from).await?;
+        let trigger = format!("zzz_cutover_{}_row", world.id().await?);
+        world
+            .external(&format!(
+                "alter table children disable trigger user; update children set parent = 7 where id = 3; \
+                 alter table children enable always trigger {trigger}"
+            ))
+            .await?;
+        world.ask(to).await?;
+        let told = "1 row of public.children differs";
+        let is_decided = async || {
+            reason(&world).await.is_ok_and(|reason| reason.contains(told))
+                || world.is_at(to).await.unwrap_or(false)
+        };
+        world.until("the driver's decision", is_decided).await?;
+        assert_eq!(parent(&world).await?, 7, "{from}");
+        let reason = reason(&world).await?;
+        let advised = reason.split('`').find(|part| part.starts_with("update "));
+        world.external(advised.ok_or(reason.clone())?).await?;
+        world.go(to).await?;
+        assert_eq!(parent(&world).await?, 7, "{from}");
+    }
+    Ok(())
+}

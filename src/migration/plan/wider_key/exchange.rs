@@ -9,7 +9,7 @@ use super::inspection::problems;
 use super::prepared::{Prepared, prepare, unprepare};
 use super::referring::{Referring, mirrored, relations_of};
 use super::trigger_functions::{self, TriggerFunction};
-use super::unguarded::before_exchange;
+use super::unguarded::{before_exchange, refuse_differences};
 use crate::ledger::literal::text as literal;
 use crate::ledger::{begin_work, key_mirror, unprepared};
 use crate::migration::batch::begin;
@@ -63,6 +63,7 @@ pub(super) async fn exchange(
     statements.extend(carried);
     statements.extend(referring.iter().flat_map(|one| one.carried.clone()));
     let found: Vec<Referring> = referring.iter().map(|one| one.found.clone()).collect();
+    refuse_differences(plan, &key, &found).await?;
     let mut tx = begin(pool, &[Phase::Switch], migration).await?;
     let functions = trigger_functions::find(&relations_of(&key, &found), &mut tx).await?;
     tx.rollback().await?;

@@ -1,15 +1,20 @@
 //! Triggers that keep the columns of the key equal, and that others dropped or disabled. What is written meanwhile is in one
 //! column only, and the exchange would put the other one in its place.
 
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use super::builder::Description;
-use super::found::find;
+use super::found::{Key, find};
 use super::referring::{self, Referring, mirrored};
 use crate::ledger::key_mirror::{self, Mirrored};
-use crate::ledger::{external_writes, guard_triggers, sides};
+use crate::ledger::{begin_work, external_writes, guard_triggers, sides, unprepared};
 use crate::migration::catalog::PlanProblem;
+use crate::migration::coordinator::PlanError;
+use crate::migration::plan::refusal::refuse;
 use crate::migration::plan::unguarded::{FROM_EXPAND, gone_of};
+
+/// How many rows are counted.
+const COUNTED: i64 = 1000;
 
 /// The triggers that are gone, of the key's table and of those that refer to it.
 pub(super) async fn unguarded(
@@ -45,6 +50,39 @@ pub(super) async fn before_exchange(
         problems.push(PlanProblem::blocking(format!("this waits for {problem}"), remedy));
     }
     Ok(problems)
+}
+
+/// Refuses an exchange that would change what the key, or a column that refers to it, holds: a trigger was gone or disabled for a
+/// while, and is there again.
+pub(super) async fn refuse_differences(
+    plan: &Description,
+    key: &Key,
+    referring: &[Referring],
+) -> Result<(), PlanError> {
+    let mut tx = begin_work(&plan.outline.pool).await?;
+    tx.execute("set local statement_timeout = 0").await?;
+    let mut problems = Vec::new();
+    for one in mirrored(plan, (&key.table, &key.key_type), referring, key.is_exchanged()) {
+        let (table, column, target, value) = (&one.table, &one.column, &one.target, one.corrected());
+        let differing = format!("{table} where {target} is distinct from {value}");
+        let query = format!("select count(*) from (select from {differing} limit {COUNTED}) as different");
+        let found: i64 = unprepared::query_scalar(AssertSqlSafe(query)).fetch_one(&mut *tx).await?;
+        let rows = match found {
+            0 => continue,
+            1 => format!("1 row of {table} differs"),
+            COUNTED => format!("{found} or more rows of {table} differ"),
+            _ => format!("{found} rows of {table} differ"),
+        };
+        problems.push(PlanProblem::blocking(
+            format!(
+                "{rows} in {column} and {target}, which takes its place: the trigger that keeps them equal was \
+                 disabled for a while"
+            ),
+            format!("`update {table} set {target} = {value} where {target} is distinct from {value}`"),
+        ));
+    }
+    tx.rollback().await?;
+    refuse(&problems)
 }
 
 /// The tables with a trigger, each with its oid, and the columns that the triggers keep equal. `None` before `expand`.
