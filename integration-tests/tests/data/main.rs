@@ -39,6 +39,7 @@ mod remedies;
 mod renamed_columns;
 mod repairs;
 mod restored;
+mod reused_keys;
 mod round_trips;
 mod row_security;
 mod rows;

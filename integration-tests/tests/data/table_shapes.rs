@@ -148,6 +148,13 @@ async fn put_to(side: &Side, connection: &mut PgConnection, key: u64, number: u3
     Ok(())
 }
 
+/// The keys are deleted and inserted again.
+async fn lock(connection: &mut PgConnection, key: u64) -> Result<(), Error> {
+    let lock = "select pg_advisory_xact_lock(hashtextextended('key ' || $1, 0))";
+    sqlx::query(lock).bind(key.to_string()).execute(connection).await?;
+    Ok(())
+}
+
 /// With a second unique index on a table, two upserts of one key that run at the same time may fail on that index.
 fn is_duplicate(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
@@ -189,6 +196,7 @@ impl Shape for Tables {
     async fn put(&self, pool: &PgPool, migration: &Migration, key: u64, number: u32) -> Result<bool, Error> {
         let dual = DualWrite::new(migration.clone(), self.old, self.new);
         let Some(mut tx) = begin(migration, pool).await? else { return Ok(false) };
+        lock(&mut tx, key).await?;
         let put = async |side: &&'static Side, tx: &mut PinnedTx| put_to(side, tx, key, number).await;
         let is_written =
             unless_duplicate(dual.write_with(&mut tx, Rows::one(&key.cast_signed()), put, put).await)?;
@@ -199,7 +207,13 @@ impl Shape for Tables {
     }
 
     async fn put_external(&self, pool: &PgPool, key: u64, number: u32) -> Result<bool, Error> {
-        unless_duplicate(put_to(self.old, &mut *pool.acquire().await?, key, number).await)
+        let mut tx = pool.begin().await?;
+        lock(&mut tx, key).await?;
+        let is_written = unless_duplicate(put_to(self.old, &mut tx, key, number).await)?;
+        if is_written {
+            tx.commit().await?;
+        }
+        Ok(is_written)
     }
 
     async fn write_elsewhere(&self, pool: &PgPool, key: u64) -> Result<(), Error> {

@@ -54,7 +54,7 @@ async fn a_key_that_is_written_differently_is_copied() -> Outcome {
         // As after a return to `off`: the new table has the key of an earlier time.
         run(format!("update people_2 set email = '{one}'")).await?;
         world.ask("ramp").await?;
-        world.waits_for("row of").await?;
+        world.waits_for(r#"of "people" and "people_2" differ"#).await?;
         world.go("expand").await?;
         world.go("retire").await?;
         assert_eq!(keys().await?, same(other), "{key_type}: a copy");
