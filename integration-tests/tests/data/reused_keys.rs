@@ -65,7 +65,8 @@ async fn a_key_is_locked_before_it_is_deleted_and_inserted_again() -> Outcome {
             Outcome::Ok(())
         };
         let (deleted, committed) = tokio::join!(deletes, commits);
-        (deleted?, committed?);
+        deleted?;
+        committed?;
         let both = "select (select count(*) from orders where id = 700), (select count(*) from orders_2 where id = 700)";
         let (old, new): (i64, i64) = sqlx::query_as(both).fetch_one(&world.pool).await?;
         assert_eq!((old, new), if agree { (0, 0) } else { (1, 0) });
