@@ -363,7 +363,17 @@ async fn a_guard_trigger_that_was_dropped_holds_the_move() -> Outcome {
         world.external(&format!("drop trigger zzz_cutover_{id}_row on orders")).await?;
         world.external("update orders set old_status = ' Late ' where id = 3").await?;
         world.ask("retire").await?;
+        let driver_until = "select driver_until::text from cutover.migrations where name = 'status'";
+        let asked: String = sqlx::query_scalar(driver_until).fetch_one(&world.pool).await?;
         world.waits_for(&format!("the guard trigger \"zzz_cutover_{id}_row\" of \"orders\" is gone")).await?;
+        // The reason is also told at rest. A driver that has gone on for three seconds has decided about the move.
+        let later = "select driver_until > $1::timestamptz + interval '3 s' from cutover.migrations where name = 'status'";
+        let has_decided = async || {
+            let later = sqlx::query_scalar::<_, bool>(later).bind(&asked).fetch_one(&world.pool).await;
+            later.unwrap_or(false)
+        };
+        world.until("the driver's decision", has_decided).await?;
+        assert!(world.is_at(from).await?, "{from}");
         world.go("expand").await?;
         world.go("retire").await?;
         assert_eq!(world.row(3).await?.1, Some("late".to_owned()));
