@@ -38,11 +38,10 @@ pub(crate) async fn run(
     let all_rows = scope.sides.of_all_rows();
     let of_all_rows = Scope { sides: &all_rows, ..scope.clone() };
     let removes = |phase| phase == Phase::Retire && scope.keeps_rows();
+    let may = |phase| may_repair(phase) || removes(phase);
     loop {
         let mut done = Repaired::default();
-        for repair in
-            due_repairs(migration, pool, &SIDES, |phase| may_repair(phase) || removes(phase)).await?
-        {
+        for repair in due_repairs(migration, pool, &SIDES, may).await? {
             let mut tx = migration.begin_work(pool).await?;
             let outcome = match tx.phase() {
                 phase if may_repair(phase) => copy(scope, &mut tx, &repair, skip).await,
@@ -57,9 +56,13 @@ pub(crate) async fn run(
         }
         let mut tx = migration.begin_work(pool).await?;
         let has_pending = repairs::has_pending(&mut tx, migration.id(), &SIDES).await?;
+        let is_over = !may(tx.phase());
         tx.rollback().await?;
         if !has_pending {
             return Ok(());
+        }
+        if is_over {
+            return Err(PlanError::PhaseLeft);
         }
         sleep(POLL).await;
     }
