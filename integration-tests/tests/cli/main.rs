@@ -304,16 +304,16 @@ async fn an_unusable_ledger_is_reported() -> Outcome {
     refused(&format!("postgres://me:{PASSWORD}@host:port/x"), &["status"], 2, &["postgres://host/name"])
         .await;
     refused(&format!("mysql://me:{PASSWORD}@host/x"), &["status"], 2, &["postgres://host/name"]).await;
-    let nobody = format!("postgres://me:{PASSWORD}@127.0.0.1:{}/x", free_port()?);
+    let closed = format!("postgres://me:{PASSWORD}@127.0.0.1:{}/x", free_port()?);
     refused(
-        &nobody,
+        &closed,
         &["status"],
         3,
         &["\"x\" at 127.0.0.1:", "role \"me\"", "refused", "check host and port"],
     )
     .await;
-    refused(&nobody, &["status", "--only", "eu"], 2, &["--only eu", "--ledger NAME=URL"]).await;
-    let said = run(&nobody, &["status", "--json"]).await;
+    refused(&closed, &["status", "--only", "eu"], 2, &["--only eu", "--ledger NAME=URL"]).await;
+    let said = run(&closed, &["status", "--json"]).await;
     let json: serde_json::Value = serde_json::from_str(&said.out)?;
     assert!(said.code == 3 && json["error"].as_str().is_some_and(|text| text.contains("refused")), "{json}");
 

@@ -24,11 +24,6 @@ async fn role(world: &World) -> Outcome<String> {
 }
 
 /// What `ramp` waits for.
-async fn reason(world: &World) -> Outcome<String> {
-    let query = "select coalesce(waits_for, '') from cutover.migrations where name = 'status'";
-    Ok(sqlx::query_scalar(query).fetch_one(&world.pool).await?)
-}
-
 /// Runs every statement of a text, each of which stands between backticks.
 async fn run_statements(world: &World, text: &str) -> Outcome {
     let verbs = ["alter ", "begin", "comment ", "create ", "grant "];
@@ -52,7 +47,7 @@ async fn lacking(world: &World, plan: &impl Plan) -> Outcome<usize> {
 
 /// The reason to wait names all of these. Its statements work, and `ramp` is reached after them.
 async fn ramp_after_statements(world: &World, plan: &impl Plan, names: &[&str]) -> Outcome {
-    let reason = reason(world).await?;
+    let reason = world.reason().await?;
     for name in names {
         assert!(reason.contains(name), "{name} is not in {reason}");
     }
@@ -141,7 +136,7 @@ async fn carry_over_gives_the_new_column_the_same() -> Outcome {
     wait_until("the old column to be dropped", Duration::from_secs(20), async || {
         match world.has_column("old_status").await {
             false => Ok(true),
-            true => Err(reason(&world).await.unwrap_or_default()),
+            true => Err(world.reason().await.unwrap_or_default()),
         }
     })
     .await?;
@@ -204,7 +199,7 @@ async fn a_foreign_key_added_after_expand_is_named_before_a_move() -> Outcome {
         .await?;
     world.ask("verify").await?;
     world.waits_for("constraint \"late\"").await?;
-    run_statements(&world, &reason(&world).await?).await?;
+    run_statements(&world, &world.reason().await?).await?;
     world.go("verify").await?;
     Ok(())
 }
@@ -237,7 +232,7 @@ async fn a_publication_and_the_replica_identity_keep_the_new_column() -> Outcome
     if version >= 150_000 {
         world.waits_for("column list of publication").await?;
     }
-    let text = reason(&world).await?;
+    let text = world.reason().await?;
     run_statements(&world, &text).await?;
     world.go("ramp").await?;
     if version >= 150_000 {

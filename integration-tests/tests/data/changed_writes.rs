@@ -2,23 +2,17 @@
 //! to no effect.
 
 use cutover::migration::{ColumnMigration, SchemaChange, TableMigration};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use crate::world::{Fleet, Outcome, World};
 
-async fn reason(world: &World) -> Outcome<String> {
-    let query = "select coalesce(waits_for, '') from cutover.migrations where name = 'status'";
-    Ok(sqlx::query_scalar(query).fetch_one(&world.pool).await?)
-}
-
 /// Runs the statement that the reason names, and then waits until it is not the reason any more.
 async fn follow_advice(world: &World, part: &str) -> Outcome {
-    let reason = reason(world).await?;
+    let reason = world.reason().await?;
     let advised =
         reason.split('`').find(|text| ["alter ", "grant "].iter().any(|verb| text.starts_with(verb)));
     world.external(advised.ok_or(reason.clone())?).await?;
-    let gone = async || !self::reason(world).await.is_ok_and(|reason| reason.contains(part));
+    let gone = async || !world.reason().await.is_ok_and(|reason| reason.contains(part));
     Ok(world.until(&format!("the end of {reason}"), gone).await?)
 }
 
@@ -31,7 +25,7 @@ async fn each_holds(world: &World, wish: &str, changes: &[(&str, &str, &str)]) -
         world.external(change).await?;
         world.ask(wish).await?;
         world.waits_for(found).await?;
-        assert!(!reason(world).await?.contains("LEGACY"), "{}", reason(world).await?);
+        assert!(!world.reason().await?.contains("LEGACY"), "{}", world.reason().await?);
         assert!(!world.is_at(wish).await?, "{change}");
         world.ask(&from).await?;
         world.external(undo).await?;
@@ -148,7 +142,7 @@ async fn a_row_that_the_mapping_refuses_with_any_error_does_not_hold_the_copy() 
         world.external(&format!("insert into orders (old_status) values ('{value}')")).await?;
         world.ask("ramp").await?;
         world.waits_for(error).await?;
-        assert!(world.is_at("backfill").await?, "{}", reason(&world).await?);
+        assert!(world.is_at("backfill").await?, "{}", world.reason().await?);
         world.external(&format!("delete from orders where old_status = '{value}'")).await?;
     }
     Ok(())
@@ -229,20 +223,11 @@ async fn a_new_table_that_could_not_be_written_holds_the_move() -> Outcome {
     .await
 }
 
-/// A role of its own that owns the old table and runs the migration, and the world as this role sees it.
+/// As a superuser sees it, and as the role of the service does.
 async fn ordinary(rows: i64) -> Outcome<(World, World, String)> {
     let world = World::new(rows).await?;
-    let database = world.url.rsplit('/').next().unwrap_or_default().to_owned();
-    let role = format!("service_{database}");
-    world
-        .external(&format!(
-            "create role {role} login; grant all on schema public to {role}; alter table orders owner to {role}; \
-             grant create on database {database} to {role}"
-        ))
-        .await?;
-    let url = format!("{}?user={role}", world.url);
-    let pool = PgPoolOptions::new().max_connections(8).connect_with(url.parse::<PgConnectOptions>()?).await?;
-    Ok((world, World { pool, url }, role))
+    let (service, role) = world.as_owner().await?;
+    Ok((world, service, role))
 }
 
 async fn in_switch() -> Outcome<(World, World, String, Fleet)> {

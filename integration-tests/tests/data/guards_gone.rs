@@ -6,15 +6,10 @@ use sqlx::Executor;
 use crate::wider_key;
 use crate::world::{Fleet, Outcome, World};
 
-async fn reason(world: &World) -> Outcome<String> {
-    let query = "select coalesce(waits_for, '') from cutover.migrations where name = 'status'";
-    Ok(sqlx::query_scalar(query).fetch_one(&world.pool).await?)
-}
-
 /// Runs what the reason names between backquotes, a statement or a `cutover set-phase`, and waits until it names no guard
 /// trigger any more.
 async fn follow_advice(world: &World) -> Outcome {
-    let reason = reason(world).await?;
+    let reason = world.reason().await?;
     let advice: Vec<&str> = reason.split('`').skip(1).step_by(2).collect();
     for advised in advice {
         match advised.strip_prefix("cutover set-phase status ") {
@@ -28,7 +23,7 @@ async fn follow_advice(world: &World) -> Outcome {
 }
 
 async fn is_over(world: &World) -> bool {
-    reason(world).await.is_ok_and(|reason| !reason.contains("zzz_cutover"))
+    world.reason().await.is_ok_and(|reason| !reason.contains("zzz_cutover"))
 }
 
 async fn at_rest(phase: &str) -> Outcome<(World, Fleet, String)> {
@@ -124,7 +119,7 @@ async fn a_trigger_of_a_key_that_is_gone_holds_the_exchange() -> Outcome {
             world.external("update children set parent = 7 where id = 3").await?;
             world.ask("retire").await?;
             let is_held = async || {
-                reason(&world).await.is_ok_and(|reason| reason.contains(found))
+                world.reason().await.is_ok_and(|reason| reason.contains(found))
                     || world.is_at("retire").await.unwrap_or(false)
             };
             world.until("the driver's decision", is_held).await?;
@@ -155,7 +150,7 @@ async fn a_trigger_of_a_key_that_is_gone_holds_the_way_back() -> Outcome {
     world.external(&format!("drop trigger {trigger} on children; {write}")).await?;
     world.ask("ramp").await?;
     let is_decided = async || {
-        reason(&world).await.is_ok_and(|reason| reason.contains(told))
+        world.reason().await.is_ok_and(|reason| reason.contains(told))
             || world.is_at("ramp").await.unwrap_or(false)
     };
     world.until("the driver's decision", is_decided).await?;
@@ -185,12 +180,12 @@ async fn a_key_that_was_written_past_its_trigger_is_not_exchanged() -> Outcome {
         world.ask(to).await?;
         let told = "1 row of public.children differs";
         let is_decided = async || {
-            reason(&world).await.is_ok_and(|reason| reason.contains(told))
+            world.reason().await.is_ok_and(|reason| reason.contains(told))
                 || world.is_at(to).await.unwrap_or(false)
         };
         world.until("the driver's decision", is_decided).await?;
         assert_eq!(parent(&world).await?, 7, "{from}");
-        let reason = reason(&world).await?;
+        let reason = world.reason().await?;
         let advised = reason.split('`').find(|part| part.starts_with("update "));
         world.external(advised.ok_or(reason.clone())?).await?;
         world.go(to).await?;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use cutover::fleet::FleetOptions;
 use cutover::migration::{MigrationSpec, PhaseRange};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::world::{Fleet, Outcome, World};
 
@@ -19,18 +18,8 @@ struct Service {
 impl Service {
     async fn new() -> Outcome<Self> {
         let admin = World::new(20).await?;
-        let database = admin.url.rsplit('/').next().unwrap_or_default().to_owned();
-        let role = format!("lost_{database}");
-        admin
-            .external(&format!(
-                "create role {role} login; grant all on schema public to {role}; alter table orders owner to {role}; \
-                 grant create on database {database} to {role}"
-            ))
-            .await?;
-        let url = format!("{}?user={role}", admin.url);
-        let pool =
-            PgPoolOptions::new().max_connections(8).connect_with(url.parse::<PgConnectOptions>()?).await?;
-        Ok(Self { admin, world: World { pool, url }, role })
+        let (world, role) = admin.as_owner().await?;
+        Ok(Self { admin, world, role })
     }
 
     async fn instance(&self, world: &World, name: &str) -> Outcome<Fleet> {

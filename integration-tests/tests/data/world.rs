@@ -13,7 +13,7 @@ use cutover::migration::{Agent, DriverOptions, Migration, MigrationSpec, Plan, P
 use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder};
 use cutover::release::Release;
 use cutover_testkit::{KitError, Postgres, wait_until};
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
 
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -198,6 +198,27 @@ impl World {
         .await
         .map_err(|error| error.to_string())?;
         if at == phase && settled { Ok(true) } else { Err(format!("at {at}, waits for {waits_for:?}")) }
+    }
+
+    /// The driver's `waits_for`; empty if it waits for nothing.
+    pub(crate) async fn reason(&self) -> Outcome<String> {
+        let query = "select coalesce(waits_for, '') from cutover.migrations where name = 'status'";
+        Ok(sqlx::query_scalar(query).fetch_one(&self.pool).await?)
+    }
+
+    /// A role of its own that owns table `orders` and may run the migration, and the world as this role sees it.
+    pub(crate) async fn as_owner(&self) -> Outcome<(World, String)> {
+        let database = self.url.rsplit('/').next().unwrap_or_default();
+        let role = format!("service_{database}");
+        self.external(&format!(
+            "create role {role} login; grant all on schema public to {role}; alter table orders owner to {role}; \
+             grant create on database {database} to {role}"
+        ))
+        .await?;
+        let url = format!("{}?user={role}", self.url);
+        let pool =
+            PgPoolOptions::new().max_connections(8).connect_with(url.parse::<PgConnectOptions>()?).await?;
+        Ok((World { pool, url }, role))
     }
 
     /// Waits until the driver's `waits_for` contains `part`.
