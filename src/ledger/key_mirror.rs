@@ -23,9 +23,15 @@ impl Mirrored {
         self.value_of(&format!("new.{}", self.column))
     }
 
-    /// What `target` has to hold, in a statement.
-    pub(crate) fn corrected(&self) -> String {
-        self.value_of(&self.column)
+    /// The rows of the table in which `target` does not hold that: table and condition.
+    pub(crate) fn differing(&self) -> String {
+        format!("{} where {} is distinct from {}", self.table, self.target, self.value_of(&self.column))
+    }
+
+    /// The statement that corrects these rows.
+    pub(crate) fn correction(&self) -> String {
+        let (table, target, value) = (&self.table, &self.target, self.value_of(&self.column));
+        format!("update {table} set {target} = {value} where {target} is distinct from {value}")
     }
 
     fn value_of(&self, column: &str) -> String {
@@ -56,7 +62,7 @@ pub(crate) fn install(id: &str, columns: &[Mirrored]) -> String {
         let differs: Vec<String> =
             of_table().map(|one| format!("new.{} is distinct from {}", one.target, one.value())).collect();
         let targets: String =
-            of_table().map(|one| format!(", {}", literal::text(&literal::unquoted(&one.target)))).collect();
+            of_table().map(|one| format!(", {}", literal::text(&literal::unquote(&one.target)))).collect();
         cases += &format!("when '{number}' then {sets}");
         triggers += &format!(
             "; drop trigger if exists {on_rows} on {table}; \

@@ -1,4 +1,4 @@
-//! Texts as literals, for statements that are sent without parameters.
+//! Texts as literals, and names, for statements that are sent without parameters.
 //!
 //! A statement with parameters takes two round trips, and several statements without them are one message.
 
@@ -8,10 +8,15 @@ pub(crate) fn text(text: &str) -> String {
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
+/// A name, quoted.
+pub(crate) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// The name without its quotes, if it has them.
-pub(crate) fn unquoted(name: &str) -> String {
-    let inner = name.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    inner.map_or_else(|| name.to_owned(), |inner| inner.replace("\"\"", "\""))
+pub(crate) fn unquote(name: &str) -> String {
+    let inner = name.strip_prefix('"').and_then(|name| name.strip_suffix('"')).unwrap_or(name);
+    inner.replace("\"\"", "\"")
 }
 
 /// An array of texts.
@@ -28,7 +33,7 @@ mod tests {
     #[test]
     fn names_lose_only_their_quotes() {
         for (name, plain) in [("status", "status"), ("\"Old \"\"x\"\"\"", "Old \"x\""), ("\"a\"", "a")] {
-            assert_eq!(unquoted(name), plain);
+            assert_eq!(unquote(name), plain);
         }
     }
 

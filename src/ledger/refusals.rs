@@ -4,6 +4,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Executor, PgConnection, Row};
 
 use super::error::LedgerError;
+use super::literal::quote;
 use super::sqlstate::{describe_error, sql_state};
 
 /// The oldest server whose features the ledger uses.
@@ -55,7 +56,7 @@ fn writable(source: &str, login: &str, database: &str) -> String {
 /// A refused connection as text, with what makes the server accept it.
 pub(super) fn refused_connection(error: &sqlx::Error, options: &PgConnectOptions) -> String {
     let text = describe_error(error);
-    let role = quoted(options.get_username());
+    let role = quote(options.get_username());
     let message = error.as_database_error().map_or("", |refusal| refusal.message());
     let remedy = match sql_state(error).as_deref() {
         Some("28000") if message.contains("not permitted to log in") => format!("`alter role {role} login`"),
@@ -65,21 +66,17 @@ pub(super) fn refused_connection(error: &sqlx::Error, options: &PgConnectOptions
         Some("28P01") => format!("give the service the present password of role {role}"),
         Some("53300") if message.contains("for role") => format!("`alter role {role} connection limit -1`"),
         Some("53300") if message.contains("for database") => {
-            let database = quoted(options.get_database().unwrap_or(options.get_username()));
+            let database = quote(options.get_database().unwrap_or(options.get_username()));
             format!("`alter database {database} connection limit -1`")
         }
         Some("53300") => "close connections, or raise max_connections".to_owned(),
         Some("42501") => {
-            let database = quoted(options.get_database().unwrap_or(options.get_username()));
+            let database = quote(options.get_database().unwrap_or(options.get_username()));
             format!("`grant connect on database {database} to {role}`")
         }
         _ => return text,
     };
     format!("{text}; to unblock: {remedy}")
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]

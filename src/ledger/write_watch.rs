@@ -5,7 +5,7 @@
 use sqlx::PgConnection;
 
 use super::guard_triggers::names;
-use super::literal::{text, unquoted};
+use super::literal::{text, unquote};
 use super::unprepared;
 
 /// What the triggers of one change look for. Names are quoted.
@@ -47,7 +47,7 @@ impl WriteWatch {
                 let (what, unless_default) = match dropped {
                     Dropped::Table => ("Table".to_owned(), String::new()),
                     Dropped::Column(column) => {
-                        let name = unquoted(column);
+                        let name = unquote(column);
                         let literal = text(&name);
                         let is_default = format!(
                             "if tg_op = 'INSERT' then \

@@ -19,17 +19,19 @@ impl Scope<'_> {
             backward: in_rust(&self.sides.backward),
             round_trip: in_rust(&self.sides.forward),
         };
-        let batch = |work: Query| format!("{};\n{}", end.text, work.text);
-        let missing = if self.is_one_table() {
-            String::new()
-        } else {
-            format!("{};\n", self.insert_missing(&span, &mapped).text)
+        let batch = |work: &[Query]| -> String {
+            let texts: Vec<&str> = std::iter::once(&end).chain(work).map(|query| &*query.text).collect();
+            texts.join(";\n")
         };
+        let mut copy = vec![self.copy_forward(&span, &mapped)];
+        if !self.is_one_table() {
+            copy.insert(0, self.insert_missing(&span, &mapped));
+        }
         vec![
             (Task::Expand, expand.to_owned()),
-            (Task::Backfill, format!("{};\n{missing}{}", end.text, self.copy_forward(&span, &mapped).text)),
-            (Task::Scan, batch(self.differences(&span, &mapped))),
-            (Task::ReverseBackfill, batch(self.copy_back(&span, &mapped))),
+            (Task::Backfill, batch(&copy)),
+            (Task::Scan, batch(&[self.differences(&span, &mapped)])),
+            (Task::ReverseBackfill, batch(&[self.copy_back(&span, &mapped)])),
             (Task::Contract, contract.to_owned()),
         ]
     }

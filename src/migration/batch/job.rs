@@ -69,6 +69,11 @@ pub(crate) async fn finish(
     if job.finish(tx, completes, size).await? { Ok(()) } else { Err(PlanError::PhaseLeft) }
 }
 
+/// How many rows differ, as the beginning of a sentence. `of` begins with a space, or is empty.
+pub(crate) fn rows_differ(count: i64, of: &str) -> String {
+    if count == 1 { format!("1 row{of} differs") } else { format!("{count} rows{of} differ") }
+}
+
 /// The error that names what a scan found, if it found something. `describe` turns the kind of a difference and its first
 /// keys into text.
 pub(crate) async fn findings(

@@ -28,6 +28,7 @@ mod walk;
 
 pub(super) use column_type::ColumnType;
 pub(super) use errors::{explain_table_lock, is_transient};
+pub(super) use job::rows_differ;
 pub(super) use keyset::{Keyset, Span, display_key};
 pub(super) use kind::PassKind;
 pub use mapped_value::MappedValue;

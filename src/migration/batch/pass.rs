@@ -175,13 +175,13 @@ impl Pass<'_> {
         let mut failures = 0;
         let mut bad_row = None;
         // Until a batch fails: then it is repeated in the form that has no conflicts.
-        let mut inserts = true;
+        let mut inserts = self.may_insert();
         let (mut vacuum, mut throttle) = (Vacuum::default(), ThrottleState::default());
         loop {
             self.wait_for_throttle(&mut throttle).await?;
             match self.batch(pace.rows(), &mut range, bad_row.take(), inserts).await {
                 Ok(Batch::Done { elapsed, total }) => {
-                    (failures, inserts) = (0, true);
+                    (failures, inserts) = (0, self.may_insert());
                     self.rest(elapsed).await;
                     self.limit(&mut pace, total);
                     pace.record(elapsed);
@@ -196,7 +196,7 @@ impl Pass<'_> {
                     back_off().await;
                 }
                 Err(PlanError::Operation(Error::Database(error))) if may_concern_a_row(&error) => {
-                    if inserts && self.may_insert() {
+                    if inserts {
                         inserts = false;
                     } else if !pace.halve() {
                         bad_row = Some(describe_error(&error));
@@ -359,7 +359,7 @@ impl Pass<'_> {
             Some(error) => self.set_aside(&mut tx, &done, &error).await?,
             None => {
                 let span = Span::Between { from: range.from.clone(), to: done.clone() };
-                let missing = (inserts && self.may_insert()).then_some(count);
+                let missing = inserts.then_some(count);
                 (progress.changed, progress.differences) = self.do_rows(&mut tx, &span, missing).await?;
             }
         }

@@ -4,7 +4,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::errors::{is_transient, may_concern_a_row};
-use super::job::findings;
+use super::job::{findings, rows_differ};
 use super::keyset::{Span, display_key};
 use super::kind::PassKind;
 use super::mapping::Mapping;
@@ -206,11 +206,7 @@ impl Pass<'_> {
         let found = findings(&mut tx, &self.job, describe).await?;
         tx.rollback().await?;
         let Some((count, found)) = found else { return Ok(()) };
-        let tables = self.scope.tables().join(" and ");
-        let differing = match count {
-            1 => format!("1 row of {tables} differs"),
-            _ => format!("{count} rows of {tables} differ"),
-        };
+        let differing = rows_differ(count, &format!(" of {}", self.scope.tables().join(" and ")));
         Err(PlanError::Refused(format!(
             "{differing}: {found}. Correct these rows, or run `cutover set-phase <migration> expand` and go forward \
              again for another copy"

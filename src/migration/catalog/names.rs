@@ -1,6 +1,7 @@
 //! Names of tables and columns: which of them are accepted, and how they are quoted.
 
 use crate::config::Problem;
+pub(crate) use crate::ledger::literal::{quote, unquote};
 
 /// Whether the text consists of letters, digits and `_`, and so means the same quoted and in code.
 pub(crate) fn is_plain(name: &str) -> bool {
@@ -29,15 +30,6 @@ pub(crate) fn check_table(field: &'static str, name: &str, problems: &mut Vec<Pr
             format!("{name:?} is not a plain name: write `orders` or `billing.orders`"),
         ));
     }
-}
-
-pub(crate) fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-pub(crate) fn unquote(name: &str) -> String {
-    let inner = name.strip_prefix('"').and_then(|name| name.strip_suffix('"')).unwrap_or(name);
-    inner.replace("\"\"", "\"")
 }
 
 pub(crate) fn quote_table(name: &str) -> String {

@@ -155,7 +155,7 @@ impl Driver {
         let (ledger, limit) = (self.fleet.ledger(), self.options.leadership_lease);
         let mut mine = Vec::new();
         for (index, driven) in self.migrations.iter_mut().enumerate() {
-            let Driven { spec, migration, .. } = driven;
+            let Driven { spec, migration, work, problem, .. } = driven;
             let has_plan = spec.plan.is_some();
             let is_driver =
                 in_time(limit, leadership::acquire(ledger, id, migration.id(), has_plan, limit)).await;
@@ -168,8 +168,7 @@ impl Driver {
                 mine.push(index);
                 continue;
             }
-            driven.problem = None;
-            let Driven { spec, migration, work, .. } = driven;
+            *problem = None;
             if has_plan {
                 // The driver has opened a job, and every instance works on it.
                 let job = in_time(limit, migrations::open_job(ledger, migration.id())).await?;

@@ -142,12 +142,9 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
         match found {
             None => Ok(()),
             Some((count, found)) => Err(PlanError::Refused(format!(
-                "{}: {found}. Correct these rows, or run `cutover set-phase <migration> \
+                "{} between the stores: {found}. Correct these rows, or run `cutover set-phase <migration> \
                  expand` and go forward again for another copy",
-                match count {
-                    1 => "1 row differs between the stores".to_owned(),
-                    _ => format!("{count} rows differ between the stores"),
-                }
+                job::rows_differ(count, "")
             ))),
         }
     }

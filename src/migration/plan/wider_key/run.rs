@@ -10,7 +10,7 @@ use super::unguarded::unguarded;
 use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{begin_work, guard_triggers, key_mirror, sides};
 use crate::migration::batch::{
-    ColumnType, PassKind, Scope, Span, begin, explain_table_lock, keyset, pass, walk,
+    ColumnType, PassKind, Scope, Span, begin, explain_table_lock, keyset, pass, rows_differ, walk,
 };
 use crate::migration::catalog::{OldSide, PlanProblem, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
@@ -90,32 +90,35 @@ impl WiderKey {
         let adds = columns.iter().map(|Mirrored { table, target, .. }| {
             format!("alter table {table} add column if not exists {target} bigint")
         });
-        let mut tables: Vec<&str> = columns.iter().map(|one| &*one.table).collect();
-        tables.dedup();
-        let statements: Vec<String> = lock(&tables)
-            .into_iter()
-            .chain(adds)
-            .chain([key_mirror::install(&id, &columns), record])
-            .collect();
-        alter_all(pool, &tables, migration, Phase::Off, &statements.join(";\n")).await
+        let statements: Vec<String> = adds.chain([key_mirror::install(&id, &columns), record]).collect();
+        self.alter_tables_of(&columns, statements, Phase::Off, migration).await
     }
 
     /// Installs the triggers again if others dropped one.
     async fn rearm(&self, migration: &Migration) -> Result<(), PlanError> {
         let pool = &self.0.outline.pool;
         let mut tx = begin(pool, &[Phase::Backfill], migration).await?;
-        let is_armed = unguarded(&self.0, migration.id(), &mut tx).await?.is_empty();
+        if unguarded(&self.0, migration.id(), &mut tx).await?.is_empty() {
+            return Ok(tx.rollback().await?);
+        }
         let columns = self.mirrored(migration.id(), &mut tx).await?;
         tx.rollback().await?;
-        if is_armed {
-            return Ok(());
-        }
+        let install = key_mirror::install(&migration.id().to_string(), &columns);
+        self.alter_tables_of(&columns, vec![install], Phase::Backfill, migration).await
+    }
+
+    /// Runs statements with all tables of these columns locked.
+    async fn alter_tables_of(
+        &self,
+        columns: &[Mirrored],
+        statements: Vec<String>,
+        phase: Phase,
+        migration: &Migration,
+    ) -> Result<(), PlanError> {
         let mut tables: Vec<&str> = columns.iter().map(|one| &*one.table).collect();
         tables.dedup();
-        let id = migration.id().to_string();
-        let statements: Vec<String> =
-            lock(&tables).into_iter().chain([key_mirror::install(&id, &columns)]).collect();
-        alter_all(pool, &tables, migration, Phase::Backfill, &statements.join(";\n")).await
+        let statements: Vec<String> = lock(&tables).into_iter().chain(statements).collect();
+        alter_all(&self.0.outline.pool, &tables, migration, phase, &statements.join(";\n")).await
     }
 
     /// The columns that a trigger keeps equal before the exchange.
@@ -164,10 +167,7 @@ impl WiderKey {
             let found =
                 walk(&plan.outline, &what, (&*table, &key), kind.phases(), statement, migration).await?;
             if kind == PassKind::Compare && found > 0 {
-                let differing = match found {
-                    1 => format!("1 row of {table} differs"),
-                    _ => format!("{found} rows of {table} differ"),
-                };
+                let differing = rows_differ(found.cast_signed(), &format!(" of {table}"));
                 return Err(PlanError::Refused(format!(
                     "{differing} in {column} and {target}; to fix: `cutover set-phase <migration> expand`, and then forward again"
                 )));

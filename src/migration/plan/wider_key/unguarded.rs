@@ -8,6 +8,7 @@ use super::found::{Key, find};
 use super::referring::{self, Referring, mirrored};
 use crate::ledger::key_mirror::{self, Mirrored};
 use crate::ledger::{begin_work, external_writes, guard_triggers, sides, unprepared};
+use crate::migration::batch::rows_differ;
 use crate::migration::catalog::PlanProblem;
 use crate::migration::coordinator::PlanError;
 use crate::migration::plan::refusal::refuse;
@@ -63,22 +64,21 @@ pub(super) async fn refuse_differences(
     tx.execute("set local statement_timeout = 0").await?;
     let mut problems = Vec::new();
     for one in mirrored(plan, (&key.table, &key.key_type), referring, key.is_exchanged()) {
-        let (table, column, target, value) = (&one.table, &one.column, &one.target, one.corrected());
-        let differing = format!("{table} where {target} is distinct from {value}");
+        let Mirrored { table, column, target, .. } = &one;
+        let differing = one.differing();
         let query = format!("select count(*) from (select from {differing} limit {COUNTED}) as different");
         let found: i64 = unprepared::query_scalar(AssertSqlSafe(query)).fetch_one(&mut *tx).await?;
         let rows = match found {
             0 => continue,
-            1 => format!("1 row of {table} differs"),
             COUNTED => format!("{found} or more rows of {table} differ"),
-            _ => format!("{found} rows of {table} differ"),
+            _ => rows_differ(found, &format!(" of {table}")),
         };
         problems.push(PlanProblem::blocking(
             format!(
                 "{rows} in {column} and {target}, which takes its place: the trigger that keeps them equal was \
                  disabled for a while"
             ),
-            format!("`update {table} set {target} = {value} where {target} is distinct from {value}`"),
+            format!("`{}`", one.correction()),
         ));
     }
     tx.rollback().await?;
@@ -116,11 +116,7 @@ struct Tables {
 
 /// The statements that install the triggers again and correct the rows, when the new column is the key already.
 fn again(id: &str, columns: &[Mirrored]) -> String {
-    let mut statements = vec![format!("`{}`", key_mirror::install(id, columns))];
-    for one in columns {
-        let (table, target, value) = (&one.table, &one.target, one.corrected());
-        statements
-            .push(format!("`update {table} set {target} = {value} where {target} is distinct from {value}`"));
-    }
-    statements.join(", then ")
+    let corrections = columns.iter().map(Mirrored::correction);
+    let statements = std::iter::once(key_mirror::install(id, columns)).chain(corrections);
+    statements.map(|one| format!("`{one}`")).collect::<Vec<_>>().join(", then ")
 }
