@@ -44,8 +44,12 @@ const ABSENCES: [(&str, &[&str]); 7] = [
 ];
 
 /// The guard trigger's function is generated, and calls functions of the ledger.
-const GENERATED: [&str; 3] =
-    ["migration/schema/guard.rs", "migration/schema/guard_refusals.rs", "migration/schema/guard_arming.rs"];
+const GENERATED: [&str; 4] = [
+    "migration/schema/commit_check.rs",
+    "migration/schema/guard.rs",
+    "migration/schema/guard_refusals.rs",
+    "migration/schema/guard_arming.rs",
+];
 
 fn floor(floors: &[&[&str]], room: &str) -> Option<usize> {
     floors.iter().position(|rooms| rooms.contains(&room))

@@ -37,6 +37,11 @@ pub(crate) fn names(id: &str) -> [String; 5] {
     ["row", "truncate", "nested", "nested_check", "key"].map(|event| format!("\"{PREFIX}{id}_{event}\""))
 }
 
+/// The name of the trigger that compares both sides at commit. It is on the table whose rows are written second.
+pub(crate) fn commit_check(id: &str) -> String {
+    format!("\"{PREFIX}{id}_commit\"")
+}
+
 /// Those of these triggers that the table with this oid does not have. Names are quoted.
 pub(crate) async fn missing(
     connection: &mut PgConnection,
@@ -59,6 +64,7 @@ pub(crate) fn disarm(table: &str, id: &str) -> String {
         names(id).iter().map(|name| format!("drop trigger if exists {name} on {table}; ")).collect();
     format!(
         "{drops}\
-         drop function if exists cutover.guard_{id}() cascade"
+         drop function if exists cutover.guard_{id}() cascade; \
+         drop function if exists cutover.commit_check_{id}() cascade"
     )
 }

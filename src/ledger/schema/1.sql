@@ -660,6 +660,10 @@ begin
     -- to several.
     v_ignored := set_config('cutover.pin_' || p_migration,
         case when p_mirrors and p_phase <> 'off' then p_phase else 'on' end, true);
+    -- Shows the check at commit that the transaction writes both sides, each with a statement of its own.
+    if not p_mirrors and p_phase in ('expand', 'backfill', 'verify', 'ramp', 'switch') then
+        v_ignored := set_config('cutover.both_' || p_migration, p_phase, true);
+    end if;
     -- A client that is cut off in mid-transaction would hold its rows until the operating system closes the connection,
     -- which can take hours. A limit that the role or the session has set is kept.
     if current_setting('idle_in_transaction_session_timeout') = '0' then

@@ -54,6 +54,8 @@ use crate::migration::runtime::{Error, FencedTransaction, Key, Migration, Pinned
 ///   ([`Error::Unfinished`]), in every phase and even if the caller ignores the error. So neither an error nor a time
 ///   limit around the call can commit half of a write. Return a value, not an error, for outcomes after which the caller
 ///   may continue, such as a missing row.
+/// - If another transaction commits a change of the row between the two statements, so that only the second one finds it, a trigger
+///   of the migration's plan notices at commit: the row is repaired, or in `ramp` the commit fails with a serialization failure.
 /// - Errors of the database driver are passed through. [`is_retryable`](crate::migration::is_retryable) recognises
 ///   deadlocks and serialization failures.
 ///

@@ -122,6 +122,7 @@ pub(super) struct Selects {
     pub(super) is_partitioned: bool,
     /// The partitions that hold rows.
     pub(super) partitions: Vec<String>,
+    pub(super) target_partitions: Vec<String>,
 }
 
 impl GuardTrigger {
@@ -154,8 +155,17 @@ impl GuardTrigger {
             }
         };
         let (forward, source) = (written(&self.forward), self.table.clone());
-        let (is_partitioned, partitions) = (false, Vec::new());
-        Selects { forward, backward, condition, source, target, is_partitioned, partitions }
+        let (is_partitioned, partitions, target_partitions) = (false, Vec::new(), Vec::new());
+        Selects {
+            forward,
+            backward,
+            condition,
+            source,
+            target,
+            is_partitioned,
+            partitions,
+            target_partitions,
+        }
     }
 
     /// What the function executes. It gets the migration's id as its argument.
@@ -393,7 +403,7 @@ impl GuardTrigger {
         self.record_as(side, row, "sqlerrm")
     }
 
-    fn record_as(&self, side: &str, row: &str, reason: &str) -> String {
+    pub(super) fn record_as(&self, side: &str, row: &str, reason: &str) -> String {
         let values: Vec<String> = self.key.iter().map(|column| format!("{row}.{column}")).collect();
         let key = match &*values {
             [only] => format!("pg_catalog.to_jsonb({only})"),

@@ -45,26 +45,27 @@ impl GuardTrigger {
                     Err(error) => return Err(error),
                 }
             }
-            for (table, place) in [(&self.table, &mut selects.source), (target, &mut selects.target)] {
-                let name = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) from pg_class c \
-                     join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
-                let qualified: Option<String> =
-                    unprepared::query_scalar(name).bind(table).fetch_optional(&mut *connection).await?;
-                let Some(qualified) = qualified else {
-                    return Ok(Err(format!("table {table} does not exist")));
-                };
-                *place = qualified;
-            }
+            selects.target_partitions = leaves_of(connection, target).await?;
+        }
+        let target = match &self.watched {
+            Watched::Rows { target, .. } => Some((target, &mut selects.target)),
+            Watched::Columns { .. } => None,
+        };
+        for (table, place) in std::iter::once((&self.table, &mut selects.source)).chain(target) {
+            let name = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) from pg_class c \
+                 join pg_namespace n on n.oid = c.relnamespace where c.oid = to_regclass($1)";
+            let qualified: Option<String> =
+                unprepared::query_scalar(name).bind(table).fetch_optional(&mut *connection).await?;
+            let Some(qualified) = qualified else {
+                return Ok(Err(format!("table {table} does not exist")));
+            };
+            *place = qualified;
         }
         let is_partitioned =
             "select coalesce((select relkind = 'p' from pg_class where oid = to_regclass($1)), false)";
         selects.is_partitioned =
             unprepared::query_scalar(is_partitioned).bind(&self.table).fetch_one(&mut *connection).await?;
-        let leaves = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) \
-             from pg_partition_tree(to_regclass($1)) p join pg_class c on c.oid = p.relid \
-             join pg_namespace n on n.oid = c.relnamespace where p.isleaf and c.oid <> to_regclass($1) order by c.oid";
-        selects.partitions =
-            unprepared::query_scalar(leaves).bind(&self.table).fetch_all(&mut *connection).await?;
+        selects.partitions = leaves_of(connection, &self.table).await?;
         let fingerprint: String = unprepared::query_scalar("select md5($1)")
             .bind(self.body(&self.written()))
             .fetch_one(connection)
@@ -136,7 +137,9 @@ impl GuardTrigger {
 
     fn arm(&self, id: &str, selects: &Selects, fingerprint: &str) -> String {
         let body = self.body(selects);
-        let triggers = self.triggers(id, &selects.partitions).join("; ");
+        let mut triggers = self.triggers(id, &selects.partitions);
+        triggers.extend(self.commit_check_triggers(id, selects));
+        let triggers = triggers.join("; ");
         let has_zones = [&selects.forward, &selects.backward, &selects.condition]
             .into_iter()
             .flatten()
@@ -146,11 +149,12 @@ impl GuardTrigger {
             .filter(|(name, _)| *name != TIME_ZONE_ABBREVIATIONS || has_zones)
             .map(|(name, value)| format!("set {name} = '{value}'"))
             .collect();
+        let settings = settings.join(" ");
+        let check = self.commit_check(id, selects, &settings);
         format!(
             "create or replace function cutover.guard_{id}() returns trigger language plpgsql security definer \
-             set search_path = pg_catalog, pg_temp set row_security = off {} as $guard$\n-- {fingerprint}\n{body}$guard$; \
-             revoke all on function cutover.guard_{id}() from public; {triggers}",
-            settings.join(" ")
+             set search_path = pg_catalog, pg_temp set row_security = off {settings} as $guard$\n-- {fingerprint}\n{body}$guard$; \
+             revoke all on function cutover.guard_{id}() from public; {check}; {triggers}"
         )
     }
 
@@ -179,4 +183,12 @@ impl GuardTrigger {
         .fetch_one(connection)
         .await
     }
+}
+
+/// The partitions of a table that hold rows.
+async fn leaves_of(connection: &mut PgConnection, table: &str) -> Result<Vec<String>, sqlx::Error> {
+    let leaves = "select quote_ident(n.nspname) || '.' || quote_ident(c.relname) \
+         from pg_partition_tree(to_regclass($1)) p join pg_class c on c.oid = p.relid \
+         join pg_namespace n on n.oid = c.relnamespace where p.isleaf and c.oid <> to_regclass($1) order by c.oid";
+    unprepared::query_scalar(leaves).bind(table).fetch_all(connection).await
 }

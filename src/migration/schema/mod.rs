@@ -1,6 +1,7 @@
 //! Changes of the schema under load: DDL, index builds and the guard trigger.
 
 mod alter;
+mod commit_check;
 mod ensure_indexes;
 mod guard;
 mod guard_arming;

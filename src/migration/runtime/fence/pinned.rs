@@ -183,7 +183,8 @@ impl<T: FencedTransaction> PinnedTx<T> {
     /// # Errors
     ///
     /// The database's error. After a lost connection, it is not known whether the transaction committed. A transaction in
-    /// which a statement has failed is rolled back, with SQLSTATE `25P02`, also if the caller ignored that error.
+    /// which a statement has failed is rolled back, with SQLSTATE `25P02`, also if the caller ignored that error. SQLSTATE
+    /// `40001` if another transaction changed a row between the writes of its two sides; begin the transaction again.
     ///
     /// [`Error::Unfinished`] if a write through a [`DualWrite`](crate::migration::DualWrite) failed in this transaction, or
     /// was dropped before its end. The transaction has been rolled back.
