@@ -15,13 +15,16 @@ use super::work::Work;
 use crate::fleet::{Fleet, Membership};
 use crate::health::Signal;
 use crate::ledger::{LedgerError, external_writes, guard_looks, leadership, migrations, retention};
-use crate::migration::phase::{PreviousEpoch, Task, needed_work};
+use crate::migration::phase::{Phase, PreviousEpoch, Task, needed_work};
 use crate::migration::runtime::Migration;
 
 /// Pauses between reconcile steps: while an acknowledgement is awaited, while the migration is moving, and at rest.
 const AWAITING: Duration = Duration::from_millis(10);
 const MOVING: Duration = Duration::from_millis(50);
 const AT_REST: Duration = Duration::from_millis(250);
+/// Each step costs the server a few milliseconds, and a backfill may take days. What has taken a while already may wait for this
+/// part of that time.
+const PART_OF_WAIT: u32 = 10;
 
 /// How often rows are deleted that are older than their retention period.
 const RETENTION: Duration = Duration::from_secs(60 * 60);
@@ -40,6 +43,9 @@ pub(crate) struct Driver {
     retention_due: Instant,
 }
 
+/// Epoch, state of the one before, desired phase, and the task that the phase needs.
+type Found = (i32, PreviousEpoch, Phase, Option<Task>);
+
 /// One migration.
 struct Driven {
     spec: MigrationSpec,
@@ -48,6 +54,8 @@ struct Driven {
     look: Look,
     guard_seen: Option<guard_looks::Seen>,
     guards: Guards,
+    /// What the last step found, and since when.
+    found: Option<(Found, Instant)>,
     /// What the health page of the driver says: why a step failed, or guard triggers that are gone.
     problem: Option<String>,
     /// Failed reconcile steps, and when the next one is due.
@@ -69,6 +77,7 @@ impl Driver {
             look: Look::default(),
             guard_seen: None,
             guards: Guards::default(),
+            found: None,
             problem: None,
             retry: Retry::default(),
             due: Instant::now(),
@@ -272,11 +281,24 @@ impl Driven {
                     self.look.keep_going(plan, fleet.ledger(), state.id, state.view.phase);
                 }
                 self.work.keep_going(&self.spec, &self.migration, needed).await;
-                Ok(match state.view.previous {
+                let pause = match state.view.previous {
                     PreviousEpoch::Open | PreviousEpoch::Closed => AWAITING,
                     PreviousEpoch::Drained if state.view.phase == target => AT_REST,
                     PreviousEpoch::Drained => MOVING,
-                })
+                };
+                let waited = self.has_found((state.view.epoch, state.view.previous, target, needed));
+                Ok(pause.max((waited / PART_OF_WAIT).min(AT_REST)))
+            }
+        }
+    }
+
+    /// For how long the steps have found this.
+    fn has_found(&mut self, found: Found) -> Duration {
+        match self.found {
+            Some((last, since)) if last == found => since.elapsed(),
+            _ => {
+                self.found = Some((found, Instant::now()));
+                Duration::ZERO
             }
         }
     }
