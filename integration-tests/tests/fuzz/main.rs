@@ -49,7 +49,7 @@ async fn random_tables_lose_nothing_under_random_writers() -> Outcome {
         Some(seed) => (seed, true),
         None => (fastrand::u64(..1_000_000_000), false),
     };
-    let limit = Duration::from_secs(variable("SECONDS").unwrap_or(100));
+    let limit = Duration::from_secs(variable("SECONDS").unwrap_or(60));
     let [table, first] =
         ["CUTOVER_FUZZ_TABLE", "CUTOVER_FUZZ_FIRST"].map(|name| std::env::var(name).unwrap_or_default());
     println!("seed {seed}: each table has the seed of this run plus its number");
