@@ -76,9 +76,14 @@ impl Postgres {
     pub async fn shared() -> Result<&'static Self, KitError> {
         static SHARED: OnceCell<Postgres> = OnceCell::const_new();
         let options = PostgresOptions {
-            settings: [("max_connections", "300"), ("max_prepared_transactions", "20")]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .to_vec(),
+            // With hundreds of databases, a worker of autovacuum would start several times a second.
+            settings: [
+                ("max_connections", "300"),
+                ("max_prepared_transactions", "20"),
+                ("autovacuum", "off"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec(),
             ..PostgresOptions::default()
         };
         SHARED.get_or_try_init(|| Self::start(options)).await
