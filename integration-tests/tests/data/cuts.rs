@@ -45,13 +45,10 @@ const CUT: &str = "
     end $$;
     create function cut_rows() returns trigger language plpgsql as $$ begin
         if exists (select from changed) then perform public.cut('rows'); end if; return null; end $$;
-    -- `drop index concurrently` must be the first action of its transaction.
     create function cut_schema() returns event_trigger language plpgsql as $$ begin
-        if tg_event = 'ddl_command_end' or tg_tag <> 'DROP INDEX' then
-            perform public.cut(tg_event || tg_tag);
-        end if; end $$";
-const CUT_SCHEMA: &str = "create event trigger cut_before on ddl_command_start execute function cut_schema(); \
-    create event trigger cut_after on ddl_command_end execute function cut_schema()";
+        perform public.cut(tg_event || tg_tag); end $$";
+/// Not before the statement as well: that leaves what a cut after the one before it leaves.
+const CUT_SCHEMA: &str = "create event trigger cut_after on ddl_command_end execute function cut_schema()";
 
 /// Two instances' plans, each with a pool of its own. What fails because of a cut is continued with the other one.
 #[derive(Debug)]
