@@ -370,7 +370,7 @@ async fn histories(sides: Sides) -> Outcome {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("TESTKIT_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("TESTKIT_HISTORIES").unwrap_or(2)).map(|_| fastrand::u64(..)).collect(),
+        None => (0..number("TESTKIT_HISTORIES").unwrap_or(1)).map(|_| fastrand::u64(..)).collect(),
     };
     for seed in seeds {
         println!("TESTKIT_SEED={seed}");
