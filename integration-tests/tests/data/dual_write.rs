@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::world::{Fleet, Outcome, World};
+use crate::world::{Fleet, Outcome, PACE, World};
 use cutover::migration::Phase;
 use cutover::migration::{DualWrite, Key, Reads};
 use cutover::migration::{Error, PinnedTx};
 use sqlx::PgPool;
+use tokio::time::sleep;
 
 #[cutover::dual_write]
 trait Statuses: Send + Sync {
@@ -117,6 +118,7 @@ async fn write_and_read(
         );
         written.insert(id, status);
         count.fetch_add(1, Ordering::Relaxed);
+        sleep(PACE).await;
     }
     Ok(written)
 }

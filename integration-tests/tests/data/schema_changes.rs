@@ -8,8 +8,9 @@ use cutover::migration::{ColumnMigration, TableMigration};
 use cutover::migration::{Plan, Task};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Row};
+use tokio::time::sleep;
 
-use crate::world::{Fleet, Outcome, World};
+use crate::world::{Fleet, Outcome, PACE, World};
 
 async fn is(world: &World, query: &str) -> Outcome<bool> {
     Ok(sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&world.pool).await?)
@@ -160,6 +161,7 @@ async fn work(
         let read = sqlx::query_scalar("select note from orders where id = $1");
         let note: String = read.bind(id).fetch_one(&pool).await?;
         assert_eq!(note, rounds.to_string());
+        sleep(PACE).await;
     }
     Ok(rounds)
 }
@@ -356,11 +358,11 @@ async fn an_index_build_ends_while_external_writers_come_and_go() -> Outcome {
     for id in [1, 2] {
         let (mut external, is_over) = (PgConnection::connect(&world.url).await?, is_over.clone());
         writers.push(tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(150 * id)).await;
+            sleep(Duration::from_millis(150 * id)).await;
             let update = format!("begin; update orders set old_status = old_status || '.' where id = {id}");
             while !is_over.load(Ordering::SeqCst) {
                 external.execute(AssertSqlSafe(&*update)).await?;
-                tokio::time::sleep(Duration::from_millis(300)).await;
+                sleep(Duration::from_millis(300)).await;
                 external.execute("commit").await?;
             }
             Ok::<_, sqlx::Error>(())

@@ -17,7 +17,7 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::time::sleep;
 
 use crate::journal::{Journal, collect, now};
-use crate::world::{Fleet, Outcome, World};
+use crate::world::{Fleet, Outcome, PACE, World};
 use crate::{column_shapes, schema_shapes, table_shapes};
 
 /// The rows that are read and written. They are the first ones of the table.
@@ -27,7 +27,6 @@ const HOT: u64 = 6;
 const WALK: [&str; 9] =
     ["expand", "backfill", "verify", "ramp:50", "switch", "retire", "switch", "ramp:50", "retire"];
 const CLIENTS: usize = 2;
-const PACE: Duration = Duration::from_millis(4);
 
 /// A change, and what clients do with it meanwhile. A value of the test is a number, and its text is the same on both sides.
 pub(crate) trait Shape {

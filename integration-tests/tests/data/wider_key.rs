@@ -8,8 +8,9 @@ use cutover::fleet::FleetOptions;
 use cutover::migration::{MigrationSpec, PhaseRange, Plan, WiderKey};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use tokio::time::sleep;
 
-use crate::world::{Fleet, Outcome, World};
+use crate::world::{Fleet, Outcome, PACE, World};
 
 /// `TESTKIT_ROWS` makes the table large.
 fn rows() -> i64 {
@@ -59,6 +60,7 @@ pub(crate) async fn load(
         } else {
             kept.push((id, found));
         }
+        sleep(PACE).await;
     }
     Ok((kept, slowest))
 }
@@ -223,6 +225,7 @@ async fn referring_load(pool: PgPool, is_over: Arc<AtomicBool>) -> Outcome<(Vec<
             kept.push(id);
             parent = Some(id);
         }
+        sleep(PACE).await;
     }
     Ok((kept, slowest))
 }

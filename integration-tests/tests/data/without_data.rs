@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use cutover::fleet::FleetOptions;
 use cutover::migration::{MigrationSpec, Phase, PhaseRange, Plan, SchemaChange, SchemaChangeBuilder};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool};
+use tokio::time::sleep;
 
-use crate::world::{Fleet, Outcome, World};
+use crate::world::{Fleet, Outcome, PACE, World};
 
 const QUIET: Duration = Duration::from_millis(400);
 
@@ -49,6 +50,7 @@ async fn load(pool: PgPool, id: i64, is_over: Arc<AtomicBool>) -> Outcome<Durati
         let total: i32 =
             sqlx::query_scalar("select total from orders where id = $1").bind(id).fetch_one(&pool).await?;
         assert_eq!(total, round, "a write was lost");
+        sleep(PACE).await;
     }
     assert!(round > 50, "{round} rounds are no load");
     Ok(slowest)
@@ -185,7 +187,7 @@ async fn a_column_is_dropped_when_nobody_uses_it() -> Outcome {
     let keeps_writing = async {
         loop {
             job.execute(write).await?;
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::select! {
@@ -233,14 +235,14 @@ async fn tables_and_indexes_are_dropped_when_nobody_reads_them() -> Outcome {
             async move {
                 while !is_over.load(Ordering::SeqCst) {
                     job.execute(read).await?;
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                 }
                 Ok::<_, sqlx::Error>(())
             }
         });
         world.ask("contract").await?;
         world.waits_for("reads of ").await?;
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        sleep(Duration::from_secs(4)).await;
         assert!(!world.is_at("contract").await?, "somebody still reads it");
         is_over.store(true, Ordering::SeqCst);
         reader.await??;

@@ -20,6 +20,9 @@ pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + S
 
 const SOON: Duration = Duration::from_secs(60);
 
+/// The pause of a writer between two rounds. It leaves a part of the processor to the move, and to the tests beside this one.
+pub(crate) const PACE: Duration = Duration::from_millis(15);
+
 /// The database and the table, before an instance has joined.
 pub(crate) struct World {
     pub(crate) pool: PgPool,
