@@ -29,7 +29,7 @@ mod unleash;
 mod unleash_admin;
 mod wait;
 
-pub use dump::copy_by_dump;
+pub use dump::{Dump, copy_by_dump};
 pub use envoy::{Cluster, Endpoint, Envoy, EnvoyOptions};
 pub use error::{KitError, if_installed};
 pub use find::{browser, manifests, specification};

@@ -2,6 +2,7 @@
 
 use sqlx::PgConnection;
 
+use super::external_writes::own_delete;
 use super::jobs::{Job, KeyText};
 use super::unprepared;
 use crate::config::redact;
@@ -62,21 +63,27 @@ pub(crate) async fn first(
 
 /// Removes a row that has been copied.
 pub(crate) async fn remove(tx: &mut PgConnection, job: &Job, key: &[String]) -> Result<(), sqlx::Error> {
-    unprepared::query("delete from cutover.bad_rows where migration_id = $1 and kind = $2 and key = $3")
-        .bind(job.migration)
-        .bind(job.kind)
-        .bind(key)
-        .execute(tx)
-        .await?;
+    unprepared::query(concat!(
+        own_delete!(),
+        "delete from cutover.bad_rows using own where migration_id = $1 and kind = $2 and key = $3"
+    ))
+    .bind(job.migration)
+    .bind(job.kind)
+    .bind(key)
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
 /// Removes the rows that jobs of this kind set aside at earlier epochs.
 pub(crate) async fn remove_all(tx: &mut PgConnection, migration: i32, kind: &str) -> Result<(), sqlx::Error> {
-    unprepared::query("delete from cutover.bad_rows where migration_id = $1 and kind = $2")
-        .bind(migration)
-        .bind(kind)
-        .execute(tx)
-        .await?;
+    unprepared::query(concat!(
+        own_delete!(),
+        "delete from cutover.bad_rows using own where migration_id = $1 and kind = $2"
+    ))
+    .bind(migration)
+    .bind(kind)
+    .execute(tx)
+    .await?;
     Ok(())
 }

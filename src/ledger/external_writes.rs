@@ -5,10 +5,19 @@ use sqlx::PgConnection;
 use super::blockers::{OpenTransaction, open_transaction, sharers};
 use super::{locks, unprepared};
 
+/// The beginning of a statement that deletes evidence, with `using own`: the library's own, which `cutover.note_lost_rows` passes over.
+macro_rules! own_delete {
+    () => {
+        "with own as (select set_config('cutover.own_delete', 'on', true)) "
+    };
+}
+pub(crate) use own_delete;
+
 /// The statement that adds the recorded events to the counts.
 pub(crate) fn count(migration: i32) -> String {
     format!(
-        "with seen as (delete from cutover.external_write_events where migration_id = {migration} returning *) \
+        "with own as (select set_config('cutover.own_delete', 'on', true)), \
+         seen as (delete from cutover.external_write_events using own where migration_id = {migration} returning *) \
          insert into cutover.external_writes as known (migration_id, application, role, transactions, unmirrored, \
                  first_seen, last_seen, last_unmirrored) \
              select migration_id, application, role, count(*), count(*) filter (where not mirrored), \

@@ -43,6 +43,15 @@ pub(crate) async fn join(tx: &mut PgConnection, instance: &NewInstance<'_>) -> R
     .await
 }
 
+/// Tells this run of the server from others, of another server too: its data have not gone back to an earlier state meanwhile.
+pub(crate) async fn server_run(tx: &mut PgConnection) -> Result<String, sqlx::Error> {
+    unprepared::query_scalar(
+        "select concat(pg_postmaster_start_time(), ' ', oid) from pg_database where datname = current_database()",
+    )
+    .fetch_one(tx)
+    .await
+}
+
 /// Extends a lease that has not ended yet. `false`: the ledger no longer counts the instance as alive.
 ///
 /// It is one message, so a process that is stopped in the middle leaves no lock on its row for the driver to wait for.

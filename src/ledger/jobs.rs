@@ -42,6 +42,8 @@ pub(crate) enum Claim {
     Taken,
     /// All ranges are finished.
     Nothing,
+    /// Ranges are missing, so it is not known which rows were visited.
+    Lost,
 }
 
 /// What a batch adds to the counts of its job.
@@ -96,7 +98,7 @@ pub(crate) async fn lock_completeness(
     .await
 }
 
-/// The unfinished job of this kind and epoch.
+/// The unfinished job of this kind and epoch, if all its ranges are there.
 pub(crate) async fn find_open(
     tx: &mut PgConnection,
     migration: i32,
@@ -105,7 +107,8 @@ pub(crate) async fn find_open(
 ) -> Result<Option<Job>, sqlx::Error> {
     let id: Option<i64> = unprepared::query_scalar(
         "select id from cutover.jobs \
-         where migration_id = $1 and kind = $2 and epoch = $3 and finished_at is null",
+         where migration_id = $1 and kind = $2 and epoch = $3 and finished_at is null \
+             and ranges = (select count(*) from cutover.job_ranges where job_id = id)",
     )
     .bind(migration)
     .bind(kind)
@@ -115,7 +118,7 @@ pub(crate) async fn find_open(
     Ok(id.map(|id| Job { id, migration, epoch, kind }))
 }
 
-/// Deletes the unfinished job of this kind, which belongs to an earlier epoch.
+/// Deletes the unfinished job of this kind, which belongs to an earlier epoch, or has lost ranges.
 pub(crate) async fn delete_unfinished(
     tx: &mut PgConnection,
     migration: i32,
@@ -141,8 +144,8 @@ pub(crate) async fn create(
     range_ends: &[KeyText],
 ) -> Result<Job, sqlx::Error> {
     let id = unprepared::query_scalar(
-        "insert into cutover.jobs (migration_id, kind, epoch, rows_total, bytes_before, dead_rows_before, started_at) \
-         values ($1, $2, $3, $4, $5, $6, coalesce($7::text::timestamptz, clock_timestamp())) returning id",
+        "insert into cutover.jobs (migration_id, kind, epoch, rows_total, bytes_before, dead_rows_before, started_at, ranges) \
+         values ($1, $2, $3, $4, $5, $6, coalesce($7::text::timestamptz, clock_timestamp()), $8) returning id",
     )
     .bind(migration)
     .bind(kind)
@@ -151,6 +154,7 @@ pub(crate) async fn create(
     .bind(size.bytes)
     .bind(size.dead_rows)
     .bind(since)
+    .bind(i32::try_from(range_ends.len()).unwrap_or(i32::MAX))
     .fetch_one(&mut *tx)
     .await?;
     let mut from: Option<&KeyText> = None;
@@ -217,13 +221,19 @@ impl Job {
         if let Some(range) = range {
             return Ok(Claim::Range(range));
         }
-        let is_unfinished: bool = unprepared::query_scalar(
-            "select exists (select from cutover.job_ranges where job_id = $1 and finished_at is null)",
+        let (is_unfinished, is_whole): (bool, bool) = unprepared::query_as(
+            "select count(*) filter (where finished_at is null) > 0, \
+                    count(*) is not distinct from (select ranges::bigint from cutover.jobs where id = $1) \
+             from cutover.job_ranges where job_id = $1",
         )
         .bind(self.id)
         .fetch_one(tx)
         .await?;
-        Ok(if is_unfinished { Claim::Taken } else { Claim::Nothing })
+        Ok(match (is_unfinished, is_whole) {
+            (true, _) => Claim::Taken,
+            (false, true) => Claim::Nothing,
+            (false, false) => Claim::Lost,
+        })
     }
 
     /// Moves the checkpoint of a range to key `done` and adds the batch to the counts. Returns the number of rows in

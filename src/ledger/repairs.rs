@@ -6,6 +6,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::{Executor, PgConnection, PgPool, Postgres, Row};
 
+use super::external_writes::own_delete;
 use super::{literal, locks, unprepared};
 use crate::config::redact;
 
@@ -101,8 +102,11 @@ pub(crate) async fn remove<C: TextConnection>(
 ) -> Result<(), C::Error> {
     connection
         .ask(
-            "delete from cutover.repairs where migration_id = $1::text::integer and side = $4 \
-                and key = $2::text::jsonb and version = $3::text::bigint",
+            concat!(
+                own_delete!(),
+                "delete from cutover.repairs using own where migration_id = $1::text::integer and side = $4 \
+                    and key = $2::text::jsonb and version = $3::text::bigint"
+            ),
             &[&migration.to_string(), &repair.key, &repair.version.to_string(), &repair.side],
         )
         .await?;

@@ -52,13 +52,14 @@ pub(crate) fn record(migration: &str, tables: [&str; 2], columns: [&[String]; 2]
             _ => format!("array[{}]::name[]", names.join(", ")),
         };
         format!(
-            "({migration}, '{side}', to_regclass('{table}'), {numbers}, {names}, 'cutover.sides'::regclass::oid, {made})"
+            "({migration}, '{side}', to_regclass('{table}'), to_regclass('{table}')::oid, {numbers}, {names}, \
+              'cutover.sides'::regclass::oid, {made})"
         )
     };
     format!(
-        "insert into cutover.sides as known (migration_id, side, relation, column_numbers, column_names, recorded_in, made) values {}, {} \
+        "insert into cutover.sides as known (migration_id, side, relation, table_oid, column_numbers, column_names, recorded_in, made) values {}, {} \
          on conflict (migration_id, side) do update \
-             set relation = excluded.relation, column_numbers = excluded.column_numbers, \
+             set relation = excluded.relation, table_oid = excluded.table_oid, column_numbers = excluded.column_numbers, \
                  column_names = excluded.column_names, recorded_in = excluded.recorded_in, \
                  made = excluded.made or known.made and known.relation = excluded.relation \
                      and known.column_numbers is not distinct from excluded.column_numbers, \
@@ -72,16 +73,38 @@ pub(crate) fn record(migration: &str, tables: [&str; 2], columns: [&[String]; 2]
 /// name, and its columns may have other numbers. What the driver knew of the catalog means nothing there.
 pub(crate) async fn follow_restored(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
     unprepared::query(
-        "with followed as (update cutover.sides s set recorded_in = s.tableoid, \
+        "with own as (select set_config('cutover.own_delete', 'on', true)), \
+         followed as (update cutover.sides s set recorded_in = s.tableoid, table_oid = s.relation::oid, \
              column_numbers = case when s.column_numbers is not null then coalesce((select array_agg(attnum order by attnum) \
                  from pg_attribute where attrelid = s.relation and attname = any (s.column_names) and not attisdropped), '{0}') end \
-             where s.recorded_in <> s.tableoid returning s.migration_id) \
-         delete from cutover.guard_looks l using followed f \
+             where s.recorded_in <> s.tableoid and s.table_oid <> s.relation::oid returning s.migration_id) \
+         delete from cutover.guard_looks l using followed f, own \
              where l.migration_id = f.migration_id and l.unseen_writes_at is null",
     )
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Why the ledger may be older than the data: schema `cutover` was restored from a dump, and the migration's tables are still
+/// those that the dump describes.
+pub(crate) async fn restored_alone(
+    connection: &mut PgConnection,
+    migration: i32,
+) -> Result<Option<String>, sqlx::Error> {
+    unprepared::query_scalar(
+        "select format('schema cutover was restored from a dump, and table %s was not: in that dump, migration %s/%s is in \
+             `%s` (epoch %s), and what was written in later phases may be on one side only; to fix: restore the whole \
+             database, or schema cutover as it was last; if the migration was not moved since that dump, \
+             `update cutover.sides set recorded_in = tableoid where migration_id = %s`', \
+             s.relation, m.fleet, m.name, m.phase, m.epoch, m.id) \
+         from cutover.migrations m join cutover.sides s on s.migration_id = m.id \
+         where m.id = $1 and m.ended_at is null and m.phase <> 'off' and s.recorded_in <> s.tableoid \
+             and s.table_oid = s.relation::oid limit 1",
+    )
+    .bind(migration)
+    .fetch_optional(connection)
+    .await
 }
 
 /// Both sides; `None` if the expand DDL has not run, or if the migration has no id yet.

@@ -20,6 +20,7 @@ mod inserts;
 mod interference;
 mod journal;
 mod keys;
+mod lost_ledger;
 mod lost_rights;
 mod matrix;
 mod mirror;

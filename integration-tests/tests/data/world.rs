@@ -146,6 +146,25 @@ impl World {
         options: FleetOptions,
         driver: DriverOptions,
     ) -> Outcome<Fleet> {
+        let joined = self.start(specs, name, options, driver).await?;
+        let is_admitted = async || joined.agent.migrations().all(|migration| migration.current().is_some());
+        self.until("admitted", is_admitted).await?;
+        Ok(joined)
+    }
+
+    /// An instance that is not admitted, for the test's reason.
+    pub(crate) async fn seek(&self, name: &str, plan: impl Plan + 'static) -> Outcome<Fleet> {
+        let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(plan);
+        self.start(vec![spec], name, FleetOptions::default(), DriverOptions::default()).await
+    }
+
+    async fn start(
+        &self,
+        specs: Vec<MigrationSpec>,
+        name: &str,
+        options: FleetOptions,
+        driver: DriverOptions,
+    ) -> Outcome<Fleet> {
         let health = Health::new();
         let ledger = Ledger::open(self.url.parse()?).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
@@ -154,8 +173,6 @@ impl World {
         specs.push(MigrationSpec::new("other", PhaseRange::FULL));
         let agent = Agent::start(fleet, specs, driver, &health).await?;
         let migration = agent.migration("status").ok_or("declared")?;
-        self.until("admitted", async || agent.migrations().all(|migration| migration.current().is_some()))
-            .await?;
         Ok(Fleet { migration, agent, health })
     }
 

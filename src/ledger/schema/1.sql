@@ -106,6 +106,8 @@ create table cutover.sides (
     side text not null check (side in ('old', 'new')),
     -- A dump has its name instead, so it is the same table where the dump is restored.
     relation regclass not null,
+    -- Its oid as a number, which a dump keeps. If it is the same while `recorded_in` is not, the ledger alone was restored.
+    table_oid oid not null,
     -- Null: the whole table.
     column_numbers smallint[] check (cardinality(column_numbers) > 0),
     -- The names of these columns at that time, and the oid of this very table. It is another one in a restored dump, where the
@@ -192,6 +194,8 @@ create table cutover.jobs (
     kind text not null check (kind in ('backfill', 'reverse_backfill', 'scan')),
     -- The epoch at which the job began.
     epoch integer not null,
+    -- How many key ranges it has. If one is missing, nothing tells whether its rows were visited.
+    ranges integer not null default 0,
     rows_total bigint not null default 0,
     rows_done bigint not null default 0,
     rows_changed bigint not null default 0,
@@ -288,8 +292,10 @@ begin
     then
         return false;
     end if;
+    perform set_config('cutover.own_delete', 'on', true);
     delete from cutover.repairs where migration_id = p_migration and side <> p_side
         and key in (select jsonb_array_elements(p_keys));
+    perform set_config('cutover.own_delete', '', true);
     insert into cutover.repairs (migration_id, side, key, error)
         select distinct on (key) p_migration, p_side, key, p_error
         from jsonb_array_elements(p_keys) as keys (key) order by key
@@ -715,6 +721,71 @@ create table cutover.guard_looks (
     unseen_writes_by text
 );
 
+-- Rows of these tables say which side of a migration is right. Without them its service would begin again with the old side,
+-- and external writes would pass unseen. So they stay while a phase after `off` is in use.
+create function cutover.keep_rows() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_id integer;
+    v_kept record;
+begin
+    if tg_op = 'DELETE' then
+        v_id := coalesce(to_jsonb(old) ->> 'migration_id', to_jsonb(old) ->> 'id');
+    end if;
+    select fleet, name, phase into v_kept from cutover.migrations
+        where id = coalesce(v_id, id) and ended_at is null and phase <> 'off' order by id limit 1;
+    if found then
+        raise exception using errcode = '55000',
+            message = format('rows of cutover.%s say which side of migration %s/%s is right, which is in %s',
+                tg_table_name, v_kept.fleet, v_kept.name, v_kept.phase),
+            hint = case v_kept.phase when 'contract' then 'Wait until the old side is dropped.'
+                else format('Move it to `off` first: `cutover set-phase %s/%s off`.', v_kept.fleet, v_kept.name) end;
+    end if;
+    return old;
+end
+$$;
+
+-- Rows of these tables say that a side may be behind. If they are deleted by hand, this counts as a write that nothing has
+-- seen, so that another scan has to look. The library's own statements set `cutover.own_delete`.
+create function cutover.note_lost_rows() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_ids integer[];
+begin
+    if tg_op = 'DELETE' then
+        select array_agg(distinct migration_id) into v_ids from lost;
+        if v_ids is null then
+            return null;
+        end if;
+    end if;
+    insert into cutover.external_write_events (migration_id, application, role, mirrored)
+        select id, format('unknown: rows of cutover.%s were deleted', tg_table_name), session_user, false
+        from cutover.migrations
+        where (v_ids is null or id = any (v_ids)) and ended_at is null and phase <> 'off';
+    return null;
+end
+$$;
+
+do $$
+declare
+    v_table text;
+begin
+    foreach v_table in array array['migrations', 'epochs', 'sides', 'guard_phases'] loop
+        execute format('create trigger keep_rows before delete on cutover.%I
+            for each row execute function cutover.keep_rows()', v_table);
+        execute format('create trigger keep_table before truncate on cutover.%I
+            for each statement execute function cutover.keep_rows()', v_table);
+    end loop;
+    foreach v_table in array array['repairs', 'bad_rows', 'external_writes', 'external_write_events', 'guard_looks'] loop
+        execute format('create trigger note_lost_rows after delete on cutover.%I referencing old table as lost
+            for each statement when (current_setting(''cutover.own_delete'', true) is distinct from ''on'')
+            execute function cutover.note_lost_rows()', v_table);
+        execute format('create trigger note_lost_table after truncate on cutover.%I
+            for each statement execute function cutover.note_lost_rows()', v_table);
+    end loop;
+end
+$$;
+
 create function cutover.update_guard_phase() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -860,7 +931,9 @@ create function cutover.record_external_repair(p_migration integer, p_side text,
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     -- The other side was written just now, so it is not behind any more. A repair of it would undo the write.
+    perform set_config('cutover.own_delete', 'on', true);
     delete from cutover.repairs where migration_id = p_migration and side <> p_side and key = p_key;
+    perform set_config('cutover.own_delete', '', true);
     insert into cutover.repairs (migration_id, side, key, error)
         values (p_migration, p_side, p_key, left(p_error, 500))
         on conflict (migration_id, side, key) do update

@@ -69,6 +69,14 @@ pub(crate) async fn finish(
     if job.finish(tx, completes, size).await? { Ok(()) } else { Err(PlanError::PhaseLeft) }
 }
 
+/// The job cannot go on, because it has lost ranges. It is created again.
+pub(crate) fn lost(kind: PassKind) -> PlanError {
+    PlanError::Refused(format!(
+        "rows of cutover.job_ranges were deleted, so the {} begins again",
+        kind.name()
+    ))
+}
+
 /// How many rows differ, as the beginning of a sentence. `of` begins with a space, or is empty.
 pub(crate) fn rows_differ(count: i64, of: &str) -> String {
     if count == 1 { format!("1 row{of} differs") } else { format!("{count} rows{of} differ") }

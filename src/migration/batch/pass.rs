@@ -335,6 +335,7 @@ impl Pass<'_> {
         let range = match claim {
             Claim::Range(range) => range,
             Claim::Taken => return Ok(Batch::Taken),
+            Claim::Lost => return Err(job::lost(self.kind)),
             Claim::Nothing => {
                 let size = table_size::estimate(&mut tx, self.written()).await?;
                 job::finish(&mut tx, &self.job, self.kind, size).await?;

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use super::entry::{Ending, Entry};
 use super::plan::SidesPresent;
 use super::spec::MigrationSpec;
-use crate::ledger::{Ledger, endings, fleets, plans};
+use crate::ledger::{Ledger, endings, fleets, plans, sides};
 use crate::migration::catalog::PlanProblem;
 use crate::migration::phase::{Phase, Side};
 
@@ -94,6 +94,11 @@ pub(crate) async fn schema_problem(
     spec: &MigrationSpec,
     entry: Option<&Entry>,
 ) -> Result<Option<String>, sqlx::Error> {
+    if let Some(entry) = entry
+        && let Some(reason) = sides::restored_alone(&mut *tx, entry.id).await?
+    {
+        return Ok(Some(reason));
+    }
     let Some(plan) = &spec.plan else { return Ok(None) };
     let name = &spec.name;
     if let Some((entry, ending)) = entry.and_then(|entry| Some((entry, entry.ended?))) {

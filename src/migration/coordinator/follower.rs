@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::admission::{self, schema_problem};
 use super::entry::{Ending, Entry};
+use super::memory::Memory;
 use super::retry::Retry;
 use super::spec::MigrationSpec;
 use crate::fleet::{Fleet, Membership};
@@ -45,6 +46,7 @@ pub(crate) struct Follower {
     acknowledged: HashMap<i32, i32>,
     /// How declared migrations have ended, by id, as last reported.
     ended: HashMap<i32, Ending>,
+    memory: Memory,
     deploy_guard: Signal,
     notifications: Signal,
     retry: Retry,
@@ -63,6 +65,7 @@ impl Follower {
             admitted: None,
             acknowledged: HashMap::new(),
             ended: HashMap::new(),
+            memory: Memory::default(),
             deploy_guard,
             notifications,
             retry: Retry::default(),
@@ -204,13 +207,19 @@ impl Follower {
         let mut tx = self.fleet.ledger().begin().await?;
         fleets::lock_for_admission(&mut tx, self.fleet.name()).await?;
         let entries = Entry::of_fleet(&mut tx, self.fleet.name(), id).await?;
-        if let Some((_, lost)) = self.migrations.iter().find(|(_, m)| !entries.iter().any(|e| e.is_of(m))) {
+        self.memory.follow(instances::server_run(&mut tx).await?);
+        let lost = self.migrations.iter().find(|(_, migration)| {
+            let is_lost = !entries.iter().any(|entry| entry.is_of(migration));
+            is_lost && self.memory.refusal(migration.name(), None).is_none()
+        });
+        if let Some((_, lost)) = lost {
             tx.rollback().await?;
             return self.register_again(lost.clone()).await;
         }
         let mut refusals: Vec<String> = entries.iter().filter_map(|entry| self.refusal(entry)).collect();
         for (spec, migration) in self.migrations.iter() {
             let entry = entries.iter().find(|entry| entry.is_of(migration));
+            refusals.extend(self.memory.refusal(migration.name(), entry));
             refusals.extend(schema_problem(&mut tx, spec, entry).await?);
         }
         let refusal = Some(refusals.join("; ")).filter(|text| !text.is_empty());
@@ -232,6 +241,7 @@ impl Follower {
         for (_, migration) in self.migrations.iter() {
             if let Some(entry) = entries.iter().find(|entry| entry.is_of(migration)) {
                 migration.gate().open(entry.epoch, entry.phase, entry.ramp);
+                self.memory.keep(entry);
             }
         }
         self.admitted = Some(id);
@@ -272,6 +282,7 @@ impl Follower {
                     if entry.epoch == epoch + 1 || (entry.epoch == epoch && entry.phase == phase) =>
                 {
                     migration.gate().open(entry.epoch, entry.phase, entry.ramp);
+                    self.memory.keep(entry);
                     // Read from the ledger, because a failover may have lost what this instance remembers.
                     self.acknowledged.insert(entry.id, acknowledged);
                 }

@@ -22,6 +22,7 @@ mod entry;
 mod follower;
 mod guards;
 mod look;
+mod memory;
 mod options;
 mod plan;
 mod reconcile;

@@ -174,6 +174,7 @@ impl<S: MirrorSource, M: MirrorStore> MirrorMigration<S, M> {
                 sleep(POLL).await;
                 return Ok(true);
             }
+            Claim::Lost => return Err(job::lost(kind)),
             Claim::Nothing => {
                 tx.rollback().await?;
                 if kind == PassKind::Forward {

@@ -1,0 +1,237 @@
+//! Rows of the ledger that a person deletes or restores while the data stay as they are.
+
+use cutover::migration::{BatchOptions, TableMigration};
+use cutover_testkit::{Dump, if_installed};
+use sqlx::{AssertSqlSafe, Executor};
+
+use crate::world::{Fleet, Outcome, World};
+
+/// Statements as of a role that passes over triggers and foreign keys.
+const AS_REPLICA: &str = "set session_replication_role = replica; ";
+
+async fn at(phase: &str) -> Outcome<(World, Fleet)> {
+    let world = World::new(20).await?;
+    let a = world.brief("a", world.describe().build()?).await?;
+    world.go(phase).await?;
+    Ok((world, a))
+}
+
+/// The statement between backquotes that begins with this word, in what the server or the library says.
+fn advised(text: &str, verb: &str) -> Outcome<String> {
+    let statement = text.split('`').skip(1).step_by(2).find(|part| part.starts_with(verb));
+    Ok(statement.ok_or(format!("no statement in: {text}"))?.to_owned())
+}
+
+async fn refused(world: &World, statement: &str) -> Outcome<String> {
+    let mut session = world.pool.acquire().await?;
+    match session.execute(AssertSqlSafe(statement.to_owned())).await {
+        Ok(_) => Err(format!("not refused: {statement}").into()),
+        Err(sqlx::Error::Database(error)) => {
+            let error = error.downcast::<sqlx::postgres::PgDatabaseError>();
+            Ok(format!("{}; {}", error.message(), error.hint().unwrap_or_default()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[tokio::test]
+async fn rows_that_say_which_side_is_right_stay() -> Outcome {
+    for phase in ["expand", "ramp", "retire"] {
+        let (world, _a) = at(phase).await?;
+        let tables = ["migrations", "epochs", "sides", "guard_phases", "fleets"];
+        let statements = tables.iter().flat_map(|table| {
+            let delete = (*table != "fleets").then(|| format!("delete from cutover.{table}"));
+            delete.into_iter().chain([format!("truncate cutover.{table} cascade")])
+        });
+        for statement in statements {
+            let refusal = refused(&world, &statement).await?;
+            assert!(refusal.contains("say which side of migration shop/status is right"), "{refusal}");
+            assert_eq!(advised(&refusal, "cutover")?, "cutover set-phase shop/status off");
+        }
+        world.external("update orders set old_status = ' Late ' where id = 4").await.err();
+        world.go("off").await?;
+        world.external("truncate cutover.fleets cascade").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn evidence_that_is_deleted_counts_as_unseen_writes() -> Outcome {
+    let function = "create function checked(text) returns text language plpgsql immutable as \
+        $$ begin if $1 = 'bad' then raise exception 'bad'; end if; return lower(trim($1)); end $$";
+    let (bad, found) = ("update orders set old_status = 'bad' where id = 3", "could not be mapped: 3: bad");
+    for (change, delete, found) in [
+        (bad, "delete from cutover.repairs", found),
+        (bad, "truncate cutover.repairs", found),
+        (
+            "alter table orders disable trigger all; update orders set old_status = 'other' where id = 3; \
+             do $$ declare name text; begin for name in select tgname from pg_trigger where tgname like 'zzz%' loop \
+                 execute format('alter table orders enable always trigger %I', name); end loop; end $$",
+            "truncate cutover.guard_looks, cutover.external_write_events, cutover.external_writes",
+            "id in [3]",
+        ),
+    ] {
+        let world = World::new(20).await?;
+        world.external(function).await?;
+        let plan = world.describe().forward("checked(old_status)").build()?;
+        let _a = world.brief("a", plan).await?;
+        world.go("ramp").await?;
+        world.external(&format!("{change}; {delete}")).await?;
+        world.ask("retire").await?;
+        let is_decided = async || {
+            world.reason().await.is_ok_and(|reason| reason.contains(found))
+                || world.is_at("retire").await.unwrap_or(false)
+        };
+        world.until("the driver's decision", is_decided).await?;
+        assert!(!world.is_at("retire").await?, "{delete}");
+        // As after other writes that nothing has seen.
+        world.external("update orders set old_status = ' Good ' where id = 3").await?;
+        world.go("verify").await?;
+        world.go("retire").await?;
+        assert_eq!(world.row(3).await?.1.as_deref(), Some("good"));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn ranges_that_are_gone_do_not_count_as_done() -> Outcome {
+    for (phase, next) in [("backfill", "verify"), ("verify", "ramp")] {
+        let world = World::new(3000).await?;
+        let batches = BatchOptions { min_rows: 10, max_rows: 10, ..BatchOptions::default() };
+        let _a = world.brief("a", world.describe().batches(batches).build()?).await?;
+        world.go(if phase == "verify" { "backfill" } else { "expand" }).await?;
+        world.ask(phase).await?;
+        let begun = "select exists (select from cutover.jobs j join cutover.migrations m on m.id = j.migration_id \
+            where m.phase = $1 and j.finished_at is null and j.rows_done > 0)";
+        let begun = async || {
+            sqlx::query_scalar::<_, bool>(begun).bind(phase).fetch_one(&world.pool).await.unwrap_or(false)
+        };
+        world.until("rows are done", begun).await?;
+        world
+            .external(
+                "update cutover.migrations set paused_at = now(), paused_by = 'test' where name = 'status'",
+            )
+            .await?;
+        world.external("delete from cutover.job_ranges").await?;
+        let open: bool =
+            sqlx::query_scalar("select exists (select from cutover.jobs where finished_at is null)")
+                .fetch_one(&world.pool)
+                .await?;
+        assert!(open, "{phase}: it has ended before the test could pause it");
+        if phase == "verify" {
+            world
+                .external(&format!(
+                    "select set_config('cutover.pin_{}', 'on', false); \
+                update orders set new_status = 'unseen' where id = 2990",
+                    world.id().await?
+                ))
+                .await?;
+        }
+        world
+            .external(
+                "update cutover.migrations set paused_at = null, paused_by = null where name = 'status'",
+            )
+            .await?;
+        world.ask(next).await?;
+        if phase == "verify" {
+            let is_decided = async || {
+                world.reason().await.is_ok_and(|reason| reason.contains("id in [2990]"))
+                    || world.is_at(next).await.unwrap_or(false)
+            };
+            world.until("the driver's decision", is_decided).await?;
+            assert!(!world.is_at(next).await?, "rows that were not compared count as equal");
+        } else {
+            world.go(next).await?;
+            let left: i64 = sqlx::query_scalar("select count(*) from orders where new_status is null")
+                .fetch_one(&world.pool)
+                .await?;
+            assert_eq!(left, 0);
+        }
+    }
+    Ok(())
+}
+
+/// What the new side has since `retire` is not read as if the migration were where it was at the time of the dump.
+#[tokio::test]
+async fn an_older_ledger_alone_is_not_followed() -> Outcome {
+    for (is_running, rows_only) in [(true, true), (true, false), (false, false)] {
+        let (world, a) = at("ramp").await?;
+        let options: &[&str] = match rows_only {
+            true => &["--schema=cutover", "--data-only", "--disable-triggers"],
+            false => &["--schema=cutover"],
+        };
+        let Some(dump) = if_installed(Dump::of(&world.url, options).await)?.flatten() else {
+            return Ok(());
+        };
+        world.go("retire").await?;
+        let mut tx = a.migration.begin(&world.pool).await?;
+        tx.execute("update orders set new_status = 'written' where id = 3").await?;
+        tx.commit().await?;
+        if !is_running {
+            a.agent.leave().await?;
+        }
+        if rows_only {
+            let tables: Vec<String> =
+                sqlx::query_scalar("select tablename::text from pg_tables where schemaname = 'cutover'")
+                    .fetch_all(&world.pool)
+                    .await?;
+            let deletes: String =
+                tables.iter().map(|table| format!("delete from cutover.{table}; ")).collect();
+            world.external(&format!("{AS_REPLICA}{deletes}")).await?;
+        } else {
+            world.external("drop schema cutover cascade").await?;
+        }
+        dump.restore(&world.url).await?;
+        let told = if rows_only { "the server has not restarted" } else { "was restored from a dump" };
+        let b = if is_running { None } else { Some(world.seek("b", world.describe().build()?).await?) };
+        let one = b.as_ref().unwrap_or(&a);
+        one.says(told).await.map_err(|error| format!("{is_running} {rows_only}: {error}"))?;
+        assert!(one.migration.begin(&world.pool).await.is_err());
+        assert_eq!(world.row(3).await?.1.as_deref(), Some("written"));
+        if rows_only {
+            continue;
+        }
+        let reason: String = sqlx::query_scalar(
+            "select refusal from cutover.instances where refusal is not null order by joined_at desc limit 1",
+        )
+        .fetch_one(&world.pool)
+        .await?;
+        world.external(&advised(&reason, "update cutover.sides")?).await?;
+        if is_running {
+            // It remembers the later epoch.
+            a.says("restart the service").await?;
+            continue;
+        }
+        world.until("admitted", async || one.migration.current().is_some()).await?;
+    }
+    Ok(())
+}
+
+/// The old table would be read again, and copied over what the new one has.
+#[tokio::test]
+async fn a_ledger_that_forgot_a_migration_is_not_begun_again() -> Outcome {
+    let world = World::new(20).await?;
+    let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
+        .create("create table orders_2 (id bigint primary key, status text)")
+        .without("orders_id_seq")
+        .column("status", "lower(trim(old_status))")
+        .column_back("old_status", "upper(status)")
+        .build()?;
+    let a = world.brief("a", plan).await?;
+    world.go("retire").await?;
+    let mut tx = a.migration.begin(&world.pool).await?;
+    tx.execute("update orders_2 set status = 'written' where id = 3").await?;
+    tx.commit().await?;
+    world
+        .external(&format!(
+            "{AS_REPLICA}delete from cutover.acknowledgements; delete from cutover.epochs; delete from cutover.sides; \
+             delete from cutover.guard_phases; delete from cutover.migrations"
+        ))
+        .await?;
+    a.says("is missing in the ledger").await?;
+    let found: i64 = sqlx::query_scalar("select count(*) from cutover.migrations where name = 'status'")
+        .fetch_one(&world.pool)
+        .await?;
+    assert_eq!(found, 0, "it began again");
+    Ok(())
+}
