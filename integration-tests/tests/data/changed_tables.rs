@@ -168,6 +168,89 @@ async fn a_new_table_that_loses_rows_holds_a_move() -> Outcome {
     Ok(())
 }
 
+/// In `ramp` each row that is written is in both tables.
+#[tokio::test]
+async fn a_trigger_of_the_new_table_that_needs_the_old_row_holds_a_move() -> Outcome {
+    let function = |name: &str, body: &str| {
+        format!(
+            "create function {name}() returns trigger language plpgsql as $$ declare found text; begin {body} return new; end $$; "
+        )
+    };
+    let strict = "select old_status into strict found from orders where id = new.id;";
+    let taken = "new.status := lower(trim((select old_status from orders where id = new.id)));";
+    let harmless = "new.status := lower(new.status); perform clock_timestamp();";
+    for (trigger, body, found) in [
+        ("before insert or update", strict, "query returned no rows"),
+        ("after insert", strict, "query returned no rows"),
+        ("before insert", taken, "store another value in \"status\""),
+        (
+            "before insert",
+            "if not exists (select from orders where id = new.id) then return null; end if;",
+            "discard a row",
+        ),
+    ] {
+        let (world, a) = table_in("ramp").await?;
+        world
+            .external(&format!(
+                "{}{}create trigger fine before insert or update on orders_2 for each row execute function fine(); \
+                 create trigger odd {trigger} on orders_2 for each row execute function odd()",
+                function("fine", harmless),
+                function("odd", body)
+            ))
+            .await?;
+        world.ask("retire").await?;
+        let is_decided = async || {
+            world.reason().await.is_ok_and(|reason| reason.contains(found))
+                || world.is_at("retire").await.unwrap_or(false)
+        };
+        world.until("the driver's decision", is_decided).await?;
+        assert!(!world.is_at("retire").await?, "{trigger}: {body}");
+        world.external("alter table orders_2 disable trigger \"odd\"").await?;
+        world.go("verify").await?;
+        world.go("retire").await?;
+        let mut tx = a.migration.begin(&world.pool).await?;
+        sqlx::query("insert into orders_2 (id, status) values (500, 'new')").execute(&mut *tx).await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+/// Rows of a child are rows of the table for every query, and no trigger of the table sees a write of them.
+#[tokio::test]
+async fn a_child_of_either_table_holds_the_next_step() -> Outcome {
+    for (change, found) in [
+        ("create table child () inherits (orders)", "the tables child inherit from \"orders\""),
+        (
+            "create table child (like orders); alter table child inherit orders",
+            "the tables child inherit from \"orders\"",
+        ),
+        ("create table child () inherits (orders_2)", "the tables child inherit from \"orders_2\""),
+        (
+            "create table parent (id bigint not null, status text); alter table orders_2 inherit parent",
+            "child of parent",
+        ),
+    ] {
+        let (world, _a) = table_in("ramp").await?;
+        world.external(change).await?;
+        let of_orders = change.contains("child") && !change.contains("orders_2");
+        if of_orders {
+            world.external("insert into child (id, old_status) values (500, ' Child ')").await?;
+        }
+        world.ask("retire").await?;
+        let is_decided = async || {
+            world.reason().await.is_ok_and(|reason| reason.contains(found))
+                || world.is_at("retire").await.unwrap_or(false)
+        };
+        world.until("the driver's decision", is_decided).await?;
+        assert!(!world.is_at("retire").await?, "{change}");
+        world.external(&advised(&world).await?).await?;
+        world.go("expand").await?;
+        world.go("retire").await?;
+        assert_eq!(number(&world.pool, DIFFERENT).await?, 0, "{change}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_a_table_may_not_have_holds_the_next_step() -> Outcome {
     for (change, found) in [

@@ -1,6 +1,7 @@
 //! Problems that the catalog alone shows. Pure: nothing here asks the server.
 
 use super::names::{fit_name, mentions, quote};
+use super::new_table::heirs;
 use super::problem::PlanProblem;
 use super::table::{ColumnFacts, ForeignKey, TableFacts};
 
@@ -44,7 +45,13 @@ pub(crate) fn hierarchy_problems(table: &str, facts: &TableFacts, is_guarded: bo
     if let Some(parent) = facts.parents.first() {
         problems.push(PlanProblem::blocking(
             format!("table {table} is a partition or child of {parent}"),
-            format!("describe the migration of {parent} instead"),
+            format!(
+                "describe the migration of {parent} instead, or `{}`",
+                match facts.is_partition {
+                    true => format!("alter table {parent} detach partition {table}"),
+                    false => format!("alter table {table} no inherit {parent}"),
+                }
+            ),
         ));
     }
     problems.extend(foreign_partitions(table, facts));
@@ -356,6 +363,7 @@ pub(crate) fn new_table_problems(
     is_made_by_plan: bool,
 ) -> Vec<PlanProblem> {
     let mut problems = table_problems(table, facts, false);
+    problems.extend(heirs(table, facts));
     for key in facts.foreign_keys.iter().filter(|key| key.is_to_itself) {
         let name = quote(&key.name);
         problems.push(PlanProblem::blocking(

@@ -11,6 +11,7 @@ pub(crate) fn new_table_now(tables: [&str; 2], old: &TableFacts, new: &TableFact
     let table = tables[1];
     let mut problems = rules(table, new, &["INSERT", "UPDATE", "DELETE"]);
     problems.extend(hierarchy_problems(table, new, false));
+    problems.extend(heirs(table, new));
     if new.row_security {
         problems.push(row_security(table, new));
     }
@@ -22,6 +23,19 @@ pub(crate) fn new_table_now(tables: [&str; 2], old: &TableFacts, new: &TableFact
         ));
     }
     problems
+}
+
+/// Tables that inherit from the new table. Their rows are read as rows of it, and its key does not hold for them.
+pub(crate) fn heirs(table: &str, new: &TableFacts) -> Option<PlanProblem> {
+    let child = new.children.first().filter(|_| new.kind != "p")?;
+    Some(PlanProblem::blocking(
+        format!(
+            "the tables {} inherit from {table}, so their rows are read as rows of the new side, and the key of {table} does not \
+             hold for them",
+            new.children.join(", ")
+        ),
+        format!("`alter table {child} no inherit {table}`"),
+    ))
 }
 
 /// From `retire` on, the old table gets no rows.

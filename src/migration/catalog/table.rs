@@ -33,6 +33,7 @@ pub(crate) struct TableFacts {
     pub(crate) foreign_partitions: Vec<String>,
     /// The tables that it is a partition of or inherits from.
     pub(crate) parents: Vec<String>,
+    pub(crate) is_partition: bool,
     pub(crate) columns: Vec<ColumnFacts>,
     pub(crate) foreign_keys: Vec<ForeignKey>,
     /// Triggers of the users' own, on its partitions too.
@@ -96,7 +97,7 @@ const READ: &str = concat!(
 select json_build_object( \
     'kind', c.relkind::text, 'relation', c.oid::bigint, 'persistence', c.relpersistence::text, 'role', current_user::text, \
     'owner', quote_ident(pg_get_userbyid(c.relowner)), 'is_owner', pg_has_role(c.relowner, 'usage'), \
-    'row_security', row_security_active(c.oid), \
+    'row_security', row_security_active(c.oid), 'is_partition', c.relispartition, \
     'privileges', (select coalesce(json_agg(name), '[]') from unnest('{select,insert,update,delete}'::text[]) as name \
         where has_table_privilege(c.oid, name)), \
     'policies', (select coalesce(json_agg(p.polname::text order by p.polname), '[]') from pg_policy p \

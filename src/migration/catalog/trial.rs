@@ -21,7 +21,7 @@ const NO_CONFLICTS: [&str; 2] = ["0A000", "55000"];
 
 /// What precedes each attempt. Constraints are checked at once, and no guard trigger maps what is written, as in a pinned
 /// transaction.
-const AS_PINNED: &str = concat!(
+pub(super) const AS_PINNED: &str = concat!(
     "set constraints all immediate; \
      select set_config('cutover.pin_' || id, 'on', true) from (select distinct substring(tgname::text from '^",
     guard_triggers::prefix!(),
@@ -394,12 +394,12 @@ async fn attempt(
     }
 }
 
-fn is_duplicate(error: &sqlx::Error) -> bool {
+pub(super) fn is_duplicate(error: &sqlx::Error) -> bool {
     of_postgres(error).is_some_and(|error| DUPLICATES.contains(&error.code()))
 }
 
 /// What makes two refusals the same.
-fn identity(error: &sqlx::Error) -> Option<(&str, Option<&str>, Option<&str>, &str)> {
+pub(super) fn identity(error: &sqlx::Error) -> Option<(&str, Option<&str>, Option<&str>, &str)> {
     let error = of_postgres(error)?;
     // The message of a violated constraint may hold values of the row.
     let message = if error.constraint().or(error.column()).is_some() { "" } else { error.message() };
