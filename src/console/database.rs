@@ -3,7 +3,7 @@
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::OnceCell;
 
-use crate::ledger::{Ledger, LedgerError, sql_state};
+use crate::ledger::{Ledger, LedgerError, remedy};
 use crate::migration::admin::AdminError;
 
 /// A database with a ledger. It is connected to when it is first used, and again after a failure.
@@ -41,7 +41,7 @@ impl Database {
         let role = options.get_username();
         let name = options.get_database().unwrap_or(role);
         let text = text.strip_prefix("ledger database: ").unwrap_or(&text);
-        format!("database {name:?} at {at}, role {role:?}: {text}{}", what_to_check(found))
+        format!("database {name:?} at {at}, role {role:?}: {text}{}", what_to_check(found, options))
     }
 
     /// The database of a ledger that is connected already.
@@ -50,19 +50,14 @@ impl Database {
     }
 }
 
-/// What in the address may be wrong.
-fn what_to_check(error: &LedgerError) -> &'static str {
-    let LedgerError::Database(error) = error else { return "" };
-    match (error, sql_state(error).as_deref()) {
-        (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut, _) => {
-            "; hint: check host and port, and that the server can be reached from here"
+/// What in the address or in the server's settings may be wrong.
+fn what_to_check(error: &LedgerError, options: &PgConnectOptions) -> String {
+    let LedgerError::Database(error) = error else { return String::new() };
+    let hint = match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => {
+            Some("check host and port, and that the server can be reached from here".to_owned())
         }
-        (_, Some("28P01" | "28000")) => "; hint: check role and password, and `pg_hba.conf` of the server",
-        (_, Some("3D000")) => "; hint: check the name of the database",
-        (_, Some("53300")) => {
-            "; hint: end idle sessions (`select pid, application_name, state from pg_stat_activity`), or raise the limit: \
-             `max_connections`, `alter role … connection limit`, `alter database … connection limit`"
-        }
-        _ => "",
-    }
+        _ => remedy(error, options),
+    };
+    hint.map_or_else(String::new, |hint| format!("; hint: {hint}"))
 }

@@ -56,27 +56,36 @@ fn writable(source: &str, login: &str, database: &str) -> String {
 /// A refused connection as text, with what makes the server accept it.
 pub(super) fn refused_connection(error: &sqlx::Error, options: &PgConnectOptions) -> String {
     let text = describe_error(error);
+    match remedy(error, options) {
+        Some(remedy) => format!("{text}; to unblock: {remedy}"),
+        None => text,
+    }
+}
+
+/// What makes the server accept a connection that it refused.
+pub(crate) fn remedy(error: &sqlx::Error, options: &PgConnectOptions) -> Option<String> {
     let role = quote(options.get_username());
+    let database = quote(options.get_database().unwrap_or(options.get_username()));
     let message = error.as_database_error().map_or("", |refusal| refusal.message());
-    let remedy = match sql_state(error).as_deref() {
-        Some("28000") if message.contains("not permitted to log in") => format!("`alter role {role} login`"),
-        Some("28000") => format!(
+    Some(match &*sql_state(error)? {
+        "28000" if message.contains("not permitted to log in") => format!("`alter role {role} login`"),
+        "28000" => format!(
             "allow role {role} to connect from this host in the server's pg_hba.conf, and run `select pg_reload_conf()`"
         ),
-        Some("28P01") => format!("give the service the present password of role {role}"),
-        Some("53300") if message.contains("for role") => format!("`alter role {role} connection limit -1`"),
-        Some("53300") if message.contains("for database") => {
-            let database = quote(options.get_database().unwrap_or(options.get_username()));
+        "28P01" => format!("use the present password of role {role}"),
+        "3D000" => "check the name of the database".to_owned(),
+        "53300" if message.contains("for role") => format!("`alter role {role} connection limit -1`"),
+        "53300" if message.contains("for database") => {
             format!("`alter database {database} connection limit -1`")
         }
-        Some("53300") => "close connections, or raise max_connections".to_owned(),
-        Some("42501") => {
-            let database = quote(options.get_database().unwrap_or(options.get_username()));
-            format!("`grant connect on database {database} to {role}`")
+        "53300" => {
+            "end idle sessions (`select pid, application_name, state from pg_stat_activity`), or raise \
+             max_connections"
+                .to_owned()
         }
-        _ => return text,
-    };
-    format!("{text}; to unblock: {remedy}")
+        "42501" => format!("`grant connect on database {database} to {role}`"),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
