@@ -130,13 +130,13 @@ suites-of-tables: .SHELLFLAGS := -o pipefail -c
 suites-of-tables:
 	@mkdir -p target/suites
 	@$(SUITES) --test data $(LOG)
+	$(call stage,Postgres 13 and 18)
+	@$(WITH_OWN_SERVERS) scripts/matrix --short 13 18 $(PREFIX)
 
 other-suites: .SHELLFLAGS := -o pipefail -c
 other-suites:
 	@mkdir -p target/suites
 	@$(SUITES) --test '[!d]*' --test 'd[!a]*' $(LOG)
-	$(call stage,Postgres 13 and 18)
-	@$(WITH_OWN_SERVERS) scripts/matrix --short 13 18 $(PREFIX)
 
 # The demo on a small table, and a minute of chaos.
 small-demo: .SHELLFLAGS := -o pipefail -c
