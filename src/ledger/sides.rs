@@ -2,7 +2,7 @@
 
 use sqlx::{FromRow, PgConnection};
 
-use super::unprepared;
+use super::{guard_triggers, unprepared};
 
 /// One side as it was recorded, and what the catalog says about it now.
 #[derive(Debug, Clone, FromRow)]
@@ -77,7 +77,8 @@ pub(crate) async fn follow_restored(tx: &mut PgConnection) -> Result<(), sqlx::E
          followed as (update cutover.sides s set recorded_in = s.tableoid, table_oid = s.relation::oid, \
              column_numbers = case when s.column_numbers is not null then coalesce((select array_agg(attnum order by attnum) \
                  from pg_attribute where attrelid = s.relation and attname = any (s.column_names) and not attisdropped), '{0}') end \
-             where s.recorded_in <> s.tableoid and s.table_oid <> s.relation::oid returning s.migration_id) \
+             where s.recorded_in <> s.tableoid and exists (select from cutover.sides t \
+                 where t.migration_id = s.migration_id and t.table_oid <> t.relation::oid) returning s.migration_id) \
          delete from cutover.guard_looks l using followed f, own \
              where l.migration_id = f.migration_id and l.unseen_writes_at is null",
     )
@@ -100,9 +101,29 @@ pub(crate) async fn restored_alone(
              s.relation, m.fleet, m.name, m.phase, m.epoch, m.id) \
          from cutover.migrations m join cutover.sides s on s.migration_id = m.id \
          where m.id = $1 and m.ended_at is null and m.phase <> 'off' and s.recorded_in <> s.tableoid \
-             and s.table_oid = s.relation::oid limit 1",
+             and not exists (select from cutover.sides t \
+                 where t.migration_id = m.id and t.table_oid <> t.relation::oid) limit 1",
     )
     .bind(migration)
+    .fetch_optional(connection)
+    .await
+}
+
+/// Why a migration of this table (quoted) may have begun before: a guard trigger of it belongs to one that is not in the ledger.
+pub(crate) async fn forgotten(
+    connection: &mut PgConnection,
+    table: &str,
+) -> Result<Option<String>, sqlx::Error> {
+    unprepared::query_scalar(concat!(
+        "select format('trigger %s of %s belongs to migration %s, which is not in the ledger, so its rows were deleted, and the \
+             new side may hold what the old one lacks; to fix: restore schema cutover as it was last; if the old side is \
+             right, `drop function cutover.guard_%s() cascade`', quote_ident(tgname), tgrelid::regclass, id, id) \
+         from (select tgname, tgrelid, substring(tgname::text from '^",
+        guard_triggers::prefix!(),
+        "([0-9]+)_')::integer as id from pg_trigger where tgrelid = to_regclass($1)) as armed \
+         where id is not null and not exists (select from cutover.migrations m where m.id = armed.id) order by id limit 1"
+    ))
+    .bind(table)
     .fetch_optional(connection)
     .await
 }

@@ -213,11 +213,12 @@ async fn a_ledger_that_forgot_a_migration_is_not_begun_again() -> Outcome {
     let world = World::new(20).await?;
     let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
         .create("create table orders_2 (id bigint primary key, status text)")
+        .use_existing_table()
         .without("orders_id_seq")
         .column("status", "lower(trim(old_status))")
         .column_back("old_status", "upper(status)")
         .build()?;
-    let a = world.brief("a", plan).await?;
+    let a = world.brief("a", plan.clone()).await?;
     world.go("retire").await?;
     let mut tx = a.migration.begin(&world.pool).await?;
     tx.execute("update orders_2 set status = 'written' where id = 3").await?;
@@ -233,5 +234,14 @@ async fn a_ledger_that_forgot_a_migration_is_not_begun_again() -> Outcome {
         .fetch_one(&world.pool)
         .await?;
     assert_eq!(found, 0, "it began again");
-    Ok(())
+    a.agent.leave().await?;
+    // One that remembers nothing.
+    let b = world.seek("b", plan).await?;
+    b.says("which is not in the ledger").await?;
+    let reason: String =
+        sqlx::query_scalar("select refusal from cutover.instances where refusal is not null and name = 'b'")
+            .fetch_one(&world.pool)
+            .await?;
+    world.external(&advised(&reason, "drop function")?).await?;
+    Ok(world.until("admitted", async || b.migration.current().is_some()).await?)
 }

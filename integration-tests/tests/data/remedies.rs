@@ -132,6 +132,21 @@ async fn the_statement_of_each_refusal_of_columns_works() -> Outcome {
 }
 
 #[tokio::test]
+async fn the_statement_for_a_virtual_column_works() -> Outcome {
+    let query = "select current_setting('server_version_num')::int >= 180000";
+    let has_virtual: bool = sqlx::query_scalar(query).fetch_one(&World::new(1).await?.pool).await?;
+    let cases: &[Case] = &[
+        ("alter table orders add new_status text generated always as (note) virtual", "is generated"),
+        (
+            "alter table orders drop old_status; \
+             alter table orders add old_status text generated always as (note) virtual",
+            "is generated",
+        ),
+    ];
+    remedied(if has_virtual { cases } else { &[] }, |pool| Ok(describe(pool, "text").build()?)).await
+}
+
+#[tokio::test]
 async fn the_statement_of_each_refusal_of_tables_works() -> Outcome {
     let cases = [
         (

@@ -1,7 +1,6 @@
 //! Problems that the catalog alone shows. Pure: nothing here asks the server.
 
 use super::names::{fit_name, mentions, quote};
-use super::new_table::heirs;
 use super::problem::PlanProblem;
 use super::table::{ColumnFacts, ForeignKey, TableFacts};
 
@@ -243,10 +242,7 @@ pub(crate) fn old_column(table: &str, old: &ColumnFacts) -> Vec<PlanProblem> {
     let column = quote(&old.name);
     let mut problems = Vec::new();
     if old.is_generated {
-        problems.push(PlanProblem::blocking(
-            format!("column {column} of {table} is generated, so it cannot be written"),
-            format!("`alter table {table} alter column {column} drop expression`"),
-        ));
+        problems.push(generated(table, old));
         return problems;
     }
     if old.in_primary_key {
@@ -274,6 +270,19 @@ pub(crate) fn old_column(table: &str, old: &ColumnFacts) -> Vec<PlanProblem> {
         ));
     }
     problems
+}
+
+/// The server can make an ordinary column of a generated one only if it is stored.
+fn generated(table: &str, found: &ColumnFacts) -> PlanProblem {
+    let column = quote(&found.name);
+    let remedy = match found.is_virtual {
+        true => format!(
+            "`alter table {table} drop column {column}, add column {column} {}`, and fill it: a virtual column stores no values",
+            found.sql_type
+        ),
+        false => format!("`alter table {table} alter column {column} drop expression`"),
+    };
+    PlanProblem::blocking(format!("column {column} of {table} is generated, so it cannot be written"), remedy)
 }
 
 /// Foreign keys that change the old column when the referenced row changes, or that need it. One can be added at any time.
@@ -335,10 +344,7 @@ pub(crate) fn new_column_problems(plan: &NewColumnPlan<'_>, facts: &TableFacts) 
         ));
     }
     if new.is_generated {
-        problems.push(PlanProblem::blocking(
-            format!("column {column} of {table} is generated, so it cannot be written"),
-            format!("`alter table {table} alter column {column} drop expression`"),
-        ));
+        problems.push(generated(table, new));
     }
     if !plan.may_use {
         problems.push(PlanProblem::blocking(
@@ -363,7 +369,6 @@ pub(crate) fn new_table_problems(
     is_made_by_plan: bool,
 ) -> Vec<PlanProblem> {
     let mut problems = table_problems(table, facts, false);
-    problems.extend(heirs(table, facts));
     for key in facts.foreign_keys.iter().filter(|key| key.is_to_itself) {
         let name = quote(&key.name);
         problems.push(PlanProblem::blocking(

@@ -43,7 +43,7 @@ pub(super) use expressions::{Resolved, TypeFacts, look_up_type, resolve};
 pub(super) use interference::{late_triggers, losing_rules, rules};
 pub(super) use names::{beside, check_name, check_table, fit_name, quote, quote_table, split_table, unquote};
 pub(super) use new_row_trial::NewRowTrial;
-pub(super) use new_table::{new_table_now, refers_to_old};
+pub(super) use new_table::{heirs, new_table_now, refers_to_old};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
 pub(super) use rename::rename_columns;

@@ -51,6 +51,8 @@ pub(crate) struct ColumnFacts {
     pub(crate) not_null: bool,
     pub(crate) has_default: bool,
     pub(crate) is_generated: bool,
+    /// Generated, and not stored.
+    pub(crate) is_virtual: bool,
     pub(crate) is_identity: bool,
     /// The sequence that the column owns.
     pub(crate) sequence: Option<String>,
@@ -112,7 +114,7 @@ select json_build_object( \
         from pg_inherits i where i.inhrelid = c.oid), \
     'columns', (select coalesce(json_agg(json_build_object( \
             'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod), 'not_null', a.attnotnull, \
-            'has_default', a.atthasdef, 'is_generated', a.attgenerated <> '', 'is_identity', a.attidentity <> '', \
+            'has_default', a.atthasdef, 'is_generated', a.attgenerated <> '', 'is_virtual', a.attgenerated = 'v', 'is_identity', a.attidentity <> '', \
             'sequence', (select d.objid::regclass::text from pg_depend d \
                 where d.classid = 'pg_class'::regclass and d.objsubid = 0 and d.refclassid = 'pg_class'::regclass \
                     and d.refobjid = c.oid and d.refobjsubid = a.attnum and d.deptype in ('a', 'i') \

@@ -116,6 +116,12 @@ pub(crate) async fn schema_problem(
             )
         }));
     }
+    if entry.is_none_or(|entry| entry.is_first() && entry.phase == Phase::Off)
+        && let Some(old) = plan.old_side()
+        && let Some(reason) = sides::forgotten(&mut *tx, &old.table).await?
+    {
+        return Ok(Some(reason));
+    }
     let phase = entry.map_or(Phase::Off, |entry| entry.phase);
     if phase == Phase::Off
         && let NewShape::Doubtful(reason) = NewShape::find(tx, spec, entry.map(|entry| entry.id)).await?

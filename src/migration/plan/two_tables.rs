@@ -11,7 +11,7 @@ use super::round_trip::try_mappings;
 use crate::ledger::{sql_state, unprepared};
 use crate::migration::batch::{Keyset, keyset};
 use crate::migration::catalog::{
-    ForeignKey, PlanProblem, TableFacts, new_table_problems, rules, table_privilege_problems, unquote,
+    ForeignKey, PlanProblem, TableFacts, heirs, new_table_problems, rules, table_privilege_problems, unquote,
 };
 
 pub(super) async fn of_tables(
@@ -65,6 +65,7 @@ pub(super) async fn of_tables(
     problems.extend(of_partitions);
     problems.extend(rules(&sides.new, &new, &["INSERT", "UPDATE", "DELETE"]));
     problems.extend(new_table_problems(&sides.new, &new, has_rows && !may_use_new, is_made_by_plan));
+    problems.extend(heirs(&sides.new, &new));
     if let (true, Some(key)) = (plan.part().is_some_and(|part| part.keeps_rows), key) {
         problems.extend(stays_behind([&sides.old, &sides.new], old, &new, &key.names()));
     }
