@@ -193,3 +193,19 @@ async fn a_table_is_followed_when_its_name_changes() -> Outcome {
         .await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_table_that_refers_to_itself_gets_its_constraints() -> Outcome {
+    let world = World::new(3).await?;
+    world.pool.execute("alter table orders add above bigint, add total integer").await?;
+    let plan = SchemaChange::new(world.pool.clone(), "orders")
+        .quiet_period(Duration::from_millis(200))
+        .foreign_key("orders_above", &["above"], "orders (id)")
+        .check("orders_total", "total > 0 -- as agreed")
+        .build()?;
+    let _a = world.instance_of("a", plan).await?;
+    world.go("retire").await?;
+    let valid = "select count(*) from pg_constraint where conname in ('orders_above', 'orders_total') and convalidated";
+    assert_eq!(sqlx::query_scalar::<_, i64>(valid).fetch_one(&world.pool).await?, 2);
+    Ok(())
+}

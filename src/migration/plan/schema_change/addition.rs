@@ -64,7 +64,8 @@ impl Addition {
     pub(super) fn add(&self, table: &str, name: &str) -> Option<String> {
         let what = match self {
             Addition::NotNull { column } => format!("check ({} is not null)", quote(column)),
-            Addition::Check { expression, .. } => format!("check ({expression})"),
+            // The expression may end in a comment.
+            Addition::Check { expression, .. } => format!("check ({expression}\n)"),
             Addition::ForeignKey(key) => key.definition(),
             Addition::Unique { .. } => return None,
         };

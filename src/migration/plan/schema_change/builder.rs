@@ -184,7 +184,9 @@ impl SchemaChangeBuilder {
                 }
                 Addition::Unique { name, columns } => ("unique", name, columns.as_slice()),
                 Addition::ForeignKey(key) => {
-                    if key.rest.contains(';') || key.rest.to_lowercase().contains("not valid") {
+                    if [";", "--", "/*"].iter().any(|part| key.rest.contains(part))
+                        || key.rest.to_lowercase().contains("not valid")
+                    {
                         let problem =
                             format!("{:?}: write at most actions, as in `on delete cascade`", key.rest);
                         problems.push(Problem::new("foreign_key", problem));

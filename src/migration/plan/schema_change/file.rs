@@ -27,7 +27,7 @@ impl Addition {
             Addition::NotNull { column } => {
                 return format!("alter table {table} alter column {} set not null", quote(column));
             }
-            Addition::Check { name, expression } => (name, format!("check ({expression})")),
+            Addition::Check { name, expression } => (name, format!("check ({expression}\n)")),
             Addition::Unique { name, columns } => (name, format!("unique ({})", list(columns))),
             Addition::ForeignKey(key) => (&key.name, key.definition()),
         };

@@ -20,11 +20,13 @@ pub(super) async fn try_on_twin(
 ) -> Result<Option<sqlx::Error>, sqlx::Error> {
     // An expression may name the table.
     let twin = quote(&split_table(table).1);
-    let mut create = format!("create temporary table {twin} (like {table})");
+    // First the twin of the referenced table, which may be this table, under a name that the other twin takes.
+    let mut create = String::new();
     if let Some(referenced) = referenced {
         create +=
-            &format!("; create temporary table cutover_referenced (like {referenced} including indexes)");
+            &format!("create temporary table cutover_referenced (like {referenced} including indexes); ");
     }
+    create += &format!("create temporary table {twin} (like {table})");
     let mut attempt = tx.begin().await?;
     let outcome = match attempt.execute(AssertSqlSafe(create)).await {
         Err(error) if sql_state(&error).as_deref() == Some("42501") => Ok(()),
