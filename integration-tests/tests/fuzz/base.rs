@@ -16,6 +16,7 @@ use tokio::sync::RwLock;
 
 use crate::Outcome;
 use crate::damage::{Damage, Kind};
+use crate::life::STEP;
 use crate::oracle::FIXED;
 
 /// The `application_name` of the sessions of the driver's work.
@@ -32,6 +33,8 @@ pub(crate) struct Base {
     pub(crate) version: i32,
     /// Connections of the driver's work are cut, and one of two instances is killed.
     pub(crate) has_faults: bool,
+    /// How long a step may take.
+    pub(crate) step: Duration,
     /// The judge writes this lock, so that no writer is in the middle of anything.
     pub(crate) quiet: RwLock<()>,
     pub(crate) is_over: AtomicBool,
@@ -102,6 +105,8 @@ impl Base {
             control,
             version,
             has_faults,
+            // What a fault stops is retried after growing pauses.
+            step: if has_faults { STEP * 2 } else { STEP },
             quiet: RwLock::default(),
             is_over: AtomicBool::new(false),
             corrects: AtomicBool::new(false),
@@ -128,21 +133,26 @@ impl Base {
     }
 
     /// An instance of the service.
-    pub(crate) async fn join(&self, name: &str, spec: MigrationSpec) -> Outcome<(Agent, Migration)> {
+    pub(crate) async fn join(&self, name: &str, specs: Vec<MigrationSpec>) -> Outcome<(Agent, Migration)> {
         let health = Health::new();
         let options: PgConnectOptions = (*self.pool.connect_options()).clone();
         let ledger = Ledger::open(options).await?;
         let release = Release::new("shop", "1")?.with_instance(name)?;
         let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
-        let agent = Agent::start(fleet, vec![spec], DriverOptions::default(), &health).await?;
+        let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
         let migration = agent.migration("subject").ok_or("declared")?;
         Ok((agent, migration))
     }
 
     /// The migration's phase, and what it waits for.
     pub(crate) async fn phase(&self) -> Outcome<(Phase, Option<String>)> {
-        let query = "select phase, waits_for from cutover.migrations where name = 'subject'";
-        let row = self.control.fetch_one(query).await?;
+        self.phase_of("subject").await
+    }
+
+    /// The same of another migration.
+    pub(crate) async fn phase_of(&self, migration: &str) -> Outcome<(Phase, Option<String>)> {
+        let query = "select phase, waits_for from cutover.migrations where name = $1";
+        let row = sqlx::query(query).bind(migration).fetch_one(&self.control).await?;
         Ok((row.get::<String, _>(0).parse()?, row.get(1)))
     }
 

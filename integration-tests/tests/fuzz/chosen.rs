@@ -4,6 +4,7 @@ use std::fmt;
 
 use fastrand::Rng;
 
+use crate::changes::ChangeShape;
 use crate::keys::KeyShape;
 use crate::shape::Shape;
 
@@ -14,6 +15,8 @@ pub(crate) enum Chosen {
     Sides(Box<Shape>),
     /// A key becomes `bigint`.
     Key(KeyShape),
+    /// Constraints come, or something is dropped.
+    Change(ChangeShape),
 }
 
 impl Chosen {
@@ -21,6 +24,7 @@ impl Chosen {
         // Consecutive seeds go through lists, from which no kind may take every second entry.
         match rng.u8(..8) {
             0 => Self::Key(KeyShape::random(rng)),
+            1 => Self::Change(ChangeShape::random(rng)),
             _ => Self::Sides(Box::new(Shape::random(seed, rng))),
         }
     }
@@ -31,6 +35,7 @@ impl fmt::Display for Chosen {
         match self {
             Self::Sides(shape) => write!(f, "{shape:?}"),
             Self::Key(shape) => write!(f, "{shape:?}"),
+            Self::Change(shape) => write!(f, "{shape:?}"),
         }
     }
 }

@@ -87,3 +87,15 @@ impl From<Box<dyn std::error::Error + Send + Sync>> for Damage {
         }
     }
 }
+
+/// The SQLSTATE of an error of the server.
+pub(crate) fn code_of(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut next = Some(error);
+    while let Some(one) = next {
+        if let Some(sqlx::Error::Database(error)) = one.downcast_ref::<sqlx::Error>() {
+            return error.code().unwrap_or_default().into_owned();
+        }
+        next = one.source();
+    }
+    String::new()
+}

@@ -13,13 +13,15 @@ use tokio::time::sleep;
 
 use crate::Outcome;
 use crate::base::{Base, lock};
+use crate::beside::walk;
+use crate::changes::ChangeWorld;
 use crate::chosen::Chosen;
 use crate::damage::{Damage, Kind};
 use crate::keys::KeyWorld;
 use crate::world::World;
 
 /// How long a step may take.
-const STEP: Duration = Duration::from_secs(40);
+pub(crate) const STEP: Duration = Duration::from_secs(40);
 /// For how long a refusal of a table without a flaw has to stand.
 const STANDS: Duration = Duration::from_secs(8);
 /// How long writers run between two judgements.
@@ -56,10 +58,18 @@ impl fmt::Display for Report {
 
 /// What migrates: a table with its writers and its judge.
 pub(crate) trait Subject: Deref<Target = Base> + Send + Sync + 'static {
+    /// Only a flaw is a reason for a refusal.
+    const HAS_FLAWS_ONLY: bool = false;
+
     /// What makes the plan impossible.
     fn flaw(&self) -> Option<String>;
 
     fn spec(&self) -> Outcome<MigrationSpec>;
+
+    /// A second migration of the table.
+    fn beside(&self) -> Outcome<Option<MigrationSpec>> {
+        Ok(None)
+    }
 
     /// Starts the writers.
     fn spawn(self: &Arc<Self>, writers: &mut JoinSet<Outcome>, rng: &mut Rng, migration: &Migration);
@@ -82,6 +92,10 @@ pub(crate) async fn live(seed: u64) -> Report {
     let outcome = match subject {
         Chosen::Sides(shape) => lead(World::new(*shape).await, &mut rng, &mut report).await,
         Chosen::Key(shape) => lead(KeyWorld::new(shape).await, &mut rng, &mut report).await,
+        Chosen::Change(shape) => {
+            let made = ChangeWorld::new(shape, &mut rng).await;
+            lead(made, &mut rng, &mut report).await
+        }
     };
     if let Err(error) = outcome {
         report.damage.push(error.into());
@@ -121,10 +135,15 @@ fn route(rng: &mut Rng) -> Vec<&'static str> {
 }
 
 async fn migrate<S: Subject>(subject: &Arc<S>, rng: &mut Rng, report: &mut Report) -> Outcome {
-    let (agent, migration) = subject.join("a", subject.spec()?).await?;
+    let specs = || {
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+            [subject.spec()?].into_iter().chain(subject.beside()?).collect::<Vec<_>>(),
+        )
+    };
+    let (agent, migration) = subject.join("a", specs()?).await?;
     let has_faults = subject.has_faults;
     let has_second = has_faults || rng.u8(..).is_multiple_of(4);
-    let mut second = if has_second { Some(subject.join("b", subject.spec()?).await?) } else { None };
+    let mut second = if has_second { Some(subject.join("b", specs()?).await?) } else { None };
     let began = Instant::now();
     while migration.current().is_none() {
         if began.elapsed() > STEP {
@@ -137,6 +156,10 @@ async fn migrate<S: Subject>(subject: &Arc<S>, rng: &mut Rng, report: &mut Repor
         subject.spawn(&mut writers, rng, &migration);
     }
     let faults = has_faults.then(|| tokio::spawn(cut(Arc::clone(subject), rng.u64(..))));
+    let beside = match subject.beside()? {
+        Some(_) => Some(tokio::spawn(walk(Arc::clone(subject), rng.u64(..)))),
+        None => None,
+    };
     // An instance that is killed says nothing. The fleet waits for its lease.
     let mut killed = second.take_if(|_| has_faults);
     let outcome = visit(&**subject, rng, report, &mut killed).await;
@@ -150,8 +173,8 @@ async fn migrate<S: Subject>(subject: &Arc<S>, rng: &mut Rng, report: &mut Repor
     if let Some((second, _)) = second {
         second.leave().await?;
     }
-    if let Some(faults) = faults {
-        faults.await??;
+    for task in [faults, beside].into_iter().flatten() {
+        task.await??;
     }
     outcome
 }
@@ -194,7 +217,7 @@ async fn visit<S: Subject>(
             tokio::join!(arrive(subject, wish, report.phases == 0), subject.during(wish, is_chosen));
         during?;
         if let Some(refusal) = arrived? {
-            if subject.flaw().is_none() && passes_in_quiet(subject).await? {
+            if subject.flaw().is_none() && (S::HAS_FLAWS_ONLY || passes_in_quiet(subject).await?) {
                 let text = format!("was refused for a reason that does not stand: {refusal}");
                 subject.fail(Kind::Misjudged, text);
             }
@@ -230,8 +253,6 @@ async fn passes_in_quiet(world: &Base) -> Outcome<bool> {
 pub(crate) async fn arrive(world: &Base, wish: &str, is_first: bool) -> Outcome<Option<String>> {
     let target: Phase = wish.split(':').next().unwrap_or(wish).parse()?;
     let began = Instant::now();
-    // What a fault stops is retried after growing pauses.
-    let limit = if world.has_faults { STEP * 2 } else { STEP };
     let (mut last, mut retried) = (None, began);
     world.corrects.store(false, Ordering::Relaxed);
     loop {
@@ -262,7 +283,7 @@ pub(crate) async fn arrive(world: &Base, wish: &str, is_first: bool) -> Outcome<
         if !lock(&world.damage).is_empty() {
             return Ok(None);
         }
-        if began.elapsed() > limit {
+        if began.elapsed() > world.step {
             let repairs = world.pending_repairs().await?;
             let text = format!(
                 "{wish} was not reached: in {phase}, waits for {waits_for:?}, before: {last:?}; repairs: {repairs}"

@@ -8,6 +8,8 @@
 //! that is first found after `expand` are not.
 
 mod base;
+mod beside;
+mod changes;
 mod chosen;
 mod damage;
 mod judge;

@@ -120,6 +120,8 @@ pub(crate) struct Shape {
     pub(crate) mirrors: bool,
     /// A second column moves in the same migration.
     pub(crate) has_second: bool,
+    /// Another migration moves another column of the table.
+    pub(crate) has_beside: bool,
     /// The mapping is in Rust.
     pub(crate) rust_pair: Option<RustPair>,
     /// The service writes through `DualWrite`.
@@ -187,7 +189,7 @@ impl Shape {
             partitions,
             is_table,
             is_apart,
-            has_part: is_table && rust_pair.is_none() && key.is_numbered() && (seed / 3) % 4 != 3,
+            has_part: is_table && key.is_numbered() && (seed / 3) % 4 != 3,
             has_new_partitions: is_table && rng.u8(..).is_multiple_of(3),
             old_default: rng.u8(..).is_multiple_of(4)
                 && !is_apart
@@ -198,7 +200,7 @@ impl Shape {
                 && rust_pair.is_none()
                 && is_indexable(&pair)
                 && (seed / 5).is_multiple_of(2),
-            has_lookup: pair.looks_up() && flaw.is_none() && partitions == Partitions::None,
+            has_lookup: pair.looks_up() && flaw.is_none(),
             has_trigger: rng.u8(..).is_multiple_of(3),
             has_index: rng.u8(..).is_multiple_of(3) && !is_apart || flaw == Some(Flaw::Index),
             own_role,
@@ -214,6 +216,7 @@ impl Shape {
                 && !is_apart
                 && flaw.is_none()
                 && rust_pair.is_none(),
+            has_beside: rng.u8(..).is_multiple_of(4) && !is_table && !is_apart && flaw.is_none(),
             rust_pair,
             is_dual: rng.bool() || rust_pair.is_some(),
         }

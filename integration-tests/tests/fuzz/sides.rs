@@ -32,6 +32,10 @@ impl Subject for World {
         })
     }
 
+    fn beside(&self) -> Outcome<Option<MigrationSpec>> {
+        self.spec_beside()
+    }
+
     fn spawn(self: &Arc<Self>, writers: &mut JoinSet<Outcome>, rng: &mut Rng, migration: &Migration) {
         for number in 0..WRITERS {
             let writer = Writer::new(self, number, rng.u64(..));
@@ -77,6 +81,7 @@ impl Subject for World {
         // From `ramp` on, the guard trigger refuses what it cannot map.
         self.rests.store(self.rests.load(Ordering::Relaxed) && wish == "verify", Ordering::Relaxed);
         sleep(BETWEEN).await;
-        judge(self, wish).await
+        judge(self, wish).await?;
+        self.judge_beside(wish).await
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use crate::Outcome;
 use crate::base::{Base, lock};
 use crate::key::Key;
+use crate::life::STEP;
 use crate::oracle::{Row, Value, Values, image_of, literal};
 use crate::pairs::PREPARE;
 use crate::shape::{Flaw, Shape};
@@ -58,7 +59,11 @@ impl Deref for World {
 impl World {
     /// `None` if the server refuses the table or the shape makes no sense.
     pub(crate) async fn new(shape: Shape) -> Outcome<Option<Self>> {
-        let base = Base::new(shape.own_role, &shape.settings, shape.has_faults, PREPARE).await?;
+        let mut base = Base::new(shape.own_role, &shape.settings, shape.has_faults, PREPARE).await?;
+        if shape.has_beside {
+            // Both migrations wait for the locks and the work of the other one.
+            base.step = STEP * 2;
+        }
         if base.owner().await?.execute(AssertSqlSafe(shape.create())).await.is_err() {
             return Ok(None);
         }

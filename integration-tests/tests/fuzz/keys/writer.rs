@@ -16,7 +16,7 @@ use super::shape::{Referring, Source};
 use super::world::KeyWorld;
 use crate::Outcome;
 use crate::base::lock;
-use crate::damage::Kind;
+use crate::damage::{Kind, code_of};
 use crate::pairs::INTEGER_TO_BIGINT;
 use crate::shape::settings_of;
 use crate::writers::{ISOLATIONS, TRANSIENT, linger, run};
@@ -374,16 +374,4 @@ impl Writer {
         }
         rows
     }
-}
-
-/// The SQLSTATE of an error of the server.
-fn code_of(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut next = Some(error);
-    while let Some(one) = next {
-        if let Some(sqlx::Error::Database(error)) = one.downcast_ref::<sqlx::Error>() {
-            return error.code().unwrap_or_default().into_owned();
-        }
-        next = one.source();
-    }
-    String::new()
 }
