@@ -94,8 +94,12 @@ pub(crate) async fn load(
     ))
     .bind(fleet)
     .bind(name)
-    .fetch_one(connection)
-    .await
+    .fetch_optional(connection)
+    .await?
+    .ok_or_else(|| {
+        let lost = "cutover.migrations or cutover.epochs lacks rows of this migration; restore schema cutover as it was last";
+        sqlx::Error::Protocol(lost.to_owned())
+    })
 }
 
 /// What an instance follows.

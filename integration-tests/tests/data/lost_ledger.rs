@@ -1,7 +1,10 @@
 //! Rows of the ledger that a person deletes or restores while the data stay as they are.
 
-use cutover::migration::{BatchOptions, TableMigration};
-use cutover_testkit::{Dump, if_installed};
+use std::time::Duration;
+
+use cutover::migration::{BatchOptions, Phase, TableMigration};
+use cutover_testkit::{Dump, if_installed, wait_until};
+use futures_util::StreamExt;
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::world::{Fleet, Outcome, World};
@@ -246,4 +249,84 @@ async fn a_ledger_that_forgot_a_migration_is_not_begun_again() -> Outcome {
             .await?;
     world.external(&advised(&reason, "drop function")?).await?;
     Ok(world.until("admitted", async || b.migration.current().is_some()).await?)
+}
+
+/// What the service reads is what was written last, whichever table of the ledger is emptied.
+#[tokio::test]
+async fn no_table_of_the_ledger_that_is_emptied_loses_a_write() -> Outcome {
+    let tables: Vec<String> = {
+        let (world, _a) = at("off").await?;
+        let query = "select tablename::text from pg_tables where schemaname = 'cutover' \
+            and tablename !~ '^(connection|flag)_' order by 1";
+        sqlx::query_scalar(query).fetch_all(&world.pool).await?
+    };
+    let phases = [("ramp", "switch"), ("retire", "contract")];
+    let cases = phases.iter().flat_map(|phase| tables.iter().map(move |table| (*phase, &**table)));
+    let outcomes: Vec<Result<(), String>> = futures_util::stream::iter(cases)
+        .map(async |(phase, table)| {
+            emptied(phase, table).await.map_err(|error| format!("{table} in {}: {error}", phase.0))
+        })
+        .buffer_unordered(6)
+        .collect()
+        .await;
+    let failed: Vec<String> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    Ok(())
+}
+
+async fn emptied((phase, next): (&str, &str), table: &str) -> Outcome {
+    let (world, a) = at(phase).await?;
+    let both = "update orders set old_status = 'PINNED', new_status = 'pinned' where id = 3";
+    let new = "update orders set new_status = 'pinned' where id = 3";
+    let mut tx = a.migration.begin(&world.pool).await?;
+    tx.execute(if phase == "retire" { new } else { both }).await?;
+    tx.commit().await?;
+    world.approve().await?;
+    world.external(&format!("{AS_REPLICA}delete from cutover.{table}")).await?;
+    let external = match phase {
+        "ramp" => "update orders set old_status = 'EXTERNAL' where id = 4",
+        _ => "update orders set new_status = 'external' where id = 4",
+    };
+    let written = world.external(external).await.is_ok();
+    // An old side that is no longer written refuses writes of others.
+    let of_old = world.external("update orders set old_status = 'LATE' where id = 5").await;
+    if phase == "retire" && of_old.is_ok() {
+        return Err("an external write of the old side passed".into());
+    }
+    world.ask(next).await?;
+    // Some of them hold, and none may do harm on the way.
+    let is_there = async || world.is_at(next).await.map_err(|error| error.to_string());
+    let _ = wait_until("the move", Duration::from_secs(4), is_there).await;
+    let text = |value: &str| Some(value.to_owned());
+    let current = a.migration.current().map(|(_, phase)| phase);
+    let (pinned, other) = (world.row(3).await?, world.row(4).await?);
+    let reads_old = current.is_some_and(|phase| phase < Phase::Switch);
+    let reads_new = current.is_some_and(|phase| phase >= Phase::Ramp);
+    if reads_old && (pinned.0 != text("PINNED") || written && other.0 != text("EXTERNAL"))
+        || reads_new && (pinned.1 != text("pinned") || written && other.1 != text("external"))
+    {
+        return Err(format!("{current:?} reads {pinned:?} {other:?}").into());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn sides_that_are_not_recorded_any_more_hold_a_move() -> Outcome {
+    let (world, _a) = at("ramp").await?;
+    world.external(&format!("{AS_REPLICA}delete from cutover.sides")).await?;
+    world.ask("retire").await?;
+    let told = "does not say which";
+    let is_decided = async || {
+        world.reason().await.is_ok_and(|reason| reason.contains(told))
+            || world.is_at("retire").await.unwrap_or(false)
+    };
+    world.until("the driver's decision", is_decided).await?;
+    assert!(!world.is_at("retire").await?);
+    world.external(&advised(&world.reason().await?, "insert into cutover.sides")?).await?;
+    world.go("retire").await?;
+    world.approve().await?;
+    world.ask("contract").await?;
+    world.ended().await?;
+    assert!(!world.has_column("old_status").await);
+    Ok(())
 }

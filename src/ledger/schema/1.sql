@@ -816,6 +816,9 @@ begin
     else
         select phase into v_phase from cutover.guard_phases where migration_id = p_migration;
     end if;
+    if v_phase is null then
+        select phase into v_phase from cutover.migrations where id = p_migration and ended_at is null;
+    end if;
     return coalesce(v_phase, 'off');
 end
 $$;

@@ -77,7 +77,9 @@ async fn problems(
     is_move: bool,
     tx: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-    let Some(recorded) = sides::find(tx, migration).await? else { return Ok(Vec::new()) };
+    let Some(recorded) = sides::find(tx, migration).await? else {
+        return Ok(if phase == Phase::Expand { Vec::new() } else { vec![unrecorded(plan, migration)] });
+    };
     let mut problems = Vec::new();
     for (table, side) in [(plan.old_table(), &recorded.old), (plan.new_table(), &recorded.new)] {
         let problem = of_name(table, side, tx).await?;
@@ -101,6 +103,21 @@ async fn problems(
         problems.extend(of_writes(plan, phase, &old, tx).await?);
     }
     Ok(problems)
+}
+
+/// `expand` has recorded both sides, so the rows were deleted.
+fn unrecorded(plan: &Description, migration: i32) -> PlanProblem {
+    let tables = [plan.old_table(), plan.new_table()];
+    // Not as one that the migration made: `abandon` would drop it.
+    let record =
+        sides::record(&migration.to_string(), tables, [&plan.old_columns(), &plan.new_columns()], false);
+    PlanProblem::blocking(
+        format!(
+            "cutover.sides does not say which {} and {} were in `expand`, so another table of that name would not be noticed",
+            tables[0], tables[1]
+        ),
+        format!("if they are the same, `{record}`"),
+    )
 }
 
 /// The role that armed the guard trigger. The trigger writes the new table with its rights, and `contract` drops the old side.
