@@ -368,3 +368,26 @@ async fn a_writer_that_breaks_a_foreign_key_is_named_before_it_is_there() -> Out
     assert!(is(&world.pool, seen).await?);
     Ok(())
 }
+
+#[tokio::test]
+async fn no_constraint_comes_before_its_writers_have_stopped() -> Outcome {
+    let world = World::new(3).await?;
+    let plan = SchemaChange::new(world.pool.clone(), "orders")
+        .quiet_period(Duration::from_secs(4))
+        .check("no_bad_note", "note <> 'bad'")
+        .build()?;
+    let _a = instance(&world, "a", PhaseRange::FULL, plan).await?;
+    world.go("switch").await?;
+    let mut job = PgConnection::connect(&world.url).await?;
+    let round = "update orders set note = 'bad' where id = 1; update orders set note = null where id = 1";
+    assert_eq!(refusal(&mut job, round).await, None);
+    world.ask("retire").await?;
+    world.waits_for("writes that the change refuses to stop for").await?;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        assert_eq!(refusal(&mut job, round).await, None, "the job still runs");
+    }
+    world.go("retire").await?;
+    assert_eq!(refusal(&mut job, round).await.as_deref(), Some("23514"));
+    Ok(())
+}

@@ -5,6 +5,7 @@ use sqlx::PgConnection;
 use super::addition::{Addition, ForeignKey};
 use super::description::{Description, Removal};
 use super::found::{Built, Table};
+use super::inspection::writers;
 use super::rows::violations;
 use crate::ledger::{begin_work, guard_triggers, sides, unprepared, write_watch};
 use crate::migration::batch::begin;
@@ -21,7 +22,13 @@ pub(super) async fn enforce(plan: &Description, migration: &Migration) -> Result
     let mut tx = begin(&plan.pool, &[Phase::Switch], migration).await?;
     let table = found(plan, migration, &mut tx).await?;
     let built = plan.built(&mut tx, &table, migration.id()).await?;
+    // A constraint would refuse their next write, and not the step to `retire` only. `before_step` names them.
+    let waits =
+        !built.iter().any(|one| one.is_present) && !writers(plan, migration.id(), &mut tx).await?.is_empty();
     tx.rollback().await?;
+    if waits {
+        return Err(PlanError::NotNow(String::new()));
+    }
     // A constraint that some row violates would refuse every later write of that row.
     refuse(&violations(plan, &table, None, &mut *begin_work(&plan.pool).await?).await?)?;
     let id = migration.id().to_string();

@@ -336,6 +336,15 @@ async fn dependents(old_side: &OldSide, tx: &mut PgConnection) -> Result<Option<
     }))
 }
 
+/// Who wrote what the change forbids within the quiet period.
+pub(super) async fn writers(
+    plan: &Description,
+    migration: i32,
+    connection: &mut PgConnection,
+) -> Result<Vec<String>, sqlx::Error> {
+    external_writes::unmirrored_within(connection, migration, plan.quiet_period.as_secs_f64()).await
+}
+
 /// What holds the next step forward from `switch` and from `retire`.
 pub(super) async fn before_step(
     plan: &Description,
@@ -347,8 +356,7 @@ pub(super) async fn before_step(
     if !(Phase::Switch..=Phase::Retire).contains(&phase) {
         return Ok(problems);
     }
-    let seconds = plan.quiet_period.as_secs_f64();
-    let writers = external_writes::unmirrored_within(connection, migration, seconds).await?;
+    let writers = writers(plan, migration, connection).await?;
     if !writers.is_empty() {
         problems.push(PlanProblem::warning(
             format!(
