@@ -80,6 +80,11 @@ pub(crate) trait Subject: Deref<Target = Base> + Send + Sync + 'static {
     /// What happens while the fleet moves.
     fn during(&self, wish: &str, is_chosen: bool) -> impl Future<Output = Outcome> + Send;
 
+    /// What keeps the fleet from a phase that it does not reach, as far as the writers know.
+    fn left(&self) -> String {
+        String::new()
+    }
+
     /// Compares all rows with what is known, in this phase.
     fn judge(&self, wish: &str) -> impl Future<Output = Outcome> + Send;
 }
@@ -216,6 +221,12 @@ async fn visit<S: Subject>(
         let (arrived, during) =
             tokio::join!(arrive(subject, wish, report.phases == 0), subject.during(wish, is_chosen));
         during?;
+        if arrived.is_err() {
+            let left = subject.left();
+            if !left.is_empty() {
+                subject.fail(Kind::Stuck, left);
+            }
+        }
         if let Some(refusal) = arrived? {
             if subject.flaw().is_none() && (S::HAS_FLAWS_ONLY || passes_in_quiet(subject).await?) {
                 let text = format!("was refused for a reason that does not stand: {refusal}");

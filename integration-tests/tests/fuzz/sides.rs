@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::Outcome;
+use crate::base::lock;
 use crate::judge::judge;
 use crate::life::{BETWEEN, Subject, arrive};
 use crate::world::{QUIET, WRITERS, World};
@@ -72,6 +73,13 @@ impl Subject for World {
 
     async fn during(&self, wish: &str, is_chosen: bool) -> Outcome {
         if wish == "backfill" && is_chosen { self.disturb_a_copy().await } else { Ok(()) }
+    }
+
+    fn left(&self) -> String {
+        let rows = lock(&self.rows);
+        let wrong: Vec<&usize> =
+            rows.iter().filter(|(_, row)| row.is_unmappable).map(|(number, _)| number).collect();
+        format!("rows {wrong:?} hold values that cannot be mapped, to be corrected: {:?}", self.corrects)
     }
 
     async fn judge(&self, wish: &str) -> Outcome {
