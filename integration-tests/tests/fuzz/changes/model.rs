@@ -29,7 +29,7 @@ pub(crate) enum Change {
     Put {
         id: i64,
         row: Row,
-        proposed: Option<Row>,
+        proposed: Option<Box<Row>>,
     },
     Delete {
         id: i64,

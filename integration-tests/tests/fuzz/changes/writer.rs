@@ -182,7 +182,7 @@ impl Writer {
             world.fail(Kind::Wrong, format!("{what}: {found:?} instead of {may:?}"));
             return Ok(());
         };
-        if is_free && first > Phase::Off && self.number % 2 == 0 && self.is_seen(&before, &write) {
+        if is_free && first > Phase::Off && self.number.is_multiple_of(2) && self.is_seen(&before, &write) {
             lock(&world.seen).insert(self.name());
         }
         *lock(&world.rows[self.number]) = after.clone();
@@ -277,8 +277,11 @@ impl Writer {
             }
             (8, Some(was)) => {
                 let sql = format!("{insert} on conflict (id) do update set note = excluded.note");
-                let change =
-                    Change::Put { id, row: Row { note: row.note.clone(), ..was }, proposed: Some(row) };
+                let change = Change::Put {
+                    id,
+                    row: Row { note: row.note.clone(), ..was },
+                    proposed: Some(Box::new(row)),
+                };
                 of(sql, change)
             }
             (9, Some(was)) if world.version >= 150_000 => {
