@@ -62,9 +62,24 @@ pub(crate) async fn missing(
 pub(crate) fn disarm(table: &str, id: &str) -> String {
     let drops: String =
         names(id).iter().map(|name| format!("drop trigger if exists {name} on {table}; ")).collect();
+    format!("{drops}{}", disarm_rest(id))
+}
+
+/// The same where the table is gone. The check at commit may be on another one.
+pub(crate) fn disarm_rest(id: &str) -> String {
     format!(
-        "{drops}\
-         drop function if exists cutover.guard_{id}() cascade; \
+        "drop function if exists cutover.guard_{id}() cascade; \
          drop function if exists cutover.commit_check_{id}() cascade"
     )
+}
+
+/// Whether one of the functions of the triggers is left.
+pub(crate) async fn is_left(connection: &mut PgConnection, migration: i32) -> Result<bool, sqlx::Error> {
+    unprepared::query_scalar(
+        "select exists (select from pg_proc p join pg_namespace n on n.oid = p.pronamespace and n.nspname = 'cutover' \
+             where p.proname in ('guard_' || $1::integer, 'commit_check_' || $1::integer))",
+    )
+    .bind(migration)
+    .fetch_one(connection)
+    .await
 }

@@ -62,7 +62,7 @@ async fn an_abandoned_migration_leaves_its_table_writable() -> Outcome {
     })
     .await?;
     let triggers = "select count(*) from pg_trigger where tgname like 'zzz_cutover%'";
-    assert_eq!(one::<i64>(url, triggers).await, 2);
+    assert_eq!(one::<i64>(url, triggers).await, 3);
     let parts = ["shop/status is abandoned", "drop trigger", "to remove it:", "drop column new_status"];
     done(url, &["abandon", "status", "--reason", "not needed"], &parts).await;
     assert_eq!(one::<i64>(url, triggers).await, 0);

@@ -184,6 +184,7 @@ async fn a_row_that_comes_between_columns_is_found_in_partitions() -> Outcome {
     let fleet = world.instance("a", Some(world.describe().build()?)).await?;
     let sides = Sides::columns(&world, &fleet.migration);
     each_case(&world, &sides, COLUMNS_DIFFER, &OF_COLUMNS).await?;
+    world.external("alter table orders alter column old_status type varchar(40)").await?;
     let mut tx = fleet.migration.begin(&world.pool).await?;
     for n in 1..=10 {
         tx.execute(AssertSqlSafe(format!("update orders set id = {} where id = {n}", n + 1000))).await?;
@@ -281,5 +282,14 @@ async fn what_agrees_at_commit_is_no_conflict() -> Outcome {
     tx.execute("delete from orders_2 where id = 4").await?;
     tx.execute("insert into orders_2 values (900, 'new only')").await?;
     tx.commit().await?;
+    // Nothing is left on the new table.
+    world.approve().await?;
+    world.ask("contract").await?;
+    let left = "select count(*) from pg_proc where proname ~ '^(guard|commit_check)_[0-9]+$'";
+    let is_clean = async || {
+        let left = sqlx::query_scalar::<_, i64>(left).fetch_one(&world.pool).await;
+        left.is_ok_and(|left| left == 0)
+    };
+    world.until("the drop", is_clean).await?;
     Ok(())
 }

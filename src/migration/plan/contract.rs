@@ -12,7 +12,7 @@ use crate::migration::catalog::{OldSide, take_over_sequences, unquote};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{alter, drop_old_side};
+use crate::migration::schema::{alter, alter_all, drop_old_side, each_of};
 
 /// Drops the old side, unless something depends on it or it is gone.
 pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
@@ -24,13 +24,15 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
             plan.old_table()
         )));
     };
+    let new_table = sides.new.table.as_deref().unwrap_or(plan.new_table());
     let (true, Some(table)) = (sides.old.is_there, sides.old.table) else {
+        let is_left = plan.has_guard && guard_triggers::is_left(&mut tx, migration.id()).await?;
         tx.rollback().await?;
-        return Ok(());
+        return if is_left { remove_rest(plan, new_table, migration).await } else { Ok(()) };
     };
     if plan.moves_some_rows() {
         tx.rollback().await?;
-        return remove_rows(plan, &table, migration).await;
+        return remove_rows(plan, [&table, new_table], migration).await;
     }
     let columns = sides.old.columns;
     let old =
@@ -70,11 +72,33 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         .chain(sequences)
         .chain([plan.drop(&table, &columns)])
         .collect();
-    drop_old_side(&plan.outline.pool, &table, migration, &statements.join(";\n")).await
+    drop_old_side(&plan.outline.pool, &each_of(&table, new_table), migration, &statements.join(";\n")).await
+}
+
+/// Removes the triggers that are left on the new table when others have dropped the old side. They do nothing any more, so the
+/// migration ends even if this role may not remove them.
+async fn remove_rest(plan: &Description, table: &str, migration: &Migration) -> Result<(), PlanError> {
+    let statement = guard_triggers::disarm_rest(&migration.id().to_string());
+    match alter(&plan.outline.pool, table, migration, Phase::Contract, &statement).await {
+        Err(PlanError::Refused(reason)) => {
+            tracing::warn!(
+                migration = migration.name(),
+                table,
+                reason,
+                "a trigger of the migration was not removed"
+            );
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 /// Deletes the moved rows from the old table, and then ends the migration.
-async fn remove_rows(plan: &Description, table: &str, migration: &Migration) -> Result<(), PlanError> {
+async fn remove_rows(
+    plan: &Description,
+    [table, new_table]: [&str; 2],
+    migration: &Migration,
+) -> Result<(), PlanError> {
     let mut tx = begin(&plan.outline.pool, &[Phase::Contract], migration).await?;
     let referring: Vec<String> = unprepared::query_scalar(
         "select format('`alter table %s drop constraint %I`', conrelid::regclass, conname) from pg_constraint \
@@ -112,7 +136,7 @@ async fn remove_rows(plan: &Description, table: &str, migration: &Migration) -> 
     );
     let disarm = plan.has_guard.then(|| guard_triggers::disarm(table, &migration.id().to_string()));
     let statements: Vec<String> = disarm.into_iter().chain(plan.changes.contract.clone()).collect();
-    drop_old_side(&plan.outline.pool, table, migration, &statements.join(";\n")).await
+    drop_old_side(&plan.outline.pool, &each_of(table, new_table), migration, &statements.join(";\n")).await
 }
 
 /// Removes the guard trigger, and then waits for a migration file to drop the old side.
@@ -130,7 +154,8 @@ async fn disarm(
     tx.rollback().await?;
     if is_armed {
         let statement = guard_triggers::disarm(table, &migration.id().to_string());
-        alter(&plan.outline.pool, table, migration, Phase::Contract, &statement).await?;
+        let tables = each_of(table, plan.new_table());
+        alter_all(&plan.outline.pool, &tables, migration, Phase::Contract, &statement).await?;
     }
     Err(waits_for_file(&format!("the drop of the old side of {table}"), migration))
 }

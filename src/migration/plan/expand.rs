@@ -11,7 +11,7 @@ use crate::migration::batch::{begin, keyset};
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{GuardTrigger, alter};
+use crate::migration::schema::{GuardTrigger, alter, alter_all, each_of};
 
 /// Makes the new side, once the plan has no problem.
 pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
@@ -58,7 +58,8 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
     tx.rollback().await?;
     // In one transaction, so that no write passes between a new column and its trigger.
     let statements: Vec<String> = make.into_iter().chain(arm).chain([record]).collect();
-    alter(pool, plan.old_table(), migration, Phase::Off, &statements.join(";\n")).await
+    let tables = each_of(plan.old_table(), plan.new_table());
+    alter_all(pool, &tables, migration, Phase::Off, &statements.join(";\n")).await
 }
 
 /// Installs the trigger again if another build has installed another one, so that external writes are mapped as this build
@@ -77,7 +78,8 @@ pub(crate) async fn rearm(plan: &Description, migration: &Migration) -> Result<(
         table = plan.old_table(),
         "installing the guard trigger again, because the mapping has changed"
     );
-    alter(&plan.outline.pool, plan.old_table(), migration, Phase::Backfill, &arm).await
+    let tables = each_of(plan.old_table(), plan.new_table());
+    alter_all(&plan.outline.pool, &tables, migration, Phase::Backfill, &arm).await
 }
 
 async fn armed(

@@ -56,6 +56,16 @@ pub(super) async fn of_tables(
         problems.extend(lacks);
         return Ok(problems);
     }
+    if plan.has_guard && !new.is_owner {
+        problems.push(PlanProblem::warning(
+            format!(
+                "role {} does not own {}, so no trigger on it can compare, at commit, a row that another transaction changes \
+                 between the two statements of a write",
+                new.role, sides.new
+            ),
+            format!("before `expand`, `grant {} to {}`", new.owner, new.role),
+        ));
+    }
     let has_rows: bool =
         unprepared::query_scalar(AssertSqlSafe(format!("select exists (select from {})", sides.new)))
             .fetch_one(&mut *tx)

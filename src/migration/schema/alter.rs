@@ -43,15 +43,20 @@ pub(crate) async fn alter_all(
     alter_or_drop(pool, tables, migration, phase, false, statement).await
 }
 
+/// The tables of both sides, which are one for columns.
+pub(crate) fn each_of<'a>(old: &'a str, new: &'a str) -> Vec<&'a str> {
+    if old == new { vec![old] } else { vec![old, new] }
+}
+
 /// Drops the old side and records in the same transaction that the migration is finished. Does nothing if that was recorded
 /// before.
 pub(crate) async fn drop_old_side(
     pool: &PgPool,
-    table: &str,
+    tables: &[&str],
     migration: &Migration,
     statement: &str,
 ) -> Result<(), PlanError> {
-    alter_or_drop(pool, &[table], migration, Phase::Contract, true, statement).await
+    alter_or_drop(pool, tables, migration, Phase::Contract, true, statement).await
 }
 
 async fn alter_or_drop(

@@ -25,7 +25,7 @@
 //! the setting that the trigger's condition reads, so it is not called then.
 
 use super::guard::{GuardTrigger, Selects, Watched};
-use super::guard_conditions::{listed, same, same_for_dumps};
+use super::guard_conditions::{listed, same};
 use super::guard_refusals::RAISE;
 use crate::ledger::guard_triggers;
 
@@ -47,7 +47,7 @@ impl GuardTrigger {
     /// The statement that installs the function.
     pub(super) fn commit_check(&self, id: &str, selects: &Selects, settings: &str) -> String {
         let checks = match &self.watched {
-            Watched::Columns { new, .. } => self.check_columns(new, selects),
+            Watched::Columns { old, new } => self.check_columns(old, new, selects),
             Watched::Rows { columns, .. } => {
                 let (old, new) = ("old", "new");
                 format!(
@@ -92,8 +92,9 @@ impl GuardTrigger {
         )
     }
 
-    /// Sets `differs` for a row of which only the new columns were written.
-    fn check_columns(&self, new: &[String], selects: &Selects) -> String {
+    /// Sets `differs` for a row of which only the new columns were written. A first statement that writes the old columns makes
+    /// the row one of this transaction.
+    fn check_columns(&self, old: &[String], new: &[String], selects: &Selects) -> String {
         let source = &selects.source;
         let is_row = format!("({}) = ({})", listed("there", &self.key), listed("new", &self.key));
         let compare = match &selects.forward {
@@ -115,7 +116,10 @@ impl GuardTrigger {
         };
         let own = is_own("old.xmin");
         format!(
-            "if old.xmin = pg_catalog.pg_current_xact_id()::pg_catalog.xid or {own} then return null; end if; {compare}"
+            "if not ({same_old}) or {same_new} or old.xmin = pg_catalog.pg_current_xact_id()::pg_catalog.xid \
+                 or {own} then return null; end if; {compare}",
+            same_old = same("old", "new", old),
+            same_new = same("old", "new", new),
         )
     }
 
@@ -167,19 +171,13 @@ impl GuardTrigger {
              and current_setting('cutover.copying', true) is distinct from 'on'"
         );
         let (table, event, when, partitions) = match &self.watched {
-            // The first statement writes the old columns, and makes the row one of this transaction.
-            Watched::Columns { old, new } => (
-                &self.table,
-                "update",
-                format!(
-                    "{is_both}{} and {} and not ({})",
-                    // For a row that moves to another partition, the server evaluates the condition without these columns.
-                    if selects.is_partitioned { "" } else { " and old.xmin <> pg_current_xact_id()::xid" },
-                    same_for_dumps("old", "new", old),
-                    same_for_dumps("old", "new", new)
-                ),
-                &selects.partitions,
-            ),
+            // Named here, a column could not get another type: the server refuses it for the sake of the trigger. And for a row
+            // that moves to another partition, it evaluates the condition without system columns.
+            Watched::Columns { .. } => {
+                let is_first =
+                    if selects.is_partitioned { "" } else { " and old.xmin <> pg_current_xact_id()::xid" };
+                (&self.table, "update", format!("{is_both}{is_first}"), &selects.partitions)
+            }
             Watched::Rows { target, .. } => {
                 (target, "insert or update or delete", is_both, &selects.target_partitions)
             }

@@ -123,6 +123,8 @@ pub(super) struct Selects {
     /// The partitions that hold rows.
     pub(super) partitions: Vec<String>,
     pub(super) target_partitions: Vec<String>,
+    /// Whether this role may install a trigger on the table that gets the check at commit.
+    pub(super) may_check: bool,
 }
 
 impl GuardTrigger {
@@ -165,6 +167,7 @@ impl GuardTrigger {
             is_partitioned,
             partitions,
             target_partitions,
+            may_check: true,
         }
     }
 

@@ -46,6 +46,9 @@ impl GuardTrigger {
                 }
             }
             selects.target_partitions = leaves_of(connection, target).await?;
+            let may_check = "select coalesce((select pg_has_role(relowner, 'usage') from pg_class where oid = to_regclass($1)), false)";
+            selects.may_check =
+                unprepared::query_scalar(may_check).bind(target).fetch_one(&mut *connection).await?;
         }
         let target = match &self.watched {
             Watched::Rows { target, .. } => Some((target, &mut selects.target)),
@@ -138,7 +141,9 @@ impl GuardTrigger {
     fn arm(&self, id: &str, selects: &Selects, fingerprint: &str) -> String {
         let body = self.body(selects);
         let mut triggers = self.triggers(id, &selects.partitions);
-        triggers.extend(self.commit_check_triggers(id, selects));
+        if selects.may_check {
+            triggers.extend(self.commit_check_triggers(id, selects));
+        }
         let triggers = triggers.join("; ");
         let has_zones = [&selects.forward, &selects.backward, &selects.condition]
             .into_iter()

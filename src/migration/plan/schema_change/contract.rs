@@ -75,5 +75,5 @@ pub(super) async fn contract(plan: &Description, migration: &Migration) -> Resul
         .into_iter()
         .chain(dropped.and_then(|dropped| plan.drop(&dropped, old.columns.first().map(String::as_str))))
         .collect();
-    drop_old_side(&plan.pool, &table.name, migration, &statements.join(";\n")).await
+    drop_old_side(&plan.pool, &[&table.name], migration, &statements.join(";\n")).await
 }

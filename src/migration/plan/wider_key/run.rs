@@ -213,7 +213,7 @@ impl WiderKey {
         let targets = key_mirror::targets(&mut *begin_work(pool).await?, migration.id()).await?;
         let mut statements = vec![guard_triggers::disarm(&table, &migration.id().to_string())];
         statements.extend(std::iter::once((table.clone(), column)).chain(targets).map(drop));
-        drop_old_side(pool, &table, migration, &statements.join(";\n")).await
+        drop_old_side(pool, &[&table], migration, &statements.join(";\n")).await
     }
 }
 
