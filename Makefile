@@ -121,7 +121,7 @@ test: check
 	$(call stage,done)
 
 # Two halves at once, because tests wait for their servers a good part of the time.
-SUITES = RUST_TEST_THREADS=$${RUST_TEST_THREADS:-3} $(CARGO_TEST) --no-fail-fast
+SUITES = RUST_TEST_THREADS=$${RUST_TEST_THREADS:-5} $(CARGO_TEST) --no-fail-fast
 PREFIX = 2>&1 | sed -u 's/^/$@: /'
 # Kept, so that `make test` ends with the tests that failed.
 LOG = 2>&1 | tee target/suites/$@.log $(PREFIX)

@@ -15,7 +15,7 @@ use crate::life::Subject;
 use crate::world::World;
 
 /// How long a step may take, while the other migration holds locks and the writers do.
-const STEP: Duration = Duration::from_secs(90);
+const STEP: Duration = Duration::from_secs(160);
 
 /// Where it can go. The old column stays, so that writers of it need not stop.
 const PLACES: [&str; 5] = ["verify", "ramp:50", "switch", "verify", "off"];

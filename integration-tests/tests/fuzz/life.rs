@@ -20,8 +20,8 @@ use crate::damage::{Damage, Kind};
 use crate::keys::KeyWorld;
 use crate::world::World;
 
-/// How long a step may take.
-pub(crate) const STEP: Duration = Duration::from_secs(40);
+/// How long a step may take. One that takes longer does not end, also where other suites run beside.
+pub(crate) const STEP: Duration = Duration::from_secs(80);
 /// For how long a refusal of a table without a flaw has to stand.
 const STANDS: Duration = Duration::from_secs(8);
 /// How long writers run between two judgements.

@@ -20,7 +20,7 @@ use super::writer::Writer;
 use crate::Outcome;
 use crate::base::{Base, lock};
 use crate::damage::Kind;
-use crate::life::{BETWEEN, Subject};
+use crate::life::{BETWEEN, STEP, Subject};
 use crate::world::{QUIET, WRITERS};
 
 /// Rows and owners of each writer at the beginning.
@@ -266,7 +266,7 @@ impl ChangeWorld {
             if found == *expected && !(is_after && triggers > 0) {
                 return Ok(());
             }
-            if began.elapsed() > Duration::from_secs(40) {
+            if began.elapsed() > STEP {
                 let [missing, more] = [(expected, &found), (&found, expected)]
                     .map(|(all, other)| all.iter().filter(|line| !other.contains(line)).collect::<Vec<_>>());
                 let (_, waits_for) = self.phase().await?;

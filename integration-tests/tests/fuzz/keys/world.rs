@@ -20,7 +20,7 @@ use super::writer::Writer;
 use crate::Outcome;
 use crate::base::{Base, lock};
 use crate::damage::Kind;
-use crate::life::{BETWEEN, Subject};
+use crate::life::{BETWEEN, STEP, Subject};
 use crate::world::{QUIET, WRITERS};
 
 /// Rows of each table at the beginning, for each writer.
@@ -220,7 +220,7 @@ impl KeyWorld {
                 return Ok(());
             }
             // The old columns are dropped in `contract`, after some time.
-            if wish != "contract" || began.elapsed() > Duration::from_secs(30) {
+            if wish != "contract" || began.elapsed() > STEP {
                 let [missing, more] = [(&expected, &found), (&found, &expected)]
                     .map(|(all, other)| all.iter().filter(|line| !other.contains(line)).collect::<Vec<_>>());
                 let (_, waits_for) = self.phase().await?;
