@@ -1,6 +1,6 @@
 # `make` lists the commands.
 .DEFAULT_GOAL := help
-.PHONY: help demo gameday test suites-of-tables other-suites small-demo fuzz fuzz-rules matrix bench check features documentation pictures packages cargo
+.PHONY: help demo gameday test quick-checks lints servers-for-tests suites-of-tables other-suites small-demo fuzz fuzz-rules matrix bench check features documentation pictures packages cargo
 
 SHELL := /bin/bash
 export CARGO_NET_RETRY ?= 5
@@ -74,8 +74,10 @@ gameday: cargo
 	cargo build --release -p payments -p demo -p cutover-cli --bins
 	$(WITH_OWN_SERVERS) target/release/demo gameday $(GAMEDAY) $(ARGS)
 
+check: quick-checks lints
+
 # The cheapest first.
-check: cargo
+quick-checks: cargo
 	$(call stage,format)
 	cargo fmt --all --check
 	$(call stage,minimum Rust version)
@@ -84,9 +86,15 @@ check: cargo
 	scripts/check-dependencies
 	$(call stage,packages)
 	scripts/check-packages
+
+lints: cargo
 	$(call stage,lints)
 	@scripts/servers --require openssl
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+servers-for-tests:
+	$(call stage,servers)
+	$(SERVERS_FOR_TESTS)
 
 features: cargo
 	$(call stage,features)
@@ -103,9 +111,10 @@ documentation: cargo
 # Always the same features, so that nothing is compiled twice.
 CARGO_TEST = cargo test --workspace --all-features
 
-test: check
-	$(call stage,servers)
-	$(SERVERS_FOR_TESTS)
+test: quick-checks
+	@scripts/servers --require openssl
+	@# Servers are downloaded while the lints compile.
+	$(MAKE) --no-print-directory -j2 lints servers-for-tests START=$(START)
 	$(call stage,units)
 	$(CARGO_TEST) --lib --bins
 	$(call stage,examples in the documentation)

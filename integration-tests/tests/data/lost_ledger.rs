@@ -266,7 +266,7 @@ async fn no_table_of_the_ledger_that_is_emptied_loses_a_write() -> Outcome {
         .map(async |(phase, table)| {
             emptied(phase, table).await.map_err(|error| format!("{table} in {}: {error}", phase.0))
         })
-        .buffer_unordered(6)
+        .buffer_unordered(3)
         .collect()
         .await;
     let failed: Vec<String> = outcomes.into_iter().filter_map(Result::err).collect();
@@ -296,7 +296,7 @@ async fn emptied((phase, next): (&str, &str), table: &str) -> Outcome {
     world.ask(next).await?;
     // Some of them hold, and none may do harm on the way.
     let is_there = async || world.is_at(next).await.map_err(|error| error.to_string());
-    let _ = wait_until("the move", Duration::from_secs(4), is_there).await;
+    let _ = wait_until("the move", Duration::from_secs(2), is_there).await;
     let text = |value: &str| Some(value.to_owned());
     let current = a.migration.current().map(|(_, phase)| phase);
     let (pinned, other) = (world.row(3).await?, world.row(4).await?);

@@ -154,7 +154,7 @@ impl Worker {
                     self.pool = connect(&self.options);
                 }
             }
-            sleep(Duration::from_millis(fastrand::u64(60..140))).await;
+            sleep(Duration::from_millis(fastrand::u64(120..240))).await;
         }
     }
 

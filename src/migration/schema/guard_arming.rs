@@ -156,10 +156,13 @@ impl GuardTrigger {
             .collect();
         let settings = settings.join(" ");
         let check = self.commit_check(id, selects, &settings);
+        // First the lock, which the triggers need anyway: two instances that replace a function at once would fail.
         format!(
-            "create or replace function cutover.guard_{id}() returns trigger language plpgsql security definer \
+            "lock table {table} in access exclusive mode; \
+             create or replace function cutover.guard_{id}() returns trigger language plpgsql security definer \
              set search_path = pg_catalog, pg_temp set row_security = off {settings} as $guard$\n-- {fingerprint}\n{body}$guard$; \
-             revoke all on function cutover.guard_{id}() from public; {check}; {triggers}"
+             revoke all on function cutover.guard_{id}() from public; {check}; {triggers}",
+            table = self.table
         )
     }
 
