@@ -34,6 +34,9 @@ const REFUSE: &str = "raise exception using errcode = 'serialization_failure', \
          tg_table_name, cutover.migration_name(tg_argv[0]::integer)), \
      hint = 'Begin the transaction again.';";
 
+/// The id of this transaction, as rows show it.
+const TOP: &str = "pg_catalog.pg_current_xact_id()::pg_catalog.xid";
+
 /// Whether `xmin` is the id of a subtransaction of this transaction: a row that is visible although its transaction is still
 /// running can be no other's.
 fn is_own(xmin: &str) -> String {
@@ -44,27 +47,49 @@ fn is_own(xmin: &str) -> String {
 }
 
 impl GuardTrigger {
-    /// The statement that installs the function.
-    pub(super) fn commit_check(&self, id: &str, selects: &Selects, settings: &str) -> String {
-        let checks = match &self.watched {
-            Watched::Columns { old, new } => self.check_columns(old, new, selects),
-            Watched::Rows { columns, .. } => {
-                let (old, new) = ("old", "new");
+    /// The statement that installs the function. `settings`: those under which mappings are computed.
+    ///
+    /// They are set only where sides are compared: set by the function's definition, they would take most of its time. The
+    /// exception that ends the comparison restores them.
+    pub(super) fn commit_check(&self, id: &str, selects: &Selects, settings: &[(&str, &str)]) -> String {
+        let (old, new) = ("old", "new");
+        let (is_own, checks) = match &self.watched {
+            Watched::Columns { old: old_columns, new: columns } => (
                 format!(
-                    "if tg_op = 'DELETE' or tg_op = 'UPDATE' and not ({moved}) then {} end if; \
+                    "if not ({}) or {} or old.xmin = {TOP} then return null; end if;",
+                    same(old, new, old_columns),
+                    same(old, new, columns),
+                ),
+                self.check_columns(columns, selects),
+            ),
+            Watched::Rows { columns, .. } => {
+                let moved = format!("tg_op = 'UPDATE' and not ({})", same(old, new, &self.key));
+                let look = |row: &str| {
+                    let has_key = self.has_key("there", row);
+                    format!("select there.xmin into writer from {} as there where {has_key};", selects.source)
+                };
+                let is_own = format!(
+                    "if tg_op = 'DELETE' then {} if not found or writer = {TOP} then return null; end if; \
+                     elsif not ({moved}) then {} if found and writer = {TOP} then return null; end if; end if;",
+                    look(old),
+                    look(new),
+                );
+                let checks = format!(
+                    "if tg_op = 'DELETE' or {moved} then {} end if; \
                      if tg_op <> 'DELETE' and not differs then {} end if;",
                     self.check_row(old, columns, selects),
                     self.check_row(new, columns, selects),
-                    moved = same(old, new, &self.key),
-                )
+                );
+                (is_own, checks)
             }
         };
+        let settings: String = [("row_security", "off")]
+            .iter()
+            .chain(settings)
+            .map(|(name, value)| format!("perform pg_catalog.set_config('{name}', '{value}', true); "))
+            .collect();
         // A mapping in Rust cannot tell whether the sides differ.
-        let refuse = if selects.forward.is_some() {
-            format!("if phase = 'ramp' then {REFUSE} end if;")
-        } else {
-            format!("if phase = 'ramp' and not is_unknown then {REFUSE} end if;")
-        };
+        let is_known = if selects.forward.is_some() { "" } else { " and not is_unknown" };
         let record = |row: &str| {
             self.record_as(
                 "case phase when 'switch' then 'old' else 'new' end",
@@ -74,39 +99,45 @@ impl GuardTrigger {
         };
         format!(
             "create or replace function cutover.commit_check_{id}() returns trigger language plpgsql security definer \
-             set search_path = pg_catalog, pg_temp set row_security = off {settings} as $check$\n\
+             set search_path = pg_catalog, pg_temp as $check$\n\
              #variable_conflict use_column\ndeclare phase text; writer xid; is_there boolean; differs boolean := false; \
              is_unknown boolean := false; present record; written record; expects boolean; \
              begin \
                  phase := pg_catalog.current_setting('cutover.both_' || tg_argv[0], true); \
                  if phase is null or phase = '' then return null; end if; \
-                 begin {checks} exception {RAISE} when others then return null; end; \
-                 if differs then {refuse} \
+                 begin {is_own} exception {RAISE} when others then return null; end; \
+                 begin {settings}{checks} raise exception using errcode = 'ZC000'; \
+                 exception when sqlstate 'ZC000' then null; {RAISE} when others then return null; end; \
+                 if differs then if phase = 'ramp'{is_known} then {REFUSE} end if; \
                      if tg_op = 'DELETE' then {of_old} else {of_new} end if; \
                  end if; \
                  return null; \
              end $check$; \
              revoke all on function cutover.commit_check_{id}() from public",
-            of_old = record("old"),
-            of_new = record("new"),
+            of_old = record(old),
+            of_new = record(new),
         )
+    }
+
+    /// Whether the row `alias` has the key of `row`.
+    fn has_key(&self, alias: &str, row: &str) -> String {
+        format!("({}) = ({})", listed(alias, &self.key), listed(row, &self.key))
     }
 
     /// Sets `differs` for a row of which only the new columns were written. A first statement that writes the old columns makes
     /// the row one of this transaction.
-    fn check_columns(&self, old: &[String], new: &[String], selects: &Selects) -> String {
+    fn check_columns(&self, new: &[String], selects: &Selects) -> String {
         let source = &selects.source;
-        let is_row = format!("({}) = ({})", listed("there", &self.key), listed("new", &self.key));
+        let is_row = self.has_key("there", "new");
         let compare = match &selects.forward {
             Some(select) => {
                 let values: Vec<String> = (0..new.len()).map(|n| format!("mapped.v{n}")).collect();
                 format!(
                     "select there.* into present from {source} as there where {is_row}; \
-                     if not found then return null; end if; \
-                     written := present; \
+                     is_there := found; written := present; \
                      select {} into {} from (select there.* from {source} as there where {is_row}) as cutover_row \
                          cross join lateral ({select}) as mapped; \
-                     differs := not ({});",
+                     differs := is_there and not ({});",
                     values.join(", "),
                     listed("written", new),
                     same("written", "present", new),
@@ -114,19 +145,13 @@ impl GuardTrigger {
             }
             None => "is_unknown := true; differs := true;".to_owned(),
         };
-        let own = is_own("old.xmin");
-        format!(
-            "if not ({same_old}) or {same_new} or old.xmin = pg_catalog.pg_current_xact_id()::pg_catalog.xid \
-                 or {own} then return null; end if; {compare}",
-            same_old = same("old", "new", old),
-            same_new = same("old", "new", new),
-        )
+        format!("if not {} then {compare} end if;", is_own("old.xmin"))
     }
 
     /// Sets `differs` for the row of the old table that has the key of `row`, unless this transaction wrote it.
     fn check_row(&self, row: &str, columns: &[String], selects: &Selects) -> String {
         let Selects { source, target, .. } = selects;
-        let has_key = |alias: &str| format!("({}) = ({})", listed(alias, &self.key), listed(row, &self.key));
+        let has_key = |alias: &str| self.has_key(alias, row);
         let condition = selects.condition.as_ref().map_or_else(String::new, |condition| {
             format!(" cross join lateral ({condition}) as part where part.v0")
         });
@@ -151,7 +176,7 @@ impl GuardTrigger {
         format!(
             "select there.xmin into writer from {source} as there where {of_old}; \
              is_there := found; \
-             if not is_there or writer <> pg_catalog.pg_current_xact_id()::pg_catalog.xid and not {own} then \
+             if not is_there or writer <> {TOP} and not {own} then \
                  expects := is_there and exists (select from {of_source}{condition}); \
                  select there.* into present from {target} as there where {of_new}; \
                  if found <> expects then differs := true; is_unknown := false; \

@@ -149,13 +149,15 @@ impl GuardTrigger {
             .into_iter()
             .flatten()
             .any(|select| select.contains("with time zone"));
-        let settings: Vec<String> = MAPPING_SETTINGS
+        let in_use: Vec<(&str, &str)> = MAPPING_SETTINGS
             .iter()
+            .copied()
             .filter(|(name, _)| *name != TIME_ZONE_ABBREVIATIONS || has_zones)
-            .map(|(name, value)| format!("set {name} = '{value}'"))
             .collect();
+        let settings: Vec<String> =
+            in_use.iter().map(|(name, value)| format!("set {name} = '{value}'")).collect();
         let settings = settings.join(" ");
-        let check = self.commit_check(id, selects, &settings);
+        let check = self.commit_check(id, selects, &in_use);
         // First the lock, which the triggers need anyway: two instances that replace a function at once would fail.
         format!(
             "lock table {table} in access exclusive mode; \
