@@ -16,8 +16,9 @@ pub(crate) use own_delete;
 /// The statement that adds the recorded events to the counts.
 pub(crate) fn count(migration: i32) -> String {
     format!(
-        "with own as (select set_config('cutover.own_delete', 'on', true)), \
-         seen as (delete from cutover.external_write_events using own where migration_id = {migration} returning *) \
+        concat!(
+            own_delete!(),
+            ", seen as (delete from cutover.external_write_events using own where migration_id = {migration} returning *) \
          insert into cutover.external_writes as known (migration_id, application, role, transactions, unmirrored, \
                  first_seen, last_seen, last_unmirrored) \
              select migration_id, application, role, count(*), count(*) filter (where not mirrored), \
@@ -28,6 +29,8 @@ pub(crate) fn count(migration: i32) -> String {
                  unmirrored = known.unmirrored + excluded.unmirrored, \
                  last_seen = greatest(known.last_seen, excluded.last_seen), \
                  last_unmirrored = greatest(known.last_unmirrored, excluded.last_unmirrored)"
+        ),
+        migration = migration
     )
 }
 

@@ -2,6 +2,7 @@
 
 use sqlx::{FromRow, PgConnection};
 
+use super::external_writes::own_delete;
 use super::{guard_triggers, unprepared};
 
 /// One side as it was recorded, and what the catalog says about it now.
@@ -72,16 +73,16 @@ pub(crate) fn record(migration: &str, tables: [&str; 2], columns: [&[String]; 2]
 /// Finds the columns of both sides again by their names, if a dump of the database was restored: there the table is known by its
 /// name, and its columns may have other numbers. What the driver knew of the catalog means nothing there.
 pub(crate) async fn follow_restored(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-    unprepared::query(
-        "with own as (select set_config('cutover.own_delete', 'on', true)), \
-         followed as (update cutover.sides s set recorded_in = s.tableoid, table_oid = s.relation::oid, \
+    unprepared::query(concat!(
+        own_delete!(),
+        ", followed as (update cutover.sides s set recorded_in = s.tableoid, table_oid = s.relation::oid, \
              column_numbers = case when s.column_numbers is not null then coalesce((select array_agg(attnum order by attnum) \
                  from pg_attribute where attrelid = s.relation and attname = any (s.column_names) and not attisdropped), '{0}') end \
              where s.recorded_in <> s.tableoid and exists (select from cutover.sides t \
                  where t.migration_id = s.migration_id and t.table_oid <> t.relation::oid) returning s.migration_id) \
          delete from cutover.guard_looks l using followed f, own \
              where l.migration_id = f.migration_id and l.unseen_writes_at is null",
-    )
+    ))
     .execute(tx)
     .await?;
     Ok(())

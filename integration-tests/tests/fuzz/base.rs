@@ -202,6 +202,12 @@ impl Base {
     }
 }
 
+/// The lines that are missing, and those that are there instead.
+pub(crate) fn differing<'a>(expected: &'a [String], found: &'a [String]) -> [Vec<&'a String>; 2] {
+    [(expected, found), (found, expected)]
+        .map(|(all, other)| all.iter().filter(|line| !other.contains(line)).collect())
+}
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

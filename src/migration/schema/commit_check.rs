@@ -34,6 +34,9 @@ const REFUSE: &str = "raise exception using errcode = 'serialization_failure', \
          tg_table_name, cutover.migration_name(tg_argv[0]::integer)), \
      hint = 'Begin the transaction again.';";
 
+/// A mapping in Rust cannot tell whether the sides differ.
+const UNKNOWN: &str = "is_unknown := true; differs := true;";
+
 /// The id of this transaction, as rows show it.
 const TOP: &str = "pg_catalog.pg_current_xact_id()::pg_catalog.xid";
 
@@ -88,8 +91,6 @@ impl GuardTrigger {
             .chain(settings)
             .map(|(name, value)| format!("perform pg_catalog.set_config('{name}', '{value}', true); "))
             .collect();
-        // A mapping in Rust cannot tell whether the sides differ.
-        let is_known = if selects.forward.is_some() { "" } else { " and not is_unknown" };
         let record = |row: &str| {
             self.record_as(
                 "case phase when 'switch' then 'old' else 'new' end",
@@ -108,7 +109,7 @@ impl GuardTrigger {
                  begin {is_own} exception {RAISE} when others then return null; end; \
                  begin {settings}{checks} raise exception using errcode = 'ZC000'; \
                  exception when sqlstate 'ZC000' then null; {RAISE} when others then return null; end; \
-                 if differs then if phase = 'ramp'{is_known} then {REFUSE} end if; \
+                 if differs then if phase = 'ramp' and not is_unknown then {REFUSE} end if; \
                      if tg_op = 'DELETE' then {of_old} else {of_new} end if; \
                  end if; \
                  return null; \
@@ -143,7 +144,7 @@ impl GuardTrigger {
                     same("written", "present", new),
                 )
             }
-            None => "is_unknown := true; differs := true;".to_owned(),
+            None => UNKNOWN.to_owned(),
         };
         format!("if not {} then {compare} end if;", is_own("old.xmin"))
     }
@@ -170,7 +171,7 @@ impl GuardTrigger {
                     same = same("written", "present", columns),
                 )
             }
-            None => "is_unknown := true; differs := true;".to_owned(),
+            None => UNKNOWN.to_owned(),
         };
         let compare = if columns.is_empty() { String::new() } else { compare };
         format!(

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cutover::migration::{Isolation, Migration, Phase};
+use cutover::migration::{Migration, Phase};
 use fastrand::Rng;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use sqlx::{Connection, Executor, PgConnection};
 use tokio::time::sleep;
 
 use super::model::{Change, Row, Rows};
@@ -18,7 +17,7 @@ use crate::base::lock;
 use crate::damage::{Kind, code_of};
 use crate::pairs::INTEGER_TO_BIGINT;
 use crate::shape::settings_of;
-use crate::writers::{ISOLATIONS, TRANSIENT, linger, run};
+use crate::writers::{ISOLATIONS, LEVELS, TRANSIENT, outside, run, run_pinned};
 
 /// What a server answers to a write that a constraint, or the end of what is dropped, refuses.
 const REFUSALS: [&str; 8] = ["23502", "23503", "23505", "23514", "22012", "ZC003", "42703", "42P01"];
@@ -50,11 +49,8 @@ impl Writer {
 
     /// A session that knows nothing of the library.
     pub(crate) async fn external(mut self) -> Outcome {
-        let options: PgConnectOptions = match self.rng.bool() {
-            true => self.world.url.parse()?,
-            false => (*self.world.pool.connect_options()).clone(),
-        };
-        let options = options.disable_statement_logging().application_name(&self.name());
+        let name = self.name();
+        let options = outside(&self.world, &mut self.rng, &name)?;
         let mut session = PgConnection::connect_with(&options).await?;
         while !self.world.is_over.load(Ordering::Relaxed) {
             if self.rng.u8(..).is_multiple_of(10) {
@@ -83,26 +79,16 @@ impl Writer {
 
     /// An instance's own transactions.
     pub(crate) async fn pinned(mut self, migration: Migration) -> Outcome {
-        const LEVELS: [Isolation; 4] = [
-            Isolation::ReadCommitted,
-            Isolation::ReadCommitted,
-            Isolation::RepeatableRead,
-            Isolation::Serializable,
-        ];
         while !self.world.is_over.load(Ordering::Relaxed) {
             let world = Arc::clone(&self.world);
             let quiet = world.quiet.read().await;
             let before = lock(&world.rows[self.number]).clone();
             let level = LEVELS[self.rng.usize(..LEVELS.len())];
             match migration.begin_isolated(&world.pool, level).await {
-                Ok(mut tx) => {
+                Ok(tx) => {
                     let phase = tx.phase();
                     if let Some(write) = self.choose(&before, phase, false) {
-                        let mut outcome = tx.execute(AssertSqlSafe(&*write.sql)).await.map(|_| ());
-                        if outcome.is_ok() {
-                            linger(&world, &mut self.rng).await;
-                            outcome = tx.commit().await.map_err(|error| sqlx::Error::Decode(error.into()));
-                        }
+                        let outcome = run_pinned(&world, &mut self.rng, tx, &write.sql).await;
                         self.settle(before, write, [phase; 2], outcome.map_err(Into::into)).await?;
                     }
                 }

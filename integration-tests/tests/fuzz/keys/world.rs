@@ -18,7 +18,7 @@ use super::model::{Line, Node, ROOT, Rows};
 use super::shape::{KeyShape, Source};
 use super::writer::Writer;
 use crate::Outcome;
-use crate::base::{Base, lock};
+use crate::base::{Base, differing, lock};
 use crate::damage::Kind;
 use crate::life::{BETWEEN, STEP, Subject};
 use crate::world::{QUIET, WRITERS};
@@ -221,8 +221,7 @@ impl KeyWorld {
             }
             // The old columns are dropped in `contract`, after some time.
             if wish != "contract" || began.elapsed() > STEP {
-                let [missing, more] = [(&expected, &found), (&found, &expected)]
-                    .map(|(all, other)| all.iter().filter(|line| !other.contains(line)).collect::<Vec<_>>());
+                let [missing, more] = differing(&expected, &found);
                 let (_, waits_for) = self.phase().await?;
                 self.fail(
                     Kind::Schema,

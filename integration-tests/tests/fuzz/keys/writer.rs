@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cutover::migration::{Isolation, Migration, Phase};
+use cutover::migration::{Migration, Phase};
 use fastrand::Rng;
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use tokio::time::sleep;
 
 use super::model::{Line, Node, ROOT, Refused, Rows};
@@ -19,7 +18,7 @@ use crate::base::lock;
 use crate::damage::{Kind, code_of};
 use crate::pairs::INTEGER_TO_BIGINT;
 use crate::shape::settings_of;
-use crate::writers::{ISOLATIONS, TRANSIENT, linger, run};
+use crate::writers::{ISOLATIONS, LEVELS, TRANSIENT, outside, run, run_pinned};
 
 /// The value that makes the trigger of a table change what refers to the key.
 const DETACH: &str = "detach";
@@ -47,12 +46,8 @@ impl Writer {
 
     /// A session that knows nothing of the library.
     pub(crate) async fn external(mut self) -> Outcome {
-        let options: PgConnectOptions = match self.rng.bool() {
-            true => self.world.url.parse()?,
-            false => (*self.world.pool.connect_options()).clone(),
-        };
+        let options = outside(&self.world, &mut self.rng, "nightly job")?;
         let is_super = options.get_username() == "postgres";
-        let options = options.disable_statement_logging().application_name("nightly job");
         let mut session = PgConnection::connect_with(&options).await?;
         let mut is_replica = false;
         while !self.world.is_over.load(Ordering::Relaxed) {
@@ -84,26 +79,16 @@ impl Writer {
 
     /// An instance's own transactions.
     pub(crate) async fn pinned(mut self, migration: Migration) -> Outcome {
-        const LEVELS: [Isolation; 4] = [
-            Isolation::ReadCommitted,
-            Isolation::ReadCommitted,
-            Isolation::RepeatableRead,
-            Isolation::Serializable,
-        ];
         while !self.world.is_over.load(Ordering::Relaxed) {
             let world = Arc::clone(&self.world);
             let quiet = world.quiet.read().await;
             let before = lock(&world.rows[self.number]).clone();
             let level = LEVELS[self.rng.usize(..LEVELS.len())];
             match migration.begin_isolated(&world.pool, level).await {
-                Ok(mut tx) => {
+                Ok(tx) => {
                     let phase = tx.phase();
                     let write = self.choose(&before, phase, None);
-                    let mut outcome = tx.execute(AssertSqlSafe(&*write.sql)).await.map(|_| ());
-                    if outcome.is_ok() {
-                        linger(&world, &mut self.rng).await;
-                        outcome = tx.commit().await.map_err(|error| sqlx::Error::Decode(error.into()));
-                    }
+                    let outcome = run_pinned(&world, &mut self.rng, tx, &write.sql).await;
                     self.settle(before, write, phase, outcome.map_err(Into::into)).await?;
                 }
                 Err(error) if error.is_retryable() => {}

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cutover::migration::{Phase, Side};
-use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
+use super::session::outside;
 use super::{After, Change, ISOLATIONS, Writer};
 use crate::Outcome;
 use crate::base::lock;
@@ -18,13 +18,8 @@ use crate::world::WRITERS;
 impl Writer {
     /// An ordinary session that knows nothing of the library.
     pub(crate) async fn external(mut self) -> Outcome {
-        let options: PgConnectOptions = if self.rng.bool() {
-            self.world.url.parse()?
-        } else {
-            (*self.world.pool.connect_options()).clone()
-        };
+        let options = outside(&self.world, &mut self.rng, "nightly job")?;
         let is_super = options.get_username() == "postgres";
-        let options = options.disable_statement_logging().application_name("nightly job");
         let mut session = PgConnection::connect_with(&options).await?;
         while !self.world.is_over.load(Ordering::Relaxed) {
             if self.rng.u8(..).is_multiple_of(10) {

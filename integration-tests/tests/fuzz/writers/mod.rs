@@ -4,7 +4,7 @@ mod external;
 mod pinned;
 mod session;
 
-pub(crate) use session::{ISOLATIONS, TRANSIENT, linger, run};
+pub(crate) use session::{ISOLATIONS, LEVELS, TRANSIENT, linger, outside, run, run_pinned};
 
 use std::sync::Arc;
 use std::time::Duration;

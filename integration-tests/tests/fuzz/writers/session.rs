@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use cutover::migration::Phase;
+use cutover::migration::{Isolation, Phase, PinnedTx};
 use fastrand::Rng;
-use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection};
 use tokio::time::sleep;
 
 use super::{After, Change, Writer};
@@ -17,6 +18,10 @@ use crate::oracle::{Row, Value};
 /// Levels of transactions, the usual one more often.
 pub(crate) const ISOLATIONS: [&str; 4] =
     ["read committed", "read committed", "repeatable read", "serializable"];
+
+/// The same for an instance's own transactions.
+pub(crate) const LEVELS: [Isolation; 4] =
+    [Isolation::ReadCommitted, Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable];
 
 /// Failures after which a writer repeats its transaction.
 pub(crate) const TRANSIENT: [&str; 6] = ["40001", "40P01", "55P03", "57014", "ZC001", "ZC002"];
@@ -30,6 +35,27 @@ pub(crate) async fn linger(base: &Base, rng: &mut Rng) {
     if most > 0 {
         sleep(Duration::from_millis(rng.u64(most / 4..most))).await;
     }
+}
+
+/// How a session that knows nothing of the library connects: as the superuser, or as the role of the service.
+pub(crate) fn outside(base: &Base, rng: &mut Rng, name: &str) -> Outcome<PgConnectOptions> {
+    let options: PgConnectOptions = match rng.bool() {
+        true => base.url.parse()?,
+        false => (*base.pool.connect_options()).clone(),
+    };
+    Ok(options.disable_statement_logging().application_name(name))
+}
+
+/// Runs one statement in an instance's own transaction, and commits it.
+pub(crate) async fn run_pinned(
+    base: &Base,
+    rng: &mut Rng,
+    mut tx: PinnedTx,
+    sql: &str,
+) -> Result<(), sqlx::Error> {
+    tx.execute(AssertSqlSafe(sql)).await?;
+    linger(base, rng).await;
+    tx.commit().await.map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
 /// Runs one statement in a transaction, and measures how long it takes.
