@@ -57,6 +57,19 @@ impl Dump {
         command.arg(self.folder.path().join("dump.sql")).arg(to);
         Process::run(&self.folder, "psql", LIMIT, &command).await.map(drop)
     }
+
+    /// Removes what is there with `statements` and restores the dump, in one transaction. In a deadlock with it, others fail.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Exited`] if a statement fails.
+    pub async fn replace(&self, to: &str, statements: &str) -> Result<(), KitError> {
+        let mut command = Command::new(&self.psql);
+        command.args(["--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--single-transaction"]);
+        command.args(["--command", "set deadlock_timeout = '1min'", "--command", statements, "--file"]);
+        command.arg(self.folder.path().join("dump.sql")).arg(to);
+        Process::run(&self.folder, "psql", LIMIT, &command).await.map(drop)
+    }
 }
 
 /// `pg_dump` and `psql`, those of the server if it has them.

@@ -24,7 +24,7 @@ pub(crate) async fn record(
     unprepared::query(
         "insert into cutover.differences (job_id, key, what, expected, found) \
          select $1, $2, $3, $4::text::jsonb, $5::text::jsonb \
-         where (select count(*) from cutover.differences where job_id = $1) < $6 on conflict do nothing",
+         where (select count(*) from cutover.differences where job_id = $1) < $6 on conflict (job_id, key) do nothing",
     )
     .bind(job.id)
     .bind(key)

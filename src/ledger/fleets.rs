@@ -6,7 +6,7 @@ use super::unprepared;
 
 /// Inserts the fleet unless it exists.
 pub(crate) async fn ensure(tx: &mut PgConnection, fleet: &str) -> Result<(), sqlx::Error> {
-    unprepared::query("insert into cutover.fleets (name) values ($1) on conflict do nothing")
+    unprepared::query("insert into cutover.fleets (name) values ($1) on conflict (name) do nothing")
         .bind(fleet)
         .execute(tx)
         .await?;

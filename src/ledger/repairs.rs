@@ -215,7 +215,8 @@ pub(crate) async fn record_all(
 ) -> Result<(), sqlx::Error> {
     unprepared::query(
         "insert into cutover.repairs (migration_id, side, key, error) \
-         select $1, 'new', to_jsonb(key), '' from unnest($2::text[]) as keys (key) on conflict do nothing",
+         select $1, 'new', to_jsonb(key), '' from unnest($2::text[]) as keys (key) \
+         on conflict (migration_id, side, key) do nothing",
     )
     .bind(migration)
     .bind(keys)
@@ -233,7 +234,7 @@ pub(crate) async fn lock_key(
 ) -> Result<Option<Repair>, sqlx::Error> {
     let row: Option<(String, i64)> = unprepared::query_as(
         "insert into cutover.repairs (migration_id, side, key, error) values ($1, 'new', to_jsonb($2::text), '') \
-         on conflict do nothing returning key::text, version",
+         on conflict (migration_id, side, key) do nothing returning key::text, version",
     )
     .bind(migration)
     .bind(key)

@@ -175,18 +175,18 @@ async fn an_older_ledger_alone_is_not_followed() -> Outcome {
         if !is_running {
             a.agent.leave().await?;
         }
-        if rows_only {
+        let removal = if rows_only {
             let tables: Vec<String> =
                 sqlx::query_scalar("select tablename::text from pg_tables where schemaname = 'cutover'")
                     .fetch_all(&world.pool)
                     .await?;
             let deletes: String =
                 tables.iter().map(|table| format!("delete from cutover.{table}; ")).collect();
-            world.external(&format!("{AS_REPLICA}{deletes}")).await?;
+            format!("{AS_REPLICA}{deletes}")
         } else {
-            world.external("drop schema cutover cascade").await?;
-        }
-        dump.restore(&world.url).await?;
+            "drop schema cutover cascade".to_owned()
+        };
+        dump.replace(&world.url, &removal).await?;
         let told = if rows_only { "the server has not restarted" } else { "was restored from a dump" };
         let b = if is_running { None } else { Some(world.seek("b", world.describe().build()?).await?) };
         let one = b.as_ref().unwrap_or(&a);
