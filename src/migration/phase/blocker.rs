@@ -115,7 +115,7 @@ impl fmt::Display for Blocker {
             Blocker::NotRelaxed => f.write_str("the constraints of the change to be dropped"),
             Blocker::ExternalWrites(left) => write!(
                 f,
-                "another {} without external writes that the guard trigger cannot mirror \
+                "another {} without external writes that the guard trigger cannot mirror, or that the change forbids \
                  (MigrationSpec::external_write_quiet_period); \
                  to unblock: stop the writers that `cutover external-writes` shows",
                 time_left(*left)

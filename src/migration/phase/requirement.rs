@@ -175,7 +175,7 @@ impl fmt::Display for Requirement {
             Requirement::Complete(Side::Old) => "the old side is complete",
             Requirement::Complete(Side::New) => "the new side is complete",
             Requirement::NoUnmirroredExternalWrites => {
-                "no external write that the guard trigger cannot mirror, for the quiet period"
+                "no external write that the guard trigger cannot mirror, or that the change forbids, for the quiet period"
             }
             Requirement::NoOpenExternalTransaction => "no external transaction is open",
             Requirement::NoRepairs => "no row waits for repair",
