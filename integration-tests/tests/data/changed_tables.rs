@@ -215,6 +215,56 @@ async fn a_trigger_of_the_new_table_that_needs_the_old_row_holds_a_move() -> Out
     Ok(())
 }
 
+#[tokio::test]
+async fn new_rows_are_tried_with_keys_of_many_types() -> Outcome {
+    for (columns, key) in [
+        ("kept date", "kept date '2024-01-01' + n"),
+        ("kept timestamptz", "kept timestamptz '2024-01-01' + n * interval '1 hour'"),
+        ("kept timestamp(3)", "kept timestamp '2024-01-01' + n * interval '1 hour'"),
+        ("kept bytea", "kept n::text::bytea"),
+        ("kept char(20)", "kept n::text"),
+        ("kept boolean, \"it's\" integer", "kept true, \"it's\" n"),
+        ("kept boolean, part smallint, at date", "kept true, part 1, at date '2024-01-01' + n"),
+    ] {
+        let names: Vec<&str> = key.split(", ").filter_map(|one| one.split(' ').next()).collect();
+        let values: Vec<&str> = key.split(", ").filter_map(|one| Some(one.split_once(' ')?.1)).collect();
+        let (list, values) = (names.join(", "), values.join(", "));
+        let world = World::new(1).await?;
+        let not_null = columns.replace(", ", " not null, ") + " not null";
+        world
+            .external(&format!(
+                "create table visits ({not_null}, old_status text); \
+                 create unique index on visits ({list}); \
+                 insert into visits ({list}, old_status) select {values}, 'Paid' from generate_series(1, 20) as n"
+            ))
+            .await?;
+        let plan = TableMigration::new(world.pool.clone(), "visits", "visits_2")
+            .create(&format!("create table visits_2 ({not_null}, status text, primary key ({list}))"))
+            .column("status", "lower(trim(old_status))")
+            .column_back("old_status", "upper(status)")
+            .build()?;
+        let _a = world.brief("a", plan).await?;
+        world.go("ramp").await?;
+        let same: Vec<String> = names.iter().map(|name| format!("visits.{name} = new.{name}")).collect();
+        world
+            .external(&format!(
+                "create function odd() returns trigger language plpgsql as $$ begin \
+                     perform from visits where {}; if not found then raise 'no old row'; end if; return new; end $$; \
+                 create trigger odd before insert on visits_2 for each row execute function odd()",
+                same.join(" and ")
+            ))
+            .await?;
+        world.ask("retire").await?;
+        let is_decided = async || {
+            world.reason().await.is_ok_and(|reason| reason.contains("no old row"))
+                || world.is_at("retire").await.unwrap_or(false)
+        };
+        world.until("the driver's decision", is_decided).await?;
+        assert!(!world.is_at("retire").await?, "{columns}");
+    }
+    Ok(())
+}
+
 /// Rows of a child are rows of the table for every query, and no trigger of the table sees a write of them.
 #[tokio::test]
 async fn a_child_of_either_table_holds_the_next_step() -> Outcome {

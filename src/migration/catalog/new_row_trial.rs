@@ -10,7 +10,7 @@ use super::table::{ColumnFacts, TableFacts, Trigger};
 use super::trial::{AS_PINNED, identity, is_duplicate};
 use super::trial_remedy::{of_postgres, triggers_of};
 use crate::config::describe_without_values;
-use crate::ledger::is_refusal;
+use crate::ledger::{is_refusal, literal};
 
 /// How many rows are tried.
 const SAMPLE: u32 = 20;
@@ -64,16 +64,20 @@ impl NewRowTrial<'_> {
 
     fn other_value(&self, name: &str, column: &ColumnFacts) -> Option<String> {
         let base = column.sql_type.split('(').next().unwrap_or_default();
+        let [old, new] = self.tables;
+        let after = |distance: &str| {
+            format!("greatest((select max({name}) from {old}), (select max({name}) from {new})) + {distance}")
+        };
         Some(match base {
-            "smallint" | "integer" | "bigint" | "numeric" if self.key.len() == 1 => {
-                let [old, new] = self.tables;
-                format!(
-                    "greatest((select max({name}) from {old}), (select max({name}) from {new})) + \"c:number\""
-                )
-            }
+            "smallint" | "integer" | "bigint" | "numeric" if self.key.len() == 1 => after("\"c:number\""),
             "integer" | "bigint" => "floor(random() * 2147483647)".to_owned(),
+            "date" => after("\"c:number\"::integer"),
+            _ if base.starts_with("timestamp") => after("\"c:number\" * interval '1 day'"),
             "uuid" => "gen_random_uuid()".to_owned(),
-            "text" | "character varying" => "left(md5(random()::text), 12)".to_owned(),
+            "text" | "character varying" | "character" | "citext" => {
+                "left(md5(random()::text), 12)".to_owned()
+            }
+            "bytea" => "decode(md5(random()::text), 'hex')".to_owned(),
             _ => return None,
         })
     }
@@ -127,7 +131,7 @@ impl NewRowTrial<'_> {
             [] => String::new(),
             _ => format!("update {new} as t set {} from cutover_rows r where {same}; ", sets.join(", ")),
         };
-        let keys: Vec<String> = self.key.iter().map(|name| format!("'{}'", unquote(name))).collect();
+        let keys: Vec<String> = self.key.iter().map(|name| literal::text(&unquote(name))).collect();
         let statements = format!(
             "{AS_PINNED}create temporary table cutover_rows on commit drop as select {}, \"c:number\" \
                  from (select {columns}, row_number() over () as \"c:number\" from {new} limit {SAMPLE}) as sampled; \

@@ -12,10 +12,10 @@ use super::refusal::missing;
 use super::unguarded::unguarded;
 use crate::ledger::sides::{self, SideRow};
 use crate::ledger::{begin_work, describe_error, unprepared};
-use crate::migration::batch::MappingCode;
+use crate::migration::batch::{MappingCode, keyset};
 use crate::migration::catalog::{
     NewRowTrial, PlanProblem, TableFacts, WriteTrial, losing_rules, new_table_now, not_owner,
-    privilege_problems, quote, refers_to_old, row_security, split_table, table_privilege_problems, unquote,
+    privilege_problems, refers_to_old, row_security, split_table, table_privilege_problems, unquote,
 };
 use crate::migration::phase::Phase;
 
@@ -246,17 +246,13 @@ async fn of_writes(
     let new = match plan.moves_columns() {
         true => values(plan, phase),
         false if keeps_rows(plan) => Vec::new(),
-        false => return of_new_rows(plan, facts, tx).await,
+        false => return of_new_rows(plan, tx).await,
     };
     WriteTrial { table: plan.old_table(), facts, old: &plan.old_columns(), new: &new }.problems(tx).await
 }
 
 /// What the service will write to the new table alone, tried.
-async fn of_new_rows(
-    plan: &Description,
-    old: &TableFacts,
-    tx: &mut PgConnection,
-) -> Result<Vec<PlanProblem>, sqlx::Error> {
+async fn of_new_rows(plan: &Description, tx: &mut PgConnection) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let tables = [plan.old_table(), plan.new_table()];
     let Some(new) = TableFacts::read(tx, tables[1]).await? else { return Ok(Vec::new()) };
     let backward = &plan.outline.sides.backward;
@@ -264,9 +260,8 @@ async fn of_new_rows(
         MappingCode::Sql(expressions) => Some((&*backward.columns, &**expressions)),
         MappingCode::Rust(_) => None,
     };
-    let named = plan.outline.key.iter().map(|name| quote(name));
-    let primary = old.columns.iter().filter(|column| column.in_primary_key).map(|column| quote(&column.name));
-    let key: Vec<String> = if plan.outline.key.is_empty() { primary.collect() } else { named.collect() };
+    let Ok(key) = keyset::find(tx, tables[0], &plan.outline.key).await? else { return Ok(Vec::new()) };
+    let key: Vec<String> = key.columns.into_iter().map(|column| column.name).collect();
     let trial = NewRowTrial { tables, new: &new, key: &key, backward };
     Ok(trial.problem(tx).await?.into_iter().collect())
 }
