@@ -24,7 +24,14 @@ pub(crate) struct Move<'a> {
 }
 
 /// Opens the next epoch and notifies the fleet. A second driver that decided the same move fails on the epoch's key.
+///
+/// Instances follow as soon as it is committed. After a crash that took the epoch back, they would refuse to work.
 pub(crate) async fn open(tx: &mut PgConnection, step: &Move<'_>) -> Result<(), sqlx::Error> {
+    unprepared::query(
+        "select set_config('synchronous_commit', 'local', true) where current_setting('synchronous_commit') = 'off'",
+    )
+    .execute(&mut *tx)
+    .await?;
     unprepared::query(
         "insert into cutover.epochs (migration_id, epoch, phase, previous_phase, actor, reason) \
          values ($1, $2, $3, $4, $5, $6)",
