@@ -20,8 +20,9 @@ use crate::config::remember_password;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// How every transaction on the ledger begins. A process that is paused or cut off in the middle holds its locks for a few
-/// seconds at most: the server ends its transaction, and others do not wait long for what it holds.
-const BEGIN: &str = "begin isolation level read committed; set local lock_timeout = '2s'; set local idle_in_transaction_session_timeout = '3s'";
+/// seconds at most: the server ends its transaction, and others do not wait long for what it holds. See [`WORK`] for `jit`.
+const BEGIN: &str = "begin isolation level read committed; set local lock_timeout = '2s'; \
+    set local idle_in_transaction_session_timeout = '3s'; set local jit = off";
 
 /// How often an upgrade is tried when a writer's transaction blocks it, and the pause in milliseconds between two attempts. With
 /// the time that each attempt waits for locks, this is about a quarter of a minute.

@@ -4,9 +4,10 @@ use sqlx::postgres::{PgPool, PgTransaction};
 /// How a transaction of the library begins that the fence does not begin. Each of its statements sees what has been committed,
 /// whatever the role's default level is. If the process is paused or cut off in the middle, the server ends the transaction after
 /// this time, and its locks and its snapshot with it. Otherwise they would stay until the server finds the connection dead, which
-/// takes hours.
-pub(crate) const WORK: &str =
-    "begin isolation level read committed; set local idle_in_transaction_session_timeout = '10s'";
+/// takes hours. Where the catalog is large, the planner takes queries of it for expensive ones, and their just-in-time compilation
+/// would take a hundred times as long as they do.
+pub(crate) const WORK: &str = "begin isolation level read committed; set local idle_in_transaction_session_timeout = '10s'; \
+    set local jit = off";
 
 /// Begins a transaction of the library's own work, without a fence.
 pub(crate) async fn begin_work(pool: &PgPool) -> Result<PgTransaction<'static>, sqlx::Error> {
