@@ -1,20 +1,19 @@
 //! What is attached to the old side and missing on the new one, with the statements that give the new side the same. Pure:
 //! nothing here asks the server.
 
-use super::attached_constraints::{check, foreign_key, referencing};
-use super::attachments::{Attachments, IndexFacts};
+use super::attached_constraints::{checks, foreign_key, referencing, referring_name, with_comment};
+use super::attachments::{Attachments, ConstraintFacts, IndexFacts};
 use super::counterpart::{Attached, Counterpart, Step, attached, base, list, statement};
-use super::names::quote;
+use super::names::{beside, quote};
 use crate::ledger::literal::text as literal;
 
 /// Everything that `old` has attached and `new` lacks.
 pub(crate) fn missing(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Vec<Attached> {
     let mut found = sequences(sides, old, new);
-    found.extend(old.indexes.iter().filter_map(|index| of_index(sides, index, new)));
-    found.extend(old.constraints.iter().filter_map(|constraint| match &*constraint.kind {
-        "f" => foreign_key(sides, constraint, new),
-        _ => check(sides, constraint, new),
-    }));
+    found.extend(indexes(sides, old, new));
+    found.extend(checks(sides, old, new));
+    let keys = old.constraints.iter().filter(|constraint| constraint.kind == "f");
+    found.extend(keys.filter_map(|key| foreign_key(sides, key, new)));
     found.extend(old.referencing.iter().filter_map(|key| referencing(sides, key, new)));
     found.extend(grants(sides, old, new));
     found.extend(of_columns(sides, old, new));
@@ -24,55 +23,107 @@ pub(crate) fn missing(sides: &Counterpart<'_>, old: &Attachments, new: &Attachme
     found
 }
 
-fn of_index(sides: &Counterpart<'_>, index: &IndexFacts, new: &Attachments) -> Option<Attached> {
-    if !index.is_valid || index.is_primary || !sides.concerns(&index.refers_to) {
-        return None;
+/// The indexes that the new side lacks. An index of the new side that has expressions or a condition stands for one of the old
+/// side, because these are not compared: for one of the name that the library gives it, or else for any over the same columns.
+fn indexes(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Vec<Attached> {
+    let is_plain = |index: &IndexFacts| !index.has_predicate && index.columns.iter().all(Option::is_some);
+    let mut wanted: Vec<&IndexFacts> = old.indexes.iter().collect();
+    wanted.retain(|index| index.is_valid && !index.is_primary && sides.concerns(&index.refers_to));
+    let mut taken: Vec<&str> = Vec::new();
+    let mut found = Vec::new();
+    for has_name in [true, false] {
+        wanted.retain(|index| {
+            let name = sides.name(&index.name);
+            let Some(other) = new.indexes.iter().find(|other| {
+                (!has_name || other.name == name)
+                    && (is_plain(index) || !taken.contains(&&*other.name))
+                    && is_same_index(sides, index, other)
+            }) else {
+                return true;
+            };
+            taken.push(&other.name);
+            // An earlier attempt may have been interrupted after the index was built.
+            let constraint =
+                constraint_of(sides, index, new).filter(|_| has_name && other.constraint.is_none());
+            found.extend(constraint.map(|step| attached(&index.name, of_kind(sides, index), vec![step])));
+            false
+        });
     }
+    found.extend(wanted.into_iter().map(|index| of_index(sides, index, new)));
+    found
+}
+
+/// Where the columns of an index are on the new side, each `None` for an expression. `None` if one of them is nowhere.
+fn mapped_columns(sides: &Counterpart<'_>, index: &IndexFacts) -> Option<Vec<Option<String>>> {
+    let mapped = |column: &Option<String>| match column {
+        Some(column) => sides.map(column).map(Some),
+        None => Some(None),
+    };
+    index.columns.iter().map(mapped).collect()
+}
+
+fn is_same_index(sides: &Counterpart<'_>, index: &IndexFacts, other: &IndexFacts) -> bool {
+    let is_exclusion = |index: &IndexFacts| index.constraint.as_deref() == Some("x");
+    other.is_valid
+        && mapped_columns(sides, index).is_some_and(|columns| columns == other.columns)
+        && (other.is_unique || !index.is_unique)
+        && other.has_predicate == index.has_predicate
+        && sides
+            .map_all(&index.refers_to)
+            .is_some_and(|needs| needs.iter().all(|column| other.refers_to.contains(column)))
+        && is_exclusion(index) == is_exclusion(other)
+}
+
+/// What follows the index's table.
+fn on_columns(index: &IndexFacts) -> &str {
+    index.definition.split_once(" USING ").map_or("", |(_, on)| on)
+}
+
+fn of_kind(sides: &Counterpart<'_>, index: &IndexFacts) -> String {
     let kind = match index.constraint.as_deref() {
         Some("x") => "exclusion constraint",
         Some(_) => "unique constraint",
         None if index.is_unique => "unique index",
         None => "index",
     };
-    let on = index.definition.split_once(" USING ").map_or("", |(_, on)| on);
-    let what = format!("{kind} {} of {} (using {on})", quote(&index.name), sides.old_table);
-    let mapped: Option<Vec<Option<String>>> = index
-        .columns
-        .iter()
-        .map(|column| {
-            column.as_ref().map(|column| sides.map(column)).map_or(Some(None), |name| name.map(Some))
-        })
-        .collect();
-    let (Some(mapped), Some(needs)) = (mapped, sides.map_all(&index.refers_to)) else {
-        return Some(attached(&index.name, what, Vec::new()));
-    };
-    let is_same = |other: &&IndexFacts| {
-        other.is_valid
-            && other.columns == mapped
-            && (other.is_unique || !index.is_unique)
-            && other.has_predicate == index.has_predicate
-            && needs.iter().all(|column| other.refers_to.contains(column))
-            && (index.constraint.as_deref() == Some("x")) == (other.constraint.as_deref() == Some("x"))
-    };
-    if new.indexes.iter().any(|other| is_same(&other)) {
+    format!("{kind} {} of {} (using {})", quote(&index.name), sides.old_table, on_columns(index))
+}
+
+/// The statement that makes a constraint of the counterpart of an index. On a partitioned table the server has none, and the
+/// index alone refuses the same rows.
+fn constraint_of(sides: &Counterpart<'_>, index: &IndexFacts, new: &Attachments) -> Option<Step> {
+    let definition = index.constraint_definition.as_ref()?;
+    let deferrable = definition.find(" DEFERRABLE").map_or("", |at| &definition[at..]);
+    if new.partitions.is_some() && deferrable.is_empty() {
         return None;
+    }
+    let (table, name) = (sides.new_table, quote(&sides.name(&index.name)));
+    Some(statement(format!(
+        "alter table {table} add constraint {name} unique using index {name}{deferrable}"
+    )))
+}
+
+fn of_index(sides: &Counterpart<'_>, index: &IndexFacts, new: &Attachments) -> Attached {
+    let what = of_kind(sides, index);
+    if mapped_columns(sides, index).is_none() || sides.map_all(&index.refers_to).is_none() {
+        return attached(&index.name, what, Vec::new());
     }
     let (name, table) = (sides.name(&index.name), sides.new_table);
     if index.constraint.as_deref() == Some("x") {
         let definition = sides.rename(index.constraint_definition.as_deref().unwrap_or_default());
         let add = format!("alter table {table} add constraint {} {definition}", quote(&name));
-        return Some(Attached { is_automatic: false, ..attached(&index.name, what, vec![statement(add)]) });
+        return Attached { is_automatic: false, ..attached(&index.name, what, vec![statement(add)]) };
     }
-    let on = format!("using {}", sides.rename(on));
+    let on = format!("using {}", sides.rename(on_columns(index)));
     let mut steps = vec![Step::Index { name: name.clone(), is_unique: index.is_unique, on }];
-    if let Some(definition) = &index.constraint_definition {
-        let deferrable = definition.find(" DEFERRABLE").map_or("", |at| &definition[at..]);
-        let name = quote(&name);
-        steps.push(statement(format!(
-            "alter table {table} add constraint {name} unique using index {name}{deferrable}"
-        )));
+    if let Some(constraint) = constraint_of(sides, index, new) {
+        steps.push(constraint);
+        steps = with_comment(steps, table, &name, index.constraint_comment.as_ref());
     }
-    Some(attached(&index.name, what, steps))
+    if let Some(comment) = &index.comment {
+        steps.push(statement(format!("comment on index {} is {}", beside(table, &name), literal(comment))));
+    }
+    attached(&index.name, what, steps)
 }
 
 fn grants(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Option<Attached> {
@@ -151,6 +202,7 @@ fn of_columns(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> 
             )));
         }
     }
+    comments.extend(comments_on_objects(sides, old, new));
     let mut found = Vec::new();
     if !comments.is_empty() {
         found.push(attached("comment", "the comment on the old side".to_owned(), comments));
@@ -163,6 +215,38 @@ fn of_columns(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> 
         ));
     }
     found
+}
+
+/// The comments on indexes and constraints that the library has added. An attempt may have been interrupted before them.
+fn comments_on_objects(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Vec<Step> {
+    let table = sides.new_table;
+    let mut steps = Vec::new();
+    let mut on = |what: String, comment: &Option<String>, other: &Option<String>| {
+        if let (Some(comment), None) = (comment, other) {
+            steps.push(statement(format!("comment on {what} is {}", literal(comment))));
+        }
+    };
+    for index in old.indexes.iter().filter(|index| sides.concerns(&index.refers_to)) {
+        let name = sides.name(&index.name);
+        let Some(other) = new.indexes.iter().find(|other| other.name == name) else { continue };
+        on(format!("index {}", beside(table, &name)), &index.comment, &other.comment);
+        if other.constraint.is_some() {
+            let constraint = format!("constraint {} on {table}", quote(&name));
+            on(constraint, &index.constraint_comment, &other.constraint_comment);
+        }
+    }
+    for constraint in old.constraints.iter().filter(|one| sides.concerns(&one.columns)) {
+        let name = sides.name(&constraint.name);
+        let Some(other) = new.constraints.iter().find(|other| other.name == name) else { continue };
+        on(format!("constraint {} on {table}", quote(&name)), &constraint.comment, &other.comment);
+    }
+    for key in old.referencing.iter().filter(|key| sides.concerns(&key.referenced_columns)) {
+        let name = referring_name(key);
+        let is_its = |other: &&ConstraintFacts| other.name == name && other.table == key.table;
+        let Some(other) = new.referencing.iter().find(is_its) else { continue };
+        on(format!("constraint {} on {}", quote(&name), key.table), &key.comment, &other.comment);
+    }
+    steps
 }
 
 fn statistics(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Vec<Attached> {

@@ -1,8 +1,9 @@
 //! Constraints of the old side that the new one lacks: checks, and foreign keys in both directions.
 
-use super::attachments::{Attachments, ConstraintFacts};
+use super::attachments::{Attachments, ConstraintFacts, Partition};
 use super::counterpart::{Attached, Counterpart, Step, attached, list, statement};
-use super::names::quote;
+use super::names::{fit_name, quote};
+use crate::ledger::literal::text as literal;
 use crate::ledger::plans::is_same_table;
 
 /// The statements that add a constraint without a scan under a strong lock. `found`: one that is there and not validated.
@@ -17,37 +18,104 @@ fn add_and_validate(table: &str, name: &str, definition: &str, found: Option<&Co
     }
 }
 
-pub(super) fn check(
+/// The same for a foreign key. Before version 18 a partitioned table has none that is not valid, so each partition gets one of
+/// its own, which the server attaches without a scan.
+fn add_key(
+    (table, partitions): (&str, Option<&Vec<Partition>>),
+    name: &str,
+    definition: &str,
+    found: Option<&ConstraintFacts>,
+) -> Vec<Step> {
+    let (None, Some(partitions)) = (found, partitions) else {
+        return add_and_validate(table, name, definition, found);
+    };
+    let mut steps = Vec::new();
+    for partition in partitions {
+        let of_partition = add_and_validate(&partition.table, name, definition, None);
+        // An earlier attempt may have been interrupted.
+        steps.extend(match partition.foreign_keys.get(name) {
+            None => of_partition,
+            Some(false) => of_partition[1..].to_vec(),
+            Some(true) => Vec::new(),
+        });
+    }
+    steps.push(statement(format!("alter table {table} add constraint {} {definition}", quote(name))));
+    steps
+}
+
+/// The comment on a constraint that these steps add.
+pub(super) fn with_comment(
+    mut steps: Vec<Step>,
+    table: &str,
+    name: &str,
+    comment: Option<&String>,
+) -> Vec<Step> {
+    steps.extend(comment.map(|comment| {
+        let name = quote(name);
+        statement(format!("comment on constraint {name} on {table} is {}", literal(comment)))
+    }));
+    steps
+}
+
+/// The checks that the new side lacks. Each of its checks stands for one of the old side: for one that reads the same, or else
+/// for any over the same columns, because the mapping may ask for another expression.
+pub(super) fn checks(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Vec<Attached> {
+    let mut free: Vec<&ConstraintFacts> = new.constraints.iter().filter(|one| one.kind == "c").collect();
+    let of_side = old.constraints.iter().filter(|one| one.kind == "c" && sides.concerns(&one.columns));
+    let mut wanted: Vec<&ConstraintFacts> = of_side.collect();
+    let mut found = Vec::new();
+    for has_text in [true, false] {
+        wanted.retain(|constraint| {
+            let at = free.iter().position(|other| stands_for(sides, constraint, other, has_text));
+            let Some(other) = at.map(|at| free.remove(at)) else { return true };
+            if constraint.is_valid && !other.is_valid {
+                found.push(check(sides, constraint, Some(other)));
+            }
+            false
+        });
+    }
+    found.extend(wanted.into_iter().map(|constraint| check(sides, constraint, None)));
+    found
+}
+
+/// Whether a check of the new side is over the same columns, and, if it `has_text`, has the name that the library gives it or
+/// reads the same.
+fn stands_for(
     sides: &Counterpart<'_>,
     constraint: &ConstraintFacts,
-    new: &Attachments,
-) -> Option<Attached> {
-    if !sides.concerns(&constraint.columns) {
-        return None;
-    }
+    other: &ConstraintFacts,
+    has_text: bool,
+) -> bool {
+    let Some(mut columns) = sides.map_all(&constraint.columns) else { return false };
+    let mut others = other.columns.clone();
+    columns.sort();
+    others.sort();
+    let plain = |text: &str| text.trim_end_matches(" NOT VALID").replace('"', "");
+    let reads_same = || {
+        other.name == sides.name(&constraint.name)
+            || plain(&other.definition) == plain(&sides.rename(&constraint.definition))
+    };
+    columns == others && (!has_text || reads_same())
+}
+
+/// `found`: a check of the new side that is not validated.
+fn check(sides: &Counterpart<'_>, constraint: &ConstraintFacts, found: Option<&ConstraintFacts>) -> Attached {
     let definition = constraint.definition.trim_end_matches(" NOT VALID");
     let what = format!("constraint {} of {} ({definition})", quote(&constraint.name), sides.old_table);
-    let Some(mut columns) = sides.map_all(&constraint.columns) else {
-        return Some(attached(&constraint.name, what, Vec::new()));
-    };
-    columns.sort();
-    let is_same = |other: &&ConstraintFacts| {
-        let mut others = other.columns.clone();
-        others.sort();
-        other.kind == "c" && others == columns
-    };
-    let mut found = new.constraints.iter().filter(is_same);
-    if found.clone().any(|other| other.is_valid || !constraint.is_valid) {
-        return None;
+    if sides.map_all(&constraint.columns).is_none() {
+        return attached(&constraint.name, what, Vec::new());
     }
     let renamed = sides.rename(definition);
     let expression = renamed.trim_start_matches("CHECK ").trim_end_matches(" NO INHERIT");
-    let table = sides.new_table;
-    let steps = add_and_validate(table, &sides.name(&constraint.name), &renamed, found.next());
-    Some(Attached {
+    let (table, name) = (sides.new_table, sides.name(&constraint.name));
+    let mut steps = add_and_validate(table, &name, &renamed, found);
+    if found.is_none() {
+        steps = with_comment(steps, table, &name, constraint.comment.as_ref());
+    }
+    Attached {
         violated: Some(format!("select exists (select from {table} where not {expression})")),
         ..attached(&constraint.name, what, steps)
-    })
+    }
 }
 
 /// What follows the referenced columns of a foreign key: actions, match type, deferrability.
@@ -108,11 +176,20 @@ pub(super) fn foreign_key(
         list(&target_columns),
         sides.rename(actions(&key.definition))
     );
-    let steps = add_and_validate(sides.new_table, &sides.name(&key.name), &definition, found.next());
+    let (table, name, found) = (sides.new_table, sides.name(&key.name), found.next());
+    let mut steps = add_key((table, new.partitions.as_ref()), &name, &definition, found);
+    if found.is_none() {
+        steps = with_comment(steps, table, &name, key.comment.as_ref());
+    }
     Some(Attached {
         violated: Some(dangling(sides.new_table, &columns, target, &target_columns)),
         ..attached(&key.name, what, steps)
     })
+}
+
+/// The name of the counterpart of a foreign key of another table.
+pub(super) fn referring_name(key: &ConstraintFacts) -> String {
+    fit_name(format!("{}_new", key.name))
 }
 
 /// A foreign key of another table that refers to the old side.
@@ -148,9 +225,14 @@ pub(super) fn referencing(
         list(&target_columns),
         actions(&key.definition)
     );
-    let name = format!("{}_new", key.name).chars().take(63).collect::<String>();
+    let name = referring_name(key);
+    let found = found.next();
+    let mut steps = add_key((&key.table, key.partitions.as_ref()), &name, &definition, found);
+    if found.is_none() {
+        steps = with_comment(steps, &key.table, &name, key.comment.as_ref());
+    }
     Some(Attached {
         violated: Some(dangling(&key.table, &key.columns, sides.new_table, &target_columns)),
-        ..attached(&key.name, what, add_and_validate(&key.table, &name, &definition, found.next()))
+        ..attached(&key.name, what, steps)
     })
 }

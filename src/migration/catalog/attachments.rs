@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use sqlx::PgConnection;
 
@@ -18,6 +20,16 @@ pub(crate) struct Attachments {
     pub(crate) publications: Vec<PublicationFacts>,
     /// `pg_class.relreplident`: `d` default, `i` an index, `f` full, `n` nothing.
     pub(crate) replica_identity: String,
+    /// Of a partitioned table: the partitions that hold rows.
+    pub(crate) partitions: Option<Vec<Partition>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Partition {
+    /// Quoted.
+    pub(crate) table: String,
+    /// Its foreign keys, and whether each is validated.
+    pub(crate) foreign_keys: BTreeMap<String, bool>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -36,6 +48,9 @@ pub(crate) struct IndexFacts {
     pub(crate) constraint: Option<String>,
     pub(crate) constraint_definition: Option<String>,
     pub(crate) definition: String,
+    pub(crate) comment: Option<String>,
+    /// That of the constraint.
+    pub(crate) constraint_comment: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -51,6 +66,10 @@ pub(crate) struct ConstraintFacts {
     /// The referenced table, quoted, and its columns.
     pub(crate) referenced: Option<String>,
     pub(crate) referenced_columns: Vec<String>,
+    pub(crate) comment: Option<String>,
+    /// Of a foreign key of another table: the partitions of that table.
+    #[serde(default)]
+    pub(crate) partitions: Option<Vec<Partition>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -90,9 +109,28 @@ pub(crate) struct PublicationFacts {
     pub(crate) filter: Option<String>,
 }
 
-/// Newer columns of `pg_publication_rel` are read through JSON, because older servers do not have them.
-const READ: &str = "\
+/// The partitions of this table that hold rows.
+macro_rules! partitions {
+    ($table:literal) => {
+        concat!(
+            "(select json_agg(json_build_object('table', p.relid::regclass::text, 'foreign_keys', \
+                (select coalesce(json_object_agg(f.conname, f.convalidated), '{}') from pg_constraint f \
+                    where f.conrelid = p.relid and f.contype = 'f')) order by p.relid::regclass::text) \
+                from pg_partition_tree(",
+            $table,
+            ") p where p.isleaf and p.level > 0)"
+        )
+    };
+}
+
+/// Newer columns of `pg_publication_rel` are read through JSON, because older servers do not have them. A foreign key that
+/// refers to a partitioned table has a row for each partition besides its own.
+const READ: &str = concat!(
+    "\
 select json_build_object( \
+    'partitions', ",
+    partitions!("c.oid"),
+    ", \
     'replica_identity', c.relreplident::text, \
     'comment', obj_description(c.oid, 'pg_class'), \
     'indexes', (select coalesce(json_agg(json_build_object( \
@@ -100,6 +138,8 @@ select json_build_object( \
             'is_valid', i.indisvalid and i.indisready, 'has_predicate', i.indpred is not null, \
             'is_replica_identity', i.indisreplident, 'definition', pg_get_indexdef(i.indexrelid), \
             'constraint', k.contype::text, 'constraint_definition', pg_get_constraintdef(k.oid), \
+            'comment', obj_description(i.indexrelid, 'pg_class'), \
+            'constraint_comment', obj_description(k.oid, 'pg_constraint'), \
             'columns', (select json_agg(a.attname order by p.n) \
                 from unnest(i.indkey::int2[]) with ordinality as p (attnum, n) \
                 left join pg_attribute a on a.attrelid = c.oid and a.attnum = p.attnum and p.attnum <> 0), \
@@ -114,6 +154,7 @@ select json_build_object( \
     'constraints', (select coalesce(json_agg(json_build_object( \
             'name', k.conname, 'kind', k.contype::text, 'table', k.conrelid::regclass::text, \
             'is_valid', k.convalidated, 'definition', pg_get_constraintdef(k.oid), \
+            'comment', obj_description(k.oid, 'pg_constraint'), \
             'referenced', case when k.confrelid <> 0 then k.confrelid::regclass::text end, \
             'columns', (select coalesce(json_agg(a.attname order by p.n), '[]') \
                 from unnest(k.conkey) with ordinality as p (attnum, n) \
@@ -122,11 +163,16 @@ select json_build_object( \
                 from unnest(k.confkey) with ordinality as p (attnum, n) \
                 join pg_attribute a on a.attrelid = k.confrelid and a.attnum = p.attnum)) order by k.conname), '[]') \
         from pg_constraint k where k.conrelid = c.oid and k.contype in ('c', 'f') \
-            and k.conname !~ '^cutover_[0-9]+_not_null$'), \
+            and k.conname !~ '^cutover_[0-9]+_not_null$' \
+            and not exists (select from pg_constraint p where p.oid = k.conparentid and p.conrelid = k.conrelid)), \
     'referencing', (select coalesce(json_agg(json_build_object( \
             'name', k.conname, 'kind', k.contype::text, 'table', k.conrelid::regclass::text, \
             'is_valid', k.convalidated, 'definition', pg_get_constraintdef(k.oid), \
+            'comment', obj_description(k.oid, 'pg_constraint'), \
             'referenced', k.confrelid::regclass::text, \
+            'partitions', ",
+    partitions!("k.conrelid"),
+    ", \
             'columns', (select json_agg(a.attname order by p.n) \
                 from unnest(k.conkey) with ordinality as p (attnum, n) \
                 join pg_attribute a on a.attrelid = k.conrelid and a.attnum = p.attnum), \
@@ -173,7 +219,8 @@ select json_build_object( \
                 and a.attnum::text in (select m[1] from regexp_matches(to_jsonb(r) ->> 'prattrs', '[0-9]+', 'g') as m))) \
             order by p.pubname), '[]') \
         from pg_publication_rel r join pg_publication p on p.oid = r.prpubid where r.prrelid = c.oid))::text \
-from pg_class c where c.oid = to_regclass($1)";
+from pg_class c where c.oid = to_regclass($1)"
+);
 
 impl Attachments {
     /// Reads a table (quoted). `None` if there is none of that name on the session's `search_path`.

@@ -129,7 +129,8 @@ select json_build_object( \
             'definition', pg_get_constraintdef(f.oid), 'is_to_itself', f.confrelid = c.oid, 'referenced', f.confrelid::bigint, \
             'columns', (select json_agg(a.attname) from pg_attribute a \
                 where a.attrelid = f.conrelid and a.attnum = any (f.conkey))) order by f.conname), '[]') \
-        from pg_constraint f where f.conrelid = c.oid and f.contype = 'f'), \
+        from pg_constraint f where f.conrelid = c.oid and f.contype = 'f' \
+            and not exists (select from pg_constraint p where p.oid = f.conparentid and p.conrelid = f.conrelid)), \
     'triggers', (select coalesce(json_agg(json_build_object( \
             'table', case when t.tgrelid = c.oid then $1 else t.tgrelid::regclass::text end, 'name', t.tgname, 'function', p.oid::regprocedure::text, 'body', p.prosrc, \
             'may_change_rows', ",

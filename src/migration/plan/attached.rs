@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use super::before_work::{elsewhere, renamed};
 use super::description::Description;
 use super::refusal::refuse;
-use crate::ledger::{guard_looks, sides, unprepared};
+use crate::ledger::{describe_error, guard_looks, is_refusal, sides, unprepared};
 use crate::migration::batch::{MappingCode, begin, keyset};
 use crate::migration::catalog::{
     Attached, Attachments, Counterpart, MovedColumn, PlanProblem, ROW_WORK_SETTINGS, Step, TableFacts,
@@ -15,7 +15,7 @@ use crate::migration::catalog::{
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{Index, alter, ensure_indexes};
+use crate::migration::schema::{Index, NO_LIMIT, alter, ensure_indexes};
 
 /// What has to be changed about the tables before the next step forward from this phase.
 pub(crate) async fn before_step(
@@ -193,7 +193,10 @@ pub(crate) async fn carry_over(plan: &Description, migration: &Migration) -> Res
             ),
             Err(PlanError::Refused(reason)) => {
                 let what = format!("{} cannot be carried over: {reason}", attached.what);
-                let remedy = format!("correct that, or use `.without({:?})`", attached.name);
+                let remedy = format!(
+                    "correct that, add a counterpart of your own, or use `.without({:?})`",
+                    attached.name
+                );
                 problems.push(PlanProblem::blocking(what, remedy));
             }
             Err(error) => return Err(error),
@@ -207,13 +210,18 @@ async fn carry(plan: &Description, attached: &Attached, migration: &Migration) -
     if let Some(violated) = &attached.violated {
         let mut tx = begin(pool, &[Phase::Verify], migration).await?;
         tx.execute(AssertSqlSafe(format!("{}set local statement_timeout = 0", *ROW_WORK_SETTINGS))).await?;
-        let violated: bool =
-            unprepared::query_scalar(AssertSqlSafe(violated.clone())).fetch_one(&mut *tx).await?;
+        let violated = unprepared::query_scalar(AssertSqlSafe(violated.clone())).fetch_one(&mut *tx).await;
         tx.rollback().await?;
-        if violated {
-            return Err(PlanError::Refused(
-                "rows of the new side violate it, and the server would refuse to write them".to_owned(),
-            ));
+        match violated {
+            Ok(false) => {}
+            Ok(true) => {
+                return Err(PlanError::Refused(
+                    "rows of the new side violate it, and the server would refuse to write them".to_owned(),
+                ));
+            }
+            // Its expression may not fit the type of the new column.
+            Err(error) if is_refusal(&error) => return Err(PlanError::Refused(describe_error(&error))),
+            Err(error) => return Err(error.into()),
         }
     }
     for step in &attached.steps {
@@ -222,7 +230,7 @@ async fn carry(plan: &Description, attached: &Attached, migration: &Migration) -
                 ensure_indexes(pool, table, &[Index::new(name, *is_unique, on)], migration).await?;
             }
             Step::Statement(statement) => {
-                let statement = format!("set local statement_timeout = 0; {statement}");
+                let statement = format!("{NO_LIMIT}{statement}");
                 alter(pool, table, migration, Phase::Verify, &statement).await?;
             }
         }

@@ -6,7 +6,7 @@ use crate::ledger::guard_triggers;
 use crate::migration::batch::{ColumnType, Keyset, Mapping, Outline, Part, Scope};
 use crate::migration::catalog::{OldSide, quote, unquote};
 use crate::migration::phase::Task;
-use crate::migration::schema::GuardTrigger;
+use crate::migration::schema::{GuardTrigger, NO_LIMIT};
 
 /// The id of a migration in statements that are only shown.
 const UNKNOWN_ID: &str = ":migration";
@@ -222,7 +222,7 @@ pub(crate) fn not_null_steps(table: &str, column: &str, id: &str) -> [String; 4]
             "alter table {table} drop constraint if exists {check}, \
              add constraint {check} check ({column} is not null) not valid"
         ),
-        format!("set local statement_timeout = 0; alter table {table} validate constraint {check}"),
+        format!("{NO_LIMIT}alter table {table} validate constraint {check}"),
         format!("alter table {table} alter column {column} set not null"),
         format!("alter table {table} drop constraint {check}"),
     ]

@@ -21,6 +21,9 @@ const ATTEMPTS: u32 = 6;
 /// The first and the longest pause between attempts; a random part is added.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
+/// Before a statement that may read all rows.
+pub(crate) const NO_LIMIT: &str = "set local statement_timeout = 0; ";
+
 /// Runs a statement that changes the schema of a table, in one transaction of this phase.
 pub(crate) async fn alter(
     pool: &PgPool,
@@ -69,6 +72,7 @@ async fn alter_or_drop(
 ) -> Result<(), PlanError> {
     let mut backoff = BACKOFF.0;
     let table = &*tables.join(", ");
+    let shown = statement.trim_start_matches(NO_LIMIT);
     for _ in 0..ATTEMPTS {
         let mut tx = begin(pool, &[phase], migration).await?;
         tx.execute(LOCK_TIMEOUT).await?;
@@ -83,9 +87,9 @@ async fn alter_or_drop(
         match tx.execute(AssertSqlSafe(statement)).await {
             Ok(_) => return Ok(tx.commit().await?),
             Err(error) if is_lock_timeout(&error) => tx.rollback().await?,
-            Err(error) => return Err(refusal(error, table, statement)),
+            Err(error) => return Err(refusal(error, table, shown)),
         }
-        tracing::info!(table, statement, "could not acquire the lock within 200 ms; retrying");
+        tracing::info!(table, statement = shown, "could not acquire the lock within 200 ms; retrying");
         sleep(backoff + Duration::from_millis(fastrand::u64(0..100))).await;
         backoff = (backoff * 2).min(BACKOFF.1);
     }
@@ -94,7 +98,7 @@ async fn alter_or_drop(
     tx.rollback().await?;
     Err(PlanError::NotNow(format!(
         "could not acquire the lock on table {table} within 200 ms in {ATTEMPTS} attempts; to unblock: end the \
-         transactions on the table ({}); the statement is `{statement}`",
+         transactions on the table ({}); the statement is `{shown}`",
         blockers::listed(&holders)
     )))
 }

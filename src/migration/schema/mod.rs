@@ -11,7 +11,7 @@ mod index;
 mod index_definition;
 mod partitioned_index;
 
-pub(super) use alter::{alter, alter_all, drop_old_side, each_of};
+pub(super) use alter::{NO_LIMIT, alter, alter_all, drop_old_side, each_of};
 pub(super) use ensure_indexes::{drop_index, ensure_indexes, run_unfenced};
 pub(super) use guard::GuardTrigger;
 pub(super) use index_definition::Index;
