@@ -7,6 +7,7 @@
 //! before `expand` that names the problem is a correct outcome. Damage, a migration that does not move on, and a problem
 //! that is first found after `expand` are not.
 
+mod attached;
 mod base;
 mod beside;
 mod changes;

@@ -12,7 +12,10 @@ impl World {
     fn common<S>(&self, mut builder: SqlMigrationBuilder<S>) -> SqlMigrationBuilder<S> {
         let batches = BatchOptions { min_rows: 15, max_rows: 30, ..BatchOptions::default() };
         // The generator's triggers write `updated_at`, which no oracle judges.
-        builder = builder.batches(batches).carry_over().without("default").let_triggers_fire();
+        builder = builder.batches(batches).carry_over().let_triggers_fire();
+        if !self.shape.carries_key() {
+            builder = builder.without("default");
+        }
         if self.shape.names_key {
             for (name, _) in self.shape.key.columns() {
                 builder = builder.key(name);
@@ -90,9 +93,9 @@ impl World {
 
     pub(crate) fn table_plan(&self) -> Outcome<TableMigration> {
         let pair = &self.shape.pair;
-        let builder = TableMigration::new(self.work.clone(), "subject", "subject_2")
-            .create(&self.shape.create_new())
-            .without("subject_parent_fkey");
+        let builder =
+            TableMigration::new(self.work.clone(), "subject", "subject_2").create(&self.shape.create_new());
+        let builder = if self.shape.carries_key() { builder } else { builder.without("subject_parent_fkey") };
         let remainders = if self.shape.has_new_partitions { 0..3 } else { 0..0 };
         let builder = remainders.fold(builder, |builder, remainder| {
             builder.expand_sql(&format!(

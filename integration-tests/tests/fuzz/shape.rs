@@ -2,6 +2,7 @@
 
 use fastrand::Rng;
 
+use crate::attached::{Attached, can_attach};
 use crate::key::{KEYS, Key};
 use crate::pairs::{PAIRS, Pair};
 use crate::rust_pairs::{RUST_PAIRS, RustPair};
@@ -126,6 +127,8 @@ pub(crate) struct Shape {
     pub(crate) rust_pair: Option<RustPair>,
     /// The service writes through `DualWrite`.
     pub(crate) is_dual: bool,
+    /// More is attached to the old side, and all of it is carried over.
+    pub(crate) attached: Option<Attached>,
 }
 
 /// The default of the second column on both sides.
@@ -183,7 +186,7 @@ impl Shape {
         let flaw = flaw.or((!is_table && rewrites(&pair)).then_some(Flaw::Rewrite));
         let is_apart = !is_table && flaw.is_none() && rust_pair.is_none() && rng.u8(..).is_multiple_of(4);
         let own_role = rng.bool() || flaw == Some(Flaw::RowSecurity);
-        Self {
+        let mut shape = Self {
             pair,
             key,
             partitions,
@@ -219,7 +222,11 @@ impl Shape {
             has_beside: rng.u8(..).is_multiple_of(4) && !is_table && !is_apart && flaw.is_none(),
             rust_pair,
             is_dual: rng.bool() || rust_pair.is_some(),
-        }
+            attached: None,
+        };
+        let attached = Attached::random(rng);
+        shape.attached = (rng.u8(..).is_multiple_of(3) && can_attach(&shape)).then_some(attached);
+        shape
     }
 
     /// Statements that make the table, without rows.
@@ -321,7 +328,7 @@ impl Shape {
                 self.pair.old
             );
         }
-        text
+        text + &self.attach()
     }
 
     /// Whether the old side has a constraint whose columns all have counterparts on the new side.

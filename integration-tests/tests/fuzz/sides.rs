@@ -54,6 +54,9 @@ impl Subject for World {
             }
             sleep(BETWEEN).await;
         }
+        if wish == "contract" {
+            self.release_old_table().await?;
+        }
         if self.shape.rust_pair.is_none() {
             return Ok(());
         }
@@ -90,6 +93,9 @@ impl Subject for World {
         self.rests.store(self.rests.load(Ordering::Relaxed) && wish == "verify", Ordering::Relaxed);
         sleep(BETWEEN).await;
         judge(self, wish).await?;
+        if self.phase().await?.0 >= Phase::Ramp {
+            self.judge_attached(wish).await?;
+        }
         self.judge_beside(wish).await
     }
 }

@@ -46,6 +46,8 @@ pub(crate) struct World {
     pub(crate) is_copying: AtomicBool,
     /// The migration is about to leave `retire` for `switch`, where the old side is copied from the new one.
     pub(crate) is_turning: AtomicBool,
+    /// What the catalog has to say of the new side.
+    pub(crate) expected: Vec<String>,
 }
 
 impl Deref for World {
@@ -70,7 +72,7 @@ impl World {
         let mut probe = base.control.acquire().await?;
         let Some(values) = Values::load(&mut probe, &shape).await? else { return Ok(None) };
         drop(probe);
-        let world = Self {
+        let mut world = Self {
             shape,
             values,
             base,
@@ -80,8 +82,11 @@ impl World {
             rests: AtomicBool::new(false),
             is_copying: AtomicBool::new(false),
             is_turning: AtomicBool::new(false),
+            expected: Vec::new(),
         };
+        world.expected = world.expected_lines().await?;
         world.fill().await?;
+        world.fill_lines().await?;
         Ok(Some(world))
     }
 
@@ -99,7 +104,7 @@ impl World {
             }
         }
         let needs_value = matches!(self.shape.flaw, Some(Flaw::NotNull | Flaw::Check));
-        for number in 0..ROWS {
+        for number in (0..ROWS).chain(self.shape.referred()) {
             let value = &self.values.all[number % self.values.all.len()];
             if needs_value && value.old_texts[0].is_none() {
                 continue;
