@@ -241,7 +241,7 @@ fn comments_on_objects(sides: &Counterpart<'_>, old: &Attachments, new: &Attachm
         on(format!("constraint {} on {table}", quote(&name)), &constraint.comment, &other.comment);
     }
     for key in old.referencing.iter().filter(|key| sides.concerns(&key.referenced_columns)) {
-        let name = referring_name(key);
+        let name = referring_name(sides, key);
         let is_its = |other: &&ConstraintFacts| other.name == name && other.table == key.table;
         let Some(other) = new.referencing.iter().find(is_its) else { continue };
         on(format!("constraint {} on {}", quote(&name), key.table), &key.comment, &other.comment);

@@ -1,7 +1,7 @@
 //! Constraints of the old side that the new one lacks: checks, and foreign keys in both directions.
 
 use super::attachments::{Attachments, ConstraintFacts, Partition};
-use super::counterpart::{Attached, Counterpart, Step, attached, list, statement};
+use super::counterpart::{Attached, Counterpart, Step, attached, base, list, statement};
 use super::names::{fit_name, quote};
 use crate::ledger::literal::text as literal;
 use crate::ledger::plans::is_same_table;
@@ -188,8 +188,12 @@ pub(super) fn foreign_key(
 }
 
 /// The name of the counterpart of a foreign key of another table.
-pub(super) fn referring_name(key: &ConstraintFacts) -> String {
-    fit_name(format!("{}_new", key.name))
+pub(super) fn referring_name(sides: &Counterpart<'_>, key: &ConstraintFacts) -> String {
+    let new_side = match (sides.is_one_table(), sides.columns) {
+        (true, [(_, new), ..]) => new.clone(),
+        _ => base(sides.new_table),
+    };
+    fit_name(format!("{}_{new_side}", key.name))
 }
 
 /// A foreign key of another table that refers to the old side.
@@ -225,7 +229,7 @@ pub(super) fn referencing(
         list(&target_columns),
         actions(&key.definition)
     );
-    let name = referring_name(key);
+    let name = referring_name(sides, key);
     let found = found.next();
     let mut steps = add_key((&key.table, key.partitions.as_ref()), &name, &definition, found);
     if found.is_none() {

@@ -83,15 +83,15 @@ impl Counterpart<'_> {
         rename_columns(text, |column| self.moved(column).map(quote))
     }
 
-    /// A name for the copy of an object.
+    /// A name for the copy of an object. Two migrations of one table may copy the same object, so it names the new side.
     pub(super) fn name(&self, old: &str) -> String {
         let pairs = match self.is_one_table() {
             true => self.columns.to_vec(),
             false => vec![(base(self.old_table), base(self.new_table))],
         };
         let renamed = pairs.iter().fold(old.to_owned(), |name, (old, new)| name.replacen(&**old, new, 1));
-        let name = if renamed == old { format!("{old}_new") } else { renamed };
-        fit_name(name)
+        let new_side = pairs.first().map_or("new", |(_, new)| new);
+        fit_name(if renamed == old { format!("{old}_{new_side}") } else { renamed })
     }
 }
 
