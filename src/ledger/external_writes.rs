@@ -106,7 +106,8 @@ pub(crate) async fn open(tx: &mut PgConnection, migration: i32) -> Result<Vec<St
 macro_rules! from_disabled_guards {
     () => {
         "from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
-         where n.nspname = 'cutover' and p.proname = 'guard_' || $1::integer and t.tgenabled <> 'A'"
+         where n.nspname = 'cutover' and p.proname in ('guard_' || $1::integer, 'commit_check_' || $1::integer) \
+             and t.tgenabled <> 'A'"
     };
 }
 
@@ -116,9 +117,10 @@ pub(crate) async fn disabled_guards(
     migration: i32,
 ) -> Result<Vec<String>, sqlx::Error> {
     unprepared::query_scalar(concat!(
-        "select format('guard trigger %I of %s to be enabled, because external writes are not seen meanwhile; to unblock: \
-                 `alter table %s enable always trigger %I`', \
-                t.tgname, t.tgrelid::regclass, t.tgrelid::regclass, t.tgname) \
+        "select format('guard trigger %1$I of %2$s to be enabled, because %3$s meanwhile; to unblock: \
+                 `alter table %2$s enable always trigger %1$I`', t.tgname, t.tgrelid::regclass, \
+                case p.proname when 'guard_' || $1::integer then 'external writes are not seen' \
+                    else 'rows that change between the two statements of a write are not compared' end) \
          ",
         from_disabled_guards!(),
         " order by 1 limit 5"

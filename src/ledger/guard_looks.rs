@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use super::{guard_triggers, unprepared};
 
 /// What the values of both sides depend on besides the rows, each with its present version: functions that the mapping calls
-/// (`p`), labels of enums (`e`), and up to `ramp` the file of a new table (`t`) and what decides which of its rows a write reaches (`g`).
+/// (`p`), labels of enums (`e`), the check at commit (`c`), and up to `ramp` the file of a new table (`t`) and what decides which of its rows a write reaches (`g`).
 ///
 /// The function of the guard trigger names each function and type of the mapping with its schema. A label that is added changes
 /// no value.
@@ -33,6 +33,10 @@ macro_rules! uses {
                          and (s.column_numbers is null or a.attnum = any (s.column_numbers))) \
                  or exists (select from guard g, pg_type t join pg_namespace n on n.oid = t.typnamespace \
                      where t.oid = e.enumtypid and strpos(g.source, format('%I.%I', n.nspname, t.typname)) > 0) \
+             union all select 'c', string_agg(t.oid || ' ' || t.xmin, ' ' order by t.oid) from pg_trigger t \
+                 where t.tgname = '",
+            guard_triggers::prefix!(),
+            "' || $1::integer || '_commit' and t.tgparentid = 0 having count(*) > 0 \
              union all select 't' || c.oid, c.relfilenode::text from copies join pg_class c on c.oid = copies.relation \
              union all select 'g', concat_ws(';', (select string_agg(t.oid || ' ' || t.xmin, ' ' order by t.oid) \
                      from copies join pg_trigger t on t.tgrelid = copies.relation and not t.tgisinternal and ",
@@ -88,6 +92,7 @@ other_values as (select case left(o.key, 1) when 'p' then format('function %s wa
             when 'e' then format('a value of enum %s was renamed or dropped', (select enumtypid::regtype \
                 from pg_enum where oid = substr(o.key, 2)::oid)) \
             when 't' then format('table %s was truncated or rewritten', substr(o.key, 2)::oid::regclass) \
+            when 'c' then 'the check at commit was dropped, disabled or replaced' \
             else 'a trigger, rule or policy of the new table, or its row security, was changed' end as what, false as is_disabled \
     from known k cross join uses n cross join lateral jsonb_each_text(k.uses) as o \
     where $2 and n.uses ->> o.key is distinct from o.value and (o.key !~ '^[tg]' or n.uses ? o.key) order by o.key limit 1), \

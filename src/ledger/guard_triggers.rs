@@ -58,6 +58,26 @@ pub(crate) async fn missing(
     .await
 }
 
+/// Whether the check at commit is gone from the table with this oid. The role that armed the guard trigger has installed it, if it
+/// may.
+pub(crate) async fn is_check_gone(
+    connection: &mut PgConnection,
+    relation: i64,
+    migration: i32,
+) -> Result<bool, sqlx::Error> {
+    unprepared::query_scalar(
+        "select exists (select from pg_class c join pg_proc p on p.proname = 'guard_' || $2::integer \
+                 and pg_has_role(p.proowner, c.relowner, 'usage') \
+             join pg_namespace n on n.oid = p.pronamespace and n.nspname = 'cutover' where c.oid = $1::oid) \
+         and not exists (select from pg_trigger where tgrelid = $1::oid and format('\"%s\"', tgname) = $3)",
+    )
+    .bind(relation)
+    .bind(migration)
+    .bind(commit_check(&migration.to_string()))
+    .fetch_one(connection)
+    .await
+}
+
 /// The statements that remove the triggers from the table, which has this quoted name now, and from its partitions.
 pub(crate) fn disarm(table: &str, id: &str) -> String {
     let drops: String =

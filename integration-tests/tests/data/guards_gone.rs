@@ -1,6 +1,6 @@
 //! Guard triggers that others drop or disable while a migration is at rest.
 
-use cutover::migration::SchemaChange;
+use cutover::migration::{SchemaChange, TableMigration};
 use sqlx::Executor;
 
 use crate::wider_key;
@@ -51,6 +51,67 @@ async fn a_guard_trigger_that_is_gone_is_told_at_rest() -> Outcome {
         assert!(!world.is_at("contract").await?);
     }
     Ok(())
+}
+
+/// All triggers of the migration, each with its table and whether it always fires.
+async fn triggers(world: &World) -> Outcome<Vec<(String, String)>> {
+    let query = "select tgrelid::regclass || ' ' || tgname, tgenabled::text from pg_trigger \
+        where tgname like 'zzz%' order by 1";
+    Ok(sqlx::query_as(query).fetch_all(&world.pool).await?)
+}
+
+/// Each is told, and what is told brings all of them back.
+#[tokio::test]
+async fn every_part_of_the_guard_is_brought_back() -> Outcome {
+    let tables = |world: &World| {
+        TableMigration::new(world.pool.clone(), "orders", "orders_2")
+            .create("create table orders_2 (id bigint primary key, status text)")
+            .column("status", "lower(trim(old_status))")
+            .column_back("old_status", "upper(status)")
+            .without("orders_id_seq")
+            .build()
+    };
+    for (moves_columns, parts) in [
+        (true, vec!["key on orders"]),
+        (true, vec!["commit on orders"]),
+        (false, vec!["nested on orders", "commit on orders_2"]),
+        (false, vec!["truncate on orders"]),
+    ] {
+        let world = World::new(20).await?;
+        let _a = match moves_columns {
+            true => world.brief("a", world.describe().build()?).await?,
+            false => world.brief("a", tables(&world)?).await?,
+        };
+        world.go("ramp").await?;
+        let (id, before) = (world.id().await?, triggers(&world).await?);
+        for part in &parts {
+            world.external(&format!("drop trigger zzz_cutover_{id}_{part}")).await?;
+        }
+        for part in &parts {
+            let name = part.split(' ').next().unwrap_or_default();
+            world.waits_for(&format!("\"zzz_cutover_{id}_{name}\"")).await?;
+        }
+        follow_advice(&world).await?;
+        world.go("ramp").await?;
+        assert_eq!(triggers(&world).await?, before, "{parts:?}");
+    }
+    Ok(())
+}
+
+/// It was enabled again before the driver looked.
+#[tokio::test]
+async fn a_check_at_commit_that_was_disabled_for_a_while_needs_another_scan() -> Outcome {
+    let (world, a, _) = at_rest("switch").await?;
+    let trigger = format!("zzz_cutover_{}_commit", world.id().await?);
+    world.external(&format!("alter table orders disable trigger {trigger}")).await?;
+    world.waits_for("between the two statements of a write are not compared meanwhile").await?;
+    a.says("to be enabled").await?;
+    follow_advice(&world).await?;
+    world.ask("retire").await?;
+    world.waits_for("the check at commit was dropped, disabled or replaced").await?;
+    assert!(world.is_at("switch").await?);
+    world.go("verify").await?;
+    world.go("retire").await
 }
 
 #[tokio::test]

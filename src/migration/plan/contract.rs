@@ -4,7 +4,6 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use super::before_work::{Found, before_work};
 use super::description::{Description, Shape, not_null_check, not_null_steps};
-use super::expand::find_guard;
 use super::files::waits_for_file;
 use crate::ledger::{begin_work, guard_triggers, sides, unprepared};
 use crate::migration::batch::{begin, walk};
@@ -62,7 +61,7 @@ pub(crate) async fn contract(plan: &Description, migration: &Migration) -> Resul
         }
     }
     if plan.by_files {
-        return disarm(plan, &table, sides.old.relation, migration).await;
+        return disarm(plan, &table, migration).await;
     }
     let id = migration.id().to_string();
     let disarm = plan.has_guard.then(|| guard_triggers::disarm(&table, &id));
@@ -140,19 +139,11 @@ async fn remove_rows(
 }
 
 /// Removes the guard trigger, and then waits for a migration file to drop the old side.
-async fn disarm(
-    plan: &Description,
-    table: &str,
-    relation: i64,
-    migration: &Migration,
-) -> Result<(), PlanError> {
+async fn disarm(plan: &Description, table: &str, migration: &Migration) -> Result<(), PlanError> {
     let mut tx = begin_work(&plan.outline.pool).await?;
-    let is_armed = match find_guard(plan, &mut tx).await? {
-        Some(guard) => guard.is_armed(&mut tx, relation, migration.id()).await?,
-        None => false,
-    };
+    let is_left = plan.has_guard && guard_triggers::is_left(&mut tx, migration.id()).await?;
     tx.rollback().await?;
-    if is_armed {
+    if is_left {
         let statement = guard_triggers::disarm(table, &migration.id().to_string());
         let tables = each_of(table, plan.new_table());
         alter_all(&plan.outline.pool, &tables, migration, Phase::Contract, &statement).await?;

@@ -6,6 +6,7 @@ use super::description::{Description, Shape};
 use super::files::waits_for_file;
 use super::inspection::problems;
 use super::refusal::refuse;
+use super::unguarded::Gone;
 use crate::ledger::{begin_work, sides, unprepared};
 use crate::migration::batch::{begin, keyset};
 use crate::migration::coordinator::PlanError;
@@ -62,13 +63,16 @@ pub(crate) async fn expand(plan: &Description, migration: &Migration) -> Result<
     alter_all(pool, &tables, migration, Phase::Off, &statements.join(";\n")).await
 }
 
-/// Installs the trigger again if another build has installed another one, so that external writes are mapped as this build
-/// maps rows.
+/// Installs the trigger again if a part of it is gone, or if another build has installed another one, so that external writes are
+/// mapped as this build maps rows.
 pub(crate) async fn rearm(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
     let mut tx = begin_work(&plan.outline.pool).await?;
     let Some(guard) = find_guard(plan, &mut tx).await? else { return Ok(()) };
-    let relation = sides::find(&mut tx, migration.id()).await?.map_or(0, |sides| sides.old.relation);
-    if guard.is_armed(&mut tx, relation, migration.id()).await? {
+    let recorded = sides::find(&mut tx, migration.id()).await?;
+    if let Some(sides) = &recorded
+        && guard.is_armed(&mut tx, sides.old.relation, migration.id()).await?
+        && Gone::find(plan, &guard, sides, migration.id(), &mut tx).await?.is_nothing()
+    {
         return Ok(());
     }
     let arm = armed(plan, &guard, migration, &mut tx).await?;
@@ -76,7 +80,7 @@ pub(crate) async fn rearm(plan: &Description, migration: &Migration) -> Result<(
     tracing::info!(
         migration = migration.name(),
         table = plan.old_table(),
-        "installing the guard trigger again, because the mapping has changed"
+        "installing the guard trigger again, because a part of it is gone or the mapping has changed"
     );
     let tables = each_of(plan.old_table(), plan.new_table());
     alter_all(&plan.outline.pool, &tables, migration, Phase::Backfill, &arm).await

@@ -170,7 +170,7 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         migration: i32,
         connection: &mut PgConnection,
     ) -> Result<Vec<PlanProblem>, sqlx::Error> {
-        Ok(unguarded(&self.description, phase, migration, connection).await?.into_iter().collect())
+        unguarded(&self.description, phase, migration, connection).await
     }
 
     async fn schema_state(
