@@ -40,6 +40,7 @@ mod recipes;
 mod remedies;
 mod renamed_columns;
 mod repairs;
+mod replication;
 mod restored;
 mod reused_keys;
 mod round_trips;

@@ -5,6 +5,7 @@ use super::attached_constraints::{checks, foreign_key, referencing, referring_na
 use super::attachments::{Attachments, ConstraintFacts, IndexFacts};
 use super::counterpart::{Attached, Counterpart, Step, attached, base, list, statement};
 use super::names::{beside, quote};
+use super::rename::rename_columns;
 use crate::ledger::literal::text as literal;
 
 /// Everything that `old` has attached and `new` lacks.
@@ -288,8 +289,31 @@ fn publications(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -
     for publication in &old.publications {
         let name = quote(&publication.name);
         let other = new.publications.iter().find(|other| other.name == publication.name);
-        let filter = publication.filter.as_ref().map(|filter| format!(" where {filter}")).unwrap_or_default();
+        let filter =
+            publication.filter.as_ref().map(|filter| format!(" where ({filter})")).unwrap_or_default();
+        let names = |columns: &[String]| {
+            let none = |name: &str| columns.iter().any(|one| one == name).then(String::new);
+            rename_columns(&filter, none) != filter
+        };
+        let filters_old = sides.is_one_table() && names(sides.moving);
         let (what, steps) = match (&publication.columns, sides.is_one_table()) {
+            (None, true) if !filters_old => continue,
+            // A row filter on the old side passes no row that `retire` writes. Where updates are published, its columns are part
+            // of the replica identity, which is another attachment.
+            (columns, true) if filters_old => {
+                let what = format!("row filter{filter} of publication {name} for {table}");
+                let listed = columns.as_ref().map(|columns| sides.map_all(columns).unwrap_or_default());
+                let is_derived = !publication.publishes_changes
+                    && !names(sides.unmatched)
+                    && listed.as_ref().is_none_or(|all| !all.is_empty());
+                let columns = listed.map(|all| format!(" ({})", list(&all))).unwrap_or_default();
+                let both = format!(
+                    "begin; alter publication {name} drop table {table}; \
+                     alter publication {name} add table {table}{columns}{}; commit",
+                    sides.rename(&filter)
+                );
+                (what, if is_derived { vec![statement(both)] } else { Vec::new() })
+            }
             (None, true) => continue,
             (Some(columns), true) => {
                 let lacks = |(old, new): &&(String, String)| columns.contains(old) && !columns.contains(new);
@@ -311,8 +335,12 @@ fn publications(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -
                     Some(Some(columns)) => format!(" ({})", list(&columns)),
                     Some(None) | None => String::new(),
                 };
-                let add = format!("alter publication {name} add table {table}{columns}");
-                (format!("publication {name} of {}", sides.old_table), vec![statement(add)])
+                let add =
+                    format!("alter publication {name} add table {table}{columns}{}", sides.rename(&filter));
+                let kept: Vec<String> = old.columns.iter().map(|column| column.name.clone()).collect();
+                let lost: Vec<String> = kept.into_iter().filter(|name| sides.moved(name).is_none()).collect();
+                let steps = if names(&lost) { Vec::new() } else { vec![statement(add)] };
+                (format!("publication {name} of {}", sides.old_table), steps)
             }
         };
         found.push(Attached { is_automatic: false, ..attached(&publication.name, what, steps) });

@@ -101,12 +101,15 @@ pub(crate) struct StatisticsFacts {
     pub(crate) definition: String,
 }
 
+/// A publication that names the table, its schema or a partition of it.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct PublicationFacts {
     pub(crate) name: String,
     /// `None`: all columns.
     pub(crate) columns: Option<Vec<String>>,
     pub(crate) filter: Option<String>,
+    /// Updates or deletes.
+    pub(crate) publishes_changes: bool,
 }
 
 /// The partitions of this table that hold rows.
@@ -212,13 +215,16 @@ select json_build_object( \
                         and d.refobjsubid = a.attnum)))) order by x.stxname), '[]') \
         from pg_statistic_ext x where x.stxrelid = c.oid), \
     'publications', (select coalesce(json_agg(json_build_object( \
-            'name', p.pubname, 'filter', (select to_jsonb(v) ->> 'rowfilter' from pg_publication_tables v \
+            'name', p.pubname, 'publishes_changes', p.pubupdate or p.pubdelete, 'filter', (select to_jsonb(v) ->> 'rowfilter' from pg_publication_tables v \
                 where v.pubname = p.pubname and v.tablename = c.relname \
                     and v.schemaname = (select n.nspname from pg_namespace n where n.oid = c.relnamespace) limit 1), \
             'columns', (select json_agg(a.attname order by a.attnum) from pg_attribute a where a.attrelid = c.oid \
                 and a.attnum::text in (select m[1] from regexp_matches(to_jsonb(r) ->> 'prattrs', '[0-9]+', 'g') as m))) \
             order by p.pubname), '[]') \
-        from pg_publication_rel r join pg_publication p on p.oid = r.prpubid where r.prrelid = c.oid))::text \
+        from pg_publication p left join pg_publication_rel r on r.prpubid = p.oid and r.prrelid = c.oid \
+        where not p.puballtables and (r.oid is not null or exists (select from pg_publication_tables v \
+            join pg_class o on o.relname = v.tablename join pg_namespace n on n.oid = o.relnamespace and n.nspname = v.schemaname \
+            where v.pubname = p.pubname and o.oid in (select c.oid union all select relid::oid from pg_partition_tree(c.oid))))))::text \
 from pg_class c where c.oid = to_regclass($1)"
 );
 

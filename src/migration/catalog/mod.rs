@@ -22,6 +22,7 @@ mod new_table;
 mod old_side;
 mod problem;
 mod rename;
+mod replication;
 mod sequences;
 mod settings;
 mod table;
@@ -47,6 +48,7 @@ pub(super) use new_table::{heirs, new_table_now, refers_to_old};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
 pub(super) use rename::rename_columns;
+pub(super) use replication::{publications_of_all_columns, subscriptions, unidentified};
 pub(super) use sequences::take_over_sequences;
 pub(super) use settings::{
     MAPPING_SETTINGS, ROW_WORK_SETTINGS, ROW_WORK_SETTINGS_QUERY, TIME_ZONE_ABBREVIATIONS,

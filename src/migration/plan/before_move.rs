@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::before_work::moved;
 use super::description::Description;
 use super::refusal::missing;
+use super::replication;
 use super::unguarded::unguarded;
 use crate::ledger::sides::{self, SideRow};
 use crate::ledger::{begin_work, describe_error, unprepared};
@@ -91,6 +92,7 @@ async fn problems(
         problems.push(row_security(plan.old_table(), &old));
     }
     problems.extend(of_guard(plan, migration, &old, tx).await?);
+    problems.extend(replication::before_move(plan, phase, tx).await?);
     // The copy arms it again.
     if phase >= Phase::Backfill {
         problems.extend(unguarded(plan, phase, migration, tx).await?);

@@ -6,6 +6,7 @@ use super::attached::{interference, lacking};
 use super::description::{Description, add_columns};
 use super::key_remedy::unusable_key;
 use super::refusal::{missing, no_temporary_tables, not_computed, of_mapping};
+use super::replication::of_replication;
 use super::round_trip::try_mappings;
 use super::two_tables::of_tables;
 use crate::ledger::{begin_work, describe_error, is_refusal, sides, unprepared};
@@ -58,6 +59,7 @@ pub(crate) async fn problems(
     match plan.moves_columns() {
         true => {
             problems.extend(of_columns(plan, &facts, may_use_new, &mut tx).await?);
+            problems.extend(of_replication(plan, false, &mut tx).await?);
             problems.extend(lacking(plan, &mut tx).await?.into_iter().map(|(_, problem)| problem));
             let is_refused = problems.iter().any(|problem| problem.is_blocking);
             if let (false, Some(key)) = (is_refused, &key) {

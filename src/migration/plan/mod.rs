@@ -36,6 +36,7 @@ mod new_type;
 mod partial;
 mod recent_look;
 mod refusal;
+mod replication;
 mod round_trip;
 mod schema_change;
 mod sql_migration;

@@ -7,6 +7,7 @@ use super::description::Description;
 use super::key_remedy::unusable_key;
 use super::partial::{of_part, of_partitions};
 use super::refusal::{missing, not_computed, of_mapping};
+use super::replication::of_replication;
 use super::round_trip::try_mappings;
 use crate::ledger::{sql_state, unprepared};
 use crate::migration::batch::{Keyset, keyset};
@@ -86,6 +87,7 @@ pub(super) async fn of_tables(
     {
         problems.push(unusable_key(tx, &sides.new, &key.plain_names(), &reasons).await?);
     }
+    problems.extend(of_replication(plan, is_made_by_plan, tx).await?);
     problems.extend(lacking(plan, tx).await?.into_iter().map(|(_, problem)| problem));
     let is_refused = problems.iter().any(|problem| problem.is_blocking);
     if let (false, Some(key)) = (is_refused, key) {

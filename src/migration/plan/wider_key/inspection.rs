@@ -8,7 +8,7 @@ use super::named_by::{claimed, interference, named_by};
 use super::referring::{self, relations_of};
 use super::trigger_functions::{self, TriggerFunction};
 use crate::ledger::{sides, unprepared};
-use crate::migration::catalog::{PlanProblem, TableFacts, not_owner, quote, rename_away};
+use crate::migration::catalog::{PlanProblem, TableFacts, not_owner, quote, rename_away, unidentified};
 
 /// Everything at once. Also asked before the exchange, because an object that names the key may have been added since.
 pub(super) async fn problems(
@@ -84,6 +84,10 @@ pub(super) async fn problems(
     let referring = referring::find(plan, &key, migration, connection).await?;
     problems
         .extend(referring::problems((plan, &key), &referring, (migration, is_recorded), connection).await?);
+    let others = referring.iter().filter(|one| one.moves()).map(|one| &one.table);
+    for table in std::iter::once(&key.table).chain(others) {
+        problems.extend(unidentified(&mut *connection, table, false).await?);
+    }
     let functions = trigger_functions::find(&relations_of(&key, &referring), connection).await?;
     problems.extend(functions.iter().filter_map(TriggerFunction::problem));
     let named = named_by(&plan.table, &plan.column, key.relation, connection).await?;
