@@ -116,9 +116,10 @@ impl Shape {
         self.is_table && self.attached.is_some_and(|attached| attached.has_key)
     }
 
-    /// The numbers of the rows to which others refer.
-    pub(crate) fn referred(&self) -> std::ops::Range<usize> {
-        if self.has_lines() { KEYS..KEYS + LINES } else { KEYS..KEYS }
+    /// The numbers of the rows to which others refer. A row that does not move has no counterpart.
+    pub(crate) fn referred(&self) -> Vec<usize> {
+        let count = if self.has_lines() { LINES } else { 0 };
+        (KEYS..).filter(|number| !self.has_part || !number.is_multiple_of(3)).take(count).collect()
     }
 
     /// This line of the old side, as the new side has to have it.

@@ -15,12 +15,13 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Pg
 use tokio::sync::RwLock;
 
 use crate::Outcome;
-use crate::damage::{Damage, Kind};
+use crate::damage::{Damage, Kind, is_cut};
 use crate::life::STEP;
 use crate::oracle::FIXED;
 
-/// The `application_name` of the sessions of the driver's work.
+/// The `application_name` of the sessions of the driver's work, and of those of the service's own transactions.
 const WORK: &str = "work";
+const SERVICE: &str = "service";
 
 pub(crate) struct Base {
     pub(crate) url: String,
@@ -33,6 +34,10 @@ pub(crate) struct Base {
     pub(crate) version: i32,
     /// Connections of the driver's work are cut, and one of two instances is killed.
     pub(crate) has_faults: bool,
+    /// Instances of other builds come and go.
+    pub(crate) has_guests: bool,
+    /// Those of them that write.
+    pub(crate) guests: Mutex<Vec<Migration>>,
     /// How long a step may take.
     pub(crate) step: Duration,
     /// The judge writes this lock, so that no writer is in the middle of anything.
@@ -97,7 +102,7 @@ impl Base {
             .await?;
         let settings = format!("set statement_timeout = '30s'; {}", settings.join("; "));
         let work = pool(options.clone().application_name(WORK), 10, settings.clone()).await?;
-        let pool = pool(options, 10, settings).await?;
+        let pool = pool(options.application_name(SERVICE), 10, settings).await?;
         Ok(Self {
             url,
             pool,
@@ -105,6 +110,8 @@ impl Base {
             control,
             version,
             has_faults,
+            has_guests: false,
+            guests: Mutex::default(),
             // What a fault stops is retried after growing pauses.
             step: if has_faults { STEP * 2 } else { STEP },
             quiet: RwLock::default(),
@@ -122,7 +129,8 @@ impl Base {
 
     /// A session of the service's role without its settings.
     pub(crate) async fn owner(&self) -> Outcome<PgConnection> {
-        Ok(PgConnection::connect_with(&self.pool.connect_options()).await?)
+        let options = (*self.pool.connect_options()).clone().application_name("owner");
+        Ok(PgConnection::connect_with(&options).await?)
     }
 
     pub(crate) fn fail(&self, kind: Kind, damage: impl Into<String>) {
@@ -132,16 +140,32 @@ impl Base {
         }
     }
 
+    /// A write has failed, other than with a connection that was cut.
+    pub(crate) fn fail_write(&self, error: &(dyn std::error::Error + 'static), damage: impl Into<String>) {
+        if !(self.has_faults && is_cut(error)) {
+            self.fail(Kind::of_failed_write(error), damage);
+        }
+    }
+
     /// An instance of the service.
     pub(crate) async fn join(&self, name: &str, specs: Vec<MigrationSpec>) -> Outcome<(Agent, Migration)> {
-        let health = Health::new();
-        let options: PgConnectOptions = (*self.pool.connect_options()).clone();
-        let ledger = Ledger::open(options).await?;
-        let release = Release::new("shop", "1")?.with_instance(name)?;
-        let fleet = Fleet::join(ledger, &release, FleetOptions::default(), &health).await?;
-        let agent = Agent::start(fleet, specs, DriverOptions::default(), &health).await?;
+        let agent = self.member(name, specs, FleetOptions::default()).await?;
         let migration = agent.migration("subject").ok_or("declared")?;
         Ok((agent, migration))
+    }
+
+    /// The same of any build.
+    pub(crate) async fn member(
+        &self,
+        name: &str,
+        specs: Vec<MigrationSpec>,
+        options: FleetOptions,
+    ) -> Outcome<Agent> {
+        let health = Health::new();
+        let ledger = Ledger::open((*self.pool.connect_options()).clone()).await?;
+        let release = Release::new("shop", "1")?.with_instance(name)?;
+        let fleet = Fleet::join(ledger, &release, options, &health).await?;
+        Ok(Agent::start(fleet, specs, DriverOptions::default(), &health).await?)
     }
 
     /// The migration's phase, and what it waits for.
@@ -189,13 +213,14 @@ impl Base {
         Ok(sqlx::query_scalar(query).fetch_one(&self.control).await?)
     }
 
-    /// Ends one session of the work or of the ledger, if there is one.
+    /// Ends one session of the work, of the ledger or of the service, if there is one.
     pub(crate) async fn cut(&self) -> Outcome {
         sqlx::query(
             "select pg_terminate_backend(pid) from pg_stat_activity \
-             where datname = current_database() and application_name in ($1, 'cutover-ledger') order by random() limit 1",
+             where datname = current_database() and application_name in ($1, $2, 'cutover-ledger') order by random() limit 1",
         )
         .bind(WORK)
+        .bind(SERVICE)
         .execute(&self.control)
         .await?;
         Ok(())

@@ -99,3 +99,15 @@ pub(crate) fn code_of(error: &(dyn std::error::Error + 'static)) -> String {
     }
     String::new()
 }
+
+/// Whether the server has ended the session. Then the transaction is rolled back: an answer to a commit is on its way before.
+pub(crate) fn is_cut(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(one) = next {
+        if let Some(sqlx::Error::Io(_)) = one.downcast_ref::<sqlx::Error>() {
+            return true;
+        }
+        next = one.source();
+    }
+    code_of(error) == "57P01"
+}

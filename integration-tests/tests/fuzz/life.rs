@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use cutover::migration::{Agent, Migration, MigrationSpec, Phase};
+use cutover::migration::{Agent, Migration, MigrationSpec, Phase, PhaseRange};
 use fastrand::Rng;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use crate::Outcome;
 use crate::base::{Base, lock};
 use crate::beside::walk;
+use crate::builds::come_and_go;
 use crate::changes::ChangeWorld;
 use crate::chosen::Chosen;
 use crate::damage::{Damage, Kind};
@@ -64,7 +65,8 @@ pub(crate) trait Subject: Deref<Target = Base> + Send + Sync + 'static {
     /// What makes the plan impossible.
     fn flaw(&self) -> Option<String>;
 
-    fn spec(&self) -> Outcome<MigrationSpec>;
+    /// The migration as a build with this range declares it. `is_earlier`: an earlier build, whose mapping has another text.
+    fn spec(&self, range: PhaseRange, is_earlier: bool) -> Outcome<MigrationSpec>;
 
     /// A second migration of the table.
     fn beside(&self) -> Outcome<Option<MigrationSpec>> {
@@ -142,7 +144,7 @@ fn route(rng: &mut Rng) -> Vec<&'static str> {
 async fn migrate<S: Subject>(subject: &Arc<S>, rng: &mut Rng, report: &mut Report) -> Outcome {
     let specs = || {
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
-            [subject.spec()?].into_iter().chain(subject.beside()?).collect::<Vec<_>>(),
+            [subject.spec(PhaseRange::FULL, false)?].into_iter().chain(subject.beside()?).collect::<Vec<_>>(),
         )
     };
     let (agent, migration) = subject.join("a", specs()?).await?;
@@ -165,6 +167,7 @@ async fn migrate<S: Subject>(subject: &Arc<S>, rng: &mut Rng, report: &mut Repor
         Some(_) => Some(tokio::spawn(walk(Arc::clone(subject), rng.u64(..)))),
         None => None,
     };
+    let guests = subject.has_guests.then(|| tokio::spawn(come_and_go(Arc::clone(subject), rng.u64(..))));
     // An instance that is killed says nothing. The fleet waits for its lease.
     let mut killed = second.take_if(|_| has_faults);
     let outcome = visit(&**subject, rng, report, &mut killed).await;
@@ -178,7 +181,7 @@ async fn migrate<S: Subject>(subject: &Arc<S>, rng: &mut Rng, report: &mut Repor
     if let Some((second, _)) = second {
         second.leave().await?;
     }
-    for task in [faults, beside].into_iter().flatten() {
+    for task in [faults, beside, guests].into_iter().flatten() {
         task.await??;
     }
     outcome

@@ -10,6 +10,7 @@
 mod attached;
 mod base;
 mod beside;
+mod builds;
 mod changes;
 mod chosen;
 mod damage;

@@ -31,10 +31,11 @@ impl World {
         builder
     }
 
-    pub(crate) fn column_plan(&self) -> Outcome<ColumnMigration> {
+    pub(crate) fn column_plan(&self, is_earlier: bool) -> Outcome<ColumnMigration> {
         let pair = &self.shape.pair;
         let forward = match self.shape.flaw {
             Some(Flaw::Clock) => format!("case when now() is null then null else {} end", pair.forward),
+            _ if is_earlier => format!("({})", pair.forward),
             _ => pair.forward.to_owned(),
         };
         let builder = ColumnMigration::new(self.work.clone(), "subject");

@@ -129,6 +129,8 @@ pub(crate) struct Shape {
     pub(crate) is_dual: bool,
     /// More is attached to the old side, and all of it is carried over.
     pub(crate) attached: Option<Attached>,
+    /// Instances of other builds come and go.
+    pub(crate) has_guests: bool,
 }
 
 /// The default of the second column on both sides.
@@ -223,8 +225,10 @@ impl Shape {
             rust_pair,
             is_dual: rng.bool() || rust_pair.is_some(),
             attached: None,
+            has_guests: false,
         };
         let attached = Attached::random(rng);
+        shape.has_guests = rng.u8(..).is_multiple_of(4) && flaw.is_none();
         shape.attached = (rng.u8(..).is_multiple_of(3) && can_attach(&shape)).then_some(attached);
         shape
     }

@@ -21,15 +21,15 @@ impl Subject for World {
         self.shape.flaw.map(|flaw| format!("{flaw:?}"))
     }
 
-    fn spec(&self) -> Outcome<MigrationSpec> {
-        let mut spec = MigrationSpec::new("subject", PhaseRange::FULL).soak(Duration::ZERO);
+    fn spec(&self, range: PhaseRange, is_earlier: bool) -> Outcome<MigrationSpec> {
+        let mut spec = MigrationSpec::new("subject", range).soak(Duration::ZERO);
         if self.shape.rust_pair.is_some() {
             spec = spec.external_write_quiet_period(QUIET);
         }
         Ok(match (self.shape.is_table, self.shape.is_apart) {
             (true, _) => spec.plan(self.table_plan()?),
             (_, true) => spec.plan(self.plan_apart()?),
-            _ => spec.plan(self.column_plan()?),
+            _ => spec.plan(self.column_plan(is_earlier)?),
         })
     }
 

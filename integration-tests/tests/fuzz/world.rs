@@ -62,8 +62,9 @@ impl World {
     /// `None` if the server refuses the table or the shape makes no sense.
     pub(crate) async fn new(shape: Shape) -> Outcome<Option<Self>> {
         let mut base = Base::new(shape.own_role, &shape.settings, shape.has_faults, PREPARE).await?;
-        if shape.has_beside {
-            // Both migrations wait for the locks and the work of the other one.
+        base.has_guests = shape.has_guests;
+        if shape.has_beside || shape.has_guests {
+            // Both migrations wait for the locks and the work of the other one, and each for other builds.
             base.step = STEP * 2;
         }
         if base.owner().await?.execute(AssertSqlSafe(shape.create())).await.is_err() {

@@ -128,6 +128,7 @@ pub(crate) struct ChangeShape {
     pub(crate) own_role: bool,
     pub(crate) settings: Vec<&'static str>,
     pub(crate) has_faults: bool,
+    pub(crate) has_guests: bool,
     pub(crate) change_flaw: Option<Flaw>,
 }
 
@@ -177,6 +178,7 @@ impl ChangeShape {
             own_role: rng.bool() || change_flaw == Some(Flaw::RowSecurity),
             settings: settings_of(&INTEGER_TO_BIGINT, rng),
             has_faults: rng.u8(..).is_multiple_of(4) && change_flaw.is_none(),
+            has_guests: rng.u8(..).is_multiple_of(4) && change_flaw.is_none(),
             change_flaw,
         }
     }

@@ -62,7 +62,7 @@ pub(crate) fn first_id(writer: usize) -> i64 {
 impl ChangeWorld {
     pub(crate) async fn new(shape: ChangeShape, rng: &mut Rng) -> Outcome<Option<Self>> {
         let mut base = Base::new(shape.own_role, &shape.settings, shape.has_faults, PREPARE).await?;
-        base.longest_pause = 100;
+        (base.longest_pause, base.has_guests) = (100, shape.has_guests);
         let mut owner = base.owner().await?;
         owner.execute(AssertSqlSafe(shape.create())).await?;
         let mut world = Self {
@@ -306,9 +306,9 @@ impl Subject for ChangeWorld {
         self.shape.change_flaw.map(|flaw| format!("{flaw:?}"))
     }
 
-    fn spec(&self) -> Outcome<MigrationSpec> {
+    fn spec(&self, range: PhaseRange, _: bool) -> Outcome<MigrationSpec> {
         let plan = self.shape.plan(self.work.clone())?;
-        Ok(MigrationSpec::new("subject", PhaseRange::FULL)
+        Ok(MigrationSpec::new("subject", range)
             .soak(Duration::ZERO)
             .external_write_quiet_period(QUIET)
             .plan(plan))

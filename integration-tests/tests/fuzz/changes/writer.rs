@@ -84,7 +84,7 @@ impl Writer {
             let quiet = world.quiet.read().await;
             let before = lock(&world.rows[self.number]).clone();
             let level = LEVELS[self.rng.usize(..LEVELS.len())];
-            match migration.begin_isolated(&world.pool, level).await {
+            match world.instance(&migration, &mut self.rng).begin_isolated(&world.pool, level).await {
                 Ok(tx) => {
                     let phase = tx.phase();
                     if let Some(write) = self.choose(&before, phase, false) {
@@ -93,7 +93,7 @@ impl Writer {
                     }
                 }
                 Err(error) if error.is_retryable() => {}
-                Err(error) => world.fail(Kind::of_failed_write(&error), format!("begin failed: {error}")),
+                Err(error) => world.fail_write(&error, format!("begin failed: {error}")),
             }
             drop(quiet);
             sleep(Duration::from_millis(self.rng.u64(1..12))).await;
@@ -145,7 +145,7 @@ impl Writer {
             let code = code_of(&*error);
             let is_due = !is_free && (bound.is_err() || is_dropped) && REFUSALS.contains(&&*code);
             if !is_due && !TRANSIENT.contains(&&*code) {
-                world.fail(Kind::of_failed_write(&*error), format!("{what} failed: {error}"));
+                world.fail_write(&*error, format!("{what} failed: {error}"));
             }
             return Ok(());
         }

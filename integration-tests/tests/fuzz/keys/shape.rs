@@ -97,6 +97,7 @@ pub(crate) struct KeyShape {
     pub(crate) own_role: bool,
     pub(crate) settings: Vec<&'static str>,
     pub(crate) has_faults: bool,
+    pub(crate) has_guests: bool,
     pub(crate) key_flaw: Option<Flaw>,
 }
 
@@ -158,6 +159,7 @@ impl KeyShape {
             own_role: rng.bool() || key_flaw == Some(Flaw::RowSecurity),
             settings: settings_of(&INTEGER_TO_BIGINT, rng),
             has_faults: rng.u8(..).is_multiple_of(4) && key_flaw.is_none(),
+            has_guests: rng.u8(..).is_multiple_of(4) && key_flaw.is_none(),
             key_flaw,
         }
     }

@@ -51,7 +51,7 @@ impl KeyWorld {
     pub(crate) async fn new(shape: KeyShape) -> Outcome<Option<Self>> {
         let mut base = Base::new(shape.own_role, &shape.settings, shape.has_faults, "").await?;
         // A change of several tables waits for a moment without a transaction on any of them.
-        base.longest_pause = 100;
+        (base.longest_pause, base.has_guests) = (100, shape.has_guests);
         base.owner().await?.execute(AssertSqlSafe(shape.create())).await?;
         let rows = (0..WRITERS).map(|_| Mutex::default()).collect();
         let (is_complete, is_turning) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -257,10 +257,10 @@ impl Subject for KeyWorld {
         self.shape.key_flaw.map(|flaw| format!("{flaw:?}"))
     }
 
-    fn spec(&self) -> Outcome<MigrationSpec> {
+    fn spec(&self, range: PhaseRange, _: bool) -> Outcome<MigrationSpec> {
         let batches = BatchOptions { min_rows: 15, max_rows: 30, ..BatchOptions::default() };
         let plan = WiderKey::new(self.work.clone(), "subject", "id").batches(batches).build()?;
-        Ok(MigrationSpec::new("subject", PhaseRange::FULL)
+        Ok(MigrationSpec::new("subject", range)
             .soak(Duration::ZERO)
             .external_write_quiet_period(QUIET)
             .plan(plan))

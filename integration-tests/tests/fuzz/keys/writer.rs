@@ -84,7 +84,7 @@ impl Writer {
             let quiet = world.quiet.read().await;
             let before = lock(&world.rows[self.number]).clone();
             let level = LEVELS[self.rng.usize(..LEVELS.len())];
-            match migration.begin_isolated(&world.pool, level).await {
+            match world.instance(&migration, &mut self.rng).begin_isolated(&world.pool, level).await {
                 Ok(tx) => {
                     let phase = tx.phase();
                     let write = self.choose(&before, phase, None);
@@ -92,7 +92,7 @@ impl Writer {
                     self.settle(before, write, phase, outcome.map_err(Into::into)).await?;
                 }
                 Err(error) if error.is_retryable() => {}
-                Err(error) => world.fail(Kind::of_failed_write(&error), format!("begin failed: {error}")),
+                Err(error) => world.fail_write(&error, format!("begin failed: {error}")),
             }
             drop(quiet);
             sleep(Duration::from_millis(self.rng.u64(1..12))).await;
@@ -115,7 +115,7 @@ impl Writer {
             let code = code_of(&*error);
             let is_due = write.after.is_err() && ["23503", "23502", "23001"].contains(&&*code);
             if !is_due && !TRANSIENT.contains(&&*code) {
-                world.fail(Kind::of_failed_write(&*error), format!("{what} failed: {error}"));
+                world.fail_write(&*error, format!("{what} failed: {error}"));
             }
             return Ok(());
         }

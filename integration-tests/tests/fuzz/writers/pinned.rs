@@ -9,7 +9,6 @@ use sqlx::{AssertSqlSafe, Executor};
 use super::{After, Change, Writer};
 use crate::Outcome;
 use crate::base::lock;
-use crate::damage::Kind;
 use crate::key::Key;
 use crate::oracle::{Row, Value};
 use crate::world::WRITERS;
@@ -20,6 +19,7 @@ impl Writer {
         while !self.world.is_over.load(Ordering::Relaxed) {
             let world = Arc::clone(&self.world);
             let quiet = world.quiet.read().await;
+            let migration = world.instance(&migration, &mut self.rng);
             self.pinned_write(&migration).await?;
             drop(quiet);
             self.pause().await;
@@ -47,7 +47,7 @@ impl Writer {
             Ok(tx) => tx,
             Err(error) if error.is_retryable() => return Ok(()),
             Err(error) => {
-                world.fail(Kind::of_failed_write(&error), format!("begin failed: {error}"));
+                world.fail_write(&error, format!("begin failed: {error}"));
                 return Ok(());
             }
         };
@@ -104,7 +104,7 @@ impl Writer {
                 self.world.refusals.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) => {
-                self.world.fail(Kind::of_failed_write(error), format!("{what} failed: {error}"));
+                self.world.fail_write(error, format!("{what} failed: {error}"));
             }
         }
         outcome.is_ok()

@@ -12,7 +12,6 @@ use tokio::time::sleep;
 use super::{After, Change, Writer};
 use crate::Outcome;
 use crate::base::{Base, lock};
-use crate::damage::Kind;
 use crate::oracle::{Row, Value};
 
 /// Levels of transactions, the usual one more often.
@@ -145,7 +144,7 @@ impl Writer {
                 let is_gone = matches!(&*code, "42703" | "42P01")
                     && phases.iter().any(|phase| matches!(phase, Phase::Off | Phase::Contract));
                 if !(TRANSIENT.contains(&&*code) || code == "ZC003" && is_refusable || is_gone) {
-                    self.world.fail(Kind::of_failed_write(&error), format!("{what} failed: {error}"));
+                    self.world.fail_write(&error, format!("{what} failed: {error}"));
                 }
                 self.world.refusals.fetch_add(1, Ordering::Relaxed);
                 Ok(())
