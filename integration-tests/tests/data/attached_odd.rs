@@ -359,3 +359,25 @@ async fn two_migrations_carry_over_what_both_columns_have() -> Outcome {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn who_locks_the_table_that_a_key_refers_to_is_named() -> Outcome {
+    let world = World::new(5).await?;
+    world
+        .pool
+        .execute(
+            "create table statuses (status text primary key); insert into statuses select old_status from orders; \
+             alter table orders add constraint known foreign key (old_status) references statuses",
+        )
+        .await?;
+    let mut other = world.pool.begin().await?;
+    other.execute("set local application_name = 'report'; lock table statuses in row exclusive mode").await?;
+    let _a = world.instance("a", Some(describe(&world).carry_over().build()?)).await?;
+    world.go("verify").await?;
+    world.ask("ramp").await?;
+    world.waits_for("the lock on table \"orders\", statuses within 200 ms").await?;
+    world.waits_for("(report)").await?;
+    other.rollback().await?;
+    world.go("ramp").await?;
+    Ok(())
+}

@@ -183,6 +183,7 @@ pub(super) fn foreign_key(
     }
     Some(Attached {
         violated: Some(dangling(sides.new_table, &columns, target, &target_columns)),
+        other_table: Some(target.to_owned()),
         ..attached(&key.name, what, steps)
     })
 }
@@ -237,6 +238,7 @@ pub(super) fn referencing(
     }
     Some(Attached {
         violated: Some(dangling(&key.table, &key.columns, sides.new_table, &target_columns)),
+        other_table: Some(key.table.clone()),
         ..attached(&key.name, what, steps)
     })
 }

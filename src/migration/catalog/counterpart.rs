@@ -29,6 +29,8 @@ pub(crate) struct Attached {
     pub(crate) violated: Option<String>,
     /// Whether the library may do it on its own.
     pub(crate) is_automatic: bool,
+    /// The table, quoted, that the statements lock beside that of the new side.
+    pub(crate) other_table: Option<String>,
 }
 
 /// A statement that gives the new side the same.
@@ -105,7 +107,7 @@ pub(super) fn list(columns: &[String]) -> String {
 }
 
 pub(super) fn attached(name: &str, what: String, steps: Vec<Step>) -> Attached {
-    Attached { name: name.to_owned(), what, steps, violated: None, is_automatic: true }
+    Attached { name: name.to_owned(), what, steps, violated: None, is_automatic: true, other_table: None }
 }
 
 pub(super) fn statement(text: String) -> Step {

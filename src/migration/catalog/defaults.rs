@@ -57,6 +57,7 @@ pub(crate) async fn missing_defaults(
             steps: mapped.map(|expression| Step::Statement(set(expression))).into_iter().collect(),
             violated: None,
             is_automatic: true,
+            other_table: None,
         });
     }
     Ok(found)

@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use super::before_work::{elsewhere, renamed};
 use super::description::Description;
 use super::refusal::refuse;
+use crate::ledger::plans::is_same_table;
 use crate::ledger::{describe_error, guard_looks, is_refusal, sides, unprepared};
 use crate::migration::batch::{MappingCode, begin, keyset};
 use crate::migration::catalog::{
@@ -15,7 +16,7 @@ use crate::migration::catalog::{
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
 use crate::migration::runtime::Migration;
-use crate::migration::schema::{Index, NO_LIMIT, alter, ensure_indexes};
+use crate::migration::schema::{Index, NO_LIMIT, alter_all, ensure_indexes};
 
 /// What has to be changed about the tables before the next step forward from this phase.
 pub(crate) async fn before_step(
@@ -224,6 +225,8 @@ async fn carry(plan: &Description, attached: &Attached, migration: &Migration) -
             Err(error) => return Err(error.into()),
         }
     }
+    let other = attached.other_table.as_deref().filter(|other| !is_same_table(other, table));
+    let tables: Vec<&str> = [table].into_iter().chain(other).collect();
     for step in &attached.steps {
         match step {
             Step::Index { name, is_unique, on } => {
@@ -231,7 +234,7 @@ async fn carry(plan: &Description, attached: &Attached, migration: &Migration) -
             }
             Step::Statement(statement) => {
                 let statement = format!("{NO_LIMIT}{statement}");
-                alter(pool, table, migration, Phase::Verify, &statement).await?;
+                alter_all(pool, &tables, migration, Phase::Verify, &statement).await?;
             }
         }
     }
