@@ -1,7 +1,10 @@
 //! What the guard trigger does where a mapping is in Rust, which it cannot run.
 
-use cutover::migration::{Plan, TableMigration, Task, map_each};
-use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use cutover::migration::{MappedValue, Plan, TableMigration, Task, map_each};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection, Row};
 
 use crate::world::{Outcome, World};
 
@@ -168,5 +171,46 @@ async fn a_copy_back_keeps_what_is_written_beside_it() -> Outcome {
     written.map_err(|error| error.to_string())?;
     let row = world.row(7).await?;
     assert_eq!((row.0.as_deref(), row.1.as_deref()), (Some(" Paid "), Some("paid")));
+    Ok(())
+}
+
+/// A batch of the least number of rows would not fit in the memory of a service.
+#[tokio::test]
+async fn large_rows_are_mapped_in_small_batches() -> Outcome {
+    static MOST: AtomicUsize = AtomicUsize::new(0);
+    let lower = |rows: &[PgRow]| {
+        let each = |row: &PgRow| {
+            let text: Option<String> = row.try_get("old_status").map_err(|error| error.to_string())?;
+            Ok((
+                text.as_ref().map_or(0, String::len),
+                MappedValue::new(&text.map(|text| text.to_lowercase()))?,
+            ))
+        };
+        let mapped: Vec<Result<(usize, MappedValue), String>> = rows.iter().map(each).collect();
+        MOST.fetch_max(mapped.iter().flatten().map(|(bytes, _)| bytes).sum(), Ordering::Relaxed);
+        mapped.into_iter().map(|one| one.map(|(_, value)| value)).collect()
+    };
+    let upper = map_each(|row: New| Ok::<_, String>(row.new_status.map(|text| text.to_uppercase())));
+    let world = World::new(0).await?;
+    // The sixth is larger than a batch may be.
+    world
+        .external(
+            "insert into orders (old_status) select repeat(upper(md5(g::text)), case g when 6 then 300000 else 30000 end) \
+             from generate_series(1, 20) g",
+        )
+        .await?;
+    let plan = world.describe().forward_rows(lower).backward_rows(upper);
+    let _a = world.brief("a", plan.without_guard_trigger().build()?).await?;
+    world.go("backfill").await?;
+    world.filled().await?;
+    // A report would have to hold both values of each row.
+    world.external("update orders set new_status = new_status || '!'").await?;
+    world.ask("ramp").await?;
+    world.waits_for("20 rows of").await?;
+    let longest =
+        "select max(greatest(length(expected::text), length(found::text))) from cutover.differences";
+    let longest: i32 = sqlx::query_scalar(longest).fetch_one(&world.pool).await?;
+    assert!(longest < 100, "{longest}");
+    assert_eq!(MOST.load(Ordering::Relaxed), 32 * 300_000 + 1);
     Ok(())
 }

@@ -5,6 +5,17 @@ use super::mapping::MappingCode;
 use super::query::Query;
 use super::sides::{MappedRows, Part, Scope, Sides, cast, columns, differ, zip};
 
+/// The longest JSON of a value in a report, in bytes. A scan reports many rows at once.
+const REPORTED: u32 = 2_000;
+
+/// JSON, or its length if it is too long for a report.
+fn shortened(json: &str) -> String {
+    format!(
+        "(select case when octet_length(value) <= {REPORTED} then value \
+            else to_jsonb(format('%s bytes', octet_length(value)))::text end from (select {json}) as json (value))"
+    )
+}
+
 impl Scope<'_> {
     /// The rows of a span on which the sides differ, or whose new value is not what `forward` computes from the result of
     /// `backward`, each with the expected value and the value found.
@@ -18,7 +29,7 @@ impl Scope<'_> {
                 names.iter().zip(values).map(|(name, value)| format!("{name}, {value}")).collect();
             // A function takes at most a hundred arguments.
             let parts = pairs.chunks(50).map(|pairs| format!("jsonb_build_object({})", pairs.join(", ")));
-            format!("({})::text", parts.collect::<Vec<_>>().join(" || "))
+            shortened(&format!("({})::text", parts.collect::<Vec<_>>().join(" || ")))
         };
         let types = &self.new_types;
         let (mut different, lost) = (differ(&c, &f, types), differ(&c, &t, types));

@@ -119,7 +119,7 @@ impl Keyset {
         self.list(|_, column| format!("{} {}", column.name, column.sql_type))
     }
 
-    fn ordered(&self, direction: &str) -> String {
+    pub(super) fn ordered(&self, direction: &str) -> String {
         self.list(|_, column| format!("{}{direction}", column.collated()))
     }
 

@@ -32,7 +32,7 @@ pub trait MapRows: Send + Sync + 'static {
     /// columns. An error sets its row aside.
     ///
     /// The result must depend on nothing but the row. The call runs inside the transaction of a batch with the rows
-    /// locked, so it has to be fast.
+    /// locked, so it has to be fast. `rows` have at most 8 MB, unless a single row has more.
     fn map(&self, rows: &[PgRow]) -> Vec<Result<MappedValue, String>>;
 }
 

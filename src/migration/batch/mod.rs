@@ -1,5 +1,6 @@
 //! Passes over all rows in batches: the copy in both directions, and the comparison.
 
+mod batch_end;
 mod column_type;
 mod compare;
 mod copy;
@@ -18,6 +19,7 @@ pub(super) mod pass;
 mod pass_rows;
 mod query;
 pub(super) mod repair;
+mod row_bytes;
 mod sides;
 mod table_size;
 mod throttle;
@@ -36,6 +38,7 @@ pub use mapping::{MapRows, map_each};
 pub(super) use mapping::{Mapping, MappingCode, NEEDS_FORWARD_ROWS};
 pub use options::BatchOptions;
 pub(super) use pass::Outline;
+pub(super) use row_bytes::RowBytes;
 pub(super) use sides::{MappedRows, Part, Scope, Sides};
 pub use throttle::Throttle;
 pub(super) use transaction::{BATCH_LIMITS, MAX_FAILURES, back_off, begin, begin_unpaused};

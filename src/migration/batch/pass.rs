@@ -16,6 +16,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::{Instant, sleep};
 
+use super::batch_end::BatchEnd;
 use super::errors::{explain_row_lock, explain_row_security, is_transient, may_concern_a_row};
 use super::governor::Governor;
 use super::job::{self, Measured};
@@ -23,7 +24,7 @@ use super::keyset::Span;
 use super::kind::PassKind;
 use super::options::BatchOptions;
 use super::pace::Pace;
-use super::query::Query;
+use super::row_bytes::RowBytes;
 use super::sides::{Scope, Sides};
 use super::table_size;
 use super::throttle::{Throttle, ThrottleState};
@@ -101,10 +102,16 @@ async fn run_pass(
     scope.try_out(&mut tx).await?;
     let measure = async |tx: &mut PgConnection| measure(outline, &scope, tx).await;
     let job = job::open(&mut tx, migration.id(), epoch, kind, Some(&since), measure).await?;
+    let mut row_bytes = Vec::new();
+    if scope.sides.forward.is_rust() || scope.sides.backward.is_rust() {
+        for table in scope.tables() {
+            row_bytes.extend(RowBytes::of(&mut tx, table).await?);
+        }
+    }
     tx.commit().await?;
     let Some(job) = job else { return Ok(()) };
     let governor = outline.throttle.governor(&migration.write_times().counts()).map(Mutex::new);
-    let pass = Pass { outline, scope, kind, migration, job, governor };
+    let pass = Pass { outline, scope, kind, migration, job, governor, row_bytes };
     pass.retry_bad_rows().await?;
     try_join_all((0..outline.batches.workers).map(|_| pass.work())).await?;
     pass.report().await
@@ -165,6 +172,8 @@ pub(super) struct Pass<'a> {
     pub(super) job: Job,
     /// `None`: the pass does not adapt to the service's writes.
     governor: Option<Mutex<Governor>>,
+    /// For mappings in Rust.
+    pub(super) row_bytes: Vec<RowBytes>,
 }
 
 impl Pass<'_> {
@@ -343,19 +352,18 @@ impl Pass<'_> {
                 return Ok(Batch::Finished);
             }
         };
-        let end = match end {
-            Some(end) => end,
-            None => {
-                let found = self.batch_end(&range, rows).fetch_plain(&mut tx).await;
-                let mut found = found.map_err(|error| self.not_about_a_row(error))?;
-                found.pop().ok_or(sqlx::Error::RowNotFound)?
-            }
+        let mut end = match end {
+            Some(end) => BatchEnd::of(&end, rows)?,
+            None => self.end_of(&range, rows, &mut tx).await?,
         };
-        let (count, last_key): (i64, Option<KeyText>) = (end.try_get("rows")?, end.try_get("last")?);
+        if let Some(fewer) = self.fitting(&range, &end, &mut tx).await? {
+            end = self.end_of(&range, fewer, &mut tx).await?;
+        }
+        let BatchEnd { wanted, rows: count, last: last_key } = end;
         let held_back = self.governor.as_ref().and_then(|governor| lock(governor).reason());
         let mut progress = Progress { rows: count, held_back, ..Progress::default() };
         // If there are fewer rows than requested, the range ends here.
-        let done = last_key.filter(|_| count == i64::from(rows)).unwrap_or_else(|| range.to.clone());
+        let done = last_key.filter(|_| count == i64::from(wanted)).unwrap_or_else(|| range.to.clone());
         match bad_row {
             Some(error) => self.set_aside(&mut tx, &done, &error).await?,
             None => {
@@ -374,7 +382,7 @@ impl Pass<'_> {
     }
 
     /// An error before any row is looked at. A smaller batch would fail in the same way.
-    fn not_about_a_row(&self, error: sqlx::Error) -> PlanError {
+    pub(super) fn not_about_a_row(&self, error: sqlx::Error) -> PlanError {
         if !may_concern_a_row(&error) {
             return error.into();
         }
@@ -383,12 +391,6 @@ impl Pass<'_> {
             self.scope.tables().join(" and "),
             describe_error(&error)
         ))
-    }
-
-    /// The query for the number of the next rows of a range, and the last key of these rows.
-    fn batch_end(&self, range: &Range, rows: u32) -> Query {
-        let left = Span::Between { from: range.from.clone(), to: range.to.clone() };
-        self.scope.key.batch_end(&self.scope.tables(), &left, &rows.to_string())
     }
 
     /// The table that the pass writes.

@@ -9,7 +9,7 @@ use super::description::{Description, add_columns};
 use crate::ledger::jobs::KeyText;
 use crate::ledger::{is_refusal, sql_state, unprepared};
 use crate::migration::batch::{
-    ColumnType, Keyset, MappedRows, Mapping, Scope, Sides, Span, display_key, keyset,
+    ColumnType, Keyset, MappedRows, Mapping, RowBytes, Scope, Sides, Span, display_key, keyset,
 };
 use crate::migration::catalog::{PlanProblem, ROW_WORK_SETTINGS, TableFacts, unquote};
 
@@ -101,9 +101,13 @@ async fn prepare(
     if new.is_some() {
         statements.push_str(&like(NEW, plan.new_table()));
     }
+    let part = plan.part().map(|part| format!(" where {}", part.holds())).unwrap_or_default();
+    let mut sample = format!("select * from {table}{part} limit {SAMPLE}");
+    if let Some(bytes) = RowBytes::of(tx, table).await? {
+        sample = bytes.first_of(&sample);
+    }
     statements.push_str(&format!(
-        "insert into {OLD} ({columns}) overriding system value select {columns} from {table}{part} limit {SAMPLE}",
-        part = plan.part().map(|part| format!(" where {}", part.holds())).unwrap_or_default(),
+        "insert into {OLD} ({columns}) overriding system value select {columns} from ({sample}) as sample",
     ));
     tx.execute(AssertSqlSafe(statements)).await?;
     Ok(())
