@@ -57,7 +57,8 @@ macro_rules! uses {
 /// file. A statement that rewrites a column's values changes both the column and the file. `vacuum full` changes the file
 /// only, and `set default` the column only. A partition that was created as one has no row that came past its triggers: they
 /// are as old as its row type, and so are its columns, whose defaults the next command of the transaction sets. If a table is
-/// attached as a partition, each of its columns changes, and not before the command after its creation.
+/// attached as a partition, each of its columns changes, and not before the command after its creation. A partition that came after
+/// the triggers has none for `truncate`, which changes its file.
 const LOOK: &str = concat!(
     "\
 with guards as (select t.tgrelid as relation, bool_or(t.tgenabled <> 'A') as is_disabled, \
@@ -69,6 +70,7 @@ with guards as (select t.tgrelid as relation, bool_or(t.tgenabled <> 'A') as is_
             where l.tgrelid = t.tgrelid and not l.tgisinternal and ln.nspname <> 'cutover' and ",
     guard_triggers::may_change_rows!("l"),
     " and l.tgname > $3::name) as is_early, \
+        bool_or(t.tgname like '%nested') and not bool_or(t.tgtype & 32 <> 0) as may_be_truncated, \
         max(c.relfilenode) as file \
     from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
     join pg_class c on c.oid = t.tgrelid left join pg_type y on y.oid = c.reltype \
@@ -100,11 +102,12 @@ unseen as (select * from taken_away union all select * from other_values union a
             when n.is_early then 'another trigger of %1$s fired after the guard trigger' \
             when old.seen is null then 'table %1$s was attached as a partition' \
             when old.seen ->> 0 <> n.triggers then 'the guard trigger of %1$s was disabled or replaced' \
+            when n.may_be_truncated and old.seen ->> 2 <> n.file::text then 'table %1$s was truncated or rewritten' \
             else 'columns of %1$s were rewritten' end, n.relation::regclass) as what, n.is_disabled \
     from now n left join known k on true cross join lateral (select k.seen -> n.relation::text as seen) as old \
     where n.is_disabled or n.is_early or k.seen is not null and $2 and ( \
         old.seen is null and not n.is_created_as_partition or old.seen ->> 0 <> n.triggers \
-        or old.seen ->> 1 <> n.columns and old.seen ->> 2 <> n.file::text) \
+        or (old.seen ->> 1 <> n.columns or n.may_be_truncated) and old.seen ->> 2 <> n.file::text) \
     order by 1 limit 1) limit 1), \
 recorded as (insert into cutover.external_write_events (migration_id, application, role, mirrored) \
     select $1, case when is_disabled then 'unknown, while the guard trigger is disabled' else 'unknown: ' || what end, \

@@ -35,6 +35,7 @@ mod pauses;
 mod pgbench;
 mod plan_problems;
 mod prepared_transactions;
+mod readers;
 mod real_tables;
 mod recipes;
 mod remedies;

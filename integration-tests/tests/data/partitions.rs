@@ -1,6 +1,6 @@
 //! Partitioned tables: indexes, and rows that move from one partition to another.
 
-use cutover::migration::ColumnMigration;
+use cutover::migration::{ColumnMigration, TableMigration};
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::world::{Outcome, World};
@@ -116,4 +116,40 @@ async fn defaults_of_partitions_do_not_hide_what_an_insert_named() -> Outcome {
         assert_eq!(row, ("PAID".to_owned(), "paid".to_owned()), "{table} {region}");
     }
     Ok(())
+}
+
+/// The trigger for `truncate` is not made with a partition.
+#[tokio::test]
+async fn a_truncate_of_a_newer_partition_needs_another_scan() -> Outcome {
+    let world = World::new(0).await?;
+    world
+        .pool
+        .execute(
+            "create table parts (region text, id bigint, old_code text, primary key (region, id)) partition by list (region); \
+             create table parts_a partition of parts for values in ('a'); insert into parts values ('a', 1, 'A')",
+        )
+        .await?;
+    let plan = TableMigration::new(world.pool.clone(), "parts", "codes")
+        .create("create table codes (region text, id bigint, code text, primary key (region, id))")
+        .column("code", "lower(old_code)")
+        .column_back("old_code", "upper(code)")
+        .build()?;
+    let _a = world.brief("a", plan).await?;
+    world.go("verify").await?;
+    world
+        .external(
+            "create table parts_b partition of parts for values in ('b'); insert into parts values ('b', 2, 'B')",
+        )
+        .await?;
+    world.go("ramp").await?;
+    world.external("truncate parts_b").await?;
+    world.ask("switch").await?;
+    let is_decided = async || {
+        world.reason().await.is_ok_and(|reason| reason.contains("scan"))
+            || world.is_at("switch").await.unwrap_or(false)
+    };
+    world.until("the driver's decision", is_decided).await?;
+    assert!(!world.is_at("switch").await?);
+    world.external("delete from codes where region = 'b'").await?;
+    world.go("switch").await
 }

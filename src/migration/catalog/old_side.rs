@@ -1,4 +1,4 @@
-use sqlx::PgConnection;
+use sqlx::{FromRow, PgConnection};
 
 use crate::ledger::unprepared;
 
@@ -49,6 +49,49 @@ impl OldSide {
         query.fetch_all(connection).await
     }
 }
+
+/// What computes something from the old side by itself.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub(crate) struct Reader {
+    pub(crate) name: String,
+    pub(crate) what: String,
+    /// The statement that removes it.
+    pub(crate) drop: String,
+}
+
+impl OldSide {
+    /// Generated columns, policies, rules, views, functions with a parsed body, and triggers that are limited to the columns.
+    pub(crate) async fn readers(&self, connection: &mut PgConnection) -> Result<Vec<Reader>, sqlx::Error> {
+        unprepared::query_as(READERS).bind(&self.table).bind(&self.columns).fetch_all(connection).await
+    }
+}
+
+/// Of a table as such, its own rules, policies and triggers count for nothing: no row is written to it any more.
+const READERS: &str = "with moved as (select attrelid, attnum from pg_attribute where attrelid = to_regclass($1) \
+        and attnum > 0 and not attisdropped and (cardinality($2::text[]) = 0 or attname = any ($2))), \
+    readers as (select distinct case when f.oid is not null or r.rulename = '_RETURN' then 'pg_class'::regclass::oid \
+                else d.classid end as class, \
+            coalesce(f.adrelid, case r.rulename when '_RETURN' then r.ev_class end, d.objid) as object, \
+            coalesce(f.adnum, d.objsubid) as sub, \
+            coalesce(a.attname, v.relname, r.rulename, p.polname, t.tgname, x.proname)::text as name \
+        from pg_depend d left join pg_rewrite r on d.classid = 'pg_rewrite'::regclass and r.oid = d.objid \
+        left join pg_class v on v.oid = r.ev_class and r.rulename = '_RETURN' \
+        left join pg_policy p on d.classid = 'pg_policy'::regclass and p.oid = d.objid \
+        left join pg_trigger t on d.classid = 'pg_trigger'::regclass and t.oid = d.objid \
+        left join pg_proc x on d.classid = 'pg_proc'::regclass and x.oid = d.objid \
+        left join pg_attrdef f on d.classid = 'pg_attrdef'::regclass and f.oid = d.objid \
+        left join pg_attribute a on (a.attrelid, a.attnum) = (f.adrelid, f.adnum) \
+            or d.classid = 'pg_class'::regclass and (a.attrelid, a.attnum) = (d.objid, d.objsubid) \
+        where d.refclassid = 'pg_class'::regclass and d.refobjid = to_regclass($1) \
+            and (d.refobjsubid in (select attnum from moved) or d.refobjsubid = 0 and cardinality($2) = 0) \
+            and (r.oid is not null and (cardinality($2) > 0 or r.ev_class <> d.refobjid) or x.oid is not null \
+                or cardinality($2) > 0 and (p.oid is not null \
+                    or t.oid is not null and not t.tgisinternal and t.tgname not like 'zzz\\_cutover\\_%' \
+                    or a.attgenerated <> '' and a.attnum not in (select attnum from moved)))) \
+    select readers.name, format('%s %s', o.type, o.identity) as what, case o.type when 'table column' \
+            then format('alter table %s drop column %I', object::regclass, readers.name) \
+            else format('drop %s %s', o.type, o.identity) end as drop \
+    from readers cross join lateral pg_identify_object(class, object, sub) as o order by what";
 
 const OF_SEQUENCES: &str = "with moved as (select attrelid, attnum from pg_attribute \
         where attrelid = to_regclass($1) and (cardinality($2::text[]) = 0 or attname = any ($2)) and not attisdropped) \

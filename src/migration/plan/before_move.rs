@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::before_work::moved;
 use super::description::Description;
+use super::readers::readers;
 use super::refusal::missing;
 use super::replication;
 use super::unguarded::unguarded;
@@ -93,6 +94,9 @@ async fn problems(
     }
     problems.extend(of_guard(plan, migration, &old, tx).await?);
     problems.extend(replication::before_move(plan, phase, tx).await?);
+    if phase == Phase::Switch {
+        problems.extend(readers(plan, tx).await?);
+    }
     // The copy arms it again.
     if phase >= Phase::Backfill {
         problems.extend(unguarded(plan, phase, migration, tx).await?);

@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use super::attached::{interference, lacking};
 use super::description::{Description, add_columns};
 use super::key_remedy::unusable_key;
+use super::readers::readers_so_far;
 use super::refusal::{missing, no_temporary_tables, not_computed, of_mapping};
 use super::replication::of_replication;
 use super::round_trip::try_mappings;
@@ -60,6 +61,7 @@ pub(crate) async fn problems(
         true => {
             problems.extend(of_columns(plan, &facts, may_use_new, &mut tx).await?);
             problems.extend(of_replication(plan, false, &mut tx).await?);
+            problems.extend(readers_so_far(plan, &mut tx).await?);
             problems.extend(lacking(plan, &mut tx).await?.into_iter().map(|(_, problem)| problem));
             let is_refused = problems.iter().any(|problem| problem.is_blocking);
             if let (false, Some(key)) = (is_refused, &key) {

@@ -34,6 +34,7 @@ mod key_remedy;
 mod lint;
 mod new_type;
 mod partial;
+mod readers;
 mod recent_look;
 mod refusal;
 mod replication;

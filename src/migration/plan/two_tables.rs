@@ -6,6 +6,7 @@ use super::attached::lacking;
 use super::description::Description;
 use super::key_remedy::unusable_key;
 use super::partial::{of_part, of_partitions};
+use super::readers::readers_so_far;
 use super::refusal::{missing, not_computed, of_mapping};
 use super::replication::of_replication;
 use super::round_trip::try_mappings;
@@ -88,6 +89,7 @@ pub(super) async fn of_tables(
         problems.push(unusable_key(tx, &sides.new, &key.plain_names(), &reasons).await?);
     }
     problems.extend(of_replication(plan, is_made_by_plan, tx).await?);
+    problems.extend(readers_so_far(plan, tx).await?);
     problems.extend(lacking(plan, tx).await?.into_iter().map(|(_, problem)| problem));
     let is_refused = problems.iter().any(|problem| problem.is_blocking);
     if let (false, Some(key)) = (is_refused, key) {
