@@ -1,29 +1,12 @@
 //! Where the next batch of a range ends.
 
-use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 
-use super::keyset::Span;
+use super::keyset::{BatchEnd, Span};
 use super::pass::Pass;
 use super::query::Query;
-use crate::ledger::jobs::{KeyText, Range};
+use crate::ledger::jobs::Range;
 use crate::migration::coordinator::PlanError;
-
-/// What the query for the end of a batch found.
-pub(super) struct BatchEnd {
-    /// How many rows it was to have.
-    pub(super) wanted: u32,
-    /// How many it has. If they are fewer, the range ends with them.
-    pub(super) rows: i64,
-    /// The last key. `None`: there are no rows.
-    pub(super) last: Option<KeyText>,
-}
-
-impl BatchEnd {
-    pub(super) fn of(row: &PgRow, wanted: u32) -> Result<Self, sqlx::Error> {
-        Ok(Self { wanted, rows: row.try_get("rows")?, last: row.try_get("last")? })
-    }
-}
 
 impl Pass<'_> {
     /// The query for the number of the next rows of a range, and the last key of these rows.

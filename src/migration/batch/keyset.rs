@@ -5,6 +5,7 @@
 //!
 //! Statements contain keys as [literals](literal) and not as parameters.
 
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::query::Query;
@@ -44,6 +45,22 @@ pub(crate) enum Span {
     Between { from: Option<KeyText>, to: KeyText },
     /// The rows with these keys.
     Keys(Vec<KeyText>),
+}
+
+/// What [`Keyset::batch_end`] finds.
+pub(super) struct BatchEnd {
+    /// How many rows it was to have.
+    pub(super) wanted: u32,
+    /// How many it has. If they are fewer, the range ends with them.
+    pub(super) rows: i64,
+    /// The last key. `None`: there are no rows.
+    pub(super) last: Option<KeyText>,
+}
+
+impl BatchEnd {
+    pub(super) fn of(row: &PgRow, wanted: u32) -> Result<Self, sqlx::Error> {
+        Ok(Self { wanted, rows: row.try_get("rows")?, last: row.try_get("last")? })
+    }
 }
 
 impl Keyset {

@@ -16,11 +16,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgPool, Row};
 use tokio::time::{Instant, sleep};
 
-use super::batch_end::BatchEnd;
 use super::errors::{explain_row_lock, explain_row_security, is_transient, may_concern_a_row};
 use super::governor::Governor;
 use super::job::{self, Measured};
-use super::keyset::Span;
+use super::keyset::{BatchEnd, Span};
 use super::kind::PassKind;
 use super::options::BatchOptions;
 use super::pace::Pace;
