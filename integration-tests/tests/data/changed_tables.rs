@@ -198,13 +198,7 @@ async fn a_trigger_of_the_new_table_that_needs_the_old_row_holds_a_move() -> Out
                 function("odd", body)
             ))
             .await?;
-        world.ask("retire").await?;
-        let is_decided = async || {
-            world.reason().await.is_ok_and(|reason| reason.contains(found))
-                || world.is_at("retire").await.unwrap_or(false)
-        };
-        world.until("the driver's decision", is_decided).await?;
-        assert!(!world.is_at("retire").await?, "{trigger}: {body}");
+        world.is_held("retire", found).await.map_err(|error| format!("{trigger}: {body}: {error}"))?;
         world.external("alter table orders_2 disable trigger \"odd\"").await?;
         world.go("verify").await?;
         world.go("retire").await?;
@@ -254,13 +248,7 @@ async fn new_rows_are_tried_with_keys_of_many_types() -> Outcome {
                 same.join(" and ")
             ))
             .await?;
-        world.ask("retire").await?;
-        let is_decided = async || {
-            world.reason().await.is_ok_and(|reason| reason.contains("no old row"))
-                || world.is_at("retire").await.unwrap_or(false)
-        };
-        world.until("the driver's decision", is_decided).await?;
-        assert!(!world.is_at("retire").await?, "{columns}");
+        world.is_held("retire", "no old row").await.map_err(|error| format!("{columns}: {error}"))?;
     }
     Ok(())
 }
@@ -286,13 +274,7 @@ async fn a_child_of_either_table_holds_the_next_step() -> Outcome {
         if of_orders {
             world.external("insert into child (id, old_status) values (500, ' Child ')").await?;
         }
-        world.ask("retire").await?;
-        let is_decided = async || {
-            world.reason().await.is_ok_and(|reason| reason.contains(found))
-                || world.is_at("retire").await.unwrap_or(false)
-        };
-        world.until("the driver's decision", is_decided).await?;
-        assert!(!world.is_at("retire").await?, "{change}");
+        world.is_held("retire", found).await.map_err(|error| format!("{change}: {error}"))?;
         world.external(&advised(&world).await?).await?;
         world.go("expand").await?;
         world.go("retire").await?;
@@ -309,8 +291,7 @@ async fn what_a_table_may_not_have_holds_the_next_step() -> Outcome {
     ] {
         let (world, _a) = column_in("ramp", "select", |plan| plan).await?;
         world.external(change).await?;
-        world.ask("retire").await?;
-        world.waits_for(found).await?;
+        world.is_held("retire", found).await?;
         world.external(&advised(&world).await?).await?;
         world.go("retire").await?;
     }

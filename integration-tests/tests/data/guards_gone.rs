@@ -209,12 +209,7 @@ async fn a_trigger_of_a_key_that_is_gone_holds_the_way_back() -> Outcome {
     let trigger = format!("zzz_cutover_{}_row", world.id().await?);
     let write = "update children set parent = 7 where id = 3";
     world.external(&format!("drop trigger {trigger} on children; {write}")).await?;
-    world.ask("ramp").await?;
-    let is_decided = async || {
-        world.reason().await.is_ok_and(|reason| reason.contains(told))
-            || world.is_at("ramp").await.unwrap_or(false)
-    };
-    world.until("the driver's decision", is_decided).await?;
+    world.is_held("ramp", told).await?;
     assert_eq!(parent(&world).await?, 7);
     world.waits_for(told).await?;
     follow_advice(&world).await?;
@@ -238,13 +233,8 @@ async fn a_key_that_was_written_past_its_trigger_is_not_exchanged() -> Outcome {
                  alter table children enable always trigger {trigger}"
             ))
             .await?;
-        world.ask(to).await?;
         let told = "1 row of public.children differs";
-        let is_decided = async || {
-            world.reason().await.is_ok_and(|reason| reason.contains(told))
-                || world.is_at(to).await.unwrap_or(false)
-        };
-        world.until("the driver's decision", is_decided).await?;
+        world.is_held(to, told).await?;
         assert_eq!(parent(&world).await?, 7, "{from}");
         let reason = world.reason().await?;
         let advised = reason.split('`').find(|part| part.starts_with("update "));

@@ -82,13 +82,7 @@ async fn evidence_that_is_deleted_counts_as_unseen_writes() -> Outcome {
         // The driver may hold locks on these tables in another order.
         let statements = format!("{change}; {delete}");
         world.until("the deletion", async || world.external(&statements).await.is_ok()).await?;
-        world.ask("retire").await?;
-        let is_decided = async || {
-            world.reason().await.is_ok_and(|reason| reason.contains(found))
-                || world.is_at("retire").await.unwrap_or(false)
-        };
-        world.until("the driver's decision", is_decided).await?;
-        assert!(!world.is_at("retire").await?, "{delete}");
+        world.is_held("retire", found).await.map_err(|error| format!("{delete}: {error}"))?;
         // As after other writes that nothing has seen.
         world.external("update orders set old_status = ' Good ' where id = 3").await?;
         world.go("verify").await?;
@@ -137,14 +131,8 @@ async fn ranges_that_are_gone_do_not_count_as_done() -> Outcome {
                 "update cutover.migrations set paused_at = null, paused_by = null where name = 'status'",
             )
             .await?;
-        world.ask(next).await?;
         if phase == "verify" {
-            let is_decided = async || {
-                world.reason().await.is_ok_and(|reason| reason.contains("id in [2990]"))
-                    || world.is_at(next).await.unwrap_or(false)
-            };
-            world.until("the driver's decision", is_decided).await?;
-            assert!(!world.is_at(next).await?, "rows that were not compared count as equal");
+            world.is_held(next, "id in [2990]").await?;
         } else {
             world.go(next).await?;
             let left: i64 = sqlx::query_scalar("select count(*) from orders where new_status is null")
@@ -314,13 +302,8 @@ async fn emptied((phase, next): (&str, &str), table: &str) -> Outcome {
 async fn sides_that_are_not_recorded_any_more_hold_a_move() -> Outcome {
     let (world, _a) = at("ramp").await?;
     world.external(&format!("{AS_REPLICA}delete from cutover.sides")).await?;
-    world.ask("retire").await?;
     let told = "does not say which";
-    let is_decided = async || {
-        world.reason().await.is_ok_and(|reason| reason.contains(told))
-            || world.is_at("retire").await.unwrap_or(false)
-    };
-    world.until("the driver's decision", is_decided).await?;
+    world.is_held("retire", told).await?;
     assert!(!world.is_at("retire").await?);
     world.external(&advised(&world.reason().await?, "insert into cutover.sides")?).await?;
     world.go("retire").await?;

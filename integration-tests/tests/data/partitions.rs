@@ -143,12 +143,7 @@ async fn a_truncate_of_a_newer_partition_needs_another_scan() -> Outcome {
         .await?;
     world.go("ramp").await?;
     world.external("truncate parts_b").await?;
-    world.ask("switch").await?;
-    let is_decided = async || {
-        world.reason().await.is_ok_and(|reason| reason.contains("scan"))
-            || world.is_at("switch").await.unwrap_or(false)
-    };
-    world.until("the driver's decision", is_decided).await?;
+    world.is_held("switch", "scan").await?;
     assert!(!world.is_at("switch").await?);
     world.external("delete from codes where region = 'b'").await?;
     world.go("switch").await

@@ -47,12 +47,7 @@ async fn what_reads_the_old_column_holds_retire() -> Outcome {
     }
     let _a = world.instance("a", Some(plan)).await?;
     world.go("switch").await?;
-    world.ask("retire").await?;
-    let is_decided = async || {
-        world.reason().await.is_ok_and(|reason| reason.contains("reads the old side"))
-            || world.is_at("retire").await.unwrap_or(false)
-    };
-    world.until("the driver's decision", is_decided).await?;
+    world.is_held("retire", "reads the old side").await?;
     assert!(!world.is_at("retire").await?);
     let reason = world.reason().await?;
     for (_, what) in READERS {

@@ -182,12 +182,7 @@ async fn a_subscription_that_writes_the_old_side_holds_retire() -> Outcome {
         let is_there = async || world.row(101).await.is_ok_and(|(_, new)| new.as_deref() == Some(phase));
         world.until(&format!("the row of {phase}"), is_there).await?;
     }
-    world.ask("retire").await?;
-    let is_decided = async || {
-        world.reason().await.is_ok_and(|reason| reason.contains("subscription \"orders\" writes"))
-            || world.is_at("retire").await.unwrap_or(false)
-    };
-    world.until("the driver's decision", is_decided).await?;
+    world.is_held("retire", "subscription \"orders\" writes").await?;
     publisher.execute("update orders set old_status = ' LATE ' where id = 101").await?;
     let is_late = async || world.row(101).await.is_ok_and(|(_, new)| new.as_deref() == Some("late"));
     world.until("the last row", is_late).await?;

@@ -34,8 +34,7 @@ async fn in_phase(phase: &str, setup: &'static str) -> Outcome<(World, Fleet)> {
 
 /// The move waits for a scan, which finds the row, and then for its correction.
 async fn is_found(world: &World, next: &str, id: i64) -> Outcome {
-    world.ask(next).await?;
-    world.waits_for(&format!("id in [{id}]")).await?;
+    world.is_held(next, &format!("id in [{id}]")).await?;
     let correct = format!("update orders set old_status = ' Seen ' where id = {id}");
     external(world, &correct).await?;
     world.go("switch").await?;

@@ -251,6 +251,17 @@ impl World {
         Ok(wait_until(&format!("a wait for {part:?}"), SOON, ask).await?)
     }
 
+    /// Requests a phase, which is not to come, and waits until the driver's `waits_for` contains `part`.
+    pub(crate) async fn is_held(&self, wish: &str, part: &str) -> Outcome {
+        self.ask(wish).await?;
+        let is_decided = async || {
+            self.reason().await.is_ok_and(|reason| reason.contains(part))
+                || self.is_at(wish).await.unwrap_or(false)
+        };
+        self.until("the driver's decision", is_decided).await?;
+        if self.is_at(wish).await? { Err(format!("{wish} is not held by {part:?}").into()) } else { Ok(()) }
+    }
+
     /// Waits until the new side is complete.
     pub(crate) async fn filled(&self) -> Outcome {
         let complete = "select new_complete from cutover.migrations where name = 'status'";
