@@ -116,9 +116,10 @@ pub(crate) async fn forgotten(
     table: &str,
 ) -> Result<Option<String>, sqlx::Error> {
     unprepared::query_scalar(concat!(
-        "select format('trigger %s of %s belongs to migration %s, which is not in the ledger, so its rows were deleted, and the \
+        "select format('trigger %1$s of %2$s belongs to migration %3$s, which is not in the ledger, so its rows were deleted, and the \
              new side may hold what the old one lacks; to fix: restore schema cutover as it was last; if the old side is \
-             right, `drop function cutover.guard_%s() cascade`', quote_ident(tgname), tgrelid::regclass, id, id) \
+             right, `drop function if exists cutover.guard_%3$s(), cutover.commit_check_%3$s() cascade`', \
+             quote_ident(tgname), tgrelid::regclass, id) \
          from (select tgname, tgrelid, substring(tgname::text from '^",
         guard_triggers::prefix!(),
         "([0-9]+)_')::integer as id from pg_trigger where tgrelid = to_regclass($1)) as armed \

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cutover::migration::{BatchOptions, Phase, TableMigration};
+use cutover::migration::{BatchOptions, Phase, Plan, TableMigration};
 use cutover_testkit::{Dump, if_installed, wait_until};
 use futures_util::StreamExt;
 use sqlx::{AssertSqlSafe, Executor};
@@ -200,21 +200,33 @@ async fn an_older_ledger_alone_is_not_followed() -> Outcome {
     Ok(())
 }
 
-/// The old table would be read again, and copied over what the new one has.
+/// The old side would be read again, and copied over what the new one has.
 #[tokio::test]
-async fn a_ledger_that_forgot_a_migration_is_not_begun_again() -> Outcome {
+async fn a_ledger_that_forgot_a_migration_of_tables_is_not_begun_again() -> Outcome {
     let world = World::new(20).await?;
     let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
-        .create("create table orders_2 (id bigint primary key, status text)")
+        .create("create table orders_2 (id bigint primary key, new_status text)")
         .use_existing_table()
         .without("orders_id_seq")
-        .column("status", "lower(trim(old_status))")
-        .column_back("old_status", "upper(status)")
+        .column("new_status", "lower(trim(old_status))")
+        .column_back("old_status", "upper(new_status)")
         .build()?;
+    is_not_begun_again(&world, plan, "orders_2").await
+}
+
+#[tokio::test]
+async fn a_ledger_that_forgot_a_migration_of_columns_is_not_begun_again() -> Outcome {
+    let world = World::new(20).await?;
+    let plan = world.describe().use_existing_column().build()?;
+    is_not_begun_again(&world, plan, "orders").await
+}
+
+async fn is_not_begun_again(world: &World, plan: impl Plan + Clone + 'static, new_table: &str) -> Outcome {
     let a = world.brief("a", plan.clone()).await?;
     world.go("retire").await?;
     let mut tx = a.migration.begin(&world.pool).await?;
-    tx.execute("update orders_2 set status = 'written' where id = 3").await?;
+    let write = format!("update {new_table} set new_status = 'written' where id = 3");
+    tx.execute(AssertSqlSafe(write)).await?;
     tx.commit().await?;
     world
         .external(&format!(
