@@ -115,7 +115,10 @@ pub(crate) fn hint(error: &sqlx::Error) -> &'static str {
         Some("25006") => {
             "; hint: the role's transactions are read-only (default_transaction_read_only), or the server is a standby"
         }
-        Some("25P03") => "; hint: raise the role's idle_in_transaction_session_timeout",
+        Some("25P03") => {
+            "; hint: a mapping in Rust took, or the process was paused, for longer than a transaction may rest (10 s, or less if the \
+             role's idle_in_transaction_session_timeout is); make the mapping faster, or raise that setting"
+        }
         Some("53100") => "; hint: free space on the server's disk",
         Some("57014") => "; hint: unless a person cancelled it, raise the role's statement_timeout",
         _ => "",
