@@ -381,3 +381,30 @@ async fn who_locks_the_table_that_a_key_refers_to_is_named() -> Outcome {
     world.go("ramp").await?;
     Ok(())
 }
+
+/// No index of a partitioned table becomes a constraint, and none is deferrable by itself.
+#[tokio::test]
+async fn a_deferrable_constraint_of_a_partitioned_table_has_a_statement_that_works() -> Outcome {
+    let world = World::new(0).await?;
+    world
+        .external(
+            "drop table orders; \
+             create table orders (id bigint primary key, old_status text, unique (id, old_status) deferrable) \
+                 partition by range (id); \
+             create table orders_low partition of orders for values from (0) to (100); \
+             insert into orders select g, 'A' || g from generate_series(1, 9) g",
+        )
+        .await?;
+    let plan = describe(&world).carry_over().build()?;
+    let _a = world.instance("a", Some(plan)).await?;
+    world.is_held("ramp", "unique constraint").await?;
+    let reason = world.reason().await?;
+    let statement = reason.split('`').find(|part| part.starts_with("alter table"));
+    world.external(statement.ok_or(reason.clone())?).await?;
+    world.go("ramp").await?;
+    let deferrable = "select pg_get_constraintdef(oid) from pg_constraint \
+        where conrelid = 'orders'::regclass and condeferrable and contype = 'u' order by 1";
+    let found: Vec<String> = sqlx::query_scalar(deferrable).fetch_all(&world.pool).await?;
+    assert_eq!(found, ["UNIQUE (id, new_status) DEFERRABLE", "UNIQUE (id, old_status) DEFERRABLE"]);
+    Ok(())
+}

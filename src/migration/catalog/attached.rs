@@ -93,15 +93,21 @@ fn of_kind(sides: &Counterpart<'_>, index: &IndexFacts) -> String {
 /// The statement that makes a constraint of the counterpart of an index. On a partitioned table the server has none, and the
 /// index alone refuses the same rows.
 fn constraint_of(sides: &Counterpart<'_>, index: &IndexFacts, new: &Attachments) -> Option<Step> {
-    let definition = index.constraint_definition.as_ref()?;
-    let deferrable = definition.find(" DEFERRABLE").map_or("", |at| &definition[at..]);
-    if new.partitions.is_some() && deferrable.is_empty() {
+    index.constraint.as_ref()?;
+    if new.partitions.is_some() {
         return None;
     }
+    let deferrable = deferrable(index);
     let (table, name) = (sides.new_table, quote(&sides.name(&index.name)));
     Some(statement(format!(
         "alter table {table} add constraint {name} unique using index {name}{deferrable}"
     )))
+}
+
+/// How the constraint of an index is deferred; empty if it is not.
+fn deferrable(index: &IndexFacts) -> &str {
+    let definition = index.constraint_definition.as_deref().unwrap_or_default();
+    definition.find(" DEFERRABLE").map_or("", |at| &definition[at..])
 }
 
 fn of_index(sides: &Counterpart<'_>, index: &IndexFacts, new: &Attachments) -> Attached {
@@ -110,7 +116,9 @@ fn of_index(sides: &Counterpart<'_>, index: &IndexFacts, new: &Attachments) -> A
         return attached(&index.name, what, Vec::new());
     }
     let (name, table) = (sides.name(&index.name), sides.new_table);
-    if index.constraint.as_deref() == Some("x") {
+    // An index becomes neither of them.
+    let is_partitioned_and_deferrable = new.partitions.is_some() && !deferrable(index).is_empty();
+    if index.constraint.as_deref() == Some("x") || is_partitioned_and_deferrable {
         let definition = sides.rename(index.constraint_definition.as_deref().unwrap_or_default());
         let add = format!("alter table {table} add constraint {} {definition}", quote(&name));
         return Attached { is_automatic: false, ..attached(&index.name, what, vec![statement(add)]) };
