@@ -146,6 +146,9 @@ async fn serves_without_a_failed_statement(options: PgBouncerOptions, named_in_h
     .await?;
     let (stop, counts) = (Arc::default(), Arc::default());
     let loads = [load(&a, &stop, &counts), load(&b, &stop, &counts)];
+    // Until then a session that the start of an instance needed may still end.
+    let is_loaded = async || Ok::<_, sqlx::Error>(counts.done.load(Ordering::Relaxed) > 50);
+    wait_until("load", LIMIT, is_loaded).await?;
     let before = pooled.sessions().await;
     for phase in ["backfill", "off"] {
         pooled.move_to(phase).await?;
