@@ -58,6 +58,7 @@ pub use error::LedgerError;
 pub(crate) use error::hint;
 pub(crate) use evidence::evidence;
 pub(crate) use notifications::NO_NOTIFICATIONS;
+#[cfg(feature = "console")]
 pub(crate) use refusals::remedy;
 pub use schema::SCHEMA_VERSION;
 #[doc(hidden)]
