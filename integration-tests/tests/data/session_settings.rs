@@ -114,10 +114,10 @@ const OF_THE_DATABASE: [&[(&str, &str)]; 4] = [
     ],
     &[
         ("idle_session_timeout", "400ms"),
-        ("idle_in_transaction_session_timeout", "400ms"),
-        ("statement_timeout", "1500ms"),
-        ("lock_timeout", "300ms"),
-        ("transaction_timeout", "2s"),
+        ("idle_in_transaction_session_timeout", "1s"),
+        ("statement_timeout", "5s"),
+        ("lock_timeout", "2s"),
+        ("transaction_timeout", "5s"),
     ],
 ];
 
