@@ -305,7 +305,6 @@ fn publications(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -
         };
         let filters_old = sides.is_one_table() && names(sides.moving);
         let (what, steps) = match (&publication.columns, sides.is_one_table()) {
-            (None, true) if !filters_old => continue,
             // A row filter on the old side passes no row that `retire` writes. Where updates are published, its columns are part
             // of the replica identity, which is another attachment.
             (columns, true) if filters_old => {
