@@ -101,6 +101,8 @@ impl ChangeWorld {
 
     async fn fill(&self) -> Outcome {
         let mut statement = String::new();
+        let is_needed = self.shape.change_flaw == Some(Flaw::NeededColumn);
+        let legacy = self.usual().or_else(|| is_needed.then(|| "first".to_owned()));
         for (writer, rows) in self.rows.iter().enumerate() {
             let (mut rows, first) = (lock(rows), first_id(writer));
             for id in first..first + OWNERS {
@@ -116,7 +118,7 @@ impl ChangeWorld {
                     b: (n % 5 != 0).then_some(id),
                     c: (n % 4 != 0).then_some([1, 5, 12, 40][(n % 4) as usize]),
                     d: (n % 3 != 0).then_some(first + n % OWNERS),
-                    legacy: self.usual(),
+                    legacy: legacy.clone(),
                 };
                 statement += &format!(
                     "insert into {} (id, {}) values ({id}, {}); ",
