@@ -107,8 +107,10 @@ pub enum LedgerError {
 
 /// What to do about an error of the database, where the library knows it.
 pub(crate) fn hint(error: &sqlx::Error) -> &'static str {
+    let message = error.as_database_error().map_or("", |refusal| refusal.message());
     match sql_state(error).as_deref() {
-        Some("42501") => {
+        // The right to connect is no right on the ledger.
+        Some("42501") if !message.contains("for database") => {
             "; hint: use a role that has this right; `cutover install --grant-to ROLE`, run with the role that owns the schema, \
              gives ROLE those on the ledger"
         }

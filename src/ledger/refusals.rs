@@ -69,11 +69,17 @@ pub(crate) fn remedy(error: &sqlx::Error, options: &PgConnectOptions) -> Option<
     let message = error.as_database_error().map_or("", |refusal| refusal.message());
     Some(match &*sql_state(error)? {
         "28000" if message.contains("not permitted to log in") => format!("`alter role {role} login`"),
+        "28000" if message.contains("does not exist") => {
+            format!("check the name of the role, or `create role {role} login`")
+        }
         "28000" => format!(
             "allow role {role} to connect from this host in the server's pg_hba.conf, and run `select pg_reload_conf()`"
         ),
         "28P01" => format!("use the present password of role {role}"),
-        "3D000" => "check the name of the database".to_owned(),
+        "3D000" => format!("check the name of the database, or `create database {database}`"),
+        "55000" if message.contains("accepting connections") => {
+            format!("`alter database {database} with allow_connections true`")
+        }
         "53300" if message.contains("for role") => format!("`alter role {role} connection limit -1`"),
         "53300" if message.contains("for database") => {
             format!("`alter database {database} connection limit -1`")
@@ -83,7 +89,9 @@ pub(crate) fn remedy(error: &sqlx::Error, options: &PgConnectOptions) -> Option<
              max_connections"
                 .to_owned()
         }
-        "42501" => format!("`grant connect on database {database} to {role}`"),
+        "42501" if message.contains("for database") => {
+            format!("`grant connect on database {database} to {role}`")
+        }
         _ => return None,
     })
 }

@@ -8,6 +8,7 @@ mod console_load;
 mod endings;
 mod files;
 mod ledgers;
+mod logins;
 mod rollback;
 mod secrets;
 mod steps;
