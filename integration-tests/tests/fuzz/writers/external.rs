@@ -49,9 +49,12 @@ impl Writer {
         wrong.filter(|_| self.world.corrects.load(Ordering::Relaxed)).map(|(number, _)| *number)
     }
 
-    /// Whether values that cannot be mapped may be written in this phase.
+    /// Whether values that cannot be mapped may be written in this phase. Not while they are corrected: on a busy machine, one
+    /// or another would always hold the migration.
     fn may_be_unmappable(&self, phase: Phase) -> bool {
-        self.world.values.unmappable.is_some() && (Phase::Expand..=Phase::Verify).contains(&phase)
+        self.world.values.unmappable.is_some()
+            && !self.world.corrects.load(Ordering::Relaxed)
+            && (Phase::Expand..=Phase::Verify).contains(&phase)
     }
 
     async fn external_write(&mut self, session: &mut PgConnection) -> Outcome {
