@@ -4,6 +4,7 @@ mod attached;
 mod attached_odd;
 mod changed_tables;
 mod changed_writes;
+mod collations;
 mod column_migration;
 mod column_shapes;
 mod conflicts;

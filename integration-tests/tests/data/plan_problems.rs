@@ -172,6 +172,20 @@ async fn a_new_column_that_others_made_is_refused() -> Outcome {
     Ok(())
 }
 
+/// A trial on another table does not see them.
+#[tokio::test]
+async fn columns_that_were_dropped_leave_no_place_for_another() -> Outcome {
+    let world = World::new(3).await?;
+    for change in ["add c{} int", "drop c{}"] {
+        let all: Vec<String> = (0..1597).map(|n| change.replace("{}", &n.to_string())).collect();
+        world.external(&format!("alter table orders {}", all.join(", "))).await?;
+    }
+    let refusals = world.refusals(&describe(&world.pool).build()?).await?;
+    let [refusal] = &*refusals else { return Err(format!("{refusals:?}").into()) };
+    assert!(refusal.problem.contains("has had 1600 columns"), "{refusal:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn identity_serial_and_primary_keys_are_refused() -> Outcome {
     let world = World::new(3).await?;

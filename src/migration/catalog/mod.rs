@@ -11,6 +11,7 @@ mod attached;
 mod attached_constraints;
 mod attachments;
 mod checks;
+mod collations;
 mod copy_trial;
 mod counterpart;
 mod defaults;
@@ -28,6 +29,7 @@ mod settings;
 mod table;
 mod trial;
 mod trial_remedy;
+mod width;
 
 pub(super) use attached::missing;
 pub(super) use attached_constraints::actions;
@@ -37,6 +39,7 @@ pub(super) use checks::{
     new_table_problems, not_owner, old_column, old_column_problems, privilege_problems, rename_away,
     row_security, table_privilege_problems, table_problems, takes_over,
 };
+pub(super) use collations::outdated_order;
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
 pub(super) use counterpart::{Attached, Counterpart, Step};
 pub(super) use defaults::{MovedColumn, missing_defaults};
@@ -55,3 +58,4 @@ pub(super) use settings::{
 };
 pub(super) use table::{ForeignKey, TableFacts};
 pub(super) use trial::{WriteTrial, insert_without};
+pub(super) use width::too_many_columns;

@@ -7,7 +7,7 @@ use super::refusal::{missing, refuse};
 use crate::ledger::sides::{self, SideRows};
 use crate::ledger::unprepared;
 use crate::migration::batch::{ColumnType, Keyset, keyset};
-use crate::migration::catalog::{PlanProblem, beside, quote, split_table, unquote};
+use crate::migration::catalog::{PlanProblem, beside, outdated_order, quote, split_table, unquote};
 use crate::migration::coordinator::PlanError;
 use crate::migration::runtime::Migration;
 
@@ -74,6 +74,23 @@ pub(super) fn moved(table: &str, name: &str, home: Option<&str>) -> PlanProblem 
     )
 }
 
+/// The schema of a table (quoted, with its schema) that this role may not use. Its names are not looked up then.
+pub(super) async fn hidden(name: &str, tx: &mut PgConnection) -> Result<Option<PlanProblem>, sqlx::Error> {
+    let refused: Option<(String, String)> = unprepared::query_as(
+        "select quote_ident(nspname), quote_ident(current_user) from pg_namespace \
+         where quote_ident(nspname) = $1 and not has_schema_privilege(oid, 'usage')",
+    )
+    .bind(split_table(name).0)
+    .fetch_optional(tx)
+    .await?;
+    Ok(refused.map(|(schema, role)| {
+        PlanProblem::blocking(
+            format!("role {role} may not use schema {schema}, so it does not find table {name} there"),
+            format!("`grant usage on schema {schema} to {role}`"),
+        )
+    }))
+}
+
 /// Columns of the sides that others have renamed or dropped since `expand`. `needs_old`: the old side is still used, so that none
 /// of its columns may be gone.
 pub(super) fn renamed(plan: &Description, recorded: &SideRows, needs_old: bool) -> Vec<PlanProblem> {
@@ -126,7 +143,7 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         let side = recorded.as_ref().map(|sides| if number == 0 { &sides.old } else { &sides.new });
         let Some(oid) = oid else {
             problems.push(match side.filter(|side| side.is_there).and_then(|side| side.table.as_deref()) {
-                Some(name) => moved(table, name, None),
+                Some(name) => hidden(name, tx).await?.unwrap_or_else(|| moved(table, name, None)),
                 None => missing(table, tx).await?,
             });
             continue;
@@ -145,6 +162,7 @@ async fn inspect(plan: &Description, id: i32, tx: &mut PgConnection) -> Result<F
         let wanted = key.as_ref().map_or_else(|| plan.outline.key.clone(), Keyset::plain_names);
         match keyset::find(tx, table, &wanted).await? {
             Ok(found) => {
+                problems.extend(outdated_order(tx, table, &found.plain_names()).await?);
                 key = Some(match key {
                     Some(key) => Keyset::widened(key, &found),
                     None => found,

@@ -14,8 +14,8 @@ use crate::ledger::{begin_work, describe_error, is_refusal, sides, unprepared};
 use crate::migration::batch::{Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
     CopyTrial, NewColumnPlan, PlanProblem, TableFacts, TypeFacts, insert_without, look_up_type,
-    new_column_problems, old_column_problems, privilege_problems, rename_columns, table_problems, takes_over,
-    try_copy, unquote,
+    new_column_problems, old_column_problems, outdated_order, privilege_problems, rename_columns,
+    table_problems, takes_over, too_many_columns, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
 
@@ -50,7 +50,10 @@ pub(crate) async fn problems(
     problems.extend(interference(plan, &facts));
     problems.extend(claimed_by_others(plan, migration, &mut tx).await?);
     let key = match keyset::find(&mut tx, plan.old_table(), &plan.outline.key).await? {
-        Ok(key) => Some(key),
+        Ok(key) => {
+            problems.extend(outdated_order(&mut tx, plan.old_table(), &key.plain_names()).await?);
+            Some(key)
+        }
         Err(reasons) => {
             problems.push(unusable_key(&mut tx, plan.old_table(), &plan.outline.key, &reasons).await?);
             None
@@ -193,6 +196,12 @@ async fn of_columns(
         for column in plan.new_columns() {
             problems.extend(privilege_problems(table, first, &column, facts));
         }
+    }
+    let new = plan.new_columns();
+    let added_now = new.iter().filter(|name| facts.column(name).is_none()).count();
+    if let Some(problem) = too_many_columns(tx, table, added_now).await? {
+        problems.push(problem);
+        return Ok(problems);
     }
     let mut are_types = true;
     for ((quoted, sql_type), name) in added.iter().zip(plan.new_columns()) {

@@ -13,7 +13,8 @@ use super::round_trip::try_mappings;
 use crate::ledger::{sql_state, unprepared};
 use crate::migration::batch::{Keyset, keyset};
 use crate::migration::catalog::{
-    ForeignKey, PlanProblem, TableFacts, heirs, new_table_problems, rules, table_privilege_problems, unquote,
+    ForeignKey, PlanProblem, TableFacts, heirs, new_table_problems, outdated_order, rules,
+    table_privilege_problems, unquote,
 };
 
 pub(super) async fn of_tables(
@@ -83,10 +84,12 @@ pub(super) async fn of_tables(
     }
     problems.extend(columns_there(&sides.new, &sides.forward.columns, &new));
     problems.extend(of_mapping("column_back", &sides.new, &[], &sides.backward.code, false, tx).await?);
-    if let (true, Some(key)) = (has_key, key)
-        && let Err(reasons) = keyset::find(tx, &sides.new, &key.plain_names()).await?
-    {
-        problems.push(unusable_key(tx, &sides.new, &key.plain_names(), &reasons).await?);
+    if let (true, Some(key)) = (has_key, key) {
+        let names = key.plain_names();
+        match keyset::find(tx, &sides.new, &names).await? {
+            Ok(_) => problems.extend(outdated_order(tx, &sides.new, &names).await?),
+            Err(reasons) => problems.push(unusable_key(tx, &sides.new, &names, &reasons).await?),
+        }
     }
     problems.extend(of_replication(plan, is_made_by_plan, tx).await?);
     problems.extend(readers_so_far(plan, tx).await?);

@@ -8,7 +8,9 @@ use super::named_by::{claimed, interference, named_by};
 use super::referring::{self, relations_of};
 use super::trigger_functions::{self, TriggerFunction};
 use crate::ledger::{sides, unprepared};
-use crate::migration::catalog::{PlanProblem, TableFacts, not_owner, quote, rename_away, unidentified};
+use crate::migration::catalog::{
+    PlanProblem, TableFacts, not_owner, quote, rename_away, too_many_columns, unidentified,
+};
 
 /// Everything at once. Also asked before the exchange, because an object that names the key may have been added since.
 pub(super) async fn problems(
@@ -87,6 +89,9 @@ pub(super) async fn problems(
     let others = referring.iter().filter(|one| one.moves()).map(|one| &one.table);
     for table in std::iter::once(&key.table).chain(others) {
         problems.extend(unidentified(&mut *connection, table, false).await?);
+        if !is_recorded {
+            problems.extend(too_many_columns(&mut *connection, table, 1).await?);
+        }
     }
     let functions = trigger_functions::find(&relations_of(&key, &referring), connection).await?;
     problems.extend(functions.iter().filter_map(TriggerFunction::problem));

@@ -12,7 +12,7 @@ use crate::ledger::{begin_work, guard_triggers, key_mirror, sides};
 use crate::migration::batch::{
     ColumnType, PassKind, Scope, Span, begin, explain_table_lock, keyset, pass, rows_differ, walk,
 };
-use crate::migration::catalog::{OldSide, PlanProblem, quote};
+use crate::migration::catalog::{OldSide, PlanProblem, outdated_order, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::plan::description::not_null_steps;
@@ -143,7 +143,10 @@ impl WiderKey {
         // The first one is the key's own.
         for columns in self.mirrored(migration.id(), &mut tx).await?.split_off(1) {
             let key = match keyset::find(&mut tx, &columns.table, &[]).await? {
-                Ok(key) => key,
+                Ok(key) => {
+                    refuse(&outdated_order(&mut tx, &columns.table, &key.plain_names()).await?)?;
+                    key
+                }
                 Err(reasons) => {
                     refuse(&[unusable_key(&mut tx, &columns.table, &[], &reasons).await?])?;
                     continue;
