@@ -111,8 +111,8 @@ pub(crate) fn hint(error: &sqlx::Error) -> &'static str {
     match sql_state(error).as_deref() {
         // The right to connect is no right on the ledger.
         Some("42501") if !message.contains("for database") => {
-            "; hint: use a role that has this right; `cutover install --grant-to ROLE`, run with the role that owns the schema, \
-             gives ROLE those on the ledger"
+            "; hint: grant it to the role; for an object of schema cutover, run `cutover install --grant-to ROLE` with the role \
+             that owns the schema"
         }
         Some("25006") => {
             "; hint: the role's transactions are read-only (default_transaction_read_only), or the server is a standby"

@@ -97,3 +97,39 @@ async fn an_instance_that_can_write_takes_over() -> Outcome {
     a.says("transactions of role").await?;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_schema_that_the_role_may_not_use_is_named() -> Outcome {
+    let service = Service::new().await?;
+    let _a = service.instance(&service.world, "a").await?;
+    service.admin.go("verify").await?;
+    let revoke = format!("revoke usage on schema public from public, {}", service.role);
+    service.admin.external(&revoke).await?;
+    let grant = format!("grant usage on schema public to {}", service.role);
+    service.admin.is_held("ramp", &format!("`{grant}`")).await?;
+    service.admin.external(&grant).await?;
+    service.admin.go("ramp").await
+}
+
+/// They run with the rights of the ledger's owner.
+#[tokio::test]
+async fn no_other_role_may_attach_the_triggers_of_the_ledger() -> Outcome {
+    let service = Service::new().await?;
+    let _a = service.instance(&service.admin, "a").await?;
+    let functions: Vec<String> = sqlx::query_scalar(
+        "select p.oid::regprocedure::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
+         where n.nspname = 'cutover' and p.prorettype = 'trigger'::regtype and p.prosecdef order by 1",
+    )
+    .fetch_all(&service.admin.pool)
+    .await?;
+    assert!(functions.len() >= 4, "{functions:?}");
+    for function in functions {
+        let attach = format!(
+            "create temp table own (id integer, migration_id integer, phase text); \
+             create trigger own after insert on own for each row execute function {function}"
+        );
+        let outcome = service.world.external(&attach).await;
+        assert!(outcome.is_err_and(|error| error.to_string().contains("permission denied")), "{function}");
+    }
+    Ok(())
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::{Executor, PgConnection, PgPool, PgTransaction};
 use tokio::time::timeout;
 
-use super::before_work::moved;
+use super::before_work::{hidden, moved};
 use super::description::Description;
 use super::readers::readers;
 use super::refusal::missing;
@@ -180,10 +180,13 @@ async fn of_name(
         )
         .bind(table)
         .bind(schema)
-        .fetch_one(tx)
+        .fetch_one(&mut *tx)
         .await?;
     if named == Some(side.relation) {
         return Ok(None);
+    }
+    if let (None, Some(problem)) = (named, hidden(found, tx).await?) {
+        return Ok(Some(problem));
     }
     let found_schema = split_table(found).0;
     Ok(Some(match (named, gone, found_schema) {
