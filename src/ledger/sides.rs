@@ -88,20 +88,23 @@ pub(crate) async fn follow_restored(tx: &mut PgConnection) -> Result<(), sqlx::E
     Ok(())
 }
 
-/// Why the ledger may be older than the data: schema `cutover` was restored from a dump, and the migration's tables are still
-/// those that the dump describes.
+/// Why the ledger may be older than the data: schema `cutover`, or the rows of its tables, were restored from a dump, and the
+/// migration's tables are still those that the dump describes.
 pub(crate) async fn restored_alone(
     connection: &mut PgConnection,
     migration: i32,
 ) -> Result<Option<String>, sqlx::Error> {
     unprepared::query_scalar(
-        "select format('schema cutover was restored from a dump, and table %s was not: in that dump, migration %s/%s is in \
+        "select format('%s restored from a dump, and table %s was not: in that dump, migration %s/%s is in \
              `%s` (epoch %s), and what was written in later phases may be on one side only; to fix: restore the whole \
              database, or schema cutover as it was last; if the migration was not moved since that dump, \
              `update cutover.sides set recorded_in = tableoid where migration_id = %s`', \
+             case when s.recorded_in = s.tableoid then 'the rows of schema cutover were' else 'schema cutover was' end, \
              s.relation, m.fleet, m.name, m.phase, m.epoch, m.id) \
          from cutover.migrations m join cutover.sides s on s.migration_id = m.id \
-         where m.id = $1 and m.ended_at is null and m.phase <> 'off' and s.recorded_in <> s.tableoid \
+         where m.id = $1 and m.ended_at is null and m.phase <> 'off' and (s.recorded_in <> s.tableoid \
+                 or m.sides_file = pg_relation_filenode(s.tableoid) and not exists (select from cutover.sides k \
+                     where k.migration_id = m.id and k.xmin = m.sides_xmin)) \
              and not exists (select from cutover.sides t \
                  where t.migration_id = m.id and t.table_oid <> t.relation::oid) limit 1",
     )

@@ -62,6 +62,10 @@ create table cutover.migrations (
     -- When and how it ended; null: it has not. 'finished': the old side is gone. 'abandoned': the new side is given up.
     ended_at timestamptz,
     ended_as text check (ended_as in ('finished', 'abandoned')),
+    -- `xmin` of its rows of `sides`, and the file of that table, when they were written. If none of them has it in the same file,
+    -- they were restored from a dump.
+    sides_xmin xid,
+    sides_file oid,
     unique (fleet, name),
     check ((ended_at is null) = (ended_as is null)),
     check (ended_as is distinct from 'finished' or phase = 'contract'),
@@ -786,6 +790,19 @@ begin
 end
 $$;
 
+-- Remembers which transaction wrote the row. A dump has the number, and a row that is restored has another one. The trigger does not
+-- fire for what `session_replication_role = replica` or `pg_restore --disable-triggers` restores.
+create function cutover.mark_sides() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    update cutover.migrations set sides_xmin = new.xmin, sides_file = pg_relation_filenode(tg_relid)
+        where id = new.migration_id;
+    return null;
+end
+$$;
+create trigger mark_sides after insert or update on cutover.sides
+    for each row execute function cutover.mark_sides();
+
 create function cutover.update_guard_phase() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -945,6 +962,10 @@ begin
 end
 $$;
 revoke all on function cutover.record_external_repair(integer, text, jsonb, text) from public;
+-- A role that may execute them could attach them to a table of its own, and they would write with the owner's rights what its
+-- rows say.
+revoke all on function cutover.keep_rows(), cutover.note_lost_rows(), cutover.mark_sides(), cutover.update_guard_phase()
+    from public;
 
 -- The guard trigger calls these functions with the role that writes the table. Every other function and table needs a
 -- grant of its own.
