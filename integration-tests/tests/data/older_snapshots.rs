@@ -1,11 +1,17 @@
 //! External transactions whose snapshot is older than the row of a table of its own which belongs to the row that they write.
 
 use crate::world::{Fleet, Outcome, World};
-use cutover::migration::TableMigration;
+use cutover::migration::{TableMigration, TableMigrationBuilder, map_each};
 use sqlx::{Connection, Executor, PgConnection};
 
 /// The first ten users have a profile.
 async fn users() -> Outcome<(World, Fleet)> {
+    let (world, plan) = table().await?;
+    let fleet = world.brief("a", plan.same("bio").build()?).await?;
+    Ok((world, fleet))
+}
+
+async fn table() -> Outcome<(World, TableMigrationBuilder)> {
     let world = World::new(0).await?;
     world
         .external(
@@ -15,11 +21,8 @@ async fn users() -> Outcome<(World, Fleet)> {
         .await?;
     let plan = TableMigration::new(world.pool.clone(), "users", "profiles")
         .create("create table profiles (id bigint primary key, bio text)")
-        .only_columns()
-        .same("bio")
-        .build()?;
-    let fleet = world.brief("a", plan).await?;
-    Ok((world, fleet))
+        .only_columns();
+    Ok((world, plan))
 }
 
 /// A transaction that has its snapshot from now on.
@@ -121,5 +124,37 @@ async fn a_key_whose_profile_may_be_newer_stays() -> Outcome {
     // A key whose profile is there follows, whatever the snapshot.
     snapshot(&world).await?.execute("update users set id = 102 where id = 2; commit").await?;
     assert_eq!(count(&world, ALONE).await?, 0);
+    Ok(())
+}
+
+#[derive(sqlx::FromRow, serde::Serialize)]
+struct Bio {
+    bio: Option<String>,
+}
+
+/// The trigger cannot run the mapping. The profile of the old key would stay, and the new one would have none.
+#[tokio::test]
+async fn a_key_that_changes_beside_a_repair_keeps_its_profile() -> Outcome {
+    let (world, plan) = table().await?;
+    let plan = plan.column_back("bio", "bio").forward_rows(&["bio"], map_each(Ok::<Bio, String>));
+    let _a = world.brief("a", plan.build()?).await?;
+    for (phase, id) in [("ramp", 5), ("switch", 6)] {
+        world.go(phase).await?;
+        world.external(&format!("delete from profiles where id = {id}")).await?;
+        let mut moving = snapshot(&world).await?;
+        let record =
+            format!("select cutover.record_external_repair({}, 'new', '{id}', 'test')", world.id().await?);
+        world.external(&record).await?;
+        let profile = async |id: i64| {
+            let there = "select exists (select from profiles where id = $1)";
+            sqlx::query_scalar::<_, bool>(there).bind(id).fetch_one(&world.pool).await.unwrap_or(false)
+        };
+        world.until("the repair", async || profile(id).await).await?;
+        moving
+            .execute(sqlx::AssertSqlSafe(format!("update users set id = {id} + 100 where id = {id}; commit")))
+            .await?;
+        let follows = async || profile(id + 100).await && !profile(id).await;
+        world.until(&format!("the profile follows in {phase}"), follows).await?;
+    }
     Ok(())
 }

@@ -81,8 +81,8 @@
 //! rows that came past it are noticed.
 
 use super::guard_conditions::{
-    Comparisons, RENAMED, follow_key, listed, looks_at_part, notice_if_renamed, pass_if_renamed, same,
-    written,
+    Comparisons, RENAMED, UNSEEN, follow_key, listed, looks_at_part, notice_if_renamed, pass_if_renamed,
+    same, written,
 };
 use super::guard_refusals::{NOT_MIRRORED, RAISE, REFUSE, REFUSE_UNMAPPED, refused};
 use crate::migration::batch::{MappingCode, Part, Sides};
@@ -328,6 +328,7 @@ impl GuardTrigger {
         let values: Vec<String> = (0..columns.len()).map(|n| format!("v{n}")).collect();
         let (old_key, gone_key) = (of("old"), of("gone"));
         let of_row = of("cutover_row");
+        let record_unseen = |row: &str| self.record_as("'new'", row, UNSEEN);
         // What a foreign key does is never refused, so from `ramp` on the row is repaired.
         let copy_row = match &selects.forward {
             Some(select) => format!(
@@ -369,11 +370,7 @@ impl GuardTrigger {
             same_key = same("old", "new", &self.key),
             table = selects.source,
             there_key = of("there"),
-            record_unseen = self.record_as(
-                "'new'",
-                "old",
-                "'its snapshot may be older than the row of the new table, so its delete may have missed that'"
-            ),
+            record_unseen = record_unseen("old"),
             record_renamed_old = self.record_as("'new'", "old", RENAMED),
             record_renamed_new = self.record_as("'new'", "new", RENAMED),
             record_old = self.record("'new'", "old"),
@@ -382,7 +379,12 @@ impl GuardTrigger {
         let (kept, follow_key) = match part {
             Some((Part { keeps_rows: true, .. }, _)) => (
                 " and tg_op not in ('DELETE', 'TRUNCATE') and not moves_key",
-                follow_key(target, &self.key, refused(&self.forward)),
+                follow_key(
+                    target,
+                    &self.key,
+                    refused(&self.forward),
+                    &[record_unseen("old"), record_unseen("new")].concat(),
+                ),
             ),
             _ => ("", String::new()),
         };

@@ -6,6 +6,10 @@ use crate::migration::batch::{MappingCode, Part};
 /// Why a row is recorded if a column that the function names is not there.
 pub(super) const RENAMED: &str = "'a column of the migration has another name or type, or is gone'";
 
+/// Why a row is recorded if a transaction with an older snapshot deletes it or changes its key.
+pub(super) const UNSEEN: &str =
+    "'its snapshot may be older than the row of the new table, so its write may have missed that'";
+
 /// A mapping as a `select` of its values, `v0`, `v1` and so on; `None` in Rust.
 pub(super) fn written(how: &MappingCode) -> Option<String> {
     match how {
@@ -171,12 +175,15 @@ pub(super) fn looks_at_part(
 
 /// Gives the row of `target` the row's new key, in the phases in which writes of the old side are refused. A row that only loses
 /// columns may get another key in each phase. What it holds in these columns is outdated then, and is not copied again.
-pub(super) fn follow_key(target: &str, key: &[String], phases: &str) -> String {
+///
+/// A row of `target` that is newer than the transaction's snapshot is not found. While both sides are written, `record` notes both
+/// keys for repair.
+pub(super) fn follow_key(target: &str, key: &[String], phases: &str, record: &str) -> String {
     format!(
         "if moves_key and not is_renamed and phase in ({phases}) then \
              update {target} as gone set ({}) = row({}) where ({}) = ({}); \
-             if not found and phase in ('retire', 'contract') \
-                 and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then {REFUSE_UNSEEN} end if; \
+             if not found and pg_catalog.current_setting('transaction_isolation') <> 'read committed' then \
+                 if phase in ('retire', 'contract') then {REFUSE_UNSEEN} end if; {record} end if; \
              return null; end if;",
         key.join(", "),
         listed("new", key),
