@@ -42,7 +42,7 @@ async fn a_head_without_end_is_refused() {
     let (refused, _) =
         timeout(LIMIT, async { tokio::join!(sending, read.read_to_end(&mut answer)) }).await.unwrap();
     assert!(refused, "8 MiB of head were accepted");
-    assert_eq!(running.refused("head_too_large"), 1.0);
+    running.until_counted("head_too_large", 1.0).await;
     still_serves(&running).await;
 
     let (mut sender, _driver) = http2(running.address).await;
@@ -72,8 +72,9 @@ async fn invalid_bytes_end_their_own_connection_only() {
         let _ = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
         assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     }
-    assert_eq!(running.refused("malformed"), 3.0, "all but the one of HTTP/2");
+    running.until_counted("malformed", 3.0).await;
     still_serves(&running).await;
+    assert_eq!(running.refused("malformed"), 3.0, "all but the one of HTTP/2");
     running.drain.begin();
     assert_eq!(running.report().await.cut, []);
 }
@@ -117,7 +118,7 @@ fn answers_after(time: Duration) -> (Router, Arc<Requests>) {
 #[tokio::test]
 async fn a_client_that_sends_no_more_is_answered() {
     let (app, requests) = answers_after(Duration::from_millis(200));
-    let running = start(options(), app).await;
+    let running = start(DrainOptions { half_closed_timeout: LIMIT, ..options() }, app).await;
     for head in ["GET / HTTP/1.1\r\nhost: t\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"] {
         let mut stream = running.raw(head.as_bytes()).await;
         stream.shutdown().await.unwrap();
@@ -148,7 +149,9 @@ async fn the_request_of_a_client_that_is_gone_is_given_up() {
 /// Hundreds at once: idle, with half of a head, sending a byte now and then, and with requests during the drain.
 #[tokio::test]
 async fn many_slow_connections_do_not_delay_a_drain() {
-    let running = start(options(), hello()).await;
+    let (hook_time, margin) = (Duration::from_secs(5), Duration::from_secs(10));
+    let options = DrainOptions { grace: Duration::from_secs(25), hook_time, margin, ..options() };
+    let running = start(options.clone(), hello()).await;
     let mut silent = Vec::new();
     for number in 0..200_usize {
         silent.push(running.raw(&b"GET / HTTP/1.1\r\n"[..number % 16]).await);
@@ -179,7 +182,7 @@ async fn many_slow_connections_do_not_delay_a_drain() {
         assert!(answer.ends_with("hello"), "{answer:?}");
     }
     let report = running.report().await;
-    assert!(report.waited < options().grace, "{:?}", report.waited);
+    assert!(report.waited < options.grace, "{:?}", report.waited);
     assert!(report.cut.len() >= 20, "at least the slow ones: {}", report.cut.len());
     timeout(LIMIT, async { while slow.join_next().await.is_some() {} }).await.unwrap();
     drop(silent);

@@ -1,6 +1,6 @@
 //! Listeners other than TCP, handshakes, and services other than an axum router.
 
-use std::{convert::Infallible, io, time::Duration};
+use std::{convert::Infallible, io};
 
 use axum::{Router, body::Body, extract::ConnectInfo, routing::get};
 use cutover::{
@@ -16,7 +16,7 @@ use tokio::{
 };
 use tonic::service::Routes;
 
-use super::{LIMIT, hello, http2, options, request, says_close, start, text};
+use super::{LIMIT, hello, http2, options, request, says_close, short, start, text};
 
 #[tokio::test]
 async fn a_unix_socket_drains_like_a_port() {
@@ -61,7 +61,7 @@ async fn password(mut stream: TcpStream) -> io::Result<TcpStream> {
 
 #[tokio::test]
 async fn a_slow_handshake_delays_neither_others_nor_the_drain() {
-    let drain = Drain::new(&Health::new(), options()).unwrap();
+    let drain = Drain::new(&Health::new(), short()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn({
@@ -139,5 +139,5 @@ async fn one_port_serves_both_protocols() {
     assert_eq!(text(one.send_request(request("/version")).await.unwrap()).await, "HTTP/1.1");
     assert_eq!(text(two.send_request(request("http://t/version")).await.unwrap()).await, "HTTP/2.0");
     running.drain.begin();
-    assert!(running.report().await.waited < Duration::from_secs(2));
+    assert!(running.report().await.waited < options().grace / 2);
 }

@@ -29,7 +29,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{LIMIT, PROPAGATION, http1, http2, options, request, start, text};
+use super::{LIMIT, PROPAGATION, http1, http2, options, request, short, start, text};
 
 /// One chunk, and then nothing.
 fn endless() -> Body {
@@ -81,7 +81,7 @@ async fn feeds_end_when_their_clients_find_another_instance() {
 
 #[tokio::test]
 async fn an_unmarked_stream_is_waited_for_and_cut() {
-    let running = start(options(), feeds()).await;
+    let running = start(short(), feeds()).await;
     let (mut one, _driver) = http1(running.address).await;
     let (mut two, _driver) = http2(running.address).await;
     let over_http1 = one.send_request(request("/unmarked")).await.unwrap();
@@ -148,7 +148,7 @@ async fn upgraded(running: &super::Running) -> TcpStream {
 #[tokio::test]
 async fn an_upgraded_connection_can_end_by_itself() {
     let (tell, told) = oneshot::channel();
-    let running = start_with_drain(|drain| {
+    let running = start_with_drain(options(), |drain| {
         let _ = tell.send(());
         echo(drain, true, Arc::default())
     })
@@ -165,7 +165,7 @@ async fn an_upgraded_connection_can_end_by_itself() {
 #[tokio::test]
 async fn an_upgraded_connection_is_cut_at_the_deadline() {
     let cut = Arc::new(AtomicBool::new(false));
-    let running = start_with_drain(|drain| echo(drain, false, Arc::clone(&cut))).await;
+    let running = start_with_drain(short(), |drain| echo(drain, false, Arc::clone(&cut))).await;
     let mut socket = upgraded(&running).await;
     running.drain.begin();
     let report = running.report().await;
@@ -180,7 +180,7 @@ async fn an_upgraded_connection_is_cut_at_the_deadline() {
 #[tokio::test]
 async fn a_websocket_over_http2_works_and_is_cut_at_the_deadline() {
     let cut = Arc::<AtomicBool>::default();
-    let running = start_with_drain(|drain| echo(drain, false, Arc::clone(&cut))).await;
+    let running = start_with_drain(short(), |drain| echo(drain, false, Arc::clone(&cut))).await;
     let (mut sender, _driver) = http2(running.address).await;
     // The server's settings, which allow it, come before the first answer.
     let _ = sender.send_request(request("http://t/nothing")).await.unwrap();
@@ -199,9 +199,9 @@ async fn a_websocket_over_http2_works_and_is_cut_at_the_deadline() {
     assert!(report.waited > PROPAGATION, "it is waited for: {:?}", report.waited);
 }
 
-async fn start_with_drain(app: impl FnOnce(Drain) -> Router) -> super::Running {
+async fn start_with_drain(options: DrainOptions, app: impl FnOnce(Drain) -> Router) -> super::Running {
     let health = cutover::health::Health::new();
-    let drain = Drain::new(&health, options()).unwrap();
+    let drain = Drain::new(&health, options).unwrap();
     let app = app(drain.clone());
     super::serve(health, drain, app).await
 }
@@ -209,7 +209,7 @@ async fn start_with_drain(app: impl FnOnce(Drain) -> Router) -> super::Running {
 #[tokio::test]
 async fn a_slow_request_body_is_cut_only_at_the_deadline() {
     let app = Router::new().route("/upload", post(|body: Bytes| async move { body.len().to_string() }));
-    let running = start(options(), app).await;
+    let running = start(short(), app).await;
     let head = b"POST /upload HTTP/1.1\r\nhost: t\r\ncontent-length: 4\r\n\r\nab";
     let mut ends = running.raw(head).await;
     let mut never = running.raw(head).await;
