@@ -8,7 +8,7 @@ use crate::redis::ask;
 use crate::wait::on_free_port;
 use crate::{Folder, KitError, Process, Redis, Signal, find, wait_until};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A primary named `primary` with one replica, and a Sentinel that notices after two seconds that the primary is away.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ pub struct RedisCluster {
     replica: Redis,
 }
 
-const CLUSTERED: &[&str] = &["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+const CLUSTERED: &[&str] = &["--cluster-enabled", "yes", "--cluster-node-timeout", "3000"];
 const SLOTS: u16 = 16_384;
 
 impl RedisCluster {

@@ -1,5 +1,7 @@
 //! A Redis that fails over, or is demoted alive.
 
+use std::time::Duration;
+
 use cutover::session::{PreserveUnknown, RedisStore, RedisStoreOptions};
 use cutover_testkit::{KitError, Proxy, Redis, wait_until};
 
@@ -8,7 +10,12 @@ use serde_json::json;
 use tower_sessions::{Session, SessionStore};
 
 use super::builds::{NewCart, OldCart};
-use super::{LIMIT, pool, raw, record};
+use super::{LIMIT, patient, pool, raw, record};
+
+/// An outage is an error after this time, which a busy machine does not need for an answer.
+fn outlasting() -> RedisStoreOptions {
+    RedisStoreOptions { time_limit: Duration::from_secs(5), ..patient() }
+}
 
 #[tokio::test]
 async fn sessions_survive_a_failover_and_an_outage_is_an_error() {
@@ -16,7 +23,7 @@ async fn sessions_survive_a_failover_and_an_outage_is_an_error() {
     let gate = Proxy::start(first.port()).unwrap();
     let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
     let pool = config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap();
-    let store = RedisStore::new(pool, RedisStoreOptions::default()).unwrap();
+    let store = RedisStore::new(pool, outlasting()).unwrap();
     let session = |id| Session::new(id, store.clone().into(), None);
     let newer = session(None);
     newer
@@ -81,11 +88,9 @@ async fn sessions_recover_after_the_primary_was_demoted_alive() {
     let (first, second) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
     let gate = Proxy::start(first.port()).unwrap();
     let config = deadpool_redis::Config::from_url(format!("redis://127.0.0.1:{}/", gate.port()));
-    let store = RedisStore::new(
-        config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap(),
-        RedisStoreOptions::default(),
-    )
-    .unwrap();
+    let store =
+        RedisStore::new(config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap(), outlasting())
+            .unwrap();
     let mut made = record(json!({"k": 0}));
     store.create(&mut made).await.unwrap();
     // Several idle connections lead to the server that will be demoted.
@@ -130,8 +135,7 @@ async fn sessions_recover_after_the_primary_was_demoted_alive() {
 #[tokio::test]
 async fn a_deletion_is_repeated_when_its_connection_breaks() {
     let redis = Redis::start().await.unwrap();
-    let options = RedisStoreOptions { time_limit: LIMIT, ..RedisStoreOptions::default() };
-    let store = RedisStore::new(pool(&redis), options).unwrap();
+    let store = RedisStore::new(pool(&redis), patient()).unwrap();
     let mut made = record(json!({}));
     store.create(&mut made).await.unwrap();
     // Reads are answered, and the command waits on the server.
