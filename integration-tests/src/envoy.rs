@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Envoy applies a changed file within 0.1 s. After this time, it has rejected it.
-const APPLY: Duration = Duration::from_secs(20);
+const APPLY: Duration = Duration::from_secs(60);
 
 /// One instance behind the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,7 +221,7 @@ async fn launch(folder: &Folder, client: &Client, admin: &str) -> Result<Process
     let process = Process::spawn(folder, "envoy", Signal::KILL, &command)?;
     let ready = format!("{admin}/ready");
     process
-        .wait_ready(Duration::from_secs(30), async || {
+        .wait_ready(Duration::from_secs(60), async || {
             http::send("ask Envoy", client.get(&ready), &[]).await?;
             Ok::<_, KitError>(true)
         })

@@ -10,7 +10,7 @@ use crate::KitError;
 pub(crate) fn client() -> Result<Client, KitError> {
     Client::builder()
         .no_proxy()
-        .timeout(Duration::from_secs(10))
+        .timeout(Duration::from_secs(30))
         .build()
         .map_err(KitError::http("make an HTTP client"))
 }

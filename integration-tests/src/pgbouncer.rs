@@ -110,7 +110,7 @@ impl PgBouncer {
             command.arg(&file);
             let process = Process::spawn(&folder, "pgbouncer", Signal::KILL, &command)?;
             process
-                .wait_ready(Duration::from_secs(20), async || {
+                .wait_ready(Duration::from_secs(60), async || {
                     let mut session = PgConnection::connect(&url(port, "postgres")).await?;
                     session.ping().await?;
                     Ok::<_, sqlx::Error>(true)

@@ -25,7 +25,7 @@ use crate::{
 
 /// Postgres refuses to run as root. Then it runs as `nobody` and `nogroup`.
 const NOBODY: u32 = 65534;
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 
 /// How a [`Postgres`] is started.
 #[derive(Clone, Debug, Default)]
@@ -201,7 +201,7 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// [`KitError::TimedOut`] if a process of it still runs after 10 s.
+    /// [`KitError::TimedOut`] if a process of it still runs after 60 s.
     pub async fn kill9(&self) -> Result<(), KitError> {
         let process = self.process();
         process.signal(Signal::STOP)?;
@@ -209,7 +209,7 @@ impl Postgres {
         process.kill().await?;
         signal_all(&sessions, Signal::KILL);
         // A session that still runs holds the shared memory, and then the next start fails.
-        wait_until("sessions gone", Duration::from_secs(10), || {
+        wait_until("sessions gone", Duration::from_secs(60), || {
             let gone = !sessions.iter().any(|pid| runs(*pid));
             async move { Ok::<_, KitError>(gone) }
         })
@@ -220,7 +220,7 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// [`KitError::TimedOut`] if it takes longer than 60 s.
+    /// [`KitError::TimedOut`] if it takes longer than 180 s.
     pub async fn stop(&self) -> Result<(), KitError> {
         let process = self.process();
         process.signal(Signal::INT)?;

@@ -284,10 +284,10 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// [`KitError::TimedOut`] if it still exists after 10 s.
+    /// [`KitError::TimedOut`] if it still exists after 60 s.
     pub async fn kill(&self) -> Result<(), KitError> {
         self.signal(Signal::KILL)?;
-        self.wait(Duration::from_secs(10)).await.map(|_| ())
+        self.wait(Duration::from_secs(60)).await.map(|_| ())
     }
 
     fn ended(&self, status: ExitStatus) -> KitError {

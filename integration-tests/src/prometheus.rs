@@ -94,7 +94,7 @@ impl Prometheus {
             write(&file, history)?;
             let mut command = Command::new(find::program("prometheus", "promtool")?);
             command.args(["tsdb", "create-blocks-from", "openmetrics"]).args([file, data]);
-            Process::run(&folder, "promtool", Duration::from_secs(30), &command).await?;
+            Process::run(&folder, "promtool", Duration::from_secs(90), &command).await?;
         }
         // JSON is YAML.
         write(&folder.path().join("prometheus.yml"), config.to_string())?;
@@ -186,7 +186,7 @@ async fn launch(
     let process = Process::spawn(folder, "prometheus", Signal::KILL, &command)?;
     let ready = format!("{}/-/ready", url(port));
     process
-        .wait_ready(Duration::from_secs(30), async || {
+        .wait_ready(Duration::from_secs(90), async || {
             if options.web.is_some() {
                 // The client has neither login nor certificate.
                 let connected = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;

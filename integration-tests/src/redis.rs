@@ -89,7 +89,7 @@ async fn launch(folder: &Folder, port: u16, arguments: &[&str]) -> Result<Proces
         .args(arguments);
     let process = Process::spawn(folder, "redis", Signal::KILL, &command)?;
     process
-        .wait_ready(Duration::from_secs(20), async || {
+        .wait_ready(Duration::from_secs(60), async || {
             Ok::<_, std::io::Error>(ask(port, "PING").await? == "PONG")
         })
         .await?;

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use crate::{Endpoint, Envoy, KitError, wait_until};
 
 /// Time limit for Envoy's health checks to succeed.
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(60);
 
 type Failure = Box<dyn Error + Send + Sync>;
 

@@ -134,7 +134,7 @@ async fn launch(
     let client = http::client()?;
     let features = format!("{}/api/client/features", url(port));
     process
-        .wait_ready(Duration::from_secs(90), async || {
+        .wait_ready(Duration::from_secs(180), async || {
             let request = client.get(&features).header("Authorization", token);
             http::send("ask for features", request, &[]).await?;
             Ok::<_, KitError>(true)

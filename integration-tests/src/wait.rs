@@ -1,10 +1,13 @@
 //! Waits for conditions, and free ports.
 
 use std::{
-    collections::BTreeSet,
     fmt::Display,
     future::Future,
     net::TcpListener,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -59,7 +62,7 @@ where
     }
 }
 
-/// A free loopback port. A process never gets the same one twice.
+/// A free loopback port. No other process of the kit gets it while this one runs.
 ///
 /// It is below the range of ports for outgoing connections (32768 on Linux), so that a server that restarts gets its
 /// port back.
@@ -68,12 +71,16 @@ where
 ///
 /// [`KitError::Misuse`] if a thousand attempts find none.
 pub fn free_port() -> Result<u16, KitError> {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    /// A name for each port, which only one process can have. It ends with the process.
+    static GIVEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..1000 {
         let port = fastrand::u16(10_000..32_000);
-        if !given.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            given.insert(port);
+        let name = SocketAddr::from_abstract_name(format!("cutover-port-{port}"));
+        if let Ok(name) = name.and_then(|name| UnixListener::bind_addr(&name))
+            && TcpListener::bind(("127.0.0.1", port)).is_ok()
+        {
+            given.push(name);
             return Ok(port);
         }
     }
@@ -98,6 +105,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[tokio::test]

@@ -294,7 +294,7 @@ async fn shown(server: Server, seed: u64) -> Output {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), reached).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), reached).await.unwrap();
     // The second time, the first probes have ended.
     for pause in [0, 1] {
         tokio::time::sleep(Duration::from_secs(pause)).await;

@@ -16,7 +16,7 @@ use crate::flags::{Flag, Flags};
 pub(super) const A: Flag = Flag::new("a", false);
 /// The same flag with another default.
 pub(super) const A_DEFAULT_ON: Flag = Flag::new("a", true);
-pub(super) const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
 pub(super) enum Reply {
@@ -127,8 +127,9 @@ impl Server {
     pub(super) fn options(&self) -> UnleashOptions {
         UnleashOptions {
             interval: Duration::from_millis(20),
-            time_limit: Duration::from_millis(100),
-            stale_after: Duration::from_millis(400),
+            // As short as a busy machine allows.
+            time_limit: Duration::from_millis(400),
+            stale_after: Duration::from_millis(1_200),
             ..UnleashOptions::new(&self.url, "token", "app", "one")
         }
     }
