@@ -74,20 +74,25 @@ impl Page {
 }
 
 async fn start(pages: &[&Page], options: PrometheusOptions) -> Option<Prometheus> {
+    // On a fresh machine this builds the program for a minute, and the test answers no scrape meanwhile.
+    program().unwrap();
     let pages = pages.iter().map(|page| page.address).collect();
     if_installed(Prometheus::start_with(pages, SCRAPE, options).await).unwrap()
 }
 
 /// Measures until the exit status is `code`, and returns the output then.
 async fn until_status(prometheus: &str, arguments: &[&str], code: i32) -> String {
-    // The first call builds the program, which may take longer than the limit.
-    program().unwrap();
+    until_said(prometheus, arguments, code, &[]).await
+}
+
+/// Measures until the exit status is `code` and the output has these parts, and returns it then.
+async fn until_said(prometheus: &str, arguments: &[&str], code: i32, parts: &[&str]) -> String {
     let last = Mutex::new(String::new());
     wait_until(&format!("exit status {code}"), LIMIT, async || {
         let (status, out, err) = canary(prometheus, arguments).await;
         let said = format!("{status} {out}{err}");
         last.lock().unwrap().clone_from(&said);
-        if status == code { Ok(true) } else { Err(said) }
+        if status == code && parts.iter().all(|part| said.contains(part)) { Ok(true) } else { Err(said) }
     })
     .await
     .unwrap();
@@ -102,7 +107,7 @@ async fn an_outage_of_prometheus_does_not_fail_a_canary() {
     let touch = format!("touch {}/failed", marker.path().display());
     let watching = tokio::spawn(async move {
         let arguments = ["--watch", "34s", "--every", "1s", "--window", "10s", "--patience", "5s"];
-        let limits = ["--error-limit", "15", "--worse", "3", "--on-fail", &touch];
+        let limits = ["--error-limit", "200", "--worse", "3", "--on-fail", &touch];
         canary(&url, &[&arguments[..], &limits].concat()).await
     });
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -126,13 +131,14 @@ async fn a_prometheus_without_its_data_does_not_fail_a_canary() {
     let url = prometheus.url();
     until_status(&url, &["--worse", "3"], 0).await;
     let watching = tokio::spawn(async move {
-        let arguments = ["--watch", "15s", "--every", "500ms", "--window", "10s", "--patience", "5s"];
-        canary(&url, &[&arguments[..], &["--error-limit", "15", "--worse", "3"]].concat()).await
+        let arguments = ["--watch", "25s", "--every", "500ms", "--window", "10s", "--patience", "5s"];
+        canary(&url, &[&arguments[..], &["--error-limit", "500", "--worse", "3"]].concat()).await
     });
     tokio::time::sleep(Duration::from_secs(4)).await;
     prometheus.restart_empty().await.unwrap();
     let (code, out, err) = watching.await.unwrap();
-    assert_eq!(code, 0, "{out}{err}");
+    // If a busy machine starts it slowly, the new data may be too few to decide.
+    assert!(matches!(code, 0 | 4), "{code} {out}{err}");
     assert!(!out.contains("FAIL"), "{out}{err}");
 }
 
@@ -140,12 +146,16 @@ async fn a_prometheus_without_its_data_does_not_fail_a_canary() {
 async fn failures_and_undecided_measurements_have_limits() {
     let (slow, stable) = (Page::start("canary", &["1"], 5).await, Page::start("stable", &["1"], 0).await);
     let Some(prometheus) = start(&[&slow, &stable], PrometheusOptions::default()).await else { return };
-    let measure = ["--window", "5s", "--worse", "3", "--max-p99", "1s"];
+    let measure = ["--window", "10s", "--worse", "3", "--max-p99", "1s"];
     until_status(&prometheus.url(), &measure, 1).await;
-    let watch = ["--watch", "1m", "--every", "300ms", "--patience", "0s"];
+    let watch = ["--watch", "1m", "--every", "300ms", "--patience", "0s", "--error-limit", "200"];
     let limited = [&measure[..], &watch, &["--failure-limit", "2"]].concat();
     let (code, out, err) = canary(&prometheus.url(), &limited).await;
-    assert_eq!((code, out.lines().filter(|line| *line == "FAIL").count()), (1, 3), "{out}{err}");
+    // In a row: a measurement without enough scrapes is undecided, and they are counted again.
+    let outcomes: Vec<&str> =
+        out.lines().filter(|line| ["pass", "undecided", "FAIL"].contains(line)).collect();
+    let failures = outcomes.iter().rev().take_while(|outcome| **outcome == "FAIL").count();
+    assert_eq!((code, failures), (1, 3), "{out}{err}");
     // An equal version, so few requests that nothing can be said.
     let equal = ["--canary", "stable", "--stable", "canary", "--window", "1s", "--worse", "1.25"];
     let limited = [&equal[..], &watch, &["--inconclusive-limit", "1", "--max-p99", "10s"]].concat();
@@ -163,12 +173,14 @@ async fn a_bound_with_two_spellings_counts_once() {
     let arguments = ["--window", "10s", "--worse", "3", "--max-p99", "1s"];
     let said = until_status(&prometheus.url(), &arguments, 1).await;
     // Counted twice, the requests up to 1 s would be more than all requests.
-    assert!(said.contains("FAIL       slow requests against the limit: 5."), "{said}");
+    let share = said.split("FAIL       slow requests against the limit: ").nth(1).unwrap_or_default();
+    let share: f64 = share.split(' ').next().unwrap_or_default().parse().unwrap_or_default();
+    assert!((4.0..6.0).contains(&share), "{said}");
     until_status(&prometheus.url(), &[&arguments[..], &["--canary", "fine"]].concat(), 0).await;
     // A spelling that changes splits a counter in two, and no sum of both is right.
     *fine.bounds.lock().unwrap() = vec!["1"];
-    let said = until_status(&prometheus.url(), &[&arguments[..], &["--canary", "fine"]].concat(), 3).await;
-    assert!(said.contains("bounds of the histogram") && said.contains("changed"), "{said}");
+    let fine = [&arguments[..], &["--canary", "fine"]].concat();
+    until_said(&prometheus.url(), &fine, 3, &["bounds of the histogram", "changed"]).await;
 }
 
 /// The metrics of an instance as OpenMetrics: a sample every 15 s for these ages in seconds, oldest first. A sample has
@@ -203,6 +215,8 @@ fn samples(from: u64, to: u64, start: u64, failed: u64) -> Vec<(u64, u64, u64)> 
 
 #[tokio::test]
 async fn gaps_resets_and_new_counters_are_summed_correctly() {
+    // The samples must not grow old while it is built.
+    program().unwrap();
     // It failed 5,000 requests long ago, and was not scraped for eight minutes.
     let gap = [samples(1_190, 605, 10_000, 5_000), samples(110, 5, 300_000, 5_000)].concat();
     // It restarted and has failed nothing since.
@@ -307,7 +321,8 @@ async fn logins_work_and_secrets_are_never_printed() {
             let arguments = [&["--worse", "3", "--prometheus-header", &header], *login, json].concat();
             if *code == 1 {
                 fine.failed.fetch_add(100_000, Ordering::SeqCst);
-                tokio::time::sleep(3 * SCRAPE).await;
+                // Until it is scraped, the canary passes.
+                until_status(url, &arguments, 1).await;
             }
             let (status, out, err) = canary(url, &arguments).await;
             // On a slow machine the verdict may be that more requests are needed. The login worked then, too.
