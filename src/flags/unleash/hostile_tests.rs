@@ -27,6 +27,14 @@ fn flag(name: &str, enabled: bool, strategies: Value) -> Value {
     json!({"name": name, "enabled": enabled, "strategies": strategies})
 }
 
+/// Flags of a server whose large answers take long.
+async fn patient(server: &Server) -> Flags {
+    let (time_limit, stale_after) = (LIMIT / 2, LIMIT * 2);
+    let flags = Flags::unleash(UnleashOptions { time_limit, stale_after, ..server.options() }).unwrap();
+    tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
+    flags
+}
+
 /// The flag stays on, and the error has this text.
 async fn refused(server: &Server, flags: &Flags, reply: Reply, part: &str) {
     server.reply(reply);
@@ -39,9 +47,7 @@ async fn refused(server: &Server, flags: &Flags, reply: Reply, part: &str) {
 #[tokio::test]
 async fn a_compressed_answer_is_limited_by_its_real_size() {
     let server = Server::start(on()).await;
-    let patient = |time| UnleashOptions { time_limit: time, stale_after: 4 * time, ..server.options() };
-    let flags = Flags::unleash(patient(LIMIT / 2)).unwrap();
-    tokio::time::timeout(LIMIT, flags.ready()).await.unwrap();
+    let flags = patient(&server).await;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     let blanks = vec![b' '; 1 << 20];
     for _ in 0..256 {
@@ -126,7 +132,7 @@ async fn a_server_that_wants_no_pause_is_not_asked_in_a_loop() {
 #[tokio::test]
 async fn a_flag_that_would_overflow_the_stack_is_refused() {
     let server = Server::start(on()).await;
-    let flags = start(&server).await;
+    let flags = patient(&server).await;
     let constraint = json!({"contextName": "userId", "operator": "NOT_IN", "values": ["x"]});
     let many = |item: Value, count: usize| Value::from(vec![item; count]);
     let default = json!({"name": "default"});
