@@ -428,11 +428,9 @@ async fn a_process_stopped_while_it_joins_delays_no_move() -> Outcome {
 #[tokio::test]
 async fn a_read_paused_beyond_the_lease_is_not_returned() -> Outcome {
     let url = Postgres::fresh_database().await?;
-    let options = FleetOptions {
-        lease: Duration::from_secs(1),
-        renew_every: Duration::from_millis(200),
-        ..FleetOptions::default()
-    };
+    const LEASE: Duration = Duration::from_secs(4);
+    let options =
+        FleetOptions { lease: LEASE, renew_every: Duration::from_millis(200), ..FleetOptions::default() };
     let (health, release) = (Health::new(), Release::new("shop", "1")?.with_instance("a")?);
     let fleet = Fleet::join(Ledger::open(url.parse()?).await?, &release, options, &health).await?;
     let specs = vec![MigrationSpec::new("status", PhaseRange::FULL)];
@@ -448,7 +446,7 @@ async fn a_read_paused_beyond_the_lease_is_not_returned() -> Outcome {
         read.await
     };
     assert_eq!(read(Duration::from_millis(1)).await?, "value");
-    assert!(matches!(read(Duration::from_millis(1100)).await, Err(Error::NotInFleet)));
+    assert!(matches!(read(LEASE + Duration::from_millis(100)).await, Err(Error::NotInFleet)));
     // The gate is still open, since nothing ran that could close it.
     assert!(migration.current().is_some());
     Ok(())

@@ -114,6 +114,7 @@ async fn an_upgrade_lets_writers_pass_and_tries_again() -> Outcome {
     execute(&url, STATE).await?;
     let fence = "begin; select cutover.fence(1, 2, 'expand')";
     let mut writer = PgConnection::connect(&url).await?;
+    writer.execute("set idle_in_transaction_session_timeout = '5min'").await?;
     writer.execute(fence).await?;
     let upgrade = tokio::spawn({
         let url = url.clone();

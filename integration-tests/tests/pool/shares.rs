@@ -205,6 +205,11 @@ async fn a_share_that_waits_does_not_read_all_others() -> Outcome {
         let (more, scans): (bool, i64) = sqlx::query_as(scans).fetch_one(&mut *observer.lock().await).await?;
         Ok::<_, sqlx::Error>(more && scans > 40)
     };
-    wait_until("scans by the index", Duration::from_secs(10), by_index).await?;
+    // On a busy machine there were fewer so far.
+    let patient = ShareOptions { start_within: LIMIT * 2, ..ShareOptions::default() };
+    tokio::select! {
+        share = ConnectionShare::lease(&fleet, &patient) => panic!("{:?}", share.err()),
+        waited = wait_until("scans by the index", LIMIT, by_index) => waited?,
+    }
     Ok(())
 }
