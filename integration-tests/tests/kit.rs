@@ -20,7 +20,7 @@ use cutover_testkit::{
 };
 use sqlx::{Connection, PgConnection, Row};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 

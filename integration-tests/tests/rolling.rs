@@ -18,10 +18,11 @@ type Failure = Box<dyn Error + Send + Sync>;
 async fn instance(number: usize, drains: bool) -> Result<Replaceable, Failure> {
     let health = Health::new();
     let options = DrainOptions {
-        grace: Duration::from_secs(15),
-        propagation: Duration::from_secs(1),
-        hook_time: Duration::from_millis(200),
-        margin: Duration::from_millis(100),
+        grace: Duration::from_secs(40),
+        // Longer than a busy proxy needs for two checks of its health.
+        propagation: Duration::from_secs(3),
+        hook_time: Duration::from_secs(1),
+        margin: Duration::from_secs(1),
         ..DrainOptions::default()
     };
     let drain = Drain::new(&health, options)?;

@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tower::ServiceExt;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 
 fn recipes() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/deploy").canonicalize().unwrap()
@@ -152,8 +152,12 @@ async fn prometheus_loads_the_rules_and_dashboard_queries() {
     has("ALERTS{alertname=\"CanaryFails\",alertstate=\"firing\",version=\"canary\"}".to_owned())
         .await
         .unwrap();
-    let quiet = prometheus.query("ALERTS{alertname=\"CanaryUnseen\"}").await.unwrap();
-    assert!(quiet.is_empty(), "{quiet:?}");
+    // A busy machine misses scrapes, and then the canary is unseen for a moment.
+    wait_until("no alert that the canary is unseen", LIMIT, async || {
+        Ok::<_, KitError>(prometheus.query("ALERTS{alertname=\"CanaryUnseen\"}").await?.is_empty())
+    })
+    .await
+    .unwrap();
 
     for query in queries("deploy").iter().filter(|query| !is_of_an_instance(query)) {
         has(query.clone()).await.unwrap();

@@ -148,12 +148,16 @@ async fn the_guide_lists_every_metric_of_a_service() -> Outcome {
     // There is no series before its first event.
     assert!(expected.remove("cutover_migration_throttled_seconds_total").is_some());
     let _ = instance.flags().variant("phase", &cutover::flags::Subject::new());
-    assert_eq!(families(&page(&instance).await), expected, "the page and docs/metrics.md differ");
+    // What background tasks count appears a moment later.
+    wait_until("a page with the metrics of docs/metrics.md", LIMIT, async || {
+        let found = families(&page(&instance).await);
+        if found == expected { Ok(true) } else { Err(format!("{found:#?} instead of {expected:#?}")) }
+    })
+    .await?;
 
     move_to_expand(&instance, &pool).await?;
     use_both_sides(&instance).await?;
-    let page = page(&instance).await;
-    for line in [
+    let expected = [
         "cutover_ready 0",
         "cutover_check_status{check=\"start\",status=\"fail\"} 1",
         "cutover_check_status{check=\"drain\",status=\"pass\"} 1",
@@ -176,8 +180,14 @@ async fn the_guide_lists_every_metric_of_a_service() -> Outcome {
         "cutover_side_failures_total{migration=\"status\",operation=\"write\",reason=\"error\",side=\"new\",version=\"1\"} 1",
         "cutover_side_failures_total{migration=\"status\",operation=\"write\",reason=\"error\",side=\"old\",version=\"1\"} 0",
         "http_request_duration_seconds_bucket{method=\"GET\",route=\"unmatched\",status=\"200\",version=\"1\",le=\"0.002\"} 0",
-    ] {
-        assert!(page.lines().any(|other| other == line), "no line {line:?} in\n{page}");
-    }
+    ];
+    wait_until("a page with these values", LIMIT, async || {
+        let page = page(&instance).await;
+        match expected.iter().find(|line| !page.lines().any(|other| other == **line)) {
+            None => Ok(true),
+            Some(line) => Err(format!("no line {line:?} in\n{page}")),
+        }
+    })
+    .await?;
     Ok(())
 }

@@ -163,5 +163,7 @@ async fn the_queries_of_a_judge_work_unchanged() {
 
     // Prometheus asked for OpenMetrics and accepted the response.
     let scraped = r#"min(up{job="kit"})"#;
-    assert_eq!(value(&prometheus, scraped).await.unwrap(), Some(1.0));
+    wait_until(scraped, LIMIT, async || Ok::<_, KitError>(value(&prometheus, scraped).await? == Some(1.0)))
+        .await
+        .unwrap();
 }

@@ -15,6 +15,8 @@ use deadpool_redis::redis::{Client, ClientTlsConfig, TlsCertificates};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Connection, PgConnection, PgPool};
 
+const LIMIT: Duration = Duration::from_secs(60);
+
 fn openssl(folder: &Path, arguments: &str) {
     let done = Command::new("openssl").current_dir(folder).args(arguments.split(' ')).output().unwrap();
     assert!(done.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&done.stderr));
@@ -105,7 +107,7 @@ impl Server {
         let before = loaded().await.unwrap();
         sqlx::raw_sql("select pg_reload_conf()").execute(&self.admin).await.unwrap();
         let reloaded = async || Ok::<_, sqlx::Error>(loaded().await? != before);
-        wait_until("a reload", Duration::from_secs(10), reloaded).await.unwrap();
+        wait_until("a reload", LIMIT, reloaded).await.unwrap();
     }
 
     /// What the check says with these parameters of the address; `None` if it passes.
@@ -116,7 +118,7 @@ impl Server {
             Err(problem) => return Some(problem),
         };
         let pool = PgPoolOptions::new().connect_lazy_with(options);
-        let report = Preflight::new().check(Check::postgres(&pool)).run().await;
+        let report = Preflight::new().check(Check::postgres(&pool).time_limit(LIMIT)).run().await;
         report.of(Severity::Problem).next().and_then(|finding| finding.text.clone())
     }
 
@@ -228,7 +230,7 @@ impl SecureRedis {
         let client = Client::build_with_tls(url, certificates).unwrap();
         let manager = deadpool_redis::Manager::new(client.get_connection_info().clone()).unwrap();
         let pool = deadpool_redis::Pool::builder(manager).build().unwrap();
-        let report = Preflight::new().check(Check::redis(&pool)).run().await;
+        let report = Preflight::new().check(Check::redis(&pool).time_limit(LIMIT)).run().await;
         report.of(Severity::Problem).next().and_then(|finding| finding.text.clone())
     }
 

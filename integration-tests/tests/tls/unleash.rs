@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use super::certificates;
 
 const FLAG: Flag = Flag::new("payment-new-flow", false);
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn provider() -> Arc<CryptoProvider> {
     rustls::crypto::ring::default_provider().into()
@@ -124,14 +124,15 @@ impl Gateways {
 
     async fn refuses(&self, url: &str, authority: Option<&str>, client: Option<&str>, reasons: &[&str]) {
         let flags = self.flags(url, authority, client);
-        let failed = async || Ok::<_, KitError>(flags.last_fetch_error().is_some());
+        // A busy machine may miss the time limit of a poll, which is another error.
+        let failed = async || match flags.last_fetch_error() {
+            Some(error) if error.kind == FetchErrorKind::NotTrusted => Ok(true),
+            other => Err(format!("{authority:?} {client:?}: {other:?}")),
+        };
         wait_until("an error", LIMIT, failed).await.unwrap();
         let error = flags.last_fetch_error().unwrap();
-        assert!(
-            reasons.iter().any(|reason| error.message.contains(reason))
-                && error.kind == FetchErrorKind::NotTrusted,
-            "{authority:?} {client:?}: {error:?}"
-        );
+        let has_reason = reasons.iter().any(|reason| error.message.contains(reason));
+        assert!(has_reason, "{authority:?} {client:?}: {error:?}");
         flags.close().await;
     }
 
