@@ -11,7 +11,7 @@ use reqwest::{Client, Response, StatusCode};
 
 use super::{Outcome, STATE, command, database, done, execute, refused};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A console in a process of its own.
 pub(crate) struct Console {

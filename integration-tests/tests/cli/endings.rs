@@ -38,7 +38,7 @@ where
 }
 
 async fn is_in(url: &str, phase: &'static str) -> Outcome {
-    wait_until(phase, Duration::from_secs(30), async || {
+    wait_until(phase, Duration::from_secs(60), async || {
         let status = run(url, &["status"]).await.out;
         if status.contains(&format!("shop/status  {phase}")) { Ok(true) } else { Err(status) }
     })
@@ -56,7 +56,7 @@ async fn an_abandoned_migration_leaves_its_table_writable() -> Outcome {
     refused(url, &["abandon", "status"], 1, &["it is in `expand`", "cutover set-phase status off"]).await;
     done(url, &["set-phase", "status", "off"], &[]).await;
     is_in(url, "off").await?;
-    wait_until("the drain", Duration::from_secs(30), async || {
+    wait_until("the drain", Duration::from_secs(60), async || {
         let said = run(url, &["abandon", "status", "--dry-run"]).await;
         if said.code == 0 { Ok(true) } else { Err(said.err) }
     })
@@ -78,7 +78,7 @@ async fn an_abandoned_migration_leaves_its_table_writable() -> Outcome {
     let spec = MigrationSpec::new("status", PhaseRange::FULL).plan(guarded(url).await?);
     let declares = instance(url, "declares", spec).await?;
     let admitted = "select coalesce(bool_and(admitted), false) from cutover.instances";
-    wait_until("admission", Duration::from_secs(20), async || {
+    wait_until("admission", Duration::from_secs(60), async || {
         Ok::<_, std::io::Error>(one::<bool>(url, admitted).await)
     })
     .await?;
@@ -116,7 +116,7 @@ async fn abandon_can_drop_the_new_side() -> Outcome {
     went(url, &["expand", "status"]).await;
     done(url, &["set-phase", "status", "off"], &[]).await;
     is_in(url, "off").await?;
-    wait_until("the end", Duration::from_secs(30), async || {
+    wait_until("the end", Duration::from_secs(60), async || {
         let said = run(url, &["abandon", "status", "--drop-new-side"]).await;
         if said.code == 0 { Ok(true) } else { Err(said.err) }
     })
@@ -136,7 +136,7 @@ async fn a_database_in_the_new_shape_is_finished_from_the_start() -> Outcome {
     let spec = MigrationSpec::new("status", PhaseRange::from_phase(Phase::Retire)).plan(guarded(url).await?);
     let agent = instance(url, "new", spec).await?;
     let admitted = "select coalesce(bool_and(admitted), false) from cutover.instances";
-    wait_until("admission", Duration::from_secs(20), async || {
+    wait_until("admission", Duration::from_secs(60), async || {
         Ok::<_, std::io::Error>(one::<bool>(url, admitted).await)
     })
     .await?;
@@ -151,7 +151,7 @@ async fn a_database_in_the_new_shape_is_finished_from_the_start() -> Outcome {
         .backward("upper(newer_status)")
         .build()?;
     let other = instance(url, "other", MigrationSpec::new("status", PhaseRange::FULL).plan(other)).await?;
-    wait_until("the refusal", Duration::from_secs(20), async || {
+    wait_until("the refusal", Duration::from_secs(60), async || {
         let status = run(url, &["status"]).await.out;
         let is_refused =
             status.contains("another one by that name") && status.contains("cutover forget status");
@@ -188,7 +188,7 @@ async fn a_misspelt_old_column_does_not_finish_a_migration() -> Outcome {
     .await?;
     let reasons = ["did you mean \"old_status\"?", "`cutover baseline status`", "use_existing_column"];
     let says = async |command: &'static str| {
-        wait_until("the reason", Duration::from_secs(20), async || {
+        wait_until("the reason", Duration::from_secs(60), async || {
             let said = run(url, &[command, "status"]).await.out;
             let says_all = reasons.iter().all(|reason| said.contains(reason));
             if says_all { Ok(true) } else { Err(said) }
@@ -225,7 +225,7 @@ async fn a_new_column_in_use_needs_a_baseline_by_a_person() -> Outcome {
         .await?;
         let agent = instance(url, "new", takes_over(url, "old_status").await?).await?;
         if needs_person {
-            wait_until("the refusal", Duration::from_secs(20), async || {
+            wait_until("the refusal", Duration::from_secs(60), async || {
                 let status = run(url, &["status"]).await.out;
                 if status.contains("cutover baseline status") { Ok(true) } else { Err(status) }
             })
@@ -234,7 +234,7 @@ async fn a_new_column_in_use_needs_a_baseline_by_a_person() -> Outcome {
         }
         is_in(url, "contract").await?;
         let admitted = "select coalesce(bool_and(admitted), false) from cutover.instances";
-        wait_until("admission", Duration::from_secs(20), async || {
+        wait_until("admission", Duration::from_secs(60), async || {
             Ok::<_, std::io::Error>(one::<bool>(url, admitted).await)
         })
         .await?;
@@ -254,7 +254,7 @@ async fn a_schema_made_after_the_start_is_recognised() -> Outcome {
     is_in(url, "contract").await?;
     let at_work = "select coalesce(bool_and(i.admitted and a.epoch = 1), false) from cutover.instances i \
         join cutover.acknowledgements a on a.instance_id = i.id";
-    wait_until("the instance", Duration::from_secs(20), async || {
+    wait_until("the instance", Duration::from_secs(60), async || {
         Ok::<_, std::io::Error>(one::<bool>(url, at_work).await)
     })
     .await?;
@@ -273,7 +273,7 @@ async fn a_baseline_is_recorded_before_the_first_start() -> Outcome {
     let _agent =
         instance(url, "bare", MigrationSpec::new("status", PhaseRange::from_phase(Phase::Retire))).await?;
     let admitted = "select coalesce(bool_and(admitted), false) from cutover.instances";
-    wait_until("admission", Duration::from_secs(20), async || {
+    wait_until("admission", Duration::from_secs(60), async || {
         Ok::<_, std::io::Error>(one::<bool>(url, admitted).await)
     })
     .await?;

@@ -95,9 +95,9 @@ const STATE: &str = "
         driver_until = now() + interval '1 hour', waits_for = 'instance pay-7c9 at epoch 1',
         waits_since = now() - interval '41 minutes' where id = 1;
     insert into cutover.instances (id, fleet, name, service, version, revision, lease_until, seen_at, admitted, refusal)
-        values (1, 'shop', 'pay-7c9', 'pay', 'stable', 'r', now() + interval '7 s', now() - interval '3 s', true, null),
+        values (1, 'shop', 'pay-7c9', 'pay', 'stable', 'r', now() + interval '10 minutes', now() - interval '3 s', true, null),
                (2, 'shop', 'dead', 'pay', 'stable', 'r', now() - interval '5 s', now() - interval '15 minutes', true, null),
-               (3, 'shop', 'old', 'pay', 'canary', 'r', now() + interval '9 s', now() - interval '1 s', false,
+               (3, 'shop', 'old', 'pay', 'canary', 'r', now() + interval '10 minutes', now() - interval '1 s', false,
                 'this build does not know it');
     insert into cutover.acknowledgements (instance_id, migration_id, min_phase, max_phase, epoch, older_open, waits_since)
         values (1, 1, 'off', 'contract', 1, 2, now() - interval '41 minutes'),
@@ -393,7 +393,7 @@ async fn a_watch_ends_when_its_output_is_closed() -> Outcome {
     assert_eq!(twice.await?, 2);
     // The reader is gone.
     let mut status = None;
-    wait_until("the end of it", Duration::from_secs(10), || {
+    wait_until("the end of it", Duration::from_secs(60), || {
         status = child.try_wait().ok().flatten();
         let is_over = status.is_some();
         async move { Ok::<_, std::io::Error>(is_over) }

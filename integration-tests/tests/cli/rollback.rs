@@ -10,7 +10,7 @@ use crate::steps::{shop, went};
 use crate::{Outcome, database, done, execute, refused, run};
 
 async fn is_in(url: &str, phase: &str) -> Outcome {
-    wait_until(phase, Duration::from_secs(30), async || {
+    wait_until(phase, Duration::from_secs(60), async || {
         let json: Value = serde_json::from_str(&run(url, &["plan", "status", "--json"]).await.out)?;
         Ok::<_, serde_json::Error>(json["phase"] == phase && json["settled"] == true)
     })

@@ -119,7 +119,7 @@ async fn a_migration_can_be_run_step_by_step() -> Outcome {
     refused(url, &["contract", "status"], 1, &["before `contract`, run `cutover ramp status`"]).await;
     done(url, &["set-phase", "status", "retire"], &[]).await;
     let ahead = ["retire → contract", "no   a person has approved the drop"];
-    cutover_testkit::wait_until("retire", Duration::from_secs(30), async || {
+    cutover_testkit::wait_until("retire", Duration::from_secs(60), async || {
         let status = run(url, &["status"]).await.out;
         if status.contains("shop/status  retire") { Ok(true) } else { Err(status) }
     })

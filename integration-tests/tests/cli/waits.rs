@@ -30,7 +30,7 @@ async fn orphan() -> Result<String, Box<dyn std::error::Error>> {
 
 async fn asked_for(url: &str, phase: &str) -> Outcome {
     let pool = PgPool::connect(url).await?;
-    wait_until("what was asked for", Duration::from_secs(30), async || {
+    wait_until("what was asked for", Duration::from_secs(60), async || {
         let desired: Option<String> =
             sqlx::query_scalar("select desired from cutover.migrations").fetch_one(&pool).await?;
         Ok::<_, sqlx::Error>(desired.as_deref() == Some(phase))
@@ -195,7 +195,7 @@ async fn a_plan_shows_the_statements_of_the_driver() -> Outcome {
         )
     };
     let old = instance(url, "old", spec().await?).await?;
-    wait_until("a driver", Duration::from_secs(30), async || {
+    wait_until("a driver", Duration::from_secs(60), async || {
         let json: Value = serde_json::from_str(&run(url, &["plan", "status", "--json"]).await.out)?;
         Ok::<_, serde_json::Error>(json["driver"] == "old")
     })
