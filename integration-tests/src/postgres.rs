@@ -115,6 +115,16 @@ impl Postgres {
         self.port
     }
 
+    /// Gives a folder to the user of the server, as for a tablespace.
+    ///
+    /// # Errors
+    ///
+    /// [`KitError::Io`].
+    pub fn own(&self, folder: &Path) -> Result<(), KitError> {
+        let doing = || format!("hand {} to Postgres's user", folder.display());
+        chown(folder, owner(), owner()).map_err(KitError::io(doing()))
+    }
+
     /// Its `cluster_name`, which names this standby in `synchronous_standby_names` of its primary.
     pub fn name(&self) -> String {
         format!("postgres_{}", self.port)

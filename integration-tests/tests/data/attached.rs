@@ -5,7 +5,7 @@ use cutover::migration::{
     ColumnMigration, ColumnMigrationBuilder, MigrationSpec, PhaseRange, Plan, TableMigration,
     TableMigrationBuilder,
 };
-use cutover_testkit::wait_until;
+use cutover_testkit::{Folder, Postgres, PostgresOptions, wait_until};
 use sqlx::{AssertSqlSafe, Executor};
 use std::time::Duration;
 
@@ -103,6 +103,30 @@ async fn ramp_waits_for_what_the_old_column_has() -> Outcome {
     world.ask("ramp").await?;
     world.waits_for("by_old_status").await?;
     ramp_after_statements(&world, &plan, &NAMES).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn carried_over_indexes_stay_in_their_tablespace() -> Outcome {
+    let place = Folder::new("tablespace")?;
+    let server = Postgres::start(PostgresOptions::default()).await?;
+    server.own(place.path())?;
+    server
+        .execute(&format!("create tablespace \"Other.Disk\" location '{}'", place.path().display()))
+        .await?;
+    let world = World::at(server.create_database("shop").await?, 5).await?;
+    world
+        .external(
+            "create index by_old_status on orders (lower(old_status), id desc) with (fillfactor = 70) \
+                 tablespace \"Other.Disk\" where old_status <> ' WHERE '; \
+             alter table orders add unique (old_status) using index tablespace \"Other.Disk\"",
+        )
+        .await?;
+    let _a = world.instance("a", Some(describe(&world).carry_over().build()?)).await?;
+    world.go("ramp").await?;
+    let there = "select count(*) from pg_class c join pg_tablespace t on t.oid = c.reltablespace \
+        where c.relname like '%new_status%' and t.spcname = 'Other.Disk'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(there).fetch_one(&world.pool).await?, 2);
     Ok(())
 }
 

@@ -80,6 +80,16 @@ fn on_columns(index: &IndexFacts) -> &str {
     index.definition.split_once(" USING ").map_or("", |(_, on)| on)
 }
 
+/// The same for the new side, in the tablespace of the index, which its definition does not tell.
+fn in_its_tablespace(sides: &Counterpart<'_>, index: &IndexFacts) -> String {
+    let on = on_columns(index);
+    let Some(tablespace) = &index.tablespace else { return sides.rename(on) };
+    let predicate =
+        index.predicate.as_ref().map(|predicate| format!(" WHERE {predicate}")).unwrap_or_default();
+    let Some(before) = on.strip_suffix(&*predicate) else { return sides.rename(on) };
+    format!("{} tablespace {tablespace}{}", sides.rename(before), sides.rename(&predicate))
+}
+
 fn of_kind(sides: &Counterpart<'_>, index: &IndexFacts) -> String {
     let kind = match index.constraint.as_deref() {
         Some("x") => "exclusion constraint",
@@ -123,7 +133,7 @@ fn of_index(sides: &Counterpart<'_>, index: &IndexFacts, new: &Attachments) -> A
         let add = format!("alter table {table} add constraint {} {definition}", quote(&name));
         return Attached { is_automatic: false, ..attached(&index.name, what, vec![statement(add)]) };
     }
-    let on = format!("using {}", sides.rename(on_columns(index)));
+    let on = format!("using {}", in_its_tablespace(sides, index));
     let mut steps = vec![Step::Index { name: name.clone(), is_unique: index.is_unique, on }];
     if let Some(constraint) = constraint_of(sides, index, new) {
         steps.push(constraint);

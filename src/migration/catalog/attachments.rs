@@ -48,6 +48,9 @@ pub(crate) struct IndexFacts {
     pub(crate) constraint: Option<String>,
     pub(crate) constraint_definition: Option<String>,
     pub(crate) definition: String,
+    /// Quoted. `None`: that of the database, or one in which this role may create nothing.
+    pub(crate) tablespace: Option<String>,
+    pub(crate) predicate: Option<String>,
     pub(crate) comment: Option<String>,
     /// That of the constraint.
     pub(crate) constraint_comment: Option<String>,
@@ -139,7 +142,10 @@ select json_build_object( \
     'indexes', (select coalesce(json_agg(json_build_object( \
             'name', ic.relname, 'is_unique', i.indisunique, 'is_primary', i.indisprimary, \
             'is_valid', i.indisvalid and i.indisready, 'has_predicate', i.indpred is not null, \
-            'is_replica_identity', i.indisreplident, 'definition', pg_get_indexdef(i.indexrelid), \
+            'is_replica_identity', i.indisreplident, 'definition', pg_get_indexdef(i.indexrelid), 'tablespace', \
+            (select quote_ident(s.spcname) from pg_tablespace s \
+                where s.oid = ic.reltablespace and has_tablespace_privilege(s.oid, 'create')), \
+            'predicate', pg_get_expr(i.indpred, i.indrelid), \
             'constraint', k.contype::text, 'constraint_definition', pg_get_constraintdef(k.oid), \
             'comment', obj_description(i.indexrelid, 'pg_class'), \
             'constraint_comment', obj_description(k.oid, 'pg_constraint'), \
