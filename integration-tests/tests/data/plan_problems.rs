@@ -172,6 +172,12 @@ async fn a_new_column_that_others_made_is_refused() -> Outcome {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_table_of_a_type_gets_no_other_column() -> Outcome {
+    let setup = "create type shape as (id bigint, note text, old_status text); alter table orders of shape";
+    remedied(setup, &["is a table of type shape"]).await
+}
+
 /// A trial on another table does not see them.
 #[tokio::test]
 async fn columns_that_were_dropped_leave_no_place_for_another() -> Outcome {

@@ -220,7 +220,12 @@ const NAMED: [(i32, &str, &str); 22] = [
 ];
 
 /// The same about tables that refer to the key.
-const REFERRED: [(i32, &str, &str); 8] = [
+const REFERRED: [(i32, &str, &str); 9] = [
+    (
+        0,
+        "create table lines (a integer references keys, b text)",
+        "public.lines: has no unique index over columns that are NOT NULL",
+    ),
     (
         0,
         "alter table keys add constraint pair unique (id, note); \
@@ -234,32 +239,36 @@ const REFERRED: [(i32, &str, &str); 8] = [
     ),
     (
         0,
-        "create table lines (a integer references keys, b text); create view seen as select a from lines",
+        "create table lines (id bigint primary key, a integer references keys, b text); create view seen as select a from lines",
         "view public.seen names column \"a\" of public.lines",
     ),
     (
         0,
-        "create table lines (a integer references keys, b text check (a > 0 or b <> ''))",
+        "create table lines (id bigint primary key, a integer references keys, b text check (a > 0 or b <> ''))",
         "check lines_check names column \"a\"",
     ),
     (
         0,
-        "create table lines (a integer references keys, b bigint generated always as (a * 2) stored)",
+        "create table lines (id bigint primary key, a integer references keys, b bigint generated always as (a * 2) stored)",
         "generated column b names column \"a\"",
     ),
     (
         0,
-        "create table lines (a integer references keys, b text); \
+        "create table lines (id bigint primary key, a integer references keys, b text); \
          create trigger moved after update of a on lines for each row execute function noticed()",
         "trigger moved on public.lines names column \"a\"",
     ),
     (
         0,
-        "create table lines (a integer references keys, b text); \
+        "create table lines (id bigint primary key, a integer references keys, b text); \
          alter table lines enable row level security, force row level security",
         "row security filters the rows of public.lines",
     ),
-    (0, "create table lines (a integer references keys, a_old text)", "has a table with a column \"a_old\""),
+    (
+        0,
+        "create table lines (id bigint primary key, a integer references keys, a_old text)",
+        "has a table with a column \"a_old\"",
+    ),
 ];
 
 #[tokio::test]

@@ -17,6 +17,7 @@ mod counterpart;
 mod defaults;
 mod expressions;
 mod interference;
+mod more_columns;
 mod names;
 mod new_row_trial;
 mod new_table;
@@ -29,7 +30,6 @@ mod settings;
 mod table;
 mod trial;
 mod trial_remedy;
-mod width;
 
 pub(super) use attached::missing;
 pub(super) use attached_constraints::actions;
@@ -45,6 +45,7 @@ pub(super) use counterpart::{Attached, Counterpart, Step};
 pub(super) use defaults::{MovedColumn, missing_defaults};
 pub(super) use expressions::{Resolved, TypeFacts, look_up_type, resolve};
 pub(super) use interference::{late_triggers, losing_rules, rules};
+pub(super) use more_columns::more_columns;
 pub(super) use names::{beside, check_name, check_table, fit_name, quote, quote_table, split_table, unquote};
 pub(super) use new_row_trial::NewRowTrial;
 pub(super) use new_table::{heirs, new_table_now, refers_to_old};
@@ -58,4 +59,3 @@ pub(super) use settings::{
 };
 pub(super) use table::{ForeignKey, TableFacts};
 pub(super) use trial::{WriteTrial, insert_without};
-pub(super) use width::too_many_columns;

@@ -13,9 +13,9 @@ use super::two_tables::of_tables;
 use crate::ledger::{begin_work, describe_error, is_refusal, sides, unprepared};
 use crate::migration::batch::{Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
-    CopyTrial, NewColumnPlan, PlanProblem, TableFacts, TypeFacts, insert_without, look_up_type,
+    CopyTrial, NewColumnPlan, PlanProblem, TableFacts, TypeFacts, insert_without, look_up_type, more_columns,
     new_column_problems, old_column_problems, outdated_order, privilege_problems, rename_columns,
-    table_problems, takes_over, too_many_columns, try_copy, unquote,
+    table_problems, takes_over, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
 
@@ -199,7 +199,7 @@ async fn of_columns(
     }
     let new = plan.new_columns();
     let added_now = new.iter().filter(|name| facts.column(name).is_none()).count();
-    if let Some(problem) = too_many_columns(tx, table, added_now).await? {
+    if let Some(problem) = more_columns(tx, table, added_now).await? {
         problems.push(problem);
         return Ok(problems);
     }

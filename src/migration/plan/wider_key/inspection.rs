@@ -5,11 +5,11 @@ use sqlx::PgConnection;
 use super::builder::Description;
 use super::found::{Key, find};
 use super::named_by::{claimed, interference, named_by};
-use super::referring::{self, relations_of};
+use super::referring::{self, key_of, relations_of};
 use super::trigger_functions::{self, TriggerFunction};
 use crate::ledger::{sides, unprepared};
 use crate::migration::catalog::{
-    PlanProblem, TableFacts, not_owner, quote, rename_away, too_many_columns, unidentified,
+    PlanProblem, TableFacts, more_columns, not_owner, quote, rename_away, unidentified,
 };
 
 /// Everything at once. Also asked before the exchange, because an object that names the key may have been added since.
@@ -89,8 +89,13 @@ pub(super) async fn problems(
     let others = referring.iter().filter(|one| one.moves()).map(|one| &one.table);
     for table in std::iter::once(&key.table).chain(others) {
         problems.extend(unidentified(&mut *connection, table, false).await?);
-        if !is_recorded {
-            problems.extend(too_many_columns(&mut *connection, table, 1).await?);
+        if is_recorded {
+            continue;
+        }
+        problems.extend(more_columns(&mut *connection, table, 1).await?);
+        if !problems.iter().any(|problem| problem.is_blocking) {
+            // Its rows are copied, too.
+            problems.extend(key_of(table, connection).await?.err());
         }
     }
     let functions = trigger_functions::find(&relations_of(&key, &referring), connection).await?;

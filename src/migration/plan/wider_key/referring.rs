@@ -7,7 +7,8 @@ use super::found::{Key, range};
 use super::named_by::{claimed, interference, named_by};
 use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{sides, unprepared};
-use crate::migration::catalog::{PlanProblem, TableFacts, fit_name, quote, rename_away};
+use crate::migration::batch::{Keyset, keyset};
+use crate::migration::catalog::{PlanProblem, TableFacts, fit_name, outdated_order, quote, rename_away};
 
 /// A foreign key that refers to the key as it is now.
 #[derive(Debug, Clone, FromRow)]
@@ -93,6 +94,28 @@ pub(super) fn mirrored(
         }
     }
     found
+}
+
+/// The key by which the rows of a table (quoted) can be visited, or why there is none.
+pub(super) async fn key_of(
+    table: &str,
+    connection: &mut PgConnection,
+) -> Result<Result<Keyset, PlanProblem>, sqlx::Error> {
+    let key = match keyset::find(&mut *connection, table, &[]).await? {
+        Ok(key) => key,
+        // The column of the foreign key cannot be part of it.
+        Err(reasons) => {
+            return Ok(Err(PlanProblem::blocking(
+                format!("{table}: {}", reasons.join("; ")),
+                format!(
+                    "`alter table {table} add column row_id bigserial unique`, which rewrites the table and blocks its readers \
+                     and writers meanwhile"
+                ),
+            )));
+        }
+    };
+    let outdated = outdated_order(connection, table, &key.plain_names()).await?;
+    Ok(outdated.into_iter().next().map_or(Ok(key), Err))
 }
 
 pub(super) async fn find(

@@ -5,18 +5,17 @@ use super::builder::{Description, WiderKey};
 use super::exchange::{exchange, index_name, lock, statements};
 use super::found::{Counting, Key, find};
 use super::inspection::problems;
-use super::referring::{self, mirrored};
+use super::referring::{self, key_of, mirrored};
 use super::unguarded::unguarded;
 use crate::ledger::key_mirror::Mirrored;
 use crate::ledger::{begin_work, guard_triggers, key_mirror, sides};
 use crate::migration::batch::{
     ColumnType, PassKind, Scope, Span, begin, explain_table_lock, keyset, pass, rows_differ, walk,
 };
-use crate::migration::catalog::{OldSide, PlanProblem, outdated_order, quote};
+use crate::migration::catalog::{OldSide, PlanProblem, quote};
 use crate::migration::coordinator::{Plan, PlanError, SidesPresent};
 use crate::migration::phase::{Phase, SchemaState, Task};
 use crate::migration::plan::description::not_null_steps;
-use crate::migration::plan::key_remedy::unusable_key;
 use crate::migration::plan::refusal::refuse;
 use crate::migration::runtime::Migration;
 use crate::migration::schema::{alter_all, drop_old_side};
@@ -142,17 +141,10 @@ impl WiderKey {
         let mut tables = Vec::new();
         // The first one is the key's own.
         for columns in self.mirrored(migration.id(), &mut tx).await?.split_off(1) {
-            let key = match keyset::find(&mut tx, &columns.table, &[]).await? {
-                Ok(key) => {
-                    refuse(&outdated_order(&mut tx, &columns.table, &key.plain_names()).await?)?;
-                    key
-                }
-                Err(reasons) => {
-                    refuse(&[unusable_key(&mut tx, &columns.table, &[], &reasons).await?])?;
-                    continue;
-                }
-            };
-            tables.push((key, columns));
+            match key_of(&columns.table, &mut tx).await? {
+                Ok(key) => tables.push((key, columns)),
+                Err(problem) => refuse(&[problem])?,
+            }
         }
         tx.rollback().await?;
         for (key, Mirrored { table, column, target, .. }) in tables {
