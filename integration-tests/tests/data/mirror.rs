@@ -71,6 +71,9 @@ impl MirrorSource for Accounts {
     }
 }
 
+/// The time limit of a store that is there, on a busy machine.
+const PATIENT: Duration = Duration::from_secs(20);
+
 pub(crate) type Plan<M> = MirrorMigration<Accounts, M>;
 
 pub(crate) async fn world(rows: i64) -> Outcome<World> {
@@ -85,18 +88,19 @@ pub(crate) async fn world(rows: i64) -> Outcome<World> {
 
 /// A store in another database, behind a proxy if there is one.
 pub(crate) async fn postgres_store(gate: Option<&Proxy>) -> Outcome<PostgresMirror> {
-    let mut url = Postgres::fresh_database().await?;
+    let (mut url, mut limit) = (Postgres::fresh_database().await?, PATIENT);
     if let Some(gate) = gate {
         let port = Postgres::shared().await?.port();
         url = url.replace(&format!(":{port}/"), &format!(":{}/", gate.port()));
+        limit = Duration::from_secs(2);
     }
-    let pool = PgPoolOptions::new().acquire_timeout(Duration::from_secs(2)).connect_lazy(&url)?;
+    let pool = PgPoolOptions::new().acquire_timeout(limit).connect_lazy(&url)?;
     Ok(PostgresMirror::new(pool, "kept")?)
 }
 
 pub(crate) fn redis_store(url: &str, prefix: &str) -> Outcome<RedisMirror> {
     let pool = deadpool_redis::Config::from_url(url).create_pool(Some(deadpool_redis::Runtime::Tokio1))?;
-    Ok(RedisMirror::new(pool, prefix, Duration::from_secs(2)))
+    Ok(RedisMirror::new(pool, prefix, PATIENT))
 }
 
 pub(crate) async fn member<M: MirrorStore>(

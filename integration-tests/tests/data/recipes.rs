@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::world::{Outcome, World};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn named(plan: impl Plan + 'static) -> MigrationSpec {
     MigrationSpec::new("recipe", PhaseRange::FULL).plan(plan)

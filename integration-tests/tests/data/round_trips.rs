@@ -12,7 +12,7 @@ use tokio_postgres::NoTls;
 use crate::world::{Outcome, World};
 
 /// Messages that are sent within this time are one round trip.
-const ONE_WAY: Duration = Duration::from_millis(100);
+const ONE_WAY: Duration = Duration::from_millis(400);
 const UPDATE: &str = "update orders set note = 'noted' where id = $1";
 
 /// A world, the migration of an instance, and its address behind a proxy.

@@ -13,7 +13,7 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use crate::deadpool::pool_of_one;
 use crate::world::{Fleet, Outcome, World};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 /// Column `old_status` moves to `new_status`, and `old_note` to `new_note`. Both have their guard trigger.
 struct Two {

@@ -98,7 +98,7 @@ async fn an_integer_key_becomes_bigint_and_back_under_load() -> Outcome {
             kept.extend(mine);
         }
         eprintln!("{table}: {} rows of the load, slowest statement {slowest:?}", kept.len());
-        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+        assert!(slowest < Duration::from_secs(10), "{slowest:?}");
         let count = AssertSqlSafe(format!("select count(*) from {table}"));
         let count: i64 = sqlx::query_scalar(count).fetch_one(&world.pool).await?;
         assert_eq!(count, rows() + kept.len() as i64);
