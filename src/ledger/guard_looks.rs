@@ -4,6 +4,8 @@
 //! `alter table … type … using` makes of the rows, or what a trigger that fires later makes of them. Each of these changes rows
 //! of the catalog, even if it is undone in the same transaction. The driver remembers their versions (`xmin`).
 
+use std::sync::LazyLock;
+
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::{guard_triggers, unprepared};
@@ -13,9 +15,8 @@ use super::{guard_triggers, unprepared};
 ///
 /// The function of the guard trigger names each function and type of the mapping with its schema. A label that is added changes
 /// no value.
-macro_rules! uses {
-    () => {
-        concat!(
+fn uses() -> String {
+    [
             "with guard as (select p.prosrc as source from pg_proc p where p.proname = 'guard_' || $1::integer \
                 and p.pronamespace = (select oid from pg_namespace where nspname = 'cutover')), \
              sides as (select s.relation::oid as relation, s.column_numbers, s.side = 'new' \
@@ -33,11 +34,9 @@ macro_rules! uses {
                          and (s.column_numbers is null or a.attnum = any (s.column_numbers))) \
                  or exists (select from guard g, pg_type t join pg_namespace n on n.oid = t.typnamespace \
                      where t.oid = e.enumtypid and strpos(g.source, format('%I.%I', n.nspname, t.typname)) > 0) \
-             union all select 'c', string_agg(t.oid || ' ' || t.xmin, ' ' order by t.oid) from pg_trigger t \
-                 where t.tgname = '",
-            guard_triggers::prefix!(),
-            "' || $1::integer || '_commit' and t.tgparentid = 0 having count(*) > 0 \
-             union all select 't' || c.oid, c.relfilenode::text from copies join pg_class c on c.oid = copies.relation \
+             ",
+            check_at_commit(),
+            "union all select 't' || c.oid, c.relfilenode::text from copies join pg_class c on c.oid = copies.relation \
              union all select 'g', concat_ws(';', (select string_agg(t.oid || ' ' || t.xmin, ' ' order by t.oid) \
                      from copies join pg_trigger t on t.tgrelid = copies.relation and not t.tgisinternal and ",
             guard_triggers::may_change_rows!("t"),
@@ -46,9 +45,24 @@ macro_rules! uses {
                  (select string_agg(p.oid || ' ' || p.xmin, ' ' order by p.oid) \
                      from copies join pg_policy p on p.polrelid = copies.relation), \
                  (select string_agg(concat_ws(' ', c.oid, c.relrowsecurity, c.relforcerowsecurity), ',' order by c.oid) \
-                     from copies join pg_class c on c.oid = copies.relation)) where exists (select from copies)"
-        )
-    };
+                     from copies join pg_class c on c.oid = copies.relation)) where exists (select from copies)",
+    ]
+    .concat()
+}
+
+/// It compares rows that another transaction changes between the two statements of a write.
+fn check_at_commit() -> &'static str {
+    concat!(
+        "union all select 'c', string_agg(t.oid || ' ' || t.xmin, ' ' order by t.oid) from pg_trigger t \
+             where t.tgname = '",
+        guard_triggers::prefix!(),
+        "' || $1::integer || '_commit' and t.tgparentid = 0 having count(*) > 0 "
+    )
+}
+
+/// A partition that came after the triggers has none for `truncate`, which changes its file.
+fn may_be_truncated() -> &'static str {
+    "bool_or(t.tgname like '%nested') and not bool_or(t.tgtype & 32 <> 0)"
 }
 
 /// `$1`: the migration. `$2`: whether a scan may have passed rows already.
@@ -57,9 +71,9 @@ macro_rules! uses {
 /// file. A statement that rewrites a column's values changes both the column and the file. `vacuum full` changes the file
 /// only, and `set default` the column only. A partition that was created as one has no row that came past its triggers: they
 /// are as old as its row type, and so are its columns, whose defaults the next command of the transaction sets. If a table is
-/// attached as a partition, each of its columns changes, and not before the command after its creation. A partition that came after
-/// the triggers has none for `truncate`, which changes its file.
-const LOOK: &str = concat!(
+/// attached as a partition, each of its columns changes, and not before the command after its creation.
+static LOOK: LazyLock<String> = LazyLock::new(|| {
+    [
     "\
 with guards as (select t.tgrelid as relation, bool_or(t.tgenabled <> 'A') as is_disabled, \
         string_agg(t.xmin::text, ' ' order by t.tgname) as triggers, bool_and(t.xmin = y.xmin) and exists ( \
@@ -70,7 +84,9 @@ with guards as (select t.tgrelid as relation, bool_or(t.tgenabled <> 'A') as is_
             where l.tgrelid = t.tgrelid and not l.tgisinternal and ln.nspname <> 'cutover' and ",
     guard_triggers::may_change_rows!("l"),
     " and l.tgname > $3::name) as is_early, \
-        bool_or(t.tgname like '%nested') and not bool_or(t.tgtype & 32 <> 0) as may_be_truncated, \
+        ",
+    may_be_truncated(),
+    " as may_be_truncated, \
         max(c.relfilenode) as file \
     from pg_trigger t join pg_proc p on p.oid = t.tgfoid join pg_namespace n on n.oid = p.pronamespace \
     join pg_class c on c.oid = t.tgrelid left join pg_type y on y.oid = c.reltype \
@@ -81,7 +97,7 @@ now as (select g.*, (select string_agg(a.xmin::text, ' ' order by a.attnum) from
         where a.attrelid = g.relation and a.attnum > 0 and not a.attisdropped \
             and (a.attname in (select name from moving) or not exists (select from moving))) as columns from guards g), \
 uses as (select coalesce(jsonb_object_agg(u.key, u.value), '{}') as uses from (",
-    uses!(),
+    &uses(),
     ") u), \
 known as (select seen, uses from cutover.guard_looks where migration_id = $1), \
 taken_away as (select format('partition %s was detached or dropped', known_as.oid::regclass) as what, false as is_disabled \
@@ -120,8 +136,10 @@ insert into cutover.guard_looks as l (migration_id, seen, uses, unseen_writes_at
         unseen_writes_at = coalesce(excluded.unseen_writes_at, l.unseen_writes_at), \
         unseen_writes_by = coalesce(excluded.unseen_writes_by, l.unseen_writes_by) \
     where l.seen <> excluded.seen or l.uses <> excluded.uses or excluded.unseen_writes_at is not null \
-    returning exists (select from now n join known k on k.seen -> n.relation::text ->> 1 <> n.columns)"
-);
+    returning exists (select from now n join known k on k.seen -> n.relation::text ->> 1 <> n.columns)",
+]
+    .concat()
+});
 
 /// `$1`: the migration.
 ///
@@ -182,7 +200,7 @@ pub(crate) async fn look(
     migration: i32,
     is_compared: bool,
 ) -> Result<bool, sqlx::Error> {
-    let are_columns_changed: Option<bool> = unprepared::query_scalar(LOOK)
+    let are_columns_changed: Option<bool> = unprepared::query_scalar(AssertSqlSafe(LOOK.as_str()))
         .bind(migration)
         .bind(is_compared)
         .bind(guard_triggers::PREFIX)
