@@ -1,6 +1,7 @@
 //! The two sides of a migration on a real Postgres, each test in a database of its own.
 
 mod attached;
+mod attached_before;
 mod attached_odd;
 mod changed_tables;
 mod changed_writes;

@@ -3,9 +3,10 @@
 
 use super::attached_constraints::{checks, foreign_key, referencing, referring_name, with_comment};
 use super::attachments::{Attachments, ConstraintFacts, IndexFacts};
-use super::counterpart::{Attached, Counterpart, Step, attached, base, list, statement};
+use super::counterpart::{Attached, Counterpart, Step, Trial, attached, base, list, statement, twin};
 use super::names::{beside, quote};
 use super::rename::rename_columns;
+use super::replication::replica_identity;
 use crate::ledger::literal::text as literal;
 
 /// Everything that `old` has attached and `new` lacks.
@@ -131,9 +132,15 @@ fn of_index(sides: &Counterpart<'_>, index: &IndexFacts, new: &Attachments) -> A
     if index.constraint.as_deref() == Some("x") || is_partitioned_and_deferrable {
         let definition = sides.rename(index.constraint_definition.as_deref().unwrap_or_default());
         let add = format!("alter table {table} add constraint {} {definition}", quote(&name));
-        return Attached { is_automatic: false, ..attached(&index.name, what, vec![statement(add)]) };
+        return Attached {
+            is_automatic: false,
+            trial: sides.trial("alter table", &format!("add {definition}")),
+            ..attached(&index.name, what, vec![statement(add)])
+        };
     }
     let on = format!("using {}", in_its_tablespace(sides, index));
+    let create = if index.is_unique { "create unique index on" } else { "create index on" };
+    let trial = sides.trial(create, &on);
     let mut steps = vec![Step::Index { name: name.clone(), is_unique: index.is_unique, on }];
     if let Some(constraint) = constraint_of(sides, index, new) {
         steps.push(constraint);
@@ -142,7 +149,7 @@ fn of_index(sides: &Counterpart<'_>, index: &IndexFacts, new: &Attachments) -> A
     if let Some(comment) = &index.comment {
         steps.push(statement(format!("comment on index {} is {}", beside(table, &name), literal(comment))));
     }
-    attached(&index.name, what, steps)
+    Attached { trial, ..attached(&index.name, what, steps) }
 }
 
 fn grants(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Option<Attached> {
@@ -288,14 +295,14 @@ fn statistics(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> 
             .split_once(" ON ")
             .and_then(|(_, rest)| rest.rsplit_once(" FROM "))
             .map_or("", |(on, _)| on);
-        let create = format!(
-            "create statistics {}{} on {} from {}",
-            quote(&sides.name(&statistics.name)),
-            kinds.unwrap_or_default(),
-            sides.rename(on),
-            sides.new_table
-        );
-        (!is_there).then(|| attached(&statistics.name, what, vec![statement(create)]))
+        let create = |name: &str, table: &str| {
+            let kinds = kinds.as_deref().unwrap_or_default();
+            format!("create statistics {name}{kinds} on {} from {table}", sides.rename(on))
+        };
+        let step = statement(create(&quote(&sides.name(&statistics.name)), sides.new_table));
+        let statement = create("pg_temp.cutover_statistics", &twin(sides.new_table));
+        let trial = Some(Trial { statement, other: None, dangling: None });
+        (!is_there).then(|| Attached { trial, ..attached(&statistics.name, what, vec![step]) })
     });
     missing.collect()
 }
@@ -363,29 +370,6 @@ fn publications(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -
         found.push(Attached { is_automatic: false, ..attached(&publication.name, what, steps) });
     }
     found
-}
-
-/// An index that identifies rows for logical replication goes with its column, and then the server refuses every update
-/// and delete of a published table.
-fn replica_identity(sides: &Counterpart<'_>, old: &Attachments, new: &Attachments) -> Option<Attached> {
-    let table = sides.new_table;
-    let (what, to) = if sides.is_one_table() {
-        let index = old.indexes.iter().find(|index| index.is_replica_identity)?;
-        if !sides.concerns(&index.refers_to) {
-            return None;
-        }
-        let has_key = old.indexes.iter().any(|index| index.is_primary);
-        let to = if has_key { "default" } else { "full" };
-        (format!("replica identity of {table}, which is index {}", quote(&index.name)), to)
-    } else {
-        if old.replica_identity != "f" || new.replica_identity != "d" {
-            return None;
-        }
-        (format!("replica identity of {} (full)", sides.old_table), "full")
-    };
-    let set = format!("alter table {table} replica identity {to}");
-    // It is part of what subscribers expect.
-    Some(Attached { is_automatic: false, ..attached("replica identity", what, vec![statement(set)]) })
 }
 
 /// If the new table's column drew from a sequence of its own, it would give values that rows have already.

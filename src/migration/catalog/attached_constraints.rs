@@ -1,7 +1,9 @@
 //! Constraints of the old side that the new one lacks: checks, and foreign keys in both directions.
 
 use super::attachments::{Attachments, ConstraintFacts, Partition};
-use super::counterpart::{Attached, Counterpart, Step, attached, base, list, statement};
+use super::counterpart::{
+    Attached, Counterpart, OTHER_TWIN, Step, Trial, attached, base, list, statement, twin,
+};
 use super::names::{fit_name, quote};
 use crate::ledger::literal::text as literal;
 use crate::ledger::plans::is_same_table;
@@ -114,6 +116,7 @@ fn check(sides: &Counterpart<'_>, constraint: &ConstraintFacts, found: Option<&C
     }
     Attached {
         violated: Some(format!("select exists (select from {table} where not {expression})")),
+        trial: sides.trial("alter table", &format!("add {renamed}")),
         ..attached(&constraint.name, what, steps)
     }
 }
@@ -138,6 +141,13 @@ fn dangling(table: &str, columns: &[String], referenced: &str, referenced_column
          and not exists (select from {referenced} as r where {}))",
         equal.join(" and ")
     )
+}
+
+/// Whether rows of `table`, a twin of the one that has the key, refer to no row. `None` if they refer to each other.
+pub(crate) fn refers_to_none(table: &str, key: &ConstraintFacts) -> Option<String> {
+    let referenced = key.referenced.as_deref()?;
+    (key.kind == "f" && !is_same_table(referenced, &key.table))
+        .then(|| dangling(table, &key.columns, referenced, &key.referenced_columns))
 }
 
 pub(super) fn foreign_key(
@@ -170,12 +180,20 @@ pub(super) fn foreign_key(
     if found.clone().any(|other| other.is_valid || !key.is_valid) {
         return None;
     }
-    let definition = format!(
-        "foreign key ({}) references {target} ({}){}",
-        list(&columns),
-        list(&target_columns),
-        sides.rename(actions(&key.definition))
-    );
+    let definition_to = |target: &str| {
+        let (columns, target_columns) = (list(&columns), list(&target_columns));
+        let actions = sides.rename(actions(&key.definition));
+        format!("foreign key ({columns}) references {target} ({target_columns}){actions}")
+    };
+    let is_to_itself = is_same_table(target, sides.new_table);
+    let new_twin = twin(sides.new_table);
+    let other_twin = if is_to_itself { &*new_twin } else { OTHER_TWIN };
+    let trial = Trial {
+        statement: format!("alter table {new_twin} add {}", definition_to(other_twin)),
+        other: (!is_to_itself).then(|| target.to_owned()),
+        dangling: (!is_to_itself).then(|| dangling(&new_twin, &columns, target, &target_columns)),
+    };
+    let definition = definition_to(target);
     let (table, name, found) = (sides.new_table, sides.name(&key.name), found.next());
     let mut steps = add_key((table, new.partitions.as_ref()), &name, &definition, found);
     if found.is_none() {
@@ -184,6 +202,7 @@ pub(super) fn foreign_key(
     Some(Attached {
         violated: Some(dangling(sides.new_table, &columns, target, &target_columns)),
         other_table: Some(target.to_owned()),
+        trial: Some(trial),
         ..attached(&key.name, what, steps)
     })
 }
@@ -223,13 +242,13 @@ pub(super) fn referencing(
     if found.clone().any(|other| other.is_valid || !key.is_valid) {
         return None;
     }
-    let definition = format!(
-        "foreign key ({}) references {} ({}){}",
-        list(&key.columns),
-        sides.new_table,
-        list(&target_columns),
-        actions(&key.definition)
-    );
+    let definition_to = |target: &str| {
+        let (columns, target_columns) = (list(&key.columns), list(&target_columns));
+        format!("foreign key ({columns}) references {target} ({target_columns}){}", actions(&key.definition))
+    };
+    let statement = format!("alter table {OTHER_TWIN} add {}", definition_to(&twin(sides.new_table)));
+    let trial = Some(Trial { statement, other: Some(key.table.clone()), dangling: None });
+    let definition = definition_to(sides.new_table);
     let name = referring_name(sides, key);
     let found = found.next();
     let mut steps = add_key((&key.table, key.partitions.as_ref()), &name, &definition, found);
@@ -239,6 +258,7 @@ pub(super) fn referencing(
     Some(Attached {
         violated: Some(dangling(&key.table, &key.columns, sides.new_table, &target_columns)),
         other_table: Some(key.table.clone()),
+        trial,
         ..attached(&key.name, what, steps)
     })
 }

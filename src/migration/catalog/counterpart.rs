@@ -31,7 +31,27 @@ pub(crate) struct Attached {
     pub(crate) is_automatic: bool,
     /// The table, quoted, that the statements lock beside that of the new side.
     pub(crate) other_table: Option<String>,
+    pub(crate) trial: Option<Trial>,
 }
+
+/// How an attachment is tried before the new side exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trial {
+    /// The statement that attaches it to a twin of the new side's table, and perhaps to [`OTHER_TWIN`].
+    pub(crate) statement: String,
+    /// The table of which that is a twin, quoted.
+    pub(crate) other: Option<String>,
+    /// Whether rows of the twin refer to none of the real table.
+    pub(crate) dangling: Option<String>,
+}
+
+/// The twin of the new side's table (quoted). It has the table's name, because an expression may name the table.
+pub(crate) fn twin(table: &str) -> String {
+    format!("pg_temp.{}", quote(&base(table)))
+}
+
+/// The twin of another table than that of the new side.
+pub(crate) const OTHER_TWIN: &str = "pg_temp.cutover_other";
 
 /// A statement that gives the new side the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +83,15 @@ impl Counterpart<'_> {
     /// Whether something that needs these columns belongs to the old side.
     pub(super) fn concerns(&self, columns: &[String]) -> bool {
         self.moving.is_empty() || columns.iter().any(|column| self.moving.contains(column))
+    }
+
+    /// How an attachment is tried that concerns the new side's table only. `what` follows the table's name.
+    pub(super) fn trial(&self, before: &str, what: &str) -> Option<Trial> {
+        Some(Trial {
+            statement: format!("{before} {} {what}", twin(self.new_table)),
+            other: None,
+            dangling: None,
+        })
     }
 
     pub(super) fn moved(&self, column: &str) -> Option<&str> {
@@ -107,7 +136,15 @@ pub(super) fn list(columns: &[String]) -> String {
 }
 
 pub(super) fn attached(name: &str, what: String, steps: Vec<Step>) -> Attached {
-    Attached { name: name.to_owned(), what, steps, violated: None, is_automatic: true, other_table: None }
+    Attached {
+        name: name.to_owned(),
+        what,
+        steps,
+        violated: None,
+        is_automatic: true,
+        other_table: None,
+        trial: None,
+    }
 }
 
 pub(super) fn statement(text: String) -> Step {

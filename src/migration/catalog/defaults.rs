@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Connection, FromRow, PgConnection};
 
-use super::counterpart::{Attached, Step};
+use super::counterpart::{Attached, attached, statement};
 use super::expressions::resolve;
 use super::names::{quote, unquote};
 use crate::ledger::unprepared;
@@ -47,18 +47,13 @@ pub(crate) async fn missing_defaults(
         let set = |expression| {
             format!("alter table {new_table} alter column {} set default {expression}", quote(column.new))
         };
-        found.push(Attached {
-            name: NAME.to_owned(),
-            what: format!(
-                "the default of column {} of {old_table} ({}), which an insert gets that names neither side",
-                quote(column.old),
-                default.expression
-            ),
-            steps: mapped.map(|expression| Step::Statement(set(expression))).into_iter().collect(),
-            violated: None,
-            is_automatic: true,
-            other_table: None,
-        });
+        let what = format!(
+            "the default of column {} of {old_table} ({}), which an insert gets that names neither side",
+            quote(column.old),
+            default.expression
+        );
+        let steps = mapped.map(|expression| statement(set(expression))).into_iter().collect();
+        found.push(attached(NAME, what, steps));
     }
     Ok(found)
 }

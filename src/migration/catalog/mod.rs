@@ -32,7 +32,7 @@ mod trial;
 mod trial_remedy;
 
 pub(super) use attached::missing;
-pub(super) use attached_constraints::actions;
+pub(super) use attached_constraints::{actions, refers_to_none};
 pub(super) use attachments::Attachments;
 pub(super) use checks::{
     NewColumnPlan, actions_on_old, foreign_partitions, hierarchy_problems, new_column_problems,
@@ -41,7 +41,7 @@ pub(super) use checks::{
 };
 pub(super) use collations::outdated_order;
 pub(super) use copy_trial::{CopyTrial, CopyTriggers, SKIP_TRIGGERS, try_copy};
-pub(super) use counterpart::{Attached, Counterpart, Step};
+pub(super) use counterpart::{Attached, Counterpart, OTHER_TWIN, Step, Trial, twin};
 pub(super) use defaults::{MovedColumn, missing_defaults};
 pub(super) use expressions::{Resolved, TypeFacts, look_up_type, resolve};
 pub(super) use interference::{late_triggers, losing_rules, rules};
@@ -52,7 +52,9 @@ pub(super) use new_table::{heirs, new_table_now, refers_to_old};
 pub use old_side::OldSide;
 pub use problem::PlanProblem;
 pub(super) use rename::rename_columns;
-pub(super) use replication::{publications_of_all_columns, subscriptions, unidentified};
+pub(super) use replication::{
+    IdentityOver, identities, identities_over, publications_of_all_columns, subscriptions, unidentified,
+};
 pub(super) use sequences::take_over_sequences;
 pub(super) use settings::{
     MAPPING_SETTINGS, ROW_WORK_SETTINGS, ROW_WORK_SETTINGS_QUERY, TIME_ZONE_ABBREVIATIONS,

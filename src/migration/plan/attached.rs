@@ -2,6 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
+use super::attached_trial::RecentTrial;
 use super::before_work::{elsewhere, renamed};
 use super::description::Description;
 use super::refusal::refuse;
@@ -10,8 +11,8 @@ use crate::ledger::{describe_error, guard_looks, is_refusal, sides, unprepared};
 use crate::migration::batch::{MappingCode, begin, keyset};
 use crate::migration::catalog::{
     Attached, Attachments, Counterpart, MovedColumn, PlanProblem, ROW_WORK_SETTINGS, Step, TableFacts,
-    actions_on_old, hierarchy_problems, late_triggers, missing, missing_defaults, old_column, quote, rules,
-    unquote,
+    actions_on_old, hierarchy_problems, identities, identities_over, late_triggers, missing,
+    missing_defaults, old_column, quote, rules, unquote,
 };
 use crate::migration::coordinator::PlanError;
 use crate::migration::phase::Phase;
@@ -23,6 +24,7 @@ pub(crate) async fn before_step(
     plan: &Description,
     phase: Phase,
     migration: i32,
+    recent: &RecentTrial,
     connection: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     if !(Phase::Expand..=Phase::Switch).contains(&phase) {
@@ -54,7 +56,8 @@ pub(crate) async fn before_step(
         ));
     }
     if phase == Phase::Verify {
-        found.extend(lacking(plan, connection).await?.into_iter().map(|(_, problem)| problem));
+        let lacking = lacking(plan, Some(recent), connection).await?;
+        found.extend(lacking.into_iter().map(|(_, problem)| problem));
     }
     Ok(found)
 }
@@ -73,9 +76,10 @@ pub(crate) fn interference(plan: &Description, facts: &TableFacts) -> Vec<PlanPr
     found
 }
 
-/// What the new side lacks, each as a warning.
+/// What the new side lacks, each as a warning. `recent`: where to look first for what the server refuses to attach.
 pub(crate) async fn lacking(
     plan: &Description,
+    recent: Option<&RecentTrial>,
     connection: &mut PgConnection,
 ) -> Result<Vec<(Attached, PlanProblem)>, sqlx::Error> {
     let (old_table, new_table) = (plan.old_table(), plan.new_table());
@@ -94,9 +98,15 @@ pub(crate) async fn lacking(
     let sides =
         Counterpart { old_table, new_table, columns: &columns, unmatched: &unmatched, moving: &moving };
     let mut found = missing(&sides, &old, other.as_ref().unwrap_or(&old));
+    found.extend(identities(&identities_over(connection, old_table, &moving).await?));
     found.extend(missing_defaults(connection, [old_table, new_table], &moved(plan, &columns)).await?);
-    let wanted = found.into_iter().filter(|attached| !plan.changes.waived.contains(&attached.name));
-    Ok(wanted.map(|attached| (attached.clone(), problem(plan, &attached))).collect())
+    found.retain(|attached| !plan.changes.waived.contains(&attached.name));
+    let refusals = match recent {
+        Some(recent) => recent.refusals(plan, &found, connection).await?,
+        None => vec![None; found.len()],
+    };
+    let all = found.into_iter().zip(refusals);
+    Ok(all.map(|(attached, refusal)| (attached.clone(), problem(plan, &attached, refusal))).collect())
 }
 
 /// The same columns with what computes the new one from the old one.
@@ -153,7 +163,20 @@ async fn counterparts(
     Ok(columns)
 }
 
-fn problem(plan: &Description, attached: &Attached) -> PlanProblem {
+/// `refusal`: why the server refuses to attach it to the new side.
+fn problem(plan: &Description, attached: &Attached, refusal: Option<String>) -> PlanProblem {
+    if let Some(refusal) = refusal {
+        return PlanProblem::warning(
+            format!(
+                "the new side has no counterpart of {}, which cannot be carried over: {refusal}",
+                attached.what
+            ),
+            format!(
+                "create a counterpart of your own, if one is needed, and use `.without({:?})`",
+                attached.name
+            ),
+        );
+    }
     let by_library = plan.changes.carries_over && attached.is_automatic && !attached.steps.is_empty();
     let statements: Vec<String> =
         attached.steps.iter().map(|step| format!("`{}`", step.sql(plan.new_table()))).collect();
@@ -181,7 +204,7 @@ fn problem(plan: &Description, attached: &Attached) -> PlanProblem {
 pub(crate) async fn carry_over(plan: &Description, migration: &Migration) -> Result<(), PlanError> {
     let pool = &plan.outline.pool;
     let mut tx = begin(pool, &[Phase::Verify], migration).await?;
-    let found = lacking(plan, &mut tx).await?;
+    let found = lacking(plan, None, &mut tx).await?;
     tx.rollback().await?;
     let mut problems = Vec::new();
     for (attached, _) in found.into_iter().filter(|(_, problem)| problem.by_library) {

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use sqlx::{Executor, PgConnection, PgPool, PgTransaction};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, PgTransaction};
 use tokio::time::timeout;
 
 use super::before_work::{hidden, moved};
-use super::description::Description;
+use super::description::{Description, Shape};
 use super::readers::readers;
 use super::refusal::missing;
 use super::replication;
@@ -105,6 +105,9 @@ async fn problems(
         true => of_columns(plan, &old),
         false => of_tables(plan, &old, tx).await?,
     });
+    if is_move && phase == Phase::Switch {
+        problems.extend(nulls(plan, tx).await?);
+    }
     if is_move && problems.is_empty() {
         problems.extend(of_writes(plan, phase, &old, tx).await?);
     }
@@ -237,6 +240,32 @@ async fn of_tables(
         problems.extend(refers_to_old(tables, old, &new));
     }
     problems.extend(table_privilege_problems(tables, old, &new));
+    Ok(problems)
+}
+
+/// Rows that keep a column from becoming `NOT NULL` in `contract`. Without an answer in time, it is seen there.
+async fn nulls(plan: &Description, tx: &mut PgConnection) -> Result<Vec<PlanProblem>, sqlx::Error> {
+    let mut problems = Vec::new();
+    if !matches!(plan.shape, Shape::Columns { not_null: true, .. }) {
+        return Ok(problems);
+    }
+    let table = plan.new_table();
+    for (column, _) in plan.added() {
+        let mut attempt = tx.begin().await?;
+        let look =
+            format!("set local statement_timeout = '1s'; select from {table} where {column} is null limit 1");
+        let found = attempt.fetch_all(AssertSqlSafe(look)).await;
+        attempt.rollback().await?;
+        match found {
+            Ok(rows) if rows.is_empty() => {}
+            Ok(_) => problems.push(PlanProblem::blocking(
+                format!("rows of {table} hold a null in column {column}, which is to become NOT NULL"),
+                format!("give them a value (`update {table} set {column} = … where {column} is null`), or leave `.not_null()` out"),
+            )),
+            Err(sqlx::Error::Database(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
     Ok(problems)
 }
 

@@ -125,7 +125,7 @@ impl<S> SqlMigrationBuilder<S> {
     /// Waives something that is attached to the old side and that the new side does not need; call it once for each.
     ///
     /// The name is that of the index, constraint, sequence, statistics object or publication, or `default`, `privileges`,
-    /// `comment`, `statistics target` or `replica identity`. `cutover plan` and `cutover status` show it.
+    /// `comment`, `statistics target`, `replica identity` or `not null`. `cutover plan` and `cutover status` show it.
     pub fn without(mut self, name: &str) -> Self {
         self.changes.waived.push(name.to_owned());
         self

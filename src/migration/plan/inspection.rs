@@ -2,22 +2,26 @@
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use super::attached::{interference, lacking};
-use super::description::{Description, add_columns};
+use super::attached::interference;
+use super::attached_trial::partitioned;
+use super::description::{Description, Shape, add_columns};
 use super::key_remedy::unusable_key;
 use super::readers::readers_so_far;
 use super::refusal::{missing, no_temporary_tables, not_computed, of_mapping};
 use super::replication::of_replication;
+use super::rights::attached_problems;
 use super::round_trip::try_mappings;
+use super::statements::of_statements;
 use super::two_tables::of_tables;
 use crate::ledger::{begin_work, describe_error, is_refusal, sides, unprepared};
 use crate::migration::batch::{Keyset, MappingCode, keyset};
 use crate::migration::catalog::{
-    CopyTrial, NewColumnPlan, PlanProblem, TableFacts, TypeFacts, insert_without, look_up_type, more_columns,
-    new_column_problems, old_column_problems, outdated_order, privilege_problems, rename_columns,
-    table_problems, takes_over, try_copy, unquote,
+    CopyTrial, NewColumnPlan, PlanProblem, TableFacts, TypeFacts, fit_name, insert_without, look_up_type,
+    more_columns, new_column_problems, old_column_problems, outdated_order, privilege_problems, quote,
+    rename_columns, table_problems, takes_over, try_copy, unquote,
 };
 use crate::migration::coordinator::PlanError;
+use crate::migration::schema::Index;
 
 /// Every problem of the plan, found in one transaction that is rolled back. `migration` is known once the migration is
 /// in the ledger.
@@ -65,11 +69,11 @@ pub(crate) async fn problems(
             problems.extend(of_columns(plan, &facts, may_use_new, &mut tx).await?);
             problems.extend(of_replication(plan, false, &mut tx).await?);
             problems.extend(readers_so_far(plan, &mut tx).await?);
-            problems.extend(lacking(plan, &mut tx).await?.into_iter().map(|(_, problem)| problem));
+            let attached = attached_problems(plan, &mut problems, &mut tx).await?;
             let is_refused = problems.iter().any(|problem| problem.is_blocking);
             if let (false, Some(key)) = (is_refused, &key) {
                 problems.extend(triggers(plan, key, &facts, &mut tx).await?);
-                problems.extend(try_mappings(plan, &facts, None, key, &mut tx).await?);
+                problems.extend(try_mappings(plan, &facts, None, (key, &attached), &mut tx).await?);
             }
         }
         false => problems.extend(of_tables(plan, &facts, key.as_ref(), may_use_new, &mut tx).await?),
@@ -77,6 +81,7 @@ pub(crate) async fn problems(
     if !problems.iter().any(|problem| problem.is_blocking) {
         problems.extend(of_indexes(plan, &mut tx).await?);
     }
+    problems.extend(of_statements(plan, &mut tx).await?);
     tx.rollback().await?;
     Ok(problems)
 }
@@ -119,15 +124,13 @@ async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<Pla
     if plan.changes.indexes.is_empty() {
         return Ok(problems);
     }
-    let partitioned: Option<String> = unprepared::query_scalar(
-        "select coalesce(' partition by ' || pg_get_partkeydef(c.oid), '') from pg_class c where c.oid = to_regclass($1)",
-    )
-    .bind(table)
-    .fetch_optional(&mut *tx)
-    .await?;
     // The new table may not exist yet.
-    let Some(partitioned) = partitioned else { return Ok(problems) };
+    let Some(partitioned) = partitioned(table, tx).await? else { return Ok(problems) };
     for index in &plan.changes.indexes {
+        if let Some(problem) = name_in_use(table, index, tx).await? {
+            problems.push(problem);
+            continue;
+        }
         let mut attempt = tx.begin().await?;
         let mut statement = format!("create temporary table cutover_indexed (like {table}){partitioned}; ");
         if plan.moves_columns() {
@@ -150,6 +153,32 @@ async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<Pla
         attempt.rollback().await?;
     }
     Ok(problems)
+}
+
+/// Another table, index, view or sequence of the schema has the index's name.
+async fn name_in_use(
+    table: &str,
+    index: &Index,
+    tx: &mut PgConnection,
+) -> Result<Option<PlanProblem>, sqlx::Error> {
+    let found: Option<String> = unprepared::query_scalar(
+        "select c.oid::regclass::text from pg_class t join pg_class c on c.relnamespace = t.relnamespace and c.relname = $2 \
+         where t.oid = to_regclass($1) and not exists (select from pg_index where indexrelid = c.oid and indrelid = t.oid)",
+    )
+    .bind(table)
+    .bind(&index.name)
+    .fetch_optional(tx)
+    .await?;
+    Ok(found.map(|found| {
+        PlanProblem::blocking(
+            format!("index {:?} on {table} cannot be built, because {found} has its name", index.name),
+            format!(
+                "give it another name in the plan: `.index({:?}, {:?})`",
+                fit_name(format!("{}_2", index.name)),
+                index.on
+            ),
+        )
+    }))
 }
 
 /// Other migrations of this database that move the same table or column, also those of other fleets.
@@ -203,6 +232,7 @@ async fn of_columns(
         problems.push(problem);
         return Ok(problems);
     }
+    problems.extend(loses_not_null(plan, facts));
     let mut are_types = true;
     for ((quoted, sql_type), name) in added.iter().zip(plan.new_columns()) {
         let (found, problem) = type_of_new(table, quoted, sql_type, facts, tx).await?;
@@ -227,6 +257,26 @@ async fn of_columns(
         problems.push(problem);
     }
     Ok(problems)
+}
+
+/// An insert may leave the old column out if it has a default, so nothing else names its `NOT NULL`.
+fn loses_not_null(plan: &Description, facts: &TableFacts) -> Option<PlanProblem> {
+    let is_kept = matches!(plan.shape, Shape::Columns { not_null: true, .. })
+        || plan.changes.waived.iter().any(|name| name == "not null");
+    let new = plan.new_columns();
+    let lacks = new.iter().any(|name| facts.column(name).is_none_or(|column| !column.not_null));
+    let old = plan.old_columns();
+    let old = old.iter().find(|name| facts.column(name).is_some_and(|column| column.not_null))?;
+    (lacks && !is_kept).then(|| {
+        PlanProblem::warning(
+            format!(
+                "column {} of {} is NOT NULL, and the new side would not be",
+                quote(old),
+                plan.old_table()
+            ),
+            "use `.not_null()`; or `.without(\"not null\")`, if the new side may hold nulls",
+        )
+    })
 }
 
 /// The name that the server gives to the type of a new column, and the problem of adding it.

@@ -19,6 +19,7 @@
 //! | [`bad_rows`](super::BatchOptions::bad_rows) | 100 | a few odd rows are listed at once; more than that is a wrong mapping |
 
 mod attached;
+mod attached_trial;
 mod before_move;
 mod before_work;
 mod builder;
@@ -38,9 +39,11 @@ mod readers;
 mod recent_look;
 mod refusal;
 mod replication;
+mod rights;
 mod round_trip;
 mod schema_change;
 mod sql_migration;
+mod statements;
 mod tables;
 mod two_tables;
 mod unguarded;

@@ -5,13 +5,14 @@
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
+use super::attached_trial::violated;
 use super::description::{Description, add_columns};
 use crate::ledger::jobs::KeyText;
 use crate::ledger::{is_refusal, sql_state, unprepared};
 use crate::migration::batch::{
     ColumnType, Keyset, MappedRows, Mapping, RowBytes, Scope, Sides, Span, display_key, keyset,
 };
-use crate::migration::catalog::{PlanProblem, ROW_WORK_SETTINGS, TableFacts, unquote};
+use crate::migration::catalog::{Attached, PlanProblem, ROW_WORK_SETTINGS, TableFacts, unquote};
 
 /// How many rows are tried.
 const SAMPLE: u32 = 200;
@@ -21,16 +22,17 @@ const NEW: &str = "pg_temp.cutover_sample_new";
 /// What one direction found: the rows that cannot be mapped, each with the reason in a form without values.
 type Failed = Vec<(KeyText, String)>;
 
-/// What both mappings do with some rows. `new` is what the catalog says about the new table, if that is another one.
+/// What both mappings do with some rows, and what these violate then. `new` is what the catalog says about the new table, if that
+/// is another one; `attached` is what the new side does not have yet.
 pub(crate) async fn try_mappings(
     plan: &Description,
     old: &TableFacts,
     new: Option<&TableFacts>,
-    key: &Keyset,
+    (key, attached): (&Keyset, &[Attached]),
     connection: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let mut tx = connection.begin().await?;
-    let found = match trial(plan, old, new, key, &mut tx).await {
+    let found = match trial(plan, old, new, (key, attached), &mut tx).await {
         // The trial itself is not possible, for example without the right to create temporary tables.
         Err(sqlx::Error::Database(error)) => {
             tracing::debug!(%error, "could not try the mappings");
@@ -46,7 +48,7 @@ async fn trial(
     plan: &Description,
     old: &TableFacts,
     new: Option<&TableFacts>,
-    key: &Keyset,
+    (key, attached): (&Keyset, &[Attached]),
     tx: &mut PgConnection,
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     prepare(plan, old, new, key, tx).await?;
@@ -76,6 +78,9 @@ async fn trial(
     if new.is_some() {
         problems.extend(without_partition(plan, &scope, tx).await?);
     }
+    if failed.is_empty() {
+        problems.extend(violated(plan, attached, &sides.new, tx).await?);
+    }
     Ok(problems)
 }
 
@@ -88,18 +93,18 @@ async fn prepare(
     tx: &mut PgConnection,
 ) -> Result<(), sqlx::Error> {
     let (columns, names, table) = (old.stored_columns(), key.names(), plan.old_table());
-    let like = |name: &str, table: &str| {
+    let like = |name: &str, table: &str, more: &str| {
         format!(
-            "create temporary table {name} (like {table} including defaults including generated) on commit drop; \
+            "create temporary table {name} (like {table} including defaults including generated{more}) on commit drop; \
              create unique index on {name} ({names}); "
         )
     };
-    let mut statements = format!("{}{}", *ROW_WORK_SETTINGS, like(OLD, table));
+    let mut statements = format!("{}{}", *ROW_WORK_SETTINGS, like(OLD, table, ""));
     if plan.moves_columns() {
         statements.push_str(&format!("alter table {OLD}{}; ", add_columns(&plan.added())));
     }
     if new.is_some() {
-        statements.push_str(&like(NEW, plan.new_table()));
+        statements.push_str(&like(NEW, plan.new_table(), " including constraints including indexes"));
     }
     let part = plan.part().map(|part| format!(" where {}", part.holds())).unwrap_or_default();
     let mut sample = format!("select * from {table}{part} limit {SAMPLE}");
@@ -135,8 +140,7 @@ async fn one_way(
         Err(error) if is_refusal(&error) => {
             savepoint.rollback().await?;
             if let [key] = keys {
-                let state = sql_state(&error).unwrap_or_default();
-                failed.push((key.clone(), format!("SQLSTATE {state}")));
+                failed.push((key.clone(), reason(&error)));
                 return Ok(());
             }
             let (first, second) = keys.split_at(keys.len() / 2);
@@ -144,6 +148,16 @@ async fn one_way(
             Box::pin(one_way(scope, second, tx, failed, lost)).await
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Without values of the row.
+fn reason(error: &sqlx::Error) -> String {
+    let constraint = error.as_database_error().and_then(|error| error.constraint());
+    match (sql_state(error).as_deref(), constraint) {
+        (Some("23514"), Some(name)) => format!("check {name:?} refuses it"),
+        (Some("23505"), _) => "a unique index refuses it".to_owned(),
+        (state, _) => format!("SQLSTATE {}", state.unwrap_or_default()),
     }
 }
 

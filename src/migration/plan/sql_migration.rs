@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use tokio::time::timeout;
 
 use super::attached::{before_step, carry_over};
+use super::attached_trial::RecentTrial;
 use super::before_move::before_move;
 use super::before_work::{Found, before_work};
 use super::contract::contract;
@@ -35,6 +36,7 @@ pub struct SqlMigration<S> {
     recent_look: Arc<RecentLook>,
     recent_rights: Arc<RecentLook>,
     recent_trial: Arc<RecentLook>,
+    recent_attached: Arc<RecentTrial>,
     sides: PhantomData<fn() -> S>,
 }
 
@@ -45,6 +47,7 @@ impl<S> SqlMigration<S> {
             recent_look: Arc::default(),
             recent_rights: Arc::default(),
             recent_trial: Arc::default(),
+            recent_attached: Arc::default(),
             sides: PhantomData,
         }
     }
@@ -144,7 +147,8 @@ impl<S: std::fmt::Debug + 'static> Plan for SqlMigration<S> {
         if let Some(found) = self.recent_look.found(migration, phase, is_move) {
             return Ok(found);
         }
-        let found = before_step(&self.description, phase, migration, connection).await?;
+        let recent = &self.recent_attached;
+        let found = before_step(&self.description, phase, migration, recent, connection).await?;
         self.recent_look.record(migration, phase, &found);
         Ok(found)
     }

@@ -2,13 +2,13 @@
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use super::attached::lacking;
 use super::description::Description;
 use super::key_remedy::unusable_key;
 use super::partial::{of_part, of_partitions};
 use super::readers::readers_so_far;
 use super::refusal::{missing, not_computed, of_mapping};
 use super::replication::of_replication;
+use super::rights::attached_problems;
 use super::round_trip::try_mappings;
 use crate::ledger::{sql_state, unprepared};
 use crate::migration::batch::{Keyset, keyset};
@@ -93,10 +93,10 @@ pub(super) async fn of_tables(
     }
     problems.extend(of_replication(plan, is_made_by_plan, tx).await?);
     problems.extend(readers_so_far(plan, tx).await?);
-    problems.extend(lacking(plan, tx).await?.into_iter().map(|(_, problem)| problem));
+    let attached = attached_problems(plan, &mut problems, tx).await?;
     let is_refused = problems.iter().any(|problem| problem.is_blocking);
     if let (false, Some(key)) = (is_refused, key) {
-        problems.extend(try_mappings(plan, old, Some(&new), key, tx).await?);
+        problems.extend(try_mappings(plan, old, Some(&new), (key, &attached), tx).await?);
     }
     Ok(problems)
 }
