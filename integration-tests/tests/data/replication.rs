@@ -1,6 +1,6 @@
 //! Logical replication of a table that migrates: what it needs of the table, and what it writes.
 
-use cutover::migration::{Plan, PlanProblem, TableMigration, WiderKey};
+use cutover::migration::{Plan, PlanProblem, SchemaChange, TableMigration, WiderKey};
 use cutover_testkit::{Postgres, PostgresOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -31,6 +31,75 @@ async fn a_table_without_replica_identity_is_refused_before_expand() -> Outcome 
     is_refused_and_corrected(&world, &world.describe().build()?, words).await?;
     let _a = world.instance("a", Some(world.describe().build()?)).await?;
     world.go("retire").await
+}
+
+/// With the column its index would go, and then the server refuses updates.
+#[tokio::test]
+async fn a_column_of_the_replica_identity_is_not_dropped() -> Outcome {
+    let world = World::new(3).await?;
+    world
+        .external(
+            "alter table orders alter old_status set default '', alter old_status set not null; \
+             create unique index once on orders (id, old_status); alter table orders replica identity using index once; \
+             create publication changed for table orders",
+        )
+        .await?;
+    let plan =
+        || SchemaChange::new(world.pool.clone(), "orders").drop_column("old_status").without_read_check();
+    is_refused_and_corrected(
+        &world,
+        &plan().build()?,
+        "replica identity of public.orders, which is index once",
+    )
+    .await?;
+    let _a = world.instance_of("a", plan().build()?).await?;
+    world.go("switch").await?;
+    world.external("alter table orders replica identity using index once").await?;
+    world.is_held("retire", "replica identity").await?;
+    let reason = world.reason().await?;
+    world.external(reason.split('`').find(|part| part.starts_with("alter")).ok_or(reason.clone())?).await?;
+    world.go("retire").await?;
+    world.external("drop index once").await?;
+    world.approve().await?;
+    world.go("contract").await?;
+    world.ended().await?;
+    world.external("update orders set note = 'after'").await
+}
+
+/// A partition may have one of its own.
+#[tokio::test]
+async fn replica_identities_of_partitions_hold_ramp() -> Outcome {
+    let world = World::new(0).await?;
+    world
+        .external(
+            "drop table orders; create table orders (id bigint primary key, note text, old_status text not null default '') \
+                 partition by range (id); \
+             create table orders_low partition of orders for values from (0) to (100); \
+             insert into orders select g, 'n', 'LEGACY' || g from generate_series(1, 9) g; \
+             create unique index once on orders_low (old_status); \
+             alter table orders_low replica identity using index once; create publication changed for table orders",
+        )
+        .await?;
+    let plan = world.describe().without("default").build()?;
+    let found = world.problems(&plan).await?;
+    assert!(found.iter().any(|one| one.problem.contains("replica identity of orders_low")), "{found:?}");
+    let _a = world.instance("a", Some(plan)).await?;
+    world.go("verify").await?;
+    world.is_held("ramp", "replica identity of orders_low").await?;
+    let reason = world.reason().await?;
+    world
+        .external(
+            reason
+                .split('`')
+                .find(|part| part.starts_with("alter table orders_low"))
+                .ok_or(reason.clone())?,
+        )
+        .await?;
+    world.go("retire").await?;
+    world.approve().await?;
+    world.go("contract").await?;
+    world.ended().await?;
+    world.external("update orders set note = 'after'").await
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use super::addition::Addition;
 use super::description::{Description, Removal};
 use super::found::Table;
 use super::reads;
+use super::removal::{of_identity, of_index};
 use super::rows::violations;
 use super::trial::{REFERENCED, is_in_partition_key, may_refer, try_on_twin};
 use crate::ledger::literal::text as literal;
@@ -257,7 +258,10 @@ async fn of_removal(
                 format!("column {column:?} of {name} may be inherited from {}", facts.parents.join(", ")),
                 "describe the change for the table that it is inherited from",
             )),
-            Some(_) => problems.extend(insert_without(tx, name, facts, std::slice::from_ref(column)).await?),
+            Some(_) => {
+                problems.extend(insert_without(tx, name, facts, std::slice::from_ref(column)).await?);
+                problems.extend(of_identity(name, column, tx).await?);
+            }
         },
         Removal::Index(index) => problems.extend(of_index(&plan.index(index), table, tx).await?),
         Removal::Table => {}
@@ -267,48 +271,6 @@ async fn of_removal(
         problems.extend(dependents(&old_side, tx).await?);
     }
     Ok(problems)
-}
-
-/// Why an index cannot be dropped.
-async fn of_index(
-    index: &str,
-    table: &Table,
-    tx: &mut PgConnection,
-) -> Result<Option<PlanProblem>, sqlx::Error> {
-    let found: Option<(bool, Option<String>, bool, bool)> = unprepared::query_as(
-        "select i.indrelid = $2::oid, (select k.conname::text from pg_constraint k \
-                where k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x') limit 1), \
-            i.indisreplident, exists (select from pg_inherits h where h.inhrelid = i.indexrelid) \
-         from pg_index i where i.indexrelid = to_regclass($1)",
-    )
-    .bind(index)
-    .bind(table.relation)
-    .fetch_optional(tx)
-    .await?;
-    let name = &table.name;
-    Ok(match found {
-        None => Some(PlanProblem::blocking(
-            format!("index {index} does not exist"),
-            "leave it out of the plan if it has been dropped, or name the table with its schema",
-        )),
-        Some((false, ..)) => Some(PlanProblem::blocking(
-            format!("index {index} belongs to another table than {name}"),
-            "name the index's own table",
-        )),
-        Some((_, Some(constraint), ..)) => Some(PlanProblem::blocking(
-            format!("index {index} belongs to constraint {constraint:?}"),
-            format!("`alter table {name} drop constraint \"{constraint}\"`, if no row depends on it"),
-        )),
-        Some((_, _, true, _)) => Some(PlanProblem::blocking(
-            format!("index {index} is the replica identity of {name}"),
-            format!("`alter table {name} replica identity default`"),
-        )),
-        Some((_, _, _, true)) => Some(PlanProblem::blocking(
-            format!("index {index} belongs to an index of the partitioned table"),
-            "drop that index instead",
-        )),
-        Some(_) => None,
-    })
 }
 
 /// Everything that would prevent the drop.
@@ -382,7 +344,8 @@ pub(super) async fn before_step(
     Ok(problems)
 }
 
-/// Why an insert fails that leaves the column out. It is tried again before `retire`, in which such inserts are made.
+/// Why an insert fails that leaves the column out, and what else needs it. It is tried again before `retire`, in which such inserts
+/// are made.
 pub(super) async fn without_column(
     plan: &Description,
     column: &String,
@@ -391,5 +354,7 @@ pub(super) async fn without_column(
 ) -> Result<Vec<PlanProblem>, sqlx::Error> {
     let Some(table) = plan.find(&mut *tx, Some(migration)).await? else { return Ok(Vec::new()) };
     let Some(facts) = TableFacts::read(tx, &table.name).await? else { return Ok(Vec::new()) };
-    Ok(insert_without(tx, &table.name, &facts, std::slice::from_ref(column)).await?.into_iter().collect())
+    let mut problems = of_identity(&table.name, column, &mut *tx).await?;
+    problems.extend(insert_without(tx, &table.name, &facts, std::slice::from_ref(column)).await?);
+    Ok(problems)
 }

@@ -55,6 +55,7 @@ mod file;
 mod found;
 mod inspection;
 mod reads;
+mod removal;
 mod rows;
 mod run;
 mod trial;
