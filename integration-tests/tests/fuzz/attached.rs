@@ -11,7 +11,7 @@ use crate::shape::Shape;
 use crate::world::{KEYS, World};
 
 /// What may be attached to a column that moves. Nothing here depends on its type, and nothing refuses a value.
-const OF_COLUMN: [&str; 9] = [
+const OF_COLUMN: [&str; 10] = [
     "alter table subject add constraint old_c_some check (num_nulls(old_c, note) >= 0)",
     "alter table subject add constraint one check (num_nulls(old_c) < 2); comment on constraint one on subject is 'of one'",
     "alter table subject add constraint another check (pg_column_size(old_c) is distinct from -1)",
@@ -21,10 +21,12 @@ const OF_COLUMN: [&str; 9] = [
     "comment on column subject.old_c is 'what the ''customer'' sees'",
     "alter table subject alter old_c set statistics 77, alter old_c set (n_distinct = 5)",
     "grant select (old_c), update (old_c) on subject to pg_monitor; grant select (old_c) on subject to public",
+    "do $$ begin if current_setting('server_version_num')::integer >= 140000 then \
+        execute 'create statistics together on (num_nulls(old_c)), note from subject'; end if; end $$",
 ];
 
 /// The same for a table that moves.
-const OF_TABLE: [&str; 9] = [
+const OF_TABLE: [&str; 10] = [
     "alter table subject add constraint subject_some check (num_nulls(parent, note) >= 0)",
     "alter table subject add constraint one check (length(note) < 1000); comment on constraint one on subject is 'of one'",
     "alter table subject add constraint another check (note <> 'never')",
@@ -34,6 +36,7 @@ const OF_TABLE: [&str; 9] = [
     "comment on table subject is 'what the ''customer'' has'; comment on column subject.note is 'a note'",
     "alter table subject alter note set statistics 77, alter note set (n_distinct = 5)",
     "grant select, insert on subject to pg_monitor; grant update (note) on subject to public",
+    "create statistics together (dependencies) on note, parent from subject",
 ];
 
 /// How many rows refer to rows of the old table, which no writer touches.
@@ -43,7 +46,7 @@ const LINES: usize = 5;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attached {
     /// Which ones of the list.
-    chosen: [bool; 9],
+    chosen: [bool; 10],
     /// The foreign key of the old table is not waived.
     pub(crate) has_key: bool,
     /// A table refers to the old one.
@@ -54,7 +57,7 @@ pub(crate) struct Attached {
 
 impl Attached {
     pub(crate) fn random(rng: &mut Rng) -> Self {
-        let mut chosen = [true; 9];
+        let mut chosen = [true; 10];
         if rng.bool() {
             chosen.fill_with(|| rng.bool());
         }
@@ -77,6 +80,8 @@ const LINES_OF: &str = "select line from ( \
             from (select attname, (aclexplode(attacl)).* from pg_attribute where attrelid = $1::regclass and not attisdropped) as rights \
         union all select concat_ws(' ', 'right', grantee::regrole, privilege_type) \
             from (select (aclexplode(relacl)).* from pg_class where oid = $1::regclass) as rights \
+        union all select concat_ws(' ', 'statistics', regexp_replace(regexp_replace(pg_get_statisticsobjdef(oid), 'STATISTICS [^ ]+', ''), ' FROM .*', '')) \
+            from pg_statistic_ext where stxrelid = $1::regclass \
         union all select concat_ws(' ', 'table', obj_description($1::regclass, 'pg_class'))) as found \
     where line like '%' || $2 || '%' order by line collate \"C\"";
 
