@@ -39,6 +39,9 @@ async fn of_rights(
     if let Some(index) = built.first() {
         problems.extend(of_index(plan.new_table(), index, tx).await?);
     }
+    if !plan.moves_columns() && !plan.moves_some_rows() {
+        problems.extend(of_sequences(plan, tx).await?);
+    }
     for attached in by_library {
         problems.extend(of_other_table(attached, tx).await?);
     }
@@ -63,6 +66,31 @@ async fn of_index(
             format!(
                 "role {role} owns {table} and may not create index {} on it, because it has no right to create in schema {schema}",
                 quote(index)
+            ),
+            format!("`grant create on schema {schema} to {role}`"),
+        )
+    }))
+}
+
+/// What `contract` moves to the schema of the new table.
+async fn of_sequences(plan: &Description, tx: &mut PgConnection) -> Result<Option<PlanProblem>, sqlx::Error> {
+    let lacks: Option<(String, String, String)> = unprepared::query_as(
+        "select s.oid::regclass::text, quote_ident(n.nspname), quote_ident(current_user) from pg_depend d \
+             join pg_class s on s.oid = d.objid and s.relkind = 'S' \
+             join pg_class c on c.oid = to_regclass($2) join pg_namespace n on n.oid = c.relnamespace \
+         where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass \
+             and d.refobjid = to_regclass($1) and d.deptype in ('a', 'i') and pg_has_role(c.relowner, 'usage') \
+             and not has_schema_privilege(n.oid, 'create') order by s.oid limit 1",
+    )
+    .bind(plan.old_table())
+    .bind(plan.new_table())
+    .fetch_optional(tx)
+    .await?;
+    Ok(lacks.map(|(sequence, schema, role)| {
+        PlanProblem::warning(
+            format!(
+                "role {role} has no right to create in schema {schema}, in which `contract` gives sequence {sequence} to {}",
+                plan.new_table()
             ),
             format!("`grant create on schema {schema} to {role}`"),
         )
