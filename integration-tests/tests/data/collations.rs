@@ -7,11 +7,13 @@ use sqlx::{AssertSqlSafe, Executor};
 
 use crate::world::{Outcome, World};
 
-/// As after an upgrade: `aa` comes after `z`, and the index has it before `ab`. The column has another name in each version.
+/// As after an upgrade: `aa` comes after `z`, and the index has it before `ab`. The locale is in another column in each version.
 const UPGRADED: &str = "do $$ declare name text; begin \
-    select attname into name from pg_attribute where attrelid = 'pg_collation'::regclass \
-        and attname in ('colliculocale', 'colllocale', 'collcollate') order by attname desc limit 1; \
-    execute format('update pg_collation set %I = ''da'', collversion = ''1.2'' where collname = ''upgraded''', name); end $$";
+    for name in select attname from pg_attribute where attrelid = 'pg_collation'::regclass and attname = any (case \
+        when current_setting('server_version_num')::integer >= 150000 then '{colliculocale,colllocale}' \
+        else '{collcollate,collctype}' end::text[]) \
+    loop execute format('update pg_collation set %I = ''da'' where collname = ''upgraded''', name); end loop; \
+    update pg_collation set collversion = '1.2' where collname = 'upgraded'; end $$";
 
 fn plan(world: &World) -> Outcome<ColumnMigration> {
     let plan = ColumnMigration::new(world.pool.clone(), "words").column("a", "b", "text");
