@@ -53,7 +53,7 @@ async fn what_does_not_fit_the_new_type_is_named_before_expand() -> Outcome {
     assert_eq!(unfit(&world, &json.build()?).await?, names);
     // The library does the rest, and what is named says what to do.
     let named = ["Apart", "Filled", "Known", "Line", "Lower", "Part", "Pattern"];
-    let waived = named.iter().fold(number().carry_over(), |plan, name| plan.without(*name)).build()?;
+    let waived = named.iter().fold(number().carry_over(), |plan, name| plan.without(name)).build()?;
     assert_eq!(unfit(&world, &waived).await?, Vec::<String>::new());
     let a = world.instance("a", Some(number().build()?)).await?;
     world.go("verify").await?;

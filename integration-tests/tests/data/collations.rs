@@ -41,7 +41,6 @@ const ROWS: &str =
     "insert into words select (array['aa', 'ab', 'z'])[1 + g % 3] || g, g from generate_series(1, 3000) g";
 
 #[tokio::test]
-#[expect(clippy::print_stderr, reason = "says what is not tested")]
 async fn an_index_in_the_order_of_another_version_is_refused() -> Outcome {
     let world = World::new(0).await?;
     if world.external("create collation upgraded (provider = icu, locale = 'en')").await.is_err() {
