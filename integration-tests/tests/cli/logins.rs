@@ -48,12 +48,12 @@ async fn a_missing_right_on_a_table_is_not_taken_for_a_refused_login() -> Outcom
     done(&admin, &["install"], &["installed"]).await;
     execute(
         &admin,
-        "create role reader login; grant usage on schema cutover to reader; \
-         grant select on all tables in schema cutover to reader",
+        "create role on_call login; grant usage on schema cutover to on_call; \
+         grant select on all tables in schema cutover to on_call",
     )
     .await?;
     execute(&admin, crate::STATE).await?;
-    let reader = admin.replace("//postgres@", "//reader@");
+    let reader = admin.replace("//postgres@", "//on_call@");
     done(&reader, &["status"], &["shop/status  expand"]).await;
     let said = crate::run(&reader, &["pause", "status"]).await;
     assert_eq!(said.code, 3, "{}", said.err);

@@ -143,13 +143,13 @@ const BETWEEN: [(i32, &str, &str); 4] = [
     ),
     (
         0,
-        "create table lines (a integer references keys, b text); \
+        "create table lines (id bigint primary key, a integer references keys, b text); \
          create rule quiet as on update to lines where old.b = 'n' do instead nothing",
         "rule \"quiet\" of public.lines",
     ),
     (
         0,
-        "create table lines (a integer references keys, b text); \
+        "create table lines (id bigint primary key, a integer references keys, b text); \
          create trigger zzzz before update on lines for each row execute function noticed()",
         "trigger \"zzzz\" of public.lines",
     ),
