@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use crate::world::{Outcome, World};
 use cutover::fleet::FleetOptions;
-use cutover::migration::{
-    ColumnMigration, ColumnMigrationBuilder, MigrationSpec, PhaseRange, TableMigration,
-};
+use cutover::migration::{ColumnMigration, ColumnMigrationBuilder, MigrationSpec, PhaseRange};
 use cutover_testkit::wait_until;
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -191,13 +189,7 @@ async fn foreign_keys_of_partitions_follow_to_the_new_table() -> Outcome {
              insert into lines values (1), (2)",
         )
         .await?;
-    let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
-        .create("create table orders_2 (id bigint primary key, note text, status text)")
-        .same("note")
-        .column("status", "old_status")
-        .column_back("old_status", "status")
-        .carry_over()
-        .build()?;
+    let plan = world.to_orders_2()?;
     let _a = world.instance_of("a", plan).await?;
     world.go("ramp").await?;
     assert_eq!(
@@ -276,13 +268,7 @@ async fn rows_that_follow_a_key_follow_it_to_the_new_table() -> Outcome {
              insert into lines values (1), (2), (3)",
         )
         .await?;
-    let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
-        .create("create table orders_2 (id bigint primary key, note text, status text)")
-        .same("note")
-        .column("status", "old_status")
-        .column_back("old_status", "status")
-        .carry_over()
-        .build()?;
+    let plan = world.to_orders_2()?;
     let _a = world.instance_of("a", plan).await?;
     world.go("ramp").await?;
     world

@@ -278,13 +278,7 @@ async fn the_sequence_of_a_table_with_another_owner_goes_to_the_new_table() -> O
         let url = format!("{}?user={role}", admin.url);
         let pool = PgPoolOptions::new().max_connections(8).connect(&url).await?;
         let world = World { pool, url };
-        let plan = TableMigration::new(world.pool.clone(), "orders", "orders_2")
-            .create("create table orders_2 (id bigint primary key, note text, status text)")
-            .same("note")
-            .column("status", "old_status")
-            .column_back("old_status", "status")
-            .carry_over()
-            .build()?;
+        let plan = world.to_orders_2()?;
         let lacks = async || -> Outcome<usize> {
             let found = world.problems(&plan).await?;
             Ok(found.iter().filter(|one| one.problem.contains("no right to create in schema")).count())

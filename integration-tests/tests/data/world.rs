@@ -10,7 +10,7 @@ use cutover::health::Health;
 use cutover::ledger::Ledger;
 use cutover::migration::PhaseRange;
 use cutover::migration::{Agent, DriverOptions, Migration, MigrationSpec, Plan, PlanProblem};
-use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder};
+use cutover::migration::{BatchOptions, ColumnMigration, ColumnMigrationBuilder, TableMigration};
 use cutover::release::Release;
 use cutover_testkit::{KitError, Postgres, wait_until};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -84,6 +84,17 @@ impl World {
             .forward("lower(trim(old_status))")
             .backward("upper(new_status)")
             .batches(BatchOptions { min_rows: 200, ..BatchOptions::default() })
+    }
+
+    /// Moves the rows to a table `orders_2` with a key of its own, and carries over what is attached.
+    pub(crate) fn to_orders_2(&self) -> Result<TableMigration, ConfigError> {
+        TableMigration::new(self.pool.clone(), "orders", "orders_2")
+            .create("create table orders_2 (id bigint primary key, note text, status text)")
+            .same("note")
+            .column("status", "old_status")
+            .column_back("old_status", "status")
+            .carry_over()
+            .build()
     }
 
     /// An admitted instance. Its driver does the plan's work; without a plan it takes the work for done. Its other migration

@@ -51,17 +51,19 @@ pub(crate) async fn outdated_order(
     let mut problems = Vec::new();
     for Ordered { index, collation, recorded, actual, tells_default } in found {
         let (what, refresh, recorded, actual) = match collation {
-            Some(name) => (format!("collation {name}"), format!("alter collation {name}"), recorded, actual),
+            Some(name) => {
+                let refresh = format!("alter collation {name} refresh version");
+                (format!("collation {name}"), refresh, recorded, actual)
+            }
             None if !tells_default => continue,
             None => {
                 let (name, recorded, actual): (String, _, _) =
                     unprepared::query_as(DEFAULT).fetch_one(&mut *connection).await?;
                 let what = format!("the collation of database {name}");
-                (what, format!("alter database {name}"), recorded, actual)
+                (what, format!("alter database {name} refresh collation version"), recorded, actual)
             }
         };
         let (Some(recorded), Some(actual)) = (recorded, actual) else { continue };
-        let version = if refresh.starts_with("alter database") { "collation version" } else { "version" };
         if recorded != actual {
             problems.push(PlanProblem::blocking(
                 format!(
@@ -69,8 +71,7 @@ pub(crate) async fn outdated_order(
                      {actual}, so work that follows the index could miss rows"
                 ),
                 format!(
-                    "`reindex index concurrently {index}`, rebuild each other index that uses it, and then `{refresh} refresh \
-                     {version}`"
+                    "`reindex index concurrently {index}`, rebuild each other index that uses it, and then `{refresh}`"
                 ),
             ));
         }

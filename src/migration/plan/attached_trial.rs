@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use super::description::{Description, Shape, add_columns};
+use super::refusal::try_and_undo;
 use crate::ledger::{describe_error, is_refusal, sql_state, unprepared};
 use crate::migration::catalog::{
     Attached, Attachments, OTHER_TWIN, PlanProblem, Trial, refers_to_none, twin,
@@ -202,16 +203,8 @@ pub(super) async fn violated(
 
 /// Whether the rows keep a constraint or an index from being added.
 async fn violates(statement: &str, tx: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let mut attempt = tx.begin().await?;
-    let outcome = attempt.execute(AssertSqlSafe(statement)).await;
-    attempt.rollback().await?;
-    match outcome {
-        Ok(_) => Ok(false),
-        Err(error @ sqlx::Error::Database(_)) => {
-            Ok(sql_state(&error).is_some_and(|state| state.starts_with("23")))
-        }
-        Err(error) => Err(error),
-    }
+    let error = try_and_undo(statement, tx).await?;
+    Ok(error.as_ref().and_then(sql_state).is_some_and(|state| state.starts_with("23")))
 }
 
 async fn is_true(query: &str, tx: &mut PgConnection) -> Result<bool, sqlx::Error> {

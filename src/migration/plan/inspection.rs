@@ -7,7 +7,7 @@ use super::attached_trial::partitioned;
 use super::description::{Description, Shape, add_columns};
 use super::key_remedy::unusable_key;
 use super::readers::readers_so_far;
-use super::refusal::{missing, no_temporary_tables, not_computed, of_mapping};
+use super::refusal::{missing, no_temporary_tables, not_computed, of_mapping, try_and_undo};
 use super::replication::of_replication;
 use super::rights::attached_problems;
 use super::round_trip::try_mappings;
@@ -131,15 +131,14 @@ async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<Pla
             problems.push(problem);
             continue;
         }
-        let mut attempt = tx.begin().await?;
         let mut statement = format!("create temporary table cutover_indexed (like {table}){partitioned}; ");
         if plan.moves_columns() {
             statement += &format!("alter table cutover_indexed{}; ", add_columns(&plan.added()));
         }
         statement += &index.create_blocking("pg_temp.cutover_indexed");
-        match attempt.execute(sqlx::AssertSqlSafe(statement)).await {
-            Ok(_) => {}
-            Err(error) if is_refusal(&error) => problems.push(PlanProblem::blocking(
+        match try_and_undo(&statement, tx).await? {
+            None => {}
+            Some(error) if is_refusal(&error) => problems.push(PlanProblem::blocking(
                 format!(
                     "index {:?} on {table} (`{}`) cannot be built: {}",
                     index.name,
@@ -148,9 +147,8 @@ async fn of_indexes(plan: &Description, tx: &mut PgConnection) -> Result<Vec<Pla
                 ),
                 "correct its description in the plan",
             )),
-            Err(error) => return Err(error),
+            Some(error) => return Err(error),
         }
-        attempt.rollback().await?;
     }
     Ok(problems)
 }

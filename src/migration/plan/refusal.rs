@@ -1,4 +1,4 @@
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::ledger::{describe_error, is_refusal, sql_state, unprepared};
 use crate::migration::batch::MappingCode;
@@ -10,6 +10,21 @@ pub(crate) fn refuse(problems: &[PlanProblem]) -> Result<(), PlanError> {
     let blocking: Vec<String> =
         problems.iter().filter(|problem| problem.is_blocking).map(ToString::to_string).collect();
     if blocking.is_empty() { Ok(()) } else { Err(PlanError::Refused(blocking.join(". "))) }
+}
+
+/// Runs statements and takes them back. Returns the server's error, if it has one.
+pub(super) async fn try_and_undo(
+    statements: &str,
+    tx: &mut PgConnection,
+) -> Result<Option<sqlx::Error>, sqlx::Error> {
+    let mut attempt = tx.begin().await?;
+    let outcome = attempt.execute(AssertSqlSafe(statements)).await;
+    attempt.rollback().await?;
+    match outcome {
+        Ok(_) => Ok(None),
+        Err(error @ sqlx::Error::Database(_)) => Ok(Some(error)),
+        Err(error) => Err(error),
+    }
 }
 
 /// The server cannot compute something that the plan describes.

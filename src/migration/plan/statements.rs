@@ -1,8 +1,9 @@
 //! Whether the server can read the statements of the user. Those of `contract` run when there is no way back.
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use sqlx::PgConnection;
 
 use super::description::Description;
+use super::refusal::try_and_undo;
 use crate::ledger::{describe_error, sql_state};
 use crate::migration::catalog::PlanProblem;
 
@@ -29,12 +30,6 @@ pub(super) async fn of_statements(
 
 async fn syntax_error(statement: &str, tx: &mut PgConnection) -> Result<Option<sqlx::Error>, sqlx::Error> {
     let block = format!("do $cutover_syntax$ begin return;\n{statement};\nend $cutover_syntax$");
-    let mut attempt = tx.begin().await?;
-    let outcome = attempt.execute(AssertSqlSafe(block)).await;
-    attempt.rollback().await?;
-    match outcome {
-        Err(error) if sql_state(&error).as_deref() == Some("42601") => Ok(Some(error)),
-        Ok(_) | Err(sqlx::Error::Database(_)) => Ok(None),
-        Err(error) => Err(error),
-    }
+    let error = try_and_undo(&block, tx).await?;
+    Ok(error.filter(|error| sql_state(error).as_deref() == Some("42601")))
 }
